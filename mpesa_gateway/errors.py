@@ -1,0 +1,184 @@
+"""Every way a request can be refused: one closed list of codes, each with its HTTP status and a next step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import ClassVar, TypeVar
+
+import msgspec
+
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+class Code(StrEnum):
+    """The closed catalogue of error codes that the API answers with."""
+
+    AUTH_INVALID_KEY = "AUTH_INVALID_KEY"
+    AUTH_INSUFFICIENT_SCOPE = "AUTH_INSUFFICIENT_SCOPE"
+    AUTH_RATE_LIMITED = "AUTH_RATE_LIMITED"
+    RATE_LIMITED = "RATE_LIMITED"
+    VALIDATION_ERROR = "VALIDATION_ERROR"
+    NOT_FOUND = "NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    CONFLICT = "CONFLICT"
+    IDEMPOTENCY_KEY_REQUIRED = "IDEMPOTENCY_KEY_REQUIRED"
+    IDEMPOTENCY_IN_PROGRESS = "IDEMPOTENCY_IN_PROGRESS"
+    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
+    PROVIDER_NOT_CONFIGURED = "PROVIDER_NOT_CONFIGURED"
+    PROVIDER_REJECTED = "PROVIDER_REJECTED"
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    CALLBACK_REFUSED = "CALLBACK_REFUSED"
+    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One entry of ``errors`` in a refused answer."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retryable: bool | None = None
+    provider: dict[str, str] | None = None
+
+
+class Refused(Exception):
+    """A request that is not carried out. Subclasses are named after the situation and carry code and status."""
+
+    status: ClassVar[int] = 400
+    code: ClassVar[Code] = Code.VALIDATION_ERROR
+    retryable: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        retryable: bool | None = None,
+        retry_after: int | None = None,
+        provider: dict[str, str] | None = None,
+    ) -> None:
+        """``message`` says what to do about it; ``retry_after`` is in seconds."""
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+        self.provider = provider
+        self._retryable = self.retryable if retryable is None else retryable
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The entries for ``errors`` in the answer."""
+        return [
+            Problem(
+                code=self.code.value,
+                message=self.message,
+                field=self.field,
+                retryable=self._retryable,
+                provider=self.provider,
+            )
+        ]
+
+
+class InvalidKey(Refused):
+    status, code = 401, Code.AUTH_INVALID_KEY
+
+
+class InsufficientScope(Refused):
+    status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
+
+
+class TooManyFailures(Refused):
+    status, code, retryable = 429, Code.AUTH_RATE_LIMITED, True
+
+
+class RateLimited(Refused):
+    status, code, retryable = 429, Code.RATE_LIMITED, True
+
+
+class NotFound(Refused):
+    status, code = 404, Code.NOT_FOUND
+
+
+class Conflict(Refused):
+    status, code = 409, Code.CONFLICT
+
+
+class PayloadTooLarge(Refused):
+    status, code = 413, Code.PAYLOAD_TOO_LARGE
+
+
+class UnsupportedMediaType(Refused):
+    status, code = 415, Code.UNSUPPORTED_MEDIA_TYPE
+
+
+class ProviderNotConfigured(Refused):
+    status, code = 422, Code.PROVIDER_NOT_CONFIGURED
+
+
+class ProviderRejected(Refused):
+    status, code = 502, Code.PROVIDER_REJECTED
+
+
+class ProviderUnavailable(Refused):
+    status, code, retryable = 503, Code.PROVIDER_UNAVAILABLE, True
+
+
+class ServiceUnavailable(Refused):
+    status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
+
+
+class Invalid(Refused):
+    """Fields that cannot be taken; one problem each, all of them at once."""
+
+    status, code = 422, Code.VALIDATION_ERROR
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
+        self._problems = problems
+
+    @classmethod
+    def field_error(cls, field: str, message: str) -> "Invalid":
+        """A single bad field."""
+        return cls([Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message)])
+
+    @property
+    def problems(self) -> list[Problem]:
+        """One entry for each bad field."""
+        return self._problems
+
+
+class Checks:
+    """Collects what is wrong with each field, so that one answer names all of it."""
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+
+    def fail(self, field: str, message: str) -> None:
+        """Note that ``field`` cannot be taken, and what to send instead."""
+        self._problems.append(Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message))
+
+    def take(self, field: str, parse: Callable[[V], T], value: V) -> T | None:
+        """``parse(value)``, or None with the ValueError's text noted against ``field``."""
+        try:
+            return parse(value)
+        except ValueError as problem:
+            self.fail(field, str(problem))
+            return None
+
+    def settle(self) -> None:
+        """Raise Invalid if anything was noted."""
+        if self._problems:
+            raise Invalid(self._problems)
+
+
+@contextmanager
+def checking() -> Iterator[Checks]:
+    """A block of checks; raises Invalid at its end if any failed."""
+    checks = Checks()
+    yield checks
+    checks.settle()
+

@@ -1,0 +1,30 @@
+"""What happened, in the past tense: the values that plugins publish and others hear about."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+import msgspec
+
+UNPUBLISHED = datetime.min
+"""``occurred_at`` before the outbox has stamped it."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A fact that one plugin publishes and others may subscribe to. The outbox fills the first two fields."""
+
+    kind: ClassVar[str]
+    """The stable name, ``payment.completed``: what the outbox stores and decodes by."""
+
+    event_id: str = ""
+    occurred_at: datetime = UNPUBLISHED
+    merchant_id: str
+    subject_id: str
+    """The id of the object that the event is about, such as a payment's."""
+
+
+class PublicEvent(Event, frozen=True, kw_only=True):
+    """An event that merchants hear about: kept, listed, and delivered to their webhooks."""
+
+    def data(self) -> dict[str, Any]:
+        """The ``data`` of the webhook body: JSON-ready values, money as decimal strings."""
+        raise TypeError(f"{type(self).__name__} does not say what merchants get to see of it")

@@ -1,0 +1,33 @@
+"""Names for our objects: a prefix that says what it is, then time and chance, so that newer sorts later."""
+
+import secrets
+from collections.abc import Callable
+
+from mpesa_gateway.clock import Clock
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+def base32(number: int, length: int) -> str:
+    """A number in Crockford's base 32, lower case, ``length`` characters."""
+    out = []
+    for _ in range(length):
+        number, digit = divmod(number, 32)
+        out.append(_ALPHABET[digit])
+    return "".join(reversed(out))
+
+
+class Ids:
+    """Makes identifiers such as ``pay_01jd…``: 48 bits of milliseconds, 80 bits of chance."""
+
+    def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self._clock = clock
+        self._random_bytes = random_bytes
+
+    def new(self, prefix: str) -> str:
+        """A new identifier with this prefix, 26 characters after the underscore."""
+        milliseconds = int(self._clock.now().timestamp() * 1000)
+        return f"{prefix}_{base32(milliseconds, 10)}{base32(int.from_bytes(self._random_bytes(10), 'big'), 16)}"
+
+    def token(self, size: int = 32) -> bytes:
+        """``size`` unguessable bytes."""
+        return self._random_bytes(size)

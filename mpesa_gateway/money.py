@@ -1,0 +1,56 @@
+"""Amounts of money: whole Kenya shillings inside, decimal strings like "500.00" outside."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Self
+
+MINIMUM = 1
+MAXIMUM = 250_000
+"""The least and the most that one M-Pesa transaction may move, in KES (Safaricom's published tariff)."""
+
+_DIGITS = 12
+"""More digits than any amount of money needs: longer input is refused before it is computed with."""
+
+
+class NotAnAmount(ValueError):
+    """What was given is not a whole, sensible number of shillings. The text says what to send instead."""
+
+
+class Kes(int):
+    """A whole number of Kenya shillings. M-Pesa moves no cents."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: Decimal | int | str) -> Self:
+        """Read an amount as it stands in JSON, a form or a statement line, never through a float.
+
+        Takes ``500``, ``"500"``, ``"500.00"``. Raises NotAnAmount for cents, signs, exponents, or words.
+        """
+        text = str(value).strip() if not isinstance(value, bool) else ""
+        if not text or len(text) > _DIGITS or not text.isascii():
+            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"")
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"") from None
+        if not number.is_finite() or "e" in text.lower() or "_" in text:
+            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"")
+        if number != number.to_integral_value():
+            raise NotAnAmount("M-Pesa moves whole shillings only: send an amount without cents")
+        return cls(int(number))
+
+    @classmethod
+    def parse_payable(cls, value: Decimal | int | str) -> Self:
+        """Like parse, and between 1 and 250,000 KES, the limits of one M-Pesa transaction."""
+        amount = cls.parse(value)
+        if not MINIMUM <= amount <= MAXIMUM:
+            raise NotAnAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
+        return amount
+
+    @property
+    def wire(self) -> str:
+        """The decimal string that goes over the wire: ``"500.00"``."""
+        return f"{int(self)}.00"
+
+    def __repr__(self) -> str:
+        return f"Kes({int(self)})"

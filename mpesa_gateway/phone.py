@@ -1,0 +1,53 @@
+"""Kenyan mobile numbers: read in every form people write them, kept as 2547…, shown as 2547****678."""
+
+import re
+from typing import Self
+
+_COUNTRY = "254"
+_SEPARATORS = re.compile(r"[ \-().]")
+_NATIONAL = re.compile(r"[17][0-9]{8}\Z")
+
+
+class NotAPhone(ValueError):
+    """What was given is not a Kenyan mobile number. The text says what to send instead."""
+
+
+class Msisdn(str):
+    """A Kenyan mobile number as M-Pesa wants it: 12 digits, ``2547XXXXXXXX`` or ``2541XXXXXXXX``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``; raises NotAPhone for anything else.
+
+        Number portability means that a prefix proves nothing about the operator, so none is refused.
+        """
+        digits = _SEPARATORS.sub("", text) if len(text) <= 24 else ""
+        if digits.startswith("+"):
+            digits = digits[1:] if digits.startswith("+" + _COUNTRY) else ""
+        if digits.startswith(_COUNTRY):
+            national = digits[3:]
+        elif digits.startswith("0"):
+            national = digits[1:]
+        else:
+            national = digits
+        if not _NATIONAL.match(national) or not national.isascii():
+            raise NotAPhone("send a Kenyan mobile number such as 254712345678, +254712345678, 0712345678 or 0112345678")
+        return cls(_COUNTRY + national)
+
+    @property
+    def masked(self) -> str:
+        """What may stand in a log or a message: ``2547****678``."""
+        return f"{self[:4]}****{self[-3:]}"
+
+    def __repr__(self) -> str:
+        return f"Msisdn({self.masked})"
+
+
+_IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
+
+
+def mask_phones(text: str) -> str:
+    """Mask every Kenyan mobile number that stands in a text: ``2547****678``."""
+    return _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)

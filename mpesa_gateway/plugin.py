@@ -1,0 +1,133 @@
+"""The plugin contract: a frozen value that says what a plugin brings. Importing one does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from mpesa_gateway.events import Event
+
+if TYPE_CHECKING:
+    import click
+    from piccolo.table import Table
+
+    from mpesa_gateway.app import Gateway
+
+GROUP = "mpesa_gateway.plugins"
+"""The entry-point group in which installed plugins are found by name."""
+
+E = TypeVar("E", bound=Event)
+
+
+class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The settings of a plugin that has none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work for the queue: ``fn(gateway, **kwargs)``. kwargs carry ids, never phone numbers or secrets.
+
+    ``timeout`` and ``heartbeat`` are in seconds; ``attempts`` is the total number of tries; ``cron`` has five
+    fields, or six with seconds last, in UTC, and fires once per cluster.
+    """
+
+    fn: Callable[..., Awaitable[Any]]
+    timeout: int
+    attempts: int = 1
+    cron: str | None = None
+    heartbeat: int = 20
+
+
+@dataclass(frozen=True)
+class Subscriber:
+    """Who hears about an event, and when: after commit in a job of its own, or inside the transaction."""
+
+    event: type[Event]
+    handler: Callable[[Any, Gateway], Awaitable[None]]
+    inside: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the outbox calls this subscriber: stable across releases."""
+        return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+
+def on(event: type[E], handler: Callable[[E, Gateway], Awaitable[None]]) -> Subscriber:
+    """Hear about ``event`` at least once, after commit, in a job of its own that is tried again on failure."""
+    return Subscriber(event, handler)
+
+
+def inside(event: type[E], handler: Callable[[E, Gateway], Awaitable[None]]) -> Subscriber:
+    """Take part in the publisher's transaction: for rows that must exist exactly if the event does."""
+    return Subscriber(event, handler, inside=True)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A plugin's Piccolo tables, and the package whose numbered ``.sql`` files create them."""
+
+    models: tuple[type[Table], ...]
+    migrations: str
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What a plugin brings. Only ``name`` and ``summary`` are required."""
+
+    name: str
+    summary: str
+    requires: tuple[str, ...] = ()
+    settings: type[msgspec.Struct] = NoSettings
+    scopes: tuple[str, ...] = ()
+    routes: tuple[Any, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    publishes: tuple[type[Event], ...] = ()
+    subscribers: tuple[Subscriber, ...] = ()
+    provides: tuple[tuple[type[Any], Callable[[Gateway], Any]], ...] = ()
+    """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
+    tables: Tables | None = None
+    commands: tuple[click.Command, ...] = ()
+
+    def job_name(self, job: Job) -> str:
+        """What the queue calls a job: ``webhooks.deliver``."""
+        return f"{self.name}.{job.fn.__name__}"
+
+
+class PluginRefused(Exception):
+    """The list of plugins cannot be assembled. The text says what to change."""
+
+
+def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
+    """The enabled plugins, in the order listed. Installed is not enabled; ``extra`` are a host's own values.
+
+    Raises PluginRefused for an unknown or repeated name and for a requirement that is not enabled.
+    """
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    loaded: list[Plugin] = []
+    for name in names:
+        if name in (plugin.name for plugin in loaded):
+            raise PluginRefused(f"plugin `{name}` is listed twice: remove one of them from `plugins`")
+        point = installed.get(name)
+        if point is None:
+            known = ", ".join(sorted(installed)) or "none"
+            raise PluginRefused(f"plugin `{name}` is not installed (installed: {known}): install it or correct `plugins`")
+        plugin = point.load()
+        if not isinstance(plugin, Plugin):
+            raise PluginRefused(f"plugin `{name}` is no Plugin value: its entry point `{point.value}` must name one")
+        if plugin.name != name:
+            raise PluginRefused(f"plugin `{name}` calls itself `{plugin.name}`: its entry point must carry its own name")
+        loaded.append(plugin)
+    for plugin in extra:
+        if plugin.name in (other.name for other in loaded):
+            raise PluginRefused(f"plugin `{plugin.name}` is given twice: remove it from `plugins` or from the code")
+        loaded.append(plugin)
+    enabled = {plugin.name for plugin in loaded}
+    for plugin in loaded:
+        for needed in plugin.requires:
+            if needed not in enabled:
+                raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
+    return tuple(loaded)

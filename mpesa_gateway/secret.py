@@ -1,0 +1,33 @@
+"""A secret that does not show itself: only ``.reveal()`` gives it, and that is easy to search for."""
+
+
+class Secret:
+    """A password, key or token whose repr, str and JSON are ``****ef12``."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._value
+
+    @property
+    def masked(self) -> str:
+        """``****`` and the last four characters; nothing of a secret shorter than twelve."""
+        return f"****{self._value[-4:]}" if len(self._value) >= 12 else "****"
+
+    def __repr__(self) -> str:
+        return self.masked
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)

@@ -1,0 +1,37 @@
+"""What plugins offer each other, found by type: a Protocol in the owner's ``api.py``."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class NotProvided(LookupError):
+    """No enabled plugin provides what was asked for."""
+
+
+class Services:
+    """Finds the one object that provides a port."""
+
+    def __init__(self) -> None:
+        self._factories: dict[type[Any], Callable[[], Any]] = {}
+        self._made: dict[type[Any], Any] = {}
+
+    def offer(self, port: type[Any], factory: Callable[[], Any]) -> None:
+        """Say who provides a port; made when first asked for."""
+        if port in self._factories:
+            raise ValueError(f"two plugins provide {port.__qualname__}: enable only one of them")
+        self._factories[port] = factory
+
+    def get(self, port: type[T]) -> T:
+        """The provider of ``port``; raises NotProvided, naming it, if no enabled plugin provides one."""
+        made = self._made.get(port)
+        if made is None:
+            factory = self._factories.get(port)
+            if factory is None:
+                raise NotProvided(
+                    f"no enabled plugin provides {port.__module__}.{port.__qualname__}: "
+                    "add the plugin that owns it to `plugins` in the configuration"
+                )
+            made = self._made[port] = factory()
+        return cast(T, made)
