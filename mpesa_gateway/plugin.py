@@ -67,11 +67,25 @@ def inside(event: type[E], handler: Callable[[E, Gateway], Awaitable[None]]) -> 
 
 
 @dataclass(frozen=True)
+class SealedColumn:
+    """A column of sealed secrets, so that a new master key can seal them again.
+
+    ``key`` is the table's primary key; ``aad`` holds SQL expressions over the row that give what it is sealed for.
+    """
+
+    table: str
+    key: str
+    column: str
+    aad: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Tables:
-    """A plugin's Piccolo tables, and the package whose numbered ``.sql`` files create them."""
+    """A plugin's Piccolo tables, the package whose numbered ``.sql`` files create them, and what they hold sealed."""
 
     models: tuple[type[Table], ...]
     migrations: str
+    sealed: tuple[SealedColumn, ...] = ()
 
 
 @dataclass(frozen=True)

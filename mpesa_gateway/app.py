@@ -1,0 +1,370 @@
+"""The gateway itself: assembled from its configuration and plugins, served by itself or mounted in a host."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+import msgspec
+import structlog
+from litestar import Litestar, Request
+from litestar.di import Provide
+from litestar.types import Receive, Scope, Send
+
+from mpesa_gateway.clock import Clock, SystemClock
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.daraja.client import DarajaClient
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.migrator import Migration, find, migrate, pending
+from mpesa_gateway.db.outbox import HANDLE, Outbox
+from mpesa_gateway.errors import Code, Problem, UnsupportedMediaType
+from mpesa_gateway.events import Event
+from mpesa_gateway.http import admin, health
+from mpesa_gateway.http.auth import PUBLIC, mark_scopes, provide_caller
+from mpesa_gateway.http.client_ip import read_networks
+from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.errors import handlers
+from mpesa_gateway.http.openapi import openapi_config
+from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.http.request_id import RequestIds, current_request_id
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
+from mpesa_gateway.security.api_keys import ApiKeys
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.limits import Limits
+from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.sealing import sealer_for
+from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
+from mpesa_gateway.security.vault import Vault
+from mpesa_gateway.services import Services
+from mpesa_gateway.worker import GatewayWorker, Jobs, build_worker, connect, run_worker
+
+log = structlog.get_logger(__name__)
+
+S = TypeVar("S", bound=msgspec.Struct)
+E = TypeVar("E", bound=Event)
+Handler = Callable[[E], Awaitable[None]]
+
+KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
+
+
+async def handle_event(gateway: "Gateway", *, event_id: str, subscriber: str) -> None:
+    """Run one subscriber on one event."""
+    await gateway.outbox.handle(event_id, subscriber)
+
+
+async def sweep_events(gateway: "Gateway") -> None:
+    """Hand owed events to their subscribers again."""
+    await gateway.outbox.sweep()
+
+
+KERNEL_JOBS: dict[str, Job] = {
+    HANDLE: Job(handle_event, timeout=120),
+    "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10"),
+}
+
+
+class NotStarted(RuntimeError):
+    """The gateway was used before it was started."""
+
+
+class GatewayRequest(Request[Any, Any, Any]):
+    """A request whose JSON is read straight into the type that the route declares, numbers never through a float."""
+
+    async def json(self) -> Any:
+        """The body as the route's ``data`` type. Raises Invalid with every bad field."""
+        wanted = self.route_handler.parsed_fn_signature.parameters.get("data")
+        if wanted is not None and isinstance(wanted.annotation, type) and issubclass(wanted.annotation, msgspec.Struct):
+            return read_body(await self.body(), wanted.annotation)
+        return await super().json()
+
+
+async def refuse_other_media(request: Request[Any, Any, Any]) -> None:
+    """JSON is the only body that the API takes. Public routes (callbacks) take what their caller calls it."""
+    if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PUBLIC):
+        return
+    media = request.headers.get("content-type")
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if has_body and (media or "application/json").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
+
+
+class Gateway:
+    """One gateway: its parts, its plugins, and the ASGI application in front of them. Making one does no I/O."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        plugins: tuple[Plugin, ...] = (),
+        clock: Clock | None = None,
+        random_bytes: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """``plugins`` are a host's own, besides those that the configuration names.
+
+        Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
+        """
+        for name in ("database", "valkey"):
+            if getattr(config, name).url is None:
+                raise ConfigRefused(
+                    f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
+                    "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
+                )
+        self.config = config
+        self.clock: Clock = clock or SystemClock()
+        self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
+        self.plugins = load(config.plugins, plugins)
+        config.refuse_sections_except([plugin.name for plugin in self.plugins])
+        self._settings = {plugin.settings: config.section(plugin.name, plugin.settings) for plugin in self.plugins}
+        self.trusted_proxies = read_networks(config.security.trusted_proxies, "security.trusted_proxies")
+        self.sealer = sealer_for(config.security)
+        self.db = Database(config.database)
+        self.vault = Vault(self.db, self.sealer, self.ids)
+        self.audit = Audit(self.db, self.clock, self.ids)
+        self.merchants = Merchants(self.db, self.clock, self.ids, self.audit)
+        self.api_keys = ApiKeys(self.db, self.vault, self.clock, self.ids, self.audit)
+        self.services = Services()
+        for plugin in self.plugins:
+            for port, factory in plugin.provides:
+                self.services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        self._event_types = _event_types(self.plugins)
+        self.outbox = Outbox(self, [subscriber for plugin in self.plugins for subscriber in plugin.subscribers])
+        self.jobs_by_name = KERNEL_JOBS | {
+            plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
+        }
+        self.migrations: list[Migration] = find("kernel", "mpesa_gateway.db.migrations") + [
+            migration
+            for plugin in self.plugins
+            if plugin.tables is not None
+            for migration in find(plugin.name, plugin.tables.migrations)
+        ]
+        self._is_running = False
+        self._users = 0
+        self._running_parts: list[Any] = []
+        self._in_process_worker: asyncio.Task[None] | None = None
+        self.asgi = _Door(self)
+
+    # -- what plugins use -----------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether ``start`` has finished and ``stop`` has not begun."""
+        return self._is_running
+
+    def settings(self, kind: type[S]) -> S:
+        """A plugin's settings, by their class. Raises KeyError when no enabled plugin has such settings."""
+        return cast(S, self._settings[kind])
+
+    def url(self, path: str) -> str:
+        """An address of ours as others reach it: ``public_url`` and the path."""
+        return self.config.public_url.rstrip("/") + path
+
+    def event_type(self, kind: str) -> type[Event]:
+        """The class of a published event, by its name. Raises LookupError when no enabled plugin publishes it."""
+        try:
+            return self._event_types[kind]
+        except KeyError:
+            raise LookupError(f"no enabled plugin publishes {kind}: enable the plugin that does") from None
+
+    @property
+    def event_kinds(self) -> tuple[str, ...]:
+        """The names of all events that the enabled plugins publish."""
+        return tuple(sorted(self._event_types))
+
+    def on(self, event: type[E]) -> Callable[[Handler[E]], Handler[E]]:
+        """Decorate a host's handler of an event: run at least once, after commit, in a worker.
+
+        The handler's module and name are what the outbox remembers it by: keep them, or what is owed to the old
+        name stays undone.
+        """
+
+        def register(handler: Handler[E]) -> Handler[E]:
+            async def call(happened: E, _: Gateway) -> None:
+                await handler(happened)
+
+            call.__module__, call.__qualname__ = handler.__module__, handler.__qualname__
+            self.outbox.subscribe(Subscriber(event, call))
+            return handler
+
+        return register
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self, *, migrate_first: bool = True) -> None:
+        """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
+
+        Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit, and
+        what asyncpg raises when Postgres cannot be reached. Valkey may be away.
+        """
+        self._users += 1
+        if self._users > 1:
+            return
+        try:
+            await self._start(migrate_first=migrate_first)
+        except BaseException:
+            self._users = 0
+            await self._stop()
+            raise
+
+    async def _start(self, *, migrate_first: bool) -> None:
+        await self.db.start()
+        if migrate_first:
+            for migration in await migrate(self.db, self.migrations):
+                log.info("migrated", owner=migration.owner, migration=migration.name)
+        elif missing := await pending(self.db, self.migrations):
+            raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
+        self.db.bind((*KERNEL_TABLES, *(model for plugin in self.plugins if plugin.tables for model in plugin.tables.models)))
+        await self.vault.open()
+        self.valkey = connect(self.config.valkey)
+        self.jobs = Jobs(self.config.valkey, self.jobs_by_name)
+        self.limits = Limits(self.config, self.clock)
+        self.daraja = DarajaClient(self.config.daraja, clock=self.clock, valkey=self.valkey, sealer=self.sealer)
+        await self.daraja.start()
+        for plugin in self.plugins:
+            for port, _ in plugin.provides:
+                part = self.services.get(port)
+                if hasattr(part, "start") and part not in self._running_parts:
+                    await part.start()
+                    self._running_parts.append(part)
+        if self.config.worker.in_process:
+            self._in_process_worker = asyncio.create_task(run_worker(self.worker()))
+        self._is_running = True
+        log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
+
+    async def stop(self) -> None:
+        """Stop what the plugins run and let go of every connection, once everyone who started has stopped."""
+        self._users = max(0, self._users - 1)
+        if self._users == 0:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        self._is_running = False
+        if self._in_process_worker is not None:
+            self._in_process_worker.cancel()
+            await asyncio.gather(self._in_process_worker, return_exceptions=True)
+            self._in_process_worker = None
+        while self._running_parts:
+            await self._running_parts.pop().stop()
+        for name, close in (("daraja", "close"), ("limits", "stop"), ("jobs", "stop"), ("valkey", "aclose")):
+            part = self.__dict__.pop(name, None)
+            if part is not None:
+                await getattr(part, close)()
+        await self.db.stop()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Gateway"]:
+        """The gateway, started for the length of the block."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    @asynccontextmanager
+    async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
+        """The lifespan that a host composes into its own: ``FastAPI(lifespan=gateway.lifespan)``."""
+        async with self.running():
+            yield
+
+    def worker(self) -> GatewayWorker:
+        """A worker for all jobs of the kernel and the plugins. The gateway must be started."""
+        return build_worker(self, self.jobs_by_name.items())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"valkey", "jobs", "limits", "daraja"}:
+            raise NotStarted(_NOT_STARTED)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+_NOT_STARTED = (
+    "this gateway has not been started: a mounted application gets no lifespan of its own, so give the host "
+    "`lifespan=gateway.lifespan` (FastAPI, Starlette, Litestar), or enter `async with gateway.running():`"
+)
+
+
+def build_app(gateway: Gateway) -> Litestar:
+    """The Litestar application: the kernel's routes and those of the plugins."""
+    own: list[Any] = [*health.routes, *admin.routes]
+    app = Litestar(
+        route_handlers=[*own, *(route for plugin in gateway.plugins for route in plugin.routes)],
+        dependencies={
+            "caller": Provide(provide_caller),
+            "services": Provide(lambda: gateway.services, sync_to_thread=False),
+            "gateway": Provide(lambda: gateway, sync_to_thread=False),
+        },
+        exception_handlers=handlers(),
+        before_request=refuse_other_media,
+        request_class=GatewayRequest,
+        request_max_body_size=gateway.config.http.max_body_bytes,
+        openapi_config=openapi_config(),
+        logging_config=None,
+        debug=False,
+    )
+    app.state.gateway = gateway
+    mark_scopes(app)
+    return app
+
+
+class _Door:
+    """The ASGI application: under any mount path, with an id for each request, shut until the gateway is started."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._app: Any = None
+        self._litestar: Litestar | None = None
+
+    @property
+    def litestar(self) -> Litestar:
+        """The application behind the door."""
+        if self._litestar is None:
+            self._litestar = build_app(self._gateway)
+            self._app = RequestIds(cast(Any, self._litestar), self._gateway.ids)
+        return self._litestar
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the lifespan when nobody stands in front of us."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        _ = self.litestar
+        if scope["type"] == "http" and not self._gateway.is_running:
+            await _refuse_unstarted(send)
+            return
+        inner = dict(scope)
+        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+        if root and (path == root or path.startswith(root + "/")):
+            path = path[len(root) :]
+        inner["path"], inner["root_path"] = path or "/", ""
+        await self._app(inner, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            _ = self.litestar
+            await self._gateway.start()
+        except Exception as problem:
+            log.exception("start_failed")
+            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._gateway.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _refuse_unstarted(send: Send) -> None:
+    problem = Problem(code=Code.SERVICE_UNAVAILABLE.value, message=_NOT_STARTED, retryable=True)
+    body = msgspec.json.encode(Failure(errors=[problem], request_id=current_request_id()))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"retry-after", b"5")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:
+    found: dict[str, type[Event]] = {}
+    for plugin in plugins:
+        for event in plugin.publishes:
+            other = found.setdefault(event.kind, event)
+            if other is not event:
+                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
+    return found

@@ -1,0 +1,272 @@
+"""The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
+
+import os
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mpesa_gateway.secret import Secret
+
+ENVIRONMENT = "MPESA_GATEWAY_"
+"""Every environment variable that this gateway reads starts with this; ``__`` stands for the dot in a setting's path."""
+
+ELSEWHERE = frozenset({"CONFIG", "DATA"})
+"""Variables with that prefix which the commands read themselves: where the file is, where ``up`` keeps its data."""
+
+NOT_OURS = ("TEST_",)
+"""Prefixes, after ours, of variables that are not settings: those of the test fixtures."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class ConfigRefused(Exception):
+    """The configuration cannot be used. The text names the setting and the fix."""
+
+
+class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Postgres, the only truth."""
+
+    url: Secret | None = None
+    schema: str = "mpesa"
+    pool_min: int = 1
+    pool_max: int = 20
+    connect_timeout: float = 10.0
+    statement_timeout: float = 30.0
+
+
+class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Valkey: the queue, limits and caches. All of it may vanish."""
+
+    url: Secret | None = None
+    prefix: str = "mpesa"
+    timeout: float = 2.0
+
+
+class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The master key that seals secrets at rest, and who may speak for a client's address."""
+
+    master_key: Secret | None = None
+    old_master_keys: tuple[Secret, ...] = ()
+    master_key_file: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
+
+
+class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where Safaricom's API answers, and for how long we wait for it."""
+
+    sandbox_url: str = "https://sandbox.safaricom.co.ke"
+    live_url: str = "https://api.safaricom.co.ke"
+    connect_timeout: float = 10.0
+    timeout: float = 30.0
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where ``mpesa-gateway serve`` listens, and how much it takes in one request."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_bytes: int = 65_536
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The queue's workers."""
+
+    concurrency: int = 20
+    grace: int = 20
+    in_process: bool = False
+
+
+class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the log looks like."""
+
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How often a client may fail to authenticate, and how often a key may call."""
+
+    auth_failures: int = 10
+    auth_failures_window: int = 300
+    requests_per_second: int = 100
+    burst: int = 200
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. ``sections`` holds the plugins' own tables, checked when they are loaded."""
+
+    public_url: str = "http://127.0.0.1:8000"
+    plugins: tuple[str, ...] = ("credentials", "callbacks", "payments", "webhooks")
+    database: DatabaseConfig = DatabaseConfig()
+    valkey: ValkeyConfig = ValkeyConfig()
+    security: SecurityConfig = SecurityConfig()
+    daraja: DarajaConfig = DarajaConfig()
+    http: HttpConfig = HttpConfig()
+    worker: WorkerConfig = WorkerConfig()
+    logs: LogsConfig = LogsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the file (if one is named) and lay the environment over it.
+
+        Raises ConfigRefused for a file that cannot be read, an unknown or wrongly typed kernel setting.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            except OSError as problem:
+                raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+                raise ConfigRefused(f"{path} is not valid TOML: {problem}") from None
+        _overlay(values, os.environ if environ is None else environ)
+        return cls.from_values(values)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Self:
+        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigRefused."""
+        own = {field.name for field in msgspec.structs.fields(cls)} - {"sections"}
+        kernel = {name: value for name, value in values.items() if name in own}
+        others = {name: value for name, value in values.items() if name not in own}
+        for name, value in others.items():
+            if not isinstance(value, dict):
+                raise ConfigRefused(f"unknown setting `{name}`: correct it or remove it (known: {', '.join(sorted(own))})")
+        config = decode(kernel, cls, "")
+        config = msgspec.structs.replace(config, sections=others)
+        _check(config)
+        return config
+
+    def refuse_sections_except(self, plugins: Collection[str]) -> None:
+        """Raise ConfigRefused for a section that belongs to no enabled plugin."""
+        for name in self.sections:
+            if name not in plugins:
+                raise ConfigRefused(
+                    f"unknown section `[{name}]`: it is neither a section of the gateway nor an enabled plugin's; "
+                    "correct it, remove it, or add the plugin to `plugins`"
+                )
+
+    def section(self, name: str, kind: type[S]) -> S:
+        """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
+        return decode(self.sections.get(name, {}), kind, name)
+
+
+def decode(values: Any, kind: type[S], path: str) -> S:
+    """Turn plain values into a settings struct; raises ConfigRefused with the path of what is wrong."""
+    try:
+        return msgspec.convert(values, kind, strict=False, dec_hook=_decode_secret)
+    except msgspec.ValidationError as problem:
+        text, _, where = str(problem).partition(" - at `$")
+        full = (path + where.rstrip("`")).strip(".")
+        opening = "Object contains unknown field "
+        if text.startswith(opening):
+            unknown = text.removeprefix(opening).strip("`")
+            known = ", ".join(sorted(field.name for field in msgspec.structs.fields(_struct_at(kind, where))))
+            full = f"{full}.{unknown}".strip(".")
+            raise ConfigRefused(f"unknown setting `{full}`: correct it or remove it (known: {known})") from None
+        raise ConfigRefused(f"setting `{full}`: {text}") from None
+
+
+def _decode_secret(kind: type[Any], value: Any) -> Any:
+    if kind is Secret:
+        if not isinstance(value, str):
+            raise TypeError("Expected `str`")
+        return Secret(value)
+    raise TypeError(f"cannot read a setting of type {kind.__name__}")
+
+
+def _struct_at(kind: type[msgspec.Struct], where: str) -> type[msgspec.Struct]:
+    found: Any = kind
+    for name in where.strip("`").strip(".").split("."):
+        inner = get_type_hints(found).get(name) if name else None
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            found = inner
+    return cast(type[msgspec.Struct], found)
+
+
+def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for variable in sorted(environ):
+        if not variable.startswith(ENVIRONMENT):
+            continue
+        name = variable[len(ENVIRONMENT) :]
+        if name in ELSEWHERE or name.startswith(NOT_OURS):
+            continue
+        path = name.lower().split("__")
+        text = environ[variable]
+        kind = _kernel_type(path)
+        if kind is None and path[-1].endswith("_file"):
+            path[-1] = path[-1].removesuffix("_file")
+            kind = _kernel_type(path)
+            try:
+                text = Path(text).read_text(encoding="utf-8").strip()
+            except OSError as problem:
+                raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+        section: Any = values
+        for part in path[:-1]:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise ConfigRefused(f"{variable}: `{part}` is a setting, not a section")
+        section[path[-1]] = _read_text(text, kind, variable)
+
+
+def _kernel_type(path: list[str]) -> Any:
+    """The declared type of a kernel setting, or None for anything else (a plugin's, or unknown)."""
+    found: Any = GatewayConfig
+    for part in path:
+        if not (isinstance(found, type) and issubclass(found, msgspec.Struct)):
+            return None
+        found = get_type_hints(found).get(part)
+    return found
+
+
+def _read_text(text: str, kind: Any, variable: str) -> Any:
+    if text.startswith(("[", "{")):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as problem:
+            raise ConfigRefused(f"{variable} looks like JSON but is not: {problem}") from None
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _check(config: GatewayConfig) -> None:
+    for name, url in (
+        ("public_url", config.public_url),
+        ("daraja.sandbox_url", config.daraja.sandbox_url),
+        ("daraja.live_url", config.daraja.live_url),
+    ):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigRefused(f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke")
+    schema = config.database.schema
+    if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
+        raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
+    if not 1 <= config.database.pool_min <= config.database.pool_max:
+        raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
+    if config.security.master_key is not None and config.security.master_key_file is not None:
+        raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def shown(value: Any) -> Any:
+    """A configuration as it may be printed: secrets masked, nothing else changed."""
+    if isinstance(value, msgspec.Struct):
+        return {field.name: shown(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
+    if isinstance(value, Secret):
+        return value.masked
+    if isinstance(value, tuple | list):
+        return [shown(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def is_secret(kind: Any) -> bool:
+    """Whether a setting's declared type holds a secret."""
+    if get_origin(kind) in {Union, UnionType, tuple}:
+        return any(is_secret(part) for part in get_args(kind))
+    return kind is Secret

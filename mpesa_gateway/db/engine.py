@@ -1,0 +1,212 @@
+"""The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import asyncpg
+import structlog
+from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction as AsyncpgTransaction
+from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.table import Table
+
+from mpesa_gateway.config import DatabaseConfig
+
+log = structlog.get_logger(__name__)
+
+Row = asyncpg.Record
+AfterCommit = Callable[[], Awaitable[None]]
+
+UNREACHABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""What asyncpg raises when Postgres is away, restarting or failing over, as opposed to refusing a statement."""
+
+
+class AlreadyBound(Exception):
+    """Another running gateway of this process has bound the tables to its own database."""
+
+
+class _Open:
+    """The transaction that this task is in."""
+
+    __slots__ = ("after_commit", "connection")
+
+    def __init__(self, connection: "PoolConnectionProxy[Row]") -> None:
+        self.connection = connection
+        self.after_commit: list[AfterCommit] = []
+
+
+_bound: dict[type[Table], "Database"] = {}
+
+
+class Database:
+    """One pool of connections whose search path is the gateway's own schema."""
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        if config.url is None:
+            raise ValueError("database.url is not set")
+        self.schema = config.schema
+        self.engine = PostgresEngine(
+            config={
+                "dsn": config.url.reveal(),
+                "timeout": config.connect_timeout,
+                "server_settings": {
+                    "search_path": config.schema,
+                    "timezone": "UTC",
+                    "application_name": "mpesa-gateway",
+                    "statement_timeout": str(int(config.statement_timeout * 1000)),
+                    # A process that dies with a transaction open must not hold its locks for ever.
+                    "idle_in_transaction_session_timeout": str(int(config.statement_timeout * 1000)),
+                },
+            },
+            extensions=(),
+        )
+        self._pool_size = (config.pool_min, config.pool_max)
+        self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the pool is open."""
+        return self.engine.pool is not None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this task has a transaction open."""
+        return self._open.get() is not None
+
+    async def start(self) -> None:
+        """Open the pool. Raises what asyncpg raises when Postgres cannot be reached."""
+        least, most = self._pool_size
+        await self.engine.start_connection_pool(min_size=least, max_size=most, max_inactive_connection_lifetime=300.0)
+
+    async def stop(self) -> None:
+        """Close the pool and let go of the tables."""
+        for table in [table for table, owner in _bound.items() if owner is self]:
+            del _bound[table]
+        if self.engine.pool is not None:
+            await self.engine.close_connection_pool()
+
+    def bind(self, tables: Iterable[type[Table]]) -> None:
+        """Let Piccolo's tables run their queries here. Raises AlreadyBound while another database holds them."""
+        for table in tables:
+            owner = _bound.get(table)
+            if owner is not None and owner is not self:
+                raise AlreadyBound(
+                    "another gateway is running in this process and its tables are in use: "
+                    "stop it first, or run the second gateway in a process of its own"
+                )
+            _bound[table] = self
+            table._meta.db = self.engine  # pyright: ignore[reportPrivateUsage] - Piccolo's way to bind at run time
+
+    @asynccontextmanager
+    async def connection(self) -> "AsyncIterator[PoolConnectionProxy[Row]]":
+        """The open transaction's connection, or one from the pool for the length of the block."""
+        current = self._open.get()
+        if current is not None:
+            yield current.connection
+            return
+        async with self._pool.acquire() as connection:
+            yield cast("PoolConnectionProxy[Row]", connection)
+
+    async def fetch(self, sql: str, *args: Any) -> list[Row]:
+        """All rows of a query."""
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *args)
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        """The first row of a query, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchrow(sql, *args)
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """The first value of the first row, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        """Run a statement; gives Postgres' command tag, such as ``UPDATE 1``."""
+        async with self.connection() as connection:
+            return await connection.execute(sql, *args)
+
+    async def executemany(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Run one statement for many rows, in one go."""
+        async with self.connection() as connection:
+            await connection.executemany(sql, rows)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """A transaction that commits at the end of the block, or rolls back if it raises; nested ones join it.
+
+        Piccolo's queries in the block take part. Never start a task inside: it would share the connection.
+        """
+        if self._open.get() is not None:
+            yield
+            return
+        async with self._pool.acquire() as acquired:
+            connection = cast("PoolConnectionProxy[Row]", acquired)
+            current = _Open(connection)
+            token = self._open.set(current)
+            # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
+            # context manager keeps the connection and the context variable for ever when ROLLBACK itself fails.
+            shared = PostgresTransaction(self.engine)
+            shared.connection = connection
+            piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
+            try:
+                async with connection.transaction():
+                    yield
+            finally:
+                self.engine.current_transaction.reset(piccolo_token)
+                self._open.reset(token)
+        for callback in current.after_commit:
+            try:
+                await callback()
+            except Exception:
+                # The commit stands. What was to follow it is owed by Postgres and found by a sweeper.
+                log.exception("after_commit_failed")
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Inside a transaction: a block whose failure is undone alone, together with what it had put off."""
+        current = self._current()
+        put_off = len(current.after_commit)
+        nested = cast(AsyncpgTransaction, current.connection.transaction())
+        await nested.start()
+        try:
+            yield
+        except BaseException:
+            del current.after_commit[put_off:]
+            await nested.rollback()
+            raise
+        await nested.commit()
+
+    async def after_commit(self, callback: AfterCommit) -> None:
+        """Run ``callback`` once the open transaction has committed; at once when none is open."""
+        current = self._open.get()
+        if current is None:
+            await callback()
+        else:
+            current.after_commit.append(callback)
+
+    def _current(self) -> _Open:
+        current = self._open.get()
+        if current is None:
+            raise RuntimeError("this needs a transaction: put it inside `async with db.transaction():`")
+        return current
+
+    @property
+    def _pool(self) -> "asyncpg.Pool[Row]":
+        pool = self.engine.pool
+        if pool is None:
+            raise RuntimeError("the database is not connected: the gateway has not been started")
+        return cast("asyncpg.Pool[Row]", pool)

@@ -1,0 +1,105 @@
+"""One key, one payment: who may act on an idempotency key is decided by Postgres, for every replica alike."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+import msgspec
+
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.errors import Code, Conflict, Refused
+
+CLAIM = """
+INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
+VALUES ($1, $2, $3, 'in_flight', $4, $6, $5)
+ON CONFLICT (merchant_id, key) DO UPDATE SET state = 'in_flight', leased_until = excluded.leased_until
+    WHERE idempotency_key.state = 'released' AND idempotency_key.fingerprint = excluded.fingerprint
+RETURNING subject_id
+"""
+
+FIND = """
+SELECT fingerprint, state, subject_id, leased_until FROM idempotency_key WHERE merchant_id = $1 AND key = $2
+"""
+
+SETTLE = "UPDATE idempotency_key SET state = $3 WHERE merchant_id = $1 AND key = $2 AND state = 'in_flight'"
+
+
+class KeyRequired(Refused):
+    """The request moves money and came without an Idempotency-Key."""
+
+    status, code = 400, Code.IDEMPOTENCY_KEY_REQUIRED
+
+
+class KeyInProgress(Conflict):
+    """The first request with this key has not finished."""
+
+    code: ClassVar[Code] = Code.IDEMPOTENCY_IN_PROGRESS
+    retryable = True
+
+
+class KeyMismatch(Refused):
+    """The key was used before with another body."""
+
+    status, code = 422, Code.IDEMPOTENCY_MISMATCH
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who acts: ``is_ours`` says that the caller does, else the request is a repetition of an earlier one."""
+
+    subject_id: str
+    is_ours: bool
+
+
+def fingerprint(operation: str, body: dict[str, Any]) -> bytes:
+    """What identifies a request: SHA-256 over the operation and its parsed body, in a fixed order."""
+    return hashlib.sha256(operation.encode() + b"\0" + msgspec.json.encode(body, order="deterministic")).digest()
+
+
+def read_key(header: str | None) -> str:
+    """The Idempotency-Key as sent; raises KeyRequired when it is missing or not 1…255 printable ASCII characters."""
+    if header is None or not header.strip():
+        raise KeyRequired("send an Idempotency-Key header, such as your order's id: it makes retrying safe")
+    key = header.strip()
+    if len(key) > 255 or not key.isascii() or not key.isprintable():
+        raise KeyRequired("the Idempotency-Key must be 1 to 255 printable ASCII characters")
+    return key
+
+
+async def claim(
+    db: Database,
+    *,
+    merchant_id: str,
+    key: str,
+    fingerprint: bytes,
+    subject_id: str,
+    now: datetime,
+    lease: timedelta,
+) -> Claim:
+    """Take the key for ``subject_id`` in the open transaction, or learn whose it is.
+
+    Concurrent claims of one key wait for each other in Postgres. Raises KeyMismatch for another body and
+    KeyInProgress while the first request is within its lease. A released key is taken again for its first subject.
+    """
+    taken = await db.fetchval(CLAIM, merchant_id, key, fingerprint, subject_id, now, now + lease)
+    if taken is not None:
+        return Claim(taken, is_ours=True)
+    row = await db.fetchrow(FIND, merchant_id, key)
+    if row is None:
+        raise KeyInProgress("the first request with this Idempotency-Key is still being handled", retry_after=1)
+    if row["fingerprint"] != fingerprint:
+        raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
+    if row["state"] == "in_flight" and row["leased_until"] > now:
+        raise KeyInProgress("the first request with this Idempotency-Key is still being handled", retry_after=1)
+    return Claim(row["subject_id"], is_ours=False)
+
+
+async def settle(db: Database, *, merchant_id: str, key: str) -> None:
+    """The request has its outcome: later requests with the key are answered with what it made."""
+    await db.execute(SETTLE, merchant_id, key, "settled")
+
+
+async def release(db: Database, *, merchant_id: str, key: str) -> None:
+    """Nothing was sent: the same key may try again."""
+    await db.execute(SETTLE, merchant_id, key, "released")

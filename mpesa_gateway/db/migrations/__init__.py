@@ -1,0 +1,1 @@
+"""The kernel's tables, as numbered SQL files."""

@@ -1,0 +1,176 @@
+"""What happened, written in the same transaction as the change itself, and handed to everyone who wants to know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import structlog
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.plugin import Subscriber
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+E = TypeVar("E", bound=Event)
+
+HANDLE = "kernel.handle_event"
+"""The queue's name for the job that runs one subscriber on one event."""
+
+LEASE = timedelta(seconds=120)
+"""For how long one worker has a (event, subscriber) to itself; afterwards another may try."""
+
+PAUSES = (5, 30, 120, 600, 1800, 3600)
+"""Seconds until a failed subscriber is tried again; the last one repeats."""
+
+INSERT_EVENT = """
+INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8)
+"""
+
+INSERT_TASKS = """
+INSERT INTO event_task (event_id, subscriber, due_at) SELECT $1, unnest($2::text[]), $3
+"""
+
+CLAIM_TASK = """
+UPDATE event_task SET leased_until = $4, attempts = attempts + 1
+WHERE event_id = $1 AND subscriber = $2 AND done_at IS NULL AND (leased_until IS NULL OR leased_until < $3)
+RETURNING attempts
+"""
+
+DUE_TASKS = """
+UPDATE event_task SET due_at = $2
+WHERE (event_id, subscriber) IN (
+    SELECT event_id, subscriber FROM event_task
+    WHERE done_at IS NULL AND due_at <= $1 AND (leased_until IS NULL OR leased_until < $1)
+    ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+RETURNING event_id, subscriber
+"""
+
+
+class NotInTransaction(RuntimeError):
+    """An event was published without the change that it tells of."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How many owed tasks were handed to the queue."""
+
+    woken: int
+
+
+class Outbox:
+    """Publishes events inside the change's transaction and wakes their subscribers after commit."""
+
+    def __init__(self, gateway: "Gateway", subscribers: Sequence[Subscriber]) -> None:
+        self._gateway = gateway
+        self._subscribers = list(subscribers)
+        names = [subscriber.name for subscriber in self._subscribers if not subscriber.inside]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"subscriber {name} is registered twice: give each handler a name of its own")
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Add a host's subscriber. Raises ValueError for a name that is taken."""
+        if any(other.name == subscriber.name for other in self._subscribers):
+            raise ValueError(f"subscriber {subscriber.name} is registered twice: give each handler a name of its own")
+        self._subscribers.append(subscriber)
+
+    async def publish(self, event: E) -> E:
+        """Write the event in the open transaction; gives it back with its id and time.
+
+        Subscribers inside the transaction run now, the others after commit, each in a job of its own.
+        Raises NotInTransaction when no transaction is open.
+        """
+        gateway = self._gateway
+        if not gateway.db.in_transaction:
+            raise NotInTransaction(f"publish {event.kind} inside the transaction that makes it true")
+        stamped = msgspec.structs.replace(event, event_id=gateway.ids.new("evt"), occurred_at=gateway.clock.now())
+        interested = [subscriber for subscriber in self._subscribers if isinstance(stamped, subscriber.event)]
+        durable = [subscriber.name for subscriber in interested if not subscriber.inside]
+        if durable or isinstance(stamped, PublicEvent):
+            await gateway.db.execute(
+                INSERT_EVENT,
+                stamped.event_id,
+                stamped.kind,
+                stamped.merchant_id,
+                stamped.subject_id,
+                stamped.occurred_at,
+                isinstance(stamped, PublicEvent),
+                msgspec.json.encode(stamped).decode(),
+                public_body(stamped) if isinstance(stamped, PublicEvent) else None,
+            )
+        if durable:
+            await gateway.db.execute(INSERT_TASKS, stamped.event_id, durable, stamped.occurred_at + timedelta(seconds=15))
+
+            async def wake() -> None:
+                for name in durable:
+                    await gateway.jobs.enqueue(HANDLE, event_id=stamped.event_id, subscriber=name)
+
+            await gateway.db.after_commit(wake)
+        for subscriber in interested:
+            if subscriber.inside:
+                await subscriber.handler(stamped, gateway)
+        return stamped
+
+    async def handle(self, event_id: str, subscriber_name: str) -> bool:
+        """Run one durable subscriber on one event, unless that is done or another worker is at it.
+
+        A failure is kept with its time and tried again; the exception goes no further.
+        """
+        gateway = self._gateway
+        subscriber = next((s for s in self._subscribers if s.name == subscriber_name and not s.inside), None)
+        if subscriber is None:
+            log.error("subscriber_missing", event_id=event_id, subscriber=subscriber_name)
+            return False
+        now = gateway.clock.now()
+        attempts = await gateway.db.fetchval(CLAIM_TASK, event_id, subscriber_name, now, now + LEASE)
+        if attempts is None:
+            return False
+        row = await gateway.db.fetchrow("SELECT kind, payload FROM event WHERE event_id = $1", event_id)
+        if row is None:
+            return False
+        try:
+            event = msgspec.json.decode(row["payload"], type=gateway.event_type(row["kind"]))
+            await subscriber.handler(event, gateway)
+        except Exception as problem:
+            pause = PAUSES[min(attempts, len(PAUSES)) - 1]
+            log.exception("subscriber_failed", event_id=event_id, subscriber=subscriber_name, attempts=attempts)
+            await gateway.db.execute(
+                "UPDATE event_task SET leased_until = NULL, due_at = $3, last_error = $4 "
+                "WHERE event_id = $1 AND subscriber = $2",
+                event_id,
+                subscriber_name,
+                gateway.clock.now() + timedelta(seconds=pause),
+                type(problem).__name__,
+            )
+            return False
+        await gateway.db.execute(
+            "UPDATE event_task SET done_at = $3, leased_until = NULL WHERE event_id = $1 AND subscriber = $2",
+            event_id,
+            subscriber_name,
+            gateway.clock.now(),
+        )
+        return True
+
+    async def sweep(self, limit: int = 500) -> Sweep:
+        """Hand every owed (event, subscriber) to the queue again: what a lost wake-up or a crash has left behind."""
+        gateway = self._gateway
+        now = gateway.clock.now()
+        rows = await gateway.db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
+        for row in rows:
+            await gateway.jobs.enqueue(HANDLE, event_id=row["event_id"], subscriber=row["subscriber"])
+        return Sweep(len(rows))
+
+
+def public_body(event: PublicEvent) -> str:
+    """The exact webhook body: the same bytes for every delivery and every attempt."""
+    return msgspec.json.encode(
+        {"id": event.event_id, "type": event.kind, "created_at": rfc3339(event.occurred_at), "data": event.data()}
+    ).decode()

@@ -1,0 +1,3 @@
+"""Administration over HTTP: merchants, their keys, and the audit log."""
+
+routes = ()

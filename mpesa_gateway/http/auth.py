@@ -1,0 +1,75 @@
+"""Who is calling: the X-API-Key header, checked against the scope that the route's signature names."""
+
+from typing import Any, cast
+
+import structlog
+from litestar import Litestar, Request
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.routes import HTTPRoute
+
+from mpesa_gateway.errors import InsufficientScope, InvalidKey
+from mpesa_gateway.http.client_ip import client_address
+from mpesa_gateway.security.scopes import Caller, Scope
+
+PUBLIC = "public"
+"""``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
+
+_SCOPE = "mpesa_gateway_scope"
+
+
+class RouteRefused(Exception):
+    """A route says neither which scope its caller needs nor that it is public."""
+
+
+def mark_scopes(app: Litestar) -> None:
+    """Note on each route which scope its ``caller`` needs. Raises RouteRefused for a route that does not say."""
+    for route in app.routes:
+        if not isinstance(route, HTTPRoute):
+            continue
+        for handler in route.route_handlers:
+            caller = handler.parsed_fn_signature.parameters.get("caller")
+            if caller is not None:
+                scope = next((item for item in caller.metadata if isinstance(item, Scope)), None)
+                if scope is None:
+                    raise RouteRefused(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
+                handler.opt[_SCOPE] = scope
+            elif not handler.opt.get(PUBLIC) and not _is_own(handler):
+                raise RouteRefused(
+                    f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True` in its decorator"
+                )
+
+
+def scope_of(handler: BaseRouteHandler) -> Scope | None:
+    """The scope that a route's caller needs, None for a public one."""
+    return cast("Scope | None", handler.opt.get(_SCOPE))
+
+
+def _is_own(handler: HTTPRouteHandler) -> bool:
+    """Litestar's own routes: the OpenAPI document, and the OPTIONS answers it adds to every path."""
+    return handler.http_methods == {"OPTIONS"} or getattr(handler.fn, "__module__", "").startswith("litestar.")
+
+
+async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
+    """The authenticated caller. Raises InvalidKey, InsufficientScope, TooManyFailures or RateLimited."""
+    gateway = request.app.state.gateway
+    try:
+        caller = await gateway.api_keys.authenticate(request.headers.get("x-api-key"))
+    except InvalidKey:
+        await gateway.limits.failed(address_of(request))
+        raise
+    structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
+    await gateway.limits.called(caller.key_id)
+    needed = scope_of(request.route_handler)
+    if needed is not None and needed.value not in caller.scopes:
+        raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
+    return cast(Caller, caller)
+
+
+def address_of(request: Request[Any, Any, Any]) -> str:
+    """The address of the client behind our own proxies."""
+    client = request.scope.get("client")
+    return client_address(
+        client[0] if client else None,
+        request.headers.getall("x-forwarded-for", []),
+        request.app.state.gateway.trusted_proxies,
+    )

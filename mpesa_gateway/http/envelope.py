@@ -1,0 +1,41 @@
+"""The shape of every answer: success with data, or failure with errors."""
+
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from mpesa_gateway.errors import Problem
+
+T = TypeVar("T")
+
+
+class Success(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """One object."""
+
+    success: Literal[True] = True
+    data: T
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a page stands in its list. ``total`` only when it was asked for with ``?count=true``."""
+
+    limit: int
+    has_more: bool
+    next_cursor: str | None
+    total: int | None = None
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """Some objects of a list, newest first."""
+
+    success: Literal[True] = True
+    data: list[T]
+    meta: Meta
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request was not carried out."""
+
+    success: Literal[False] = False
+    errors: list[Problem]
+    request_id: str

@@ -1,0 +1,89 @@
+"""How a refusal becomes an answer: the envelope, a request id, and never a trace."""
+
+from typing import Any
+
+import msgspec
+import structlog
+import valkey.exceptions
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import ExceptionHandlersMap
+
+from mpesa_gateway.db.engine import UNREACHABLE
+from mpesa_gateway.errors import Code, Problem, Refused
+from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.request_id import current_request_id
+
+log = structlog.get_logger(__name__)
+
+_BY_STATUS = {
+    404: (Code.NOT_FOUND, "there is nothing at this address: see /schema for what there is"),
+    405: (Code.METHOD_NOT_ALLOWED, "this address does not take this method: see /schema"),
+    413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are taken"),
+    415: (Code.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"),
+}
+
+
+def failure(problems: list[Problem], status: int, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """A refused answer in the envelope."""
+    body = msgspec.json.encode(Failure(errors=problems, request_id=current_request_id()))
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def _refused(_: Request[Any, Any, Any], refusal: Refused) -> Response[bytes]:
+    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after is not None else None
+    return failure(refusal.problems, refusal.status, headers)
+
+
+def _http(_: Request[Any, Any, Any], problem: HTTPException) -> Response[bytes]:
+    if isinstance(problem, ValidationException):
+        return failure(_validation_problems(problem), 422)
+    if problem.status_code in _BY_STATUS:
+        code, message = _BY_STATUS[problem.status_code]
+        return failure([Problem(code=code.value, message=message)], problem.status_code, problem.headers)
+    if problem.status_code < 500:
+        return failure([Problem(code=Code.VALIDATION_ERROR.value, message=problem.detail)], 400)
+    return _unexpected(_, problem)
+
+
+def _validation_problems(problem: ValidationException) -> list[Problem]:
+    entries: list[Any] = list(problem.extra) if isinstance(problem.extra, list) else []
+    found = [
+        Problem(
+            code=Code.VALIDATION_ERROR.value,
+            field=str(entry.get("key", "body")).removeprefix("data"),
+            message=str(entry.get("message", "cannot be taken")),
+        )
+        for entry in entries
+        if isinstance(entry, dict)
+    ]
+    return found or [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
+
+
+def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
+    log.error("dependency_unavailable", error=type(problem).__name__)
+    message = "the gateway cannot reach its database at the moment: try again with the same Idempotency-Key"
+    return failure(
+        [Problem(code=Code.SERVICE_UNAVAILABLE.value, message=message, retryable=True)], 503, {"Retry-After": "5"}
+    )
+
+
+
+def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
+    log.error("unexpected_error", exc_info=problem)
+    message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
+    return failure([Problem(code=Code.INTERNAL_ERROR.value, message=message)], 500)
+
+
+def handlers() -> ExceptionHandlersMap:
+    """The exception handlers of the application."""
+    unreachable: dict[type[Exception], Any] = {
+        kind: _unavailable for kind in UNREACHABLE if issubclass(kind, Exception)
+    }
+    return {
+        Exception: _unexpected,
+        HTTPException: _http,
+        **unreachable,
+        valkey.exceptions.ConnectionError: _unavailable,
+        Refused: _refused,
+    }

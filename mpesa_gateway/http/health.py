@@ -1,0 +1,93 @@
+"""Whether the gateway lives, and whether it can do its work: each part with its state."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from litestar import Response, get
+
+from mpesa_gateway.db.migrator import pending
+from mpesa_gateway.http.envelope import Success
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_PATIENCE = 2.0
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that the gateway needs."""
+
+    ok: bool
+    detail: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Everything that the gateway needs, by name. Valkey may be away: payments go on, limits and wake-ups wait."""
+
+    ready: bool
+    parts: dict[str, Part]
+
+
+@get("/health/live", public=True, tags=["Operators"])
+async def live() -> Success[dict[str, bool]]:
+    """The process answers."""
+    return Success(data={"live": True})
+
+
+@get("/health/ready", public=True, tags=["Operators"])
+async def ready(gateway: Any) -> Response[Success[Health]]:
+    """Postgres, migrations, Valkey and the queue, each with its state; 503 when payments cannot be taken."""
+    parts = await examine(gateway)
+    is_ready = gateway.is_running and parts["postgres"].ok and parts["migrations"].ok
+    return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
+
+
+async def examine(gateway: "Gateway") -> dict[str, Part]:
+    """Ask each part, at most two seconds."""
+    names = ("postgres", "migrations", "valkey", "queue")
+    checks = (_postgres(gateway), _migrations(gateway), _valkey(gateway), _queue(gateway))
+    return dict(zip(names, await asyncio.gather(*map(_part, checks)), strict=True))
+
+
+async def _part(check: Awaitable[str | None]) -> Part:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return Part(ok=True, detail=await check)
+    except NotReady as problem:
+        return Part(ok=False, detail=str(problem))
+    except Exception as problem:  # whatever a driver raises, the answer is the same: this part does not work
+        return Part(ok=False, detail=type(problem).__name__)
+
+
+class NotReady(Exception):
+    """A part that answers and is not as it must be."""
+
+
+async def _postgres(gateway: "Gateway") -> str | None:
+    await gateway.db.fetchval("SELECT 1")
+    return None
+
+
+async def _migrations(gateway: "Gateway") -> str | None:
+    missing = await pending(gateway.db, gateway.migrations)
+    if missing:
+        raise NotReady(f"{len(missing)} to apply: run `mpesa-gateway migrate`")
+    return None
+
+
+async def _valkey(gateway: "Gateway") -> str | None:
+    await gateway.valkey.ping()
+    return None
+
+
+async def _queue(gateway: "Gateway") -> str | None:
+    waiting = await gateway.jobs.queue.count("queued")
+    workers = await gateway.jobs.queue.redis.zcard(gateway.jobs.queue.namespace("stats"))
+    if not workers:
+        raise NotReady("no worker is running: start `mpesa-gateway worker`")
+    return f"{workers} working, {waiting} waiting"
+
+
+routes = (live, ready)

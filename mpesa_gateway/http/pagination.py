@@ -1,0 +1,56 @@
+"""Pages of long lists: each starts where the last one ended, however much has been added meanwhile."""
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.envelope import Meta, Page
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_SEPARATOR = "\x1f"
+
+
+def encode_cursor(*parts: str) -> str:
+    """An opaque cursor that holds these parts."""
+    return base64.urlsafe_b64encode(_SEPARATOR.join(parts).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, parts: int) -> tuple[str, ...]:
+    """The parts of a cursor; raises Invalid (field ``cursor``) for anything that we did not make."""
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        found = tuple(base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(_SEPARATOR))
+    except (binascii.Error, ValueError):
+        found = ()
+    if len(found) != parts:
+        raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
+    return found
+
+
+def encode_position(at: datetime, object_id: str) -> str:
+    """The cursor after an object in a list ordered by time and id."""
+    return encode_cursor(str(int(at.timestamp()) * 1_000_000 + at.microsecond), object_id)
+
+
+def decode_position(text: str) -> tuple[datetime, str]:
+    """The time and id that a cursor holds; raises Invalid."""
+    microseconds, object_id = decode_cursor(text, 2)
+    if not (microseconds.isascii() and microseconds.isdigit() and len(microseconds) <= 17) or "\x00" in object_id:
+        raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
+    seconds, rest = divmod(int(microseconds), 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest), object_id
+
+
+def page_of(
+    rows: Sequence[R], limit: int, *, view: Callable[[R], T], position: Callable[[R], tuple[datetime, str]], total: int | None = None
+) -> Page[T]:
+    """A page from one row more than its limit: the extra row only tells that there is more."""
+    shown = rows[:limit]
+    has_more = len(rows) > limit
+    cursor = encode_position(*position(shown[-1])) if has_more else None
+    return Page(data=[view(row) for row in shown], meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total))

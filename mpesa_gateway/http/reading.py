@@ -1,0 +1,107 @@
+"""Reads what callers send: one clear problem for every bad field, all of them at once."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
+
+import msgspec
+
+from mpesa_gateway.errors import Checks, Invalid
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number", "object": "an object"}
+_EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
+
+
+def read_body(body: bytes, kind: type[S]) -> S:
+    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError:
+        checks = Checks()
+        _examine(body, kind, "", checks)
+        checks.settle()
+        # Every field is right by itself: what is wrong is between them, and the struct's own words say what.
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Invalid.field_error("body", "send a JSON object (RFC 8259, UTF-8)") from None
+
+
+def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
+    """Decode a query string into a struct. Raises Invalid with one problem for each bad or unknown parameter."""
+    checks = Checks()
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    found: dict[str, Any] = {}
+    for name, texts in values.items():
+        field = fields.get(name)
+        if field is None:
+            checks.fail(name, f"unknown parameter: remove it (known: {', '.join(sorted(fields))})")
+        elif len(texts) != 1:
+            checks.fail(name, "send this parameter once")
+        elif texts[0] != "":
+            try:
+                found[name] = msgspec.convert(_aware(texts[0], field.type), field.type, strict=False)
+            except (msgspec.ValidationError, ValueError) as problem:
+                checks.fail(name, _explain(str(problem)))
+    checks.settle()
+    return kind(**found)
+
+
+def _aware(text: str, kind: Any) -> str:
+    """A bare date or a time without zone is taken as UTC."""
+    if not _is_moment(kind):
+        return text
+    # A plus sign that was not percent-encoded arrives as a space.
+    moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+
+
+def _is_moment(kind: Any) -> bool:
+    return kind is datetime or (get_origin(kind) in {Union, UnionType} and datetime in get_args(kind))
+
+
+def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: Checks) -> None:
+    try:
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        checks.fail(path or "body", "send a JSON object")
+        return
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in given:
+        if name not in fields:
+            checks.fail(f"{path}{name[:64]}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
+    for name, field in fields.items():
+        raw = given.get(name)
+        if raw is None:
+            if field.required:
+                checks.fail(f"{path}{name}", "is required")
+            continue
+        try:
+            msgspec.json.decode(raw, type=field.type)
+        except msgspec.ValidationError as problem:
+            inner = _struct_in(field.type)
+            if inner is not None and bytes(raw)[:1] == b"{":
+                _examine(raw, inner, f"{path}{name}.", checks)
+            else:
+                checks.fail(f"{path}{name}", _explain(str(problem)))
+        except msgspec.DecodeError:
+            checks.fail(f"{path}{name}", "is not valid JSON")
+
+
+def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
+    for part in (kind, *get_args(kind)):
+        if isinstance(part, type) and issubclass(part, msgspec.Struct):
+            return cast("type[msgspec.Struct]", part)
+    return None
+
+
+def _explain(text: str) -> str:
+    text = text.partition(" - at ")[0]
+    found = _EXPECTED.search(text)
+    if found is None or "length" in text or ">=" in text or "<=" in text or "matching" in text:
+        return text[:1].lower() + text[1:]
+    wanted = [_WORDS.get(word.strip(), word.strip()) for word in found[1].split("|") if word.strip() != "null"]
+    return f"must be {' or '.join(wanted)}" + (f", not {found[2]}" if found[2] else "")

@@ -1,0 +1,68 @@
+"""One name for each request, in the answer and in every line that is logged about it."""
+
+import re
+import time
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from mpesa_gateway.ids import Ids
+
+log = structlog.get_logger("mpesa_gateway.http")
+
+_SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
+_current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
+
+QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""Paths that are asked all day long and logged only when they fail."""
+
+
+def current_request_id() -> str:
+    """The id of the request that is being handled, empty outside one."""
+    return _current.get()
+
+
+class RequestIds:
+    """ASGI middleware: takes the caller's X-Request-ID if it is a sane one, else makes one; logs each request."""
+
+    def __init__(self, app: ASGIApp, ids: Ids) -> None:
+        self._app = app
+        self._ids = ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
+        token = _current.set(request_id)
+        outer = structlog.contextvars.bind_contextvars(request_id=request_id)
+        began = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            # The template and not the path: a callback's path carries its token.
+            template = scope.get("path_template") or "(unknown)"
+            if template not in QUIET or status >= 500:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    route=template,
+                    status=status,
+                    ms=round((time.perf_counter() - began) * 1000, 1),
+                )
+            structlog.contextvars.reset_contextvars(**outer)
+            structlog.contextvars.unbind_contextvars("merchant_id", "key_id", "payment_id")
+            _current.reset(token)

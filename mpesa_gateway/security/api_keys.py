@@ -1,0 +1,165 @@
+"""API keys: shown once, kept as a digest, and told apart by an id that is no secret."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
+from mpesa_gateway.ids import Ids, base32
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.scopes import Caller, Env, Scope
+from mpesa_gateway.security.tables import FIND_KEY, TOUCH_KEY, ApiKeyRow
+from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
+
+log = structlog.get_logger(__name__)
+
+_KEY = re.compile(r"sk_(live|test)_([0-9a-z]{16})([0-9a-z]{32})\Z", re.ASCII)
+_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
+_TOUCH_EVERY = timedelta(minutes=1)
+
+HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key as it may be shown: never the secret."""
+
+    key_id: str
+    merchant_id: str
+    name: str
+    env: Env
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class ApiKeys:
+    """Creates, checks and revokes API keys."""
+
+    def __init__(self, db: Database, vault: Vault, clock: Clock, ids: Ids, audit: Audit) -> None:
+        self._db = db
+        self._vault = vault
+        self._clock = clock
+        self._ids = ids
+        self._audit = audit
+
+    async def create(
+        self,
+        merchant_id: str,
+        *,
+        name: str,
+        scopes: Collection[Scope],
+        env: Env,
+        actor: str,
+        expires_at: datetime | None = None,
+    ) -> tuple[ApiKey, Secret]:
+        """A new key and its secret, which is shown now or never."""
+        handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
+        text = _PREFIX[env] + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
+        key = ApiKey(
+            key_id=f"key_{handle}",
+            merchant_id=merchant_id,
+            name=name,
+            env=env,
+            scopes=tuple(sorted(scope.value for scope in scopes)),
+            created_at=self._clock.now(),
+            expires_at=expires_at,
+        )
+        async with self._db.transaction():
+            await ApiKeyRow(
+                key_id=key.key_id,
+                merchant_id=merchant_id,
+                name=name,
+                digest=self._digest(text),
+                env=env,
+                scopes=list(key.scopes),
+                created_at=key.created_at,
+                expires_at=expires_at,
+            ).save()
+            await self._audit.record(
+                "api_key.created",
+                merchant_id=merchant_id,
+                actor=actor,
+                subject_id=key.key_id,
+                detail={"name": name, "env": env, "scopes": list(key.scopes)},
+            )
+        return key, Secret(text)
+
+    async def authenticate(self, text: str | None) -> Caller:
+        """Who shows this key. Raises InvalidKey, with the same words whatever is wrong with it."""
+        found = _KEY.match(text or "")
+        if text is None or found is None:
+            raise InvalidKey(HEADER_HINT)
+        key_id = f"key_{found[2]}"
+        row = await self._db.fetchrow(FIND_KEY, key_id)
+        # The digest is computed and compared in any case: an unknown id must take as long as a wrong secret.
+        expected = bytes(row["digest"]) if row is not None else bytes(32)
+        is_right = hmac.compare_digest(self._digest(text), expected)
+        now = self._clock.now()
+        if (
+            row is None
+            or not is_right
+            or not row["is_active"]
+            or row["revoked_at"] is not None
+            or (row["expires_at"] is not None and row["expires_at"] <= now)
+        ):
+            raise InvalidKey("this API key is unknown, revoked or expired: " + HEADER_HINT)
+        if row["last_used_at"] is None or row["last_used_at"] < now - _TOUCH_EVERY:
+            await self._db.execute(TOUCH_KEY, key_id, now)
+        return Caller(row["merchant_id"], key_id, frozenset(row["scopes"]), row["env"])
+
+    async def list(self, merchant_id: str) -> list[ApiKey]:
+        """A merchant's keys, newest first."""
+        rows = (
+            await ApiKeyRow.select(*_SHOWN)
+            .where(ApiKeyRow.merchant_id == merchant_id)
+            .order_by(ApiKeyRow.created_at, ascending=False)
+        )
+        return [_key(row) for row in rows]
+
+    async def revoke(self, merchant_id: str, key_id: str, *, actor: str) -> ApiKey:
+        """Refuse this key from now on. Raises NotFound, and Conflict when it was revoked before."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(
+                "UPDATE api_key SET revoked_at = $3 WHERE merchant_id = $1 AND key_id = $2 AND revoked_at IS NULL "
+                "RETURNING key_id, merchant_id, name, env, scopes, created_at, expires_at, revoked_at, last_used_at",
+                merchant_id,
+                key_id,
+                self._clock.now(),
+            )
+            if row is None:
+                if await ApiKeyRow.exists().where(ApiKeyRow.key_id == key_id, ApiKeyRow.merchant_id == merchant_id):
+                    raise Conflict("this API key was revoked before")
+                raise NotFound("there is no such API key")
+            await self._audit.record("api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id)
+        return _key(dict(row))
+
+    def _digest(self, text: str) -> bytes:
+        return hmac.new(self._vault.secret(API_KEY_PEPPER), text.encode(), hashlib.sha256).digest()
+
+
+_SHOWN = (
+    ApiKeyRow.key_id,
+    ApiKeyRow.merchant_id,
+    ApiKeyRow.name,
+    ApiKeyRow.env,
+    ApiKeyRow.scopes,
+    ApiKeyRow.created_at,
+    ApiKeyRow.expires_at,
+    ApiKeyRow.revoked_at,
+    ApiKeyRow.last_used_at,
+)
+
+
+def _key(row: dict[str, Any]) -> ApiKey:
+    return msgspec.convert(row, ApiKey)

@@ -1,0 +1,106 @@
+"""Who did what, when: entries chained by their digests, so that a changed or missing one shows."""
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_ENTRY
+
+_LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big", signed=True)
+_FIRST = bytes(32)
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry as the API shows it."""
+
+    id: str
+    number: int
+    at: str
+    merchant_id: str | None
+    actor: str
+    action: str
+    subject_id: str | None
+    detail: dict[str, Any]
+
+
+class BrokenChain(Exception):
+    """An audit entry was changed or is missing. The text names its number."""
+
+
+class Audit:
+    """Writes and verifies the audit log."""
+
+    def __init__(self, db: Database, clock: Clock, ids: Ids) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+
+    async def record(
+        self,
+        action: str,
+        *,
+        merchant_id: str | None,
+        actor: str,
+        subject_id: str | None = None,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Add an entry in the open transaction (or one of its own). ``detail`` holds no secrets and no phone numbers."""
+        async with self._db.transaction():
+            # One chain means one writer at a time; the lock goes with the transaction.
+            await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            last = await self._db.fetchrow(LAST_ENTRY)
+            number, previous = (last["number"] + 1, bytes(last["digest"])) if last else (1, _FIRST)
+            at = self._clock.now()
+            entry_id = self._ids.new("aud")
+            text = msgspec.json.encode(detail or {}, order="deterministic").decode()
+            digest = _digest(previous, number, entry_id, at, merchant_id, actor, action, subject_id, text)
+            await self._db.execute(
+                INSERT_ENTRY, number, entry_id, at, merchant_id, actor, action, subject_id, text, previous, digest
+            )
+
+    async def verify(self) -> int:
+        """Check every entry against the one before; gives their count. Raises BrokenChain."""
+        previous, expected = _FIRST, 1
+        while True:
+            rows = await self._db.fetch(
+                "SELECT number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest "
+                "FROM audit_entry WHERE number >= $1 ORDER BY number LIMIT 1000",
+                expected,
+            )
+            if not rows:
+                return expected - 1
+            for row in rows:
+                digest = _digest(
+                    previous,
+                    row["number"],
+                    row["entry_id"],
+                    row["at"],
+                    row["merchant_id"],
+                    row["actor"],
+                    row["action"],
+                    row["subject_id"],
+                    row["detail"],
+                )
+                if row["number"] != expected or bytes(row["previous_digest"]) != previous or bytes(row["digest"]) != digest:
+                    raise BrokenChain(f"audit entry {expected} was changed or removed")
+                previous, expected = digest, expected + 1
+
+
+def _digest(
+    previous: bytes,
+    number: int,
+    entry_id: str,
+    at: datetime,
+    merchant_id: str | None,
+    actor: str,
+    action: str,
+    subject_id: str | None,
+    detail: str,
+) -> bytes:
+    content = msgspec.json.encode([number, entry_id, rfc3339(at), merchant_id, actor, action, subject_id, detail])
+    return hashlib.sha256(previous + content).digest()

@@ -1,0 +1,83 @@
+"""How often a client may fail to authenticate and how often a key may call: counted in Valkey, let through without it."""
+
+import asyncio
+import math
+
+import structlog
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.errors import RateLimited, TooManyFailures
+
+log = structlog.get_logger(__name__)
+
+_PATIENCE = 0.25
+"""Seconds that a request waits for Valkey's count before it is let through uncounted."""
+
+_REST = 2.0
+"""Seconds without asking after Valkey did not answer."""
+
+
+class Limits:
+    """Counts in Valkey. When Valkey is away, requests pass: a limit must not stop payments."""
+
+    def __init__(self, config: GatewayConfig, clock: Clock) -> None:
+        url = config.valkey.url
+        if url is None:
+            raise ValueError("valkey.url is not set")
+        storage = RedisStorage(
+            "async+" + url.reveal(),
+            key_prefix=f"{config.valkey.prefix}:limits",
+            socket_timeout=_PATIENCE,
+            socket_connect_timeout=_PATIENCE,
+        )
+        self._storage = storage
+        self._failures = FixedWindowRateLimiter(storage)
+        self._calls = SlidingWindowCounterRateLimiter(storage)
+        limits = config.limits
+        self._failure_limit: RateLimitItem = RateLimitItemPerSecond(limits.auth_failures, limits.auth_failures_window)
+        # A burst of `burst` calls at once, `requests_per_second` in the long run.
+        self._call_limit: RateLimitItem = RateLimitItemPerSecond(
+            limits.burst, max(1, round(limits.burst / limits.requests_per_second))
+        )
+        self._clock = clock
+        self._resting_until = 0.0
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._storage.bridge.storage.aclose()
+
+    async def failed(self, address: str) -> None:
+        """Count a failed authentication from this address. Raises TooManyFailures beyond the limit."""
+        retry_after = await self._over(self._failures, self._failure_limit, "auth", address)
+        if retry_after:
+            raise TooManyFailures(
+                "too many failed authentications from this address: check the API key and wait", retry_after=retry_after
+            )
+
+    async def called(self, key_id: str) -> None:
+        """Count a call with this key. Raises RateLimited beyond the limit."""
+        retry_after = await self._over(self._calls, self._call_limit, "key", key_id)
+        if retry_after:
+            raise RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
+
+    async def _over(self, limiter: RateLimiter, item: RateLimitItem, *who: str) -> int:
+        """0 when within the limit, else the seconds until it is worth trying again."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._resting_until:
+            return 0
+        try:
+            async with asyncio.timeout(_PATIENCE * 2):
+                if await limiter.hit(item, *who):
+                    return 0
+                window = await limiter.get_window_stats(item, *who)
+        except Exception as problem:
+            self._resting_until = loop.time() + _REST
+            log.warning("limits_unavailable", error=type(problem).__name__)
+            return 0
+        return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
+
+

@@ -1,0 +1,103 @@
+"""Merchants: the accounts that own keys, payments and endpoints."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.security.tables import MerchantRow
+
+
+class Merchant(msgspec.Struct, frozen=True, kw_only=True):
+    """A merchant. ``env`` says whether the stored credentials are for the sandbox or move real money."""
+
+    merchant_id: str
+    name: str
+    env: Env
+    is_active: bool
+    created_at: datetime
+
+
+class Merchants:
+    """Creates, finds and deactivates merchants."""
+
+    def __init__(self, db: Database, clock: Clock, ids: Ids, audit: Audit) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._audit = audit
+
+    async def create(self, name: str, *, actor: str) -> Merchant:
+        """A new merchant, in the sandbox until live credentials are stored. ``name`` is 1 to 100 characters."""
+        now = self._clock.now()
+        merchant = Merchant(merchant_id=self._ids.new("mer"), name=name, env="sandbox", is_active=True, created_at=now)
+        async with self._db.transaction():
+            await MerchantRow(
+                merchant_id=merchant.merchant_id,
+                name=name,
+                env=merchant.env,
+                is_active=True,
+                created_at=now,
+                updated_at=now,
+            ).save()
+            await self._audit.record("merchant.created", merchant_id=merchant.merchant_id, actor=actor, subject_id=merchant.merchant_id)
+        return merchant
+
+    async def get(self, merchant_id: str) -> Merchant | None:
+        """The merchant with this id."""
+        row = await MerchantRow.select().where(MerchantRow.merchant_id == merchant_id).first()
+        return None if row is None else _merchant(row)
+
+    async def require(self, merchant_id: str) -> Merchant:
+        """The merchant with this id; raises NotFound."""
+        merchant = await self.get(merchant_id)
+        if merchant is None:
+            raise NotFound("there is no such merchant")
+        return merchant
+
+    async def page(self, limit: int, before: tuple[datetime, str] | None = None) -> list[Merchant]:
+        """Merchants, newest first, from just before the given one."""
+        query = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)
+        if before is not None:
+            query = query.where(MerchantRow.merchant_id < before[1])
+        return [_merchant(row) for row in await query]
+
+    async def deactivate(self, merchant_id: str, *, actor: str) -> Merchant:
+        """Refuse this merchant's keys from now on. Raises NotFound, and Conflict when it is not active."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(
+                "UPDATE merchant SET is_active = false, updated_at = $2 WHERE merchant_id = $1 AND is_active "
+                "RETURNING merchant_id, name, env, is_active, created_at",
+                merchant_id,
+                self._clock.now(),
+            )
+            if row is None:
+                await self.require(merchant_id)
+                raise Conflict("this merchant is not active")
+            await self._audit.record("merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id)
+            return _merchant(dict(row))
+
+    async def set_env(self, merchant_id: str, env: Env) -> None:
+        """Note whether the merchant's stored credentials are for the sandbox or live."""
+        await self._db.execute(
+            "UPDATE merchant SET env = $2, updated_at = $3 WHERE merchant_id = $1 AND env <> $2",
+            merchant_id,
+            env,
+            self._clock.now(),
+        )
+
+    async def any_live(self) -> bool:
+        """Whether any merchant moves real money through this gateway."""
+        return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE env = 'live')"))
+
+
+def _merchant(row: dict[str, Any]) -> Merchant:
+    return msgspec.convert(
+        {name: row[name] for name in ("merchant_id", "name", "env", "is_active", "created_at")}, Merchant
+    )

@@ -1,0 +1,53 @@
+"""What an API key may do, as types: a route says in its signature which right its caller must have."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+Env = Literal["sandbox", "live"]
+
+
+class Scope(StrEnum):
+    """A right that an API key can carry."""
+
+    PAYMENTS_READ = "payments:read"
+    PAYMENTS_WRITE = "payments:write"
+    REFUNDS_READ = "refunds:read"
+    REFUNDS_WRITE = "refunds:write"
+    MERCHANT_READ = "merchant:read"
+    MERCHANT_WRITE = "merchant:write"
+    WEBHOOKS_READ = "webhooks:read"
+    WEBHOOKS_WRITE = "webhooks:write"
+    AUDIT_READ = "audit:read"
+    ADMIN = "admin"
+
+
+MERCHANT_SCOPES: tuple[Scope, ...] = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
+"""Everything a merchant's own key may carry: all but administration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: the merchant and the key that was shown."""
+
+    merchant_id: str
+    key_id: str
+    scopes: frozenset[str]
+    env: Env
+
+    @property
+    def actor(self) -> str:
+        """How the audit log names this caller."""
+        return f"key:{self.key_id}"
+
+
+PaymentsRead = Annotated[Caller, Scope.PAYMENTS_READ]
+PaymentsWrite = Annotated[Caller, Scope.PAYMENTS_WRITE]
+RefundsRead = Annotated[Caller, Scope.REFUNDS_READ]
+RefundsWrite = Annotated[Caller, Scope.REFUNDS_WRITE]
+MerchantRead = Annotated[Caller, Scope.MERCHANT_READ]
+MerchantWrite = Annotated[Caller, Scope.MERCHANT_WRITE]
+WebhooksRead = Annotated[Caller, Scope.WEBHOOKS_READ]
+WebhooksWrite = Annotated[Caller, Scope.WEBHOOKS_WRITE]
+AuditRead = Annotated[Caller, Scope.AUDIT_READ]
+Admin = Annotated[Caller, Scope.ADMIN]

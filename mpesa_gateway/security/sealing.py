@@ -1,0 +1,139 @@
+"""Secrets at rest: sealed with AES-256-GCM under a ring of keys, so that a new master key still opens what old ones sealed."""
+
+import base64
+import binascii
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from mpesa_gateway.config import ConfigRefused, SecurityConfig
+from mpesa_gateway.secret import Secret
+
+_VERSION = "v1"
+_NONCE = 12
+
+
+class CannotOpen(Exception):
+    """Something sealed cannot be opened: the key that sealed it is not in the ring, or it was tampered with."""
+
+
+class _Key:
+    """One master key and the id that is written beside what it seals."""
+
+    __slots__ = ("cipher", "key_id")
+
+    def __init__(self, material: bytes) -> None:
+        self.cipher = AESGCM(material)
+        self.key_id = hashlib.sha256(b"mpesa-gateway key id\0" + material).hexdigest()[:12]
+
+
+class Sealer:
+    """Seals with the first key of the ring, opens with any of them."""
+
+    def __init__(self, ring: Sequence[bytes], reload: Callable[[], Sequence[bytes]] | None = None) -> None:
+        """``ring`` holds 32-byte keys, the present one first; ``reload`` is asked once for a key id not in the ring."""
+        self._reload = reload
+        self._set(ring)
+
+    def _set(self, ring: Sequence[bytes]) -> None:
+        keys = [_Key(material) for material in ring]
+        self._primary = keys[0]
+        self._keys = {key.key_id: key for key in keys}
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that seals now."""
+        return self._primary.key_id
+
+    def seal(self, plaintext: str, *, aad: tuple[str, ...]) -> str:
+        """Seal a text so that it opens only for the same ``aad`` (merchant, provider, field)."""
+        nonce = secrets.token_bytes(_NONCE)
+        sealed = self._primary.cipher.encrypt(nonce, plaintext.encode(), _bound(aad))
+        return f"{_VERSION}.{self._primary.key_id}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
+
+    def open(self, sealed: str, *, aad: tuple[str, ...]) -> str:
+        """The text that was sealed for this ``aad``. Raises CannotOpen."""
+        key_id, content = _parts(sealed)
+        key = self._keys.get(key_id)
+        if key is None and self._reload is not None:
+            self._set(self._reload())
+            key = self._keys.get(key_id)
+        if key is None:
+            raise CannotOpen(f"sealed with key {key_id}, which is not in the ring: add it to security.old_master_keys")
+        try:
+            return key.cipher.decrypt(content[:_NONCE], content[_NONCE:], _bound(aad)).decode()
+        except InvalidTag:
+            raise CannotOpen("sealed for something else, or altered since") from None
+
+    def is_current(self, sealed: str) -> bool:
+        """Whether the present key sealed this."""
+        return _parts(sealed)[0] == self.key_id
+
+
+def _parts(sealed: str) -> tuple[str, bytes]:
+    version, _, rest = sealed.partition(".")
+    key_id, _, content = rest.partition(".")
+    if version != _VERSION or not key_id:
+        raise CannotOpen("not something that this gateway sealed")
+    try:
+        return key_id, base64.urlsafe_b64decode(content)
+    except (binascii.Error, ValueError):
+        raise CannotOpen("not something that this gateway sealed") from None
+
+
+def _bound(aad: tuple[str, ...]) -> bytes:
+    # Lengths go in, so that ("a", "bc") and ("ab", "c") are not the same.
+    return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in aad)
+
+
+def generate() -> str:
+    """A new master key, as it stands in the configuration: 32 random bytes in base64."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def read_key(text: str, setting: str) -> bytes:
+    """A master key from its base64. Raises ConfigRefused, naming the setting."""
+    try:
+        material = base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        material = b""
+    if len(material) != 32:
+        raise ConfigRefused(
+            f"`{setting}` is not a master key: it must be 32 bytes in base64 (make one with `mpesa-gateway keys generate`)"
+        )
+    return material
+
+
+def read_ring_file(path: Path) -> list[bytes]:
+    """The master keys in a file, one a line, the present one first. Raises ConfigRefused."""
+    try:
+        lines = path.read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigRefused(f"`security.master_key_file`: cannot read {path}") from None
+    if not lines:
+        raise ConfigRefused(f"`security.master_key_file`: {path} holds no key")
+    return [read_key(line, "security.master_key_file") for line in lines]
+
+
+def sealer_for(config: SecurityConfig) -> Sealer:
+    """The sealer that the configuration describes. Raises ConfigRefused when there is no usable master key."""
+    if config.master_key_file is not None:
+        path = Path(config.master_key_file)
+        return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))
+    if config.master_key is None:
+        raise ConfigRefused(
+            "there is no master key: set MPESA_GATEWAY_SECURITY__MASTER_KEY_FILE (or security.master_key); "
+            "`mpesa-gateway keys generate` makes one. Keep a copy: without it the stored credentials cannot be read"
+        )
+    ring = [read_key(config.master_key.reveal(), "security.master_key")]
+    ring += [read_key(old.reveal(), "security.old_master_keys") for old in config.old_master_keys]
+    return Sealer(ring)
+
+
+def mask(secret: Secret | None) -> str | None:
+    """How a stored secret is shown: its last four characters."""
+    return None if secret is None else secret.masked

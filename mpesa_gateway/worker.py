@@ -1,0 +1,199 @@
+"""The queue: SAQ on Valkey wakes the work that Postgres says is owed. All of it may vanish and nothing is lost."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import valkey.asyncio
+from saq import CronJob
+from saq import Job as SaqJob
+from saq.queue.redis import RedisQueue
+from saq.worker import Worker
+from valkey.asyncio.retry import Retry
+from valkey.backoff import NoBackoff
+
+from mpesa_gateway.config import ValkeyConfig
+from mpesa_gateway.plugin import Job
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_DEQUEUE = 1.0
+"""Seconds that an idle worker waits in Valkey before it looks whether it should stop."""
+
+_AWAY = 1.0
+"""Seconds between attempts while Valkey does not answer."""
+
+_REST = 2.0
+"""Seconds without enqueueing after Valkey did not answer: the sweepers will find the work."""
+
+_PATIENCE = 0.5
+"""Seconds that enqueueing may take before the caller goes on without it."""
+
+_KEEP = 60
+"""Seconds that a finished job stays visible in Valkey."""
+
+
+class GatewayQueue(RedisQueue):
+    """SAQ's queue, patient with a Valkey that is away or was emptied."""
+
+    async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:
+        """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
+        try:
+            return await super().dequeue(timeout, poll_interval)
+        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+            log.warning("queue_unavailable", error=type(problem).__name__)
+            await asyncio.sleep(_AWAY)
+            return None
+
+    async def sweep(self, lock: int = 60, abort: float = 0.2) -> list[str]:
+        """Return stuck jobs to the queue; wait for each dead one briefly, not SAQ's 5 seconds."""
+        return await super().sweep(lock, abort)
+
+
+def connect(config: ValkeyConfig, *, patient: bool = False) -> "valkey.asyncio.Valkey":
+    """A client for Valkey. ``patient`` ones, for the queue, may wait inside Valkey for a job."""
+    if config.url is None:
+        raise ValueError("valkey.url is not set")
+    return valkey.asyncio.from_url(
+        config.url.reveal(),
+        socket_connect_timeout=config.timeout,
+        socket_timeout=config.timeout + (_DEQUEUE * 10 if patient else 0),
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=15,
+    )
+
+
+class Jobs:
+    """Puts work on the queue. Without Valkey it says so and goes on: a sweeper hands it over later."""
+
+    def __init__(self, config: ValkeyConfig, known: dict[str, Job]) -> None:
+        self._config = config
+        self._known = known
+        self._client = connect(config)
+        self._queue = GatewayQueue(self._client, name=config.prefix)
+        self._resting_until = 0.0
+
+    @property
+    def queue(self) -> GatewayQueue:
+        """The queue as SAQ knows it."""
+        return self._queue
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._queue.disconnect()
+
+    async def enqueue(self, name: str, /, *, delay: float = 0, **kwargs: Any) -> bool:
+        """Wake a job, ``delay`` seconds from now (whole seconds, rounded up).
+
+        kwargs are shown to operators: ids only. False when Valkey is away; raises KeyError for an unknown job.
+        """
+        job = self._known[name]
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._resting_until:
+            return False
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._queue.enqueue(
+                    SaqJob(
+                        function=name,
+                        kwargs=kwargs,
+                        timeout=job.timeout,
+                        heartbeat=job.heartbeat,
+                        retries=job.attempts,
+                        ttl=_KEEP,
+                        scheduled=math.ceil(time.time() + delay) if delay else 0,
+                    )
+                )
+        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+            self._resting_until = loop.time() + _REST
+            log.warning("queue_unavailable", job=name, error=type(problem).__name__)
+            return False
+        return True
+
+
+class GatewayWorker(Worker[Any]):
+    """SAQ's worker without its signal handlers, stopping as soon as the running jobs have finished."""
+
+    SIGNALS = ()
+
+    async def upkeep(self) -> list["asyncio.Task[None]"]:
+        """SAQ's upkeep, remembered so that stopping need not sleep it out."""
+        self._upkeep = await super().upkeep()
+        return self._upkeep
+
+    async def stop(self) -> None:
+        """Take no more jobs, finish those that run or hand them back, and close."""
+        self.event.set()
+        for task in getattr(self, "_upkeep", ()):
+            task.cancel()
+        await super().stop()
+
+
+def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> GatewayWorker:
+    """A worker for these jobs and crons."""
+    config = gateway.config
+    queue = GatewayQueue(connect(config.valkey, patient=True), name=config.valkey.prefix)
+    functions: list[tuple[str, Any]] = []
+    crons: list[CronJob[Any]] = []
+    for name, job in jobs:
+        run = _runner(gateway, name, job)
+        functions.append((name, run))
+        if job.cron is not None:
+            crons.append(
+                CronJob(run, cron=job.cron, timeout=job.timeout, heartbeat=job.heartbeat, retries=job.attempts, ttl=_KEEP)
+            )
+    return GatewayWorker(
+        queue,
+        functions,
+        concurrency=config.worker.concurrency,
+        cron_jobs=crons,
+        timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
+        dequeue_timeout=_DEQUEUE,
+        shutdown_grace_period_s=config.worker.grace,
+        cancellation_hard_deadline_s=5.0,
+    )
+
+
+Runner = Callable[..., Coroutine[Any, Any, None]]
+
+
+def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
+    async def run(context: dict[str, Any], **kwargs: Any) -> None:
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(job=name)
+        beat = asyncio.create_task(_beat(context["job"], job.heartbeat / 3))
+        try:
+            await job.fn(gateway, **kwargs)
+        finally:
+            beat.cancel()
+
+    # SAQ names a cron, and the key that makes it fire once per cluster, after its function.
+    run.__qualname__ = name
+    return run
+
+
+async def _beat(job: SaqJob, every: float) -> None:
+    """Tell Valkey that the job is alive, so that only a dead worker's jobs are given to another."""
+    while True:
+        await asyncio.sleep(every)
+        try:
+            await job.update()
+        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+            log.warning("queue_unavailable", error=type(problem).__name__)
+
+
+async def run_worker(worker: GatewayWorker, started: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Work until ``worker.event`` is set, then finish or hand back what is running."""
+    try:
+        await worker.queue.connect()
+        if started is not None:
+            await started()
+        await worker.start()
+    finally:
+        await worker.queue.disconnect()
