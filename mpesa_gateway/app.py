@@ -273,6 +273,10 @@ class Gateway:
     def __getattr__(self, name: str) -> Any:
         if name in {"valkey", "jobs", "limits", "daraja"}:
             raise NotStarted(_NOT_STARTED)
+        # `gateway.payments`: the first port of the plugin with that name, for hosts that call without HTTP.
+        for plugin in self.__dict__.get("plugins", ()):
+            if plugin.name == name and plugin.provides:
+                return self.services.get(plugin.provides[0][0])
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
 

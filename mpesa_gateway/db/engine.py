@@ -37,6 +37,16 @@ class AlreadyBound(Exception):
     """Another running gateway of this process has bound the tables to its own database."""
 
 
+class _Engine(PostgresEngine):
+    """Piccolo's engine, without the connection that it opens while it is being made."""
+
+    async def check_version(self) -> None:
+        """Nothing: the migrations refuse a Postgres that is too old, in a sentence of its own."""
+
+    async def prep_database(self) -> None:
+        """Nothing: the gateway needs no extensions."""
+
+
 class _Open:
     """The transaction that this task is in."""
 
@@ -57,7 +67,7 @@ class Database:
         if config.url is None:
             raise ValueError("database.url is not set")
         self.schema = config.schema
-        self.engine = PostgresEngine(
+        self.engine = _Engine(
             config={
                 "dsn": config.url.reveal(),
                 "timeout": config.connect_timeout,

@@ -30,7 +30,7 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 
 INSERT_EVENT = """
 INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8)
+VALUES ($1, $2, NULLIF($3, ''), $4, $5, $6, $7::text::jsonb, $8)
 """
 
 INSERT_TASKS = """

@@ -48,6 +48,9 @@ def _http(_: Request[Any, Any, Any], problem: HTTPException) -> Response[bytes]:
 
 def _validation_problems(problem: ValidationException) -> list[Problem]:
     entries: list[Any] = list(problem.extra) if isinstance(problem.extra, list) else []
+    if any(isinstance(entry, dict) and entry.get("message") == "'data'" for entry in entries):
+        # Litestar's way to say that there was no body at all.
+        return [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
     found = [
         Problem(
             code=Code.VALIDATION_ERROR.value,

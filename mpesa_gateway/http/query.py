@@ -22,7 +22,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def reads(kind: type[Q]) -> Provide:
-    """A dependency that reads the query string into ``kind``: ``dependencies={"query": reads(PaymentQuery)}``."""
+    """A dependency that reads the query string into ``kind``: ``dependencies={"filters": reads(PaymentQuery)}``."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:
         values: dict[str, list[str]] = {}

@@ -44,8 +44,10 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
         elif texts[0] != "":
             try:
                 found[name] = msgspec.convert(_aware(texts[0], field.type), field.type, strict=False)
-            except (msgspec.ValidationError, ValueError) as problem:
+            except msgspec.ValidationError as problem:
                 checks.fail(name, _explain(str(problem)))
+            except ValueError:
+                checks.fail(name, "must be a time such as 2026-11-23T10:15:00Z or a date such as 2026-11-23")
     checks.settle()
     return kind(**found)
 

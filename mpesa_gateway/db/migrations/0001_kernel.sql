@@ -42,13 +42,14 @@ CREATE TABLE idempotency_key (
 CREATE TABLE event (
     event_id text COLLATE "C" PRIMARY KEY,
     kind text NOT NULL,
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    merchant_id text COLLATE "C" REFERENCES merchant,
     subject_id text COLLATE "C" NOT NULL,
     occurred_at timestamptz NOT NULL,
     is_public boolean NOT NULL,
     payload jsonb NOT NULL,
     body text,
-    CHECK (is_public = (body IS NOT NULL))
+    CHECK (is_public = (body IS NOT NULL)),
+    CHECK (merchant_id IS NOT NULL OR NOT is_public)
 );
 CREATE INDEX event_merchant ON event (merchant_id, occurred_at DESC, event_id DESC) WHERE is_public;
 CREATE INDEX event_merchant_kind ON event (merchant_id, kind, occurred_at DESC, event_id DESC) WHERE is_public;

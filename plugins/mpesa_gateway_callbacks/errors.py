@@ -1,0 +1,33 @@
+"""Why a callback is not taken."""
+
+from typing import ClassVar
+
+from mpesa_gateway.errors import Code, Refused
+
+
+class CallbackRefused(Refused):
+    """A callback that is not taken; ``reason`` is a stable word for the operator's list."""
+
+    code: ClassVar[Code] = Code.CALLBACK_REFUSED
+    reason: ClassVar[str] = ""
+
+
+class SourceRefused(CallbackRefused):
+    """Not from an address of Safaricom's."""
+
+    status = 403
+    reason = "source"
+
+
+class TokenRefused(CallbackRefused):
+    """A token that we did not make, or for another kind of callback."""
+
+    status = 404
+    reason = "token"
+
+
+class ShapeRefused(CallbackRefused):
+    """Not a callback of this kind."""
+
+    status = 422
+    reason = "shape"

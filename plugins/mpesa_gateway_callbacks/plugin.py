@@ -1,0 +1,21 @@
+"""The callbacks plugin, declared."""
+
+from mpesa_gateway.plugin import Job, Plugin, Tables
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.jobs import sweep
+from mpesa_gateway_callbacks.routes import routes
+from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
+
+plugin = Plugin(
+    name="callbacks",
+    summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
+    settings=CallbacksSettings,
+    routes=routes,
+    jobs=(Job(sweep, timeout=60, cron="* * * * * */5"),),
+    publishes=(StkResulted,),
+    provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
+    tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
+)

@@ -1,0 +1,31 @@
+"""What a host can set about callbacks."""
+
+from typing import Literal
+
+import msgspec
+
+SAFARICOM = (
+    "196.201.214.200",
+    "196.201.214.206",
+    "196.201.214.207",
+    "196.201.214.208",
+    "196.201.213.114",
+    "196.201.213.44",
+    "196.201.212.127",
+    "196.201.212.138",
+    "196.201.212.129",
+    "196.201.212.136",
+    "196.201.212.74",
+    "196.201.212.69",
+)
+"""The addresses that Daraja's callbacks come from, as many integrations have seen them."""
+
+
+class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[callbacks]``. ``enforce_allowlist``: for live payments and callbacks without token, for all, or never."""
+
+    allowlist: tuple[str, ...] = SAFARICOM
+    enforce_allowlist: Literal["live", "always", "never"] = "live"
+    dedup_hours: int = 24
+    patience_hours: int = 48
+    keep_refused: int = 10_000

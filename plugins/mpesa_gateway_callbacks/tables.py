@@ -1,0 +1,73 @@
+"""The inbox as Piccolo knows it, and the named queries on it; the migrations say the rest."""
+
+from piccolo.columns import Bytea, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class CallbackRow(Table, tablename="callback"):
+    """One callback that we accepted, with what became of it."""
+
+    callback_id = Text(primary_key=True)
+    kind = Text()
+    fingerprint = Bytea()
+    received_at = Timestamptz()
+    source = Text()
+    env = Text(null=True, default=None)
+    subject_id = Text()
+    handle = Text()
+    result_code = Text()
+    body = Text()
+    repeats = Integer()
+    verdict = Text()
+    applied_at = Timestamptz(null=True, default=None)
+    tries = Integer()
+    due_at = Timestamptz(null=True, default=None)
+
+
+class RefusedRow(Table, tablename="refused_callback"):
+    """One callback that we refused, and why; only the newest are kept."""
+
+    refused_id = Text(primary_key=True)
+    kind = Text()
+    at = Timestamptz()
+    source = Text()
+    reason = Text()
+    body = Text()
+
+
+KEEP = """
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body, due_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
+RETURNING callback_id, xmax = 0 AS is_new
+"""
+
+APPLIED = """
+UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'
+"""
+
+WAITING_FOR = """
+SELECT callback_id, kind, env, subject_id, body, received_at FROM callback
+WHERE handle = $1 AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+"""
+
+CLAIM_DUE = """
+UPDATE callback SET tries = tries + 1, due_at = $2
+WHERE callback_id IN (
+    SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at <= $1
+    ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+RETURNING callback_id, kind, env, subject_id, body, received_at, tries
+"""
+
+PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 'waiting'"
+
+GIVE_UP = "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1 AND verdict = 'waiting'"
+
+REFUSE = "INSERT INTO refused_callback (refused_id, kind, at, source, reason, body) VALUES ($1, $2, $3, $4, $5, $6)"
+
+FORGET_REFUSED = """
+DELETE FROM refused_callback WHERE refused_id IN (
+    SELECT refused_id FROM refused_callback ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000
+)
+"""

@@ -1,0 +1,7 @@
+"""What only payments can refuse."""
+
+from mpesa_gateway.errors import Conflict
+
+
+class NotAsked(Conflict):
+    """Daraja cannot be asked about this payment: it has no CheckoutRequestID, or has ended."""

@@ -1,0 +1,76 @@
+"""What happened to a payment, for merchants, hosts and other plugins."""
+
+from typing import Any, ClassVar
+
+from mpesa_gateway.events import PublicEvent
+
+
+class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
+    """A payment at the moment of the event. Money is a decimal string in KES, times are RFC 3339 in UTC."""
+
+    payment_id: str
+    amount: str
+    currency: str
+    provider: str
+    status: str
+    phone: str
+    reference: str
+    receipt: str | None
+    provider_ref: str | None
+    result_code: str | None
+    result_desc: str | None
+    failure_reason: str | None
+    metadata: dict[str, str]
+    created_at: str
+    completed_at: str | None
+
+    def data(self) -> dict[str, Any]:
+        """What merchants get to see."""
+        return {
+            "payment_id": self.payment_id,
+            "merchant_id": self.merchant_id,
+            "amount": self.amount,
+            "currency": self.currency,
+            "provider": self.provider,
+            "status": self.status,
+            "phone": self.phone,
+            "reference": self.reference,
+            "receipt": self.receipt,
+            "provider_ref": self.provider_ref,
+            "result_code": self.result_code,
+            "result_desc": self.result_desc,
+            "failure_reason": self.failure_reason,
+            "metadata": self.metadata,
+            "created_at": self.created_at,
+            "completed_at": self.completed_at,
+        }
+
+
+class PaymentCompleted(PaymentEvent, frozen=True, kw_only=True):
+    """The money has moved."""
+
+    kind: ClassVar[str] = "payment.completed"
+
+
+class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
+    """The payer did not pay, or could not be asked to."""
+
+    kind: ClassVar[str] = "payment.failed"
+
+
+class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
+    """M-Pesa reports money that is not what was asked for: somebody has to look. ``mismatch`` names what differs."""
+
+    kind: ClassVar[str] = "payment.mismatched"
+
+    mismatch: str
+    received_amount: str | None
+    received_receipt: str | None
+
+    def data(self) -> dict[str, Any]:
+        """What merchants get to see."""
+        return super().data() | {
+            "mismatch": self.mismatch,
+            "received_amount": self.received_amount,
+            "received_receipt": self.received_receipt,
+        }

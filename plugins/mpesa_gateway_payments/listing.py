@@ -1,0 +1,117 @@
+"""The list of payments: every filter alone or together, each served by an index, newest first."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import checking
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
+
+_LONGEST_SEARCH = 100
+
+
+class Conditions:
+    """Collects the parts of a WHERE clause with their parameters."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.values: list[Any] = []
+
+    def add(self, sql: str, *values: Any) -> None:
+        """A condition; ``{}`` stands for each of its parameters in turn."""
+        names = [f"${len(self.values) + index}" for index in range(1, len(values) + 1)]
+        self.parts.append(sql.format(*names))
+        self.values.extend(values)
+
+    @property
+    def where(self) -> str:
+        """The clause."""
+        return " AND ".join(self.parts)
+
+
+def conditions(merchant_id: str, filters: PaymentQuery) -> Conditions:
+    """The filters as SQL. Raises Invalid with every filter that cannot be read."""
+    found = Conditions()
+    found.add("merchant_id = {}", merchant_id)
+    with checking() as checks:
+        for name, column, operator, parse in (
+            ("min_amount", "amount", ">=", Kes.parse),
+            ("max_amount", "amount", "<=", Kes.parse),
+            ("phone", "phone", "=", Msisdn.parse),
+        ):
+            given: Any = getattr(filters, name)
+            if given is None:
+                continue
+            read: Callable[[Any], Any] = parse
+            value = checks.take(name, read, given)
+            if isinstance(value, Kes):
+                # Beyond the column's range the answer is the same as at its end.
+                found.add(f"{column} {operator} {{}}", min(int(value), 2**31 - 1))
+            elif value is not None:
+                found.add(f"{column} {operator} {{}}", str(value))
+        if filters.search is not None and (len(filters.search) > _LONGEST_SEARCH or "\x00" in filters.search):
+            checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters")
+        if filters.reference is not None and "\x00" in filters.reference:
+            checks.fail("reference", "must not contain NUL")
+    if filters.provider is not None:
+        found.add("provider = {}", filters.provider)
+    if filters.status is not None:
+        found.add("status = {}", filters.status.value)
+    if filters.since is not None:
+        found.add("created_at >= {}", filters.since)
+    if filters.until is not None:
+        found.add("created_at < {}", filters.until)
+    if filters.reference is not None:
+        found.add("reference = {}", filters.reference)
+    if filters.search is not None:
+        _add_search(found, filters.search.strip())
+    return found
+
+
+def _add_search(found: Conditions, text: str) -> None:
+    """What a person has in hand: a receipt, our id, Daraja's, their own reference or key, or a phone number."""
+    parts = [
+        "payment_id = {}",
+        "checkout_request_id = {}",
+        "receipt = {}",
+        "reference = {}",
+        "reference = {}",
+        "idempotency_key = {}",
+    ]
+    values = [text, text, text.upper(), text, text.upper(), text]
+    try:
+        values.append(str(Msisdn.parse(text)))
+        parts.append("phone = {}")
+    except ValueError:
+        pass
+    found.add("(" + " OR ".join(parts) + ")", *values)
+
+
+async def list_payments(
+    db: Database, merchant_id: str, filters: PaymentQuery, view: Callable[[Row], PaymentView]
+) -> Page[PaymentView]:
+    """One page. ``meta.total`` counts only when asked to. Raises Invalid."""
+    found = conditions(merchant_id, filters)
+    total: int | None = None
+    if filters.count:
+        # The clause is ours; every value in it is a parameter.
+        total = await db.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
+    if filters.cursor is not None:
+        at, payment_id = decode_position(filters.cursor)
+        found.add("(created_at, payment_id) < ({}, {})", at, payment_id)
+    rows = await db.fetch(
+        f"SELECT * FROM payment WHERE {found.where} "  # noqa: S608
+        f"ORDER BY created_at DESC, payment_id DESC LIMIT {filters.limit + 1}",
+        *found.values,
+    )
+    return page_of(
+        rows,
+        filters.limit,
+        view=view,
+        position=lambda row: (row["created_at"], row["payment_id"]),
+        total=total,
+    )

@@ -1,0 +1,1 @@
+"""Payments and their timelines, as numbered SQL files."""

@@ -1,0 +1,55 @@
+"""Payments over HTTP."""
+
+from typing import Annotated
+
+from litestar import Response, get, post
+from litestar.params import Parameter
+
+from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.query import reads
+from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
+from mpesa_gateway.services import Services
+from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.service import PaymentService
+
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(header="Idempotency-Key", description="Your name for this request: repeating it repeats no charge."),
+]
+
+
+@post("/v1/payments", tags=["Payments"])
+async def create_payment(
+    data: CreatePayment, caller: PaymentsWrite, services: Services, idempotency_key: IdempotencyKey = None
+) -> Response[Success[PaymentView]]:
+    """Ask a payer for money: sends an STK push to their phone."""
+    key = read_key(idempotency_key)
+    service = services.get(PaymentService)
+    made = await service.request(caller.merchant_id, service.read(data), idempotency_key=key, env=caller.env)
+    return Response(
+        Success(data=made.payment),
+        status_code=200 if made.is_replay else 201,
+        headers={"Idempotent-Replayed": "true"} if made.is_replay else {"Location": f"/v1/payments/{made.payment.id}"},
+    )
+
+
+@get("/v1/payments", dependencies={"filters": reads(PaymentQuery)}, tags=["Payments"])
+async def list_payments(filters: PaymentQuery, caller: PaymentsRead, services: Services) -> Page[PaymentView]:
+    """The merchant's payments, newest first."""
+    return await services.get(PaymentService).page(caller.merchant_id, filters)
+
+
+@get("/v1/payments/{payment_id:str}", tags=["Payments"])
+async def get_payment(payment_id: str, caller: PaymentsRead, services: Services) -> Success[PaymentWithTimeline]:
+    """A payment with everything that has happened to it."""
+    return Success(data=await services.get(PaymentService).get(caller.merchant_id, payment_id))
+
+
+@post("/v1/payments/{payment_id:str}/query", status_code=200, tags=["Payments"])
+async def query_payment(payment_id: str, caller: PaymentsWrite, services: Services) -> Success[PaymentWithTimeline]:
+    """Ask M-Pesa now how a pending payment stands."""
+    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id))
+
+
+routes = (create_payment, list_payments, get_payment, query_payment)

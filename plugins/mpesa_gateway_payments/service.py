@@ -1,0 +1,634 @@
+"""Takes a payment from the merchant's wish to its one end, whatever crashes, repeats or comes late on the way."""
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+import structlog
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected, StkAck
+from mpesa_gateway.daraja.codes import Outcome, stk_outcome
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import (
+    Checks,
+    NotFound,
+    ProviderNotConfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    checking,
+)
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.api import PaymentRequest, Requested
+from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, PaymentMismatched
+from mpesa_gateway_payments.listing import list_payments
+from mpesa_gateway_payments.schemas import (
+    CreatePayment,
+    Mismatch,
+    PaymentQuery,
+    PaymentView,
+    PaymentWithTimeline,
+    TimelineEntry,
+)
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause, Charge, Status, sources
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_OPERATION = "payments.request"
+_REFERENCE = re.compile(r"[ -~]{1,12}\Z")
+_DESCRIPTION = re.compile(r"[ -~]{1,13}\Z")
+_ASKING = timedelta(seconds=60)
+"""For how long one worker has a payment to itself while it asks Daraja."""
+
+
+class PaymentService:
+    """The use cases of payments. Each writes its intent, commits, calls, and writes the outcome."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(PaymentsSettings)
+        self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+
+    # -- asking the payer -----------------------------------------------------------------------------------------
+
+    def read(self, body: CreatePayment) -> PaymentRequest:
+        """A payment request from a body; raises Invalid with every bad field."""
+        with checking() as checks:
+            amount = checks.take("amount", Kes.parse_payable, body.amount)
+            phone = checks.take("phone", Msisdn.parse, body.phone)
+            self._check_words(checks, body)
+        assert amount is not None and phone is not None  # noqa: S101 - checking() has raised otherwise
+        return PaymentRequest(
+            amount=amount,
+            phone=phone,
+            reference=body.reference,
+            description=body.description,
+            callback_url=body.callback_url,
+            metadata=body.metadata,
+        )
+
+    def _check_words(self, checks: Checks, body: CreatePayment) -> None:
+        if body.currency != "KES":
+            checks.fail("currency", "must be KES: M-Pesa moves no other currency")
+        if body.provider != "mpesa":
+            checks.fail("provider", "must be mpesa")
+        if body.reference is not None and not _REFERENCE.match(body.reference):
+            checks.fail("reference", "must be 1 to 12 printable ASCII characters: the payer sees it as the account")
+        if body.description is not None and not _DESCRIPTION.match(body.description):
+            checks.fail("description", "must be 1 to 13 printable ASCII characters")
+        if body.callback_url is not None:
+            self._check_callback_url(checks, body.callback_url)
+        if len(body.metadata) > 20:
+            checks.fail("metadata", "must hold at most 20 pairs")
+        for name, value in body.metadata.items():
+            if not 1 <= len(name) <= 40 or len(value) > 500 or "\x00" in name + value:
+                checks.fail(f"metadata.{name[:40]}", "keys take 1 to 40 characters and values up to 500, none of them NUL")
+
+    def _check_callback_url(self, checks: Checks, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            checks.fail("callback_url", "must be an https address")
+            return
+        own = urlsplit(self._gateway.config.public_url)
+        is_ours = (parts.scheme, host, port) == (own.scheme, own.hostname, own.port)
+        is_allowed = parts.scheme == "https" and host in self._settings.allowed_callback_hosts
+        if not is_ours and not is_allowed:
+            checks.fail(
+                "callback_url",
+                f"its host must be this gateway's ({own.netloc}) or allowed in its configuration "
+                "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
+            )
+        elif len(url) > 500 or not url.isascii() or not url.isprintable():
+            checks.fail("callback_url", "must be at most 500 printable ASCII characters")
+
+    async def request(
+        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
+    ) -> Requested:
+        """See the port."""
+        row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+        if credentials is None:
+            return Requested(view(row), is_replay=True)
+        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        # A caller that hangs up must not tear the push from its record.
+        pushed = await asyncio.shield(asyncio.ensure_future(self._push(row, credentials)))
+        return Requested(view(pushed), is_replay=False)
+
+    async def _claim(
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+    ) -> tuple[Row, MpesaCredentials | None]:
+        """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
+        now = self._gateway.clock.now()
+        payment_id = self._gateway.ids.new("pay")
+        async with self._db.transaction():
+            claim = await idempotency.claim(
+                self._db,
+                merchant_id=merchant_id,
+                key=key,
+                fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
+                subject_id=payment_id,
+                now=now,
+                lease=timedelta(seconds=self._settings.hold),
+            )
+            if not claim.is_ours:
+                return await self._require(merchant_id, claim.subject_id), None
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+            if env is not None and env != credentials.env:
+                raise ProviderNotConfigured(
+                    f"this API key is for {env} and the stored M-Pesa credentials are for {credentials.env}: "
+                    f"use a key for {credentials.env}, or store credentials for {env}"
+                )
+            if claim.subject_id != payment_id:
+                due = now + timedelta(seconds=self._settings.unsent_after)
+                again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due)
+                if again is not None:
+                    return again, credentials
+                # It was given up meanwhile: what it is now is the answer.
+                await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+                return await self._require(merchant_id, claim.subject_id), None
+            return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+
+    async def _insert(
+        self,
+        payment_id: str,
+        merchant_id: str,
+        request: PaymentRequest,
+        key: str,
+        credentials: MpesaCredentials,
+        now: datetime,
+    ) -> Row:
+        reference = request.reference or credentials.account_reference
+        row = await self._db.fetchrow(
+            tables.INSERT,
+            payment_id,
+            merchant_id,
+            credentials.env,
+            credentials.shortcode,
+            int(request.amount),
+            str(request.phone),
+            reference or own_reference(payment_id),
+            reference is None,
+            request.description or self._settings.description,
+            request.callback_url,
+            msgspec.json.encode(dict(request.metadata or {})).decode(),
+            key,
+            now + timedelta(seconds=self._settings.unsent_after),
+            now + timedelta(seconds=self._settings.expire_after),
+            now,
+        )
+        if row is None:
+            raise RuntimeError("the payment was not written")
+        return row
+
+    async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
+        """Send the one STK push of a payment and record what came of it."""
+        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
+        address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
+            "stk", env=credentials.env, subject_id=payment_id
+        )
+        try:
+            ack = await self._gateway.daraja.stk_push(
+                credentials.daraja,
+                amount=Kes(row["amount"]),
+                phone=Msisdn(row["phone"]),
+                callback_url=address,
+                account_reference=row["reference"],
+                description=row["description"],
+            )
+        except NotSent as fault:
+            await self._record_unsent(payment_id, merchant_id, key, fault)
+            raise ProviderUnavailable(
+                "M-Pesa could not be reached and nothing was sent: try again with the same Idempotency-Key",
+                retry_after=fault.retry_after or 5,
+                provider=fault.provider,
+            ) from None
+        except Rejected as fault:
+            await self._record_refusal(payment_id, merchant_id, key, fault)
+            raise ProviderRejected(
+                f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
+            ) from None
+        except OutcomeUnknown as fault:
+            return await self._record_unknown(payment_id, merchant_id, key, fault)
+        return await self._record_ack(payment_id, merchant_id, key, ack)
+
+    async def _record_ack(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.fetchrow(
+                tables.ACCEPTED,
+                payment_id,
+                ack.merchant_request_id,
+                ack.checkout_request_id,
+                now,
+                now + timedelta(seconds=self._settings.ask_after[0]),
+            )
+            await self._step(payment_id, now, "sent", Cause.ACK, "0", "")
+            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+            await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
+            return await self._require(merchant_id, payment_id)
+
+    async def _record_unknown(self, payment_id: str, merchant_id: str, key: str, fault: OutcomeUnknown) -> Row:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
+            await self._step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
+            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
+            return await self._require(merchant_id, payment_id)
+
+    async def _record_unsent(self, payment_id: str, merchant_id: str, key: str, fault: NotSent) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
+            await self._step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await idempotency.release(self._db, merchant_id=merchant_id, key=key)
+
+    async def _record_refusal(self, payment_id: str, merchant_id: str, key: str, fault: Rejected) -> None:
+        async with self._db.transaction():
+            await self._fail(
+                payment_id,
+                code=fault.code or "refused",
+                text=fault.meaning,
+                reason=fault.failure_reason,
+                cause=Cause.FAULT,
+                step="refused",
+            )
+            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+
+    # -- what ends a payment --------------------------------------------------------------------------------------
+
+    async def take_result(self, result: StkResulted) -> None:
+        """A callback, inside the transaction that keeps it: the payment moves, or nothing does.
+
+        A callback for a payment that we do not know (yet) is left waiting.
+        """
+        if result.subject_id:
+            row = await self._db.fetchrow(tables.LOCK, result.subject_id)
+        else:
+            row = await self._db.fetchrow(tables.LOCK_BY_CHECKOUT, result.checkout_request_id)
+        if row is None:
+            log.warning("callback_without_payment", callback_id=result.callback_id)
+            return
+        known, told = row["checkout_request_id"], result.checkout_request_id
+        if known and told and known != told:
+            log.error("callback_for_another_charge", callback_id=result.callback_id, payment_id=row["payment_id"])
+            return
+        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        outcome = stk_outcome(result.result_code, result.result_desc)
+        if outcome.is_paid:
+            await self._take_money(row, result)
+        elif not outcome.is_pending:
+            await self._fail(
+                row["payment_id"],
+                code=result.result_code,
+                text=result.result_desc,
+                reason=outcome.failure_reason,
+                cause=Cause.CALLBACK,
+            )
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_money(self, row: Row, result: StkResulted) -> None:
+        """M-Pesa says that the payer paid: complete the payment, or hold it where the money is not what we asked."""
+        says_amount = result.amount_text is not None
+        if says_amount and result.amount != row["amount"]:
+            await self._hold(row, "amount", result)
+            return
+        is_other_phone = result.phone is not None and not _same_phone(result.phone, row["phone"])
+        try:
+            async with self._db.savepoint():
+                await self._complete(
+                    row["payment_id"],
+                    receipt=result.receipt,
+                    code=result.result_code,
+                    text=result.result_desc,
+                    cause=Cause.CALLBACK,
+                    other_phone=result.phone if is_other_phone else None,
+                )
+        except asyncpg.UniqueViolationError:
+            # This receipt completed another payment: the same money cannot pay twice.
+            await self._hold(row, "receipt", result)
+
+    async def _complete(
+        self,
+        payment_id: str,
+        *,
+        receipt: str | None,
+        code: str,
+        text: str,
+        cause: Cause,
+        other_phone: str | None = None,
+    ) -> bool:
+        """The one way to ``completed``. False when the payment had got there, or may not."""
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(
+            tables.COMPLETE,
+            payment_id,
+            receipt,
+            code,
+            text,
+            "phone" if other_phone else None,
+            other_phone,
+            now,
+            sources(Status.COMPLETED, has_receipt=receipt is not None),
+        )
+        if row is None:
+            if receipt is not None and await self._db.fetchrow(tables.LEARN_RECEIPT, payment_id, receipt, now):
+                await self._step(payment_id, now, "receipt_learnt", cause, code, receipt)
+            return False
+        await self._step(payment_id, now, "completed", cause, code, text)
+        await self._gateway.outbox.publish(PaymentCompleted(**_event_fields(row)))
+        if other_phone:
+            await self._publish_mismatch(row, "phone", row["amount"], receipt)
+        log.info("payment_completed", payment_id=payment_id, cause=cause.value)
+        return True
+
+    async def _fail(
+        self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
+    ) -> bool:
+        """The one way to ``failed``. False when the payment had ended before."""
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(
+            tables.FAIL,
+            payment_id,
+            code,
+            text,
+            reason,
+            now,
+            step == "refused",
+            sources(Status.FAILED, has_receipt=False),
+        )
+        if row is None:
+            return False
+        await self._step(payment_id, now, step, cause, code, text)
+        await self._gateway.outbox.publish(PaymentFailed(**_event_fields(row)))
+        log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
+        return True
+
+    async def _hold(self, row: Row, of: str, result: StkResulted) -> None:
+        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person."""
+        now = self._gateway.clock.now()
+        held = await self._db.fetchrow(
+            tables.HOLD,
+            row["payment_id"],
+            of,
+            result.amount_text,
+            result.receipt,
+            result.phone,
+            result.result_code,
+            result.result_desc,
+            now,
+        )
+        if held is None:
+            return
+        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {result.amount_text}, receipt {result.receipt}"
+        await self._step(row["payment_id"], now, "mismatched", Cause.CALLBACK, result.result_code, detail)
+        await self._publish_mismatch(held, of, result.amount_text, result.receipt)
+        log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
+
+    async def _publish_mismatch(self, row: Row, of: str, amount: str | int | None, receipt: str | None) -> None:
+        event = PaymentMismatched(
+            **_event_fields(row),
+            mismatch=of,
+            received_amount=None if amount is None else str(amount),
+            received_receipt=receipt,
+        )
+        await self._gateway.outbox.publish(event)
+
+    # -- asking Daraja --------------------------------------------------------------------------------------------
+
+    async def wake_due(self) -> int:
+        """Hand every payment that is due to the queue; gives their count."""
+        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        for row in rows:
+            await self._gateway.jobs.enqueue("payments.ask", payment_id=row["payment_id"])
+        return len(rows)
+
+    async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
+        """Ask Daraja how a pending payment stands, or expire it once its time is up.
+
+        False when it is not due, has ended, or another worker is asking.
+        """
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
+        if row is None:
+            return False
+        structlog.contextvars.bind_contextvars(payment_id=payment_id)
+        is_last = now >= row["expires_at"]
+        if row["checkout_request_id"] is None:
+            await self._expire_unacknowledged(row, now, is_last=is_last)
+            return True
+        async with self._asking:
+            outcome = await self._ask_daraja(row)
+        async with self._db.transaction():
+            if outcome is not None and outcome.is_paid:
+                await self._complete(
+                    payment_id, receipt=None, code=outcome.code, text=outcome.meaning, cause=Cause.STK_QUERY
+                )
+            elif outcome is not None and not outcome.is_pending:
+                await self._fail(
+                    payment_id,
+                    code=outcome.code,
+                    text=outcome.meaning,
+                    reason=outcome.failure_reason,
+                    cause=Cause.STK_QUERY,
+                )
+            elif is_last:
+                await self._expire(payment_id)
+            else:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
+        return True
+
+    async def _ask_daraja(self, row: Row) -> Outcome | None:
+        """Daraja's answer; None when there was none."""
+        try:
+            credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
+            answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+        except (NotSent, OutcomeUnknown, Rejected) as fault:
+            log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
+            return None
+        except ProviderNotConfigured:
+            log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
+            return None
+        return answer.outcome
+
+    def _next_ask(self, row: Row, now: datetime) -> datetime:
+        """When to ask again: counted from the request, the last pause repeating, and once more at the very end."""
+        schedule = self._settings.ask_after
+        age = (now - row["created_at"]).total_seconds()
+        later = next((pause for pause in schedule if pause > age), None)
+        at = row["created_at"] + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
+        return min(at, max(row["expires_at"], now + timedelta(seconds=1)))
+
+    async def _expire_unacknowledged(self, row: Row, now: datetime, *, is_last: bool) -> None:
+        """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
+        payment_id = row["payment_id"]
+        async with self._db.transaction():
+            if row["charge"] == Charge.RELEASED.value:
+                await self._fail(
+                    payment_id,
+                    code="unsent",
+                    text="never sent: M-Pesa could not be reached, and the request was not repeated",
+                    reason="other",
+                    cause=Cause.EXPIRY,
+                    step="expired",
+                )
+            elif is_last:
+                await self._expire(payment_id)
+            else:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, max(row["expires_at"], now))
+
+    async def _expire(self, payment_id: str) -> None:
+        await self._fail(
+            payment_id,
+            code="expired",
+            text="M-Pesa reported no result in time; a late proof of money still completes this payment",
+            reason="expired",
+            cause=Cause.EXPIRY,
+            step="expired",
+        )
+
+    async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+        """Ask Daraja at once. Raises NotFound, and NotAsked when there is nothing to ask about."""
+        row = await self._require(merchant_id, payment_id)
+        if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
+            raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
+        await self.ask(payment_id, is_forced=True)
+        return await self.get(merchant_id, payment_id)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+        """See the port."""
+        row = await self._require(merchant_id, payment_id)
+        steps = await self._db.fetch(tables.TIMELINE, payment_id)
+        timeline = [TimelineEntry(**dict(step)) for step in steps]
+        return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
+
+    async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
+        """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
+        return await list_payments(self._db, merchant_id, filters, view)
+
+    async def _require(self, merchant_id: str, payment_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)
+        if row is None:
+            raise NotFound("there is no such payment")
+        return row
+
+    async def _step(
+        self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str
+    ) -> None:
+        await self._db.execute(tables.STEP, payment_id, at, kind, cause.value, code, detail)
+
+
+def own_reference(payment_id: str) -> str:
+    """The AccountReference of a payment whose merchant gave none: 12 characters, as good as unique, from its id.
+
+    Daraja's push takes no id of ours, but Pull statements carry this (``billreference``): it finds the payment again.
+    """
+    digest = hashlib.sha256(payment_id.encode()).digest()
+    return base64.b32encode(digest)[:12].decode()
+
+
+def _canonical(request: PaymentRequest) -> dict[str, Any]:
+    """What two requests must agree in to be the same."""
+    return {
+        "amount": int(request.amount),
+        "phone": str(request.phone),
+        "reference": request.reference,
+        "description": request.description,
+        "callback_url": request.callback_url,
+        "metadata": dict(request.metadata or {}),
+    }
+
+
+def _same_phone(told: str, asked: str) -> bool:
+    """Whether a number as Daraja tells it, perhaps partly masked, can be the one that we asked."""
+    digits = re.sub(r"[^0-9*xX]", "", told)
+    if not digits:
+        return True
+    masked = re.sub(r"[*xX]+", lambda stars: "." * len(stars[0]), digits)
+    if "." in masked and len(masked) != len(asked):
+        head, tail = re.split(r"\.+", masked, maxsplit=1)
+        return asked.startswith(head) and asked.endswith(tail)
+    try:
+        return re.fullmatch(masked, asked) is not None or str(Msisdn.parse(told)) == asked
+    except ValueError:
+        return False
+
+
+def view(row: Row) -> PaymentView:
+    """A payment's row as merchants see it."""
+    mismatch = row["mismatch"]
+    return PaymentView(
+        id=row["payment_id"],
+        merchant_id=row["merchant_id"],
+        amount=Kes(row["amount"]).wire,
+        currency=row["currency"],
+        provider=row["provider"],
+        status=row["status"],
+        provider_ref=row["checkout_request_id"],
+        idempotency_key=row["idempotency_key"],
+        created_at=row["created_at"],
+        phone=row["phone"],
+        reference=row["reference"],
+        description=row["description"],
+        receipt=row["receipt"],
+        result_code=row["result_code"],
+        result_desc=row["result_desc"],
+        failure_reason=row["failure_reason"],
+        mismatch=None
+        if mismatch is None
+        else Mismatch(of=mismatch, received_amount=row["received_amount"], received_receipt=row["received_receipt"]),
+        completed_at=row["completed_at"],
+        updated_at=row["updated_at"],
+        metadata=_metadata(row),
+    )
+
+
+def _metadata(row: Row) -> dict[str, str]:
+    return msgspec.json.decode(row["metadata"], type=dict[str, str])
+
+
+def _event_fields(row: Row) -> Mapping[str, Any]:
+    """What every payment event carries."""
+    fields: dict[str, Any] = {name: row[name] for name in _SHARED}
+    completed_at = row["completed_at"]
+    return fields | {
+        "subject_id": row["payment_id"],
+        "amount": Kes(row["amount"]).wire,
+        "provider_ref": row["checkout_request_id"],
+        "metadata": _metadata(row),
+        "created_at": rfc3339(row["created_at"]),
+        "completed_at": None if completed_at is None else rfc3339(completed_at),
+    }
+
+
+_SHARED = tuple(
+    name
+    for name in PaymentEvent.__struct_fields__
+    if name
+    not in {"event_id", "occurred_at", "subject_id", "amount", "provider_ref", "metadata", "created_at", "completed_at"}
+)

@@ -1,0 +1,22 @@
+"""What a host can set about payments."""
+
+import msgspec
+
+
+class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[payments]``. Times are in seconds.
+
+    ``ask_after`` says when Daraja is asked about a payment that no callback has ended, counted from the push, the
+    last pause repeating; ``expire_after`` when a payment that Daraja knows nothing about counts as expired;
+    ``unsent_after`` when one that could never be sent does; ``hold`` how long a create call may take before another
+    with its Idempotency-Key is answered with the payment as it stands. ``allowed_callback_hosts`` are the hosts,
+    besides our own, that a merchant's ``callback_url`` may name.
+    """
+
+    ask_after: tuple[int, ...] = (30, 60, 120, 300)
+    expire_after: int = 900
+    unsent_after: int = 900
+    hold: int = 150
+    asks_at_once: int = 5
+    description: str = "Payment"
+    allowed_callback_hosts: tuple[str, ...] = ()

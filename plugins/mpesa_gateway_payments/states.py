@@ -1,0 +1,68 @@
+"""What a payment can be, and the only moves between those states."""
+
+from enum import StrEnum
+
+from mpesa_gateway.daraja.codes import FailureReason
+
+
+class Status(StrEnum):
+    """Where a payment stands."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    REVERSED = "reversed"
+    PARTIALLY_REVERSED = "partially_reversed"
+
+
+class Charge(StrEnum):
+    """Where the one STK push of a payment stands."""
+
+    SENDING = "sending"
+    """Written down before the call: it may be under way, or have been cut off by a crash."""
+    RELEASED = "released"
+    """Nothing was sent; the same Idempotency-Key may try again."""
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+    """Sent, and no answer that says what became of it. Never sent again by us."""
+
+
+class Cause(StrEnum):
+    """What moved a payment."""
+
+    MERCHANT = "merchant"
+    ACK = "ack"
+    FAULT = "fault"
+    CALLBACK = "callback"
+    STK_QUERY = "stk_query"
+    EXPIRY = "expiry"
+
+
+MOVES: frozenset[tuple[Status, Status]] = frozenset(
+    {
+        (Status.PENDING, Status.COMPLETED),
+        (Status.PENDING, Status.FAILED),
+        # Only a late proof of money: a receipt.
+        (Status.FAILED, Status.COMPLETED),
+        (Status.COMPLETED, Status.REVERSED),
+        (Status.COMPLETED, Status.PARTIALLY_REVERSED),
+        (Status.PARTIALLY_REVERSED, Status.REVERSED),
+    }
+)
+"""Every move there is."""
+
+
+def may_move(now: Status, to: Status, *, has_receipt: bool) -> bool:
+    """Whether a payment may go from one status to another. ``has_receipt``: there is proof that money moved."""
+    if (now, to) == (Status.FAILED, Status.COMPLETED):
+        return has_receipt
+    return (now, to) in MOVES
+
+
+def sources(to: Status, *, has_receipt: bool) -> list[str]:
+    """The statuses that a payment may come from: what the transition's WHERE clause names."""
+    return [status.value for status in Status if may_move(status, to, has_receipt=has_receipt)]
+
+
+__all__ = ["MOVES", "Cause", "Charge", "FailureReason", "Status", "may_move", "sources"]

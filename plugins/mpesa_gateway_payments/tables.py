@@ -1,0 +1,138 @@
+"""Payments as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+
+from piccolo.columns import JSONB, BigInt, Boolean, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class PaymentRow(Table, tablename="payment"):
+    """A merchant wants an amount from a payer."""
+
+    payment_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    provider = Text()
+    shortcode = Text()
+    amount = Integer()
+    currency = Text()
+    phone = Text()
+    reference = Text()
+    reference_is_ours = Boolean()
+    description = Text()
+    callback_url = Text(null=True, default=None)
+    metadata = JSONB()
+    idempotency_key = Text()
+    status = Text()
+    charge = Text()
+    merchant_request_id = Text(null=True, default=None)
+    checkout_request_id = Text(null=True, default=None)
+    receipt = Text(null=True, default=None)
+    result_code = Text(null=True, default=None)
+    result_desc = Text(null=True, default=None)
+    failure_reason = Text(null=True, default=None)
+    mismatch = Text(null=True, default=None)
+    received_amount = Text(null=True, default=None)
+    received_receipt = Text(null=True, default=None)
+    received_phone = Text(null=True, default=None)
+    asked = Integer()
+    due_at = Timestamptz(null=True, default=None)
+    expires_at = Timestamptz()
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+    completed_at = Timestamptz(null=True, default=None)
+
+
+class PaymentStepRow(Table, tablename="payment_step"):
+    """One entry of a payment's timeline."""
+
+    payment_id = Text(primary_key=True)
+    number = BigInt()
+    at = Timestamptz()
+    kind = Text()
+    cause = Text()
+    result_code = Text(null=True, default=None)
+    detail = Text()
+
+
+INSERT = """
+WITH made AS (
+    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at, updated_at)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
+    RETURNING *
+), step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, detail) VALUES ($1, $15, 'requested', 'merchant', '')
+)
+SELECT * FROM made
+"""
+
+STEP = """
+INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+RESEND = """
+UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3
+WHERE payment_id = $1 AND status = 'pending' AND charge = 'released'
+RETURNING *
+"""
+
+ACCEPTED = """
+UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL THEN $5::timestamptz ELSE due_at END
+WHERE payment_id = $1
+RETURNING *
+"""
+
+CHARGE = """
+UPDATE payment SET charge = $2, updated_at = $3 WHERE payment_id = $1 AND charge = 'sending'
+RETURNING *
+"""
+
+COMPLETE = """
+UPDATE payment SET status = 'completed', receipt = $2, result_code = $3, result_desc = $4, failure_reason = NULL,
+    mismatch = COALESCE($5, mismatch), received_phone = COALESCE($6, received_phone),
+    completed_at = $7, updated_at = $7, due_at = NULL
+WHERE payment_id = $1 AND status = ANY($8::text[])
+RETURNING *
+"""
+
+LEARN_RECEIPT = """
+UPDATE payment SET receipt = $2, updated_at = $3
+WHERE payment_id = $1 AND status IN ('completed', 'reversed', 'partially_reversed') AND receipt IS NULL
+RETURNING *
+"""
+
+FAIL = """
+UPDATE payment SET status = 'failed', result_code = $2, result_desc = $3, failure_reason = $4, updated_at = $5,
+    due_at = NULL, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
+WHERE payment_id = $1 AND status = ANY($7::text[]) AND mismatch IS NULL
+RETURNING *
+"""
+
+HOLD = """
+UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
+    result_code = $6, result_desc = $7, updated_at = $8, due_at = NULL
+WHERE payment_id = $1 AND mismatch IS NULL
+RETURNING *
+"""
+
+LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
+
+LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
+
+DUE = """
+SELECT payment_id FROM payment WHERE status = 'pending' AND due_at <= $1 ORDER BY due_at LIMIT $2
+"""
+
+CLAIM_DUE = """
+UPDATE payment SET due_at = $3, asked = asked + 1
+WHERE payment_id = $1 AND status = 'pending' AND (due_at <= $2 OR $4) AND mismatch IS NULL
+RETURNING *
+"""
+
+ASK_AGAIN = "UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND status = 'pending' AND due_at IS NOT NULL"
+
+FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
+
+TIMELINE = """
+SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
+"""
