@@ -9,7 +9,6 @@ import msgspec
 import structlog
 from litestar import Litestar, Request
 from litestar.di import Provide
-from litestar.types import Receive, Scope, Send
 
 from mpesa_gateway.clock import Clock, SystemClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
@@ -26,7 +25,7 @@ from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.errors import handlers
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
-from mpesa_gateway.http.request_id import RequestIds, current_request_id
+from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send, current_request_id
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -218,7 +217,13 @@ class Gateway:
         self.valkey = connect(self.config.valkey)
         self.jobs = Jobs(self.config.valkey, self.jobs_by_name)
         self.limits = Limits(self.config, self.clock)
-        self.daraja = DarajaClient(self.config.daraja, clock=self.clock, valkey=self.valkey, sealer=self.sealer)
+        self.daraja = DarajaClient(
+            self.config.daraja,
+            clock=self.clock,
+            valkey=self.valkey,
+            sealer=self.sealer,
+            prefix=self.config.valkey.prefix,
+        )
         await self.daraja.start()
         for plugin in self.plugins:
             for port, _ in plugin.provides:
@@ -325,7 +330,7 @@ class _Door:
             self._app = RequestIds(cast(Any, self._litestar), self._gateway.ids)
         return self._litestar
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan when nobody stands in front of us."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)

@@ -31,7 +31,7 @@ def _masked(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 10**11 <= value < 10**12:
         return mask_phones(str(value))
     if isinstance(value, dict):
-        return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in cast("dict[Any, Any]", value).items()}
+        return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(item) for item in cast("list[Any]", value)]
     return value

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,11 @@ class GatewayQueue(RedisQueue):
         return await super().sweep(lock, abort)
 
 
-def connect(config: ValkeyConfig, *, patient: bool = False) -> "valkey.asyncio.Valkey":
+def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
     """A client for Valkey. ``patient`` ones, for the queue, may wait inside Valkey for a job."""
     if config.url is None:
         raise ValueError("valkey.url is not set")
-    return valkey.asyncio.from_url(
+    return valkey.asyncio.from_url(  # type: ignore[no-untyped-call]
         config.url.reveal(),
         socket_connect_timeout=config.timeout,
         socket_timeout=config.timeout + (_DEQUEUE * 10 if patient else 0),
@@ -120,7 +121,7 @@ class Jobs:
 class GatewayWorker(Worker[Any]):
     """SAQ's worker without its signal handlers, stopping as soon as the running jobs have finished."""
 
-    SIGNALS = ()
+    SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - declared so by SAQ
 
     async def upkeep(self) -> list["asyncio.Task[None]"]:
         """SAQ's upkeep, remembered so that stopping need not sleep it out."""

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 import structlog
@@ -16,7 +16,7 @@ from mpesa_gateway.config import DatabaseConfig
 
 log = structlog.get_logger(__name__)
 
-Row = asyncpg.Record
+Row: TypeAlias = asyncpg.Record
 AfterCommit = Callable[[], Awaitable[None]]
 
 UNREACHABLE: tuple[type[BaseException], ...] = (
@@ -132,7 +132,8 @@ class Database:
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
         """All rows of a query."""
         async with self.connection() as connection:
-            return await connection.fetch(sql, *args)
+            rows: list[Row] = await connection.fetch(sql, *args)
+            return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row of a query, or None."""
@@ -147,7 +148,8 @@ class Database:
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; gives Postgres' command tag, such as ``UPDATE 1``."""
         async with self.connection() as connection:
-            return await connection.execute(sql, *args)
+            tag: str = await connection.execute(sql, *args)
+            return tag
 
     async def executemany(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run one statement for many rows, in one go."""

@@ -80,7 +80,7 @@ def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes
 
 def handlers() -> ExceptionHandlersMap:
     """The exception handlers of the application."""
-    unreachable: dict[type[Exception], Any] = {
+    unreachable: dict[int | type[Exception], Any] = {
         kind: _unavailable for kind in UNREACHABLE if issubclass(kind, Exception)
     }
     return {

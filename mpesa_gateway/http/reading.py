@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -96,7 +96,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
     for part in (kind, *get_args(kind)):
         if isinstance(part, type) and issubclass(part, msgspec.Struct):
-            return cast("type[msgspec.Struct]", part)
+            return part
     return None
 
 

@@ -3,14 +3,20 @@
 import re
 import time
 from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
-from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mpesa_gateway.ids import Ids
 
 log = structlog.get_logger("mpesa_gateway.http")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
+"""ASGI as its specification has it: what a server, a host and an application hand each other."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 _current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
@@ -31,7 +37,7 @@ class RequestIds:
         self._app = app
         self._ids = ids
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -43,7 +49,7 @@ class RequestIds:
         began = time.perf_counter()
         status = 0
 
-        async def send_with_id(message: Any) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from typing import Any
 
 import structlog
 from limits import RateLimitItem, RateLimitItemPerSecond
@@ -30,6 +31,7 @@ class Limits:
             raise ValueError("valkey.url is not set")
         storage = RedisStorage(
             "async+" + url.reveal(),
+            implementation="valkey",
             key_prefix=f"{config.valkey.prefix}:limits",
             socket_timeout=_PATIENCE,
             socket_connect_timeout=_PATIENCE,
@@ -48,7 +50,8 @@ class Limits:
 
     async def stop(self) -> None:
         """Close the connections."""
-        await self._storage.bridge.storage.aclose()
+        bridge: Any = self._storage.bridge
+        await bridge.storage.aclose()
 
     async def failed(self, address: str) -> None:
         """Count a failed authentication from this address. Raises TooManyFailures beyond the limit."""

@@ -479,8 +479,10 @@ class PaymentService:
         schedule = self._settings.ask_after
         age = (now - row["created_at"]).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
-        at = row["created_at"] + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        return min(at, max(row["expires_at"], now + timedelta(seconds=1)))
+        created_at: datetime = row["created_at"]
+        expires_at: datetime = row["expires_at"]
+        at = created_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
+        return min(at, max(expires_at, now + timedelta(seconds=1)))
 
     async def _expire_unacknowledged(self, row: Row, now: datetime, *, is_last: bool) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""

@@ -1,0 +1,109 @@
+"""The ``mpesa-gateway`` command: what a host types to run, watch and look after the gateway."""
+
+from typing import Any
+
+import rich_click as click
+
+from mpesa_gateway.commands.api_keys import apikeys
+from mpesa_gateway.commands.audit import audit
+from mpesa_gateway.commands.config import config
+from mpesa_gateway.commands.keys import keys
+from mpesa_gateway.commands.merchants import merchants
+from mpesa_gateway.commands.migrate import migrate
+from mpesa_gateway.commands.plugins import plugins
+from mpesa_gateway.commands.serve import serve
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Failed, Session
+from mpesa_gateway.commands.worker import worker
+from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.db.engine import AlreadyBound
+from mpesa_gateway.db.migrator import MigrationRefused
+from mpesa_gateway.errors import Refused
+from mpesa_gateway.http.auth import RouteRefused
+from mpesa_gateway.plugin import PluginRefused, load
+from mpesa_gateway.security.audit import BrokenChain
+from mpesa_gateway.security.sealing import CannotOpen
+
+CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
+"""Refusals that the host mends in the configuration: exit status 2."""
+
+OTHERS = (Failed, Refused, MigrationRefused, AlreadyBound, BrokenChain, CannotOpen)
+"""What else ends a command with a sentence instead of a traceback: exit status 1."""
+
+
+class Commands(click.RichGroup):
+    """Our commands, and those that the enabled plugins bring."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Our own and, where the configuration can be read, the plugins'."""
+        own = super().list_commands(ctx)
+        try:
+            return [*own, *(name for name in _plugin_commands(ctx) if name not in own)]
+        except CONFIGURATION:
+            return own
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; ours come first."""
+        return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what is refused becomes one sentence on stderr."""
+        try:
+            return super().invoke(ctx)
+        except CONFIGURATION as problem:
+            _say(str(problem))
+            ctx.exit(2)
+        except OTHERS as problem:
+            _say(str(problem))
+            ctx.exit(1)
+
+
+def _say(problem: str) -> None:
+    click.echo(f"mpesa-gateway: {problem}", err=True)
+
+
+def _plugin_commands(ctx: click.Context) -> dict[str, click.Command]:
+    found = load(_session(ctx).config().plugins)
+    return {str(command.name): command for plugin in found for command in plugin.commands}
+
+
+def _session(ctx: click.Context) -> Session:
+    if not isinstance(ctx.obj, Session):
+        ctx.obj = Session(ctx.params.get("config_path"), ctx.params.get("data"))
+    return ctx.obj
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    is_eager=True,
+    help=f"The settings; without it {CONFIG_VARIABLE}, else config/gateway.toml if there is one.",
+)
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    is_eager=True,
+    help=f"Where `up` keeps its data; without it {DATA_VARIABLE}, else ./data.",
+)
+@click.version_option(package_name="mpesa-gateway")
+@click.pass_context
+def cli(context: click.Context, config_path: str | None, data: str | None) -> None:
+    """A self-hosted payments gateway for M-Pesa.
+
+    Start with `mpesa-gateway up`, then `mpesa-gateway demo` in another terminal.
+    """
+    context.obj = Session(config_path, data)
+
+
+for command in (serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point of the ``mpesa-gateway`` script."""
+    cli(prog_name="mpesa-gateway")
+
+
+if __name__ == "__main__":
+    main()

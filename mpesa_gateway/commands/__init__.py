@@ -1,0 +1,1 @@
+"""What the host types: one command group or command a file, put together in ``mpesa_gateway.cli``."""

@@ -1,0 +1,103 @@
+"""``mpesa-gateway apikeys``: keys for merchants' programs, shown once."""
+
+from datetime import timedelta
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.api_keys import ApiKey
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+
+
+@click.group()
+def apikeys() -> None:
+    """Create, list and revoke API keys."""
+
+
+@apikeys.command()
+@click.argument("merchant_id")
+@click.option("--name", default="key", show_default=True, help="What to call the key, 1 to 100 characters.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="A right that the key carries; repeat for more. Without it: everything but admin.",
+)
+@click.option("--live", is_flag=True, help="A key for real money (sk_live_…) instead of the sandbox (sk_test_…).")
+@click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires; without it, never.")
+@pass_session
+def create(
+    session: Session, merchant_id: str, name: str, scopes: tuple[str, ...], live: bool, days: int | None
+) -> None:
+    """Create a key for MERCHANT_ID and print it: now or never, only its digest is kept."""
+    if not 1 <= len(name) <= 100:
+        raise click.BadParameter("give a name of 1 to 100 characters", param_hint="--name")
+
+    async def work(gateway: Gateway) -> tuple[ApiKey, Secret]:
+        merchant = await gateway.merchants.require(merchant_id)
+        if not merchant.is_active:
+            raise Failed(f"merchant {merchant_id} is not active, so its keys would be refused")
+        return await gateway.api_keys.create(
+            merchant_id,
+            name=name,
+            scopes=[Scope(scope) for scope in scopes] or MERCHANT_SCOPES,
+            env="live" if live else "sandbox",
+            expires_at=gateway.clock.now() + timedelta(days=days) if days else None,
+            actor=actor(),
+        )
+
+    key, secret = session.run(work)
+    click.echo(
+        f"Created {key.key_id} with {', '.join(key.scopes)}. This is the only time that the key is shown:", err=True
+    )
+    click.echo(secret.reveal())
+
+
+@apikeys.command("list")
+@click.argument("merchant_id")
+@pass_session
+def list_(session: Session, merchant_id: str) -> None:
+    """List MERCHANT_ID's keys, newest first, without what is secret in them."""
+
+    async def work(gateway: Gateway) -> list[ApiKey]:
+        await gateway.merchants.require(merchant_id)
+        return await gateway.api_keys.list(merchant_id)
+
+    show(
+        ("key_id", "name", "env", "state", "last_used_at", "scopes"),
+        [
+            (
+                key.key_id,
+                key.name,
+                key.env,
+                _state(key),
+                rfc3339(key.last_used_at) if key.last_used_at else "never",
+                " ".join(key.scopes),
+            )
+            for key in session.run(work)
+        ],
+    )
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at:
+        return f"revoked {rfc3339(key.revoked_at)}"
+    return f"until {rfc3339(key.expires_at)}" if key.expires_at else "active"
+
+
+@apikeys.command()
+@click.argument("merchant_id")
+@click.argument("key_id")
+@pass_session
+def revoke(session: Session, merchant_id: str, key_id: str) -> None:
+    """Refuse MERCHANT_ID's key KEY_ID from now on."""
+
+    async def work(gateway: Gateway) -> ApiKey:
+        return await gateway.api_keys.revoke(merchant_id, key_id, actor=actor())
+
+    click.echo(f"Revoked {session.run(work).key_id}: it is refused from now on.")

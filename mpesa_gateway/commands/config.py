@@ -1,0 +1,61 @@
+"""``mpesa-gateway config``: whether the settings can be used, and what they are."""
+
+from typing import Any
+
+import rich_click as click
+
+from mpesa_gateway import toml
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import Session, pass_session
+from mpesa_gateway.config import GatewayConfig, shown
+from mpesa_gateway.http.client_ip import read_networks
+from mpesa_gateway.plugin import Plugin, load
+from mpesa_gateway.security.sealing import sealer_for
+
+
+@click.group()
+def config() -> None:
+    """Check or show the settings."""
+
+
+@config.command()
+@pass_session
+def check(session: Session) -> None:
+    """Read the settings and assemble the plugins, as starting would; connect to nothing."""
+    settings = session.config()
+    embedded = [name for name in ("database", "valkey") if getattr(settings, name).url is None]
+    if embedded:
+        _refuse(settings)
+    else:
+        _ = Gateway(settings).asgi.litestar
+    click.echo(f"The configuration can be used ({session.config_path or 'no file, only the environment'}).")
+    for name in embedded:
+        click.echo(f"`{name}.url` is not set: `mpesa-gateway up` brings its own, everything else will refuse to start.")
+
+
+@config.command()
+@pass_session
+def show(session: Session) -> None:
+    """Print every setting with its present value as TOML, those of the enabled plugins too; secrets masked."""
+    settings = session.config()
+    plugins = _refuse(settings)
+    values: dict[str, Any] = shown(settings)
+    del values["sections"]
+    values |= {
+        plugin.name: shown(settings.section(plugin.name, plugin.settings))
+        for plugin in plugins
+        if plugin.settings.__struct_fields__
+    }
+    click.echo(toml.dumps(values), nl=False)
+
+
+def _refuse(settings: GatewayConfig) -> tuple[Plugin, ...]:
+    """The enabled plugins. Raises what a Gateway would raise, but for a database that is still to be embedded."""
+    plugins = load(settings.plugins)
+    settings.refuse_sections_except([plugin.name for plugin in plugins])
+    for plugin in plugins:
+        settings.section(plugin.name, plugin.settings)
+    read_networks(settings.security.trusted_proxies, "security.trusted_proxies")
+    if settings.security.master_key is not None or settings.security.master_key_file is not None:
+        sealer_for(settings.security)
+    return plugins

@@ -1,0 +1,94 @@
+"""``mpesa-gateway keys``: the master keys that seal secrets at rest."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
+from mpesa_gateway.security.sealing import generate as new_key
+from mpesa_gateway.security.sealing import read_ring_file
+
+
+@click.group()
+def keys() -> None:
+    """Make master keys, and seal everything again with a new one."""
+
+
+@keys.command()
+def generate() -> None:
+    """Print a new master key: 32 random bytes in base64. Keep a copy where it cannot be lost."""
+    click.echo(new_key())
+
+
+@keys.command()
+@click.option(
+    "--generate", "make_one", is_flag=True, help="First put a new key at the head of security.master_key_file."
+)
+@pass_session
+def rotate(session: Session, make_one: bool) -> None:
+    """Seal every stored secret again with the first master key, while the gateway runs.
+
+    The old keys must still be there (further lines of security.master_key_file, or security.old_master_keys).
+    """
+    file = session.attached().security.master_key_file
+    if make_one:
+        if file is None:
+            raise Failed(
+                "`--generate` writes to `security.master_key_file`, which is not set: make a key with "
+                "`mpesa-gateway keys generate`, set it as security.master_key and move the present one to "
+                "security.old_master_keys"
+            )
+        prepend_key(Path(file), new_key())
+        click.echo(f"Put a new key at the head of {file}. Make a copy of that file now.")
+
+    async def work(gateway: Gateway) -> tuple[str, dict[str, int]]:
+        columns = [*KERNEL_SEALED]
+        for plugin in gateway.plugins:
+            columns += plugin.tables.sealed if plugin.tables else ()
+        counts = await reseal(gateway.db, gateway.sealer, columns)
+        await gateway.audit.record(
+            "master_key.rotated", merchant_id=None, actor=actor(), detail={"key_id": gateway.sealer.key_id, **counts}
+        )
+        return gateway.sealer.key_id, counts
+
+    key_id, counts = session.run(work)
+    for column, count in counts.items():
+        click.echo(f"{count:>7} sealed again in {column}")
+    where = f"{file} may lose its further lines" if file else "security.old_master_keys may be emptied"
+    if any(counts.values()):
+        click.echo(
+            f"Everything is sealed with key {key_id}. Restart every process that still holds the old key first, "
+            f"run this once more, and when it counts 0, the old keys may go: {where}."
+        )
+    else:
+        click.echo(f"Everything was sealed with key {key_id} already: the old keys may go now, {where}.")
+
+
+def prepend_key(path: Path, key: str) -> None:
+    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigRefused for an unusable file."""
+    # A mounted secret is often a link: the file behind it is what must change.
+    path = path.resolve()
+    read_ring_file(path)
+    owner = path.stat()
+    descriptor, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{key}\n{path.read_text(encoding='ascii')}")
+            file.flush()
+            if os.geteuid() == 0:
+                # The processes that read it need not run as whoever rotates.
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

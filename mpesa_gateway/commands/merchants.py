@@ -1,0 +1,63 @@
+"""``mpesa-gateway merchants``: the accounts that own keys, payments and endpoints."""
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway.security.merchants import Merchant
+
+
+@click.group()
+def merchants() -> None:
+    """Create, list and deactivate merchants."""
+
+
+@merchants.command()
+@click.argument("name")
+@pass_session
+def create(session: Session, name: str) -> None:
+    """Create a merchant called NAME and print its id."""
+    name = name.strip()
+    if not 1 <= len(name) <= 100:
+        raise click.BadParameter("give a name of 1 to 100 characters", param_hint="NAME")
+
+    async def work(gateway: Gateway) -> Merchant:
+        return await gateway.merchants.create(name, actor=actor())
+
+    merchant = session.run(work)
+    click.echo(
+        f"Created `{merchant.name}`. Make a key with `mpesa-gateway apikeys create {merchant.merchant_id}`.", err=True
+    )
+    click.echo(merchant.merchant_id)
+
+
+@merchants.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many at most.")
+@pass_session
+def list_(session: Session, limit: int) -> None:
+    """List merchants, newest first."""
+
+    async def work(gateway: Gateway) -> list[Merchant]:
+        return await gateway.merchants.page(limit)
+
+    show(
+        ("merchant_id", "name", "env", "active", "created_at"),
+        [
+            (each.merchant_id, each.name, each.env, "yes" if each.is_active else "no", rfc3339(each.created_at))
+            for each in session.run(work)
+        ],
+    )
+
+
+@merchants.command()
+@click.argument("merchant_id")
+@pass_session
+def deactivate(session: Session, merchant_id: str) -> None:
+    """Refuse MERCHANT_ID's keys from now on. Its payments and webhooks stay."""
+
+    async def work(gateway: Gateway) -> Merchant:
+        return await gateway.merchants.deactivate(merchant_id, actor=actor())
+
+    click.echo(f"Deactivated `{session.run(work).name}`: its keys are refused from now on.")

@@ -1,0 +1,152 @@
+"""``mpesa-gateway serve``: the HTTP API in this process, or in several that share one address."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import rich_click as click
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.asgi import PARENT_VARIABLE
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
+from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+
+_CONNECTIONS = 1000
+"""Connections and requests that one process takes before it answers 503: beyond that, waiting helps nobody."""
+
+_GRACE = 30
+"""Seconds that running requests get to finish: as long as a Daraja call may take."""
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (http.host).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (http.port); 0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+@click.option("--with-worker", is_flag=True, help="Run the queue's worker in the same process too (a small shop).")
+@pass_session
+def serve(session: Session, host: str | None, port: int | None, workers: int, with_worker: bool) -> None:
+    """Serve the HTTP API until stopped (Ctrl-C or SIGTERM)."""
+    config = session.config()
+    logs.configure(config.logs)
+    http = msgspec.structs.replace(
+        config.http,
+        host=config.http.host if host is None else host,
+        port=config.http.port if port is None else port,
+    )
+    config = msgspec.structs.replace(config, http=http)
+    if with_worker:
+        config = msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=True))
+    Gateway(config)  # refuses here, before anything listens
+    with listening(http.host, http.port) as listener:
+        config = _at_its_port(config, listener.getsockname()[1])
+        if workers == 1:
+            run(_serve(config, listener))
+        else:
+            _serve_many(session, config, listener, workers)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there for the length of the block. Raises Failed when it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise Failed(
+            f"cannot listen on {host} port {port} ({reason}): stop what does, or give another --port"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
+    """Where nobody said what our public address is, it is where we listen: else callbacks would go elsewhere."""
+    http = msgspec.structs.replace(config.http, port=port)
+    public_url = config.public_url
+    if public_url == GatewayConfig().public_url:
+        public_url = f"http://127.0.0.1:{port}"
+    return msgspec.structs.replace(config, http=http, public_url=public_url)
+
+
+def _uvicorn_config(app: Any, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE,
+        **more,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says where it serves and leaves the signals to us."""
+
+    def __init__(self, config: uvicorn.Config, where: str) -> None:
+        super().__init__(config)
+        self._where = where
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            click.echo(self._where)
+
+
+async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
+    gateway = Gateway(config)
+    # The gateway is started by us and not by uvicorn, which would turn a clear refusal into a traceback.
+    server = _Server(_uvicorn_config(gateway.asgi, lifespan="off"), _where(config))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    async with started(gateway):
+        if not server.should_exit:
+            await server.serve([listener])
+
+
+def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket, workers: int) -> None:
+    run(_start_once(config))
+    os.environ[CONFIG_VARIABLE] = str(session.config_path or "")
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ[ENVIRONMENT + "PUBLIC_URL"] = config.public_url
+    os.environ[ENVIRONMENT + "WORKER__IN_PROCESS"] = str(config.worker.in_process).lower()
+    processes = Multiprocess(
+        _uvicorn_config("mpesa_gateway.asgi:create", factory=True, workers=workers, lifespan="on"), [listener]
+    )
+    click.echo(_where(config))
+    processes.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
+        raise Failed("a serving process could not start: see the log above")
+
+
+async def _start_once(config: GatewayConfig) -> None:
+    """Migrate, and meet every refusal, before there are several processes to meet it."""
+    worker = msgspec.structs.replace(config.worker, in_process=False)
+    async with started(Gateway(msgspec.structs.replace(config, worker=worker))):
+        pass
+
+
+def _where(config: GatewayConfig) -> str:
+    host = f"[{config.http.host}]" if ":" in config.http.host else config.http.host
+    return f"Serving http://{host}:{config.http.port} (others reach it as {config.public_url})"

@@ -1,0 +1,145 @@
+"""What every command works with: the configuration that was named, and a gateway started from it."""
+
+import asyncio
+import getpass
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import rich_click as click
+import uvloop
+
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
+from mpesa_gateway.db.engine import UNREACHABLE
+from mpesa_gateway.secret import Secret
+
+T = TypeVar("T")
+
+CONFIG_VARIABLE = "MPESA_GATEWAY_CONFIG"
+DATA_VARIABLE = "MPESA_GATEWAY_DATA"
+
+DEFAULT_CONFIG = Path("config/gateway.toml")
+"""Read when it exists and no other file is named."""
+
+DEFAULT_DATA = Path("data")
+"""Where ``up`` keeps its data unless it is told otherwise."""
+
+RUNNING_CONFIG = Path("run/gateway.toml")
+"""Below the data folder: the configuration that the running ``up`` gave its processes (mode 0600)."""
+
+
+class Failed(Exception):
+    """A command cannot do its work. The text says why, and what to do."""
+
+
+class Session:
+    """One run of one command: where the configuration is, and where ``up`` keeps its data."""
+
+    def __init__(self, config_path: str | None = None, data: str | None = None) -> None:
+        self._config_path = config_path
+        self._data = data
+
+    @property
+    def config_path(self) -> Path | None:
+        """The file of settings: ``--config``, else MPESA_GATEWAY_CONFIG (empty: none), else config/gateway.toml."""
+        if self._config_path is not None:
+            return Path(self._config_path)
+        named = os.environ.get(CONFIG_VARIABLE)
+        if named is not None:
+            return Path(named) if named else None
+        return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+
+    @property
+    def data(self) -> Path:
+        """The data folder of ``up``: ``--data``, else MPESA_GATEWAY_DATA, else ``./data``."""
+        return Path(self._data or os.environ.get(DATA_VARIABLE) or DEFAULT_DATA).absolute()
+
+    def keep_data_in(self, folder: str | None) -> None:
+        """Take a command's own ``--data``, if one was given."""
+        self._data = folder or self._data
+
+    def config(self) -> GatewayConfig:
+        """The configuration that was named. Raises ConfigRefused."""
+        return GatewayConfig.load(self.config_path)
+
+    def attached(self) -> GatewayConfig:
+        """The configuration that was named; where it names no database, that of the ``up`` that runs here.
+
+        Raises ConfigRefused.
+        """
+        config = self.config()
+        running = self.data / RUNNING_CONFIG
+        if config.database.url is None and running.is_file():
+            return GatewayConfig.load(running, {})
+        if config.database.url is None:
+            raise ConfigRefused(
+                f"`database.url` is not set and nothing runs in {self.data}: start `mpesa-gateway up` in another "
+                "terminal, name its data folder with `--data`, or set MPESA_GATEWAY_DATABASE__URL"
+            )
+        return config
+
+    def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
+        """Start a gateway as `attached` says, do one thing with it, stop it."""
+        logs.configure(LogsConfig(format="console", level="warning"))
+        gateway = Gateway(self.attached())
+
+        async def work() -> T:
+            async with started(gateway):
+                return await use(gateway)
+
+        return run(work())
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@asynccontextmanager
+async def started(gateway: Gateway) -> AsyncIterator[Gateway]:
+    """The gateway, started for the length of the block. Raises Failed when Postgres does not let us in."""
+    async with reaching(gateway.config.database.url):
+        await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+@asynccontextmanager
+async def reaching(url: Secret | None) -> AsyncIterator[None]:
+    """Raises Failed, naming the address and never the password, for a Postgres that is away or refuses us."""
+    try:
+        yield
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as problem:
+        raise Failed(f"Postgres at {address(url)} refuses us ({problem}): correct `database.url`") from None
+    except UNREACHABLE as problem:
+        raise Failed(
+            f"cannot reach Postgres at {address(url)} ({type(problem).__name__}): start it, or correct `database.url`"
+        ) from None
+
+
+def address(url: Secret | None) -> str:
+    """Host and port of a database address, without user and password."""
+    if url is None:
+        return "(not set)"
+    parts = urlsplit(url.reveal())
+    return parts.netloc.rpartition("@")[2] or parts.query.partition("host=")[2].partition("&")[0] or "(no host)"
+
+
+def actor() -> str:
+    """How the audit log names whoever types: ``cli:`` and the name of the account on this machine."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"cli:{os.getuid()}"

@@ -1,0 +1,62 @@
+"""``mpesa-gateway worker``: does what the queue and Postgres say is owed, and hands back what it cannot finish."""
+
+import asyncio
+import os
+import signal
+
+import msgspec
+import rich_click as click
+import valkey
+
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import Failed, Session, address, pass_session, run, started
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.worker import run_worker
+
+
+@click.command()
+@pass_session
+def worker(session: Session) -> None:
+    """Run the queue's jobs and crons until stopped.
+
+    Ctrl-C or SIGTERM finishes the running jobs or hands them back to the queue; a second one stops at once, and
+    other workers take those jobs over when their heartbeat is missed.
+    """
+    config = session.config()
+    logs.configure(config.logs)
+    run(_work(msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))))
+
+
+async def _work(config: GatewayConfig) -> None:
+    gateway = Gateway(config)
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+
+    def stop() -> None:
+        if signalled.is_set():
+            os._exit(1)
+        signalled.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    async with started(gateway):
+        work = asyncio.create_task(run_worker(gateway.worker(), _say))
+        told = asyncio.create_task(signalled.wait())
+        await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        # SAQ's worker takes the cancellation as the wish to stop: it waits for its jobs first.
+        work.cancel()
+        try:
+            await work
+        except asyncio.CancelledError:
+            return
+        except (valkey.exceptions.ValkeyError, OSError) as problem:
+            where = address(config.valkey.url)
+            raise Failed(
+                f"cannot reach Valkey at {where} ({type(problem).__name__}): start it, or correct `valkey.url`"
+            ) from None
+
+
+async def _say() -> None:
+    click.echo("Working")

@@ -1,0 +1,361 @@
+"""Calls Daraja and says what is certain about each call: done, refused, never sent, or unknown."""
+
+import asyncio
+import base64
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import niquests
+import structlog
+
+from mpesa_gateway.clock import Clock, daraja_timestamp
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.codes import FaultMeaning, Outcome, Retry, Sent, read_fault, stk_outcome
+from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.daraja.wire import StkAck, read_fault_body, read_json, read_text
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.security.sealing import Sealer
+
+log = structlog.get_logger(__name__)
+
+_CONNECTIONS = 200
+_UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
+"""What urllib3 calls a connection that never came about."""
+
+__all__ = ["DarajaClient", "DarajaCredentials", "NotSent", "OutcomeUnknown", "Rejected", "StkAck", "StkQueryAnswer"]
+
+
+@dataclass(frozen=True)
+class DarajaCredentials:
+    """What Daraja wants to know about a merchant. ``till_number`` makes it Buy Goods; ``shortcode`` is then the store."""
+
+    env: Env
+    consumer_key: Secret
+    consumer_secret: Secret
+    shortcode: str
+    passkey: Secret
+    till_number: str | None = None
+
+
+@dataclass(frozen=True)
+class StkQueryAnswer:
+    """How Daraja says a push stands. It never gives the receipt."""
+
+    outcome: Outcome
+    result_desc: str
+
+
+class DarajaFault(Exception):
+    """A call to Daraja that brought no acknowledgement. Its text holds no secrets and no phone numbers."""
+
+    def __init__(
+        self,
+        meaning: str,
+        *,
+        code: str | None = None,
+        provider_message: str | None = None,
+        mitigation: str = "",
+        retry_after: int | None = None,
+        retryable: bool = False,
+        failure_reason: str = "other",
+    ) -> None:
+        super().__init__(f"{code}: {meaning}" if code else meaning)
+        self.meaning = meaning
+        self.code = code
+        self.provider_message = provider_message
+        self.mitigation = mitigation
+        self.retry_after = retry_after
+        self.retryable = retryable
+        self.failure_reason = failure_reason
+
+    @property
+    def provider(self) -> dict[str, str] | None:
+        """Daraja's own code and message, and what to do, for the answer to the merchant."""
+        if self.code is None:
+            return None
+        return {"errorCode": self.code, "errorMessage": self.provider_message or "", "mitigation": self.mitigation}
+
+
+class NotSent(DarajaFault):
+    """Nothing was sent or done: the same request may be made again. ``retry_after`` is in seconds."""
+
+
+class Rejected(DarajaFault):
+    """Daraja refused for good: nothing was done, and the same request will be refused again."""
+
+
+class OutcomeUnknown(DarajaFault):
+    """It may have been done. Never repeat it; ask."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    content: Any
+    """The JSON, None where the answer was none."""
+
+
+class DarajaClient:
+    """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
+
+    def __init__(self, config: DarajaConfig, *, clock: Clock, valkey: Any, sealer: Sealer, prefix: str = "mpesa") -> None:
+        self._config = config
+        self._clock = clock
+        self._tokens = Tokens(clock, valkey, sealer, prefix)
+        self._session: niquests.AsyncSession | None = None
+
+    async def start(self) -> None:
+        """Make the session; nothing is connected yet."""
+        session = niquests.AsyncSession(
+            retries=0, disable_http3=True, pool_connections=20, pool_maxsize=_CONNECTIONS, allow_incoming_cookies=False
+        )
+        session.trust_env = False
+        self._session = session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    # -- operations -----------------------------------------------------------------------------------------------
+
+    async def stk_push(
+        self,
+        credentials: DarajaCredentials,
+        *,
+        amount: Kes,
+        phone: Msisdn,
+        callback_url: str,
+        account_reference: str,
+        description: str,
+    ) -> StkAck:
+        """Send one prompt to one phone. Raises NotSent, Rejected or OutcomeUnknown.
+
+        Daraja's push is not idempotent and takes no id of ours: after OutcomeUnknown it must not be repeated.
+        """
+        timestamp = daraja_timestamp(self._clock.now())
+        is_till = credentials.till_number is not None
+        answer = await self._call(
+            credentials,
+            "stk_push",
+            "/mpesa/stkpush/v1/processrequest",
+            {
+                "BusinessShortCode": credentials.shortcode,
+                "Password": password(credentials, timestamp),
+                "Timestamp": timestamp,
+                "TransactionType": "CustomerBuyGoodsOnline" if is_till else "CustomerPayBillOnline",
+                "Amount": int(amount),
+                "PartyA": str(phone),
+                "PartyB": credentials.till_number or credentials.shortcode,
+                "PhoneNumber": str(phone),
+                "CallBackURL": callback_url,
+                "AccountReference": account_reference,
+                "TransactionDesc": description,
+            },
+        )
+        code = read_text(answer, "ResponseCode")
+        merchant_request_id = read_text(answer, "MerchantRequestID")
+        checkout_request_id = read_text(answer, "CheckoutRequestID")
+        if code is None or (code == "0" and (merchant_request_id is None or checkout_request_id is None)):
+            raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
+        if code != "0":
+            raise Rejected(
+                "M-Pesa did not accept the request",
+                code=code,
+                provider_message=_safe(read_text(answer, "ResponseDescription")),
+                mitigation="see the provider's message",
+                failure_reason="rejected_by_provider",
+            )
+        return StkAck(
+            merchant_request_id=merchant_request_id or "",
+            checkout_request_id=checkout_request_id or "",
+            customer_message=read_text(answer, "CustomerMessage") or "",
+        )
+
+    async def stk_query(self, credentials: DarajaCredentials, checkout_request_id: str) -> StkQueryAnswer:
+        """Ask how a push stands. Raises NotSent, Rejected or OutcomeUnknown when the question got no answer."""
+        timestamp = daraja_timestamp(self._clock.now())
+        try:
+            answer = await self._call(
+                credentials,
+                "stk_query",
+                "/mpesa/stkpushquery/v1/query",
+                {
+                    "BusinessShortCode": credentials.shortcode,
+                    "Password": password(credentials, timestamp),
+                    "Timestamp": timestamp,
+                    "CheckoutRequestID": checkout_request_id,
+                },
+            )
+        except _StillPending as pending:
+            return StkQueryAnswer(Outcome(pending.code or "", pending.meaning, "other", "wait", is_pending=True), "")
+        code = read_text(answer, "ResultCode")
+        if code is None:
+            raise OutcomeUnknown("M-Pesa's answer says no result")
+        said = read_text(answer, "ResultDesc") or ""
+        return StkQueryAnswer(stk_outcome(code, said), said)
+
+    async def verify(self, credentials: DarajaCredentials) -> None:
+        """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
+
+        The new token makes the shared one invalid, so it takes its place.
+        """
+        base, owner = self._base(credentials)
+        await self._tokens.put(owner, await self._fetch_token(base, credentials))
+
+    # -- the way there --------------------------------------------------------------------------------------------
+
+    def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
+        base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")
+        return base, Tokens.owner(base, credentials.consumer_key.reveal())
+
+    async def _call(self, credentials: DarajaCredentials, operation: str, path: str, body: dict[str, Any]) -> Any:
+        """POST with the shared token; an invalid token is replaced and the call repeated, once."""
+        base, owner = self._base(credentials)
+        for is_last in (False, True):
+            token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            answer = await self._exchange(
+                "POST", base + path, operation, json=body, headers={"Authorization": f"Bearer {token}"}
+            )
+            if answer.content is None:
+                raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
+            fault = read_fault_body(answer.content)
+            if fault.code is None and 200 <= answer.status < 300:
+                return answer.content
+            meaning = read_fault(answer.status, fault.code, fault.message)
+            if meaning.retry is Retry.NEW_TOKEN:
+                await self._tokens.drop(owner, token)
+                if not is_last:
+                    continue
+            raise _fault(meaning, fault.message)
+        raise AssertionError("unreachable")
+
+    async def _fetch_token(self, base: str, credentials: DarajaCredentials) -> Token:
+        pair = f"{credentials.consumer_key.reveal()}:{credentials.consumer_secret.reveal()}"
+        basic = base64.b64encode(pair.encode()).decode()
+        try:
+            answer = await self._exchange(
+                "GET",
+                base + "/oauth/v1/generate?grant_type=client_credentials",
+                "token",
+                headers={"Authorization": f"Basic {basic}"},
+            )
+        except OutcomeUnknown as problem:
+            # A token that we did not get moved no money.
+            raise NotSent(problem.meaning, code=problem.code, retry_after=5) from None
+        text, lifetime = read_text(answer.content, "access_token"), read_text(answer.content, "expires_in")
+        if 200 <= answer.status < 300 and text is not None:
+            seconds = int(lifetime) if lifetime is not None and lifetime.isdigit() else 3599
+            return Token(text, self._clock.now() + self._tokens.early(timedelta(seconds=seconds)))
+        fault = read_fault_body(answer.content)
+        meaning = read_fault(answer.status, fault.code, fault.message)
+        if meaning.sent is Sent.NO and meaning.retry is not Retry.BACK_OFF:
+            raise _fault(meaning, fault.message)
+        if answer.status in {400, 401, 403}:
+            # Daraja has been seen to answer wrong credentials with an empty body.
+            raise Rejected(
+                "M-Pesa refused consumer_key and consumer_secret",
+                code=meaning.code,
+                provider_message=_safe(fault.message),
+                mitigation="check consumer_key and consumer_secret, and that they belong to this env",
+                failure_reason="rejected_by_provider",
+            )
+        raise NotSent("M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5)
+
+    async def _exchange(self, method: str, url: str, operation: str, **options: Any) -> _Answer:
+        """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""
+        if self._session is None:
+            raise NotSent("the Daraja client has not been started")
+        began = time.perf_counter()
+        status, error = 0, ""
+        try:
+            # The library's own read timeout starts anew with each byte.
+            async with asyncio.timeout(self._config.timeout):
+                response = await self._session.request(
+                    method,
+                    url,
+                    timeout=(self._config.connect_timeout, self._config.timeout),
+                    allow_redirects=False,
+                    **options,
+                )
+                body = response.content
+            status = response.status_code or 0
+            try:
+                content = read_json(body) if body else None
+            except ValueError:
+                content = None
+            return _Answer(status, content if isinstance(content, dict) else None)
+        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+            error = type(problem).__name__
+            if _never_connected(problem):
+                raise NotSent("M-Pesa could not be reached", retry_after=5) from None
+            raise OutcomeUnknown("M-Pesa did not answer") from None
+        finally:
+            log.info(
+                "daraja_exchange",
+                operation=operation,
+                status=status,
+                error=error or None,
+                ms=round((time.perf_counter() - began) * 1000, 1),
+            )
+
+
+class _StillPending(OutcomeUnknown):
+    """The push that was asked about has not ended."""
+
+
+def password(credentials: DarajaCredentials, timestamp: str) -> str:
+    """STK push's password: base64 of shortcode, passkey and timestamp."""
+    text = credentials.shortcode + credentials.passkey.reveal() + timestamp
+    return base64.b64encode(text.encode()).decode()
+
+
+def _fault(meaning: FaultMeaning, message: str | None) -> DarajaFault:
+    """The exception for a fault: by whether anything was done, and whether asking again is safe."""
+    kind: type[DarajaFault]
+    if meaning.retry is Retry.PENDING:
+        kind = _StillPending
+    elif meaning.sent is Sent.UNKNOWN:
+        kind = OutcomeUnknown
+    elif meaning.retry in {Retry.BACK_OFF, Retry.NEW_TOKEN}:
+        kind = NotSent
+    else:
+        kind = Rejected
+    return kind(
+        meaning.meaning,
+        code=meaning.code,
+        provider_message=_safe(message),
+        mitigation=meaning.mitigation,
+        retry_after=10 if meaning.retry is Retry.BACK_OFF else None,
+        retryable=meaning.retry in {Retry.BACK_OFF, Retry.AFTER_A_MINUTE, Retry.NEW_TOKEN},
+        failure_reason=meaning.failure_reason,
+    )
+
+
+def _safe(message: str | None) -> str | None:
+    return None if message is None else mask_phones(message)[:300]
+
+
+def _never_connected(problem: BaseException) -> bool:
+    """Whether the failure proves that not a byte of the request was sent."""
+    if isinstance(problem, niquests.exceptions.ConnectTimeout):
+        return True
+    if isinstance(problem, niquests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(problem):
+        return True
+    seen: BaseException | None = problem
+    for _ in range(5):
+        if seen is None:
+            return False
+        reason = getattr(seen, "reason", None)
+        for candidate in (seen, reason):
+            if candidate is not None and _UNSENT & {kind.__name__ for kind in type(candidate).__mro__}:
+                return True
+        arguments = getattr(seen, "args", ())
+        seen = arguments[0] if arguments and isinstance(arguments[0], BaseException) else None
+    return False

@@ -1,0 +1,133 @@
+"""Daraja's access token: one for all processes, because a new one makes the one before it invalid."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+import valkey.exceptions
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.security.sealing import CannotOpen, Sealer
+
+log = structlog.get_logger(__name__)
+
+_EARLY = timedelta(minutes=5)
+"""How long before its end a token is replaced, so that a call under way does not outlive it."""
+
+_PATIENCE = 0.5
+"""Seconds that Valkey may take before we go on without it."""
+
+_LOCK_SECONDS = 15
+"""For how long one process may be fetching while the others wait for what it brings."""
+
+_LOOK_AGAIN = 0.1
+
+
+class Token(msgspec.Struct, frozen=True):
+    """An access token and the moment, in UTC, from which it is not used any more."""
+
+    text: str
+    until: datetime
+
+
+Fetch = Callable[[], Awaitable[Token]]
+
+
+class Tokens:
+    """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
+
+    def __init__(self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str) -> None:
+        self._clock = clock
+        self._valkey = valkey_client
+        self._sealer = sealer
+        self._prefix = prefix
+        self._tokens: dict[str, Token] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @staticmethod
+    def owner(base_url: str, consumer_key: str) -> str:
+        """Whose a token is, as a name that tells nothing."""
+        return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
+
+    def early(self, lifetime: timedelta) -> timedelta:
+        """How long a token of this lifetime is used: all but the last five minutes, or half of a short one."""
+        return max(lifetime - _EARLY, lifetime / 2)
+
+    async def get(self, owner: str, fetch: Fetch) -> str:
+        """A valid token; raises what ``fetch`` raises."""
+        token = self._tokens.get(owner)
+        if token is not None and token.until > self._clock.now():
+            return token.text
+        async with self._locks.setdefault(owner, asyncio.Lock()):
+            token = self._tokens.get(owner)
+            if token is not None and token.until > self._clock.now():
+                return token.text
+            token = await self._shared(owner) or await self._fetch_once(owner, fetch)
+            self._tokens[owner] = token
+            return token.text
+
+    async def drop(self, owner: str, text: str) -> None:
+        """Forget a token that Daraja refused, unless another has taken its place."""
+        held = self._tokens.get(owner)
+        if held is not None and held.text == text:
+            del self._tokens[owner]
+        shared = await self._shared(owner)
+        if shared is not None and shared.text == text:
+            await self._ask(lambda: self._valkey.delete(self._key(owner)))
+
+    async def put(self, owner: str, token: Token) -> None:
+        """Share a token that was fetched on purpose: it has made the one before it invalid."""
+        self._tokens[owner] = token
+        await self._share(owner, token)
+
+    async def _fetch_once(self, owner: str, fetch: Fetch) -> Token:
+        """Fetch, or wait for the process that is at it."""
+        lock = self._key(owner) + ":lock"
+        is_ours = await self._ask(lambda: self._valkey.set(lock, b"1", nx=True, ex=_LOCK_SECONDS), otherwise=True)
+        if not is_ours:
+            for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
+                await asyncio.sleep(_LOOK_AGAIN)
+                shared = await self._shared(owner)
+                if shared is not None:
+                    return shared
+                if not await self._ask(lambda: self._valkey.exists(lock), otherwise=False):
+                    break
+        try:
+            token = await fetch()
+            await self._share(owner, token)
+            return token
+        finally:
+            await self._ask(lambda: self._valkey.delete(lock))
+
+    async def _shared(self, owner: str) -> Token | None:
+        sealed = await self._ask(lambda: self._valkey.get(self._key(owner)))
+        if not isinstance(sealed, bytes):
+            return None
+        try:
+            token = msgspec.json.decode(self._sealer.open(sealed.decode(), aad=("daraja", "token", owner)), type=Token)
+        except (CannotOpen, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        return token if token.until > self._clock.now() else None
+
+    async def _share(self, owner: str, token: Token) -> None:
+        seconds = int((token.until - self._clock.now()).total_seconds())
+        if seconds > 0:
+            sealed = self._sealer.seal(msgspec.json.encode(token).decode(), aad=("daraja", "token", owner))
+            await self._ask(lambda: self._valkey.set(self._key(owner), sealed, ex=seconds))
+
+    def _key(self, owner: str) -> str:
+        return f"{self._prefix}:daraja_token:{owner}"
+
+    async def _ask(self, command: Callable[[], Awaitable[Any]], otherwise: Any = None) -> Any:
+        if self._valkey is None:
+            return otherwise
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await command()
+        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+            log.warning("token_cache_unavailable", error=type(problem).__name__)
+            return otherwise
