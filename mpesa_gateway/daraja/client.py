@@ -112,7 +112,12 @@ class DarajaClient:
     async def start(self) -> None:
         """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
-            retries=0, disable_http3=True, pool_connections=20, pool_maxsize=_CONNECTIONS, allow_incoming_cookies=False
+            retries=0,
+            disable_http3=True,
+            pool_connections=20,
+            pool_maxsize=_CONNECTIONS,
+            allow_incoming_cookies=False,
+            revocation_configuration=None,
         )
         session.trust_env = False
         self._session = session

@@ -1,0 +1,68 @@
+# Everything that is done here by hand, one recipe each. `just` itself comes with requirements/test.txt.
+
+export URLLIB3_NO_OVERRIDE := "1"
+
+# The Python that .venv is made of.
+python := env("PYTHON", "python3")
+
+[private]
+default:
+    @just --list --unsorted
+
+# Install the project and all its tools into .venv (once, and whenever requirements/ changed)
+setup:
+    test -x .venv/bin/python || {{ python }} -m venv .venv
+    .venv/bin/pip install -q -r requirements/test.txt -e .
+
+[private]
+ready:
+    @test -x .venv/bin/ruff || {{ just_executable() }} setup
+
+# Play the whole story against a gateway of its own, in a temporary folder
+demo: ready
+    .ci/demo .venv/bin/mpesa-gateway
+
+# Run the gateway with its own Postgres, Valkey and Daraja simulator; data stays in ./data
+up *options: ready
+    .venv/bin/mpesa-gateway up {{ options }}
+
+# Run the gateway as `up` does, and again whenever a source file changes
+dev *options: ready
+    .venv/bin/mpesa-gateway up --reload {{ options }}
+
+# Run the tests: all, or those that the arguments name
+test *arguments: ready
+    .venv/bin/python -m pytest {{ arguments }}
+
+# Look for mistakes with ruff, and at the direction of imports
+lint: ready
+    .venv/bin/ruff check
+    .venv/bin/ruff format --check
+    .venv/bin/lint-imports --no-cache --no-logo
+
+# Mend what ruff can mend, and format
+fix: ready
+    .venv/bin/ruff check --fix
+    .venv/bin/ruff format
+
+# All that CI checks besides the tests: lint, mypy and pyright
+check: lint
+    .venv/bin/mypy
+    .venv/bin/pyright --pythonpath .venv/bin/python
+
+# Bring the database of the running `up`, or of the settings, to the present release
+migrate: ready
+    .venv/bin/mpesa-gateway migrate
+
+# Make an API key for a merchant of the running `up`: `just apikey mer_… --name shop`
+apikey merchant_id *options: ready
+    .venv/bin/mpesa-gateway apikeys create {{ merchant_id }} {{ options }}
+
+# Write requirements/*.txt anew from pyproject.toml, with the newest versions it allows
+pins: ready
+    .venv/bin/pip install -q uv
+    {{ compile }} --extra standalone -o requirements/run.txt
+    {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
+
+compile := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
+    " --no-header --no-annotate --no-emit-index-url --emit-build-options pyproject.toml"

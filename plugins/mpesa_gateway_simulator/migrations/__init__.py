@@ -1,0 +1,1 @@
+"""The simulator's memory, as numbered SQL files."""

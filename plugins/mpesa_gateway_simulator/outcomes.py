@@ -1,0 +1,76 @@
+"""What each simulated phone does when it is asked to pay: the number decides, so that any end can be tried at will."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+AckStyle = Literal["normal", "lost", "slow", "refused", "busy", "spike_arrest", "internal_error"]
+CallbackStyle = Literal[
+    "normal", "never", "late", "twice", "before_ack", "wrong_amount", "without_metadata", "text_amount"
+]
+
+PREFIX = "254700000"
+"""Numbers with this prefix do what their last three digits say; every other number pays."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One way in which a phone, and Daraja with it, can behave."""
+
+    name: str
+    summary: str
+    result_code: str = "0"
+    ack: AckStyle = "normal"
+    callback: CallbackStyle = "normal"
+    waits: bool = False
+    """The prompt stays open until somebody answers it, or its time is up."""
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "000": Behaviour("pays", "pays at once"),
+    "001": Behaviour("cancels", "cancels the prompt", "1032"),
+    "002": Behaviour("wrong_pin", "enters a wrong PIN", "2001"),
+    "003": Behaviour("no_funds", "has too little money", "1"),
+    "004": Behaviour("unreachable", "is switched off", "1037"),
+    "005": Behaviour("expires", "lets the prompt expire", "1019"),
+    "006": Behaviour("never_answers", "never answers, and Daraja never calls back", "1037", callback="never", waits=True),
+    "007": Behaviour("pays_silently", "pays, and Daraja never calls back", callback="never"),
+    "008": Behaviour("pays_late", "pays, and the callback comes late", callback="late"),
+    "009": Behaviour("calls_back_twice", "pays, and the callback comes twice", callback="twice"),
+    "010": Behaviour("calls_back_first", "pays, and the callback comes before the ack", callback="before_ack"),
+    "011": Behaviour("wrong_amount", "pays, and the callback says another amount", callback="wrong_amount"),
+    "012": Behaviour("without_metadata", "pays, and the callback has no metadata", callback="without_metadata"),
+    "013": Behaviour("text_amount", "pays, and the callback has its values as text", callback="text_amount"),
+    "014": Behaviour("ack_lost", "pays, and the push is answered with HTTP 500 and a page", ack="lost"),
+    "015": Behaviour("refused", "is refused by Daraja as an invalid number", ack="refused"),
+    "016": Behaviour("spike_arrest", "meets Daraja's spike arrest: nothing is sent", ack="spike_arrest"),
+    "017": Behaviour("slow", "pays, and the push is answered slowly", ack="slow"),
+    "018": Behaviour("internal_error", "meets an internal error, and nothing is sent", ack="internal_error"),
+    "019": Behaviour("busy", "is busy with another prompt", ack="busy"),
+    "020": Behaviour("asks", "shows the prompt until you answer it", "1037", waits=True),
+}
+"""The last three digits, and what the phone does. Shown in docs/simulator.md."""
+
+ANSWERS: dict[str, str] = {"pay": "0", "cancel": "1032", "wrong_pin": "2001", "no_funds": "1", "ignore": "1037"}
+"""How an open prompt can be answered, and the result code of each."""
+
+RESULT_TEXTS: dict[str, str] = {
+    "0": "The service request is processed successfully.",
+    "1": "The balance is insufficient for the transaction.",
+    "1019": "Transaction has expired",
+    "1032": "Request cancelled by user",
+    "1037": "DS timeout user cannot be reached",
+    "2001": "The initiator information is invalid.",
+}
+"""What Daraja says with each result code."""
+
+
+def behaviour_of(phone: str) -> Behaviour:
+    """What this phone does."""
+    if phone.startswith(PREFIX) and len(phone) == len(PREFIX) + 3:
+        return BEHAVIOURS.get(phone[-3:], BEHAVIOURS["000"])
+    return BEHAVIOURS["000"]
+
+
+def by_name(name: str) -> Behaviour:
+    """The behaviour with this name."""
+    return next(behaviour for behaviour in BEHAVIOURS.values() if behaviour.name == name)

@@ -1,0 +1,16 @@
+"""The simulator plugin, declared."""
+
+from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway_simulator.routes import routes
+from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.tables import CallbackRow, PushRow, TransactionRow
+
+plugin = Plugin(
+    name="simulator",
+    summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
+    settings=SimulatorSettings,
+    routes=routes,
+    provides=((Simulator, Simulator),),
+    tables=Tables(models=(PushRow, CallbackRow, TransactionRow), migrations="mpesa_gateway_simulator.migrations"),
+)

@@ -1,0 +1,197 @@
+"""Daraja's own paths under /simulator, and the control API that tests and demos turn the knobs with."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, Response, get, patch, post
+
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
+from mpesa_gateway_simulator.service import AckLost, Simulator
+from mpesa_gateway_simulator.validation import Fault
+from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
+
+_DARAJA: dict[str, Any] = {"public": True, "include_in_schema": False}
+
+
+def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
+    body = {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
+    return Response(body, status_code=fault.status)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise Fault(400, "400.002.05", "Invalid Request Payload") from None
+
+
+async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
+    simulator = services.get(Simulator)
+    authorization = request.headers.get("authorization")
+    try:
+        if operation == "oauth":
+            return Response(await simulator.issue_token(authorization, request.query_params.get("grant_type")))
+        if operation == "stkpush":
+            return Response(await simulator.push(authorization, _read(body)), status_code=200)
+        return Response(await simulator.query(authorization, _read(body)), status_code=200)
+    except Fault as fault:
+        return _fault(request.headers.get("x-request-id", "sim"), fault)
+    except AckLost:
+        return Response("<html>Internal Server Error</html>", status_code=500, media_type="text/html")
+
+
+@get("/simulator/oauth/v1/generate", **_DARAJA)
+async def oauth(request: Request[Any, Any, Any], services: Services) -> Response[Any]:
+    """Daraja's token."""
+    return await _answer(request, services, "oauth", b"")
+
+
+@post("/simulator/mpesa/stkpush/v1/processrequest", **_DARAJA)
+async def stk_push(request: Request[Any, Any, Any], services: Services, body: bytes) -> Response[Any]:
+    """Daraja's STK push."""
+    return await _answer(request, services, "stkpush", body)
+
+
+@post("/simulator/mpesa/stkpushquery/v1/query", **_DARAJA)
+async def stk_query(request: Request[Any, Any, Any], services: Services, body: bytes) -> Response[Any]:
+    """Daraja's STK query."""
+    return await _answer(request, services, "stkquery", body)
+
+
+@get("/simulator/outcomes", public=True, tags=["Simulator"])
+async def outcomes() -> Success[list[OutcomeView]]:
+    """The documented numbers, and what each does."""
+    return Success(
+        data=[
+            OutcomeView(phone=PREFIX + digits, name=behaviour.name, summary=behaviour.summary)
+            for digits, behaviour in BEHAVIOURS.items()
+        ]
+    )
+
+
+@get("/simulator/control/pushes", public=True, tags=["Simulator"])
+async def pushes(
+    services: Services,
+    phone: str | None = None,
+    reference: str | None = None,
+    state: Literal["open", "ended"] | None = None,
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50,
+) -> Success[list[PushView]]:
+    """What the phones were asked, newest first."""
+    rows = await services.get(Simulator).list_pushes(phone, reference, state, limit)
+    return Success(data=[push_view(row) for row in rows])
+
+
+@get("/simulator/control/pushes/{checkout_request_id:str}", public=True, tags=["Simulator"])
+async def one_push(services: Services, checkout_request_id: str) -> Success[PushView]:
+    """One push."""
+    try:
+        return Success(data=push_view(await services.get(Simulator).find(checkout_request_id)))
+    except LookupError as problem:
+        raise NotFound(str(problem)) from None
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an open prompt is answered."""
+
+    answer: Literal["pay", "cancel", "wrong_pin", "no_funds", "ignore"]
+
+
+@post("/simulator/control/pushes/{checkout_request_id:str}/answer", status_code=200, public=True, tags=["Simulator"])
+async def answer_push(services: Services, checkout_request_id: str, data: Answer) -> Success[PushView]:
+    """Answer an open prompt, as a finger on the phone would."""
+    try:
+        return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
+    except LookupError as problem:
+        raise NotFound(str(problem)) from None
+    except ValueError as problem:
+        raise Conflict(str(problem)) from None
+
+
+@post("/simulator/control/pushes/{checkout_request_id:str}/callback", status_code=200, public=True, tags=["Simulator"])
+async def repeat_callback(services: Services, checkout_request_id: str) -> Success[dict[str, int]]:
+    """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
+    try:
+        return Success(data={"status": await services.get(Simulator).send_again(checkout_request_id)})
+    except LookupError as problem:
+        raise NotFound(str(problem)) from None
+
+
+class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fault to play: for which operation, and how often."""
+
+    operation: Literal["oauth", "stkpush", "stkquery"]
+    fault: Literal[
+        "400.002.02",
+        "400.003.02",
+        "400.008.01",
+        "400.008.02",
+        "404.001.03",
+        "500.001.1001",
+        "500.003.02",
+        "500.003.03",
+        "500.003.1001",
+    ]
+    times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
+
+
+@post("/simulator/control/faults", status_code=200, public=True, tags=["Simulator"])
+async def order_fault(services: Services, data: FaultOrder) -> Success[dict[str, int]]:
+    """Answer the next requests of an operation with a fault."""
+    await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
+    return Success(data={"times": data.times})
+
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
+class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Delays in seconds; those left out stay as they are."""
+
+    callback_delay: Seconds | None = None
+    late_delay: Seconds | None = None
+    slow_answer: Seconds | None = None
+    prompt_timeout: Seconds | None = None
+
+
+@patch("/simulator/control/knobs", public=True, tags=["Simulator"])
+async def turn_knobs(services: Services, data: Knobs) -> Success[Knobs]:
+    """Change delays, from the next push on."""
+    turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
+    await services.get(Simulator).set_knobs(turned)
+    return Success(data=data)
+
+
+@get("/simulator/control/ledger", public=True, tags=["Simulator"])
+async def ledger(
+    services: Services, phone: str | None = None, limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+) -> Success[list[LedgerEntry]]:
+    """The money that really moved, newest first."""
+    rows = await services.get(Simulator).ledger(phone, limit)
+    return Success(data=[LedgerEntry(**dict(row)) for row in rows])
+
+
+@post("/simulator/control/reset", status_code=200, public=True, tags=["Simulator"])
+async def reset(services: Services) -> Success[dict[str, bool]]:
+    """Forget everything."""
+    await services.get(Simulator).reset()
+    return Success(data={"reset": True})
+
+
+routes = (
+    oauth,
+    stk_push,
+    stk_query,
+    outcomes,
+    pushes,
+    one_push,
+    answer_push,
+    repeat_callback,
+    order_fault,
+    turn_knobs,
+    ledger,
+    reset,
+)

@@ -1,0 +1,407 @@
+"""Plays Daraja: takes pushes, lets phones answer, keeps the ledger of what really moved, and calls back."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import niquests
+import structlog
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.ids import base32
+from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.outcomes import ANSWERS, RESULT_TEXTS, Behaviour, behaviour_of, by_name
+from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.validation import Fault, Push, named_fault, read_push, read_signed
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE = 50
+"""Callbacks under way at the same time."""
+
+_LONGEST_SLEEP = 0.25
+"""Seconds between looks for what is due, when nothing has woken us."""
+
+_LEASE = timedelta(seconds=20)
+_ANSWER_WITHIN = 10.0
+
+KNOBS = ("callback_delay", "late_delay", "slow_answer", "prompt_timeout")
+"""The delays that can be changed while the simulator runs."""
+
+
+class AckLost(Exception):
+    """The push was taken, and its answer never says so."""
+
+
+class Simulator:
+    """Our Daraja. Everything it owes is a row, so that a restart goes on where a crash stopped."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(SimulatorSettings)
+        self._wake = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._session: niquests.AsyncSession | None = None
+
+    async def start(self) -> None:
+        """Begin to call back. Raises ConfigRefused when a merchant moves real money through this gateway."""
+        if await self._gateway.merchants.any_live():
+            raise ConfigRefused(
+                "the simulator does not run beside live merchants: remove `simulator` from `plugins`, "
+                "or keep live merchants in a database of their own"
+            )
+        session = niquests.AsyncSession(retries=0, disable_http3=True, pool_maxsize=_AT_ONCE * 2)
+        session.trust_env = False
+        self._session = session
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def stop(self) -> None:
+        """Stop calling back; what is owed stays owed."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
+            self._dispatcher = None
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    # -- what Daraja answers --------------------------------------------------------------------------------------
+
+    async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, str]:
+        """A new access token; the consumer key's earlier one is invalid from now on. Raises Fault."""
+        await self._play_fault("oauth")
+        scheme, _, pair = (authorization or "").partition(" ")
+        if scheme.lower() != "basic":
+            raise named_fault("400.008.01")
+        if grant_type != "client_credentials":
+            raise named_fault("400.008.02")
+        try:
+            key, _, secret = base64.b64decode(pair, validate=True).decode().partition(":")
+        except ValueError:
+            raise named_fault("400.008.01") from None
+        if not key or not secret or key.startswith("wrong"):
+            raise named_fault("400.008.01")
+        token = base64.urlsafe_b64encode(self._gateway.ids.token(21)).decode()
+        lifetime = self._settings.token_lifetime
+        await self._db.execute(tables.PUT_TOKEN, key, token, self._gateway.clock.now() + timedelta(seconds=lifetime))
+        return {"access_token": token, "expires_in": str(lifetime)}
+
+    async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """Take a push and answer as Daraja does. Raises Fault, and AckLost where the answer is to be lost."""
+        await self._check_token(authorization)
+        await self._play_fault("stkpush")
+        push = read_push(body, https_callbacks=self._settings.https_callbacks)
+        behaviour = behaviour_of(push.phone)
+        self._refuse_as_told(behaviour)
+        if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
+            raise named_fault("500.001.1001")
+        checkout_request_id, merchant_request_id = await self._open_prompt(push, behaviour)
+        if behaviour.callback == "before_ack":
+            await self._call_back_now(checkout_request_id)
+        if behaviour.ack == "slow":
+            await asyncio.sleep(await self._knob("slow_answer"))
+        if behaviour.ack == "lost":
+            raise AckLost
+        return {
+            "MerchantRequestID": merchant_request_id,
+            "CheckoutRequestID": checkout_request_id,
+            "ResponseCode": "0",
+            "ResponseDescription": "Success. Request accepted for processing",
+            "CustomerMessage": "Success. Request accepted for processing",
+        }
+
+    async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """How a push stands: never with its receipt. Raises Fault while the prompt is open."""
+        await self._check_token(authorization)
+        await self._play_fault("stkquery")
+        read_signed(body)
+        row = await self._db.fetchrow(
+            "SELECT * FROM sim_push WHERE checkout_request_id = $1", str(body.get("CheckoutRequestID"))
+        )
+        if row is None:
+            raise Fault(500, "500.001.1001", "The transaction does not exist")
+        if row["state"] == "open":
+            raise Fault(500, "500.001.1001", "The transaction is being processed")
+        return {
+            "ResponseCode": "0",
+            "ResponseDescription": "The service request has been accepted successfully",
+            "MerchantRequestID": row["merchant_request_id"],
+            "CheckoutRequestID": row["checkout_request_id"],
+            "ResultCode": row["result_code"],
+            "ResultDesc": RESULT_TEXTS.get(row["result_code"], "Failed"),
+        }
+
+    async def _check_token(self, authorization: str | None) -> None:
+        scheme, _, token = (authorization or "").partition(" ")
+        is_known = scheme.lower() == "bearer" and await self._db.fetchval(
+            tables.HAS_TOKEN, token, self._gateway.clock.now()
+        )
+        if not is_known:
+            raise named_fault("404.001.03")
+
+    async def _play_fault(self, operation: str) -> None:
+        fault = await self._db.fetchval(tables.TAKE_FAULT, operation)
+        if fault is not None:
+            raise named_fault(fault)
+
+    @staticmethod
+    def _refuse_as_told(behaviour: Behaviour) -> None:
+        code = {
+            "refused": "400.002.02",
+            "busy": "500.001.1001",
+            "spike_arrest": "500.003.02",
+            "internal_error": "500.003.1001",
+        }.get(behaviour.ack)
+        if code is not None:
+            raise named_fault(code)
+
+    async def _open_prompt(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
+        now = self._gateway.clock.now()
+        chance = base32(int.from_bytes(self._gateway.ids.token(10), "big"), 16)
+        checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{chance}"
+        merchant_request_id = f"{chance[:4]}-{chance[4:8]}-{chance[8:]}"
+        wait = await self._knob("prompt_timeout" if behaviour.waits else "callback_delay")
+        await self._db.execute(
+            tables.INSERT_PUSH,
+            checkout_request_id,
+            merchant_request_id,
+            push.shortcode,
+            push.receiver,
+            push.phone,
+            push.amount,
+            push.reference,
+            push.description,
+            push.callback_url,
+            behaviour.name,
+            now,
+            now + timedelta(seconds=wait),
+        )
+        self._wake.set()
+        return checkout_request_id, merchant_request_id
+
+    # -- what phones do -------------------------------------------------------------------------------------------
+
+    async def answer(self, checkout_request_id: str, answer: str) -> Row:
+        """Answer an open prompt by hand. Raises LookupError without such a push, ValueError when it has ended."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id)
+            if row is None:
+                raise LookupError("there is no such push")
+            if row["state"] != "open":
+                raise ValueError("this prompt is not open any more")
+            await self._end(row, ANSWERS[answer])
+        self._wake.set()
+        return await self.find(checkout_request_id)
+
+    async def find(self, checkout_request_id: str) -> Row:
+        """One push; raises LookupError."""
+        row = await self._db.fetchrow("SELECT * FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
+        if row is None:
+            raise LookupError("there is no such push")
+        return row
+
+    async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Row]:
+        """Pushes, newest first."""
+        return await self._db.fetch(
+            "SELECT * FROM sim_push WHERE ($1::text IS NULL OR phone = $1) AND ($2::text IS NULL OR reference = $2) "
+            "AND ($3::text IS NULL OR state = $3) ORDER BY created_at DESC LIMIT $4",
+            phone,
+            reference,
+            state,
+            limit,
+        )
+
+    async def ledger(self, phone: str | None, limit: int) -> list[Row]:
+        """What really moved, newest first."""
+        return await self._db.fetch(
+            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at FROM sim_transaction "
+            "WHERE ($1::text IS NULL OR phone = $1) ORDER BY at DESC LIMIT $2",
+            phone,
+            limit,
+        )
+
+    async def _end(self, row: Row, result_code: str) -> list[int]:
+        """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
+        now = self._gateway.clock.now()
+        behaviour = by_name(row["behaviour"])
+        receipt = self._new_receipt() if result_code == "0" else None
+        await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
+        if receipt is not None:
+            await self._db.execute(
+                tables.INSERT_TRANSACTION,
+                receipt,
+                row["checkout_request_id"],
+                row["phone"],
+                row["amount"],
+                row["receiver"],
+                row["reference"],
+                now,
+            )
+        if behaviour.callback == "never":
+            return []
+        late = await self._knob("late_delay") if behaviour.callback == "late" else 0.0
+        body = callback_body(row, result_code, receipt, now, behaviour)
+        return [
+            await self._db.fetchval(
+                tables.INSERT_CALLBACK, row["checkout_request_id"], body, now + timedelta(seconds=late)
+            )
+            for _ in range(2 if behaviour.callback == "twice" else 1)
+        ]
+
+    def _new_receipt(self) -> str:
+        """Ten capitals and digits, such as TKN4A1B2C3."""
+        return base32(int.from_bytes(self._gateway.ids.token(7), "big"), 10).upper()
+
+    # -- calling back ---------------------------------------------------------------------------------------------
+
+    async def _dispatch(self) -> None:
+        """For ever: end what is due to end, call back what is owed."""
+        while True:
+            try:
+                self._wake.clear()
+                worked = await self._end_due() + await self._send_due()
+                if not worked:
+                    await self._rest()
+            except Exception:
+                log.exception("simulator_dispatch_failed")
+                await asyncio.sleep(_LONGEST_SLEEP)
+
+    async def _rest(self) -> None:
+        """Sleep until something is due, somebody wakes us, or another process may have left something."""
+        due = await self._db.fetchval(tables.NEXT_DUE)
+        wait = _LONGEST_SLEEP
+        if due is not None:
+            wait = min(wait, max(0.005, (due - self._gateway.clock.now()).total_seconds()))
+        try:
+            await asyncio.wait_for(self._wake.wait(), wait)
+        except TimeoutError:
+            return
+
+    async def _end_due(self) -> int:
+        async with self._db.transaction():
+            rows = await self._db.fetch(tables.DUE_PUSHES, self._gateway.clock.now())
+            for row in rows:
+                await self._end(row, by_name(row["behaviour"]).result_code)
+        return len(rows)
+
+    async def _send_due(self) -> int:
+        now = self._gateway.clock.now()
+        rows = await self._db.fetch(tables.CLAIM_CALLBACKS, now, now + _LEASE)
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def send(row: Row) -> None:
+            async with slots:
+                await self._send(row)
+
+        await asyncio.gather(*map(send, rows))
+        return len(rows)
+
+    async def _send(self, row: Mapping[str, Any] | Row) -> int:
+        """POST one callback and note the answer; 0 when there was none."""
+        began, status = time.perf_counter(), 0
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN):
+                response = await self._http.post(
+                    row["callback_url"],
+                    data=row["body"].encode(),
+                    headers={"Content-Type": "application/json"},
+                    allow_redirects=False,
+                    timeout=_ANSWER_WITHIN,
+                )
+            status = response.status_code or 0
+        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+            log.info("simulator_callback_unanswered", error=type(problem).__name__)
+        now = self._gateway.clock.now()
+        is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
+        due = None if is_done else now + timedelta(seconds=self._settings.callback_pause)
+        await self._db.execute(tables.ANSWERED, row["callback_id"], due, status, now)
+        log.info("simulator_called_back", status=status, ms=round((time.perf_counter() - began) * 1000, 1))
+        return status
+
+    async def _call_back_now(self, checkout_request_id: str) -> None:
+        """End a prompt and call back before its push is answered."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id)
+            if row is None or row["state"] != "open":
+                return
+            owed = await self._end(row, by_name(row["behaviour"]).result_code)
+            await self._db.execute(
+                "UPDATE sim_callback SET due_at = $2, tries = 1 WHERE callback_id = ANY($1)",
+                owed,
+                self._gateway.clock.now() + _LEASE,
+            )
+        await self.send_again(checkout_request_id)
+
+    async def send_again(self, checkout_request_id: str) -> int:
+        """Make a push's callback (once more), now; gives the HTTP status that it was answered with, 0 for none.
+
+        Raises LookupError when the push has none.
+        """
+        row = await self._db.fetchrow(
+            "SELECT sim_callback.callback_id, body, tries, callback_url FROM sim_callback "
+            "JOIN sim_push USING (checkout_request_id) WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1",
+            checkout_request_id,
+        )
+        if row is None:
+            raise LookupError("this push has no callback")
+        return await self._send(row)
+
+    @property
+    def _http(self) -> niquests.AsyncSession:
+        if self._session is None:
+            raise RuntimeError("the simulator has not been started")
+        return self._session
+
+    # -- knobs ----------------------------------------------------------------------------------------------------
+
+    async def _knob(self, name: str) -> float:
+        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = $1", name)
+        return float(turned) if turned is not None else float(getattr(self._settings, name))
+
+    async def set_knobs(self, values: Mapping[str, float]) -> None:
+        """Change delays, in seconds, from the next push on."""
+        for name, value in values.items():
+            await self._db.execute(tables.SET_KNOB, name, value)
+
+    async def set_fault(self, operation: str, fault: str, times: int) -> None:
+        """Answer the next ``times`` requests of an operation with a fault. Raises KeyError for an unknown fault."""
+        named_fault(fault)
+        await self._db.execute(tables.SET_FAULT, operation, fault, times)
+
+    async def reset(self) -> None:
+        """Forget every push, callback, transaction, fault and knob."""
+        await self._db.execute(tables.RESET)
+
+
+def callback_body(row: Row, result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour) -> str:
+    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success."""
+    callback: dict[str, Any] = {
+        "MerchantRequestID": row["merchant_request_id"],
+        "CheckoutRequestID": row["checkout_request_id"],
+        "ResultCode": int(result_code),
+        "ResultDesc": RESULT_TEXTS.get(result_code, "Failed"),
+    }
+    if receipt is not None and behaviour.callback != "without_metadata":
+        amount = row["amount"] + 1 if behaviour.callback == "wrong_amount" else row["amount"]
+        as_text = behaviour.callback == "text_amount"
+        values: list[tuple[str, Any]] = [
+            ("Amount", f"{amount}.00" if as_text else msgspec.Raw(f"{amount}.00".encode())),
+            ("MpesaReceiptNumber", receipt),
+            ("Balance", None),
+            ("TransactionDate", int(f"{at.astimezone(EAT):%Y%m%d%H%M%S}")),
+            ("PhoneNumber", row["phone"] if as_text else int(row["phone"])),
+        ]
+        callback["CallbackMetadata"] = {
+            "Item": [{"Name": name} if value is None else {"Name": name, "Value": value} for name, value in values]
+        }
+    return msgspec.json.encode({"Body": {"stkCallback": callback}}).decode()

@@ -1,0 +1,114 @@
+"""The simulator's memory as Piccolo knows it, and the named queries on it; the migrations say the rest."""
+
+from piccolo.columns import BigInt, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class PushRow(Table, tablename="sim_push"):
+    """One prompt on one phone."""
+
+    checkout_request_id = Text(primary_key=True)
+    merchant_request_id = Text()
+    shortcode = Text()
+    receiver = Text()
+    phone = Text()
+    amount = Integer()
+    reference = Text()
+    description = Text()
+    callback_url = Text()
+    behaviour = Text()
+    state = Text()
+    result_code = Text(null=True, default=None)
+    receipt = Text(null=True, default=None)
+    created_at = Timestamptz()
+    ends_at = Timestamptz()
+    ended_at = Timestamptz(null=True, default=None)
+
+
+class CallbackRow(Table, tablename="sim_callback"):
+    """One callback that is owed or was made."""
+
+    callback_id = BigInt(primary_key=True)
+    checkout_request_id = Text()
+    body = Text()
+    due_at = Timestamptz(null=True, default=None)
+    tries = Integer()
+    last_status = Integer(null=True, default=None)
+    answered_at = Timestamptz(null=True, default=None)
+
+
+class TransactionRow(Table, tablename="sim_transaction"):
+    """Money that really moved: the truth that tests hold the gateway against."""
+
+    receipt = Text(primary_key=True)
+    checkout_request_id = Text()
+    phone = Text()
+    amount = Integer()
+    shortcode = Text()
+    reference = Text()
+    at = Timestamptz()
+
+
+PUT_TOKEN = """
+INSERT INTO sim_token (consumer_key, token, expires_at) VALUES ($1, $2, $3)
+ON CONFLICT (consumer_key) DO UPDATE SET token = excluded.token, expires_at = excluded.expires_at
+"""
+
+HAS_TOKEN = "SELECT EXISTS (SELECT 1 FROM sim_token WHERE token = $1 AND expires_at > $2)"  # noqa: S105 - a query
+
+TAKE_FAULT = """
+UPDATE sim_fault SET remaining = remaining - 1 WHERE operation = $1 AND remaining > 0 RETURNING fault
+"""
+
+SET_FAULT = """
+INSERT INTO sim_fault (operation, fault, remaining) VALUES ($1, $2, $3)
+ON CONFLICT (operation) DO UPDATE SET fault = excluded.fault, remaining = excluded.remaining
+"""
+
+SET_KNOB = """
+INSERT INTO sim_knob (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+
+HAS_OPEN = "SELECT EXISTS (SELECT 1 FROM sim_push WHERE phone = $1 AND state = 'open')"
+
+INSERT_PUSH = """
+INSERT INTO sim_push (checkout_request_id, merchant_request_id, shortcode, receiver, phone, amount, reference,
+    description, callback_url, behaviour, created_at, ends_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+"""
+
+DUE_PUSHES = """
+SELECT * FROM sim_push WHERE state = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 200 FOR UPDATE SKIP LOCKED
+"""
+
+LOCK_PUSH = "SELECT * FROM sim_push WHERE checkout_request_id = $1 FOR UPDATE"
+
+END_PUSH = """
+UPDATE sim_push SET state = 'ended', result_code = $2, receipt = $3, ended_at = $4
+WHERE checkout_request_id = $1 AND state = 'open'
+"""
+
+INSERT_TRANSACTION = """
+INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortcode, reference, at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
+
+INSERT_CALLBACK = "INSERT INTO sim_callback (checkout_request_id, body, due_at) VALUES ($1, $2, $3) RETURNING callback_id"
+
+CLAIM_CALLBACKS = """
+UPDATE sim_callback SET due_at = $2, tries = tries + 1
+FROM sim_push
+WHERE sim_push.checkout_request_id = sim_callback.checkout_request_id AND callback_id IN (
+    SELECT callback_id FROM sim_callback WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
+)
+RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.tries, sim_push.callback_url
+"""
+
+ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at = $4 WHERE callback_id = $1"
+
+NEXT_DUE = """
+SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
+             (SELECT min(due_at) FROM sim_callback WHERE due_at IS NOT NULL))
+"""
+
+RESET = "TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob"

@@ -1,0 +1,43 @@
+"""The webhooks plugin, declared."""
+
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.events import WebhookTest
+from mpesa_gateway_webhooks.jobs import deliver, sweep
+from mpesa_gateway_webhooks.routes import routes
+from mpesa_gateway_webhooks.settings import WebhooksSettings
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def owe_delivery(event: PublicEvent, gateway: "Gateway") -> None:
+    """Whatever merchants may hear of becomes a delivery in the same transaction."""
+    await gateway.services.get(Deliveries).owe(event)
+
+
+_AAD = ("merchant_id", "'webhooks'", "'secret'")
+
+plugin = Plugin(
+    name="webhooks",
+    summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
+    settings=WebhooksSettings,
+    routes=routes,
+    jobs=(Job(deliver, timeout=90), Job(sweep, timeout=30, cron="* * * * * */3")),
+    publishes=(WebhookTest,),
+    subscribers=(inside(PublicEvent, owe_delivery),),
+    provides=((Endpoints, Endpoints), (Deliveries, Deliveries)),
+    tables=Tables(
+        models=(EndpointRow, DeliveryRow, AttemptRow),
+        migrations="mpesa_gateway_webhooks.migrations",
+        sealed=(
+            SealedColumn(table="webhook_endpoint", key="endpoint_id", column="secret", aad=_AAD),
+            SealedColumn(table="webhook_endpoint", key="endpoint_id", column="previous_secret", aad=_AAD),
+        ),
+    ),
+)

@@ -1,0 +1,162 @@
+"""Endpoints, deliveries and attempts as Piccolo knows them, and the named queries on them."""
+
+from piccolo.columns import Boolean, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class EndpointRow(Table, tablename="webhook_endpoint"):
+    """Where a merchant hears of events."""
+
+    endpoint_id = Text(primary_key=True)
+    merchant_id = Text()
+    url = Text()
+    secret = Text()
+    previous_secret = Text(null=True, default=None)
+    previous_until = Timestamptz(null=True, default=None)
+    is_active = Boolean()
+    failures = Integer()
+    closed_until = Timestamptz(null=True, default=None)
+    last_success_at = Timestamptz(null=True, default=None)
+    last_failure_at = Timestamptz(null=True, default=None)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
+class DeliveryRow(Table, tablename="delivery"):
+    """One event on its way to one endpoint."""
+
+    delivery_id = Text(primary_key=True)
+    event_id = Text()
+    endpoint_id = Text()
+    merchant_id = Text()
+    event_type = Text()
+    payment_id = Text()
+    status = Text()
+    attempts = Integer()
+    tried = Integer()
+    due_at = Timestamptz(null=True, default=None)
+    leased_until = Timestamptz(null=True, default=None)
+    last_attempt_at = Timestamptz(null=True, default=None)
+    last_status = Integer(null=True, default=None)
+    last_error = Text(null=True, default=None)
+    created_at = Timestamptz()
+    delivered_at = Timestamptz(null=True, default=None)
+
+
+class AttemptRow(Table, tablename="attempt"):
+    """One HTTP try."""
+
+    attempt_id = Text(primary_key=True)
+    delivery_id = Text()
+    at = Timestamptz()
+    status = Integer(null=True, default=None)
+    ms = Integer(null=True, default=None)
+    error = Text(null=True, default=None)
+    answer = Text()
+
+
+FAN_OUT = """
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
+SELECT $1, $2, endpoint_id, merchant_id, $4, $5, $6, $6 FROM webhook_endpoint WHERE merchant_id = $3 AND is_active
+RETURNING delivery_id
+"""
+
+CLAIM = """
+UPDATE delivery SET leased_until = $3, tried = tried + 1
+FROM webhook_endpoint, event, merchant
+WHERE delivery_id IN (
+        SELECT delivery_id FROM delivery
+        WHERE delivery_id = ANY($1::text[]) AND status = 'pending' AND due_at <= $2
+            AND (leased_until IS NULL OR leased_until < $2)
+        FOR UPDATE SKIP LOCKED
+    )
+    AND webhook_endpoint.endpoint_id = delivery.endpoint_id AND event.event_id = delivery.event_id
+    AND merchant.merchant_id = delivery.merchant_id
+RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
+    delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret, webhook_endpoint.previous_secret,
+    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.closed_until, merchant.env,
+    merchant.is_active AS merchant_is_active
+"""
+
+DUE = """
+SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
+WHERE status = 'pending' AND due_at <= $1 AND (leased_until IS NULL OR leased_until < $1)
+    AND (closed_until IS NULL OR closed_until <= $1)
+ORDER BY due_at LIMIT $2
+"""
+
+RECORD_ATTEMPT = """
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
+
+DELIVERED = """
+UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
+    last_attempt_at = $2, last_status = $3, last_error = NULL, delivered_at = $2
+WHERE delivery_id = $1 AND status = 'pending'
+"""
+
+FAILED = """
+UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL THEN 'dead' ELSE 'pending' END,
+    attempts = attempts + 1, due_at = $5, leased_until = NULL, last_attempt_at = $2, last_status = $3, last_error = $4
+WHERE delivery_id = $1 AND status = 'pending'
+"""
+
+PUT_OFF = "UPDATE delivery SET due_at = $2, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'"
+
+CANCEL = """
+UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'
+"""
+
+ENDPOINT_WELL = """
+UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2
+WHERE endpoint_id = $1 AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2 - interval '10 seconds')
+"""
+
+ENDPOINT_ILL = """
+UPDATE webhook_endpoint SET failures = failures + 1, last_failure_at = $2,
+    closed_until = CASE WHEN failures + 1 >= $3 THEN $4::timestamptz ELSE closed_until END
+WHERE endpoint_id = $1
+"""
+
+SET_ENDPOINT = """
+INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $5)
+ON CONFLICT (merchant_id) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
+    previous_secret = webhook_endpoint.secret, previous_until = $6, failures = 0, closed_until = NULL,
+    updated_at = excluded.updated_at
+RETURNING endpoint_id
+"""
+
+ROTATE = """
+UPDATE webhook_endpoint SET previous_secret = secret, previous_until = $3, secret = $2, updated_at = $4
+WHERE merchant_id = $1 AND is_active RETURNING endpoint_id, url
+"""
+
+REMOVE = """
+UPDATE webhook_endpoint SET is_active = false, updated_at = $2 WHERE merchant_id = $1 AND is_active RETURNING endpoint_id
+"""
+
+REPLAY_ONE = """
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until = NULL, delivered_at = NULL
+WHERE merchant_id = $1 AND delivery_id = $2
+    AND EXISTS (SELECT 1 FROM webhook_endpoint WHERE endpoint_id = delivery.endpoint_id AND is_active)
+RETURNING *
+"""
+
+REPLAY_MANY = """
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
+    WHERE delivery.merchant_id = $1 AND delivery.created_at >= $2 AND ($3::timestamptz IS NULL OR delivery.created_at < $3)
+        AND ($4::text IS NULL OR status = $4) AND is_active AND (due_at IS NULL OR due_at > $5)
+    ORDER BY delivery.created_at LIMIT $6
+)
+RETURNING delivery_id
+"""
+
+FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND delivery_id = $2"
+
+ATTEMPTS_OF = """
+SELECT attempt_id AS id, at, status, ms, error, answer FROM attempt WHERE delivery_id = $1 ORDER BY at, attempt_id
+"""
+
+FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND event_id = $2 AND is_public"

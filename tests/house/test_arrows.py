@@ -1,0 +1,54 @@
+"""Imports go one way: plugins call down through public drawers, and the kernel knows no plugin."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import ROOT
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on the packages below ``root``, with the contracts of its pyproject.toml."""
+    command = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "plugins")]), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, command, "--no-cache", "--no-logo"],
+        cwd=root,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_imports_keep_to_the_arrows() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "reach"),
+    [
+        ("mpesa_gateway/ids.py", "mpesa_gateway_payments.events"),
+        ("plugins/mpesa_gateway_webhooks/__init__.py", "mpesa_gateway_payments.api"),
+        ("plugins/mpesa_gateway_callbacks/__init__.py", "mpesa_gateway_payments.api"),
+        ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_webhooks.plugin"),
+        ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_callbacks.tables"),
+        ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_callbacks"),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(module: str, reach: str, tmp_path: Path) -> None:
+    for name in ("mpesa_gateway", "plugins", "tests/house"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a", encoding="utf-8") as file:
+        file.write(f"import {reach}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "BROKEN" in done.stdout
+    assert reach in done.stdout

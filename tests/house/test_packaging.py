@@ -1,0 +1,127 @@
+"""The wheel holds all that a host needs, and declares all that it imports."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.house.tree import PACKAGES, ROOT, name_of, parsed, shipped_modules
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OWN = {package.name for package in PACKAGES}
+
+LOAD_EVERYTHING = """
+import importlib, pkgutil, sys
+from importlib.metadata import distributions
+
+site = sys.path[0] = sys.argv[1]
+(ours,) = (found for found in distributions(path=[site]) if found.name == "mpesa-gateway")
+for point in ours.entry_points:
+    if point.group != "pytest11":
+        point.load()
+for name in sys.argv[2:]:
+    package = importlib.import_module(name)
+    assert package.__file__.startswith(site), package.__file__
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        importlib.import_module(module.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from this tree."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        path.relative_to(package.parent).as_posix()
+        for package in PACKAGES
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert held == expected
+    assert {f"{name}/py.typed" for name in OWN} <= held
+    assert any(name.endswith(".sql") for name in held)
+
+
+def test_everything_in_the_wheel_can_be_imported(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    command = [sys.executable, "-c", LOAD_EVERYTHING, str(tmp_path), *sorted(OWN)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_plugin_has_an_entry_point_of_its_own_name() -> None:
+    points = PROJECT["entry-points"]["mpesa_gateway.plugins"]
+    assert points == {
+        name.removeprefix("mpesa_gateway_"): f"{name}.plugin:plugin" for name in sorted(OWN - {"mpesa_gateway"})
+    }
+
+
+def test_what_is_imported_is_declared() -> None:
+    providers = metadata.packages_distributions()
+    missing = [
+        f"{name_of(path)}: {module}"
+        for path in shipped_modules()
+        for module in sorted(_imported(parsed(path)) - OWN - sys.stdlib_module_names)
+        if not {_plain(provider) for provider in providers.get(module, ["?"])} & _declared_for(path)
+    ]
+    assert missing == []
+
+
+def test_what_is_declared_is_used() -> None:
+    providers = metadata.packages_distributions()
+    used = {
+        _plain(provider)
+        for path in shipped_modules()
+        for module in _imported(parsed(path)) | _named(parsed(path))
+        for provider in providers.get(module, [])
+    }
+    idle = {_plain(text) for text in PROJECT["dependencies"]} - used
+    # What SAQ's queue imports, at the version that it works with.
+    assert idle <= {"redis"}
+
+
+def _declared_for(path: Path) -> set[str]:
+    declared = {_plain(text) for text in PROJECT["dependencies"]}
+    standalone = {_plain(text) for text in PROJECT["optional-dependencies"]["standalone"]}
+    if "standalone" in path.parts:
+        return declared | standalone
+    if "testing" in path.parts:
+        # Only pytest loads these, in an environment for tests.
+        return declared | standalone | {"pytest", "pytest-asyncio"}
+    return declared
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The first words of the names of all modules that are imported anywhere in this one, for types or not."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def _named(tree: ast.Module) -> set[str]:
+    """Text constants, since uvicorn takes the names of its loop and parser as text."""
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def _plain(requirement: str) -> str:
+    """A distribution's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
