@@ -8,7 +8,7 @@ from litestar.di import Provide
 
 from mpesa_gateway.http.reading import read_query
 
-Q = TypeVar("Q", bound="ListQuery")
+Q = TypeVar("Q", bound=msgspec.Struct)
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 

@@ -1,7 +1,7 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -18,16 +18,30 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 def read_body(body: bytes, kind: type[S]) -> S:
     """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
+    checks = Checks()
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded = msgspec.json.decode(body, type=kind)
+        _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
+        checks.settle()
+        return decoded
     except msgspec.ValidationError:
-        checks = Checks()
         _examine(body, kind, "", checks)
         checks.settle()
         # Every field is right by itself: what is wrong is between them, and the struct's own words say what.
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid.field_error("body", "send a JSON object (RFC 8259, UTF-8)") from None
+
+
+def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: Checks) -> None:
+    """Check well-typed values against the struct's own ``RULES``: field name to what raises ValueError."""
+    rules: Mapping[str, Callable[[Any], Any]] = getattr(kind, "RULES", {})
+    for name, rule in rules.items():
+        if values.get(name) is not None:
+            checks.take(f"{path}{name}", rule, values[name])
+    for name, value in values.items():
+        if isinstance(value, msgspec.Struct):
+            _apply_rules(type(value), msgspec.structs.asdict(value), f"{path}{name}.", checks)
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
@@ -75,6 +89,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
     for name in given:
         if name not in fields:
             checks.fail(f"{path}{name[:64]}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
+    taken: dict[str, Any] = {}
     for name, field in fields.items():
         raw = given.get(name)
         if raw is None:
@@ -82,7 +97,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
                 checks.fail(f"{path}{name}", "is required")
             continue
         try:
-            msgspec.json.decode(raw, type=field.type)
+            taken[name] = msgspec.json.decode(raw, type=field.type)
         except msgspec.ValidationError as problem:
             inner = _struct_in(field.type)
             if inner is not None and bytes(raw)[:1] == b"{":
@@ -91,6 +106,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
                 checks.fail(f"{path}{name}", _explain(str(problem)))
         except msgspec.DecodeError:
             checks.fail(f"{path}{name}", "is not valid JSON")
+    _apply_rules(kind, taken, path, checks)
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:

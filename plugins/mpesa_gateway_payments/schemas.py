@@ -1,17 +1,58 @@
 """Payments as they go over the wire."""
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from mpesa_gateway.http.query import ListQuery
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.states import Status
+
+
+def _only(word: str, why: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text != word:
+            raise ValueError(f"must be {word}{why}")
+        return text
+
+    return check
+
+
+def _printable(most: int, why: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not 1 <= len(text) <= most or not text.isascii() or not text.isprintable():
+            raise ValueError(f"must be 1 to {most} printable ASCII characters{why}")
+        return text
+
+    return check
+
+
+def _metadata(pairs: dict[str, str]) -> dict[str, str]:
+    if len(pairs) > 20:
+        raise ValueError("must hold at most 20 pairs")
+    for name, value in pairs.items():
+        if not 1 <= len(name) <= 40 or len(value) > 500 or "\x00" in name + value:
+            raise ValueError("keys take 1 to 40 characters and values up to 500, none of them NUL")
+    return pairs
 
 
 class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A payment that a merchant wants."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "amount": Kes.parse_payable,
+        "currency": _only("KES", ": M-Pesa moves no other currency"),
+        "provider": _only("mpesa", ""),
+        "phone": Msisdn.parse,
+        "callback_url": _printable(500, ""),
+        "reference": _printable(12, ": the payer sees it as the account"),
+        "description": _printable(13, ""),
+        "metadata": _metadata,
+    }
 
     amount: Decimal
     currency: str = "KES"

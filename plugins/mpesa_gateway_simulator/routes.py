@@ -7,6 +7,7 @@ from litestar import Request, Response, get, patch, post
 
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.http.query import reads
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
 from mpesa_gateway_simulator.service import AckLost, Simulator
@@ -72,16 +73,19 @@ async def outcomes() -> Success[list[OutcomeView]]:
     )
 
 
-@get("/simulator/control/pushes", public=True, tags=["Simulator"])
-async def pushes(
-    services: Services,
-    phone: str | None = None,
-    reference: str | None = None,
-    state: Literal["open", "ended"] | None = None,
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50,
-) -> Success[list[PushView]]:
+class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The filters of the list of pushes."""
+
+    phone: str | None = None
+    reference: str | None = None
+    state: Literal["open", "ended"] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+
+
+@get("/simulator/control/pushes", public=True, dependencies={"filters": reads(PushQuery)}, tags=["Simulator"])
+async def pushes(services: Services, filters: PushQuery) -> Success[list[PushView]]:
     """What the phones were asked, newest first."""
-    rows = await services.get(Simulator).list_pushes(phone, reference, state, limit)
+    rows = await services.get(Simulator).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
 
@@ -165,12 +169,17 @@ async def turn_knobs(services: Services, data: Knobs) -> Success[Knobs]:
     return Success(data=data)
 
 
-@get("/simulator/control/ledger", public=True, tags=["Simulator"])
-async def ledger(
-    services: Services, phone: str | None = None, limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-) -> Success[list[LedgerEntry]]:
+class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """The filters of the ledger."""
+
+    phone: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+
+
+@get("/simulator/control/ledger", public=True, dependencies={"filters": reads(LedgerQuery)}, tags=["Simulator"])
+async def ledger(services: Services, filters: LedgerQuery) -> Success[list[LedgerEntry]]:
     """The money that really moved, newest first."""
-    rows = await services.get(Simulator).ledger(phone, limit)
+    rows = await services.get(Simulator).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 

@@ -108,8 +108,8 @@ UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL WHE
 """
 
 ENDPOINT_WELL = """
-UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2
-WHERE endpoint_id = $1 AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2 - interval '10 seconds')
+UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
+WHERE endpoint_id = $1 AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
 """
 
 ENDPOINT_ILL = """

@@ -1,0 +1,1 @@
+"""Stored credentials, as numbered SQL files."""
