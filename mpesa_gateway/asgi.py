@@ -1,15 +1,15 @@
 """The gateway for any ASGI server: ``uvicorn --factory mpesa_gateway.asgi:create``."""
 
 import os
+import sys
 
 from litestar.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import GatewayConfig
-
-PARENT_VARIABLE = "MPESA_GATEWAY_PARENT"
-"""Set by ``serve --workers``: the process id of the one that started us, and without which we must not live on."""
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.plugin import PluginRefused
 
 
 def create() -> ASGIApp:
@@ -20,3 +20,12 @@ def create() -> ASGIApp:
     config = GatewayConfig.load(os.environ.get("MPESA_GATEWAY_CONFIG") or None)
     logs.configure(config.logs)
     return Gateway(config).asgi
+
+
+def create_in_worker() -> ASGIApp:
+    """The same in a process of ``serve --workers``, where a refusal must not make the parent try for ever."""
+    try:
+        return create()
+    except (ConfigRefused, PluginRefused) as problem:
+        print(f"mpesa-gateway: {problem}", file=sys.stderr)  # noqa: T201 - the last words of this process
+        sys.exit(STARTUP_FAILURE)

@@ -7,6 +7,7 @@ import rich_click as click
 from mpesa_gateway.commands.api_keys import apikeys
 from mpesa_gateway.commands.audit import audit
 from mpesa_gateway.commands.config import config
+from mpesa_gateway.commands.demo import demo
 from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
 from mpesa_gateway.commands.migrate import migrate
@@ -96,7 +97,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
+for command in (demo, serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
     cli.add_command(command)
 
 

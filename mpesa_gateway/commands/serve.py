@@ -16,7 +16,6 @@ from uvicorn.supervisors import Multiprocess
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.asgi import PARENT_VARIABLE
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 
@@ -128,11 +127,10 @@ async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
 def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket, workers: int) -> None:
     run(_start_once(config))
     os.environ[CONFIG_VARIABLE] = str(session.config_path or "")
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ[ENVIRONMENT + "PUBLIC_URL"] = config.public_url
     os.environ[ENVIRONMENT + "WORKER__IN_PROCESS"] = str(config.worker.in_process).lower()
     processes = Multiprocess(
-        _uvicorn_config("mpesa_gateway.asgi:create", factory=True, workers=workers, lifespan="on"), [listener]
+        _uvicorn_config("mpesa_gateway.asgi:create_in_worker", factory=True, workers=workers, lifespan="on"), [listener]
     )
     click.echo(_where(config))
     processes.run()

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,32 +16,15 @@ import uvicorn
 from litestar.types import Receive, Scope, Send
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS, SANDBOX_SHORTCODE
 
 ACTOR = "cli:demo"
 """How the audit log names the demo."""
-
-SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
-"""Daraja's public passkey for its sandbox shortcode, which everybody's first payment uses."""
-
-SANDBOX_SHORTCODE = "174379"
-
-CREDENTIALS: dict[str, Any] = {
-    "provider": "mpesa",
-    "mpesa": {
-        "env": "sandbox",
-        "consumer_key": "demo-consumer-key-1f2e",
-        "consumer_secret": "demo-consumer-secret-3c4d",
-        "passkey": SANDBOX_PASSKEY,
-        "shortcode": SANDBOX_SHORTCODE,
-    },
-}
-"""What `demo` and the printed curl lines store: the sandbox's public ones and, for the simulator, any key pair."""
 
 _PATIENCE = 10.0
 """Seconds until something that should have happened counts as not happening."""
@@ -92,7 +75,7 @@ class Receiver:
             for delivery in self.deliveries:
                 if delivery.tells(kind, payment_id):
                     return delivery
-        raise AssertionError
+        raise AssertionError("waiting() raises before it ends")
 
     def about(self, payment_id: str) -> int:
         """How many webhooks have told of this payment."""
@@ -227,26 +210,202 @@ class Phones:
         self._api = api
 
     async def prompt(self, checkout_request_id: str) -> dict[str, Any]:
-        """The prompt that this push put on a phone, waited for. Raises NotSo."""
-        async for _ in waiting("a prompt on the simulated phone"):
-            pass
-        raise AssertionError
+        """The prompt that a push put on a phone. Raises NotSo."""
+        return cast("dict[str, Any]", await self._api.data("GET", f"/control/pushes/{checkout_request_id}"))
+
+    async def answer(self, checkout_request_id: str, answer: str) -> None:
+        """Pay, or cancel, as a finger on the phone would."""
+        await self._api.data("POST", f"/control/pushes/{checkout_request_id}/answer", {"answer": answer})
+
+    async def call_back_again(self, checkout_request_id: str) -> int:
+        """Let Daraja repeat its callback; gives the status that the gateway answered with."""
+        answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/callback")
+        return cast(int, answer["status"])
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part: the merchant's program, its server, and the payers."""
+
+    story: Telling
+    api: Api
+    phones: Phones
+    receiver: Receiver
 
 
 async def play(gateway: Gateway, console: Console) -> None:
     """Tell the whole story against the gateway that runs with this configuration. Raises NotSo.
 
-    ``gateway`` is a started one on the same database: it makes the demo's merchant and key.
+    ``gateway`` is a started one on the same database: it makes the demo's merchant and key, and at the end, when
+    all of it was so, deactivates them.
     """
-    story = Telling(console)
-    with story.live():
-        async with niquests.AsyncSession(disable_http3=True) as http, receiving() as receiver:
-            http.trust_env = False
-            merchant = await gateway.merchants.create("Demo story", actor=ACTOR)
-            _, key = await gateway.api_keys.create(
-                merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=ACTOR
-            )
-            api = Api(http, gateway.config.public_url, key)
-            phones = Phones(Api(http, gateway.config.daraja.sandbox_url))
-            await _tell(story, api, phones, receiver)
-            await gateway.merchants.deactivate(merchant.merchant_id, actor=ACTOR)
+    async with niquests.AsyncSession(disable_http3=True) as http, receiving() as receiver:
+        http.trust_env = False
+        merchant = await gateway.merchants.create("Demo story", actor=ACTOR)
+        _, key = await gateway.api_keys.create(
+            merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=ACTOR
+        )
+        story = Telling(console)
+        players = Cast(
+            story,
+            Api(http, gateway.config.public_url, key),
+            Phones(Api(http, gateway.config.daraja.sandbox_url)),
+            receiver,
+        )
+        with story.live():
+            await _tell(players)
+        await gateway.merchants.deactivate(merchant.merchant_id, actor=ACTOR)
+
+
+async def _tell(players: Cast) -> None:
+    await _store_credentials(players)
+    secret = await _set_webhook(players)
+    payment = await _request(players)
+    payment = await _pay(players, payment)
+    await _verify_webhook(players, payment, secret)
+    cancelled = await _cancel(players)
+    await _repeat_callback(players, payment)
+    await _list(players, payment, cancelled)
+
+
+async def _store_credentials(players: Cast) -> None:
+    with players.story.step("Credentials stored, and shown masked") as say:
+        given = CREDENTIALS["mpesa"]
+        masked = {name: f"****{given[name][-4:]}" for name in ("consumer_key", "consumer_secret", "passkey")}
+        summary = {"env": "sandbox", "shortcode": SANDBOX_SHORTCODE, **masked}
+        stored = await players.api.data("PUT", "/v1/merchant/providers", CREDENTIALS)
+        expect("what is answered to storing", {"provider": "mpesa", "config_summary": summary}, stored)
+        shown = await players.api.data("GET", "/v1/merchant/providers")
+        expect("what is shown afterwards", [{"provider": "mpesa", "config_summary": summary}], shown)
+        verified = await players.api.data("POST", "/v1/merchant/providers/mpesa/verify")
+        expect("that the stored credentials get a token", True, verified["ok"])
+        say(f"consumer_secret {masked['consumer_secret']}, passkey {masked['passkey']}; a token was fetched with them")
+
+
+async def _set_webhook(players: Cast) -> Secret:
+    with players.story.step("Webhook set, its secret shown once") as say:
+        endpoint = await players.api.data("PUT", "/v1/merchant/webhook", {"webhook_url": players.receiver.url})
+        expect("the webhook's address", players.receiver.url, endpoint["webhook_url"])
+        secret = Secret(endpoint["webhook_secret"])
+        expect("how the secret starts", "whsec_", secret.reveal()[:6])
+        say(f"{endpoint['webhook_url']}, secret {secret.masked}")
+        return secret
+
+
+async def _create(players: Cast, amount: int) -> dict[str, Any]:
+    body = {"amount": amount, "currency": "KES", "provider": "mpesa", "phone": ASKING_PHONE}
+    key = {"Idempotency_Key": f"demo-{amount}"}
+    payment = await players.api.data("POST", "/v1/payments", body, status=201, **key)
+    expect("the new payment's status", "pending", payment["status"])
+    expect("the start of Daraja's handle", "ws_CO_", str(payment["provider_ref"])[:6])
+    again = await players.api.data("POST", "/v1/payments", body, status=200, **key)
+    expect("the payment for the same Idempotency-Key", payment["id"], again["id"])
+    return cast("dict[str, Any]", payment)
+
+
+async def _request(players: Cast) -> dict[str, Any]:
+    with players.story.step("Payment of KES 500 asked for: pending") as say:
+        payment = await _create(players, 500)
+        say(f"{payment['id']}, and the same again for the same Idempotency-Key")
+    with players.story.step("Prompt on the simulated phone") as say:
+        prompt = await players.phones.prompt(payment["provider_ref"])
+        seen = {name: prompt[name] for name in ("amount", "phone", "receiver", "reference", "state")}
+        expect(
+            "the prompt",
+            {
+                "amount": 500,
+                "phone": ASKING_PHONE,
+                "receiver": SANDBOX_SHORTCODE,
+                "reference": payment["reference"],
+                "state": "open",
+            },
+            seen,
+        )
+        say(f"Pay KES 500 to {SANDBOX_SHORTCODE}, account {payment['reference']}? Enter PIN")
+    return payment
+
+
+async def _ended(players: Cast, payment_id: str) -> dict[str, Any]:
+    """The payment once it is not pending any more. Raises NotSo."""
+    async for _ in waiting("the end of the payment"):
+        payment = await players.api.data("GET", f"/v1/payments/{payment_id}")
+        if payment["status"] != "pending":
+            return cast("dict[str, Any]", payment)
+    raise AssertionError("waiting() raises before it ends")
+
+
+async def _pay(players: Cast, payment: dict[str, Any]) -> dict[str, Any]:
+    with players.story.step("Paid: the callback completes it, with its receipt") as say:
+        await players.phones.answer(payment["provider_ref"], "pay")
+        ended = await _ended(players, payment["id"])
+        expect("the status", "completed", ended["status"])
+        prompt = await players.phones.prompt(payment["provider_ref"])
+        expect("the receipt, as M-Pesa has it", prompt["receipt"], ended["receipt"])
+        expect("the amount", "500.00", ended["amount"])
+        say(f"receipt {ended['receipt']}; timeline: {', '.join(step['kind'] for step in ended['timeline'])}")
+        return ended
+
+
+async def _verify_webhook(players: Cast, payment: dict[str, Any], secret: Secret) -> None:
+    with players.story.step("Webhook received, both its signatures verified") as say:
+        delivery = await players.receiver.first("payment.completed", payment["id"])
+        headers = dict(delivery.headers)
+        try:
+            Webhook(secret.reveal()).verify(delivery.body, headers)
+        except WebhookVerificationError as problem:
+            raise NotSo(f"the standardwebhooks library was expected to accept the webhook, and says: {problem}") from None
+        signed = f"{headers['x-payments-timestamp']}.".encode() + delivery.body
+        by_hand = "sha256=" + hmac.new(secret.reveal().encode(), signed, hashlib.sha256).hexdigest()
+        expect("X-Payments-Signature", by_hand, headers.get("x-payments-signature"))
+        expect("X-Event-Type", "payment.completed", headers.get("x-event-type"))
+        data = delivery.event["data"]
+        expect("the receipt in the webhook", payment["receipt"], data["receipt"])
+        expect("the amount in the webhook", "500.00", data["amount"])
+        say(f"{headers['webhook-id']}: standardwebhooks and X-Payments-Signature agree")
+
+
+async def _cancel(players: Cast) -> dict[str, Any]:
+    with players.story.step("A payer who cancels: failed, and the merchant hears of it") as say:
+        payment = await _create(players, 250)
+        await players.phones.answer(payment["provider_ref"], "cancel")
+        ended = await _ended(players, payment["id"])
+        expect("the status", "failed", ended["status"])
+        expect("the reason", "cancelled_by_user", ended["failure_reason"])
+        expect("the receipt", None, ended["receipt"])
+        delivery = await players.receiver.first("payment.failed", payment["id"])
+        expect("the reason in the webhook", "cancelled_by_user", delivery.event["data"]["failure_reason"])
+        say(f"{payment['id']}: {ended['failure_reason']} ({ended['result_desc']})")
+        return ended
+
+
+async def _repeat_callback(players: Cast, payment: dict[str, Any]) -> None:
+    with players.story.step("The same callback again changes nothing") as say:
+        status = await players.phones.call_back_again(payment["provider_ref"])
+        expect("the answer to the repeated callback", 200, status)
+        await asyncio.sleep(_SILENCE)
+        now = await players.api.data("GET", f"/v1/payments/{payment['id']}")
+        for name in ("status", "receipt", "completed_at", "updated_at", "timeline"):
+            expect(f"`{name}` after the repetition", payment[name], now[name])
+        expect("webhooks about this payment", 1, players.receiver.about(payment["id"]))
+        deliveries = await players.api.data("GET", f"/v1/webhooks/logs?payment_id={payment['id']}")
+        expect("deliveries in the log", ["delivered"], [delivery["status"] for delivery in deliveries])
+        say("answered 200; status, receipt, updated_at and timeline as before; still one webhook")
+
+
+async def _list(players: Cast, payment: dict[str, Any], cancelled: dict[str, Any]) -> None:
+    with players.story.step("Listed and searched") as say:
+        page = await players.api.call("GET", "/v1/payments?count=true")
+        expect("the list, newest first", [cancelled["id"], payment["id"]], [each["id"] for each in page["data"]])
+        expect("the count", 2, page["meta"]["total"])
+        for query, found in (
+            ("status=completed", payment),
+            ("status=failed", cancelled),
+            (f"search={payment['receipt']}", payment),
+            (f"reference={cancelled['reference']}", cancelled),
+            ("min_amount=300", payment),
+        ):
+            listed = await players.api.data("GET", f"/v1/payments?{query}")
+            expect(f"what ?{query} finds", [found["id"]], [each["id"] for each in listed])
+        listed = await players.api.data("GET", f"/v1/payments?phone={ASKING_PHONE}")
+        expect("how many the payer's number finds", 2, len(listed))
+        say("by status, receipt, reference, amount and phone")

@@ -197,7 +197,7 @@ class PaymentService:
         except NotSent as fault:
             await self._record_unsent(payment_id, merchant_id, key, fault)
             raise ProviderUnavailable(
-                "M-Pesa could not be reached and nothing was sent: try again with the same Idempotency-Key",
+                f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
             ) from None

