@@ -18,17 +18,35 @@ setup:
 ready:
     @test -x .venv/bin/ruff || {{ just_executable() }} setup
 
-# Play the whole story against a gateway of its own, in a temporary folder
-demo: ready
-    .ci/demo .venv/bin/mpesa-gateway
+# Play the whole story against the running `up`, or one started for it
+demo *options: ready
+    .venv/bin/mpesa-gateway demo {{ options }}
 
 # Run the gateway with its own Postgres, Valkey and Daraja simulator; data stays in ./data
 up *options: ready
     .venv/bin/mpesa-gateway up {{ options }}
 
-# Run the gateway as `up` does, and again whenever a source file changes
+# Run the gateway as `up` does, and start it again whenever a source file changes
 dev *options: ready
-    .venv/bin/mpesa-gateway up --reload {{ options }}
+    #!/usr/bin/env bash
+    set -euo pipefail
+    set -m # `up` gets a process group of its own: Ctrl-C reaches this loop, which then stops it
+    stamp=$(mktemp)
+    up=
+    stop() { [ -z "$up" ] || { kill -INT "$up" 2>/dev/null || true; wait "$up" || true; }; }
+    trap 'stop; rm -f "$stamp"' EXIT
+    trap 'exit 130' INT TERM
+    changed() {
+      find mpesa_gateway plugins config -newer "$stamp" \( -name '*.py' -o -name '*.sql' -o -name '*.toml' \) -print -quit
+    }
+    while true; do
+      touch "$stamp"
+      .venv/bin/mpesa-gateway up {{ options }} &
+      up=$!
+      until [ -n "$(changed)" ]; do sleep 1; done
+      echo "$(changed) changed: starting again"
+      stop
+    done
 
 # Run the tests: all, or those that the arguments name
 test *arguments: ready

@@ -1,7 +1,7 @@
 """The gateway itself: assembled from its configuration and plugins, served by itself or mounted in a host."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -128,9 +128,7 @@ class Gateway:
                 self.services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
         self._event_types = _event_types(self.plugins)
         self.outbox = Outbox(self, [subscriber for plugin in self.plugins for subscriber in plugin.subscribers])
-        self.jobs_by_name = KERNEL_JOBS | {
-            plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
-        }
+        self.jobs_by_name = KERNEL_JOBS | {plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs}
         self.migrations: list[Migration] = find("kernel", "mpesa_gateway.db.migrations") + [
             migration
             for plugin in self.plugins
@@ -212,7 +210,9 @@ class Gateway:
                 log.info("migrated", owner=migration.owner, migration=migration.name)
         elif missing := await pending(self.db, self.migrations):
             raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
-        self.db.bind((*KERNEL_TABLES, *(model for plugin in self.plugins if plugin.tables for model in plugin.tables.models)))
+        self.db.bind(
+            (*KERNEL_TABLES, *(model for plugin in self.plugins if plugin.tables for model in plugin.tables.models))
+        )
         await self.vault.open()
         self.valkey = connect(self.config.valkey)
         self.jobs = Jobs(self.config.valkey, self.jobs_by_name)
@@ -257,7 +257,7 @@ class Gateway:
         await self.db.stop()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Gateway"]:
+    async def running(self) -> AsyncGenerator["Gateway"]:
         """The gateway, started for the length of the block."""
         await self.start()
         try:
@@ -266,7 +266,7 @@ class Gateway:
             await self.stop()
 
     @asynccontextmanager
-    async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
+    async def lifespan(self, _: Any = None) -> AsyncGenerator[None]:
         """The lifespan that a host composes into its own: ``FastAPI(lifespan=gateway.lifespan)``."""
         async with self.running():
             yield
@@ -364,7 +364,11 @@ class _Door:
 async def _refuse_unstarted(send: Send) -> None:
     problem = Problem(code=Code.SERVICE_UNAVAILABLE.value, message=_NOT_STARTED, retryable=True)
     body = msgspec.json.encode(Failure(errors=[problem], request_id=current_request_id()))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"retry-after", b"5")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"5"),
+    ]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -3,12 +3,12 @@
 import os
 import sys
 
-from litestar.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.http.request_id import ASGIApp
 from mpesa_gateway.plugin import PluginRefused
 
 

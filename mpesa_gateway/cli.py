@@ -14,6 +14,7 @@ from mpesa_gateway.commands.migrate import migrate
 from mpesa_gateway.commands.plugins import plugins
 from mpesa_gateway.commands.serve import serve
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Failed, Session
+from mpesa_gateway.commands.up import up
 from mpesa_gateway.commands.worker import worker
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import AlreadyBound
@@ -23,11 +24,12 @@ from mpesa_gateway.http.auth import RouteRefused
 from mpesa_gateway.plugin import PluginRefused, load
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.standalone.process import StartFailed
 
 CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
 """Refusals that the host mends in the configuration: exit status 2."""
 
-OTHERS = (Failed, Refused, MigrationRefused, AlreadyBound, BrokenChain, CannotOpen)
+OTHERS = (Failed, StartFailed, Refused, MigrationRefused, AlreadyBound, BrokenChain, CannotOpen)
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 
@@ -97,7 +99,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (demo, serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
+for command in (up, demo, serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
     cli.add_command(command)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
-"""Every environment variable that this gateway reads starts with this; ``__`` stands for the dot in a setting's path."""
+"""Every environment variable that we read starts with this; ``__`` stands for the dot in a setting's path."""
 
 ELSEWHERE = frozenset({"CONFIG", "DATA"})
 """Variables with that prefix which the commands read themselves: where the file is, where ``up`` keeps its data."""
@@ -137,7 +137,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         others = {name: value for name, value in values.items() if name not in own}
         for name, value in others.items():
             if not isinstance(value, dict):
-                raise ConfigRefused(f"unknown setting `{name}`: correct it or remove it (known: {', '.join(sorted(own))})")
+                raise ConfigRefused(
+                    f"unknown setting `{name}`: correct it or remove it (known: {', '.join(sorted(own))})"
+                )
         config = decode(kernel, cls, "")
         config = msgspec.structs.replace(config, sections=others)
         _check(config)
@@ -207,11 +209,12 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
                 text = Path(text).read_text(encoding="utf-8").strip()
             except OSError as problem:
                 raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
-        section: Any = values
+        section: dict[str, Any] = values
         for part in path[:-1]:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
+            inner: Any = section.setdefault(part, {})
+            if not isinstance(inner, dict):
                 raise ConfigRefused(f"{variable}: `{part}` is a setting, not a section")
+            section = cast("dict[str, Any]", inner)
         section[path[-1]] = _read_text(text, kind, variable)
 
 
@@ -244,7 +247,9 @@ def _check(config: GatewayConfig) -> None:
     ):
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigRefused(f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke")
+            raise ConfigRefused(
+                f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
+            )
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")

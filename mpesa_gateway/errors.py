@@ -1,6 +1,6 @@
 """Every way a request can be refused: one closed list of codes, each with its HTTP status and a next step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import ClassVar, TypeVar
@@ -84,50 +84,74 @@ class Refused(Exception):
 
 
 class InvalidKey(Refused):
+    """No valid API key was shown."""
+
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
 class InsufficientScope(Refused):
+    """The key may not do this."""
+
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
 
 
 class TooManyFailures(Refused):
+    """Too many failed authentications from one address."""
+
     status, code, retryable = 429, Code.AUTH_RATE_LIMITED, True
 
 
 class RateLimited(Refused):
+    """Too many calls with one key."""
+
     status, code, retryable = 429, Code.RATE_LIMITED, True
 
 
 class NotFound(Refused):
+    """There is no such object, or it is another merchant's."""
+
     status, code = 404, Code.NOT_FOUND
 
 
 class Conflict(Refused):
+    """The object's state does not allow it."""
+
     status, code = 409, Code.CONFLICT
 
 
 class PayloadTooLarge(Refused):
+    """The body is larger than we take."""
+
     status, code = 413, Code.PAYLOAD_TOO_LARGE
 
 
 class UnsupportedMediaType(Refused):
+    """The body is not JSON."""
+
     status, code = 415, Code.UNSUPPORTED_MEDIA_TYPE
 
 
 class ProviderNotConfigured(Refused):
+    """Credentials, or a field of them that this call needs, are missing."""
+
     status, code = 422, Code.PROVIDER_NOT_CONFIGURED
 
 
 class ProviderRejected(Refused):
+    """Daraja refused."""
+
     status, code = 502, Code.PROVIDER_REJECTED
 
 
 class ProviderUnavailable(Refused):
+    """Nothing was sent: the same request may be made again."""
+
     status, code, retryable = 503, Code.PROVIDER_UNAVAILABLE, True
 
 
 class ServiceUnavailable(Refused):
+    """A part that the gateway cannot do without is away."""
+
     status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
 
 
@@ -176,9 +200,8 @@ class Checks:
 
 
 @contextmanager
-def checking() -> Iterator[Checks]:
+def checking() -> Generator[Checks]:
     """A block of checks; raises Invalid at its end if any failed."""
     checks = Checks()
     yield checks
     checks.settle()
-

@@ -1,11 +1,11 @@
 """What happened, in the past tense: the values that plugins publish and others hear about."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import msgspec
 
-UNPUBLISHED = datetime.min
+UNPUBLISHED = datetime(1, 1, 1, tzinfo=UTC)
 """``occurred_at`` before the outbox has stamped it."""
 
 

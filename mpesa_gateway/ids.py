@@ -7,9 +7,10 @@ from mpesa_gateway.clock import Clock
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
+
 def base32(number: int, length: int) -> str:
     """A number in Crockford's base 32, lower case, ``length`` characters."""
-    out = []
+    out: list[str] = []
     for _ in range(length):
         number, digit = divmod(number, 32)
         out.append(_ALPHABET[digit])

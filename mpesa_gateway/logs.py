@@ -12,12 +12,20 @@ from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.secret import Secret
 
 _FORBIDDEN = frozenset(
-    {"authorization", "x-api-key", "password", "passkey", "consumer_secret", "security_credential", "initiator_password"}
+    {
+        "authorization",
+        "x-api-key",
+        "password",
+        "passkey",
+        "consumer_secret",
+        "security_credential",
+        "initiator_password",
+    }
 )
 
 
 def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: secrets become ``****``, phone numbers ``2547****678``, in values, lists and tracebacks."""
+    """Mask, as a structlog processor: secrets become ``****``, phone numbers ``2547****678``, tracebacks too."""
     for name, value in event.items():
         event[name] = "****" if name.lower() in _FORBIDDEN else _masked(value)
     return event
@@ -31,7 +39,8 @@ def _masked(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 10**11 <= value < 10**12:
         return mask_phones(str(value))
     if isinstance(value, dict):
-        return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in value.items()}
+        pairs: dict[Any, Any] = value
+        return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in pairs.items()}
     if isinstance(value, list | tuple):
         return [_masked(item) for item in cast("list[Any]", value)]
     return value

@@ -28,13 +28,13 @@ class Kes(int):
         """
         text = str(value).strip() if not isinstance(value, bool) else ""
         if not text or len(text) > _DIGITS or not text.isascii():
-            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"")
+            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"')
         try:
             number = Decimal(text)
         except InvalidOperation:
-            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"") from None
+            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"') from None
         if not number.is_finite() or "e" in text.lower() or "_" in text:
-            raise NotAnAmount("send a whole number of KES, such as 500 or \"500.00\"")
+            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"')
         if number != number.to_integral_value():
             raise NotAnAmount("M-Pesa moves whole shillings only: send an amount without cents")
         return cls(int(number))

@@ -128,12 +128,16 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
         point = installed.get(name)
         if point is None:
             known = ", ".join(sorted(installed)) or "none"
-            raise PluginRefused(f"plugin `{name}` is not installed (installed: {known}): install it or correct `plugins`")
+            raise PluginRefused(
+                f"plugin `{name}` is not installed (installed: {known}): install it or correct `plugins`"
+            )
         plugin = point.load()
         if not isinstance(plugin, Plugin):
             raise PluginRefused(f"plugin `{name}` is no Plugin value: its entry point `{point.value}` must name one")
         if plugin.name != name:
-            raise PluginRefused(f"plugin `{name}` calls itself `{plugin.name}`: its entry point must carry its own name")
+            raise PluginRefused(
+                f"plugin `{name}` calls itself `{plugin.name}`: its entry point must carry its own name"
+            )
         loaded.append(plugin)
     for plugin in extra:
         if plugin.name in (other.name for other in loaded):

@@ -15,6 +15,7 @@ from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 from valkey.asyncio.retry import Retry
 from valkey.backoff import NoBackoff
+from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.config import ValkeyConfig
 from mpesa_gateway.plugin import Job
@@ -43,11 +44,11 @@ _KEEP = 60
 class GatewayQueue(RedisQueue):
     """SAQ's queue, patient with a Valkey that is away or was emptied."""
 
-    async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:
+    async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's shape
         """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
         try:
             return await super().dequeue(timeout, poll_interval)
-        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+        except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("queue_unavailable", error=type(problem).__name__)
             await asyncio.sleep(_AWAY)
             return None
@@ -111,7 +112,7 @@ class Jobs:
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
-        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+        except (ValkeyError, OSError, TimeoutError) as problem:
             self._resting_until = loop.time() + _REST
             log.warning("queue_unavailable", job=name, error=type(problem).__name__)
             return False
@@ -147,7 +148,9 @@ def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> Gateway
         functions.append((name, run))
         if job.cron is not None:
             crons.append(
-                CronJob(run, cron=job.cron, timeout=job.timeout, heartbeat=job.heartbeat, retries=job.attempts, ttl=_KEEP)
+                CronJob(
+                    run, cron=job.cron, timeout=job.timeout, heartbeat=job.heartbeat, retries=job.attempts, ttl=_KEEP
+                )
             )
     return GatewayWorker(
         queue,
@@ -185,7 +188,7 @@ async def _beat(job: SaqJob, every: float) -> None:
         await asyncio.sleep(every)
         try:
             await job.update()
-        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+        except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("queue_unavailable", error=type(problem).__name__)
 
 

@@ -1,8 +1,11 @@
 """``mpesa-gateway demo``: plays a payment from its first to its last step, and checks each."""
 
-import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import rich_click as click
@@ -10,8 +13,12 @@ from rich.console import Console
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import Failed, Session, pass_session, run, started
-from mpesa_gateway.config import LogsConfig
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
+from mpesa_gateway.config import GatewayConfig, LogsConfig
+from mpesa_gateway.standalone.process import launch, stop, tail
+from mpesa_gateway.standalone.up import READY_WITHIN, is_simulated, is_up
+
+_LOOK = 0.2
 
 
 @click.command()
@@ -32,11 +39,12 @@ def demo(session: Session, data: str | None) -> None:
     console = Console()
     began = time.monotonic()
 
-    async def work() -> None:
-        async with started(Gateway(session.attached())) as gateway:
-            await play(gateway, console)
+    with _running(session, console) as config:
 
-    with _running(session, console):
+        async def work() -> None:
+            async with started(Gateway(config)) as gateway:
+                await play(gateway, console)
+
         try:
             run(work())
         except NotSo as problem:
@@ -45,5 +53,32 @@ def demo(session: Session, data: str | None) -> None:
 
 
 @contextmanager
-def _running(session: Session, console: Console) -> Iterator[None]:
-    yield
+def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
+    """The configuration of the gateway that runs in the data folder, started for the block where none does."""
+    if is_up(session.data):
+        yield _await_ready(session, None)
+        return
+    console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
+    log = session.data / "logs" / "up.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
+    environ = dict(os.environ)
+    environ[CONFIG_VARIABLE] = str(session.config_path or "")
+    with log.open("wb") as output:
+        process = launch(command, output=output, death_signal=signal.SIGTERM, env=environ)
+    try:
+        yield _await_ready(session, process)
+    finally:
+        stop(process, (signal.SIGTERM,), 60)
+
+
+def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:
+    until = time.monotonic() + READY_WITHIN
+    while time.monotonic() < until:
+        if process is not None and process.poll() is not None:
+            raise Failed(f"`mpesa-gateway up` did not start:\n{tail(session.data / 'logs' / 'up.log')}")
+        config = session.running()
+        if config is not None and is_simulated(config):
+            return config
+        time.sleep(_LOOK)
+    raise Failed(f"what runs in {session.data} is not ready, or has no simulator: see the logs in {session.data}/logs")

@@ -83,7 +83,7 @@ def prepend_key(path: Path, key: str) -> None:
                 # The processes that read it need not run as whoever rotates.
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

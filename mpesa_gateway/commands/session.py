@@ -3,7 +3,7 @@
 import asyncio
 import getpass
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,15 +74,20 @@ class Session:
         Raises ConfigRefused.
         """
         config = self.config()
-        running = self.data / RUNNING_CONFIG
-        if config.database.url is None and running.is_file():
-            return GatewayConfig.load(running, {})
         if config.database.url is None:
+            running = self.running()
+            if running is not None:
+                return running
             raise ConfigRefused(
                 f"`database.url` is not set and nothing runs in {self.data}: start `mpesa-gateway up` in another "
                 "terminal, name its data folder with `--data`, or set MPESA_GATEWAY_DATABASE__URL"
             )
         return config
+
+    def running(self) -> GatewayConfig | None:
+        """The configuration that the ``up`` in the data folder gave its processes, None where none runs."""
+        file = self.data / RUNNING_CONFIG
+        return GatewayConfig.load(file, {}) if file.is_file() else None
 
     def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
         """Start a gateway as `attached` says, do one thing with it, stop it."""
@@ -106,7 +111,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def started(gateway: Gateway) -> AsyncIterator[Gateway]:
+async def started(gateway: Gateway) -> AsyncGenerator[Gateway]:
     """The gateway, started for the length of the block. Raises Failed when Postgres does not let us in."""
     async with reaching(gateway.config.database.url):
         await gateway.start()
@@ -117,7 +122,7 @@ async def started(gateway: Gateway) -> AsyncIterator[Gateway]:
 
 
 @asynccontextmanager
-async def reaching(url: Secret | None) -> AsyncIterator[None]:
+async def reaching(url: Secret | None) -> AsyncGenerator[None]:
     """Raises Failed, naming the address and never the password, for a Postgres that is away or refuses us."""
     try:
         yield

@@ -6,7 +6,7 @@ import signal
 
 import msgspec
 import rich_click as click
-import valkey
+from valkey.exceptions import ValkeyError
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
@@ -51,7 +51,7 @@ async def _work(config: GatewayConfig) -> None:
             await work
         except asyncio.CancelledError:
             return
-        except (valkey.exceptions.ValkeyError, OSError) as problem:
+        except (ValkeyError, OSError) as problem:
             where = address(config.valkey.url)
             raise Failed(
                 f"cannot reach Valkey at {where} ({type(problem).__name__}): start it, or correct `valkey.url`"

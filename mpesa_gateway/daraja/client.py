@@ -32,7 +32,7 @@ __all__ = ["DarajaClient", "DarajaCredentials", "NotSent", "OutcomeUnknown", "Re
 
 @dataclass(frozen=True)
 class DarajaCredentials:
-    """What Daraja wants to know about a merchant. ``till_number`` makes it Buy Goods; ``shortcode`` is then the store."""
+    """What Daraja wants to know about a merchant. With ``till_number``, Buy Goods, ``shortcode`` is the store."""
 
     env: Env
     consumer_key: Secret
@@ -103,7 +103,9 @@ class _Answer:
 class DarajaClient:
     """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
 
-    def __init__(self, config: DarajaConfig, *, clock: Clock, valkey: Any, sealer: Sealer, prefix: str = "mpesa") -> None:
+    def __init__(
+        self, config: DarajaConfig, *, clock: Clock, valkey: Any, sealer: Sealer, prefix: str = "mpesa"
+    ) -> None:
         self._config = config
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix)
@@ -271,7 +273,9 @@ class DarajaClient:
                 mitigation="check consumer_key and consumer_secret, and that they belong to this env",
                 failure_reason="rejected_by_provider",
             )
-        raise NotSent("M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5)
+        raise NotSent(
+            "M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5
+        )
 
     async def _exchange(self, method: str, url: str, operation: str, **options: Any) -> _Answer:
         """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""

@@ -58,12 +58,18 @@ STK_RESULTS: dict[str, _Result] = {
     "1025": _Result(
         "the prompt could not be sent", "other", "try again; if it persists, shorten reference and description"
     ),
-    "1001": _Result("the payer's line is busy with another session", "duplicate_in_progress", "try again after a minute"),
+    "1001": _Result(
+        "the payer's line is busy with another session", "duplicate_in_progress", "try again after a minute"
+    ),
     "1019": _Result("the prompt expired", "timeout", _AGAIN),
     "1031": _Result("the payer cancelled", "cancelled_by_user", "ask the payer whether they want to pay"),
     "1032": _Result("the payer cancelled", "cancelled_by_user", "ask the payer whether they want to pay"),
-    "1036": _Result("the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"),
-    "1037": _Result("the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"),
+    "1036": _Result(
+        "the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"
+    ),
+    "1037": _Result(
+        "the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"
+    ),
     "2001": _Result("the payer entered a wrong PIN", "wrong_pin", _AGAIN),
     "2028": _Result(
         "the shortcode may not receive this kind of payment",
@@ -142,9 +148,21 @@ FAULTS: dict[str, FaultMeaning] = {
         _no("400.008.02", "wrong grant type", "the gateway must ask for client_credentials: report this as a bug"),
         _no("400.002.02", "a field is not valid", "correct the field that the message names"),
         _no("400.002.05", "the request's payload is not valid", "correct what the message names"),
-        _no("400.003.01", "the access token is not valid", "a new token is fetched and the call repeated", Retry.NEW_TOKEN),
-        _no("401.001", "the access token is not valid", "a new token is fetched and the call repeated", Retry.NEW_TOKEN),
-        _no("404.001.03", "the access token is not valid", "a new token is fetched and the call repeated", Retry.NEW_TOKEN),
+        _no(
+            "400.003.01",
+            "the access token is not valid",
+            "a new token is fetched and the call repeated",
+            Retry.NEW_TOKEN,
+        ),
+        _no(
+            "401.001", "the access token is not valid", "a new token is fetched and the call repeated", Retry.NEW_TOKEN
+        ),
+        _no(
+            "404.001.03",
+            "the access token is not valid",
+            "a new token is fetched and the call repeated",
+            Retry.NEW_TOKEN,
+        ),
         _no("400.003.02", "bad request", "use your own shortcode with its own passkey and consumer key"),
         _no("401.002.01", "the authorisation header is not valid", "check consumer_key and consumer_secret"),
         _no("404.001.04", "the authorisation header is not valid", "check consumer_key and consumer_secret"),
@@ -218,7 +236,9 @@ def _read_ambiguous(message: str) -> FaultMeaning:
         return _no(_AMBIGUOUS, "the shortcode is not known", "check shortcode; ask Safaricom to enable STK push for it")
     if "not exist" in message:
         # Reported for live pushes some 20 seconds old: it proves nothing.
-        return FaultMeaning(_AMBIGUOUS, "M-Pesa does not know it (yet)", "ask again", Sent.UNKNOWN, Retry.PENDING, "other")
+        return FaultMeaning(
+            _AMBIGUOUS, "M-Pesa does not know it (yet)", "ask again", Sent.UNKNOWN, Retry.PENDING, "other"
+        )
     return FaultMeaning(
         _AMBIGUOUS,
         "M-Pesa's answer does not say what became of the request",
@@ -227,4 +247,3 @@ def _read_ambiguous(message: str) -> FaultMeaning:
         Retry.ASK,
         "other",
     )
-

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import structlog
-import valkey.exceptions
+from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
@@ -128,6 +128,6 @@ class Tokens:
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await command()
-        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+        except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("token_cache_unavailable", error=type(problem).__name__)
             return otherwise

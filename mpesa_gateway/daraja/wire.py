@@ -91,7 +91,8 @@ def _items(holder: Any, list_name: str, key_name: str) -> dict[str, Any]:
     """Named values, from a list of them or a single one standing where the list should be."""
     found: dict[str, Any] = {}
     items = cast("dict[str, Any]", holder).get(list_name) if isinstance(holder, dict) else None
-    for item in items if isinstance(items, list) else [items]:
+    entries: list[Any] = items if isinstance(items, list) else [items]
+    for item in entries:
         if isinstance(item, dict):
             entry = cast("dict[str, Any]", item)
             name = entry.get(key_name)

@@ -1,14 +1,13 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
-from asyncpg.transaction import Transaction as AsyncpgTransaction
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
@@ -117,17 +116,18 @@ class Database:
                     "stop it first, or run the second gateway in a process of its own"
                 )
             _bound[table] = self
-            table._meta.db = self.engine  # pyright: ignore[reportPrivateUsage] - Piccolo's way to bind at run time
+            # Piccolo has no other way to bind a table at run time.
+            table._meta.db = self.engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     @asynccontextmanager
-    async def connection(self) -> "AsyncIterator[PoolConnectionProxy[Row]]":
+    async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
         """The open transaction's connection, or one from the pool for the length of the block."""
         current = self._open.get()
         if current is not None:
             yield current.connection
             return
         async with self._pool.acquire() as connection:
-            yield cast("PoolConnectionProxy[Row]", connection)
+            yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
         """All rows of a query."""
@@ -157,7 +157,7 @@ class Database:
             await connection.executemany(sql, rows)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
+    async def transaction(self) -> AsyncGenerator[None]:
         """A transaction that commits at the end of the block, or rolls back if it raises; nested ones join it.
 
         Piccolo's queries in the block take part. Never start a task inside: it would share the connection.
@@ -165,8 +165,7 @@ class Database:
         if self._open.get() is not None:
             yield
             return
-        async with self._pool.acquire() as acquired:
-            connection = cast("PoolConnectionProxy[Row]", acquired)
+        async with self._pool.acquire() as connection:
             current = _Open(connection)
             token = self._open.set(current)
             # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
@@ -188,11 +187,11 @@ class Database:
                 log.exception("after_commit_failed")
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    async def savepoint(self) -> AsyncGenerator[None]:
         """Inside a transaction: a block whose failure is undone alone, together with what it had put off."""
         current = self._current()
         put_off = len(current.after_commit)
-        nested = cast(AsyncpgTransaction, current.connection.transaction())
+        nested = current.connection.transaction()
         await nested.start()
         try:
             yield
@@ -221,4 +220,4 @@ class Database:
         pool = self.engine.pool
         if pool is None:
             raise RuntimeError("the database is not connected: the gateway has not been started")
-        return cast("asyncpg.Pool[Row]", pool)
+        return pool

@@ -107,7 +107,9 @@ class Outbox:
                 public_body(stamped) if isinstance(stamped, PublicEvent) else None,
             )
         if durable:
-            await gateway.db.execute(INSERT_TASKS, stamped.event_id, durable, stamped.occurred_at + timedelta(seconds=15))
+            await gateway.db.execute(
+                INSERT_TASKS, stamped.event_id, durable, stamped.occurred_at + timedelta(seconds=15)
+            )
 
             async def wake() -> None:
                 for name in durable:
@@ -140,7 +142,7 @@ class Outbox:
             event = msgspec.json.decode(row["payload"], type=gateway.event_type(row["kind"]))
             await subscriber.handler(event, gateway)
         except Exception as problem:
-            pause = PAUSES[min(attempts, len(PAUSES)) - 1]
+            pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
             log.exception("subscriber_failed", event_id=event_id, subscriber=subscriber_name, attempts=attempts)
             await gateway.db.execute(
                 "UPDATE event_task SET leased_until = NULL, due_at = $3, last_error = $4 "

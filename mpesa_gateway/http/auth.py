@@ -34,9 +34,7 @@ def mark_scopes(app: Litestar) -> None:
                     raise RouteRefused(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
                 handler.opt[_SCOPE] = scope
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
-                raise RouteRefused(
-                    f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True` in its decorator"
-                )
+                raise RouteRefused(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
 
 
 def scope_of(handler: BaseRouteHandler) -> Scope | None:

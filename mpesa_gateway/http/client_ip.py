@@ -17,7 +17,9 @@ def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
         try:
             networks.append(ip_network(text.strip()))
         except ValueError:
-            raise ConfigRefused(f"setting `{setting}`: `{text}` is no address or CIDR range, such as 10.0.0.0/8") from None
+            raise ConfigRefused(
+                f"setting `{setting}`: `{text}` is no address or CIDR range, such as 10.0.0.0/8"
+            ) from None
     return tuple(networks)
 
 

@@ -7,11 +7,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import niquests
-from niquests.packages.urllib3.contrib.resolver._async import AsyncBaseResolver
+
+if TYPE_CHECKING:
+    from urllib3_future.contrib.resolver._async import AsyncBaseResolver
+else:
+    # Under whichever name niquests itself has it: as urllib3 where it took that over, as urllib3_future elsewhere.
+    from niquests.packages.urllib3.contrib.resolver._async import AsyncBaseResolver
 
 Address = IPv4Address | IPv6Address
 Lookup = Callable[[str, int], Awaitable[list[str]]]
@@ -29,7 +34,9 @@ _SHOWN = 1024
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _NUMERIC = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]*|[0-9]*))*\.?\Z", re.IGNORECASE)
-_HOST = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\Z")
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)([A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\Z"
+)
 
 
 class EgressFailed(Exception):
@@ -98,17 +105,20 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
         raise ValueError("must be an https address (http only for this machine itself, in the sandbox)")
     if port == 0:
         raise ValueError("must not name port 0")
-    if is_loopback:
-        if not allow_loopback:
-            raise ValueError("must not name this machine: use an address that the Internet can reach")
+    if is_loopback and allow_loopback:
         return
+    _check_host(host, literal)
+
+
+def _check_host(host: str, literal: Address | None) -> None:
+    if host == "localhost" or (literal is not None and literal.is_loopback):
+        raise ValueError("must not name this machine: use an address that the Internet can reach")
     if literal is not None:
         if not is_public(literal):
             raise ValueError("must not name a private, local or reserved address")
-        return
-    if _NUMERIC.match(host):
+    elif _NUMERIC.match(host):
         raise ValueError("must name its host, or spell its address in the usual way")
-    if not _HOST.match(host):
+    elif not _HOST.match(host):
         raise ValueError("must name a host such as shop.example.co.ke (an international name in its xn-- form)")
 
 
@@ -151,7 +161,14 @@ class GuardedResolver(AsyncBaseResolver):
         """Nothing to close."""
 
     async def getaddrinfo(  # type: ignore[override]
-        self, host: Any, port: Any, family: Any, type: Any, proto: int = 0, flags: int = 0, **_: Any  # noqa: A002
+        self,
+        host: Any,
+        port: Any,
+        family: Any,  # noqa: ARG002 - socket.getaddrinfo's shape
+        type: Any,  # noqa: A002 - likewise
+        proto: int = 0,
+        flags: int = 0,  # noqa: ARG002 - likewise
+        **_: Any,
     ) -> list[tuple[Any, Any, int, str, tuple[Any, ...]]]:
         """As socket.getaddrinfo. Raises Forbidden (an OSError) for an address that we do not call."""
         name = host.decode("ascii") if isinstance(host, bytes) else str(host)
@@ -181,7 +198,8 @@ class Egress:
         """Make the sessions; nothing is connected yet."""
         for allow_loopback in (False, True):
             session = niquests.AsyncSession(
-                resolver=GuardedResolver(self._lookup, allow_loopback=allow_loopback),
+                # The same class under the other of the library's two names.
+                resolver=cast("Any", GuardedResolver(self._lookup, allow_loopback=allow_loopback)),
                 retries=0,
                 disable_http3=True,
                 pool_connections=self._connections,
@@ -269,4 +287,3 @@ def _failure(problem: BaseException) -> EgressFailed:
         if names & found:
             return EgressFailed(reason, text)  # type: ignore[arg-type]
     return EgressFailed("bad_answer", "the answer could not be read")
-

@@ -4,10 +4,9 @@ from typing import Any
 
 import msgspec
 import structlog
-import valkey.exceptions
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.types import ExceptionHandlersMap
+from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
 from mpesa_gateway.db.engine import UNREACHABLE
 from mpesa_gateway.errors import Code, Problem, Refused
@@ -47,8 +46,9 @@ def _http(_: Request[Any, Any, Any], problem: HTTPException) -> Response[bytes]:
 
 
 def _validation_problems(problem: ValidationException) -> list[Problem]:
-    entries: list[Any] = list(problem.extra) if isinstance(problem.extra, list) else []
-    if any(isinstance(entry, dict) and entry.get("message") == "'data'" for entry in entries):
+    extra: Any = problem.extra
+    entries: list[dict[str, Any]] = [entry for entry in extra or [] if isinstance(entry, dict)]
+    if any(entry.get("message") == "'data'" for entry in entries):
         # Litestar's way to say that there was no body at all.
         return [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
     found = [
@@ -58,7 +58,6 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
             message=str(entry.get("message", "cannot be taken")),
         )
         for entry in entries
-        if isinstance(entry, dict)
     ]
     return found or [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
 
@@ -71,14 +70,13 @@ def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[byte
     )
 
 
-
 def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
     log.error("unexpected_error", exc_info=problem)
     message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
     return failure([Problem(code=Code.INTERNAL_ERROR.value, message=message)], 500)
 
 
-def handlers() -> ExceptionHandlersMap:
+def handlers() -> dict[int | type[Exception], Any]:
     """The exception handlers of the application."""
     unreachable: dict[int | type[Exception], Any] = {
         kind: _unavailable for kind in UNREACHABLE if issubclass(kind, Exception)
@@ -87,6 +85,6 @@ def handlers() -> ExceptionHandlersMap:
         Exception: _unexpected,
         HTTPException: _http,
         **unreachable,
-        valkey.exceptions.ConnectionError: _unavailable,
+        ValkeyConnectionError: _unavailable,
         Refused: _refused,
     }

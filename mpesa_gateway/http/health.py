@@ -57,7 +57,7 @@ async def _part(check: Awaitable[str | None]) -> Part:
             return Part(ok=True, detail=await check)
     except NotReady as problem:
         return Part(ok=False, detail=str(problem))
-    except Exception as problem:  # whatever a driver raises, the answer is the same: this part does not work
+    except Exception as problem:  # noqa: BLE001 - whatever a driver raises, this part does not work
         return Part(ok=False, detail=type(problem).__name__)
 
 

@@ -47,10 +47,17 @@ def decode_position(text: str) -> tuple[datetime, str]:
 
 
 def page_of(
-    rows: Sequence[R], limit: int, *, view: Callable[[R], T], position: Callable[[R], tuple[datetime, str]], total: int | None = None
+    rows: Sequence[R],
+    limit: int,
+    *,
+    view: Callable[[R], T],
+    position: Callable[[R], tuple[datetime, str]],
+    total: int | None = None,
 ) -> Page[T]:
     """A page from one row more than its limit: the extra row only tells that there is more."""
     shown = rows[:limit]
     has_more = len(rows) > limit
     cursor = encode_position(*position(shown[-1])) if has_more else None
-    return Page(data=[view(row) for row in shown], meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total))
+    return Page(
+        data=[view(row) for row in shown], meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total)
+    )

@@ -22,7 +22,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def reads(kind: type[Q]) -> Provide:
-    """A dependency that reads the query string into ``kind``: ``dependencies={"filters": reads(PaymentQuery)}``."""
+    """Make the dependency that reads the query string into ``kind``, for a route's ``filters``."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:
         values: dict[str, list[str]] = {}
@@ -32,5 +32,3 @@ def reads(kind: type[Q]) -> Provide:
 
     provide.query_type = kind  # type: ignore[attr-defined]  # read again when the OpenAPI document is drawn
     return Provide(provide)
-
-

@@ -21,9 +21,6 @@ def read_body(body: bytes, kind: type[S]) -> S:
     checks = Checks()
     try:
         decoded = msgspec.json.decode(body, type=kind)
-        _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
-        checks.settle()
-        return decoded
     except msgspec.ValidationError:
         _examine(body, kind, "", checks)
         checks.settle()
@@ -31,6 +28,9 @@ def read_body(body: bytes, kind: type[S]) -> S:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid.field_error("body", "send a JSON object (RFC 8259, UTF-8)") from None
+    _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
+    checks.settle()
+    return decoded
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: Checks) -> None:

@@ -2,8 +2,8 @@
 
 import re
 import time
-from contextvars import ContextVar
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 import structlog

@@ -49,7 +49,7 @@ class Audit:
         subject_id: str | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Add an entry in the open transaction (or one of its own). ``detail`` holds no secrets and no phone numbers."""
+        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets, no phone numbers."""
         async with self._db.transaction():
             # One chain means one writer at a time; the lock goes with the transaction.
             await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
@@ -86,7 +86,11 @@ class Audit:
                     row["subject_id"],
                     row["detail"],
                 )
-                if row["number"] != expected or bytes(row["previous_digest"]) != previous or bytes(row["digest"]) != digest:
+                if (
+                    row["number"] != expected
+                    or bytes(row["previous_digest"]) != previous
+                    or bytes(row["digest"]) != digest
+                ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
                 previous, expected = digest, expected + 1
 

@@ -1,4 +1,4 @@
-"""How often a client may fail to authenticate and how often a key may call: counted in Valkey, let through without it."""
+"""How often clients may fail to authenticate and keys may call: counted in Valkey, let through without it."""
 
 import asyncio
 import math
@@ -77,10 +77,8 @@ class Limits:
                 if await limiter.hit(item, *who):
                     return 0
                 window = await limiter.get_window_stats(item, *who)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever is wrong with counting, requests pass
             self._resting_until = loop.time() + _REST
             log.warning("limits_unavailable", error=type(problem).__name__)
             return 0
         return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
-
-

@@ -46,7 +46,9 @@ class Merchants:
                 created_at=now,
                 updated_at=now,
             ).save()
-            await self._audit.record("merchant.created", merchant_id=merchant.merchant_id, actor=actor, subject_id=merchant.merchant_id)
+            await self._audit.record(
+                "merchant.created", merchant_id=merchant.merchant_id, actor=actor, subject_id=merchant.merchant_id
+            )
         return merchant
 
     async def get(self, merchant_id: str) -> Merchant | None:
@@ -63,7 +65,7 @@ class Merchants:
 
     async def page(self, limit: int, before: tuple[datetime, str] | None = None) -> list[Merchant]:
         """Merchants, newest first, from just before the given one."""
-        query = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)
+        query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)
         if before is not None:
             query = query.where(MerchantRow.merchant_id < before[1])
         return [_merchant(row) for row in await query]
@@ -80,7 +82,9 @@ class Merchants:
             if row is None:
                 await self.require(merchant_id)
                 raise Conflict("this merchant is not active")
-            await self._audit.record("merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id)
+            await self._audit.record(
+                "merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id
+            )
             return _merchant(dict(row))
 
     async def set_env(self, merchant_id: str, env: Env) -> None:

@@ -6,7 +6,9 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.plugin import SealedColumn
 from mpesa_gateway.security.sealing import Sealer
 
-KERNEL_SEALED = (SealedColumn(table="gateway_secret", key="name", column="sealed", aad=("'gateway'", "'kernel'", "name")),)
+KERNEL_SEALED = (
+    SealedColumn(table="gateway_secret", key="name", column="sealed", aad=("'gateway'", "'kernel'", "name")),
+)
 """What the kernel itself holds sealed."""
 
 _BATCH = 500

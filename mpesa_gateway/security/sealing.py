@@ -1,4 +1,4 @@
-"""Secrets at rest: sealed with AES-256-GCM under a ring of keys, so that a new master key still opens what old ones sealed."""
+"""Secrets at rest: AES-256-GCM under a ring of keys, so that what an old master key sealed still opens."""
 
 import base64
 import binascii
@@ -103,7 +103,8 @@ def read_key(text: str, setting: str) -> bytes:
         material = b""
     if len(material) != 32:
         raise ConfigRefused(
-            f"`{setting}` is not a master key: it must be 32 bytes in base64 (make one with `mpesa-gateway keys generate`)"
+            f"`{setting}` is not a master key: it must be 32 bytes in base64 "
+            "(make one with `mpesa-gateway keys generate`)"
         )
     return material
 

@@ -1,4 +1,4 @@
-"""The gateway's own random secrets, made once per database and sealed there: the API keys' pepper, the callbacks' key."""
+"""The gateway's own random secrets, made once per database and sealed there, such as the API keys' pepper."""
 
 import base64
 

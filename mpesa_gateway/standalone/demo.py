@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -83,7 +83,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
+async def receiving() -> AsyncGenerator[Receiver]:
     """A receiver for the length of the block."""
     listener = socket.create_server(("127.0.0.1", 0))
     receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/webhooks")
@@ -113,11 +113,11 @@ class _QuietServer(uvicorn.Server):
     """uvicorn's server without its signal handlers: Ctrl-C belongs to the demo."""
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
-async def waiting(what: str, patience: float = _PATIENCE) -> AsyncIterator[None]:
+async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
     """Go round until the caller has what it waits for. Raises NotSo when it takes too long."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
@@ -169,7 +169,7 @@ class Telling:
         self._task = TaskID(0)
 
     @contextmanager
-    def live(self) -> Iterator[None]:
+    def live(self) -> Generator[None]:
         """The bar, for the length of the block, where there is a terminal to draw it on."""
         if not self._console.is_terminal:
             yield
@@ -181,7 +181,7 @@ class Telling:
             self._progress = None
 
     @contextmanager
-    def step(self, title: str) -> Iterator[Callable[[str], None]]:
+    def step(self, title: str) -> Generator[Callable[[str], None]]:
         """One step; what it is called with is shown as its outcome."""
         self._number += 1
         said: list[str] = []
@@ -353,7 +353,9 @@ async def _verify_webhook(players: Cast, payment: dict[str, Any], secret: Secret
         try:
             Webhook(secret.reveal()).verify(delivery.body, headers)
         except WebhookVerificationError as problem:
-            raise NotSo(f"the standardwebhooks library was expected to accept the webhook, and says: {problem}") from None
+            raise NotSo(
+                f"the standardwebhooks library was expected to accept the webhook, and says: {problem}"
+            ) from None
         signed = f"{headers['x-payments-timestamp']}.".encode() + delivery.body
         by_hand = "sha256=" + hmac.new(secret.reveal().encode(), signed, hashlib.sha256).hexdigest()
         expect("X-Payments-Signature", by_hand, headers.get("x-payments-signature"))

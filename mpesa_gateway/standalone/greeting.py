@@ -33,6 +33,7 @@ class Greeting:
     shop: Shop | None
     new_master_key: Path | None
     has_simulator: bool
+    notes: tuple[str, ...] = ()
 
     def show(self, console: Console) -> None:
         """Print it: a panel for people, plain lines for logs; what is to be copied always as bare lines."""
@@ -52,9 +53,12 @@ class Greeting:
                 f"A master key was made in {self.new_master_key}. Back it up now, apart from the data: "
                 "without it the stored credentials cannot be read.",
             )
-        if self.shop is not None:
+        for note in self.notes:
+            _bare(console, note)
+        if self.shop is not None and self.has_simulator:
             self._lines_for(self.shop, console)
-        _bare(console, f"The whole story, told in a few seconds: {self.command} demo")
+        if self.has_simulator:
+            _bare(console, f"The whole story, told in a few seconds: {self.command} demo")
         _bare(console, "Ctrl-C stops everything; what is stored stays.")
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -84,11 +88,14 @@ def curl_lines(url: str, make_key: str, key: str | None) -> Sequence[str]:
     """Lines for a shell that store the sandbox's credentials, ask for a payment, look at it and list."""
     json_header, key_header = "-H 'Content-Type: application/json'", '-H "X-API-Key: $KEY"'
     payment = {"amount": 500, "currency": "KES", "provider": "mpesa", "phone": PAYING_PHONE}
+    create = (
+        f'curl -sS -X POST {url}/v1/payments {key_header} -H "Idempotency-Key: order-$(date +%s%N)" {json_header} '
+        f"-d {_quoted(payment)}"
+    )
     return (
         f"KEY={key}" if key is not None else f"KEY=$({make_key})",
         f"curl -sS -X PUT {url}/v1/merchant/providers {key_header} {json_header} -d {_quoted(CREDENTIALS)}; echo",
-        f'ANSWER=$(curl -sS -X POST {url}/v1/payments {key_header} -H "Idempotency-Key: order-$(date +%s%N)" {json_header} '
-        f'-d {_quoted(payment)}); echo "$ANSWER"',
+        f'ANSWER=$({create}); echo "$ANSWER"',
         "PAYMENT=$(echo \"$ANSWER\" | grep -o 'pay_[0-9a-z]*' | head -n 1)",
         f"sleep 1; curl -sS {url}/v1/payments/$PAYMENT {key_header}; echo",
         f"curl -sS '{url}/v1/payments?limit=5' {key_header}; echo",

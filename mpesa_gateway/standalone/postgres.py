@@ -146,7 +146,9 @@ class EmbeddedPostgres:
         handed.unlink()
         if done.returncode != 0:
             shutil.rmtree(home, ignore_errors=True)
-            raise StartFailed(f"Postgres could not make its data folder {home}:\n{done.stderr.decode(errors='replace')}")
+            raise StartFailed(
+                f"Postgres could not make its data folder {home}:\n{done.stderr.decode(errors='replace')}"
+            )
 
     def _end_orphan(self, home: Path) -> None:
         """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""
@@ -192,9 +194,7 @@ class EmbeddedPostgres:
 
 def _is_reachable(path: Path) -> bool:
     """Whether a user without rights of their own can get to this folder."""
-    return all(
-        not folder.exists() or folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents)
-    )
+    return all(not folder.exists() or folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
 
 
 def _copy_for_others(package: Path) -> Path:

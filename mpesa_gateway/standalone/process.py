@@ -85,7 +85,9 @@ def is_running(pid: int, executable: str, cwd: Path) -> bool:
     try:
         name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return executable in Path(name.partition(" ")[0]).name and state != "Z" and os.path.samefile(f"/proc/{pid}/cwd", cwd)
+        return (
+            executable in Path(name.partition(" ")[0]).name and state != "Z" and Path(f"/proc/{pid}/cwd").samefile(cwd)
+        )
     except (OSError, IndexError):
         return False
 

@@ -1,7 +1,5 @@
 """The configuration that ``up`` gives its processes: the host's own, with what is embedded filled in."""
 
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from mpesa_gateway import toml
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import write_private
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
@@ -21,7 +20,7 @@ SIMULATOR_PATH = "/simulator"
 
 @dataclass(frozen=True)
 class Embedded:
-    """What ``up`` fills in. ``simulator_port`` is None where live merchants forbid a simulator."""
+    """What ``up`` fills in. ``simulator_port`` is None where there is no simulator."""
 
     database_url: Secret
     valkey_url: Secret
@@ -75,20 +74,6 @@ def public_url(configured: str, port: int) -> str:
 def write_config(path: Path, config: GatewayConfig) -> None:
     """Write a configuration with its secrets where only we can read it."""
     write_private(path, toml.dumps(_plain(config)))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:

@@ -35,7 +35,8 @@ class Standalone:
             owner = file.read().strip()
             file.close()
             raise InUse(
-                f"{self.data_dir} is in use by process {owner or 'unknown'}: stop that one, or give --data another folder"
+                f"{self.data_dir} is in use by process {owner or 'unknown'}: "
+                "stop that one, or give --data another folder"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -63,7 +63,8 @@ class Child:
         if self._process is None or self._process.poll() is None:
             return None
         self._crashes = 1 if time.monotonic() - self._started_at > _STEADY else self._crashes + 1
-        return min(_LONGEST_PAUSE, 0.5 * 2 ** (self._crashes - 1))
+        pause: float = 0.5 * 2 ** (self._crashes - 1)
+        return min(_LONGEST_PAUSE, pause)
 
     @property
     def exit_code(self) -> int | None:

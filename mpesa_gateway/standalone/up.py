@@ -1,55 +1,68 @@
 """``up``: Postgres, Valkey, the API, a worker and the simulator, started, watched and stopped as one."""
 
 import asyncio
-import json
+import fcntl
 import os
 import shlex
 import shutil
 import signal
-import socket
 import sys
+import time
 import urllib.error
 import urllib.request
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import msgspec
 from rich.console import Console
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import (
     CONFIG_VARIABLE,
+    DATA_VARIABLE,
     DEFAULT_DATA,
     RUNNING_CONFIG,
     Failed,
     actor,
     started,
 )
-from mpesa_gateway.config import ENVIRONMENT, ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import Greeting, Shop
+from mpesa_gateway.standalone.process import free_port, tail
 from mpesa_gateway.standalone.settings import (
+    SIMULATOR_PATH,
     Embedded,
     gateway_config,
     master_key_file,
     simulator_config,
     write_config,
-    write_private,
 )
+from mpesa_gateway.standalone.standalone import Standalone, read_state, write_state
+from mpesa_gateway.standalone.supervisor import Child, Supervisor
 
-_LOG_LIMIT = 10 * 1024 * 1024
-"""Bytes of a log that the next start keeps; a longer one becomes `.old`."""
+T = TypeVar("T")
 
-_READY_WITHIN = 60.0
+READY_WITHIN = 60.0
 """Seconds that everything may take to be ready."""
 
-_DEFAULT_PORT = 8000
+_LOOK = 0.1
+
+_PORT_PATIENCE = 5.0
+"""Seconds that what a killed run left behind gets to let go of its port."""
+
+_PAGE = 1000
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for on the command line."""
+    """What was asked for on the command line. ``shop``: make a demo merchant and key where there is none."""
 
     port: int | None = None
     verbose: bool = False
@@ -58,41 +71,234 @@ class Wishes:
 
 
 class Up:
-    """One run of ``up`` in one data folder."""
+    """One run of ``up`` on one data folder."""
 
     def __init__(self, base: GatewayConfig, data: Path, wishes: Wishes, console: Console) -> None:
         self._base = base
-        self._data = data
         self._wishes = wishes
         self._console = console
-        self._run = data / "run"
-        self._logs = data / "logs"
+        self._standalone = Standalone(data)
+        self._data = self._standalone.data_dir
+        self._run_folder = self._data / RUNNING_CONFIG.parent
+        self._log_folder = self._data / "logs"
+        self._stopping = False
+        self._supervisor: Supervisor | None = None
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Start everything, greet, and stop it all at Ctrl-C or SIGTERM.
 
-        Raises Failed, with a sentence, when something cannot start or one of the processes does not stay.
+        Runs in the main thread: the children are bound to the life of the thread that starts them. Raises Failed or
+        StartFailed, with a sentence, and leaves nothing running.
         """
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def told() -> None:
-            if stop.is_set():
-                # Told twice: the children go with us (PR_SET_PDEATHSIG), the next start finds what they leave.
-                os._exit(1)
-            stop.set()
-
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, told)
-        work = asyncio.create_task(self._work(stop))
-        waiting = asyncio.create_task(stop.wait())
+            signal.signal(number, self._told)
         try:
-            await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self._console.print("Stopping…", highlight=False)
-                work.cancel()
-            await work
-        except asyncio.CancelledError:
+            with ExitStack() as undo:
+                self._start(undo)
+                if self._supervisor is not None:
+                    self._supervisor.watch()
+        except KeyboardInterrupt:
             return
-        finally:
-            waiting.cancel()
+
+    def _told(self, _: int, __: FrameType | None) -> None:
+        if self._stopping:
+            # Told twice: everything that we started dies with us, and the next start clears up.
+            os._exit(1)
+        self._stopping = True
+        self._say("Stopping…")
+        if self._supervisor is not None:
+            self._supervisor.request_stop()
+        else:
+            raise KeyboardInterrupt
+
+    def _start(self, undo: ExitStack) -> None:
+        standalone = self._standalone
+        standalone.lock()
+        undo.callback(standalone.stop)
+        was_killed = (self._data / RUNNING_CONFIG).exists()
+        self._run_folder.mkdir(mode=0o700, exist_ok=True)
+        self._log_folder.mkdir(mode=0o700, exist_ok=True)
+        key_file, is_new_key = master_key_file(self._base, self._data)
+        port = self._port(was_killed=was_killed)
+        standalone.start(postgres=self._base.database.url is None, valkey=self._base.valkey.url is None)
+        embedded = Embedded(
+            database_url=self._base.database.url or Secret(standalone.postgres.url),
+            valkey_url=self._base.valkey.url or Secret(standalone.valkey.url),
+            master_key_file=key_file,
+            port=port,
+            simulator_port=None,
+        )
+        notes: tuple[str, ...] = ()
+        has_live = _run(_migrate(gateway_config(self._base, embedded)))
+        if has_live:
+            notes = ("There are live merchants: no simulator runs beside real money.",)
+        elif self._wishes.simulator:
+            embedded = _with_simulator(embedded, read_state(self._data).get("simulator_port"))
+        config = gateway_config(self._base, embedded)
+        write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
+        children = self._children(config, embedded, undo)
+        supervisor = Supervisor(list(children.values()), self._say)
+        undo.callback(supervisor.stop)
+        supervisor.start()
+        self._await_ready(config, embedded, children)
+        shop = None if has_live else _run(_shop(config, may_create=self._wishes.shop))
+        Greeting(
+            config=config,
+            data=self._data,
+            command=self._command(),
+            shop=shop,
+            new_master_key=key_file if is_new_key else None,
+            has_simulator=embedded.simulator_port is not None,
+            notes=notes,
+        ).show(self._console)
+        self._supervisor = supervisor
+
+    def _port(self, *, was_killed: bool) -> int:
+        """The port asked for; else the last one, else the configured one, else any, as long as it is free."""
+        wished = self._wishes.port
+        if wished is not None and wished != 0:
+            if not _becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
+                raise Failed(f"port {wished} is in use: stop what listens there, or choose another --port")
+            return wished
+        last = read_state(self._data).get("port")
+        if wished is None:
+            if isinstance(last, int) and _becomes_free(last, _PORT_PATIENCE if was_killed else 0.0):
+                return last
+            return free_port(self._base.http.port or None)
+        return free_port()
+
+    def _children(self, config: GatewayConfig, embedded: Embedded, undo: ExitStack) -> dict[str, Child]:
+        """The processes, each with its configuration in a file of its own that is gone when we are."""
+        gateway_file = self._data / RUNNING_CONFIG
+        write_config(gateway_file, config)
+        undo.callback(gateway_file.unlink, missing_ok=True)
+        children = {
+            "api": self._child("api", "serve", gateway_file),
+            "worker": self._child("worker", "worker", gateway_file),
+        }
+        if embedded.simulator_port is not None:
+            file = self._run_folder / "simulator.toml"
+            write_config(file, simulator_config(self._base, config, embedded.simulator_port))
+            undo.callback(file.unlink, missing_ok=True)
+            children["simulator"] = self._child("simulator", "serve", file)
+        return children
+
+    def _child(self, name: str, command: str, config_file: Path) -> Child:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
+        environ[CONFIG_VARIABLE] = str(config_file)
+        log = None if self._wishes.verbose else self._log_folder / f"{name}.log"
+        return Child(name, [sys.executable, "-m", "mpesa_gateway.cli", command], env=environ, log=log)
+
+    def _await_ready(self, config: GatewayConfig, embedded: Embedded, children: dict[str, Child]) -> None:
+        until = time.monotonic() + READY_WITHIN
+        while True:
+            for name, child in children.items():
+                if child.exit_code is not None:
+                    raise Failed(f"the {name} process did not start:\n{tail(self._log_folder / f'{name}.log')}")
+            missing = not_ready(config.http.port, needs_worker=True)
+            if missing is None and embedded.simulator_port is not None:
+                missing = not_ready(embedded.simulator_port, needs_worker=False)
+            if missing is None:
+                return
+            if time.monotonic() > until:
+                raise Failed(
+                    f"not ready after {READY_WITHIN:g} seconds ({missing}): see the logs in {self._log_folder}"
+                )
+            time.sleep(_LOOK)
+
+    def _command(self) -> str:
+        """How to call this program again, for the lines that we print."""
+        name = "mpesa-gateway"
+        words = [name] if shutil.which(name) else [sys.executable, "-m", "mpesa_gateway.cli"]
+        default = Path(os.environ.get(DATA_VARIABLE) or DEFAULT_DATA)
+        if self._data != default.resolve():
+            words += ["--data", str(self._data)]
+        return shlex.join(words)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def is_up(data: Path) -> bool:
+    """Whether an ``up`` runs on this data folder."""
+    try:
+        with (data / "lock").open("r", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def not_ready(port: int, *, needs_worker: bool) -> str | None:
+    """What the gateway on this port still lacks, None when it can do its work."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+            parts: dict[str, Any] = msgspec.json.decode(answer.read())["data"]["parts"]
+    except urllib.error.HTTPError as problem:
+        return f"/health/ready answers {problem.code}"
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as problem:
+        return f"no answer yet: {type(problem).__name__}"
+    if needs_worker and not parts["queue"]["ok"]:
+        return str(parts["queue"].get("detail"))
+    return None
+
+
+def is_simulated(config: GatewayConfig) -> bool:
+    """Whether the gateway with this configuration works, with the simulator as its Daraja."""
+    simulator = urlsplit(config.daraja.sandbox_url)
+    return (
+        simulator.path == SIMULATOR_PATH
+        and simulator.port is not None
+        and not_ready(config.http.port, needs_worker=True) is None
+        and not_ready(simulator.port, needs_worker=False) is None
+    )
+
+
+def _becomes_free(port: int, patience: float) -> bool:
+    until = time.monotonic() + patience
+    while free_port(port) != port:
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def _with_simulator(embedded: Embedded, last_port: Any) -> Embedded:
+    port = free_port(last_port if isinstance(last_port, int) else None)
+    return Embedded(
+        database_url=embedded.database_url,
+        valkey_url=embedded.valkey_url,
+        master_key_file=embedded.master_key_file,
+        port=embedded.port,
+        simulator_port=port,
+    )
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    # asyncio's own loop: a signal must be able to end it, and uvloop keeps exceptions of signal handlers to itself.
+    with asyncio.Runner() as runner:
+        return runner.run(work)
+
+
+async def _migrate(config: GatewayConfig) -> bool:
+    """Bring the database to this release; gives whether any merchant is live."""
+    async with started(Gateway(config)) as gateway:
+        return await gateway.merchants.any_live()
+
+
+async def _shop(config: GatewayConfig, *, may_create: bool) -> Shop | None:
+    """The newest active merchant; a demo merchant with its key where there is none."""
+    async with started(Gateway(config)) as gateway:
+        active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
+        if active:
+            return Shop(active[0].merchant_id, None)
+        if not may_create:
+            return None
+        merchant = await gateway.merchants.create("Demo shop", actor=actor())
+        _, key = await gateway.api_keys.create(
+            merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=actor()
+        )
+        return Shop(merchant.merchant_id, key.reveal())

@@ -99,7 +99,7 @@ def _in_own_loop(work: Coroutine[object, object, None]) -> None:
     def run() -> None:
         try:
             asyncio.run(work)
-        except BaseException as problem:  # handed on below
+        except BaseException as problem:  # noqa: BLE001 - handed on below
             problems.append(problem)
 
     thread = threading.Thread(target=run)

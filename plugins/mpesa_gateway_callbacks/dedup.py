@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
-import valkey.exceptions
+from valkey.exceptions import ValkeyError
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -45,7 +45,7 @@ class Dedup:
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await command(*args)  # type: ignore[operator]
-        except (valkey.exceptions.ValkeyError, OSError, TimeoutError) as problem:
+        except (ValkeyError, OSError, TimeoutError) as problem:
             self._resting_until = loop.time() + _REST
             log.warning("dedup_unavailable", error=type(problem).__name__)
             return None

@@ -120,7 +120,7 @@ class CallbackInbox:
                 if now - row["received_at"] > timedelta(hours=self._settings.patience_hours):
                     await self._gateway.db.execute(GIVE_UP, row["callback_id"])
                 else:
-                    pause = PAUSES[min(row["tries"], len(PAUSES) - 1)]
+                    pause = PAUSES[min(int(row["tries"]), len(PAUSES) - 1)]
                     await self._gateway.db.execute(PUT_OFF, row["callback_id"], now + timedelta(seconds=pause))
         await self._gateway.db.execute(FORGET_REFUSED, self._settings.keep_refused)
         return len(rows)
@@ -157,7 +157,7 @@ class CallbackInbox:
     async def _offer(
         self, callback_id: str, env: Env | None, subject_id: str, result: StkCallback, received_at: datetime
     ) -> None:
-        """Publish inside the open transaction. A subscriber that fails is tried again later: the callback stays kept."""
+        """Publish inside the open transaction. A subscriber that fails is tried again later; the callback stays."""
         event = StkResulted(
             merchant_id="",
             subject_id=subject_id,

@@ -36,7 +36,8 @@ class RefusedRow(Table, tablename="refused_callback"):
 
 
 KEEP = """
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body, due_at)
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code,
+    body, due_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
 RETURNING callback_id, xmax = 0 AS is_new

@@ -18,7 +18,10 @@ plugin = Plugin(
         migrations="mpesa_gateway_credentials.migrations",
         sealed=tuple(
             SealedColumn(
-                table="provider_credentials", key="merchant_id", column=field, aad=("merchant_id", "'mpesa'", f"'{field}'")
+                table="provider_credentials",
+                key="merchant_id",
+                column=field,
+                aad=("merchant_id", "'mpesa'", f"'{field}'"),
             )
             for field in SECRET_FIELDS
         ),

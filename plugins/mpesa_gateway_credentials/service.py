@@ -156,7 +156,9 @@ class CredentialStore:
             if "simulator" in (plugin.name for plugin in self._gateway.plugins):
                 checks.fail("mpesa.env", "this gateway runs the simulator, which never stands beside live merchants")
             if urlsplit(self._gateway.config.public_url).scheme != "https":
-                checks.fail("mpesa.env", "live needs the gateway's public_url to be https: M-Pesa calls nothing else back")
+                checks.fail(
+                    "mpesa.env", "live needs the gateway's public_url to be https: M-Pesa calls nothing else back"
+                )
 
     def _check_url(self, checks: Checks, field: str, url: str) -> None:
         own = urlsplit(self._gateway.config.public_url)

@@ -27,7 +27,8 @@ class CredentialsRow(Table, tablename="provider_credentials"):
 
 STORE = """
 INSERT INTO provider_credentials (merchant_id, env, consumer_key, consumer_secret, passkey, shortcode, till_number,
-    initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, created_at, updated_at)
+    initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, created_at,
+    updated_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14)
 ON CONFLICT (merchant_id) DO UPDATE SET env = excluded.env, consumer_key = excluded.consumer_key,
     consumer_secret = excluded.consumer_secret, passkey = excluded.passkey, shortcode = excluded.shortcode,

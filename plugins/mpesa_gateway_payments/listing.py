@@ -57,16 +57,15 @@ def conditions(merchant_id: str, filters: PaymentQuery) -> Conditions:
             checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters")
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
-    if filters.provider is not None:
-        found.add("provider = {}", filters.provider)
-    if filters.status is not None:
-        found.add("status = {}", filters.status.value)
-    if filters.since is not None:
-        found.add("created_at >= {}", filters.since)
-    if filters.until is not None:
-        found.add("created_at < {}", filters.until)
-    if filters.reference is not None:
-        found.add("reference = {}", filters.reference)
+    for value, clause in (
+        (filters.provider, "provider = {}"),
+        (None if filters.status is None else filters.status.value, "status = {}"),
+        (filters.since, "created_at >= {}"),
+        (filters.until, "created_at < {}"),
+        (filters.reference, "reference = {}"),
+    ):
+        if value is not None:
+            found.add(clause, value)
     if filters.search is not None:
         _add_search(found, filters.search.strip())
     return found

@@ -56,7 +56,8 @@ class PaymentStepRow(Table, tablename="payment_step"):
 INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at, updated_at)
+        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
+        updated_at)
     VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
     RETURNING *
 ), step AS (

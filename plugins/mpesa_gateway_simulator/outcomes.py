@@ -32,7 +32,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "003": Behaviour("no_funds", "has too little money", "1"),
     "004": Behaviour("unreachable", "is switched off", "1037"),
     "005": Behaviour("expires", "lets the prompt expire", "1019"),
-    "006": Behaviour("never_answers", "never answers, and Daraja never calls back", "1037", callback="never", waits=True),
+    "006": Behaviour(
+        "never_answers", "never answers, and Daraja never calls back", "1037", callback="never", waits=True
+    ),
     "007": Behaviour("pays_silently", "pays, and Daraja never calls back", callback="never"),
     "008": Behaviour("pays_late", "pays, and the callback comes late", callback="late"),
     "009": Behaviour("calls_back_twice", "pays, and the callback comes twice", callback="twice"),

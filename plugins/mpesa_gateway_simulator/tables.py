@@ -52,7 +52,7 @@ class TransactionRow(Table, tablename="sim_transaction"):
 PUT_TOKEN = """
 INSERT INTO sim_token (consumer_key, token, expires_at) VALUES ($1, $2, $3)
 ON CONFLICT (consumer_key) DO UPDATE SET token = excluded.token, expires_at = excluded.expires_at
-"""
+"""  # noqa: S105 - a query
 
 HAS_TOKEN = "SELECT EXISTS (SELECT 1 FROM sim_token WHERE token = $1 AND expires_at > $2)"  # noqa: S105 - a query
 
@@ -93,7 +93,9 @@ INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortc
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 
-INSERT_CALLBACK = "INSERT INTO sim_callback (checkout_request_id, body, due_at) VALUES ($1, $2, $3) RETURNING callback_id"
+INSERT_CALLBACK = (
+    "INSERT INTO sim_callback (checkout_request_id, body, due_at) VALUES ($1, $2, $3) RETURNING callback_id"
+)
 
 CLAIM_CALLBACKS = """
 UPDATE sim_callback SET due_at = $2, tries = tries + 1

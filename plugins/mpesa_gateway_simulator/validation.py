@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 SANDBOX_SHORTCODE = "174379"
-SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"  # noqa: S105 - Safaricom publishes it
+SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
 """The shortcode and passkey that Safaricom publishes for its sandbox."""
 
 _PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)

@@ -250,9 +250,7 @@ class Deliveries:
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
         """Send a delivery again, whatever became of it, with the same webhook-id. Raises NotFound and Conflict."""
         async with self._db.transaction():
-            row = await self._db.fetchrow(
-                tables.REPLAY_ONE, caller.merchant_id, delivery_id, self._gateway.clock.now()
-            )
+            row = await self._db.fetchrow(tables.REPLAY_ONE, caller.merchant_id, delivery_id, self._gateway.clock.now())
             if row is None:
                 await self.get(caller.merchant_id, delivery_id)
                 raise Conflict("the endpoint of this delivery was removed: set a webhook and read /v1/events")

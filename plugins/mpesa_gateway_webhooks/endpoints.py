@@ -53,7 +53,9 @@ class Endpoints:
         What is still owed goes to the new address. Raises Invalid for an address that is not called.
         """
         with checking() as checks:
-            checks.take("webhook_url", lambda text: check_url(text, allow_loopback=self.allows_loopback(caller.env)), url)
+            checks.take(
+                "webhook_url", lambda text: check_url(text, allow_loopback=self.allows_loopback(caller.env)), url
+            )
         secret = signing.new_secret(self._gateway.ids.token(32))
         now = self._gateway.clock.now()
         async with self._db.transaction():

@@ -104,12 +104,14 @@ WHERE delivery_id = $1 AND status = 'pending'
 PUT_OFF = "UPDATE delivery SET due_at = $2, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'"
 
 CANCEL = """
-UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'
+UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
+WHERE delivery_id = $1 AND status = 'pending'
 """
 
 ENDPOINT_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
-WHERE endpoint_id = $1 AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
+WHERE endpoint_id = $1
+    AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
 """
 
 ENDPOINT_ILL = """
@@ -119,7 +121,8 @@ WHERE endpoint_id = $1
 """
 
 SET_ENDPOINT = """
-INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $5)
+INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $5)
 ON CONFLICT (merchant_id) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
     previous_secret = webhook_endpoint.secret, previous_until = $6, failures = 0, closed_until = NULL,
     updated_at = excluded.updated_at
@@ -132,7 +135,8 @@ WHERE merchant_id = $1 AND is_active RETURNING endpoint_id, url
 """
 
 REMOVE = """
-UPDATE webhook_endpoint SET is_active = false, updated_at = $2 WHERE merchant_id = $1 AND is_active RETURNING endpoint_id
+UPDATE webhook_endpoint SET is_active = false, updated_at = $2
+WHERE merchant_id = $1 AND is_active RETURNING endpoint_id
 """
 
 REPLAY_ONE = """
@@ -146,7 +150,8 @@ REPLAY_MANY = """
 UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL
 WHERE delivery_id IN (
     SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
-    WHERE delivery.merchant_id = $1 AND delivery.created_at >= $2 AND ($3::timestamptz IS NULL OR delivery.created_at < $3)
+    WHERE delivery.merchant_id = $1 AND delivery.created_at >= $2
+        AND ($3::timestamptz IS NULL OR delivery.created_at < $3)
         AND ($4::text IS NULL OR status = $4) AND is_active AND (due_at IS NULL OR due_at > $5)
     ORDER BY delivery.created_at LIMIT $6
 )

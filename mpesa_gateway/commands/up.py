@@ -1,0 +1,30 @@
+"""``mpesa-gateway up``: the whole gateway on this machine, with everything that it needs."""
+
+import rich_click as click
+from rich.console import Console
+
+from mpesa_gateway import logs
+from mpesa_gateway.commands.session import Session, pass_session
+from mpesa_gateway.config import LogsConfig
+from mpesa_gateway.standalone.up import Up, Wishes
+
+
+@click.command()
+@click.option("--data", metavar="FOLDER", help="Where to keep everything; without it MPESA_GATEWAY_DATA, else ./data.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port of the API; without it the last one, else a free one."
+)
+@click.option("--simulator/--no-simulator", default=True, help="Run simulated phones instead of calling Safaricom.")
+@click.option("--shop/--no-shop", default=True, help="Make a demo merchant and its key where there is no merchant.")
+@click.option("--verbose", is_flag=True, help="Show the logs here instead of writing them to the data folder.")
+@pass_session
+def up(session: Session, data: str | None, port: int | None, simulator: bool, shop: bool, verbose: bool) -> None:
+    """Run the API, a worker and simulated phones, on embedded Postgres and Valkey.
+
+    Where the configuration names database.url or valkey.url, those are used instead. Ctrl-C stops everything; what
+    is stored stays in the data folder.
+    """
+    session.keep_data_in(data)
+    logs.configure(LogsConfig(format="console", level="warning"))
+    wishes = Wishes(port=port, verbose=verbose, simulator=simulator, shop=shop)
+    Up(session.config(), session.data, wishes, Console()).run()
