@@ -1,6 +1,8 @@
 """The gateway for any ASGI server: ``uvicorn --factory mpesa_gateway.asgi:create``."""
 
+import multiprocessing
 import os
+import signal
 import sys
 
 from uvicorn.config import STARTUP_FAILURE
@@ -10,6 +12,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.http.request_id import ASGIApp
 from mpesa_gateway.plugin import PluginRefused
+from mpesa_gateway.standalone.process import die_with_parent
 
 
 def create() -> ASGIApp:
@@ -23,9 +26,12 @@ def create() -> ASGIApp:
 
 
 def create_in_worker() -> ASGIApp:
-    """The same in a process of ``serve --workers``, where a refusal must not make the parent try for ever."""
+    """The same in a process of ``serve --workers``: gone with its parent, which stops at a refusal."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid, signal.SIGTERM)
     try:
         return create()
     except (ConfigRefused, PluginRefused) as problem:
-        print(f"mpesa-gateway: {problem}", file=sys.stderr)  # noqa: T201 - the last words of this process
+        sys.stderr.write(f"mpesa-gateway: {problem}\n")
         sys.exit(STARTUP_FAILURE)

@@ -39,7 +39,7 @@ def _masked(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and 10**11 <= value < 10**12:
         return mask_phones(str(value))
     if isinstance(value, dict):
-        pairs: dict[Any, Any] = value
+        pairs: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - whatever was logged
         return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in pairs.items()}
     if isinstance(value, list | tuple):
         return [_masked(item) for item in cast("list[Any]", value)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 
 def dumps(values: Mapping[str, Any]) -> str:
@@ -15,7 +15,7 @@ def _lines(values: Mapping[str, Any], path: str) -> list[str]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             inner = f"{path}.{_key(name)}" if path else _key(name)
-            lines += ["", f"[{inner}]", *_lines(value, inner)]
+            lines += ["", f"[{inner}]", *_lines(cast("Mapping[str, Any]", value), inner)]
     return lines
 
 

@@ -91,7 +91,7 @@ def _items(holder: Any, list_name: str, key_name: str) -> dict[str, Any]:
     """Named values, from a list of them or a single one standing where the list should be."""
     found: dict[str, Any] = {}
     items = cast("dict[str, Any]", holder).get(list_name) if isinstance(holder, dict) else None
-    entries: list[Any] = items if isinstance(items, list) else [items]
+    entries: list[Any] = items if isinstance(items, list) else [items]  # pyright: ignore[reportUnknownVariableType] - JSON
     for item in entries:
         if isinstance(item, dict):
             entry = cast("dict[str, Any]", item)

@@ -47,7 +47,7 @@ def _http(_: Request[Any, Any, Any], problem: HTTPException) -> Response[bytes]:
 
 def _validation_problems(problem: ValidationException) -> list[Problem]:
     extra: Any = problem.extra
-    entries: list[dict[str, Any]] = [entry for entry in extra or [] if isinstance(entry, dict)]
+    entries: list[dict[str, Any]] = [entry for entry in extra or [] if isinstance(entry, dict)]  # pyright: ignore[reportUnknownVariableType]
     if any(entry.get("message") == "'data'" for entry in entries):
         # Litestar's way to say that there was no body at all.
         return [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]

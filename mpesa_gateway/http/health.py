@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from litestar import Response, get
+from litestar.di import NamedDependency
 
 from mpesa_gateway.db.migrator import pending
 from mpesa_gateway.http.envelope import Success
@@ -37,7 +38,7 @@ async def live() -> Success[dict[str, bool]]:
 
 
 @get("/health/ready", public=True, tags=["Operators"])
-async def ready(gateway: Any) -> Response[Success[Health]]:
+async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey and the queue, each with its state; 503 when payments cannot be taken."""
     parts = await examine(gateway)
     is_ready = gateway.is_running and parts["postgres"].ok and parts["migrations"].ok

@@ -65,7 +65,7 @@ class Merchants:
 
     async def page(self, limit: int, before: tuple[datetime, str] | None = None) -> list[Merchant]:
         """Merchants, newest first, from just before the given one."""
-        query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)
+        query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)  # pyright: ignore[reportUnknownVariableType] - Piccolo
         if before is not None:
             query = query.where(MerchantRow.merchant_id < before[1])
         return [_merchant(row) for row in await query]

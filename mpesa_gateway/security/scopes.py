@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
+from litestar.di import Dependency
+
 Env = Literal["sandbox", "live"]
 
 
@@ -41,13 +43,16 @@ class Caller:
         return f"key:{self.key_id}"
 
 
-PaymentsRead = Annotated[Caller, Scope.PAYMENTS_READ]
-PaymentsWrite = Annotated[Caller, Scope.PAYMENTS_WRITE]
-RefundsRead = Annotated[Caller, Scope.REFUNDS_READ]
-RefundsWrite = Annotated[Caller, Scope.REFUNDS_WRITE]
-MerchantRead = Annotated[Caller, Scope.MERCHANT_READ]
-MerchantWrite = Annotated[Caller, Scope.MERCHANT_WRITE]
-WebhooksRead = Annotated[Caller, Scope.WEBHOOKS_READ]
-WebhooksWrite = Annotated[Caller, Scope.WEBHOOKS_WRITE]
-AuditRead = Annotated[Caller, Scope.AUDIT_READ]
-Admin = Annotated[Caller, Scope.ADMIN]
+_INJECTED = Dependency()
+"""Litestar's mark of a dependency: here, the caller."""
+
+PaymentsRead = Annotated[Caller, _INJECTED, Scope.PAYMENTS_READ]
+PaymentsWrite = Annotated[Caller, _INJECTED, Scope.PAYMENTS_WRITE]
+RefundsRead = Annotated[Caller, _INJECTED, Scope.REFUNDS_READ]
+RefundsWrite = Annotated[Caller, _INJECTED, Scope.REFUNDS_WRITE]
+MerchantRead = Annotated[Caller, _INJECTED, Scope.MERCHANT_READ]
+MerchantWrite = Annotated[Caller, _INJECTED, Scope.MERCHANT_WRITE]
+WebhooksRead = Annotated[Caller, _INJECTED, Scope.WEBHOOKS_READ]
+WebhooksWrite = Annotated[Caller, _INJECTED, Scope.WEBHOOKS_WRITE]
+AuditRead = Annotated[Caller, _INJECTED, Scope.AUDIT_READ]
+Admin = Annotated[Caller, _INJECTED, Scope.ADMIN]

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,14 @@ def launch(
         process_group=0,
         preexec_fn=bind_to_parent,  # noqa: PLW1509
     )
+
+
+def die_with_parent(parent: int, death_signal: signal.Signals) -> None:
+    """Get ``death_signal`` when the process that started us dies; end now if it has died already. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(death_signal))
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _group_of(user: str | None) -> int | None:

@@ -209,7 +209,13 @@ class Up:
     def _command(self) -> str:
         """How to call this program again, for the lines that we print."""
         name = "mpesa-gateway"
-        words = [name] if shutil.which(name) else [sys.executable, "-m", "mpesa_gateway.cli"]
+        script = Path(sys.argv[0])
+        if shutil.which(name):
+            words = [name]
+        elif script.name == name and script.is_file():
+            words = [str(script.absolute())]
+        else:
+            words = [sys.executable, "-m", "mpesa_gateway.cli"]
         default = Path(os.environ.get(DATA_VARIABLE) or DEFAULT_DATA)
         if self._data != default.resolve():
             words += ["--data", str(self._data)]

@@ -3,6 +3,8 @@
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, RawBody
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.http.auth import address_of
@@ -17,14 +19,14 @@ async def _take(gateway: Gateway, request: Request[Any, Any, Any], token: str | 
 
 
 @post("/v1/webhooks/mpesa", status_code=200, public=True, tags=["Callbacks"])
-async def stk_callback(gateway: Gateway, request: Request[Any, Any, Any], body: bytes) -> Response[bytes]:
+async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
     return await _take(gateway, request, None, body)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", status_code=200, public=True, tags=["Callbacks"])
 async def stk_callback_with_token(
-    gateway: Gateway, request: Request[Any, Any, Any], token: str, body: bytes
+    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
     return await _take(gateway, request, token, body)
@@ -32,7 +34,7 @@ async def stk_callback_with_token(
 
 @post("/v1/cb/stk/{token:str}", status_code=200, public=True, tags=["Callbacks"])
 async def neutral_stk_callback(
-    gateway: Gateway, request: Request[Any, Any, Any], token: str, body: bytes
+    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
 ) -> Response[bytes]:
     """An STK callback at the address that our own pushes hand to Daraja."""
     return await _take(gateway, request, token, body)

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Request, Response, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody, RawBody
 
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
@@ -22,7 +24,7 @@ def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
     return Response(body, status_code=fault.status)
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def _read(body: RawBody) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.MsgspecError:
@@ -45,19 +47,19 @@ async def _answer(request: Request[Any, Any, Any], services: Services, operation
 
 
 @get("/simulator/oauth/v1/generate", **_DARAJA)
-async def oauth(request: Request[Any, Any, Any], services: Services) -> Response[Any]:
+async def oauth(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Daraja's token."""
     return await _answer(request, services, "oauth", b"")
 
 
 @post("/simulator/mpesa/stkpush/v1/processrequest", **_DARAJA)
-async def stk_push(request: Request[Any, Any, Any], services: Services, body: bytes) -> Response[Any]:
+async def stk_push(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
     """Daraja's STK push."""
     return await _answer(request, services, "stkpush", body)
 
 
 @post("/simulator/mpesa/stkpushquery/v1/query", **_DARAJA)
-async def stk_query(request: Request[Any, Any, Any], services: Services, body: bytes) -> Response[Any]:
+async def stk_query(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
     """Daraja's STK query."""
     return await _answer(request, services, "stkquery", body)
 
@@ -83,14 +85,14 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/simulator/control/pushes", public=True, dependencies={"filters": reads(PushQuery)}, tags=["Simulator"])
-async def pushes(services: Services, filters: PushQuery) -> Success[list[PushView]]:
+async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
     """What the phones were asked, newest first."""
     rows = await services.get(Simulator).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
 
 @get("/simulator/control/pushes/{checkout_request_id:str}", public=True, tags=["Simulator"])
-async def one_push(services: Services, checkout_request_id: str) -> Success[PushView]:
+async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
         return Success(data=push_view(await services.get(Simulator).find(checkout_request_id)))
@@ -105,7 +107,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post("/simulator/control/pushes/{checkout_request_id:str}/answer", status_code=200, public=True, tags=["Simulator"])
-async def answer_push(services: Services, checkout_request_id: str, data: Answer) -> Success[PushView]:
+async def answer_push(services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]) -> Success[PushView]:
     """Answer an open prompt, as a finger on the phone would."""
     try:
         return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
@@ -116,7 +118,7 @@ async def answer_push(services: Services, checkout_request_id: str, data: Answer
 
 
 @post("/simulator/control/pushes/{checkout_request_id:str}/callback", status_code=200, public=True, tags=["Simulator"])
-async def repeat_callback(services: Services, checkout_request_id: str) -> Success[dict[str, int]]:
+async def repeat_callback(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[dict[str, int]]:
     """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
     try:
         return Success(data={"status": await services.get(Simulator).send_again(checkout_request_id)})
@@ -143,7 +145,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post("/simulator/control/faults", status_code=200, public=True, tags=["Simulator"])
-async def order_fault(services: Services, data: FaultOrder) -> Success[dict[str, int]]:
+async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """Answer the next requests of an operation with a fault."""
     await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
     return Success(data={"times": data.times})
@@ -162,7 +164,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 @patch("/simulator/control/knobs", public=True, tags=["Simulator"])
-async def turn_knobs(services: Services, data: Knobs) -> Success[Knobs]:
+async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, from the next push on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
     await services.get(Simulator).set_knobs(turned)
@@ -177,14 +179,14 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/simulator/control/ledger", public=True, dependencies={"filters": reads(LedgerQuery)}, tags=["Simulator"])
-async def ledger(services: Services, filters: LedgerQuery) -> Success[list[LedgerEntry]]:
+async def ledger(services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]) -> Success[list[LedgerEntry]]:
     """The money that really moved, newest first."""
     rows = await services.get(Simulator).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
 @post("/simulator/control/reset", status_code=200, public=True, tags=["Simulator"])
-async def reset(services: Services) -> Success[dict[str, bool]]:
+async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
     await services.get(Simulator).reset()
     return Success(data={"reset": True})

@@ -3,6 +3,8 @@
 from typing import Any
 
 from litestar import delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
 
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
@@ -25,68 +27,68 @@ from mpesa_gateway_webhooks.schemas import (
 
 
 @put("/v1/merchant/webhook", status_code=200, tags=["Merchant"])
-async def set_webhook(data: SetWebhook, caller: MerchantWrite, services: Services) -> Success[WebhookWithSecret]:
+async def set_webhook(data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
     """Set where the merchant hears of events. The secret is shown now or never."""
     return Success(data=await services.get(Endpoints).set_url(caller, data.webhook_url))
 
 
 @get("/v1/merchant/webhook", tags=["Merchant"])
-async def get_webhook(caller: MerchantRead, services: Services) -> Success[WebhookView]:
+async def get_webhook(caller: MerchantRead, services: NamedDependency[Services]) -> Success[WebhookView]:
     """The endpoint, its secret masked, and how it fares."""
     return Success(data=await services.get(Endpoints).view(caller.merchant_id))
 
 
 @delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"])
-async def remove_webhook(caller: MerchantWrite, services: Services) -> Success[dict[str, bool]]:
+async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Deliver no more webhooks."""
     await services.get(Endpoints).remove(caller)
     return Success(data={"deleted": True})
 
 
 @post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"])
-async def rotate_secret(caller: MerchantWrite, services: Services) -> Success[WebhookWithSecret]:
+async def rotate_secret(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
     """A new secret, shown now or never; the old one signs too for a day."""
     return Success(data=await services.get(Endpoints).rotate(caller))
 
 
 @post("/v1/merchant/webhook/test", status_code=200, tags=["Merchant"])
-async def send_test(caller: WebhooksWrite, services: Services) -> Success[TestAnswer]:
+async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[TestAnswer]:
     """Send a test webhook now and say what the server answered."""
     return Success(data=await services.get(Endpoints).test(caller, services.get(Deliveries).egress))
 
 
 @get("/v1/webhooks/logs", dependencies={"filters": reads(DeliveryQuery)}, tags=["Webhooks"])
-async def list_deliveries(filters: DeliveryQuery, caller: WebhooksRead, services: Services) -> Page[DeliveryView]:
+async def list_deliveries(filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]) -> Page[DeliveryView]:
     """What was sent, or is owed, newest first."""
     return await services.get(Deliveries).page(caller.merchant_id, filters)
 
 
 @get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"])
-async def get_delivery(delivery_id: str, caller: WebhooksRead, services: Services) -> Success[DeliveryWithAttempts]:
+async def get_delivery(delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]) -> Success[DeliveryWithAttempts]:
     """A delivery with each attempt."""
     return Success(data=await services.get(Deliveries).get(caller.merchant_id, delivery_id))
 
 
 @post("/v1/webhooks/logs/{delivery_id:str}/replay", status_code=200, tags=["Webhooks"])
-async def replay_delivery(delivery_id: str, caller: WebhooksWrite, services: Services) -> Success[DeliveryView]:
+async def replay_delivery(delivery_id: FromPath[str], caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[DeliveryView]:
     """Send a delivery again."""
     return Success(data=await services.get(Deliveries).replay(caller, delivery_id))
 
 
 @post("/v1/webhooks/replay", status_code=200, tags=["Webhooks"])
-async def replay_deliveries(data: ReplayMany, caller: WebhooksWrite, services: Services) -> Success[Replayed]:
+async def replay_deliveries(data: JSONBody[ReplayMany], caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[Replayed]:
     """Send many deliveries again."""
     return Success(data=await services.get(Deliveries).replay_many(caller, data))
 
 
 @get("/v1/events", dependencies={"filters": reads(EventQuery)}, tags=["Webhooks"])
-async def list_events(filters: EventQuery, caller: WebhooksRead, services: Services) -> Page[dict[str, Any]]:
+async def list_events(filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]) -> Page[dict[str, Any]]:
     """What happened, newest first, as webhooks carry it."""
     return await services.get(Deliveries).events(caller.merchant_id, filters)
 
 
 @get("/v1/events/{event_id:str}", tags=["Webhooks"])
-async def get_event(event_id: str, caller: WebhooksRead, services: Services) -> Success[dict[str, Any]]:
+async def get_event(event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]) -> Success[dict[str, Any]]:
     """One event."""
     return Success(data=await services.get(Deliveries).event(caller.merchant_id, event_id))
 

@@ -1,0 +1,167 @@
+"""A gateway for tests: assembled, served over real HTTP on a free port, with its worker and a client to call it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import niquests
+import uvicorn
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
+from mpesa_gateway.security.sealing import generate
+
+PLUGINS = ("credentials", "callbacks", "payments", "webhooks", "simulator")
+"""What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
+
+SANDBOX: dict[str, Any] = {
+    "provider": "mpesa",
+    "mpesa": {
+        "env": "sandbox",
+        "consumer_key": "consumer-key-of-tests",
+        "consumer_secret": "consumer-secret-of-tests",
+        "passkey": "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919",
+        "shortcode": "174379",
+    },
+}
+"""Credentials that the simulator takes: the sandbox's published shortcode and passkey."""
+
+
+def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[str, Any]:
+    """Settings for a gateway in a test, as plain values for ``GatewayConfig.from_values``; sections are merged."""
+    values: dict[str, Any] = {
+        "plugins": list(PLUGINS),
+        "database": {"url": database_url, "pool_max": 10},
+        "valkey": {"url": valkey_url},
+        "security": {"master_key": generate()},
+        "worker": {"in_process": True, "grace": 5},
+        "limits": {"requests_per_second": 10_000, "burst": 20_000},
+        "simulator": {"callback_delay": 0.2},
+    }
+    for name, change in changes.items():
+        values[name] = values.get(name, {}) | change if isinstance(change, dict) else change
+    if "simulator" not in values["plugins"]:
+        del values["simulator"]
+    return values
+
+
+def listening() -> socket.socket:
+    """A socket on a free port of the loopback interface."""
+    found = socket.socket()
+    found.bind(("127.0.0.1", 0))
+    return found
+
+
+@asynccontextmanager
+async def serving(app: Any, at: socket.socket) -> AsyncGenerator[str]:
+    """Serve an ASGI application on this socket for the length of the block; gives its base URL."""
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    task = asyncio.create_task(server.serve(sockets=[at]))
+    try:
+        while not server.started:
+            if task.done():
+                await task
+                raise RuntimeError("the application did not start")
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{at.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenerator[tuple[Gateway, str]]:
+    """A gateway of these settings, served; it is its own Daraja unless the settings name another. Gives its base URL."""
+    at = listening()
+    base = f"http://127.0.0.1:{at.getsockname()[1]}"
+    values = {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}} | values
+    with at:
+        gateway = Gateway(GatewayConfig.from_values(values), **options)
+        async with serving(gateway.asgi, at):
+            yield gateway, base
+
+
+class Answer:
+    """What the API said."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: dict[str, Any]) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def data(self) -> Any:
+        """``data`` of a successful answer; raises AssertionError, showing the errors, for any other."""
+        if not self.body.get("success"):
+            raise AssertionError(f"HTTP {self.status}: {self.body}")
+        return self.body["data"]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The first error of a refused answer."""
+        found: dict[str, Any] = self.body["errors"][0]
+        return found
+
+
+class Api:
+    """Calls a gateway as a merchant does."""
+
+    def __init__(self, base: str, key: str | None) -> None:
+        self.base = base
+        self._session = niquests.AsyncSession(retries=0, pool_maxsize=100)
+        self._session.trust_env = False
+        self._headers = {} if key is None else {"X-API-Key": key}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def call(
+        self, method: str, path: str, json: Any = None, *, raw: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One request; ``raw`` sends these very bytes as JSON."""
+        sent = self._headers | ({"Content-Type": "application/json"} if raw is not None else {}) | dict(headers or {})
+        response = await self._session.request(method, self.base + path, json=json, data=raw, headers=sent)
+        return Answer(response.status_code or 0, response.headers, response.json() if response.content else {})
+
+    async def pay(self, phone: str, amount: Any = 500, *, key: str, **more: Any) -> Answer:
+        """Ask for a payment."""
+        return await self.call(
+            "POST", "/v1/payments", {"amount": amount, "phone": phone} | more, headers={"Idempotency-Key": key}
+        )
+
+    async def settled(self, payment_id: str, status: str | None = None, patience: float = 15.0) -> dict[str, Any]:
+        """Wait until a payment has left ``pending`` (for ``status``). Raises TimeoutError after ``patience`` seconds."""
+        async with asyncio.timeout(patience):
+            while True:
+                found: dict[str, Any] = (await self.call("GET", f"/v1/payments/{payment_id}")).data
+                if found["status"] == status or (status is None and found["status"] != "pending"):
+                    return found
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def shop(
+    gateway: Gateway,
+    base: str,
+    *,
+    scopes: tuple[Scope, ...] = MERCHANT_SCOPES,
+    env: Env = "sandbox",
+    webhook_url: str | None = None,
+    is_configured: bool = True,
+) -> AsyncGenerator[Api]:
+    """A new merchant with a key, sandbox credentials and perhaps a webhook; gives the client that calls with its key."""
+    merchant = await gateway.merchants.create("Test shop", actor="test")
+    _, secret = await gateway.api_keys.create(merchant.merchant_id, name="test", scopes=scopes, env=env, actor="test")
+    api = Api(base, secret.reveal())
+    try:
+        if is_configured:
+            (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).data  # noqa: B018 - raises when refused
+        if webhook_url is not None:
+            (await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": webhook_url})).data  # noqa: B018
+        yield api
+    finally:
+        await api.close()

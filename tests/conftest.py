@@ -1,0 +1,38 @@
+"""What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
+
+
+@dataclass(frozen=True)
+class Town:
+    """A gateway at work, a shop, and the shop's server."""
+
+    gateway: Gateway
+    base: str
+    api: Api
+    receiver: Receiver
+
+
+@pytest.fixture
+def values(database_url: str, valkey_url: str) -> dict[str, Any]:
+    """Settings for a gateway of this test's own."""
+    return gateway_values(database_url, valkey_url)
+
+
+@pytest.fixture
+async def town(values: dict[str, Any]) -> AsyncGenerator[Town]:
+    """Everything that a payment needs, running."""
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        yield Town(gateway, base, api, receiver)

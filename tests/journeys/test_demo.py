@@ -1,0 +1,186 @@
+"""A fresh machine: `up`, the printed lines, the demo, Ctrl-C, and `up` again; and what a kill -9 leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
+PATIENCE = 60.0
+
+
+class Machine:
+    """A machine with nothing on it but this program, and one data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.said = ""
+        self._up: subprocess.Popen[str] | None = None
+        self._number = 0
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment without anything of ours, but for the coverage of PATH."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
+        return ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def up(self) -> "subprocess.Popen[str]":
+        """Start `up` and wait until it has said all that it has to say."""
+        self._number += 1
+        log = self.folder / f"up-{self._number}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [*COMMAND, "up", "--data", str(self.data)],
+                cwd=self.folder,
+                env=self.environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        self._up = process
+        deadline = time.monotonic() + PATIENCE
+        while "Ctrl-C stops everything" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        self.said = log.read_text()
+        return process
+
+    def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command, or a script as pasted into a shell, to its end."""
+        command = ["bash", "-eu", "-o", "pipefail", "-c", script] if script is not None else [*COMMAND, *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+
+    def processes(self) -> list[str]:
+        """What runs on the data folder, by its command line or by its environment."""
+        found: list[str] = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                text = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
+                is_dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            except OSError:
+                continue
+            if str(self.data).encode() in text and not is_dead:
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        return found
+
+    def stops_everything(self) -> None:
+        """End what was left running."""
+        if self._up is not None and self._up.poll() is None:
+            self._up.terminate()
+            self._up.wait(PATIENCE)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose folders the database server's own user may pass through."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    machine = Machine(folder)
+    yield machine
+    machine.stops_everything()
+
+
+def pasted_lines(said: str) -> str:
+    """The lines that `up` prints to be copied."""
+    return "\n".join(line for line in said.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
+
+
+def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
+    process = machine.up()
+    key = re.findall(r"sk_test_\w+", machine.said)
+    assert len(key) == 1
+    url = re.findall(r"API: (http://\S+)", machine.said)[0]
+
+    pasted = machine.types(script=pasted_lines(machine.said))
+    assert pasted.returncode == 0, pasted.stderr
+    stored, asked, found, listed = map(json.loads, pasted.stdout.splitlines())
+    assert stored["data"]["config_summary"]["passkey"] == "****c919"
+    assert asked["data"]["status"] == "pending"
+    assert found["data"]["status"] == "completed"
+    assert [payment["id"] for payment in listed["data"]] == [asked["data"]["id"]]
+
+    played = machine.types("demo", "--data", str(machine.data))
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert "9/9" in played.stdout
+    assert "\x1b" not in played.stdout
+    assert logged_secrets(machine, key[0]) == []
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+    assert machine.processes() == []
+
+    process = machine.up()
+    assert url in machine.said
+    assert "sk_test_" not in machine.said
+    pasted = machine.types(script=pasted_lines(machine.said))
+    assert pasted.returncode == 0, pasted.stderr
+    listed = json.loads(pasted.stdout.splitlines()[-1])
+    assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert machine.processes() == []
+
+
+def test_after_kill_9_it_starts_again(machine: Machine) -> None:
+    process = machine.up()
+    key = re.findall(r"sk_test_\w+", machine.said)[0]
+    url = re.findall(r"API: (http://\S+)", machine.said)[0]
+    process.kill()
+    process.wait()
+
+    process = machine.up()
+    assert url in machine.said
+    answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}'")
+    assert json.loads(answer.stdout)["success"]
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert machine.processes() == []
+
+
+def test_a_folder_has_one_owner(machine: Machine) -> None:
+    machine.up()
+    second = machine.types("up", "--data", str(machine.data))
+    assert second.returncode == 1
+    assert "is in use by process" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_the_demo_brings_its_own_when_nothing_runs(machine: Machine) -> None:
+    played = machine.types("demo", "--data", str(machine.data))
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert "All of it was so" in played.stdout
+    assert machine.processes() == []
+    machine.up()
+    assert "sk_test_" in machine.said
+
+
+def logged_secrets(machine: Machine, key: str) -> list[str]:
+    """What stands in the logs and must not: keys, secrets, whole phone numbers."""
+    written = "\n".join(file.read_text() for file in (machine.data / "logs").iterdir())
+    assert "gateway_started" in written
+    forbidden = [
+        key,
+        (machine.data / "master.key").read_text().strip(),
+        "demo-consumer-secret-3c4d",
+        "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919",
+        "254700000020",
+        "254700000000",
+        "whsec_",
+    ]
+    return [word for word in forbidden if word in written]

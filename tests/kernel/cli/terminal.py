@@ -1,0 +1,92 @@
+"""The command as a host types it: a process of its own, in an empty folder, with nothing but its environment."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
+PATIENCE = 30.0
+
+
+class Host:
+    """Somebody at a terminal, in ``folder``, with these environment variables."""
+
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+        self.folder = folder
+        self.variables = variables
+        self._processes: list[subprocess.Popen[str]] = []
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
+        return ours | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
+
+    def types(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [*COMMAND, *words],
+            cwd=self.folder,
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def gets(self, *words: str) -> str:
+        """What a command that succeeds prints."""
+        done = self.types(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def starts(self, *words: str) -> "subprocess.Popen[str]":
+        """Leave a command running; its log is in ``<first word>.log``."""
+        with (self.folder / f"{words[0]}.log").open("w") as log:
+            process = subprocess.Popen(
+                [*COMMAND, *words], cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._processes.append(process)
+        return process
+
+    def stops_everything(self) -> None:
+        """End what was left running."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def is_refused(done: "subprocess.CompletedProcess[str]", status: int, words: str) -> bool:
+    """Whether a command ended with this status and one sentence that has these words."""
+    assert done.returncode == status, (done.returncode, done.stderr)
+    assert done.stderr.startswith("mpesa-gateway: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
+    return True
+
+
+def address_of(process: "subprocess.Popen[str]") -> str:
+    """The address that a serving process prints once it serves."""
+    assert process.stdout is not None
+    found = re.search(r"http://[^ ]+", process.stdout.readline())
+    assert found is not None
+    return found[0]
+
+
+def ends_at(process: "subprocess.Popen[str]", number: signal.Signals) -> int:
+    """Send the signal, and give the exit status."""
+    process.send_signal(number)
+    return process.wait(PATIENCE)
+
+
+def until(is_so: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + patience
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,97 @@
+"""What the host is told about the settings, before anything is connected to."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mpesa_gateway.security.sealing import generate
+from tests.kernel.cli.terminal import Host, is_refused
+
+URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:1/shop"
+
+
+def test_check_without_servers_says_who_will_start(bare_host: Host) -> None:
+    printed = bare_host.gets("config", "check")
+    assert "can be used" in printed
+    assert "`database.url` is not set" in printed
+
+
+def test_check_with_everything(host: Host) -> None:
+    assert "not set" not in host.gets("config", "check")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bogus = 1", "unknown setting `bogus`"),
+        ("[database]\nurll = 'x'", "unknown setting `database.urll`"),
+        ("[http]\nport = 'many'", "`http.port`"),
+        ("[refunds]\nwindow = 1", "unknown section `[refunds]`"),
+        ("[payments]\nexpire = 1", "unknown setting `payments.expire`"),
+        ("plugins = ['payments']", "`payments` requires"),
+        ("plugins = ['credentials', 'credentials']", "listed twice"),
+        ("plugins = ['barter']", "`barter` is not installed"),
+        ("[security]\nmaster_key = 'short'", "not a master key"),
+        ("[security]\ntrusted_proxies = ['my-proxy']", "security.trusted_proxies"),
+        ("public_url = 'pay.example.co.ke'", "`public_url`"),
+        ("= 1", "is not valid TOML"),
+    ],
+)
+def test_check_refuses_with_a_sentence(bare_host: Host, text: str, words: str) -> None:
+    (bare_host.folder / "mine.toml").write_text(text)
+    assert is_refused(bare_host.types("--config", "mine.toml", "config", "check"), 2, words)
+
+
+def test_a_file_that_is_not_there(bare_host: Host) -> None:
+    assert is_refused(bare_host.types("--config", "gone.toml", "config", "check"), 2, "cannot read gone.toml")
+
+
+def test_an_unknown_variable(bare_host: Host) -> None:
+    bare_host.variables["DATABASE__ULR"] = "x"
+    assert is_refused(bare_host.types("config", "check"), 2, "unknown setting `database.ulr`")
+
+
+def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
+    key, old = generate(), generate()
+    bare_host.variables |= {
+        "DATABASE__URL": URL,
+        "VALKEY__URL": "redis://:another-password@127.0.0.1:1",
+        "SECURITY__MASTER_KEY": key,
+        "SECURITY__OLD_MASTER_KEYS": old,
+    }
+    printed = bare_host.gets("config", "show")
+    for secret in (key, old, "hunter2", "another-password"):
+        assert secret not in printed
+    shown = tomllib.loads(printed)
+    assert shown["security"]["master_key"] == f"****{key[-4:]}"
+    assert shown["security"]["old_master_keys"] == [f"****{old[-4:]}"]
+    assert shown["payments"]["expire_after"] == 900
+
+
+def test_the_environment_goes_over_the_file_in_the_folder(bare_host: Host) -> None:
+    folder = bare_host.folder / "config"
+    folder.mkdir()
+    (folder / "gateway.toml").write_text("[http]\nport = 9000\n[payments]\nhold = 99\n")
+    assert tomllib.loads(bare_host.gets("config", "show"))["http"]["port"] == 9000
+    bare_host.variables["HTTP__PORT"] = "9001"
+    bare_host.variables["PAYMENTS__HOLD"] = "98"
+    shown = tomllib.loads(bare_host.gets("config", "show"))
+    assert (shown["http"]["port"], shown["payments"]["hold"]) == (9001, 98)
+    bare_host.variables = {"CONFIG": ""}
+    assert tomllib.loads(bare_host.gets("config", "show"))["payments"]["hold"] == 150
+
+
+@pytest.mark.parametrize("name", ["gateway.toml", "gateway.live.toml"])
+def test_our_own_files_can_be_used(bare_host: Host, name: str) -> None:
+    file = Path(__file__).parents[3] / "config" / name
+    bare_host.variables["SECURITY__MASTER_KEY"] = generate()
+    (bare_host.folder / name).write_text(file.read_text().replace("master_key_file =", "# master_key_file ="))
+    assert "can be used" in bare_host.gets("--config", name, "config", "check")
+
+
+def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
+    printed = bare_host.gets("plugins")
+    for words in ("payments: ", "POST /v1/payments", "payment.completed", "webhooks.deliver", "PublicEvent"):
+        assert words in printed
+    assert "simulator" not in printed

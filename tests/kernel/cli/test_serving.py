@@ -1,0 +1,103 @@
+"""Serving and working: they say where, refuse with a sentence, and stop when told."""
+
+import json
+import os
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.cli.terminal import Host, address_of, ends_at, is_refused, until
+
+
+def health(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{address}/health/ready", timeout=10) as answer:
+        parts: dict[str, Any] = json.loads(answer.read())["data"]["parts"]
+    return parts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_on_a_free_port_until_told_to_stop(host: Host, number: signal.Signals) -> None:
+    process = host.starts("serve", "--port", "0")
+    assert health(address_of(process))["postgres"]["ok"]
+    assert ends_at(process, number) == 0
+
+
+def test_several_processes_share_the_address_and_die_with_their_parent(host: Host) -> None:
+    process = host.starts("serve", "--port", "0", "--workers", "2")
+    address = address_of(process)
+    assert health(address)["migrations"]["ok"]
+    children = children_of(process.pid)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def test_several_processes_stop_together(host: Host) -> None:
+    process = host.starts("serve", "--port", "0", "--workers", "2")
+    assert health(address_of(process))["postgres"]["ok"]
+    assert ends_at(process, signal.SIGTERM) == 0
+
+
+def test_a_worker_inside(host: Host) -> None:
+    address = address_of(host.starts("serve", "--port", "0", "--with-worker"))
+    until(lambda: health(address)["queue"]["ok"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_works_until_told_to_stop(host: Host, number: signal.Signals) -> None:
+    process = host.starts("worker")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "Working\n"
+    assert ends_at(process, number) == 0
+
+
+def test_a_taken_port(host: Host) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert is_refused(host.types("serve", "--port", port), 1, f"cannot listen on 127.0.0.1 port {port}")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_no_database_named(bare_host: Host, command: str) -> None:
+    assert is_refused(bare_host.types(command), 2, "`database.url` is not set")
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",), ("migrate",), ("merchants", "list")])
+def test_postgres_away(host: Host, command: tuple[str, ...]) -> None:
+    host.variables["DATABASE__URL"] = "postgresql://mpesa:hunter2-and-more@127.0.0.1:1/shop"
+    done = host.types(*command)
+    assert is_refused(done, 1, "cannot reach Postgres at 127.0.0.1:1")
+    assert "hunter2" not in done.stderr
+
+
+def test_a_database_that_does_not_exist(host: Host) -> None:
+    host.variables["DATABASE__URL"] += "_gone"
+    assert is_refused(host.types("migrate"), 1, "does not exist")
+
+
+def test_a_worker_without_valkey(host: Host) -> None:
+    host.variables["VALKEY__URL"] = "redis://:hunter2-and-more@127.0.0.1:1"
+    done = host.types("worker")
+    assert done.returncode == 1
+    assert "cannot reach Valkey at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_migrate_says_what_it_does(host: Host) -> None:
+    done = host.types("migrate", "--check")
+    assert done.returncode == 1
+    assert "missing kernel/0001_kernel.sql" in done.stdout
+    assert "applied payments/" in host.gets("migrate")
+    assert "Nothing to apply" in host.gets("migrate")
+    assert "Nothing to apply" in host.gets("migrate", "--check")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if int(child) != os.getpid()]
