@@ -1,3 +1,164 @@
 """Administration over HTTP: merchants, their keys, and the audit log."""
 
-routes = ()
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar
+
+import msgspec
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from mpesa_gateway.http.envelope import Meta, Page, Success
+from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
+from mpesa_gateway.http.query import ListQuery, reads
+from mpesa_gateway.security.api_keys import ApiKey
+from mpesa_gateway.security.audit import AuditEntry
+from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Env, Scope
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text.strip()) <= 100 or not text.isprintable():
+        raise ValueError("must be 1 to 100 printable characters")
+    return text
+
+
+class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A merchant to create."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _name}
+
+    name: str
+
+
+class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A key to create. Without ``scopes``: everything but administration. ``env`` decides sk_test_ or sk_live_."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _name}
+
+    name: str
+    env: Env = "sandbox"
+    scopes: tuple[Scope, ...] = MERCHANT_SCOPES
+    expires_at: datetime | None = None
+
+
+class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key at the one moment when it is shown."""
+
+    api_key: str
+    key: ApiKey
+
+
+@post("/v1/admin/merchants", tags=["Administration"])
+async def create_merchant(
+    data: JSONBody[NewMerchant], caller: Admin, gateway: NamedDependency[Any]
+) -> Response[Success[Merchant]]:
+    """Create a merchant."""
+    merchant: Merchant = await gateway.merchants.create(data.name.strip(), actor=caller.actor)
+    return Response(Success(data=merchant), headers={"Location": f"/v1/admin/merchants/{merchant.merchant_id}"})
+
+
+@get("/v1/admin/merchants", dependencies={"filters": reads(ListQuery)}, tags=["Administration"])
+async def list_merchants(
+    filters: NamedDependency[ListQuery],
+    caller: Admin,  # noqa: ARG001 - its annotation is the check
+    gateway: NamedDependency[Any],
+) -> Page[Merchant]:
+    """All merchants, newest first."""
+    before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
+    found: list[Merchant] = await gateway.merchants.page(filters.limit + 1, before)
+    total: int | None = await gateway.merchants.count() if filters.count else None
+    return _page(found, filters.limit, lambda merchant: merchant.merchant_id, total)
+
+
+@get("/v1/admin/merchants/{merchant_id:str}", tags=["Administration"])
+async def get_merchant(
+    merchant_id: FromPath[str],
+    caller: Admin,  # noqa: ARG001 - its annotation is the check
+    gateway: NamedDependency[Any],
+) -> Success[Merchant]:
+    """One merchant."""
+    return Success(data=await gateway.merchants.require(merchant_id))
+
+
+@post("/v1/admin/merchants/{merchant_id:str}/deactivate", status_code=200, tags=["Administration"])
+async def deactivate_merchant(
+    merchant_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]
+) -> Success[Merchant]:
+    """Refuse a merchant's keys from now on."""
+    return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
+
+
+@post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"])
+async def create_key(
+    merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
+) -> Success[CreatedKey]:
+    """Create a key for a merchant. It is shown now or never."""
+    await gateway.merchants.require(merchant_id)
+    key, secret = await gateway.api_keys.create(
+        merchant_id,
+        name=data.name,
+        scopes=data.scopes,
+        env=data.env,
+        actor=caller.actor,
+        expires_at=data.expires_at,
+    )
+    return Success(data=CreatedKey(api_key=secret.reveal(), key=key))
+
+
+@get("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"])
+async def list_keys(
+    merchant_id: FromPath[str],
+    caller: Admin,  # noqa: ARG001 - its annotation is the check
+    gateway: NamedDependency[Any],
+) -> Success[list[ApiKey]]:
+    """A merchant's keys, newest first, never their secrets."""
+    await gateway.merchants.require(merchant_id)
+    return Success(data=await gateway.api_keys.list(merchant_id))
+
+
+@post("/v1/admin/merchants/{merchant_id:str}/keys/{key_id:str}/revoke", status_code=200, tags=["Administration"])
+async def revoke_key(
+    merchant_id: FromPath[str], key_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]
+) -> Success[ApiKey]:
+    """Refuse a key from now on."""
+    return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor))
+
+
+class AuditQuery(ListQuery, frozen=True, kw_only=True):
+    """The filters of the audit log."""
+
+    action: str | None = None
+
+
+@get("/v1/audit/logs", dependencies={"filters": reads(AuditQuery)}, tags=["Operators"])
+async def list_audit(
+    filters: NamedDependency[AuditQuery], caller: AuditRead, gateway: NamedDependency[Any]
+) -> Page[AuditEntry]:
+    """Who did what to this merchant's settings, newest first; with the admin scope, to anybody's."""
+    merchant_id = None if Scope.ADMIN.value in caller.scopes else caller.merchant_id
+    before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
+    found: list[AuditEntry] = await gateway.audit.page(filters.limit + 1, merchant_id, filters.action, before)
+    total: int | None = await gateway.audit.count(merchant_id, filters.action) if filters.count else None
+    return _page(found, filters.limit, lambda entry: str(entry.number), total)
+
+
+def _page(found: list[Any], limit: int, key: Callable[[Any], str], total: int | None) -> Page[Any]:
+    """A page whose cursor is one key of its last row."""
+    shown = found[:limit]
+    has_more = len(found) > limit
+    cursor = encode_cursor(key(shown[-1])) if has_more else None
+    return Page(data=shown, meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total))
+
+
+routes = (
+    create_merchant,
+    list_merchants,
+    get_merchant,
+    deactivate_merchant,
+    create_key,
+    list_keys,
+    revoke_key,
+    list_audit,
+)

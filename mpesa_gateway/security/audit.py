@@ -8,6 +8,7 @@ import msgspec
 
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_ENTRY
 
@@ -62,6 +63,46 @@ class Audit:
             await self._db.execute(
                 INSERT_ENTRY, number, entry_id, at, merchant_id, actor, action, subject_id, text, previous, digest
             )
+
+    async def page(
+        self, limit: int, merchant_id: str | None, action: str | None, before: str | None
+    ) -> list[AuditEntry]:
+        """Entries, newest first, from just before the one with this number. Raises Invalid for another cursor."""
+        if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
+            raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
+        rows = await self._db.fetch(
+            "SELECT entry_id, number, at, merchant_id, actor, action, subject_id, detail FROM audit_entry "
+            "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2) "
+            "AND ($3::bigint IS NULL OR number < $3) ORDER BY number DESC LIMIT $4",
+            merchant_id,
+            action,
+            None if before is None else int(before),
+            limit,
+        )
+        return [
+            AuditEntry(
+                id=row["entry_id"],
+                number=row["number"],
+                at=rfc3339(row["at"]),
+                merchant_id=row["merchant_id"],
+                actor=row["actor"],
+                action=row["action"],
+                subject_id=row["subject_id"],
+                detail=msgspec.json.decode(row["detail"], type=dict[str, Any]),
+            )
+            for row in rows
+        ]
+
+    async def count(self, merchant_id: str | None, action: str | None) -> int:
+        """How many entries there are."""
+        return int(
+            await self._db.fetchval(
+                "SELECT count(*) FROM audit_entry "
+                "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2)",
+                merchant_id,
+                action,
+            )
+        )
 
     async def verify(self) -> int:
         """Check every entry against the one before; gives their count. Raises BrokenChain."""

@@ -63,12 +63,16 @@ class Merchants:
             raise NotFound("there is no such merchant")
         return merchant
 
-    async def page(self, limit: int, before: tuple[datetime, str] | None = None) -> list[Merchant]:
-        """Merchants, newest first, from just before the given one."""
+    async def page(self, limit: int, before: str | None = None) -> list[Merchant]:
+        """Merchants, newest first, from just before the one with this id."""
         query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)  # pyright: ignore[reportUnknownVariableType] - Piccolo
         if before is not None:
-            query = query.where(MerchantRow.merchant_id < before[1])
+            query = query.where(MerchantRow.merchant_id < before)
         return [_merchant(row) for row in await query]
+
+    async def count(self) -> int:
+        """How many merchants there are."""
+        return int(await self._db.fetchval("SELECT count(*) FROM merchant"))
 
     async def deactivate(self, merchant_id: str, *, actor: str) -> Merchant:
         """Refuse this merchant's keys from now on. Raises NotFound, and Conflict when it is not active."""

@@ -1,0 +1,193 @@
+"""Separate processes, as in production: two APIs, a worker and Daraja, started by the command line and killed at will."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import niquests
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+from mpesa_gateway.standalone.process import free_port, launch, stop
+from mpesa_gateway.testing.receiver import receiving
+from mpesa_gateway.testing.serving import Api, gateway_values, shop
+
+
+def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
+    """The environment of a process with these settings, and nobody else's."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            for name, setting in value.items():
+                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
+        else:
+            environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(value) if isinstance(value, list) else str(value)
+    return environ | {"PWD": str(folder)}
+
+
+class Site:
+    """Processes with the same settings."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        self.folder = folder
+        self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
+        public = f"http://127.0.0.1:{self.ports[0]}"
+        self.values = values | {
+            "plugins": ["credentials", "callbacks", "payments", "webhooks"],
+            "public_url": public,
+            "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},
+            "worker": {"grace": 5},
+        }
+        self.values.pop("simulator", None)
+        self.bases = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str, **changes: Any) -> subprocess.Popen[bytes]:
+        """Start ``mpesa-gateway`` with these arguments."""
+        with (self.folder / "log").open("ab") as output:
+            process = launch(
+                [sys.executable, "-m", "mpesa_gateway.cli", *arguments],
+                output=output,
+                death_signal=signal.SIGKILL,
+                env=_environ(self.values | changes, self.folder),
+                cwd=self.folder,
+            )
+        self.running.append(process)
+        return process
+
+    def start_simulator(self) -> subprocess.Popen[bytes]:
+        """Start Daraja."""
+        return self.start("serve", "--port", str(self.simulator_port), plugins=["simulator"])
+
+    def start_api(self, number: int) -> subprocess.Popen[bytes]:
+        """Start one of the two APIs."""
+        return self.start("serve", "--port", str(self.ports[number]))
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker."""
+        return self.start("worker")
+
+    def stop(self) -> None:
+        """Stop everything."""
+        for process in self.running:
+            stop(process, (signal.SIGTERM,), 15)
+
+    @property
+    def simulator(self) -> str:
+        """Daraja's address."""
+        return f"http://127.0.0.1:{self.simulator_port}"
+
+
+async def _answers(url: str, patience: float = 30.0) -> None:
+    async with asyncio.timeout(patience), niquests.AsyncSession() as session:
+        while True:
+            try:
+                if (await session.get(url, timeout=2)).status_code == 200:
+                    return
+            except niquests.exceptions.RequestException:
+                pass
+            await asyncio.sleep(0.1)
+
+
+@contextmanager
+def _site(database_url: str, valkey_url: str, folder: Path) -> Iterator[Site]:
+    site = Site(gateway_values(database_url, valkey_url), folder)
+    try:
+        yield site
+    finally:
+        site.stop()
+
+
+@asynccontextmanager
+async def _books(site: Site) -> AsyncGenerator[Gateway]:
+    """A look into the database, and the right to make merchants."""
+    async with Gateway(GatewayConfig.from_values(site.values)).running() as gateway:
+        yield gateway
+
+
+async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_and_one_prompt(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with _site(database_url, valkey_url, tmp_path) as site:
+        site.start_simulator()
+        site.start_api(0)
+        site.start_api(1)
+        await asyncio.gather(*(_answers(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with _books(site) as gateway, shop(gateway, site.bases[0]) as first:
+            second = Api(site.bases[1], first._headers["X-API-Key"])
+            answers = await asyncio.gather(
+                *((first, second)[number % 2].pay("254711000050", 50, key="one") for number in range(50))
+            )
+            await second.close()
+            statuses = sorted(answer.status for answer in answers)
+            assert statuses.count(201) == 1
+            assert set(statuses) <= {200, 201, 409}
+            assert {answer.error["code"] for answer in answers if answer.status == 409} <= {"IDEMPOTENCY_IN_PROGRESS"}
+            assert len({answer.data["id"] for answer in answers if answer.status != 409}) == 1
+            assert await gateway.db.fetchval("SELECT count(*) FROM payment") == 1
+            assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+
+
+async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with _site(database_url, valkey_url, tmp_path) as site:
+        for start in (site.start_simulator, lambda: site.start_api(0), site.start_worker):
+            start()
+        await asyncio.gather(_answers(f"{site.bases[0]}/health/ready"), _answers(f"{site.simulator}/health/live"))
+        async with (
+            receiving() as receiver,
+            _books(site) as gateway,
+            shop(gateway, site.bases[0], webhook_url=receiver.url) as api,
+        ):
+            made = await api.pay("254700000020", 321, key="kill")
+            assert made.data["status"] == "pending"
+            for process in site.running:
+                process.kill()
+                process.wait()
+            # The payer pays while nobody is there to hear of it.
+            site.start_simulator()
+            await _answers(f"{site.simulator}/health/live")
+            phone = Api(site.simulator, None)
+            handle = made.data["provider_ref"]
+            answered = await phone.call("POST", f"/simulator/control/pushes/{handle}/answer", {"answer": "pay"})
+            await phone.close()
+            assert answered.data["receipt"]
+            site.start_api(0)
+            site.start_worker()
+            await _answers(f"{site.bases[0]}/health/ready")
+            paid = await api.settled(made.data["id"], "completed", patience=45)
+            assert paid["receipt"] == answered.data["receipt"]
+            (webhook,) = await receiver.wait_for(1, patience=30)
+            assert webhook.json["data"]["receipt"] == paid["receipt"]
+            assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+
+
+async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_ends_well(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with _site(database_url, valkey_url, tmp_path) as site:
+        site.start_simulator()
+        site.start_api(0)
+        worker = site.start_worker()
+        await asyncio.gather(_answers(f"{site.bases[0]}/health/ready"), _answers(f"{site.simulator}/health/live"))
+        async with (
+            receiving() as receiver,
+            _books(site) as gateway,
+            shop(gateway, site.bases[0], webhook_url=receiver.url) as api,
+        ):
+            receiver.delay = 2.0
+            made = await api.pay("254711000060", 10, key="stop")
+            await receiver.wait_for(1)
+            worker.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(worker.wait, 20) == 0
+            # The attempt that was under way was finished and written down, not repeated.
+            log = (await api.call("GET", f"/v1/webhooks/logs?payment_id={made.data['id']}")).data
+            assert [(row["status"], row["attempts"]) for row in log] == [("delivered", 1)]
+            assert len(receiver.received) == 1
