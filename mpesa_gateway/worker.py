@@ -57,6 +57,14 @@ class GatewayQueue(RedisQueue):
         """Return stuck jobs to the queue; wait for each dead one briefly, not SAQ's 5 seconds."""
         return await super().sweep(lock, abort)
 
+    async def disconnect(self) -> None:
+        """Let go of every connection; from a Valkey that is away there is nothing to take leave of."""
+        try:
+            await super().disconnect()
+        except (ValkeyError, OSError, TimeoutError) as problem:
+            log.warning("queue_unavailable", error=type(problem).__name__)
+            await self.redis.aclose()
+
 
 def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
     """A client for Valkey. ``patient`` ones, for the queue, may wait inside Valkey for a job."""

@@ -6,7 +6,7 @@ import signal
 
 import msgspec
 import rich_click as click
-from valkey.exceptions import ValkeyError
+from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
@@ -41,6 +41,7 @@ async def _work(config: GatewayConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     async with started(gateway):
+        await _look_for_valkey(gateway)
         work = asyncio.create_task(run_worker(gateway.worker(), _say))
         told = asyncio.create_task(signalled.wait())
         await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,11 +52,19 @@ async def _work(config: GatewayConfig) -> None:
             await work
         except asyncio.CancelledError:
             return
-        except (ValkeyError, OSError) as problem:
-            where = address(config.valkey.url)
-            raise Failed(
-                f"cannot reach Valkey at {where} ({type(problem).__name__}): start it, or correct `valkey.url`"
-            ) from None
+
+
+async def _look_for_valkey(gateway: Gateway) -> None:
+    """A Valkey that is away is waited for, as at any other time. Raises Failed for one that refuses us."""
+    where = address(gateway.config.valkey.url)
+    try:
+        await gateway.valkey.ping()
+    except (AuthenticationError, ResponseError) as problem:
+        raise Failed(f"Valkey at {where} refuses us ({problem}): correct `valkey.url`") from None
+    except (ValkeyError, OSError, TimeoutError) as problem:
+        click.echo(
+            f"mpesa-gateway: cannot reach Valkey at {where} ({type(problem).__name__}): waiting for it", err=True
+        )
 
 
 async def _say() -> None:

@@ -58,7 +58,7 @@ def listening() -> socket.socket:
 @asynccontextmanager
 async def serving(app: Any, at: socket.socket) -> AsyncGenerator[str]:
     """Serve an ASGI application on this socket for the length of the block; gives its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=5))
     task = asyncio.create_task(server.serve(sockets=[at]))
     try:
         while not server.started:

@@ -59,7 +59,7 @@ def test_chance_is_passed_in() -> None:
 
 def _is_sentence(docstring: str | None) -> bool:
     opening = (docstring or "").partition("\n\n")[0]
-    return len(opening.split()) >= 4 and opening.endswith(".")
+    return len(opening.split()) >= 3 and opening.endswith(".")
 
 
 def _last_two(node: ast.expr) -> str:

@@ -80,13 +80,25 @@ def test_a_database_that_does_not_exist(host: Host) -> None:
     assert is_refused(host.types("migrate"), 1, "does not exist")
 
 
-def test_a_worker_without_valkey(host: Host) -> None:
+def test_a_worker_waits_for_a_valkey_that_is_away(host: Host) -> None:
     host.variables["VALKEY__URL"] = "redis://:hunter2-and-more@127.0.0.1:1"
+    process = host.starts("worker")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "Working\n"
+    assert ends_at(process, signal.SIGTERM) == 0
+    said = (host.folder / "worker.log").read_text()
+    assert "cannot reach Valkey at 127.0.0.1:1 (ConnectionError): waiting for it" in said
+    assert "hunter2" not in said
+
+
+def test_a_worker_with_a_wrong_valkey_password(host: Host) -> None:
+    start, _, end = host.variables["VALKEY__URL"].partition("@")
+    assert end
+    host.variables["VALKEY__URL"] = start.rpartition(":")[0] + ":not-the-password@" + end
     done = host.types("worker")
     assert done.returncode == 1
-    assert "cannot reach Valkey at 127.0.0.1:1" in done.stderr
+    assert "refuses us" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "hunter2" not in done.stderr
 
 
 def test_migrate_says_what_it_does(host: Host) -> None:
@@ -100,4 +112,8 @@ def test_migrate_says_what_it_does(host: Host) -> None:
 
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if int(child) != os.getpid()]
+    return [
+        int(child)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if int(child) != os.getpid()
+    ]

@@ -1,0 +1,40 @@
+"""A busy shop: a thousand payments, each completed once, each told once."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from mpesa_gateway.testing.receiver import receiving
+from mpesa_gateway.testing.serving import running_gateway, shop
+
+PAYMENTS = 1000
+AT_ONCE = 20
+
+
+async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webhooks(values: dict[str, Any]) -> None:
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+
+        async def pay(number: int) -> None:
+            made = await api.pay(f"25471{number:07}", 1 + number, key=f"order-{number}")
+            assert made.status == 201, made.body
+
+        for start in range(0, PAYMENTS, AT_ONCE):
+            await asyncio.gather(*map(pay, range(start, start + AT_ONCE)))
+        await receiver.wait_for(PAYMENTS, patience=60)
+        # Time for what must not come.
+        await asyncio.sleep(1)
+
+        payments = await gateway.db.fetch("SELECT payment_id, amount, phone, receipt, status FROM payment")
+        assert Counter(row["status"] for row in payments) == {"completed": PAYMENTS}
+        ledger = await gateway.db.fetch("SELECT receipt, amount, phone FROM sim_transaction")
+        assert {(row["receipt"], row["amount"], row["phone"]) for row in payments} == {
+            (row["receipt"], row["amount"], row["phone"]) for row in ledger
+        }
+        told = Counter(one.json["data"]["payment_id"] for one in receiver.received)
+        assert told == dict.fromkeys((row["payment_id"] for row in payments), 1)
+        assert len({one.headers["webhook-id"] for one in receiver.received}) == PAYMENTS
+        assert await gateway.db.fetchval("SELECT count(*) FROM event WHERE is_public") == PAYMENTS

@@ -1,0 +1,236 @@
+"""Who may post a callback, what happens to it, and that none is lost or applied twice."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.testing.serving import Answer, running_gateway, shop
+from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.tokens import make_token, read_token
+from tests.conftest import Town
+
+ASKS = "254700000020"
+
+
+def body(handle: str | None, code: Any = 0, *, amount: Any = 500, receipt: str = "TKN4A1B2C3", phone: Any = 254700000020) -> dict[str, Any]:
+    """A callback as Daraja writes it."""
+    callback: dict[str, Any] = {"MerchantRequestID": "m-1", "ResultCode": code, "ResultDesc": "said"}
+    if handle is not None:
+        callback["CheckoutRequestID"] = handle
+    if code in {0, "0"}:
+        values = {"Amount": amount, "MpesaReceiptNumber": receipt, "PhoneNumber": phone}
+        callback["CallbackMetadata"] = {"Item": [{"Name": name, "Value": value} for name, value in values.items()]}
+    return {"Body": {"stkCallback": callback}}
+
+
+async def asked(town: Town, key: str) -> tuple[dict[str, Any], str]:
+    """A payment whose prompt waits, and the address of its callback."""
+    made = (await town.api.pay(ASKS, key=key)).data
+    return made, await town.gateway.db.fetchval(
+        "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", made["provider_ref"]
+    )
+
+
+async def post(town: Town, url: str, json: Any = None, **options: Any) -> Answer:
+    """Post as Safaricom does."""
+    return await town.api.call("POST", url.removeprefix(town.base), json, **options)
+
+
+async def refusals(town: Town) -> list[str]:
+    """Why callbacks were refused, the oldest first."""
+    rows = await town.gateway.db.fetch("SELECT reason FROM refused_callback ORDER BY at, refused_id")
+    return [row["reason"] for row in rows]
+
+
+async def test_our_own_address_takes_a_callback_and_it_is_answered_as_daraja_wants(town: Town) -> None:
+    made, url = await asked(town, "a")
+    assert "/v1/cb/stk/s-pay_" in url
+    answer = await post(town, url, body(made["provider_ref"]))
+    assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
+    assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2C3"
+
+
+async def test_the_specifications_address_with_the_token_works_as_well(town: Town) -> None:
+    made, url = await asked(town, "a")
+    token = url.rpartition("/")[2]
+    assert (await post(town, f"/v1/webhooks/mpesa/{token}", body(made["provider_ref"], 1032))).status == 200
+    assert (await town.api.settled(made["id"]))["failure_reason"] == "cancelled_by_user"
+
+
+async def test_a_forged_token_is_refused_and_kept(town: Town) -> None:
+    made, url = await asked(town, "a")
+    for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-pay", "/l-pay"), url + "x", url[:-30]):
+        answer = await post(town, forged, body(made["provider_ref"]))
+        assert (answer.status, answer.error["code"]) == (404, "CALLBACK_REFUSED")
+    assert await refusals(town) == ["token"] * 4
+    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+
+
+async def test_without_a_token_only_allowlisted_addresses_are_believed(town: Town) -> None:
+    made, _ = await asked(town, "a")
+    answer = await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))
+    assert (answer.status, await refusals(town)) == (403, ["source"])
+    # A header is no proof of an address: nobody in front of us is trusted.
+    answer = await post(
+        town, "/v1/webhooks/mpesa", body(made["provider_ref"]), headers={"X-Forwarded-For": "196.201.214.200"}
+    )
+    assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "status"),
+    [("196.201.214.200", 200), ("196.201.214.200, 10.1.2.3", 200), ("196.201.214.200, 8.8.8.8", 403), ("", 403)],
+)
+async def test_behind_trusted_proxies_the_rightmost_other_hop_counts(
+    values: dict[str, Any], forwarded: str, status: int
+) -> None:
+    values["security"] |= {"trusted_proxies": ["127.0.0.0/8", "10.0.0.0/8"]}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay(ASKS, key="a")).data
+        answer = await api.call(
+            "POST", "/v1/webhooks/mpesa", body(made["provider_ref"]), headers={"X-Forwarded-For": forwarded}
+        )
+        assert answer.status == status
+        expected = "completed" if status == 200 else "pending"
+        assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == expected
+
+
+async def test_the_allowlist_can_be_asked_of_every_callback(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"enforce_allowlist": "always", "allowlist": ["192.0.2.0/24"]}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay(ASKS, key="a")).data
+        inbox = gateway.services.get(CallbackInbox)
+        url = inbox.url_for("stk", env="sandbox", subject_id=made["id"]).removeprefix(base)
+        assert (await api.call("POST", url, body(made["provider_ref"]))).status == 403
+
+
+@pytest.mark.parametrize("raw", [b"", b"not json", b"[]", b"null", b'{"Body": null}', b'{"Body": {"stkCallback": {}}}'])
+async def test_what_is_no_callback_is_refused_and_kept_without_phone_numbers(town: Town, raw: bytes) -> None:
+    _, url = await asked(town, "a")
+    answer = await post(town, url, raw=raw + b" 254708374149" if raw == b"not json" else raw)
+    assert (answer.status, await refusals(town)) == (422, ["shape"])
+    assert "254708374149" not in await town.gateway.db.fetchval("SELECT body FROM refused_callback")
+
+
+async def test_a_huge_body_is_refused(town: Town) -> None:
+    _, url = await asked(town, "a")
+    assert (await post(town, url, raw=b'{"a": "' + b"x" * 70_000 + b'"}')).status == 413
+
+
+async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_we_do(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        early = await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early", receipt="EARLY00001", phone=254711000001))
+        assert early.status == 200
+        made = (await api.pay(ASKS, key="a")).data
+        assert made["status"] == "pending"
+        # Its CheckoutRequestID becomes known only now.
+        await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early', phone = '254711000001'")
+        await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
+        await gateway.services.get(CallbackInbox).sweep()
+        assert (await api.settled(made["id"]))["receipt"] == "EARLY00001"
+        assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
+
+
+async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kept(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_nobody"))
+        inbox = gateway.services.get(CallbackInbox)
+        await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
+        assert await inbox.sweep() == 1
+        assert await gateway.db.fetchval("SELECT verdict FROM callback") == "waiting"
+        await gateway.db.execute("UPDATE callback SET due_at = now(), received_at = now() - interval '49 hours'")
+        await inbox.sweep()
+        assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
+
+
+async def test_a_callback_for_another_charge_moves_nothing(town: Town) -> None:
+    made, url = await asked(town, "a")
+    assert (await post(town, url, body("ws_CO_another"))).status == 200
+    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+
+
+async def test_a_failure_then_proof_of_money_completes_and_nothing_moves_it_back(town: Town) -> None:
+    made, url = await asked(town, "a")
+    handle = made["provider_ref"]
+    await post(town, url, body(handle, 1037))
+    assert (await town.api.settled(made["id"]))["status"] == "failed"
+    await post(town, url, body(handle))
+    assert (await town.api.settled(made["id"], "completed"))["receipt"] == "TKN4A1B2C3"
+    await post(town, url, body(handle, 1032))
+    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+    kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(2)]
+    assert sorted(kinds) == ["payment.completed", "payment.failed"]
+
+
+async def test_one_receipt_pays_one_payment(town: Town) -> None:
+    first, first_url = await asked(town, "a")
+    second, second_url = await asked(town, "b")
+    await post(town, first_url, body(first["provider_ref"]))
+    await post(town, second_url, body(second["provider_ref"]))
+    held = (await town.api.call("GET", f"/v1/payments/{second['id']}")).data
+    assert (held["status"], held["mismatch"]["of"]) == ("pending", "receipt")
+
+
+@pytest.mark.parametrize("phone", ["2547****020", "0700000020", 254700000020, None])
+async def test_a_masked_or_missing_phone_is_no_mismatch(town: Town, phone: Any) -> None:
+    made, url = await asked(town, "a")
+    await post(town, url, body(made["provider_ref"], phone=phone))
+    paid = await town.api.settled(made["id"])
+    assert (paid["status"], paid["mismatch"]) == ("completed", None)
+
+
+async def test_another_phone_is_told_and_the_right_amount_still_completes(town: Town) -> None:
+    made, url = await asked(town, "a")
+    await post(town, url, body(made["provider_ref"], phone=254711222333))
+    paid = await town.api.settled(made["id"])
+    assert (paid["status"], paid["mismatch"]["of"]) == ("completed", "phone")
+    kinds = sorted(one.headers["x-event-type"] for one in await town.receiver.wait_for(2))
+    assert kinds == ["payment.completed", "payment.mismatched"]
+
+
+async def test_twenty_equal_callbacks_at_once_are_one_completion(town: Town) -> None:
+    made, url = await asked(town, "a")
+    answers = await asyncio.gather(*(post(town, url, body(made["provider_ref"])) for _ in range(20)))
+    assert {answer.status for answer in answers} == {200}
+    await town.receiver.wait_for(1)
+    await asyncio.sleep(0.3)
+    assert len(town.receiver.received) == 1
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
+
+
+async def test_when_it_cannot_be_stored_the_answer_is_503_and_nothing_is_remembered(town: Town) -> None:
+    made, url = await asked(town, "a")
+    # Postgres takes no writes for a while, as in a failover.
+    pool = town.gateway.db.engine.pool
+    assert pool is not None
+    name = await town.gateway.db.fetchval("SELECT current_database()")
+    await town.gateway.db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    await pool.expire_connections()
+    answer = await post(town, url, body(made["provider_ref"]))
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    await town.gateway.db.execute(f'BEGIN READ WRITE; ALTER DATABASE "{name}" RESET default_transaction_read_only; COMMIT')
+    await pool.expire_connections()
+    assert (await post(town, url, body(made["provider_ref"]))).status == 200
+    assert (await town.api.settled(made["id"]))["status"] == "completed"
+
+
+def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
+    key, subject = b"k" * 32, "pay_01jd0000000000000000000000"
+    token = make_token(key, "stk", "live", subject)
+    assert read_token(key, "stk", token) == ("live", subject)
+    assert read_token(b"x" * 32, "stk", token) is None
+    assert read_token(key, "status", token) is None
+    assert read_token(key, "stk", "s" + token[1:]) is None
+
+
+async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"keep_refused": 3}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        for _ in range(5):
+            await api.call("POST", "/v1/cb/stk/nonsense", {})
+        await gateway.services.get(CallbackInbox).sweep()
+        assert await gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 3
+
