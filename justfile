@@ -60,7 +60,7 @@ lint: ready
 
 # Mend what ruff can mend, and format
 fix: ready
-    .venv/bin/ruff check --fix
+    .venv/bin/ruff check --fix-only
     .venv/bin/ruff format
 
 # All that CI checks besides the tests: lint, mypy and pyright

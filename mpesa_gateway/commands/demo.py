@@ -16,7 +16,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig, LogsConfig
 from mpesa_gateway.standalone.process import launch, stop, tail
-from mpesa_gateway.standalone.up import READY_WITHIN, is_simulated, is_up
+from mpesa_gateway.standalone.up import READY_WITHIN, has_simulator, is_ready, is_up
 
 _LOOK = 0.2
 
@@ -79,7 +79,11 @@ def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> G
         if process is not None and process.poll() is not None:
             raise Failed(f"`mpesa-gateway up` did not start:\n{tail(session.data / 'logs' / 'up.log')}")
         config = session.running()
-        if config is not None and is_simulated(config):
+        if config is not None and not has_simulator(config):
+            raise Failed(
+                "the demo needs simulated phones, and what runs here has none: name another folder with --data"
+            )
+        if config is not None and is_ready(config):
             return config
         time.sleep(_LOOK)
-    raise Failed(f"what runs in {session.data} is not ready, or has no simulator: see the logs in {session.data}/logs")
+    raise Failed(f"what runs in {session.data} is not ready: see the logs in {session.data}/logs")

@@ -30,7 +30,9 @@ class Limits:
         if url is None:
             raise ValueError("valkey.url is not set")
         storage = RedisStorage(
-            "async+" + url.reveal(),
+            "async+" + url.reveal().replace("redis", "valkey", 1)
+            if url.reveal().startswith("redis")
+            else "async+" + url.reveal(),
             implementation="valkey",
             key_prefix=f"{config.valkey.prefix}:limits",
             socket_timeout=_PATIENCE,

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -85,12 +85,12 @@ class Up:
         self._supervisor: Supervisor | None = None
 
     def run(self) -> None:
-        """Start everything, greet, and stop it all at Ctrl-C or SIGTERM.
+        """Start everything, greet, and stop it all at Ctrl-C, SIGTERM or when the terminal closes.
 
         Runs in the main thread: the children are bound to the life of the thread that starts them. Raises Failed or
         StartFailed, with a sentence, and leaves nothing running.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._told)
         try:
             with ExitStack() as undo:
@@ -222,7 +222,9 @@ class Up:
         return shlex.join(words)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        # A closed terminal is told of with a signal, and can be told nothing any more.
+        with suppress(OSError):
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_up(data: Path) -> bool:
@@ -252,14 +254,16 @@ def not_ready(port: int, *, needs_worker: bool) -> str | None:
     return None
 
 
-def is_simulated(config: GatewayConfig) -> bool:
-    """Whether the gateway with this configuration works, with the simulator as its Daraja."""
-    simulator = urlsplit(config.daraja.sandbox_url)
-    return (
-        simulator.path == SIMULATOR_PATH
-        and simulator.port is not None
-        and not_ready(config.http.port, needs_worker=True) is None
-        and not_ready(simulator.port, needs_worker=False) is None
+def has_simulator(config: GatewayConfig) -> bool:
+    """Whether the simulator is the Daraja of this configuration."""
+    return urlsplit(config.daraja.sandbox_url).path == SIMULATOR_PATH
+
+
+def is_ready(config: GatewayConfig) -> bool:
+    """Whether the gateway with this configuration can do its work, and its simulator too."""
+    simulator_port = urlsplit(config.daraja.sandbox_url).port
+    return not_ready(config.http.port, needs_worker=True) is None and (
+        simulator_port is None or not_ready(simulator_port, needs_worker=False) is None
     )
 
 

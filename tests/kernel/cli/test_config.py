@@ -40,16 +40,16 @@ def test_check_with_everything(host: Host) -> None:
 )
 def test_check_refuses_with_a_sentence(bare_host: Host, text: str, words: str) -> None:
     (bare_host.folder / "mine.toml").write_text(text)
-    assert is_refused(bare_host.types("--config", "mine.toml", "config", "check"), 2, words)
+    assert is_refused(bare_host.asks("--config", "mine.toml", "config", "check"), 2, words)
 
 
 def test_a_file_that_is_not_there(bare_host: Host) -> None:
-    assert is_refused(bare_host.types("--config", "gone.toml", "config", "check"), 2, "cannot read gone.toml")
+    assert is_refused(bare_host.asks("--config", "gone.toml", "config", "check"), 2, "cannot read gone.toml")
 
 
 def test_an_unknown_variable(bare_host: Host) -> None:
     bare_host.variables["DATABASE__ULR"] = "x"
-    assert is_refused(bare_host.types("config", "check"), 2, "unknown setting `database.ulr`")
+    assert is_refused(bare_host.asks("config", "check"), 2, "unknown setting `database.ulr`")
 
 
 def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
@@ -60,7 +60,7 @@ def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
         "SECURITY__MASTER_KEY": key,
         "SECURITY__OLD_MASTER_KEYS": old,
     }
-    printed = bare_host.gets("config", "show")
+    printed = bare_host.asks("config", "show").stdout
     for secret in (key, old, "hunter2", "another-password"):
         assert secret not in printed
     shown = tomllib.loads(printed)
@@ -73,13 +73,13 @@ def test_the_environment_goes_over_the_file_in_the_folder(bare_host: Host) -> No
     folder = bare_host.folder / "config"
     folder.mkdir()
     (folder / "gateway.toml").write_text("[http]\nport = 9000\n[payments]\nhold = 99\n")
-    assert tomllib.loads(bare_host.gets("config", "show"))["http"]["port"] == 9000
+    assert tomllib.loads(bare_host.asks("config", "show").stdout)["http"]["port"] == 9000
     bare_host.variables["HTTP__PORT"] = "9001"
     bare_host.variables["PAYMENTS__HOLD"] = "98"
-    shown = tomllib.loads(bare_host.gets("config", "show"))
+    shown = tomllib.loads(bare_host.asks("config", "show").stdout)
     assert (shown["http"]["port"], shown["payments"]["hold"]) == (9001, 98)
     bare_host.variables = {"CONFIG": ""}
-    assert tomllib.loads(bare_host.gets("config", "show"))["payments"]["hold"] == 150
+    assert tomllib.loads(bare_host.asks("config", "show").stdout)["payments"]["hold"] == 150
 
 
 @pytest.mark.parametrize("name", ["gateway.toml", "gateway.live.toml"])
@@ -87,11 +87,11 @@ def test_our_own_files_can_be_used(bare_host: Host, name: str) -> None:
     file = Path(__file__).parents[3] / "config" / name
     bare_host.variables["SECURITY__MASTER_KEY"] = generate()
     (bare_host.folder / name).write_text(file.read_text().replace("master_key_file =", "# master_key_file ="))
-    assert "can be used" in bare_host.gets("--config", name, "config", "check")
+    assert "can be used" in bare_host.asks("--config", name, "config", "check").stdout
 
 
 def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
-    printed = bare_host.gets("plugins")
+    printed = bare_host.asks("plugins").stdout
     for words in ("payments: ", "POST /v1/payments", "payment.completed", "webhooks.deliver", "PublicEvent"):
         assert words in printed
     assert "simulator" not in printed
