@@ -47,6 +47,14 @@ class Kes(int):
             raise NotAnAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
         return amount
 
+    @classmethod
+    def parse_json(cls, raw: bytes) -> Self:
+        """Read an amount as it stands in a JSON body, a number or a text, digit for digit; payable as above."""
+        text = bytes(raw).decode("utf-8", "replace").strip()
+        if len(text) >= 2 and text[0] == text[-1] == '"':
+            text = text[1:-1]
+        return cls.parse_payable(text)
+
     @property
     def wire(self) -> str:
         """The decimal string that goes over the wire: ``"500.00"``."""

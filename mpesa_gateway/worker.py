@@ -140,8 +140,12 @@ class GatewayWorker(Worker[Any]):
     async def stop(self) -> None:
         """Take no more jobs, finish those that run or hand them back, and close."""
         self.event.set()
-        for task in getattr(self, "_upkeep", ()):
-            task.cancel()
+        pending: set[asyncio.Task[None]] = set(getattr(self, "_upkeep", ()))
+        while pending:
+            # More than once: a cancellation that meets a connection being made can get lost, and a sleep follows.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=0.1)
         await super().stop()
 
 

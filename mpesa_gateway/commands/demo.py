@@ -61,7 +61,8 @@ def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
         return
     console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
     log = session.data / "logs" / "up.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    session.data.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(mode=0o700, exist_ok=True)
     command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
     environ = dict(os.environ)
     environ[CONFIG_VARIABLE] = str(session.config_path or "")

@@ -44,7 +44,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A payment that a merchant wants."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "amount": Kes.parse_payable,
+        "amount": Kes.parse_json,
         "currency": _only("KES", ": M-Pesa moves no other currency"),
         "provider": _only("mpesa", ""),
         "phone": Msisdn.parse,
@@ -54,7 +54,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "metadata": _metadata,
     }
 
-    amount: Decimal
+    amount: msgspec.Raw
     currency: str = "KES"
     provider: str = "mpesa"
     phone: str

@@ -76,7 +76,7 @@ class PaymentService:
             with checking() as checks:
                 self._check_callback_url(checks, body.callback_url)
         return PaymentRequest(
-            amount=Kes.parse_payable(body.amount),
+            amount=Kes.parse_json(body.amount),
             phone=Msisdn.parse(body.phone),
             reference=body.reference,
             description=body.description,

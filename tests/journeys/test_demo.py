@@ -28,7 +28,7 @@ class Machine:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment without anything of ours, but for the coverage of PATH."""
+        """The environment without anything of ours, and with our commands on the PATH."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         return ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -61,9 +61,9 @@ class Machine:
             command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
-    def processes(self) -> list[str]:
-        """What runs on the data folder, by its command line or by its environment."""
-        found: list[str] = []
+    def processes(self) -> dict[int, str]:
+        """The command lines of what runs on the data folder, found by command line or environment."""
+        found: dict[int, str] = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
@@ -73,7 +73,7 @@ class Machine:
             except OSError:
                 continue
             if str(self.data).encode() in text and not is_dead:
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
         return found
 
     def stops_everything(self) -> None:
@@ -123,7 +123,7 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
 
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
-    assert machine.processes() == []
+    assert machine.processes() == {}
 
     process = machine.up()
     assert url in machine.said
@@ -134,40 +134,67 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
     assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    assert machine.processes() == []
+    assert machine.processes() == {}
 
 
-def test_after_kill_9_it_starts_again(machine: Machine) -> None:
+def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine) -> None:
     process = machine.up()
     key = re.findall(r"sk_test_\w+", machine.said)[0]
     url = re.findall(r"API: (http://\S+)", machine.said)[0]
     process.kill()
     process.wait()
+    deadline = time.monotonic() + PATIENCE
+    while machine.processes():
+        assert time.monotonic() < deadline, machine.processes()
+        time.sleep(0.1)
 
+    process = machine.up()
+    process.kill()
+    process.wait()
     process = machine.up()
     assert url in machine.said
     answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}'")
     assert json.loads(answer.stdout)["success"]
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    assert machine.processes() == []
+    assert machine.processes() == {}
 
 
-def test_a_folder_has_one_owner(machine: Machine) -> None:
+def test_a_folder_has_one_owner_and_a_port_one_listener(machine: Machine) -> None:
     machine.up()
     second = machine.types("up", "--data", str(machine.data))
     assert second.returncode == 1
     assert "is in use by process" in second.stderr
     assert "Traceback" not in second.stderr
 
+    port = re.findall(r"API: http://\S+:(\d+)", machine.said)[0]
+    third = machine.types("up", "--data", str(machine.folder / "other"), "--port", port)
+    assert third.returncode == 1
+    assert third.stderr == f"mpesa-gateway: port {port} is in use: stop what listens there, or choose another --port\n"
+
 
 def test_the_demo_brings_its_own_when_nothing_runs(machine: Machine) -> None:
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
     assert "All of it was so" in played.stdout
-    assert machine.processes() == []
+    assert machine.processes() == {}
     machine.up()
     assert "sk_test_" in machine.said
+
+
+def test_the_demo_fails_when_a_step_is_not_so(machine: Machine) -> None:
+    machine.up()
+    worker = next(pid for pid, command in machine.processes().items() if command.endswith("mpesa_gateway.cli worker"))
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        played = machine.types("demo", "--data", str(machine.data))
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert played.returncode == 1
+    assert "✗ 6/9 Webhook received" in played.stdout
+    assert played.stderr == (
+        "mpesa-gateway: the demo stopped: a payment.completed webhook was expected within 10 seconds and did not come\n"
+    )
 
 
 def logged_secrets(machine: Machine, key: str) -> list[str]:

@@ -19,17 +19,18 @@ PATIENCE = 30.0
 
 
 class Host:
-    """Somebody at a terminal, in ``folder``, with these environment variables."""
+    """Somebody in ``folder``. ``variables`` are ours, by what follows MPESA_GATEWAY_; ``outside`` are others."""
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
         self.variables = variables
+        self.outside: dict[str, str] = {}
         self._processes: list[subprocess.Popen[str]] = []
 
     @property
     def _environ(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
-        return ours | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
+        return ours | self.outside | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
 
     def types(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""

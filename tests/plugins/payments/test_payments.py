@@ -1,0 +1,312 @@
+"""What a payment request may say, how payments are listed, and how one ends that no callback has ended."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.testing.serving import Api, running_gateway, shop
+from mpesa_gateway_payments.service import PaymentService, _same_phone, own_reference
+from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
+from tests.conftest import Town
+
+PHONES = "254700000"
+
+
+async def test_every_bad_field_is_named_at_once(town: Town) -> None:
+    answer = await town.api.pay(
+        "12", "1.5", key="bad", currency="USD", provider="cash", reference="x" * 13, description="", metadata={"": "a"}, foo=1
+    )
+    assert answer.status == 422
+    assert {problem["field"] for problem in answer.body["errors"]} == {
+        "amount",
+        "currency",
+        "description",
+        "foo",
+        "metadata",
+        "phone",
+        "provider",
+        "reference",
+    }
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
+
+
+@pytest.mark.parametrize("amount", [0, -1, 250_001, "0", "1e3", "NaN", "", "1_000", True, None, [], "१२३"])
+async def test_amounts_that_mpesa_cannot_move_are_refused(town: Town, amount: Any) -> None:
+    answer = await town.api.pay("0711000001", amount, key="amount")
+    assert (answer.status, answer.error["field"]) == (422, "amount")
+
+
+async def test_a_large_number_in_json_never_goes_through_a_float(town: Town) -> None:
+    raw = b'{"amount": 250000.0000000000000000001, "phone": "0711000001"}'
+    answer = await town.api.call("POST", "/v1/payments", raw=raw, headers={"Idempotency-Key": "precise"})
+    assert (answer.status, answer.error["field"]) == (422, "amount")
+
+
+@pytest.mark.parametrize("key", [None, "", "x" * 256])
+async def test_an_idempotency_key_is_required(town: Town, key: str | None) -> None:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    answer = await town.api.call("POST", "/v1/payments", {"amount": 1, "phone": "0711000001"}, headers=headers)
+    assert (answer.status, answer.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
+
+
+async def test_without_credentials_nothing_is_written(town: Town) -> None:
+    async with shop(town.gateway, town.base, is_configured=False) as bare:
+        answer = await bare.pay("0711000001", key="bare")
+        assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+        assert (await bare.call("GET", "/v1/payments?count=true")).body["meta"]["total"] == 0
+
+
+async def test_a_live_key_does_not_pay_with_sandbox_credentials(town: Town) -> None:
+    made = await town.api.pay("0711000001", key="first")
+    merchant_id = made.data["merchant_id"]
+    _, secret = await town.gateway.api_keys.create(
+        merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+    )
+    api = Api(town.base, secret.reveal())
+    answer = await api.pay("0711000001", key="live")
+    await api.close()
+    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+
+
+async def test_a_foreign_callback_url_is_refused_and_our_own_is_taken(town: Town) -> None:
+    foreign = await town.api.pay("0711000001", key="a", callback_url="https://evil.example/cb")
+    assert (foreign.status, foreign.error["field"]) == (422, "callback_url")
+    own = await town.api.pay(PHONES + "020", key="b", callback_url=f"{town.base}/v1/webhooks/mpesa")
+    assert own.status == 201
+    handed = await town.gateway.db.fetchval("SELECT callback_url FROM sim_push")
+    assert handed == f"{town.base}/v1/webhooks/mpesa"
+
+
+async def test_while_the_first_request_is_under_way_the_second_waits_its_turn(town: Town) -> None:
+    first = asyncio.create_task(town.api.pay(PHONES + "017", key="slow"))
+    await asyncio.sleep(0.4)
+    second = await town.api.pay(PHONES + "017", key="slow")
+    assert (second.status, second.error["code"], second.headers["Retry-After"]) == (
+        409,
+        "IDEMPOTENCY_IN_PROGRESS",
+        "1",
+    )
+    assert (await first).status == 201
+
+
+async def test_a_claim_that_crashed_is_answered_with_its_payment_and_never_pushed_again(town: Town) -> None:
+    made = await town.api.pay(PHONES + "006", key="crash")
+    # As a crash between the push and its record leaves it, after the lease.
+    await town.gateway.db.execute(
+        "UPDATE payment SET charge = 'sending', checkout_request_id = NULL, merchant_request_id = NULL"
+    )
+    await town.gateway.db.execute(
+        "UPDATE idempotency_key SET state = 'in_flight', leased_until = now() - interval '1 second'"
+    )
+    again = await town.api.pay(PHONES + "006", key="crash")
+    assert (again.status, again.data["id"], again.data["status"]) == (200, made.data["id"], "pending")
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+
+
+async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None:
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    db, now = town.gateway.db, town.gateway.clock.now()
+
+    async def claim(number: int) -> str:
+        try:
+            async with db.transaction():
+                won = await idempotency.claim(
+                    db,
+                    merchant_id=merchant_id,
+                    key="one",
+                    fingerprint=bytes(32),
+                    subject_id=f"pay_{number}",
+                    now=now,
+                    lease=timedelta(seconds=30),
+                )
+        except idempotency.KeyInProgress:
+            return "waits"
+        return "wins" if won.is_ours else "replays"
+
+    results = await asyncio.gather(*map(claim, range(100)))
+    assert results.count("wins") == 1
+    assert results.count("waits") == 99
+
+
+async def test_a_silent_payment_is_completed_by_asking_and_a_late_callback_brings_the_receipt(town: Town) -> None:
+    made = await town.api.pay(PHONES + "007", key="silent")
+    await asyncio.sleep(0.5)
+    asked = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert (asked.data["status"], asked.data["receipt"]) == ("completed", None)
+    assert asked.data["timeline"][-1]["cause"] == "stk_query"
+    receipt = await town.gateway.db.fetchval("SELECT receipt FROM sim_transaction")
+    url = await town.gateway.db.fetchval("SELECT callback_url FROM sim_push")
+    items = [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": receipt}]
+    late = {
+        "Body": {
+            "stkCallback": {
+                "CheckoutRequestID": made.data["provider_ref"],
+                "ResultCode": 0,
+                "CallbackMetadata": {"Item": items},
+            }
+        }
+    }
+    assert (await town.api.call("POST", url.removeprefix(town.base), late)).status == 200
+    learnt = (await town.api.call("GET", f"/v1/payments/{made.data['id']}")).data
+    assert (learnt["status"], learnt["receipt"]) == ("completed", receipt)
+    await asyncio.sleep(0.3)
+    assert [one.headers["x-event-type"] for one in town.receiver.received] == ["payment.completed"]
+    again = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert (again.status, again.error["code"]) == (409, "CONFLICT")
+
+
+async def test_a_payment_whose_prompt_is_open_stays_pending_when_asked(town: Town) -> None:
+    made = await town.api.pay(PHONES + "020", key="open")
+    asked = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert asked.data["status"] == "pending"
+    due = await town.gateway.db.fetchval("SELECT due_at - created_at FROM payment")
+    assert due == timedelta(seconds=30)
+
+
+async def test_the_sweep_asks_about_what_is_due_and_time_ends_what_nobody_knows_of(town: Town) -> None:
+    made = await town.api.pay(PHONES + "018", key="unknown")
+    assert made.data["provider_ref"] is None
+    await town.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
+    assert await town.gateway.services.get(PaymentService).wake_due() == 1
+    ended = await town.api.settled(made.data["id"])
+    assert (ended["status"], ended["failure_reason"]) == ("failed", "expired")
+    assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
+
+
+async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(town: Town) -> None:
+    assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
+    (pending,) = (await town.api.call("GET", "/v1/payments")).data
+    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
+    await town.gateway.services.get(PaymentService).wake_due()
+    ended = await town.api.settled(pending["id"])
+    assert (ended["failure_reason"], ended["result_code"]) == ("other", "unsent")
+    again = await town.api.pay(PHONES + "016", key="unsent")
+    assert (again.status, again.data["status"]) == (200, "failed")
+
+
+async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town) -> None:
+    for number in range(7):
+        await town.api.pay(f"25471100000{number % 3}", 100 * (number + 1), key=f"k{number}", reference=f"REF{number % 2}")
+    await town.receiver.wait_for(7)
+    first = (await town.api.call("GET", "/v1/payments")).data[-1]
+
+    async def count(query: str) -> int:
+        return len((await town.api.call("GET", f"/v1/payments?{query}")).data)
+
+    assert await count("phone=0711000000") == 3
+    assert await count("reference=REF1") == 3
+    assert await count("min_amount=300&max_amount=500.00") == 3
+    assert await count("status=completed&provider=mpesa") == 7
+    assert await count("status=failed") == 0
+    assert await count(f"until={first['created_at']}") == 0
+    assert await count(f"since={first['created_at']}") == 7
+    assert await count("phone=254711000001&reference=REF1&min_amount=200") == 1
+    for text in (first["id"], first["receipt"], first["receipt"].lower(), first["provider_ref"], "k0"):
+        found = (await town.api.call("GET", f"/v1/payments?search={text}")).data
+        assert [one["id"] for one in found] == [first["id"]]
+    assert await count("search=nothing-like-it") == 0
+    seen: list[str] = []
+    path = "/v1/payments?limit=3&count=true"
+    while path:
+        page = await town.api.call("GET", path)
+        seen += [one["id"] for one in page.data]
+        meta = page.body["meta"]
+        assert (meta["total"], meta["has_more"]) == (7, meta["next_cursor"] is not None)
+        path = f"/v1/payments?limit=3&count=true&cursor={meta['next_cursor']}" if meta["has_more"] else ""
+    assert seen == [one["id"] for one in (await town.api.call("GET", "/v1/payments")).data]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("status=paid", "status"),
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("cursor=nonsense", "cursor"),
+        ("since=yesterday", "since"),
+        ("phone=12", "phone"),
+        ("min_amount=abc", "min_amount"),
+        ("search=" + "x" * 101, "search"),
+        ("colour=red", "colour"),
+        ("limit=1&limit=2", "limit"),
+    ],
+)
+async def test_filters_that_cannot_be_read_are_refused_by_name(town: Town, query: str, field: str) -> None:
+    answer = await town.api.call("GET", f"/v1/payments?{query}")
+    assert (answer.status, answer.error["field"]) == (422, field)
+
+
+async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]) -> None:
+    values["simulator"] |= {"lock_subscriber": True}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        assert (await api.pay(PHONES + "020", key="a")).status == 201
+        second = await api.pay(PHONES + "020", key="b")
+        assert (second.status, second.error["retryable"]) == (502, True)
+        (failed, _) = (await api.call("GET", "/v1/payments")).data
+        assert failed["failure_reason"] == "duplicate_in_progress"
+
+
+STATUSES = st.sampled_from(list(Status))
+
+
+@given(STATUSES, st.lists(st.tuples(STATUSES, st.booleans()), max_size=12))
+def test_whatever_happens_no_payment_goes_where_no_move_leads(start: Status, wishes: list[tuple[Status, bool]]) -> None:
+    now = start
+    for to, has_receipt in wishes:
+        if now.value in sources(to, has_receipt=has_receipt):
+            assert (now, to) in MOVES
+            assert to is not Status.PENDING
+            assert not (now is Status.FAILED and not has_receipt)
+            now = to
+    paid = {Status.COMPLETED, Status.REVERSED, Status.PARTIALLY_REVERSED}
+    if start in paid:
+        assert now in paid
+
+
+def test_only_proof_of_money_leaves_failed() -> None:
+    assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=False)] == []
+    assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=True)] == [Status.COMPLETED]
+    assert [to for to in Status if may_move(Status.REVERSED, to, has_receipt=True)] == []
+
+
+@given(st.text(alphabet="0123456789abcdefghjkmnpqrstvwxyz", min_size=26, max_size=26))
+def test_a_payments_own_reference_is_twelve_characters_of_its_id(name: str) -> None:
+    reference = own_reference("pay_" + name)
+    assert len(reference) == 12
+    assert reference.isascii()
+    assert reference == own_reference("pay_" + name)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_same"),
+    [
+        ("254711000001", True),
+        ("0711000001", True),
+        ("2547****001", True),
+        ("254711******", True),
+        ("*****", True),
+        ("254711000002", False),
+        ("2547****002", False),
+        ("", True),
+        ("not a phone", True),
+        ("123", False),
+    ],
+)
+def test_phones_are_compared_as_far_as_they_are_visible(told: str, is_same: bool) -> None:
+    assert _same_phone(told, "254711000001") is is_same
+
+
+async def test_the_answer_to_a_replay_is_the_payment_as_it_stands(town: Town) -> None:
+    made = await town.api.pay("0711000001", 7, key="replay", metadata={"a": "b"})
+    await town.api.settled(made.data["id"], "completed")
+    again = await town.api.pay("254711000001", "7.00", key="replay", metadata={"a": "b"})
+    assert (again.status, again.data["status"]) == (200, "completed")
+    other = await town.api.pay("254711000001", "7.00", key="replay", metadata={"a": "c"})
+    assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
