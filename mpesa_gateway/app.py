@@ -19,7 +19,7 @@ from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.errors import Code, Problem, UnsupportedMediaType
 from mpesa_gateway.events import Event
 from mpesa_gateway.http import admin, health
-from mpesa_gateway.http.auth import PUBLIC, mark_scopes, provide_caller
+from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import read_networks
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.errors import handlers
@@ -78,7 +78,13 @@ class GatewayRequest(Request[Any, Any, Any]):
         return await super().json()
 
 
-async def refuse_other_media(request: Request[Any, Any, Any]) -> None:
+async def before_request(request: Request[Any, Any, Any]) -> None:
+    """Who calls, then what they send: the body is read for nobody who may not call."""
+    await admit(request)
+    _refuse_other_media(request)
+
+
+def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
     """JSON is the only body that the API takes. Public routes (callbacks) take what their caller calls it."""
     if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PUBLIC):
         return
@@ -302,7 +308,7 @@ def build_app(gateway: Gateway) -> Litestar:
             "gateway": Provide(lambda: gateway, sync_to_thread=False),
         },
         exception_handlers=handlers(),
-        before_request=refuse_other_media,
+        before_request=before_request,
         request_class=GatewayRequest,
         request_max_body_size=gateway.config.http.max_body_bytes,
         openapi_config=openapi_config(),

@@ -33,7 +33,7 @@ class Kes(int):
             number = Decimal(text)
         except InvalidOperation:
             raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"') from None
-        if not number.is_finite() or "e" in text.lower() or "_" in text:
+        if not number.is_finite() or not set(text) <= set("0123456789."):
             raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"')
         if number != number.to_integral_value():
             raise NotAnAmount("M-Pesa moves whole shillings only: send an amount without cents")

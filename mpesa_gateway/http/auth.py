@@ -47,8 +47,21 @@ def _is_own(handler: HTTPRouteHandler) -> bool:
     return handler.http_methods == {"OPTIONS"} or getattr(handler.fn, "__module__", "").startswith("litestar.")
 
 
+async def admit(request: Request[Any, Any, Any]) -> None:
+    """Let in who may call this route, before anything of the request is read.
+
+    Raises InvalidKey, InsufficientScope, TooManyFailures or RateLimited.
+    """
+    if (needed := scope_of(request.route_handler)) is not None:
+        request.state.caller = await _authenticate(request, needed)
+
+
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
-    """The authenticated caller. Raises InvalidKey, InsufficientScope, TooManyFailures or RateLimited."""
+    """The caller that was let in."""
+    return cast(Caller, request.state.caller)
+
+
+async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Caller:
     gateway = request.app.state.gateway
     try:
         caller = await gateway.api_keys.authenticate(request.headers.get("x-api-key"))
@@ -57,8 +70,7 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
     await gateway.limits.called(caller.key_id)
-    needed = scope_of(request.route_handler)
-    if needed is not None and needed.value not in caller.scopes:
+    if needed.value not in caller.scopes:
         raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
     return cast(Caller, caller)
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import niquests
 import uvicorn
@@ -13,6 +13,8 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
 from mpesa_gateway.security.sealing import generate
+
+T = TypeVar("T")
 
 PLUGINS = ("credentials", "callbacks", "payments", "webhooks", "simulator")
 """What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
@@ -58,7 +60,9 @@ def listening() -> socket.socket:
 @asynccontextmanager
 async def serving(app: Any, at: socket.socket) -> AsyncGenerator[str]:
     """Serve an ASGI application on this socket for the length of the block; gives its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=5)
+    )
     task = asyncio.create_task(server.serve(sockets=[at]))
     try:
         while not server.started:
@@ -74,7 +78,7 @@ async def serving(app: Any, at: socket.socket) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenerator[tuple[Gateway, str]]:
-    """A gateway of these settings, served; it is its own Daraja unless the settings name another. Gives its base URL."""
+    """A gateway of these settings, served, and its base URL. It is its own Daraja unless the settings name another."""
     at = listening()
     base = f"http://127.0.0.1:{at.getsockname()[1]}"
     values = {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}} | values
@@ -82,6 +86,15 @@ async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenera
         gateway = Gateway(GatewayConfig.from_values(values), **options)
         async with serving(gateway.asgi, at):
             yield gateway, base
+
+
+async def eventually(probe: Callable[[], Awaitable[T]], patience: float = 15.0) -> T:
+    """What the probe gives once that is true. Raises TimeoutError after ``patience`` seconds."""
+    async with asyncio.timeout(patience):
+        while True:
+            if found := await probe():
+                return found
+            await asyncio.sleep(0.02)
 
 
 class Answer:
@@ -111,6 +124,7 @@ class Api:
 
     def __init__(self, base: str, key: str | None) -> None:
         self.base = base
+        self.key = key
         self._session = niquests.AsyncSession(retries=0, pool_maxsize=100)
         self._session.trust_env = False
         self._headers = {} if key is None else {"X-API-Key": key}
@@ -120,7 +134,13 @@ class Api:
         await self._session.close()
 
     async def call(
-        self, method: str, path: str, json: Any = None, *, raw: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request; ``raw`` sends these very bytes as JSON."""
         sent = self._headers | ({"Content-Type": "application/json"} if raw is not None else {}) | dict(headers or {})
@@ -134,7 +154,7 @@ class Api:
         )
 
     async def settled(self, payment_id: str, status: str | None = None, patience: float = 15.0) -> dict[str, Any]:
-        """Wait until a payment has left ``pending`` (for ``status``). Raises TimeoutError after ``patience`` seconds."""
+        """Wait until a payment has left ``pending`` (for ``status``), ``patience`` seconds at most, or TimeoutError."""
         async with asyncio.timeout(patience):
             while True:
                 found: dict[str, Any] = (await self.call("GET", f"/v1/payments/{payment_id}")).data
@@ -153,7 +173,7 @@ async def shop(
     webhook_url: str | None = None,
     is_configured: bool = True,
 ) -> AsyncGenerator[Api]:
-    """A new merchant with a key, sandbox credentials and perhaps a webhook; gives the client that calls with its key."""
+    """A new merchant with a key, sandbox credentials and perhaps a webhook: the client that calls with its key."""
     merchant = await gateway.merchants.create("Test shop", actor="test")
     _, secret = await gateway.api_keys.create(merchant.merchant_id, name="test", scopes=scopes, env=env, actor="test")
     api = Api(base, secret.reveal())

@@ -19,7 +19,9 @@ async def _take(gateway: Gateway, request: Request[Any, Any, Any], token: str | 
 
 
 @post("/v1/webhooks/mpesa", status_code=200, public=True, tags=["Callbacks"])
-async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody) -> Response[bytes]:
+async def stk_callback(
+    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody
+) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
     return await _take(gateway, request, None, body)
 

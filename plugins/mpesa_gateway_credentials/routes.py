@@ -18,7 +18,9 @@ async def me(caller: MerchantRead, services: NamedDependency[Services]) -> Succe
 
 
 @put("/v1/merchant/providers", status_code=200, tags=["Merchant"])
-async def set_provider(data: JSONBody[SetProvider], caller: MerchantWrite, services: NamedDependency[Services]) -> Success[ProviderView]:
+async def set_provider(
+    data: JSONBody[SetProvider], caller: MerchantWrite, services: NamedDependency[Services]
+) -> Success[ProviderView]:
     """Store the merchant's keys to M-Pesa; the whole configuration is replaced."""
     return Success(data=await services.get(CredentialStore).store(caller, data))
 

@@ -22,7 +22,10 @@ IdempotencyKey = Annotated[
 
 @post("/v1/payments", tags=["Payments"])
 async def create_payment(
-    data: JSONBody[CreatePayment], caller: PaymentsWrite, services: NamedDependency[Services], idempotency_key: IdempotencyKey = None
+    data: JSONBody[CreatePayment],
+    caller: PaymentsWrite,
+    services: NamedDependency[Services],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[Success[PaymentView]]:
     """Ask a payer for money: sends an STK push to their phone."""
     key = read_key(idempotency_key)
@@ -36,19 +39,25 @@ async def create_payment(
 
 
 @get("/v1/payments", dependencies={"filters": reads(PaymentQuery)}, tags=["Payments"])
-async def list_payments(filters: NamedDependency[PaymentQuery], caller: PaymentsRead, services: NamedDependency[Services]) -> Page[PaymentView]:
+async def list_payments(
+    filters: NamedDependency[PaymentQuery], caller: PaymentsRead, services: NamedDependency[Services]
+) -> Page[PaymentView]:
     """The merchant's payments, newest first."""
     return await services.get(PaymentService).page(caller.merchant_id, filters)
 
 
 @get("/v1/payments/{payment_id:str}", tags=["Payments"])
-async def get_payment(payment_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]) -> Success[PaymentWithTimeline]:
+async def get_payment(
+    payment_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
+) -> Success[PaymentWithTimeline]:
     """A payment with everything that has happened to it."""
     return Success(data=await services.get(PaymentService).get(caller.merchant_id, payment_id))
 
 
 @post("/v1/payments/{payment_id:str}/query", status_code=200, tags=["Payments"])
-async def query_payment(payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[PaymentWithTimeline]:
+async def query_payment(
+    payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
+) -> Success[PaymentWithTimeline]:
     """Ask M-Pesa now how a pending payment stands."""
     return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id))
 

@@ -293,7 +293,7 @@ class PaymentService:
         if says_amount and result.amount != row["amount"]:
             await self._hold(row, "amount", result)
             return
-        is_other_phone = result.phone is not None and not _same_phone(result.phone, row["phone"])
+        is_other_phone = result.phone is not None and not is_same_phone(result.phone, row["phone"])
         try:
             async with self._db.savepoint():
                 await self._complete(
@@ -543,7 +543,7 @@ def _canonical(request: PaymentRequest) -> dict[str, Any]:
     }
 
 
-def _same_phone(told: str, asked: str) -> bool:
+def is_same_phone(told: str, asked: str) -> bool:
     """Whether a number as Daraja tells it, perhaps partly masked, can be the one that we asked."""
     digits = re.sub(r"[^0-9*xX]", "", told)
     if not digits:

@@ -24,7 +24,7 @@ def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
     return Response(body, status_code=fault.status)
 
 
-def _read(body: RawBody) -> dict[str, Any]:
+def _read(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.MsgspecError:
@@ -53,13 +53,17 @@ async def oauth(request: Request[Any, Any, Any], services: NamedDependency[Servi
 
 
 @post("/simulator/mpesa/stkpush/v1/processrequest", **_DARAJA)
-async def stk_push(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
+async def stk_push(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
     """Daraja's STK push."""
     return await _answer(request, services, "stkpush", body)
 
 
 @post("/simulator/mpesa/stkpushquery/v1/query", **_DARAJA)
-async def stk_query(request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody) -> Response[Any]:
+async def stk_query(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
     """Daraja's STK query."""
     return await _answer(request, services, "stkquery", body)
 
@@ -107,7 +111,9 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post("/simulator/control/pushes/{checkout_request_id:str}/answer", status_code=200, public=True, tags=["Simulator"])
-async def answer_push(services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]) -> Success[PushView]:
+async def answer_push(
+    services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]
+) -> Success[PushView]:
     """Answer an open prompt, as a finger on the phone would."""
     try:
         return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
@@ -118,7 +124,9 @@ async def answer_push(services: NamedDependency[Services], checkout_request_id: 
 
 
 @post("/simulator/control/pushes/{checkout_request_id:str}/callback", status_code=200, public=True, tags=["Simulator"])
-async def repeat_callback(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[dict[str, int]]:
+async def repeat_callback(
+    services: NamedDependency[Services], checkout_request_id: FromPath[str]
+) -> Success[dict[str, int]]:
     """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
     try:
         return Success(data={"status": await services.get(Simulator).send_again(checkout_request_id)})
@@ -179,7 +187,9 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/simulator/control/ledger", public=True, dependencies={"filters": reads(LedgerQuery)}, tags=["Simulator"])
-async def ledger(services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]) -> Success[list[LedgerEntry]]:
+async def ledger(
+    services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
+) -> Success[list[LedgerEntry]]:
     """The money that really moved, newest first."""
     rows = await services.get(Simulator).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])

@@ -27,7 +27,9 @@ from mpesa_gateway_webhooks.schemas import (
 
 
 @put("/v1/merchant/webhook", status_code=200, tags=["Merchant"])
-async def set_webhook(data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
+async def set_webhook(
+    data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]
+) -> Success[WebhookWithSecret]:
     """Set where the merchant hears of events. The secret is shown now or never."""
     return Success(data=await services.get(Endpoints).set_url(caller, data.webhook_url))
 
@@ -58,37 +60,49 @@ async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) 
 
 
 @get("/v1/webhooks/logs", dependencies={"filters": reads(DeliveryQuery)}, tags=["Webhooks"])
-async def list_deliveries(filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]) -> Page[DeliveryView]:
+async def list_deliveries(
+    filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]
+) -> Page[DeliveryView]:
     """What was sent, or is owed, newest first."""
     return await services.get(Deliveries).page(caller.merchant_id, filters)
 
 
 @get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"])
-async def get_delivery(delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]) -> Success[DeliveryWithAttempts]:
+async def get_delivery(
+    delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
+) -> Success[DeliveryWithAttempts]:
     """A delivery with each attempt."""
     return Success(data=await services.get(Deliveries).get(caller.merchant_id, delivery_id))
 
 
 @post("/v1/webhooks/logs/{delivery_id:str}/replay", status_code=200, tags=["Webhooks"])
-async def replay_delivery(delivery_id: FromPath[str], caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[DeliveryView]:
+async def replay_delivery(
+    delivery_id: FromPath[str], caller: WebhooksWrite, services: NamedDependency[Services]
+) -> Success[DeliveryView]:
     """Send a delivery again."""
     return Success(data=await services.get(Deliveries).replay(caller, delivery_id))
 
 
 @post("/v1/webhooks/replay", status_code=200, tags=["Webhooks"])
-async def replay_deliveries(data: JSONBody[ReplayMany], caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[Replayed]:
+async def replay_deliveries(
+    data: JSONBody[ReplayMany], caller: WebhooksWrite, services: NamedDependency[Services]
+) -> Success[Replayed]:
     """Send many deliveries again."""
     return Success(data=await services.get(Deliveries).replay_many(caller, data))
 
 
 @get("/v1/events", dependencies={"filters": reads(EventQuery)}, tags=["Webhooks"])
-async def list_events(filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]) -> Page[dict[str, Any]]:
+async def list_events(
+    filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
+) -> Page[dict[str, Any]]:
     """What happened, newest first, as webhooks carry it."""
     return await services.get(Deliveries).events(caller.merchant_id, filters)
 
 
 @get("/v1/events/{event_id:str}", tags=["Webhooks"])
-async def get_event(event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]) -> Success[dict[str, Any]]:
+async def get_event(
+    event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
+) -> Success[dict[str, Any]]:
     """One event."""
     return Success(data=await services.get(Deliveries).event(caller.merchant_id, event_id))
 

@@ -1,4 +1,4 @@
-"""A payment from the merchant's wish to the webhook, through real HTTP, Postgres, Valkey, a worker and the simulator."""
+"""A payment from the wish to the webhook, through real HTTP, Postgres, Valkey, a worker and the simulator."""
 
 import asyncio
 
@@ -12,7 +12,9 @@ PHONES = "254700000"
 
 
 async def test_a_payment_completes_and_the_webhook_is_ours(town: Town) -> None:
-    secret = (await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})).data["webhook_secret"]
+    secret = (await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})).data[
+        "webhook_secret"
+    ]
 
     made = await town.api.pay("0708374149", "500.00", key="order-1", reference="order 1", metadata={"cart": "7"})
     assert made.status == 201
@@ -120,9 +122,7 @@ async def test_a_prompt_waits_for_its_answer_and_a_duplicate_callback_changes_no
     made = await town.api.pay(PHONES + "020", key="asks")
     (prompt,) = (await town.api.call("GET", "/simulator/control/pushes?state=open")).data
     assert prompt["amount"] == 500
-    await town.api.call(
-        "POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/answer", {"answer": "pay"}
-    )
+    await town.api.call("POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/answer", {"answer": "pay"})
     paid = await town.api.settled(made.data["id"], "completed")
     await town.receiver.wait_for(1)
     for _ in range(3):

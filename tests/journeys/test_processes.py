@@ -1,14 +1,14 @@
-"""Separate processes, as in production: two APIs, a worker and Daraja, started by the command line and killed at will."""
+"""Separate processes, as in production: two APIs, a worker and Daraja, started by command line and killed at will."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import niquests
 
@@ -24,10 +24,12 @@ def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
     for section, value in values.items():
         if isinstance(value, dict):
-            for name, setting in value.items():
+            for name, setting in cast("dict[str, Any]", value).items():
                 environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
+        elif isinstance(value, list):
+            environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(cast("list[str]", value))
         else:
-            environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(value) if isinstance(value, list) else str(value)
+            environ[f"{ENVIRONMENT}{section}".upper()] = str(value)
     return environ | {"PWD": str(folder)}
 
 
@@ -96,7 +98,7 @@ async def _answers(url: str, patience: float = 30.0) -> None:
 
 
 @contextmanager
-def _site(database_url: str, valkey_url: str, folder: Path) -> Iterator[Site]:
+def _site(database_url: str, valkey_url: str, folder: Path) -> Generator[Site]:
     site = Site(gateway_values(database_url, valkey_url), folder)
     try:
         yield site
@@ -120,7 +122,7 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
         site.start_api(1)
         await asyncio.gather(*(_answers(f"{base}/health/live") for base in (*site.bases, site.simulator)))
         async with _books(site) as gateway, shop(gateway, site.bases[0]) as first:
-            second = Api(site.bases[1], first._headers["X-API-Key"])
+            second = Api(site.bases[1], first.key)
             answers = await asyncio.gather(
                 *((first, second)[number % 2].pay("254711000050", 50, key="one") for number in range(50))
             )

@@ -13,7 +13,9 @@ from tests.conftest import Town
 ASKS = "254700000020"
 
 
-def body(handle: str | None, code: Any = 0, *, amount: Any = 500, receipt: str = "TKN4A1B2C3", phone: Any = 254700000020) -> dict[str, Any]:
+def body(
+    handle: str | None, code: Any = 0, *, amount: Any = 500, receipt: str = "TKN4A1B2C3", phone: Any = 254700000020
+) -> dict[str, Any]:
     """A callback as Daraja writes it."""
     callback: dict[str, Any] = {"MerchantRequestID": "m-1", "ResultCode": code, "ResultDesc": "said"}
     if handle is not None:
@@ -121,7 +123,9 @@ async def test_a_huge_body_is_refused(town: Town) -> None:
 async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_we_do(values: dict[str, Any]) -> None:
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-        early = await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early", receipt="EARLY00001", phone=254711000001))
+        early = await api.call(
+            "POST", "/v1/webhooks/mpesa", body("ws_CO_early", receipt="EARLY00001", phone=254711000001)
+        )
         assert early.status == 200
         made = (await api.pay(ASKS, key="a")).data
         assert made["status"] == "pending"
@@ -211,7 +215,9 @@ async def test_when_it_cannot_be_stored_the_answer_is_503_and_nothing_is_remembe
     await pool.expire_connections()
     answer = await post(town, url, body(made["provider_ref"]))
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    await town.gateway.db.execute(f'BEGIN READ WRITE; ALTER DATABASE "{name}" RESET default_transaction_read_only; COMMIT')
+    await town.gateway.db.execute(
+        f'BEGIN READ WRITE; ALTER DATABASE "{name}" RESET default_transaction_read_only; COMMIT'
+    )
     await pool.expire_connections()
     assert (await post(town, url, body(made["provider_ref"]))).status == 200
     assert (await town.api.settled(made["id"]))["status"] == "completed"
@@ -233,4 +239,3 @@ async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:
             await api.call("POST", "/v1/cb/stk/nonsense", {})
         await gateway.services.get(CallbackInbox).sweep()
         assert await gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 3
-

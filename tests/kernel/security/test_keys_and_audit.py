@@ -1,0 +1,188 @@
+"""API keys, limits and the audit log."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.errors import InvalidKey
+from mpesa_gateway.http.auth import scope_of
+from mpesa_gateway.http.client_ip import client_address, read_networks
+from mpesa_gateway.security.audit import BrokenChain
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.testing.serving import Api, running_gateway, shop
+from tests.conftest import Town
+
+
+async def test_a_key_is_known_by_its_digest_and_says_when_it_was_used(town: Town) -> None:
+    secret = town.api.key or ""
+    row = dict(await town.gateway.db.fetchrow("SELECT * FROM api_key") or {})
+    assert secret not in str(row)
+    assert secret[-32:] not in str(row)
+    assert row["last_used_at"] is not None
+    (listed,) = await town.gateway.api_keys.list(row["merchant_id"])
+    assert listed.key_id == row["key_id"]
+
+
+@pytest.mark.parametrize("key", [None, "", "nonsense", "sk_test_" + "0" * 48, "sk_live_" + "x" * 48, "Bearer x"])
+async def test_any_other_key_is_refused_with_the_same_words(town: Town, key: str | None) -> None:
+    api = Api(town.base, key)
+    answer = await api.call("GET", "/v1/merchant/me")
+    await api.close()
+    assert (answer.status, answer.error["code"]) == (401, "AUTH_INVALID_KEY")
+    assert "X-API-Key" in answer.error["message"]
+
+
+async def test_revoked_expired_and_deactivated_keys_are_refused(town: Town) -> None:
+    keys, merchants = town.gateway.api_keys, town.gateway.merchants
+    merchant = await merchants.create("Another", actor="test")
+
+    async def make(**options: Any) -> tuple[str, str]:
+        key, secret = await keys.create(
+            merchant.merchant_id, name="k", scopes=MERCHANT_SCOPES, env="sandbox", actor="test", **options
+        )
+        return key.key_id, secret.reveal()
+
+    revoked_id, revoked = await make()
+    _, expired = await make(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    _, good = await make()
+    await keys.revoke(merchant.merchant_id, revoked_id, actor="test")
+    for secret in (revoked, expired):
+        with pytest.raises(InvalidKey):
+            await keys.authenticate(secret)
+    assert (await keys.authenticate(good)).merchant_id == merchant.merchant_id
+    await merchants.deactivate(merchant.merchant_id, actor="test")
+    with pytest.raises(InvalidKey):
+        await keys.authenticate(good)
+
+
+async def test_each_route_wants_the_scope_that_its_signature_names(town: Town) -> None:
+    """Walks the route table, so that a new route cannot be forgotten."""
+    async with shop(town.gateway, town.base, scopes=(), is_configured=False) as powerless:
+        walked = 0
+        for route in town.gateway.asgi.litestar.routes:
+            for handler in getattr(route, "route_handlers", ()):
+                scope = scope_of(handler)
+                if scope is None:
+                    continue
+                method = next(iter(handler.http_methods - {"OPTIONS", "HEAD"}))
+                path = route.path_format.replace("{", "").replace("}", "")
+                answer = await powerless.call(method, path, {} if method != "GET" else None)
+                assert (answer.status, answer.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE"), (method, path)
+                assert scope.value in answer.error["message"]
+                walked += 1
+        assert walked >= 28
+
+
+async def test_the_eleventh_failure_from_an_address_has_to_wait(values: dict[str, Any]) -> None:
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
+        api = Api(base, "sk_test_wrong")
+        statuses = [(await api.call("GET", "/v1/merchant/me")).status for _ in range(10)]
+        last = await api.call("GET", "/v1/merchant/me")
+        await api.close()
+        assert statuses == [401] * 10
+        assert (last.status, last.error["code"]) == (429, "AUTH_RATE_LIMITED")
+        assert 0 < int(last.headers["Retry-After"]) <= 300
+        assert (await good.call("GET", "/v1/merchant/me")).status == 200
+
+
+async def test_a_key_that_calls_too_often_has_to_wait(values: dict[str, Any]) -> None:
+    values["limits"] = {"requests_per_second": 5, "burst": 10}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        answers = await asyncio.gather(*(api.call("GET", "/v1/merchant/me") for _ in range(15)))
+        refused = [answer for answer in answers if answer.status == 429]
+        assert len(refused) == 5
+        assert {answer.error["code"] for answer in refused} == {"RATE_LIMITED"}
+        assert 1 <= int(refused[0].headers["Retry-After"]) <= 2
+
+
+async def test_without_valkey_requests_pass_and_payments_are_taken(values: dict[str, Any]) -> None:
+    values["valkey"] = {"url": "valkey://127.0.0.1:9/0"}
+    values["worker"] = {"in_process": False}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        began = asyncio.get_running_loop().time()
+        made = await api.pay("254711000090", key="a")
+        paid = await api.settled(made.data["id"])
+        assert paid["status"] == "completed"
+        assert asyncio.get_running_loop().time() - began < 5
+        ready = await api.call("GET", "/health/ready")
+        assert ready.status == 200
+        parts = ready.data["parts"]
+        assert (parts["postgres"]["ok"], parts["valkey"]["ok"], parts["queue"]["ok"]) == (True, False, False)
+
+
+async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
+    audit, db = town.gateway.audit, town.gateway.db
+    count = await audit.verify()
+    assert count >= 4
+    await asyncio.gather(*(audit.record("test.acted", merchant_id=None, actor="test") for _ in range(20)))
+    assert await audit.verify() == count + 20
+    text = str([dict(row) for row in await db.fetch("SELECT * FROM audit_entry")])
+    assert "consumer-secret" not in text
+    await db.execute("UPDATE audit_entry SET actor = 'nobody' WHERE number = 3")
+    with pytest.raises(BrokenChain, match="entry 3 "):
+        await audit.verify()
+    await db.execute("DELETE FROM audit_entry WHERE number = 2")
+    with pytest.raises(BrokenChain, match="entry 2 "):
+        await audit.verify()
+
+
+async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
+    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN, Scope.AUDIT_READ), is_configured=False) as admin:
+        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
+        path = f"/v1/admin/merchants/{merchant['merchant_id']}"
+        made = (await admin.call("POST", f"{path}/keys", {"name": "till", "scopes": ["payments:read"]})).data
+        assert made["api_key"].startswith("sk_test_")
+        api = Api(town.base, made["api_key"])
+        assert (await api.call("GET", "/v1/payments")).data == []
+        assert (await api.call("GET", "/v1/merchant/me")).status == 403
+        (listed,) = (await admin.call("GET", f"{path}/keys")).data
+        assert "api_key" not in listed
+        assert (await admin.call("POST", f"{path}/keys/{listed['key_id']}/revoke")).data["revoked_at"]
+        assert (await admin.call("POST", f"{path}/keys/{listed['key_id']}/revoke")).status == 409
+        assert (await api.call("GET", "/v1/payments")).status == 401
+        await api.close()
+        assert (await admin.call("POST", f"{path}/deactivate")).data["is_active"] is False
+        assert (await admin.call("GET", "/v1/admin/merchants/mer_none")).status == 404
+        bad = await admin.call("POST", f"{path}/keys", {"name": "", "scopes": ["everything"]})
+        assert {problem["field"] for problem in bad.body["errors"]} == {"name", "scopes"}
+        first = await admin.call("GET", "/v1/audit/logs?limit=2&count=true")
+        assert [entry["action"] for entry in first.data] == ["merchant.deactivated", "api_key.revoked"]
+        second = await admin.call("GET", f"/v1/audit/logs?limit=2&cursor={first.body['meta']['next_cursor']}")
+        assert second.data[0]["number"] == first.data[-1]["number"] - 1
+        pages = await admin.call("GET", "/v1/admin/merchants?limit=1&count=true")
+        assert (pages.body["meta"]["total"], pages.body["meta"]["has_more"]) == (3, True)
+    own = (await town.api.call("GET", "/v1/audit/logs")).data
+    assert {entry["merchant_id"] for entry in own} == {(await town.api.call("GET", "/v1/merchant/me")).data["id"]}
+
+
+NETWORKS = read_networks(("10.0.0.0/8", "::1/128", "127.0.0.1"), "security.trusted_proxies")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("203.0.113.9", ["198.51.100.1"], "203.0.113.9"),
+        ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
+        ("10.0.0.1", ["198.51.100.1, 203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", ["198.51.100.1, 203.0.113.9, 10.1.1.1"], "203.0.113.9"),
+        ("10.0.0.1", ["198.51.100.1", "203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["nonsense"], "10.0.0.1"),
+        ("::ffff:10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
+        ("::1", ["2001:db8::5"], "2001:db8::5"),
+        (None, ["198.51.100.1"], "unknown"),
+        ("unix", ["198.51.100.1"], "unknown"),
+    ],
+)
+def test_only_what_our_own_proxies_wrote_is_believed(peer: str | None, forwarded: list[str], expected: str) -> None:
+    assert client_address(peer, forwarded, NETWORKS) == expected
+
+
+def test_a_network_that_is_none_is_refused_by_name(values: dict[str, Any]) -> None:
+    values["security"] |= {"trusted_proxies": ["everywhere"]}
+    with pytest.raises(Exception, match=r"security\.trusted_proxies.*everywhere"):
+        Gateway(GatewayConfig.from_values(values))

@@ -1,0 +1,107 @@
+"""Money, phones, time and secrets: read in every form, kept in one."""
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.clock import SetClock, daraja_timestamp, from_daraja_timestamp, rfc3339
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.money import Kes, NotAnAmount
+from mpesa_gateway.phone import Msisdn, NotAPhone, mask_phones
+from mpesa_gateway.secret import Secret
+
+
+@given(st.integers(1, 250_000))
+def test_every_payable_amount_comes_back_as_it_went(number: int) -> None:
+    amount = Kes.parse_payable(number)
+    assert amount == number == Kes.parse(amount.wire) == Kes.parse(Decimal(number)) == Kes.parse(str(number))
+    assert amount.wire == f"{number}.00"
+
+
+@given(st.decimals(allow_nan=True, allow_infinity=True) | st.text(max_size=20) | st.integers())
+def test_whatever_is_no_whole_number_of_shillings_is_refused_with_a_sentence(value: Decimal | str | int) -> None:
+    try:
+        expected = Decimal(str(value).strip())
+    except InvalidOperation:
+        expected = Decimal("NaN")
+    if expected.is_finite() and expected == int(expected) and expected >= 0:
+        with suppress(NotAnAmount):  # a number can be right and its spelling wrong: 1E+3
+            assert Kes.parse(value) == expected
+    else:
+        with pytest.raises(NotAnAmount, match=r"\w"):
+            Kes.parse(value)
+
+
+@pytest.mark.parametrize("raw", [b"1.5", b'"500.001"', b"1e3", b"null", b"true", b'""', b'"\\u0031"', b"[1]", b"-5"])
+def test_json_amounts_are_read_digit_for_digit(raw: bytes) -> None:
+    with pytest.raises(NotAnAmount, match=r"\w"):
+        Kes.parse_json(raw)
+
+
+@given(st.sampled_from("17"), st.integers(0, 99_999_999))
+def test_every_way_to_write_a_number_is_the_same_number(first: str, rest: int) -> None:
+    national = f"{first}{rest:08}"
+    expected = "254" + national
+    spaced = f"+254 {national[:3]} {national[3:6]}-{national[6:]}"
+    for text in (expected, "+" + expected, "0" + national, national, spaced):
+        assert Msisdn.parse(text) == expected
+    assert Msisdn(expected).masked == f"{expected[:4]}****{expected[-3:]}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "12", "254812345678", "0212345678", "+255712345678", "07123456789", "०७१२३४५६७८", "x" * 50]
+)
+def test_other_numbers_are_refused(text: str) -> None:
+    with pytest.raises(NotAPhone, match="Kenyan mobile number"):
+        Msisdn.parse(text)
+
+
+@given(st.text(max_size=30), st.integers(0, 99_999_999), st.text(max_size=30))
+def test_no_text_shows_a_whole_number_once_masked(before: str, rest: int, after: str) -> None:
+    phone = f"2547{rest:08}"
+    text = f"{before} {phone} {after}"
+    assert phone not in mask_phones(text)
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)))  # noqa: DTZ001 - the zone is put on below
+def test_daraja_has_east_africa_time(naive: datetime) -> None:
+    moment = naive.replace(tzinfo=UTC, microsecond=0)
+    assert from_daraja_timestamp(daraja_timestamp(moment)) == moment
+
+
+def test_the_timestamp_is_three_hours_ahead() -> None:
+    moment = datetime(2026, 11, 23, 22, 30, 5, tzinfo=UTC)
+    assert daraja_timestamp(moment) == "20261124013005"
+    assert rfc3339(moment) == "2026-11-23T22:30:05.000000Z"
+
+
+@pytest.mark.parametrize("text", ["", "2026112322300", "20261323223000", "2026112322300x"])
+def test_other_timestamps_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        from_daraja_timestamp(text)
+
+
+def test_later_ids_sort_later() -> None:
+    clock = SetClock(datetime(2026, 1, 1, tzinfo=UTC))
+    ids = Ids(clock)
+    made: list[str] = []
+    for _ in range(50):
+        made.append(ids.new("pay"))
+        clock.advance(timedelta(milliseconds=1))
+    assert made == sorted(made)
+    assert len({len(one) for one in made}) == 1
+
+
+def test_a_secret_shows_its_last_four_at_most() -> None:
+    secret = Secret("consumer-secret-ef12")
+    shown = f"{secret} {secret!r} {[secret]}"
+    assert shown == "****ef12 ****ef12 [****ef12]"
+    assert Secret("short").masked == "****"
+    with pytest.raises(TypeError, match="Secret"):
+        msgspec.json.encode(secret)
+    assert secret == Secret("consumer-secret-ef12") != Secret("another")
