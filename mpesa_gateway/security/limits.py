@@ -29,10 +29,11 @@ class Limits:
         url = config.valkey.url
         if url is None:
             raise ValueError("valkey.url is not set")
+        address = url.reveal()
+        if address.startswith("redis"):
+            address = "valkey" + address.removeprefix("redis")
         storage = RedisStorage(
-            "async+" + url.reveal().replace("redis", "valkey", 1)
-            if url.reveal().startswith("redis")
-            else "async+" + url.reveal(),
+            "async+" + address,
             implementation="valkey",
             key_prefix=f"{config.valkey.prefix}:limits",
             socket_timeout=_PATIENCE,

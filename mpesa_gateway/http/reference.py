@@ -1,0 +1,161 @@
+"""The API's reference as one page: every call with what it takes and what it answers."""
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+_LAST = ("Administration", "Operators", "Callbacks", "Simulator")
+"""Groups that few readers come for."""
+
+_METHODS = ("get", "post", "put", "patch", "delete")
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2421; --soft: #5c6b65; --line: #dfe6e2; --paper: #fff; --tint: #f4f8f6;
+  --green: #087a3f; --blue: #1257a8; --amber: #95610a; --red: #ad2a2a }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edea; --soft: #9aa9a2; --line: #2c3632; --paper: #121715;
+  --tint: #1a211e; --green: #4cc38a; --blue: #7fb3f5; --amber: #e0b25c; --red: #f08a8a } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+.page { display: grid; grid-template-columns: 17rem minmax(0, 1fr); max-width: 80rem; margin: 0 auto }
+nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow: auto; padding: 1.5rem 1rem;
+  font-size: .85rem; border-right: 1px solid var(--line) }
+nav h2 { margin: 1.2rem 0 .3rem; font-size: .75rem; letter-spacing: .06em; text-transform: uppercase;
+  color: var(--soft) }
+nav a { display: grid; grid-template-columns: 3.4rem minmax(0, 1fr); padding: .12rem 0; color: inherit;
+  text-decoration: none; overflow-wrap: anywhere }
+nav a:hover { text-decoration: underline }
+main { padding: 1.5rem 2rem 4rem }
+h1 { margin: 0 0 .3rem; font-size: 1.6rem }
+section > h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem; border-bottom: 1px solid var(--line) }
+article { margin: 1.2rem 0 2rem; scroll-margin-top: 1rem }
+h3 { margin: 0; font: 600 .95rem/1.6 ui-monospace, monospace; overflow-wrap: anywhere }
+.verb { display: inline-block; min-width: 3.2rem; color: var(--blue) }
+.verb.post, .verb.put, .verb.patch { color: var(--green) } .verb.delete { color: var(--red) }
+.scope { margin-left: .6rem; padding: .05rem .5rem; border-radius: 1rem; background: var(--tint); color: var(--amber);
+  font: .75rem/1.7 ui-monospace, monospace; white-space: nowrap }
+p { margin: .3rem 0 .6rem } .soft { color: var(--soft) }
+.rows { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .85rem; background: var(--tint); border-radius: .4rem }
+caption { text-align: left; padding: .5rem 0 .2rem; color: var(--soft); font-size: .8rem }
+td { padding: .3rem .7rem; vertical-align: top; border-top: 1px solid var(--line) }
+tr:first-child td { border-top: 0 } td:first-child { width: 14rem; font-family: ui-monospace, monospace }
+td:nth-child(2) { width: 14rem; color: var(--soft) }
+@media (max-width: 48rem) { .page { display: block } nav { position: static; max-height: none; border: 0 }
+  main { padding: 1rem } td:first-child, td:nth-child(2) { width: auto } }
+"""
+
+
+def render_reference(document: dict[str, Any]) -> str:
+    """An OpenAPI document as HTML, without a script and without anything from another place."""
+    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
+    for path, item in document["paths"].items():
+        for method in _METHODS:
+            if method in item:
+                operation = item[method]
+                groups.setdefault((operation.get("tags") or ["Other"])[0], []).append((method, path, operation))
+    schemas = document.get("components", {}).get("schemas", {})
+    ordered = sorted(groups.items(), key=lambda group: group[0] in _LAST)
+    links = "".join(_links(name, calls) for name, calls in ordered)
+    sections = "".join(_section(name, calls, schemas) for name, calls in ordered)
+    info = document["info"]
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body><div class=page>"
+        f"<nav aria-label=Calls>{links}</nav><main><h1>{escape(info['title'])} API</h1>"
+        f"<p>{escape(info.get('description', ''))}</p>"
+        f"<p class=soft>Version {escape(info['version'])} · <a href='schema/openapi.json'>OpenAPI document</a></p>"
+        f"{sections}</main></div></body></html>"
+    )
+
+
+def _links(name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> str:
+    rows = "".join(
+        f"<a href='#{_anchor(method, path)}'><span class='verb {method}'>{method.upper()}</span>"
+        f"<span>{escape(path)}</span></a>"
+        for method, path, _ in calls
+    )
+    return f"<h2>{escape(name)}</h2>{rows}"
+
+
+def _section(name: str, calls: list[tuple[str, str, dict[str, Any]]], schemas: dict[str, Any]) -> str:
+    articles = "".join(_article(method, path, operation, schemas) for method, path, operation in calls)
+    return f"<section><h2>{escape(name)}</h2>{articles}</section>"
+
+
+def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+    scope = operation.get("x-scope")
+    badge = f"<span class=scope>{escape(scope)}</span>" if scope else "<span class=scope>no key</span>"
+    text = escape(operation.get("description") or operation.get("summary") or "")
+    heading = f"<h3><span class='verb {method}'>{method.upper()}</span> {escape(path)}{badge}</h3>"
+    parts = [f"<article id='{_anchor(method, path)}'>{heading}<p>{text}</p>"]
+    parameters = [
+        (parameter["name"], _kind(parameter.get("schema", {})), _where(parameter))
+        for parameter in operation.get("parameters", [])
+    ]
+    parts.append(_table("Parameters", parameters))
+    for media, content in operation.get("requestBody", {}).get("content", {}).items():
+        parts.append(_table(f"Body ({media})", list(_fields(content.get("schema", {}), schemas))))
+    for status, answer in operation.get("responses", {}).items():
+        for content in answer.get("content", {}).values():
+            rows = list(_fields(content.get("schema", {}), schemas)) if status.startswith("2") else []
+            rows = [row for row in rows if row[0] != "success"]
+            parts.append(_table(f"Answer {status}", rows))
+    return "".join(parts) + "</article>"
+
+
+def _table(caption: str, rows: list[tuple[str, str, str]]) -> str:
+    if not rows:
+        return ""
+    body = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(kind)}</td><td>{escape(text)}</td></tr>" for name, kind, text in rows
+    )
+    return f"<div class=rows><table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table></div>"
+
+
+def _fields(
+    schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, str, str]]:
+    """Each field of an object with its type, those of objects inside it by their path."""
+    schema = _resolve(schema, schemas)
+    required = set(schema.get("required", ()))
+    for name, part in schema.get("properties", {}).items():
+        inner = _resolve(part, schemas)
+        yield f"{prefix}{name}", _kind(inner), "required" if name in required and depth == 0 else ""
+        if depth < 3:
+            if inner.get("properties"):
+                yield from _fields(inner, schemas, f"{prefix}{name}.", depth + 1)
+            elif inner.get("type") == "array":
+                yield from _fields(inner.get("items", {}), schemas, f"{prefix}{name}[].", depth + 1)
+
+
+def _resolve(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        if "$ref" in schema:
+            schema = schemas.get(schema["$ref"].rpartition("/")[2], {})
+            continue
+        options = [option for option in schema.get("oneOf", schema.get("anyOf", ())) if option.get("type") != "null"]
+        if len(options) != 1:
+            return schema
+        schema = options[0]
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(str(word) for word in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    kind: str | list[str] = schema.get("type", "")
+    kinds = [kind] if isinstance(kind, str) else [one for one in kind if one != "null"]
+    form = schema.get("format")
+    return " or ".join(kinds) + (f" ({form})" if form else "")
+
+
+def _where(parameter: dict[str, Any]) -> str:
+    place = {"query": "in the query", "path": "in the path", "header": "a header"}.get(parameter["in"], "")
+    needed = ", required" if parameter.get("required") else ""
+    described = parameter.get("description")
+    return f"{place}{needed}" + (f": {described}" if described else "")
+
+
+def _anchor(method: str, path: str) -> str:
+    return f"{method}{path}".replace("/", "-").replace("{", "").replace("}", "")
