@@ -20,7 +20,7 @@ from mpesa_gateway.errors import Code, Problem, UnsupportedMediaType
 from mpesa_gateway.events import Event
 from mpesa_gateway.http import admin, health
 from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
-from mpesa_gateway.http.client_ip import read_networks
+from mpesa_gateway.http.client_ip import client_address, read_networks
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.errors import handlers
 from mpesa_gateway.http.openapi import openapi_config
@@ -29,7 +29,7 @@ from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send, cu
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.security.api_keys import ApiKeys
-from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.audit import Audit, acting_from
 from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.sealing import sealer_for
@@ -350,7 +350,16 @@ class _Door:
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
         inner["path"], inner["root_path"] = path or "/", ""
-        await self._app(inner, receive, send)
+        token = acting_from.set(self._client(scope))
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            acting_from.reset(token)
+
+    def _client(self, scope: Message) -> str:
+        peer = scope.get("client")
+        forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        return client_address(peer[0] if peer else None, forwarded, self._gateway.trusted_proxies)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

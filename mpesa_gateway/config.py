@@ -57,12 +57,14 @@ class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where Safaricom's API answers, and for how long we wait for it."""
+    """Where Safaricom's API answers, for how long we wait for it, and the files with its public certificates."""
 
     sandbox_url: str = "https://sandbox.safaricom.co.ke"
     live_url: str = "https://api.safaricom.co.ke"
     connect_timeout: float = 10.0
     timeout: float = 30.0
+    sandbox_certificate: str = "certs/SandboxCertificate.cer"
+    live_certificate: str = "certs/ProductionCertificate.cer"
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

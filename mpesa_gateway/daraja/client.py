@@ -3,18 +3,36 @@
 import asyncio
 import base64
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import niquests
 import structlog
 
-from mpesa_gateway.clock import Clock, daraja_timestamp
+from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.codes import FaultMeaning, Outcome, Retry, Sent, read_fault, stk_outcome
+from mpesa_gateway.daraja.codes import (
+    PULL_EMPTY,
+    PULL_OK,
+    FaultMeaning,
+    Outcome,
+    Retry,
+    Sent,
+    read_fault,
+    stk_outcome,
+)
 from mpesa_gateway.daraja.token import Token, Tokens
-from mpesa_gateway.daraja.wire import StkAck, read_fault_body, read_json, read_text
+from mpesa_gateway.daraja.wire import (
+    Ack,
+    StatementPage,
+    StkAck,
+    read_fault_body,
+    read_json,
+    read_statement,
+    read_text,
+)
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.secret import Secret
@@ -27,7 +45,17 @@ _CONNECTIONS = 200
 _UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
 """What urllib3 calls a connection that never came about."""
 
-__all__ = ["DarajaClient", "DarajaCredentials", "NotSent", "OutcomeUnknown", "Rejected", "StkAck", "StkQueryAnswer"]
+__all__ = [
+    "Ack",
+    "DarajaClient",
+    "DarajaCredentials",
+    "Initiator",
+    "NotSent",
+    "OutcomeUnknown",
+    "Rejected",
+    "StkAck",
+    "StkQueryAnswer",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,19 @@ class DarajaCredentials:
     shortcode: str
     passkey: Secret
     till_number: str | None = None
+
+    @property
+    def receiver(self) -> str:
+        """The shortcode that the money reaches: the till, or the paybill itself."""
+        return self.till_number or self.shortcode
+
+
+@dataclass(frozen=True)
+class Initiator:
+    """Who asks on the M-Pesa organisation portal: its name, and its password as encrypted for Safaricom."""
+
+    name: str
+    security_credential: Secret
 
 
 @dataclass(frozen=True)
@@ -159,7 +200,7 @@ class DarajaClient:
                 "TransactionType": "CustomerBuyGoodsOnline" if is_till else "CustomerPayBillOnline",
                 "Amount": int(amount),
                 "PartyA": str(phone),
-                "PartyB": credentials.till_number or credentials.shortcode,
+                "PartyB": credentials.receiver,
                 "PhoneNumber": str(phone),
                 "CallBackURL": callback_url,
                 "AccountReference": account_reference,
@@ -172,13 +213,7 @@ class DarajaClient:
         if code is None or (code == "0" and (merchant_request_id is None or checkout_request_id is None)):
             raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
         if code != "0":
-            raise Rejected(
-                "M-Pesa did not accept the request",
-                code=code,
-                provider_message=_safe(read_text(answer, "ResponseDescription")),
-                mitigation="see the provider's message",
-                failure_reason="rejected_by_provider",
-            )
+            raise _refused(code, read_text(answer, "ResponseDescription") or "")
         return StkAck(
             merchant_request_id=merchant_request_id or "",
             checkout_request_id=checkout_request_id or "",
@@ -208,6 +243,123 @@ class DarajaClient:
         said = read_text(answer, "ResultDesc") or ""
         return StkQueryAnswer(stk_outcome(code, said), said)
 
+    async def transaction_status(
+        self,
+        credentials: DarajaCredentials,
+        initiator: Initiator,
+        *,
+        receipt: str | None,
+        conversation_id: str | None,
+        result_url: str,
+        timeout_url: str,
+        remarks: str,
+    ) -> Ack:
+        """Ask what became of a transaction, by its receipt or by the conversation that began it.
+
+        The answer comes to ``result_url``. Raises NotSent, Rejected or OutcomeUnknown; asking again is always safe.
+        """
+        body = {
+            "Initiator": initiator.name,
+            "SecurityCredential": initiator.security_credential.reveal(),
+            "CommandID": "TransactionStatusQuery",
+            "PartyA": credentials.receiver,
+            "IdentifierType": "4",
+            "ResultURL": result_url,
+            "QueueTimeOutURL": timeout_url,
+            "Remarks": remarks,
+            "Occasion": "",
+        }
+        if receipt is not None:
+            body["TransactionID"] = receipt
+        if conversation_id is not None:
+            body["OriginalConversationID"] = conversation_id
+        return _ack(await self._call(credentials, "transaction_status", "/mpesa/transactionstatus/v1/query", body))
+
+    async def reverse(
+        self,
+        credentials: DarajaCredentials,
+        initiator: Initiator,
+        *,
+        receipt: str,
+        amount: Kes,
+        result_url: str,
+        timeout_url: str,
+        remarks: str,
+    ) -> Ack:
+        """Send money back to the payer. The answer comes to ``result_url``. Raises NotSent, Rejected or OutcomeUnknown.
+
+        It takes no id of ours: after OutcomeUnknown it must not be repeated.
+        """
+        body = {
+            "Initiator": initiator.name,
+            "SecurityCredential": initiator.security_credential.reveal(),
+            "CommandID": "TransactionReversal",
+            "TransactionID": receipt,
+            "Amount": int(amount),
+            "ReceiverParty": credentials.receiver,
+            # Safaricom's own spelling.
+            "RecieverIdentifierType": "11",
+            "ResultURL": result_url,
+            "QueueTimeOutURL": timeout_url,
+            "Remarks": remarks,
+            "Occasion": "",
+        }
+        return _ack(await self._call(credentials, "reversal", "/mpesa/reversal/v1/request", body))
+
+    async def pull_register(
+        self, credentials: DarajaCredentials, *, nominated_number: Msisdn, callback_url: str
+    ) -> tuple[str, str]:
+        """Enable Pull for the shortcode, once; gives the response code and text. Being registered already is fine.
+
+        Raises NotSent, Rejected or OutcomeUnknown; repeating it is safe.
+        """
+        answer = await self._call(
+            credentials,
+            "pull_register",
+            "/pulltransactions/v1/register",
+            {
+                "ShortCode": credentials.receiver,
+                "RequestType": "Pull",
+                "NominatedNumber": str(nominated_number),
+                "CallBackURL": callback_url,
+            },
+        )
+        code = read_text(answer, "ResponseStatus") or read_text(answer, "Response Status")
+        said = read_text(answer, "ResponseDescription") or ""
+        if code is None:
+            raise OutcomeUnknown("M-Pesa's answer says no status")
+        if code not in PULL_OK | PULL_EMPTY:
+            raise _refused(code, said)
+        return code, said
+
+    async def pull_query(
+        self, credentials: DarajaCredentials, *, start: datetime, end: datetime, offset: int
+    ) -> StatementPage:
+        """One page of what came in between two moments, from row ``offset`` on. No rows is a page without lines.
+
+        Raises NotSent, Rejected or OutcomeUnknown; asking again is always safe.
+        """
+        answer = await self._call(
+            credentials,
+            "pull_query",
+            "/pulltransactions/v1/query",
+            {
+                "ShortCode": credentials.receiver,
+                "StartDate": f"{start.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
+                "EndDate": f"{end.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
+                "OffSetValue": str(offset),
+            },
+            says_empty=_is_empty_statement,
+        )
+        code = read_text(answer, "ResponseCode")
+        if _is_empty_statement(answer):
+            return StatementPage(lines=(), malformed=0, rows=0)
+        if code in PULL_OK:
+            return read_statement(answer)
+        if code is None:
+            raise OutcomeUnknown("M-Pesa's answer is no statement")
+        raise _refused(code, read_text(answer, "ResponseMessage") or "")
+
     async def verify(self, credentials: DarajaCredentials) -> None:
         """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
 
@@ -222,8 +374,19 @@ class DarajaClient:
         base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")
         return base, Tokens.owner(base, credentials.consumer_key.reveal())
 
-    async def _call(self, credentials: DarajaCredentials, operation: str, path: str, body: dict[str, Any]) -> Any:
-        """POST with the shared token; an invalid token is replaced and the call repeated, once."""
+    async def _call(
+        self,
+        credentials: DarajaCredentials,
+        operation: str,
+        path: str,
+        body: dict[str, Any],
+        *,
+        says_empty: Callable[[Any], bool] | None = None,
+    ) -> Any:
+        """POST with the shared token; an invalid token is replaced and the call repeated, once.
+
+        An answer that ``says_empty`` recognises is one, whatever its HTTP status.
+        """
         base, owner = self._base(credentials)
         for is_last in (False, True):
             token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
@@ -234,6 +397,8 @@ class DarajaClient:
                 raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
             fault = read_fault_body(answer.content)
             if fault.code is None and 200 <= answer.status < 300:
+                return answer.content
+            if says_empty is not None and says_empty(answer.content):
                 return answer.content
             meaning = read_fault(answer.status, fault.code, fault.message)
             if meaning.retry is Retry.NEW_TOKEN:
@@ -313,6 +478,41 @@ class DarajaClient:
                 error=error or None,
                 ms=round((time.perf_counter() - began) * 1000, 1),
             )
+
+
+def _ack(answer: Any) -> Ack:
+    """The acknowledgement in an answer. Raises Rejected for another ResponseCode than 0, OutcomeUnknown for none."""
+    code = read_text(answer, "ResponseCode")
+    originator = read_text(answer, "OriginatorConversationID")
+    conversation = read_text(answer, "ConversationID")
+    if code is None or (code == "0" and originator is None and conversation is None):
+        raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
+    said = read_text(answer, "ResponseDescription") or ""
+    if code != "0":
+        raise _refused(code, said)
+    return Ack(
+        originator_conversation_id=originator or "",
+        conversation_id=conversation or "",
+        response_code=code,
+        response_description=said,
+    )
+
+
+def _refused(code: str, said: str) -> Rejected:
+    return Rejected(
+        "M-Pesa did not accept the request",
+        code=code,
+        provider_message=_safe(said),
+        mitigation="see the provider's message",
+        failure_reason="rejected_by_provider",
+    )
+
+
+def _is_empty_statement(answer: Any) -> bool:
+    """Nothing found has been seen with a code of its own, with words only, and under HTTP 500."""
+    code = read_text(answer, "ResponseCode")
+    said = f"{read_text(answer, 'ResponseMessage') or ''} {read_text(answer, 'errorMessage') or ''}".lower()
+    return code in PULL_EMPTY or (code not in PULL_OK and "no transaction" in said)
 
 
 class _StillPending(OutcomeUnknown):

@@ -7,7 +7,7 @@ from litestar import Litestar, Request
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-from mpesa_gateway.errors import InsufficientScope, InvalidKey
+from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.client_ip import client_address
 from mpesa_gateway.security.scopes import Caller, Scope
 
@@ -66,13 +66,29 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         caller = await gateway.api_keys.authenticate(request.headers.get("x-api-key"))
     except InvalidKey:
-        await gateway.limits.failed(address_of(request))
+        await gateway.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=_asked(request))
+        try:
+            await gateway.limits.failed(address_of(request))
+        except TooManyFailures:
+            await gateway.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=_asked(request))
+            raise
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
-    await gateway.limits.called(caller.key_id)
+    who = {"merchant_id": caller.merchant_id, "actor": caller.actor, "subject_id": caller.key_id}
+    try:
+        await gateway.limits.called(caller.key_id)
+    except RateLimited:
+        await gateway.audit.observe("key.limited", **who, detail=_asked(request))
+        raise
     if needed.value not in caller.scopes:
+        await gateway.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.value})
         raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
     return cast(Caller, caller)
+
+
+def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """What was asked for, by its route: no ids, no query."""
+    return {"method": str(request.method), "route": str(request.scope.get("path_template", ""))}
 
 
 def address_of(request: Request[Any, Any, Any]) -> str:

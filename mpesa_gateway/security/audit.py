@@ -1,10 +1,12 @@
 """Who did what, when: entries chained by their digests, so that a changed or missing one shows."""
 
 import hashlib
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
 import msgspec
+import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database
@@ -14,6 +16,14 @@ from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_ENTRY
 
 _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big", signed=True)
 _FIRST = bytes(32)
+
+_OBSERVED_A_SECOND = 5
+"""How many entries about refused requests one process writes in a second: a flood must not fill the log."""
+
+log = structlog.get_logger(__name__)
+
+acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", default=None)
+"""The address of the client whose request is being handled; None outside a request."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +50,27 @@ class Audit:
         self._db = db
         self._clock = clock
         self._ids = ids
+        self._observed = (0, 0)
+
+    async def observe(
+        self,
+        action: str,
+        *,
+        merchant_id: str | None,
+        actor: str,
+        subject_id: str | None = None,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Like record, for what was refused: a few in a second, and a failure to write them stops nobody."""
+        now = int(self._clock.now().timestamp())
+        second, count = self._observed
+        self._observed = (now, count + 1 if second == now else 1)
+        if self._observed[1] > _OBSERVED_A_SECOND:
+            return
+        try:
+            await self.record(action, merchant_id=merchant_id, actor=actor, subject_id=subject_id, detail=detail)
+        except Exception as problem:  # noqa: BLE001 - the request was refused already
+            log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
 
     async def record(
         self,
@@ -50,7 +81,12 @@ class Audit:
         subject_id: str | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets, no phone numbers."""
+        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets, no phone numbers.
+
+        Where a request is being handled, the client's address is added to ``detail`` as ``from``.
+        """
+        address = acting_from.get()
+        detail = (detail or {}) | ({"from": address} if address else {})
         async with self._db.transaction():
             # One chain means one writer at a time; the lock goes with the transaction.
             await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
@@ -58,7 +94,7 @@ class Audit:
             number, previous = (last["number"] + 1, bytes(last["digest"])) if last else (1, _FIRST)
             at = self._clock.now()
             entry_id = self._ids.new("aud")
-            text = msgspec.json.encode(detail or {}, order="deterministic").decode()
+            text = msgspec.json.encode(detail, order="deterministic").decode()
             digest = _digest(previous, number, entry_id, at, merchant_id, actor, action, subject_id, text)
             await self._db.execute(
                 INSERT_ENTRY, number, entry_id, at, merchant_id, actor, action, subject_id, text, previous, digest

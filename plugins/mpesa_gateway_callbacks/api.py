@@ -3,15 +3,23 @@
 from typing import Literal, Protocol
 
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks.errors import CallbackRefused
 
-Kind = Literal["stk"]
+Kind = Literal["stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull"]
 """What a callback is about."""
+
+
+class AnotherSubject(CallbackRefused):
+    """The callback's token is for one request and its content is about another: raised by whoever knows that."""
+
+    status = 403
+    reason = "subject"
 
 
 class Callbacks(Protocol):
     """Hands out the addresses that Daraja calls back, and keeps what it sends there."""
 
-    def url_for(self, kind: Kind, *, env: Env, subject_id: str) -> str:
+    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
         """The address to give Daraja for one request; only it is taken for ``subject_id``."""
         ...
 
@@ -20,8 +28,9 @@ class Callbacks(Protocol):
         ...
 
     async def apply_waiting(self, handle: str) -> int:
-        """Publish again what waits under Daraja's ``handle`` (CheckoutRequestID), which has just become known.
+        """Publish again what waits under a ``handle`` of Daraja's that has just become known.
 
-        Runs in the open transaction; gives how many callbacks were published.
+        That is a CheckoutRequestID or an OriginatorConversationID. Runs in the open transaction; gives how many
+        callbacks were published.
         """
         ...

@@ -26,6 +26,13 @@ class TokenRefused(CallbackRefused):
     reason = "token"
 
 
+class SignatureRefused(CallbackRefused):
+    """A signature that is wrong, cannot be checked, or is missing where one is required."""
+
+    status = 401
+    reason = "signature"
+
+
 class ShapeRefused(CallbackRefused):
     """Not a callback of this kind."""
 

@@ -8,25 +8,70 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 
 
-class StkResulted(Event, frozen=True, kw_only=True):
+class CallbackEvent(Event, frozen=True, kw_only=True):
+    """A callback that was taken.
+
+    ``merchant_id``, ``subject_id`` and ``env`` are what its token was made for; without a token they are empty, and
+    ``env`` None. ``received_at`` is in UTC.
+    """
+
+    callback_id: str
+    env: Env | None
+    received_at: datetime
+    result_code: str
+    result_desc: str
+
+
+class StkResulted(CallbackEvent, frozen=True, kw_only=True):
     """Daraja told how an STK push ended.
 
-    ``subject_id`` is what the callback's token was made for, empty when it came without one. ``env`` is the token's,
-    None without one. ``amount`` is in KES, None when absent or unreadable (then ``amount_text`` says what stood
-    there). ``phone`` is as received: whole, masked, or None.
+    ``amount`` is in KES, None when absent or unreadable (then ``amount_text`` says what stood there). ``phone`` is as
+    received: whole, masked, or None.
     """
 
     kind: ClassVar[str] = "callback.stk_resulted"
 
-    callback_id: str
-    env: Env | None
     checkout_request_id: str | None
     merchant_request_id: str | None
-    result_code: str
-    result_desc: str
     amount: Kes | None
     amount_text: str | None
     receipt: str | None
     phone: str | None
     paid_at: datetime | None
-    received_at: datetime
+
+
+class QueryResulted(CallbackEvent, frozen=True, kw_only=True):
+    """What status queries and reversals have in common: Daraja's ids, and whether this is the last word.
+
+    With ``timed_out`` Daraja's queue gave up: the request got no answer and nothing is known about the money.
+    """
+
+    originator_conversation_id: str | None
+    conversation_id: str | None
+    is_final: bool
+    timed_out: bool
+    amount: Kes | None
+    amount_text: str | None
+
+
+class StatusResulted(QueryResulted, frozen=True, kw_only=True):
+    """Daraja told how a transaction stands: ``result_code`` is the query's, ``transaction_status`` the money's.
+
+    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``.
+    """
+
+    kind: ClassVar[str] = "callback.status_resulted"
+
+    transaction_status: str | None
+    receipt: str | None
+    payers: tuple[str, ...]
+    finished_at: datetime | None
+
+
+class ReversalResulted(QueryResulted, frozen=True, kw_only=True):
+    """Daraja told how a reversal ended: ``reversal_receipt`` is its own, ``receipt`` that of the reversed payment."""
+
+    kind: ClassVar[str] = "callback.reversal_resulted"
+
+    reversal_receipt: str | None
+    receipt: str | None

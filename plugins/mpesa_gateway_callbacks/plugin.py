@@ -2,7 +2,7 @@
 
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
 from mpesa_gateway_callbacks.jobs import sweep
 from mpesa_gateway_callbacks.routes import routes
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -15,7 +15,7 @@ plugin = Plugin(
     settings=CallbacksSettings,
     routes=routes,
     jobs=(Job(sweep, timeout=60, cron="* * * * * */5"),),
-    publishes=(StkResulted,),
+    publishes=(StkResulted, StatusResulted, ReversalResulted),
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
 )

@@ -2,19 +2,50 @@
 
 from typing import Any
 
-from litestar import Request, Response, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, RawBody
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.query import reads
+from mpesa_gateway.security.scopes import Admin
+from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.schemas import CallbackQuery, CallbackView, RefusedQuery, RefusedView
+from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.settings import CallbacksSettings
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
+KINDS: dict[str, Kind] = {
+    "stk": "stk",
+    "status": "status",
+    "status-timeout": "status-timeout",
+    "reversal": "reversal",
+    "reversal-timeout": "reversal-timeout",
+    "pull": "pull",
+}
+"""The kinds by their place in the neutral addresses."""
 
-async def _take(gateway: Gateway, request: Request[Any, Any, Any], token: str | None, body: bytes) -> Response[bytes]:
-    await gateway.services.get(CallbackInbox).receive("stk", token, body, address_of(request))
+_SPECIFIED: dict[tuple[str, str], Kind] = {
+    ("transactionstatus", "result"): "status",
+    ("transactionstatus", "timeout"): "status-timeout",
+    ("reversal", "result"): "reversal",
+    ("reversal", "timeout"): "reversal-timeout",
+}
+"""The kinds by their place in the specification's addresses."""
+
+
+async def _take(
+    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None, body: bytes
+) -> Response[bytes]:
+    if kind is None:
+        raise NotFound("there is nothing at this address")
+    signature = request.headers.get(gateway.settings(CallbacksSettings).signature_header)
+    incoming = Incoming(kind, token, body, address_of(request), signature)
+    await gateway.services.get(CallbackInbox).receive(incoming)
     return Response(_ACCEPTED, media_type="application/json")
 
 
@@ -23,7 +54,7 @@ async def stk_callback(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody
 ) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
-    return await _take(gateway, request, None, body)
+    return await _take(gateway, request, "stk", None, body)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", status_code=200, public=True, tags=["Callbacks"])
@@ -31,15 +62,72 @@ async def stk_callback_with_token(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
-    return await _take(gateway, request, token, body)
+    return await _take(gateway, request, "stk", token, body)
 
 
-@post("/v1/cb/stk/{token:str}", status_code=200, public=True, tags=["Callbacks"])
-async def neutral_stk_callback(
-    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", status_code=200, public=True, tags=["Callbacks"])
+async def result_callback(
+    gateway: NamedDependency[Gateway],
+    request: Request[Any, Any, Any],
+    subject: FromPath[str],
+    ending: FromPath[str],
+    body: RawBody,
 ) -> Response[bytes]:
-    """An STK callback at the address that our own pushes hand to Daraja."""
-    return await _take(gateway, request, token, body)
+    """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
+    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None, body)
 
 
-routes = (stk_callback, stk_callback_with_token, neutral_stk_callback)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", status_code=200, public=True, tags=["Callbacks"])
+async def result_callback_with_token(
+    gateway: NamedDependency[Gateway],
+    request: Request[Any, Any, Any],
+    subject: FromPath[str],
+    ending: FromPath[str],
+    token: FromPath[str],
+    body: RawBody,
+) -> Response[bytes]:
+    """A result or timeout of ``transactionstatus`` or ``reversal``, with the token of its request."""
+    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token, body)
+
+
+@post("/v1/cb/{kind:str}/{token:str}", status_code=200, public=True, tags=["Callbacks"])
+async def neutral_callback(
+    gateway: NamedDependency[Gateway],
+    request: Request[Any, Any, Any],
+    kind: FromPath[str],
+    token: FromPath[str],
+    body: RawBody,
+) -> Response[bytes]:
+    """A callback of any kind at the address that our own requests hand to Daraja."""
+    return await _take(gateway, request, KINDS.get(kind), token, body)
+
+
+@get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
+async def list_callbacks(
+    filters: NamedDependency[CallbackQuery],
+    caller: Admin,  # noqa: ARG001 - its annotation is the check
+    gateway: NamedDependency[Gateway],
+) -> Page[CallbackView]:
+    """The callbacks that were taken, newest first, each with its verdict."""
+    return await gateway.services.get(CallbackInbox).accepted(filters)
+
+
+@get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
+async def list_refused(
+    filters: NamedDependency[RefusedQuery],
+    caller: Admin,  # noqa: ARG001 - its annotation is the check
+    gateway: NamedDependency[Gateway],
+) -> Page[RefusedView]:
+    """The callbacks that were refused, newest first, each with the reason."""
+    return await gateway.services.get(CallbackInbox).refused(filters)
+
+
+routes = (
+    stk_callback,
+    stk_callback_with_token,
+    result_callback,
+    result_callback_with_token,
+    neutral_callback,
+    list_callbacks,
+    list_refused,
+)

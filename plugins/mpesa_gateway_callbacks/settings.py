@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from mpesa_gateway.security.signatures import HEADER
+
 SAFARICOM = (
     "196.201.214.200",
     "196.201.214.206",
@@ -22,10 +24,16 @@ SAFARICOM = (
 
 
 class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[callbacks]``. ``enforce_allowlist``: for live payments and callbacks without token, for all, or never."""
+    """``[callbacks]``.
+
+    ``enforce_allowlist``: for live payments and callbacks without token, for all, or never. ``signature``: whether a
+    callback must carry one, must carry a right one if any, or is not looked at; ``signature_header`` names the header.
+    """
 
     allowlist: tuple[str, ...] = SAFARICOM
     enforce_allowlist: Literal["live", "always", "never"] = "live"
+    signature: Literal["required", "if_present", "off"] = "if_present"
+    signature_header: str = HEADER
     dedup_hours: int = 24
     patience_hours: int = 48
     keep_refused: int = 10_000

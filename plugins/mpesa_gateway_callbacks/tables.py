@@ -22,6 +22,8 @@ class CallbackRow(Table, tablename="callback"):
     applied_at = Timestamptz(null=True, default=None)
     tries = Integer()
     due_at = Timestamptz(null=True, default=None)
+    merchant_id = Text()
+    signature = Text()
 
 
 class RefusedRow(Table, tablename="refused_callback"):
@@ -33,22 +35,26 @@ class RefusedRow(Table, tablename="refused_callback"):
     source = Text()
     reason = Text()
     body = Text()
+    merchant_id = Text(null=True, default=None)
+    subject_id = Text(null=True, default=None)
 
 
 KEEP = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code,
-    body, due_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    body, due_at, merchant_id, signature)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
-RETURNING callback_id, xmax = 0 AS is_new
+RETURNING callback_id, merchant_id, subject_id, env, received_at, xmax = 0 AS is_new
 """
+
+REPEATED = "UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = $1"
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'
 """
 
 WAITING_FOR = """
-SELECT callback_id, kind, env, subject_id, body, received_at FROM callback
+SELECT callback_id, kind, env, merchant_id, subject_id, body, received_at FROM callback
 WHERE handle = $1 AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
 """
 
@@ -58,14 +64,28 @@ WHERE callback_id IN (
     SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at <= $1
     ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-RETURNING callback_id, kind, env, subject_id, body, received_at, tries
+RETURNING callback_id, kind, env, merchant_id, subject_id, body, received_at, tries
 """
 
 PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 'waiting'"
 
 GIVE_UP = "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1 AND verdict = 'waiting'"
 
-REFUSE = "INSERT INTO refused_callback (refused_id, kind, at, source, reason, body) VALUES ($1, $2, $3, $4, $5, $6)"
+REFUSE = """
+INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+REFUSED = """
+SELECT * FROM refused_callback WHERE $2::timestamptz IS NULL OR (at, refused_id) < ($2, $3)
+ORDER BY at DESC, refused_id DESC LIMIT $1
+"""
+
+ACCEPTED = """
+SELECT * FROM callback WHERE ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+AND ($4::text IS NULL OR verdict = $4)
+ORDER BY received_at DESC, callback_id DESC LIMIT $1
+"""
 
 FORGET_REFUSED = """
 DELETE FROM refused_callback WHERE refused_id IN (

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from mpesa_gateway.daraja.client import DarajaCredentials
+from mpesa_gateway.daraja.client import DarajaCredentials, Initiator
+from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
@@ -39,10 +40,30 @@ class MpesaCredentials:
             till_number=self.till_number,
         )
 
+    def initiator_for(self, purpose: str) -> Initiator:
+        """Who asks on the organisation portal. Raises ProviderNotConfigured, naming what ``purpose`` needs."""
+        if self.initiator is None or self.security_credential is None:
+            missing = " and ".join(
+                name
+                for name, value in (
+                    ("mpesa.initiator", self.initiator),
+                    ("mpesa.initiator_password", self.security_credential),
+                )
+                if value is None
+            )
+            raise ProviderNotConfigured(
+                f"{purpose} needs {missing}: store the credentials again with it", field=missing.partition(" and ")[0]
+            )
+        return Initiator(self.initiator, self.security_credential)
+
 
 class Credentials(Protocol):
     """Knows each merchant's keys to M-Pesa."""
 
     async def get(self, merchant_id: str) -> MpesaCredentials:
         """The merchant's credentials; raises ProviderNotConfigured when none are stored."""
+        ...
+
+    async def merchants_with_statements(self) -> list[str]:
+        """The active merchants that can be reconciled: those with a nominated number."""
         ...

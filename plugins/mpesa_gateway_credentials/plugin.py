@@ -1,6 +1,7 @@
 """The credentials plugin, declared."""
 
 from mpesa_gateway.plugin import Plugin, SealedColumn, Tables
+from mpesa_gateway.security.signatures import CallbackSecrets
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
@@ -12,7 +13,11 @@ plugin = Plugin(
     summary="Keeps each merchant's keys to M-Pesa, sealed at rest, and tries whether they work.",
     settings=CredentialsSettings,
     routes=routes,
-    provides=((CredentialStore, CredentialStore), (Credentials, lambda gateway: gateway.services.get(CredentialStore))),
+    provides=(
+        (CredentialStore, CredentialStore),
+        (Credentials, lambda gateway: gateway.services.get(CredentialStore)),
+        (CallbackSecrets, lambda gateway: gateway.services.get(CredentialStore)),
+    ),
     tables=Tables(
         models=(CredentialsRow,),
         migrations="mpesa_gateway_credentials.migrations",

@@ -34,6 +34,7 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "consumer_secret": _secret,
         "passkey": _secret,
         "security_credential": _secret,
+        "initiator_password": _matching(r"[!-~]{1,100}", "must be 1 to 100 printable ASCII characters without spaces"),
         "shortcode": _shortcode,
         "till_number": _shortcode,
         "initiator": _matching(r"[ -~]{1,100}", "must be 1 to 100 printable ASCII characters"),
@@ -49,6 +50,7 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     till_number: str | None = None
     initiator: str | None = None
     security_credential: str | None = None
+    initiator_password: str | None = None
     result_url: str | None = None
     timeout_url: str | None = None
     nominated_number: str | None = None

@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Checks, NotFound, ProviderNotConfigured, ProviderUnavailable, checking
+from mpesa_gateway.errors import Checks, Invalid, NotFound, ProviderNotConfigured, ProviderUnavailable, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_credentials.schemas import (
@@ -45,12 +46,14 @@ class CredentialStore:
 
     async def store(self, caller: Caller, body: SetProvider) -> ProviderView:
         """Store a merchant's configuration, replacing what was there. Raises Invalid with every bad field."""
-        nominated = self._check(caller, body)
         fields, merchant_id, now = body.mpesa, caller.merchant_id, self._gateway.clock.now()
+        nominated = self._check(caller, body)
+        secrets = {name: getattr(fields, name) for name in SECRET_FIELDS}
+        if fields.initiator_password is not None:
+            secrets["security_credential"] = self._encrypt(caller.env, fields.initiator_password)
         sealed = {
             name: None if value is None else self._gateway.sealer.seal(value, aad=aad(merchant_id, name))
-            for name in SECRET_FIELDS
-            for value in (getattr(fields, name),)
+            for name, value in secrets.items()
         }
         async with self._db.transaction():
             await self._db.execute(
@@ -86,6 +89,17 @@ class CredentialStore:
         if row is None:
             raise ProviderNotConfigured("no M-Pesa credentials are stored: PUT /v1/merchant/providers first")
         return self._opened(row)
+
+    async def passkey_of(self, merchant_id: str) -> Secret | None:
+        """What the merchant's sandbox callbacks are signed with."""
+        sealed = await self._db.fetchval(tables.FIND_PASSKEY, merchant_id)
+        if sealed is None:
+            return None
+        return Secret(self._gateway.sealer.open(sealed, aad=aad(merchant_id, "passkey")))
+
+    async def merchants_with_statements(self) -> list[str]:
+        """See the port."""
+        return [row["merchant_id"] for row in await self._db.fetch(tables.WITH_STATEMENTS)]
 
     async def providers(self, merchant_id: str) -> list[ProviderView]:
         """What is configured, masked."""
@@ -142,11 +156,36 @@ class CredentialStore:
         fields = body.mpesa
         with checking() as checks:
             self._check_env(checks, caller, fields)
+            self._check_initiator(checks, fields)
             for name in ("result_url", "timeout_url"):
                 value = getattr(fields, name)
                 if value is not None:
                     self._check_url(checks, f"mpesa.{name}", value)
         return None if fields.nominated_number is None else str(Msisdn.parse(fields.nominated_number))
+
+    def _encrypt(self, env: Env, password: str) -> str:
+        """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
+        try:
+            certificate = certificate_for(self._gateway.config.daraja, env)
+            certificate.check_time(self._gateway.clock.now())
+        except CertificateRefused as problem:
+            raise Invalid.field_error(
+                "mpesa.initiator_password",
+                f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
+            ) from None
+        return certificate.encrypt(Secret(password)).reveal()
+
+    def _check_initiator(self, checks: Checks, fields: MpesaFields) -> None:
+        has_secret = fields.security_credential is not None or fields.initiator_password is not None
+        if fields.security_credential is not None and fields.initiator_password is not None:
+            checks.fail("mpesa.initiator_password", "send this or security_credential, not both")
+        if fields.env == "live" or has_secret or fields.initiator is not None:
+            if fields.initiator is None:
+                checks.fail("mpesa.initiator", "is required for status checks and refunds, with initiator_password")
+            if not has_secret:
+                checks.fail("mpesa.initiator_password", "is required with initiator (or security_credential)")
+        if fields.env == "live" and fields.nominated_number is None:
+            checks.fail("mpesa.nominated_number", "is required for live: reconciliation cannot work without it")
 
     def _check_env(self, checks: Checks, caller: Caller, fields: MpesaFields) -> None:
         if fields.env != caller.env:

@@ -40,4 +40,11 @@ ON CONFLICT (merchant_id) DO UPDATE SET env = excluded.env, consumer_key = exclu
 
 FIND = "SELECT * FROM provider_credentials WHERE merchant_id = $1"
 
+FIND_PASSKEY = "SELECT passkey FROM provider_credentials WHERE merchant_id = $1"
+
+WITH_STATEMENTS = """
+SELECT merchant_id FROM provider_credentials JOIN merchant USING (merchant_id)
+WHERE nominated_number IS NOT NULL AND merchant.is_active ORDER BY merchant_id
+"""
+
 REMOVE = "DELETE FROM provider_credentials WHERE merchant_id = $1 RETURNING env"

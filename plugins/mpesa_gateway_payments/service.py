@@ -30,7 +30,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
@@ -183,7 +183,7 @@ class PaymentService:
         """Send the one STK push of a payment and record what came of it."""
         payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
         address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
-            "stk", env=credentials.env, subject_id=payment_id
+            "stk", env=credentials.env, merchant_id=merchant_id, subject_id=payment_id
         )
         try:
             ack = await self._gateway.daraja.stk_push(
@@ -269,10 +269,11 @@ class PaymentService:
         if row is None:
             log.warning("callback_without_payment", callback_id=result.callback_id)
             return
+        if result.merchant_id and row["merchant_id"] != result.merchant_id:
+            raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
         if known and told and known != told:
-            log.error("callback_for_another_charge", callback_id=result.callback_id, payment_id=row["payment_id"])
-            return
+            raise AnotherSubject("this callback is about another payment than its address")
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         outcome = stk_outcome(result.result_code, result.result_desc)
         if outcome.is_paid:

@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -122,6 +123,11 @@ async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
     assert await audit.verify() == count + 20
     text = str([dict(row) for row in await db.fetch("SELECT * FROM audit_entry")])
     assert "consumer-secret" not in text
+    for change in ("UPDATE audit_entry SET actor = 'x'", "DELETE FROM audit_entry", "TRUNCATE audit_entry"):
+        with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
+            await db.execute(change)
+    # Whoever owns the database can take the lock off: the chain still tells.
+    await db.execute("ALTER TABLE audit_entry DISABLE TRIGGER USER")
     await db.execute("UPDATE audit_entry SET actor = 'nobody' WHERE number = 3")
     with pytest.raises(BrokenChain, match="entry 3 "):
         await audit.verify()
@@ -149,8 +155,9 @@ async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: T
         assert (await admin.call("GET", "/v1/admin/merchants/mer_none")).status == 404
         bad = await admin.call("POST", f"{path}/keys", {"name": "", "scopes": ["everything"]})
         assert {problem["field"] for problem in bad.body["errors"]} == {"name", "scopes"}
-        first = await admin.call("GET", "/v1/audit/logs?limit=2&count=true")
-        assert [entry["action"] for entry in first.data] == ["merchant.deactivated", "api_key.revoked"]
+        first = await admin.call("GET", "/v1/audit/logs?limit=3&count=true")
+        assert [entry["action"] for entry in first.data] == ["merchant.deactivated", "auth.failed", "api_key.revoked"]
+        assert first.data[0]["detail"]["from"] == "127.0.0.1"
         second = await admin.call("GET", f"/v1/audit/logs?limit=2&cursor={first.body['meta']['next_cursor']}")
         assert second.data[0]["number"] == first.data[-1]["number"] - 1
         pages = await admin.call("GET", "/v1/admin/merchants?limit=1&count=true")

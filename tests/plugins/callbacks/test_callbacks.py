@@ -7,7 +7,7 @@ import pytest
 
 from mpesa_gateway.testing.serving import Answer, running_gateway, shop
 from mpesa_gateway_callbacks.service import CallbackInbox
-from mpesa_gateway_callbacks.tokens import make_token, read_token
+from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
 
 ASKS = "254700000020"
@@ -47,7 +47,7 @@ async def refusals(town: Town) -> list[str]:
 
 async def test_our_own_address_takes_a_callback_and_it_is_answered_as_daraja_wants(town: Town) -> None:
     made, url = await asked(town, "a")
-    assert "/v1/cb/stk/s-pay_" in url
+    assert "/v1/cb/stk/s-mer_" in url
     answer = await post(town, url, body(made["provider_ref"]))
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
     assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2C3"
@@ -62,7 +62,7 @@ async def test_the_specifications_address_with_the_token_works_as_well(town: Tow
 
 async def test_a_forged_token_is_refused_and_kept(town: Town) -> None:
     made, url = await asked(town, "a")
-    for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-pay", "/l-pay"), url + "x", url[:-30]):
+    for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-mer", "/l-mer"), url + "x", url[:-30]):
         answer = await post(town, forged, body(made["provider_ref"]))
         assert (answer.status, answer.error["code"]) == (404, "CALLBACK_REFUSED")
     assert await refusals(town) == ["token"] * 4
@@ -103,7 +103,9 @@ async def test_the_allowlist_can_be_asked_of_every_callback(values: dict[str, An
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="a")).data
         inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", subject_id=made["id"]).removeprefix(base)
+        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]).removeprefix(
+            base
+        )
         assert (await api.call("POST", url, body(made["provider_ref"]))).status == 403
 
 
@@ -152,8 +154,15 @@ async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kep
 
 async def test_a_callback_for_another_charge_moves_nothing(town: Town) -> None:
     made, url = await asked(town, "a")
-    assert (await post(town, url, body("ws_CO_another"))).status == 200
+    answer = await post(town, url, body("ws_CO_another"))
+    assert (answer.status, answer.error["code"], await refusals(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+    (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
+    assert (entry["subject_id"], entry["detail"]["reason"], entry["detail"]["from"]) == (
+        made["id"],
+        "subject",
+        "127.0.0.1",
+    )
 
 
 async def test_a_failure_then_proof_of_money_completes_and_nothing_moves_it_back(town: Town) -> None:
@@ -224,9 +233,11 @@ async def test_when_it_cannot_be_stored_the_answer_is_503_and_nothing_is_remembe
 
 
 def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
-    key, subject = b"k" * 32, "pay_01jd0000000000000000000000"
-    token = make_token(key, "stk", "live", subject)
-    assert read_token(key, "stk", token) == ("live", subject)
+    key = b"k" * 32
+    subject = Subject("live", "mer_01jd0000000000000000000000", "pay_01jd0000000000000000000000")
+    token = make_token(key, "stk", subject)
+    assert read_token(key, "stk", token) == subject
+    assert read_token(key, "stk", token.replace("mer_01jd0", "mer_01jd1")) is None
     assert read_token(b"x" * 32, "stk", token) is None
     assert read_token(key, "status", token) is None
     assert read_token(key, "stk", "s" + token[1:]) is None

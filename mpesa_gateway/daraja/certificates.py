@@ -1,0 +1,86 @@
+"""Safaricom's public certificates: they encrypt the initiator's password and check signatures."""
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.scopes import Env
+
+
+class CertificateRefused(Exception):
+    """A certificate file cannot be used. The text names the setting, the file and the fix."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One certificate of Safaricom's; its times are in UTC."""
+
+    subject: str
+    not_before: datetime
+    not_after: datetime
+    public_key: RSAPublicKey
+
+    def check_time(self, now: datetime) -> None:
+        """Raises CertificateRefused when it is not valid at ``now``."""
+        if now >= self.not_after:
+            raise CertificateRefused(
+                f"Safaricom's certificate expired on {self.not_after:%Y-%m-%d}: "
+                "download the present one from the developer portal"
+            )
+        if now < self.not_before:
+            raise CertificateRefused(
+                f"Safaricom's certificate is valid from {self.not_before:%Y-%m-%d} only: check this machine's clock"
+            )
+
+    def encrypt(self, password: Secret) -> Secret:
+        """The SecurityCredential: RSA with PKCS#1 v1.5 padding, base64 (Safaricom's developer portal)."""
+        sealed = self.public_key.encrypt(password.reveal().encode(), padding.PKCS1v15())
+        return Secret(base64.b64encode(sealed).decode())
+
+    def has_signed(self, content: bytes, signature: bytes) -> bool:
+        """Whether ``signature`` is this certificate's over ``content`` (RSASSA-PKCS1-v1_5 with SHA-256)."""
+        try:
+            self.public_key.verify(signature, content, padding.PKCS1v15(), SHA256())
+        except InvalidSignature:
+            return False
+        return True
+
+
+def read_certificate(path: Path) -> Certificate:
+    """A certificate from a file, PEM or DER. Raises CertificateRefused."""
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise CertificateRefused(f"{path}: cannot be read ({problem.strerror})") from None
+    try:
+        if b"-----BEGIN" in content:
+            found = x509.load_pem_x509_certificate(content)
+        else:
+            found = x509.load_der_x509_certificate(content)
+        key = found.public_key()
+    except ValueError:
+        raise CertificateRefused(f"{path}: is no X.509 certificate in PEM or DER form") from None
+    if not isinstance(key, RSAPublicKey):
+        raise CertificateRefused(f"{path}: holds no RSA key, which Safaricom's certificates do")
+    return Certificate(found.subject.rfc4514_string(), found.not_valid_before_utc, found.not_valid_after_utc, key)
+
+
+def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
+    """The configured certificate of an environment. Raises CertificateRefused, naming the setting."""
+    setting = "live_certificate" if env == "live" else "sandbox_certificate"
+    path = Path(getattr(config, setting))
+    try:
+        return read_certificate(path)
+    except CertificateRefused as problem:
+        raise CertificateRefused(
+            f"daraja.{setting}: {problem}: download Safaricom's {env} certificate from the developer portal"
+        ) from None

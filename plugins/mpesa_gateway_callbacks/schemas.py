@@ -1,0 +1,64 @@
+"""Callbacks as operators see them: never with a whole phone number."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from mpesa_gateway.http.query import Limit
+from mpesa_gateway.phone import mask_phones
+
+
+class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
+    """A callback that was taken. ``repeats`` counts how often it came again; ``verdict`` says what became of it."""
+
+    id: str
+    kind: str
+    received_at: datetime
+    source: str
+    merchant_id: str
+    subject_id: str
+    result_code: str
+    signature: str
+    verdict: str
+    applied_at: datetime | None
+    repeats: int
+    body: str
+
+
+class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A callback that was not taken, and why."""
+
+    id: str
+    kind: str
+    at: datetime
+    source: str
+    merchant_id: str | None
+    subject_id: str | None
+    reason: str
+    body: str
+
+
+class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the list of refused callbacks takes."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+
+
+class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
+    """The filters of the list of callbacks."""
+
+    verdict: Literal["waiting", "applied", "unmatched"] | None = None
+
+
+def callback_view(row: Any) -> CallbackView:
+    """A row as it is shown."""
+    values = {name: row[name] for name in CallbackView.__struct_fields__ if name not in {"id", "body"}}
+    return CallbackView(id=row["callback_id"], body=mask_phones(row["body"]), **values)
+
+
+def refused_view(row: Any) -> RefusedView:
+    """A row as it is shown."""
+    values = {name: row[name] for name in RefusedView.__struct_fields__ if name != "id"}
+    return RefusedView(id=row["refused_id"], **values)
