@@ -45,6 +45,26 @@ class Msisdn(str):
         return f"Msisdn({self.masked})"
 
 
+def may_be(told: str, asked: str) -> bool:
+    """Whether a number as Daraja tells it, perhaps partly masked or cut, can be ``asked`` (``2547XXXXXXXX``).
+
+    What shows no digits, or is a digest, contradicts nothing.
+    """
+    text = _SEPARATORS.sub("", told).removeprefix("+").lower().replace("x", "*")
+    if not _VISIBLE.match(text):
+        return True
+    forms = (asked, "0" + asked[3:], asked[3:])
+    if "*" not in text:
+        return text in forms or (len(text) < _SHORTEST and any(form.endswith(text) for form in forms))
+    same_length = re.compile(re.sub(r"\*", "[0-9]", text) + r"\Z")
+    any_length = re.compile(re.sub(r"\*+", "[0-9]+", text) + r"\Z")
+    return any(same_length.match(form) or any_length.match(form) for form in forms)
+
+
+_VISIBLE = re.compile(r"(?=.*[0-9])[0-9*]{1,15}\Z", re.ASCII)
+_SHORTEST = 9
+"""Digits of a whole national number: fewer are the end of one."""
+
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 
 

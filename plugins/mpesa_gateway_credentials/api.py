@@ -57,6 +57,15 @@ class MpesaCredentials:
         return Initiator(self.initiator, self.security_credential)
 
 
+def check_env(credentials: MpesaCredentials, env: Env | None) -> None:
+    """Raises ProviderNotConfigured when an API key of one environment meets credentials of the other."""
+    if env is not None and env != credentials.env:
+        raise ProviderNotConfigured(
+            f"this API key is for {env} and the stored M-Pesa credentials are for {credentials.env}: "
+            f"use a key for {credentials.env}, or store credentials for {env}"
+        )
+
+
 class Credentials(Protocol):
     """Knows each merchant's keys to M-Pesa."""
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
@@ -28,6 +29,80 @@ class Requested:
 
     payment: PaymentView
     is_replay: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """Money as M-Pesa shows it on a statement or in a status answer.
+
+    ``amount`` is in KES, None when it is not whole; ``phone`` is what is visible of the payer's number; ``moments`` are
+    the readings of its time, in UTC.
+    """
+
+    receipt: str
+    amount: Kes | None
+    amount_text: str
+    phone: str | None
+    reference: str | None
+    moments: tuple[datetime, ...]
+
+
+Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
+"""What a statement line turned out to be."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """The payments that a statement line can belong to, and by what they were found."""
+
+    how: Literal["receipt", "reference", "rule"]
+    payment_ids: tuple[str, ...]
+
+
+class Recovery(Protocol):
+    """Finds the payment that money belongs to, and completes it."""
+
+    async def match(self, merchant_id: str, env: Env, shortcode: str, line: Statement) -> Match:
+        """The payments that a line can belong to.
+
+        By receipt, by our unique reference, or else by the rule of shortcode, amount, visible digits of the payer,
+        reference and time, among payments that have no receipt. Several by the rule are never to be guessed between.
+        """
+        ...
+
+    async def settle(self, payment_id: str, line: Statement) -> Finding:
+        """Complete the payment with this money, or say why not: it is done already, or does not fit."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refundable:
+    """A payment with ``amount`` KES of it set aside for a refund."""
+
+    payment_id: str
+    env: Env
+    amount: Kes
+    payment_amount: Kes
+    receipt: str
+
+
+class RefundablePayments(Protocol):
+    """Lets refunds change payments. Each call needs an open transaction, so that refund and payment move together."""
+
+    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> Refundable:
+        """Set an amount aside (all that is left without one), so that refunds never exceed the payment.
+
+        Raises NotFound, and Conflict where the payment is not paid, has no receipt, or has less left.
+        """
+        ...
+
+    async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
+        """Free what was set aside for a refund that will not happen."""
+        ...
+
+    async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
+        """What was set aside has gone back to the payer: the payment is reversed, in whole or in part."""
+        ...
 
 
 class Payments(Protocol):

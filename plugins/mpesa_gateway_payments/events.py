@@ -58,6 +58,26 @@ class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
     kind: ClassVar[str] = "payment.failed"
 
 
+class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
+    """Money went back to the payer: ``refund_amount`` now, ``refunded_amount`` in all."""
+
+    kind: ClassVar[str] = "payment.reversed"
+
+    refund_id: str
+    refund_amount: str
+    refunded_amount: str
+    reversal_receipt: str | None
+
+    def data(self) -> dict[str, Any]:
+        """What merchants get to see."""
+        return super().data() | {
+            "refund_id": self.refund_id,
+            "refund_amount": self.refund_amount,
+            "refunded_amount": self.refunded_amount,
+            "reversal_receipt": self.reversal_receipt,
+        }
+
+
 class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
     """M-Pesa reports money that is not what was asked for: somebody has to look. ``mismatch`` names what differs."""
 

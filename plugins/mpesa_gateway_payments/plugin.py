@@ -3,14 +3,17 @@
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
-from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_payments.api import Payments
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched
+from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
+from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments
+from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.jobs import ask, sweep
+from mpesa_gateway_payments.recovery import PaymentRecovery
+from mpesa_gateway_payments.refunding import PaymentRefunds
 from mpesa_gateway_payments.routes import routes
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow
+from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusCheckRow
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -21,6 +24,11 @@ async def take_stk_result(result: StkResulted, gateway: "Gateway") -> None:
     await gateway.services.get(PaymentService).take_result(result)
 
 
+async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None:
+    """Daraja told how a transaction stands."""
+    await gateway.services.get(StatusChecks).take_result(result)
+
+
 plugin = Plugin(
     name="payments",
     summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
@@ -28,8 +36,15 @@ plugin = Plugin(
     settings=PaymentsSettings,
     routes=routes,
     jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */5")),
-    publishes=(PaymentCompleted, PaymentFailed, PaymentMismatched),
-    subscribers=(inside(StkResulted, take_stk_result),),
-    provides=((PaymentService, PaymentService), (Payments, lambda gateway: gateway.services.get(PaymentService))),
-    tables=Tables(models=(PaymentRow, PaymentStepRow), migrations="mpesa_gateway_payments.migrations"),
+    publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
+    subscribers=(inside(StkResulted, take_stk_result), inside(StatusResulted, take_status_result)),
+    provides=(
+        (PaymentService, PaymentService),
+        (Payments, lambda gateway: gateway.services.get(PaymentService)),
+        (StatusChecks, StatusChecks),
+        (PaymentRecovery, PaymentRecovery),
+        (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
+        (RefundablePayments, PaymentRefunds),
+    ),
+    tables=Tables(models=(PaymentRow, PaymentStepRow, StatusCheckRow), migrations="mpesa_gateway_payments.migrations"),
 )

@@ -11,7 +11,15 @@ from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.schemas import (
+    CheckStarted,
+    CheckView,
+    CreatePayment,
+    PaymentQuery,
+    PaymentView,
+    PaymentWithTimeline,
+)
 from mpesa_gateway_payments.service import PaymentService
 
 IdempotencyKey = Annotated[
@@ -62,4 +70,20 @@ async def query_payment(
     return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id))
 
 
-routes = (create_payment, list_payments, get_payment, query_payment)
+@post("/v1/payments/mpesa/check-status/{receipt:str}", status_code=200, tags=["Payments"])
+async def check_status(
+    receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
+) -> Success[CheckStarted]:
+    """Ask M-Pesa what became of a transaction, by its receipt or by a payment's id; the answer comes later."""
+    return Success(data=await services.get(StatusChecks).ask(caller.merchant_id, receipt, caller.env))
+
+
+@get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"])
+async def get_check(
+    check_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
+) -> Success[CheckView]:
+    """A status check, and its answer as far as it has come."""
+    return Success(data=await services.get(StatusChecks).get(caller.merchant_id, check_id))
+
+
+routes = (create_payment, list_payments, get_payment, query_payment, check_status, get_check)

@@ -88,6 +88,7 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     merchant_id: str
     amount: str
+    refunded_amount: str
     currency: str
     provider: str
     status: str
@@ -125,3 +126,34 @@ class PaymentQuery(ListQuery, frozen=True, kw_only=True):
     max_amount: Decimal | None = None
     phone: str | None = None
     reference: str | None = None
+
+
+class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """Daraja took the question. The answer follows by itself and changes the payment; ``check_id`` shows it."""
+
+    originator_conversation_id: str = msgspec.field(name="OriginatorConversationID")
+    conversation_id: str = msgspec.field(name="ConversationID")
+    response_code: str = msgspec.field(name="ResponseCode")
+    response_description: str = msgspec.field(name="ResponseDescription")
+    check_id: str
+    payment_id: str | None
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """A status check and what became of it.
+
+    ``state`` is sending, asked, unsent, refused, unknown, answered or timed_out; ``finding`` what the answer meant:
+    recovered, already_known, failed, mismatched, reversed, pending, not_found, not_ours, ambiguous, contradicted or
+    unanswered.
+    """
+
+    check_id: str
+    payment_id: str | None
+    receipt: str | None
+    state: str
+    transaction_status: str | None
+    finding: str | None
+    result_code: str | None
+    result_desc: str | None
+    created_at: datetime
+    finished_at: datetime | None

@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import hashlib
-import re
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,7 +11,6 @@ import asyncpg
 import msgspec
 import structlog
 
-from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected, StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
@@ -28,26 +25,26 @@ from mpesa_gateway.errors import (
 )
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.phone import Msisdn, may_be
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, PaymentMismatched
 from mpesa_gateway_payments.listing import list_payments
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
-    Mismatch,
     PaymentQuery,
     PaymentView,
     PaymentWithTimeline,
     TimelineEntry,
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause, Charge, Status, sources
+from mpesa_gateway_payments.states import Cause, Charge, Status
+from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.views import view
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -67,6 +64,7 @@ class PaymentService:
         self._db = gateway.db
         self._settings = gateway.settings(PaymentsSettings)
         self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+        self._moves = Transitions(gateway)
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -132,11 +130,7 @@ class PaymentService:
             if not claim.is_ours:
                 return await self._require(merchant_id, claim.subject_id), None
             credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            if env is not None and env != credentials.env:
-                raise ProviderNotConfigured(
-                    f"this API key is for {env} and the stored M-Pesa credentials are for {credentials.env}: "
-                    f"use a key for {credentials.env}, or store credentials for {env}"
-                )
+            check_env(credentials, env)
             if claim.subject_id != payment_id:
                 due = now + timedelta(seconds=self._settings.unsent_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due)
@@ -221,7 +215,7 @@ class PaymentService:
                 now,
                 now + timedelta(seconds=self._settings.ask_after[0]),
             )
-            await self._step(payment_id, now, "sent", Cause.ACK, "0", "")
+            await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
             await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
@@ -231,7 +225,7 @@ class PaymentService:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
-            await self._step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
+            await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
             await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
             return await self._require(merchant_id, payment_id)
@@ -240,12 +234,12 @@ class PaymentService:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
-            await self._step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
             await idempotency.release(self._db, merchant_id=merchant_id, key=key)
 
     async def _record_refusal(self, payment_id: str, merchant_id: str, key: str, fault: Rejected) -> None:
         async with self._db.transaction():
-            await self._fail(
+            await self._moves.fail(
                 payment_id,
                 code=fault.code or "refused",
                 text=fault.meaning,
@@ -275,11 +269,13 @@ class PaymentService:
         if known and told and known != told:
             raise AnotherSubject("this callback is about another payment than its address")
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if told and not known:
+            await self._learn_checkout(row["payment_id"], result)
         outcome = stk_outcome(result.result_code, result.result_desc)
         if outcome.is_paid:
-            await self._take_money(row, result)
+            await self._take_callback(row, result)
         elif not outcome.is_pending:
-            await self._fail(
+            await self._moves.fail(
                 row["payment_id"],
                 code=result.result_code,
                 text=result.result_desc,
@@ -288,112 +284,38 @@ class PaymentService:
             )
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
-    async def _take_money(self, row: Row, result: StkResulted) -> None:
-        """M-Pesa says that the payer paid: complete the payment, or hold it where the money is not what we asked."""
-        says_amount = result.amount_text is not None
-        if says_amount and result.amount != row["amount"]:
-            await self._hold(row, "amount", result)
-            return
-        is_other_phone = result.phone is not None and not is_same_phone(result.phone, row["phone"])
+    async def _learn_checkout(self, payment_id: str, result: StkResulted) -> None:
+        """The ack was lost, and the callback's token says whose it is: keep Daraja's ids, so that it can be asked."""
         try:
             async with self._db.savepoint():
-                await self._complete(
-                    row["payment_id"],
-                    receipt=result.receipt,
-                    code=result.result_code,
-                    text=result.result_desc,
-                    cause=Cause.CALLBACK,
-                    other_phone=result.phone if is_other_phone else None,
+                await self._db.execute(
+                    tables.LEARN_CHECKOUT, payment_id, result.merchant_request_id, result.checkout_request_id
                 )
         except asyncpg.UniqueViolationError:
-            # This receipt completed another payment: the same money cannot pay twice.
-            await self._hold(row, "receipt", result)
+            raise AnotherSubject("this callback is about another payment than its address") from None
 
-    async def _complete(
-        self,
-        payment_id: str,
-        *,
-        receipt: str | None,
-        code: str,
-        text: str,
-        cause: Cause,
-        other_phone: str | None = None,
-    ) -> bool:
-        """The one way to ``completed``. False when the payment had got there, or may not."""
-        now = self._gateway.clock.now()
-        row = await self._db.fetchrow(
-            tables.COMPLETE,
-            payment_id,
-            receipt,
-            code,
-            text,
-            "phone" if other_phone else None,
-            other_phone,
-            now,
-            sources(Status.COMPLETED, has_receipt=receipt is not None),
+    async def _take_callback(self, row: Row, result: StkResulted) -> None:
+        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that."""
+        told = Told(
+            receipt=result.receipt,
+            amount=result.amount,
+            amount_text=result.amount_text,
+            phone=result.phone,
+            code=result.result_code,
+            text=result.result_desc,
         )
-        if row is None:
-            if receipt is not None and await self._db.fetchrow(tables.LEARN_RECEIPT, payment_id, receipt, now):
-                await self._step(payment_id, now, "receipt_learnt", cause, code, receipt)
-            return False
-        await self._step(payment_id, now, "completed", cause, code, text)
-        await self._gateway.outbox.publish(PaymentCompleted(**_event_fields(row)))
-        if other_phone:
-            await self._publish_mismatch(row, "phone", row["amount"], receipt)
-        log.info("payment_completed", payment_id=payment_id, cause=cause.value)
-        return True
+        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value} and row["mismatch"] is None
+        can_ask = row["checkout_request_id"] or result.checkout_request_id
+        if is_open and can_ask and self._wants_confirmation(row, told):
+            await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
+        else:
+            await self._moves.take_money(row, told, Cause.CALLBACK)
 
-    async def _fail(
-        self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
-    ) -> bool:
-        """The one way to ``failed``. False when the payment had ended before."""
-        now = self._gateway.clock.now()
-        row = await self._db.fetchrow(
-            tables.FAIL,
-            payment_id,
-            code,
-            text,
-            reason,
-            now,
-            step == "refused",
-            sources(Status.FAILED, has_receipt=False),
-        )
-        if row is None:
-            return False
-        await self._step(payment_id, now, step, cause, code, text)
-        await self._gateway.outbox.publish(PaymentFailed(**_event_fields(row)))
-        log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
-        return True
-
-    async def _hold(self, row: Row, of: str, result: StkResulted) -> None:
-        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person."""
-        now = self._gateway.clock.now()
-        held = await self._db.fetchrow(
-            tables.HOLD,
-            row["payment_id"],
-            of,
-            result.amount_text,
-            result.receipt,
-            result.phone,
-            result.result_code,
-            result.result_desc,
-            now,
-        )
-        if held is None:
-            return
-        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {result.amount_text}, receipt {result.receipt}"
-        await self._step(row["payment_id"], now, "mismatched", Cause.CALLBACK, result.result_code, detail)
-        await self._publish_mismatch(held, of, result.amount_text, result.receipt)
-        log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
-
-    async def _publish_mismatch(self, row: Row, of: str, amount: str | int | None, receipt: str | None) -> None:
-        event = PaymentMismatched(
-            **_event_fields(row),
-            mismatch=of,
-            received_amount=None if amount is None else str(amount),
-            received_receipt=receipt,
-        )
-        await self._gateway.outbox.publish(event)
+    def _wants_confirmation(self, row: Row, told: Told) -> bool:
+        if self._settings.confirm == "mismatch":
+            fits = told.amount == row["amount"] and told.receipt is not None
+            return not fits or not may_be(told.phone or "", row["phone"])
+        return self._settings.confirm == "always"
 
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
@@ -421,23 +343,39 @@ class PaymentService:
         async with self._asking:
             outcome = await self._ask_daraja(row)
         async with self._db.transaction():
-            if outcome is not None and outcome.is_paid:
-                await self._complete(
-                    payment_id, receipt=None, code=outcome.code, text=outcome.meaning, cause=Cause.STK_QUERY
-                )
-            elif outcome is not None and not outcome.is_pending:
-                await self._fail(
-                    payment_id,
-                    code=outcome.code,
-                    text=outcome.meaning,
-                    reason=outcome.failure_reason,
-                    cause=Cause.STK_QUERY,
-                )
-            elif is_last:
-                await self._expire(payment_id)
-            else:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
+            # Meanwhile a callback may have come, or have left something to confirm.
+            locked = await self._db.fetchrow(tables.LOCK, payment_id)
+            if locked is not None:
+                await self._take_answer(locked, outcome, now, is_last=is_last)
         return True
+
+    async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime, *, is_last: bool) -> None:
+        """What Daraja answered, or that it did not, about a locked payment."""
+        payment_id = row["payment_id"]
+        claim = None if row["claim"] is None else msgspec.json.decode(row["claim"], type=Told)
+        if outcome is not None and outcome.is_paid:
+            if claim is not None:
+                await self._moves.drop_claim(payment_id, refuted=False)
+            told = claim or Told(code=outcome.code, text=outcome.meaning)
+            await self._moves.take_money(row, told, Cause.CALLBACK if claim else Cause.STK_QUERY)
+        elif outcome is not None and not outcome.is_pending:
+            if claim is not None:
+                await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
+            await self._moves.fail(
+                payment_id,
+                code=outcome.code,
+                text=outcome.meaning,
+                reason=outcome.failure_reason,
+                cause=Cause.STK_QUERY,
+            )
+        elif not is_last:
+            await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
+        elif claim is not None:
+            # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
+            await self._moves.drop_claim(payment_id, refuted=False)
+            await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
+        else:
+            await self._moves.expire(payment_id)
 
     async def _ask_daraja(self, row: Row) -> Outcome | None:
         """Daraja's answer; None when there was none."""
@@ -467,7 +405,7 @@ class PaymentService:
         payment_id = row["payment_id"]
         async with self._db.transaction():
             if row["charge"] == Charge.RELEASED.value:
-                await self._fail(
+                await self._moves.fail(
                     payment_id,
                     code="unsent",
                     text="never sent: M-Pesa could not be reached, and the request was not repeated",
@@ -476,19 +414,9 @@ class PaymentService:
                     step="expired",
                 )
             elif is_last:
-                await self._expire(payment_id)
+                await self._moves.expire(payment_id)
             else:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, max(row["expires_at"], now))
-
-    async def _expire(self, payment_id: str) -> None:
-        await self._fail(
-            payment_id,
-            code="expired",
-            text="M-Pesa reported no result in time; a late proof of money still completes this payment",
-            reason="expired",
-            cause=Cause.EXPIRY,
-            step="expired",
-        )
 
     async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, and NotAsked when there is nothing to ask about."""
@@ -517,11 +445,6 @@ class PaymentService:
             raise NotFound("there is no such payment")
         return row
 
-    async def _step(
-        self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str
-    ) -> None:
-        await self._db.execute(tables.STEP, payment_id, at, kind, cause.value, code, detail)
-
 
 def own_reference(payment_id: str) -> str:
     """The AccountReference of a payment whose merchant gave none: 12 characters, as good as unique, from its id.
@@ -542,73 +465,3 @@ def _canonical(request: PaymentRequest) -> dict[str, Any]:
         "callback_url": request.callback_url,
         "metadata": dict(request.metadata or {}),
     }
-
-
-def is_same_phone(told: str, asked: str) -> bool:
-    """Whether a number as Daraja tells it, perhaps partly masked, can be the one that we asked."""
-    digits = re.sub(r"[^0-9*xX]", "", told)
-    if not digits:
-        return True
-    masked = re.sub(r"[*xX]+", lambda stars: "." * len(stars[0]), digits)
-    if "." in masked and len(masked) != len(asked):
-        head, tail = re.split(r"\.+", masked, maxsplit=1)
-        return asked.startswith(head) and asked.endswith(tail)
-    try:
-        return re.fullmatch(masked, asked) is not None or str(Msisdn.parse(told)) == asked
-    except ValueError:
-        return False
-
-
-def view(row: Row) -> PaymentView:
-    """A payment's row as merchants see it."""
-    mismatch = row["mismatch"]
-    return PaymentView(
-        id=row["payment_id"],
-        merchant_id=row["merchant_id"],
-        amount=Kes(row["amount"]).wire,
-        currency=row["currency"],
-        provider=row["provider"],
-        status=row["status"],
-        provider_ref=row["checkout_request_id"],
-        idempotency_key=row["idempotency_key"],
-        created_at=row["created_at"],
-        phone=row["phone"],
-        reference=row["reference"],
-        description=row["description"],
-        receipt=row["receipt"],
-        result_code=row["result_code"],
-        result_desc=row["result_desc"],
-        failure_reason=row["failure_reason"],
-        mismatch=None
-        if mismatch is None
-        else Mismatch(of=mismatch, received_amount=row["received_amount"], received_receipt=row["received_receipt"]),
-        completed_at=row["completed_at"],
-        updated_at=row["updated_at"],
-        metadata=_metadata(row),
-    )
-
-
-def _metadata(row: Row) -> dict[str, str]:
-    return msgspec.json.decode(row["metadata"], type=dict[str, str])
-
-
-def _event_fields(row: Row) -> Mapping[str, Any]:
-    """What every payment event carries."""
-    fields: dict[str, Any] = {name: row[name] for name in _SHARED}
-    completed_at = row["completed_at"]
-    return fields | {
-        "subject_id": row["payment_id"],
-        "amount": Kes(row["amount"]).wire,
-        "provider_ref": row["checkout_request_id"],
-        "metadata": _metadata(row),
-        "created_at": rfc3339(row["created_at"]),
-        "completed_at": None if completed_at is None else rfc3339(completed_at),
-    }
-
-
-_SHARED = tuple(
-    name
-    for name in PaymentEvent.__struct_fields__
-    if name
-    not in {"event_id", "occurred_at", "subject_id", "amount", "provider_ref", "metadata", "created_at", "completed_at"}
-)

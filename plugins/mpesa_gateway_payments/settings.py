@@ -1,5 +1,7 @@
 """What a host can set about payments."""
 
+from typing import Literal
+
 import msgspec
 
 
@@ -9,7 +11,9 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``ask_after`` says when Daraja is asked about a payment that no callback has ended, counted from the push, the
     last pause repeating; ``expire_after`` when a payment that Daraja knows nothing about counts as expired;
     ``unsent_after`` when one that could never be sent does; ``hold`` how long a create call may take before another
-    with its Idempotency-Key is answered with the payment as it stands. ``allowed_callback_hosts`` are the hosts,
+    with its Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
+    confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is neither
+    confirmed nor denied in ``confirm_within`` is held for a person. ``allowed_callback_hosts`` are the hosts,
     besides our own, that a merchant's ``callback_url`` may name.
     """
 
@@ -18,5 +22,7 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     unsent_after: int = 900
     hold: int = 150
     asks_at_once: int = 5
+    confirm: Literal["never", "mismatch", "always"] = "never"
+    confirm_within: int = 900
     description: str = "Payment"
     allowed_callback_hosts: tuple[str, ...] = ()

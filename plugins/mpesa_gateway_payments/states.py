@@ -37,6 +37,10 @@ class Cause(StrEnum):
     CALLBACK = "callback"
     STK_QUERY = "stk_query"
     EXPIRY = "expiry"
+    STATUS_QUERY = "status_query"
+    STATEMENT = "statement"
+    REVERSAL = "reversal"
+    OPERATOR = "operator"
 
 
 MOVES: frozenset[tuple[Status, Status]] = frozenset(
@@ -47,6 +51,7 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
         (Status.FAILED, Status.COMPLETED),
         (Status.COMPLETED, Status.REVERSED),
         (Status.COMPLETED, Status.PARTIALLY_REVERSED),
+        (Status.PARTIALLY_REVERSED, Status.PARTIALLY_REVERSED),
         (Status.PARTIALLY_REVERSED, Status.REVERSED),
     }
 )

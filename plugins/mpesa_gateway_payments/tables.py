@@ -33,12 +33,36 @@ class PaymentRow(Table, tablename="payment"):
     received_amount = Text(null=True, default=None)
     received_receipt = Text(null=True, default=None)
     received_phone = Text(null=True, default=None)
+    refund_reserved = Integer()
+    refunded = Integer()
+    claim = JSONB(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
     expires_at = Timestamptz()
     created_at = Timestamptz()
     updated_at = Timestamptz()
     completed_at = Timestamptz(null=True, default=None)
+
+
+class StatusCheckRow(Table, tablename="status_check"):
+    """One question to M-Pesa about a transaction, and its answer."""
+
+    check_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    shortcode = Text()
+    payment_id = Text(null=True, default=None)
+    receipt = Text(null=True, default=None)
+    asked_for = Text()
+    state = Text()
+    originator_conversation_id = Text(null=True, default=None)
+    conversation_id = Text(null=True, default=None)
+    result_code = Text(null=True, default=None)
+    result_desc = Text(null=True, default=None)
+    transaction_status = Text(null=True, default=None)
+    finding = Text(null=True, default=None)
+    created_at = Timestamptz()
+    finished_at = Timestamptz(null=True, default=None)
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
@@ -91,7 +115,7 @@ RETURNING *
 COMPLETE = """
 UPDATE payment SET status = 'completed', receipt = $2, result_code = $3, result_desc = $4, failure_reason = NULL,
     mismatch = COALESCE($5, mismatch), received_phone = COALESCE($6, received_phone),
-    completed_at = $7, updated_at = $7, due_at = NULL
+    completed_at = $7, updated_at = $7, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND status = ANY($8::text[])
 RETURNING *
 """
@@ -105,14 +129,47 @@ RETURNING *
 FAIL = """
 UPDATE payment SET status = 'failed', result_code = $2, result_desc = $3, failure_reason = $4, updated_at = $5,
     due_at = NULL, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
-WHERE payment_id = $1 AND status = ANY($7::text[]) AND mismatch IS NULL
+WHERE payment_id = $1 AND status = ANY($7::text[]) AND mismatch IS NULL AND claim IS NULL
 RETURNING *
 """
 
 HOLD = """
 UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
-    result_code = $6, result_desc = $7, updated_at = $8, due_at = NULL
+    result_code = $6, result_desc = $7, updated_at = $8, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND mismatch IS NULL
+RETURNING *
+"""
+
+CLAIM = """
+UPDATE payment SET claim = $2::text::jsonb, due_at = $3, expires_at = GREATEST(expires_at, $4), updated_at = $3
+WHERE payment_id = $1 AND claim IS NULL
+RETURNING *
+"""
+
+DROP_CLAIM = """
+UPDATE payment SET claim = NULL, updated_at = $2, due_at = CASE WHEN status = 'pending' THEN due_at END
+WHERE payment_id = $1
+"""
+
+LEARN_CHECKOUT = """
+UPDATE payment SET merchant_request_id = COALESCE(merchant_request_id, $2), checkout_request_id = $3
+WHERE payment_id = $1 AND checkout_request_id IS NULL
+"""
+
+RESERVE = """
+UPDATE payment SET refund_reserved = refund_reserved + $2, updated_at = $3
+WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved + refunded + $2 <= amount
+RETURNING *
+"""
+
+RELEASE = """
+UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE payment_id = $1
+"""
+
+REVERSE = """
+UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
+    status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
+WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
 RETURNING *
 """
 
@@ -121,19 +178,74 @@ LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
 DUE = """
-SELECT payment_id FROM payment WHERE status = 'pending' AND due_at <= $1 ORDER BY due_at LIMIT $2
+SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY due_at LIMIT $2
 """
 
 CLAIM_DUE = """
 UPDATE payment SET due_at = $3, asked = asked + 1
-WHERE payment_id = $1 AND status = 'pending' AND (due_at <= $2 OR $4) AND mismatch IS NULL
+WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND (due_at <= $2 OR $4) AND mismatch IS NULL
 RETURNING *
 """
 
-ASK_AGAIN = "UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND status = 'pending' AND due_at IS NOT NULL"
+ASK_AGAIN = """
+UPDATE payment SET due_at = $2
+WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
+"""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
+"""
+
+FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
+
+FIND_ID_BY_RECEIPT = """
+SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3
+UNION ALL
+SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND received_receipt = $3
+LIMIT 1
+"""
+
+FIND_BY_OWN_REFERENCE = """
+SELECT payment_id FROM payment WHERE reference_is_ours AND merchant_id = $1 AND env = $2 AND reference = $3
+"""
+
+CANDIDATES = """
+SELECT payment_id, phone, reference, created_at FROM payment
+WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND shortcode = $4 AND created_at BETWEEN $5 AND $6
+    AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
+    AND (mismatch IS NULL OR mismatch = 'unconfirmed')
+ORDER BY created_at LIMIT 50
+"""
+
+INSERT_CHECK = """
+INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+"""
+
+CHECK_ASKED = """
+UPDATE status_check SET state = CASE WHEN state = 'sending' THEN 'asked' ELSE state END,
+    originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, '')
+WHERE check_id = $1
+"""
+
+CHECK_FAILED = """
+UPDATE status_check SET state = $2, result_code = $3, result_desc = $4, finished_at = $5
+WHERE check_id = $1 AND state = 'sending'
+"""
+
+CHECK_FINISHED = """
+UPDATE status_check SET state = $2, result_code = $3, result_desc = $4, transaction_status = $5, finding = $6,
+    finished_at = $7
+WHERE check_id = $1 AND state <> 'answered'
+"""
+
+FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND check_id = $2"
+
+LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
+
+LOCK_CHECK_BY_HANDLE = """
+SELECT * FROM status_check WHERE originator_conversation_id = $1 OR ($1::text IS NULL AND conversation_id = $2)
+ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 """

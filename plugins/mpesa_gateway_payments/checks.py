@@ -1,0 +1,250 @@
+"""Asks M-Pesa what became of a transaction, by its receipt or by our payment, and takes the answer when it comes."""
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, Rejected
+from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
+from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
+from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.api import Statement
+from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.recovery import PaymentRecovery
+from mpesa_gateway_payments.schemas import CheckStarted, CheckView
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.transitions import Told, Transitions
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
+_NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
+
+
+class StatusChecks:
+    """Transaction status queries. Asking moves nothing; the answer moves at most one payment."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._moves = Transitions(gateway)
+
+    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+        """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
+
+        Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
+        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+        check_env(credentials, env)
+        initiator = credentials.initiator_for("a status check")
+        payment, receipt, conversation_id = await self._subject(merchant_id, what, credentials.env)
+        check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
+        payment_id = None if payment is None else payment["payment_id"]
+        await self._db.execute(
+            tables.INSERT_CHECK,
+            check_id,
+            merchant_id,
+            credentials.env,
+            credentials.shortcode,
+            payment_id,
+            receipt,
+            what[:64],
+            now,
+        )
+        try:
+            ack = await self._gateway.daraja.transaction_status(
+                credentials.daraja,
+                initiator,
+                receipt=receipt,
+                conversation_id=None if receipt is not None else conversation_id,
+                result_url=credentials.result_url or self._address("status", credentials, check_id),
+                timeout_url=credentials.timeout_url or self._address("status-timeout", credentials, check_id),
+                remarks=f"status of {receipt or payment_id}",
+            )
+        except DarajaFault as fault:
+            await self._record_fault(check_id, fault)
+            raise refusal_of(fault) from None
+        await self._record_ack(check_id, payment_id, ack)
+        return CheckStarted(
+            originator_conversation_id=ack.originator_conversation_id,
+            conversation_id=ack.conversation_id,
+            response_code=ack.response_code,
+            response_description=ack.response_description,
+            check_id=check_id,
+            payment_id=payment_id,
+        )
+
+    async def get(self, merchant_id: str, check_id: str) -> CheckView:
+        """A check with its answer, as far as it has come. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, check_id)
+        if row is None:
+            raise NotFound("there is no such status check")
+        return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
+
+    async def _subject(self, merchant_id: str, what: str, env: Env) -> tuple[Row | None, str | None, str | None]:
+        """The payment where we know it, its receipt, and the conversation of its push."""
+        if _PAYMENT_ID.match(what):
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
+            if payment is None:
+                raise NotFound("there is no such payment")
+            if payment["receipt"] is None and payment["merchant_request_id"] is None:
+                raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
+            return payment, payment["receipt"], payment["merchant_request_id"]
+        receipt = read_receipt(what)
+        if receipt is None:
+            raise Invalid.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
+        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
+
+    def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
+        return self._gateway.services.get(Callbacks).url_for(
+            "status" if kind == "status" else "status-timeout",
+            env=credentials.env,
+            merchant_id=credentials.merchant_id,
+            subject_id=check_id,
+        )
+
+    async def _record_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.execute(tables.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id)
+            if payment_id is not None:
+                await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+            callbacks = self._gateway.services.get(Callbacks)
+            for handle in {ack.originator_conversation_id, ack.conversation_id}:
+                await callbacks.apply_waiting(handle)
+
+    async def _record_fault(self, check_id: str, fault: DarajaFault) -> None:
+        state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
+        ended = None if state == "unknown" else self._gateway.clock.now()
+        await self._db.execute(tables.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
+
+    # -- the answer -----------------------------------------------------------------------------------------------
+
+    async def take_result(self, result: StatusResulted) -> None:
+        """A result or a timeout, inside the transaction that keeps it. One that is not ours to take stays waiting."""
+        if result.subject_id and not result.subject_id.startswith("chk_"):
+            return
+        if result.subject_id:
+            check = await self._db.fetchrow(tables.LOCK_CHECK, result.subject_id)
+        else:
+            check = await self._db.fetchrow(
+                tables.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+            )
+        if check is None:
+            return
+        if _is_of_another(check, result):
+            raise AnotherSubject("this result is about another question than its address")
+        if result.is_final:
+            now = self._gateway.clock.now()
+            if result.timed_out:
+                await self._finish(check, "timed_out", result, None, now)
+            else:
+                await self._finish(check, "answered", result, await self._settle(check, result), now)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _finish(self, check: Row, state: str, result: StatusResulted, finding: str | None, now: datetime) -> None:
+        await self._db.execute(
+            tables.CHECK_FINISHED,
+            check["check_id"],
+            state,
+            result.result_code,
+            result.result_desc,
+            result.transaction_status,
+            finding,
+            now,
+        )
+
+    async def _settle(self, check: Row, result: StatusResulted) -> str:
+        """What the answer means here; moves the payment where it says so. Gives the finding."""
+        if result.result_code != "0":
+            return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
+        state = transaction_state(result.transaction_status)
+        if state == "pending":
+            return "pending"
+        asked = check["receipt"]
+        if asked is not None and result.receipt is not None and asked != result.receipt:
+            return "contradicted"
+        told = Told(
+            receipt=result.receipt or asked,
+            amount=result.amount,
+            amount_text=result.amount_text,
+            phone=payer_of(result.payers),
+            text=f"M-Pesa reports {result.transaction_status}",
+        )
+        payment, finding = await self._payment(check, told, result)
+        if payment is None:
+            return finding
+        if state == "completed":
+            outcome = await self._moves.take_money(payment, told, Cause.STATUS_QUERY)
+            return {"completed": "recovered", "known": "already_known"}.get(outcome, outcome)
+        return "reversed" if state == "reversed" else await self._fail(payment, told, result)
+
+    async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
+        """M-Pesa says that no money moved. Gives the finding."""
+        has_failed = await self._moves.fail(
+            payment["payment_id"],
+            code=result.result_code,
+            text=told.text,
+            reason="other",
+            cause=Cause.STATUS_QUERY,
+        )
+        has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
+        if has_money:
+            log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
+        return "contradicted" if has_money else "failed" if has_failed else "already_known"
+
+    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str]:
+        """The locked payment that the answer is about; without one, why there is none."""
+        if check["payment_id"] is not None:
+            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), ""
+        recovery = self._gateway.services.get(PaymentRecovery)
+        statement = Statement(
+            receipt=told.receipt or "",
+            amount=told.amount,
+            amount_text=told.amount_text or "",
+            phone=told.phone,
+            reference=None,
+            moments=(result.finished_at,) if result.finished_at else (),
+        )
+        match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)
+        if len(match.payment_ids) == 1:
+            return await self._db.fetchrow(tables.LOCK, match.payment_ids[0]), ""
+        return None, "ambiguous" if match.payment_ids else "not_ours"
+
+
+def payer_of(parties: tuple[str, ...]) -> str | None:
+    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop."""
+    for party in parties:
+        found = _NUMBER.match(party.strip())
+        if found is None:
+            continue
+        try:
+            return str(Msisdn.parse(found[0]))
+        except ValueError:
+            if "*" in found[0]:
+                return found[0]
+    return None
+
+
+def _is_of_another(check: Row, result: StatusResulted) -> bool:
+    if result.merchant_id and result.merchant_id != check["merchant_id"]:
+        return True
+    pairs = (
+        (check["originator_conversation_id"], result.originator_conversation_id),
+        (check["conversation_id"], result.conversation_id),
+    )
+    known = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+    return bool(known) and all(ours != theirs for ours, theirs in known)

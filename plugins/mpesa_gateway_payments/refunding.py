@@ -1,0 +1,36 @@
+"""What the refunds plugin does to payments: sets money aside, frees it, and notes what went back."""
+
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.money import Kes
+from mpesa_gateway_payments.api import Refundable
+from mpesa_gateway_payments.transitions import Reversal, Transitions
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+class PaymentRefunds:
+    """The port that refunds change payments through."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._moves = Transitions(gateway)
+
+    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> Refundable:
+        """See the port."""
+        row, reserved = await self._moves.reserve(merchant_id, payment_id, amount, refund_id)
+        return Refundable(
+            payment_id=payment_id,
+            env=row["env"],
+            amount=reserved,
+            payment_amount=Kes(row["amount"]),
+            receipt=row["receipt"],
+        )
+
+    async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
+        """See the port."""
+        await self._moves.release(payment_id, Reversal(refund_id, amount, None), text)
+
+    async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
+        """See the port."""
+        await self._moves.reverse(payment_id, Reversal(refund_id, amount, receipt))

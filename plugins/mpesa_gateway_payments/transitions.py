@@ -1,0 +1,253 @@
+"""Moves payments: the one place where a status changes, each time with its event and its step in one transaction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+import structlog
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import may_be
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.errors import NotRefundable
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.states import Cause, Status, sources
+from mpesa_gateway_payments.views import event_fields
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What M-Pesa told of money that moved.
+
+    ``amount`` is in KES, None when absent or not whole (then ``amount_text`` says what stood there); ``phone`` is what
+    is visible of the payer's number.
+    """
+
+    receipt: str | None = None
+    amount: Kes | None = None
+    amount_text: str | None = None
+    phone: str | None = None
+    code: str = "0"
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reversal:
+    """A refund that M-Pesa carried out. ``amount`` is in KES, ``receipt`` the reversal's own."""
+
+    refund_id: str
+    amount: Kes
+    receipt: str | None
+
+
+class Transitions:
+    """Every way a payment can go. Each needs an open transaction, and does nothing where somebody was there before."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    async def take_money(self, row: Row, told: Told, cause: Cause) -> str:
+        """M-Pesa says that the payer paid: complete the payment, or hold it where the money is not what we asked.
+
+        Gives ``completed``, ``known`` or ``mismatched``. ``row`` is locked by the caller.
+        """
+        if told.amount_text is not None and told.amount != row["amount"]:
+            await self.hold(row, "amount", told, cause)
+            return "mismatched"
+        if row["receipt"] is not None and told.receipt is not None and row["receipt"] != told.receipt:
+            # A second receipt for one charge: the payer may have paid twice.
+            await self.hold(row, "receipt", told, cause)
+            return "mismatched"
+        is_other_phone = told.phone is not None and not may_be(told.phone, row["phone"])
+        try:
+            async with self._db.savepoint():
+                is_new = await self.complete(
+                    row["payment_id"], told, cause, other_phone=told.phone if is_other_phone else None
+                )
+        except asyncpg.UniqueViolationError:
+            # This receipt completed another payment: the same money cannot pay twice.
+            await self.hold(row, "receipt", told, cause)
+            return "mismatched"
+        return "completed" if is_new else "known"
+
+    async def complete(self, payment_id: str, told: Told, cause: Cause, *, other_phone: str | None = None) -> bool:
+        """The one way to ``completed``. False when the payment had got there, or may not."""
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(
+            tables.COMPLETE,
+            payment_id,
+            told.receipt,
+            told.code,
+            told.text,
+            "phone" if other_phone else None,
+            other_phone,
+            now,
+            sources(Status.COMPLETED, has_receipt=told.receipt is not None),
+        )
+        if row is None:
+            if told.receipt is not None and await self._db.fetchrow(
+                tables.LEARN_RECEIPT, payment_id, told.receipt, now
+            ):
+                await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
+            return False
+        await self.step(payment_id, now, "completed", cause, told.code, told.text)
+        await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
+        if other_phone:
+            await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
+        log.info("payment_completed", payment_id=payment_id, cause=cause.value)
+        return True
+
+    async def fail(
+        self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
+    ) -> bool:
+        """The one way to ``failed``. False when the payment had ended before, or holds money to look at."""
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(
+            tables.FAIL,
+            payment_id,
+            code,
+            text,
+            reason,
+            now,
+            step == "refused",
+            sources(Status.FAILED, has_receipt=False),
+        )
+        if row is None:
+            return False
+        await self.step(payment_id, now, step, cause, code, text)
+        await self._gateway.outbox.publish(PaymentFailed(**event_fields(row)))
+        log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
+        return True
+
+    async def expire(self, payment_id: str) -> None:
+        """M-Pesa reported no result in time."""
+        await self.fail(
+            payment_id,
+            code="expired",
+            text="M-Pesa reported no result in time; a late proof of money still completes this payment",
+            reason="expired",
+            cause=Cause.EXPIRY,
+            step="expired",
+        )
+
+    async def hold(self, row: Row, of: str, told: Told, cause: Cause) -> None:
+        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person."""
+        now = self._gateway.clock.now()
+        held = await self._db.fetchrow(
+            tables.HOLD,
+            row["payment_id"],
+            of,
+            told.amount_text,
+            told.receipt,
+            told.phone,
+            told.code,
+            told.text,
+            now,
+        )
+        if held is None:
+            return
+        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {told.amount_text}, receipt {told.receipt}"
+        await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
+        await self._publish_mismatch(held, of, told.amount_text, told.receipt)
+        log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
+
+    async def claim(self, row: Row, told: Told, patience: timedelta) -> None:
+        """Remember what a callback says until a query has confirmed it; the query is due at once."""
+        now = self._gateway.clock.now()
+        kept = await self._db.fetchrow(
+            tables.CLAIM, row["payment_id"], msgspec.json.encode(told).decode(), now, now + patience
+        )
+        if kept is not None:
+            await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
+
+    async def drop_claim(self, payment_id: str, *, refuted: bool, text: str = "") -> None:
+        """Forget what was to be confirmed: it has been, or M-Pesa says otherwise."""
+        now = self._gateway.clock.now()
+        await self._db.execute(tables.DROP_CLAIM, payment_id, now)
+        if refuted:
+            await self.step(payment_id, now, "unconfirmed", Cause.STK_QUERY, None, text)
+            log.error("callback_refuted", payment_id=payment_id)
+
+    # -- money that goes back -------------------------------------------------------------------------------------
+
+    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> tuple[Row, Kes]:
+        """Set an amount (all that is left without one) aside for a refund; gives the payment, and what was set aside.
+
+        Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
+        """
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        if row is None or row["merchant_id"] != merchant_id:
+            raise NotFound("there is no such payment")
+        left = row["amount"] - row["refunded"] - row["refund_reserved"]
+        if row["status"] == Status.REVERSED.value:
+            raise NotRefundable("this payment has been refunded in full")
+        if row["status"] not in {Status.COMPLETED.value, Status.PARTIALLY_REVERSED.value}:
+            raise NotRefundable(f"this payment is {row['status']}: only money that has come in can be refunded")
+        if row["receipt"] is None:
+            raise NotRefundable(
+                "M-Pesa has not told this payment's receipt yet, and a refund needs it: "
+                f"POST /v1/payments/mpesa/check-status/{payment_id}, or wait for the reconciliation"
+            )
+        wanted = left if amount is None else int(amount)
+        if wanted > left or left == 0:
+            raise NotRefundable(
+                f"KES {left} of this payment can still be refunded: "
+                f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
+            )
+        reserved = await self._db.fetchrow(tables.RESERVE, payment_id, wanted, now)
+        if reserved is None:
+            raise NotRefundable("this payment has changed meanwhile: try again")
+        await self.step(payment_id, now, "refund_asked", Cause.MERCHANT, None, f"{refund_id}: KES {wanted}")
+        return reserved, Kes(wanted)
+
+    async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
+        """A refund will not happen: what was set aside for it is free again."""
+        now = self._gateway.clock.now()
+        await self._db.execute(tables.RELEASE, payment_id, int(reversal.amount), now)
+        await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
+
+    async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
+        """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(tables.REVERSE, payment_id, int(reversal.amount), now)
+        if row is None:
+            raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
+        detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
+        await self.step(payment_id, now, row["status"], cause, None, detail)
+        await self._gateway.outbox.publish(
+            PaymentReversed(
+                **event_fields(row),
+                refund_id=reversal.refund_id,
+                refund_amount=reversal.amount.wire,
+                refunded_amount=Kes(row["refunded"]).wire,
+                reversal_receipt=reversal.receipt,
+            )
+        )
+        log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
+
+    # -- what is written besides ----------------------------------------------------------------------------------
+
+    async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
+        """Add an entry to a payment's timeline."""
+        await self._db.execute(tables.STEP, payment_id, at, kind, cause.value, code, detail)
+
+    async def _publish_mismatch(self, row: Row, of: str, amount: str | int | None, receipt: str | None) -> None:
+        values: Mapping[str, Any] = event_fields(row)
+        event = PaymentMismatched(
+            **values,
+            mismatch=of,
+            received_amount=None if amount is None else str(amount),
+            received_receipt=receipt,
+        )
+        await self._gateway.outbox.publish(event)
