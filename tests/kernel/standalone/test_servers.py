@@ -174,6 +174,8 @@ def test_a_killed_owner_takes_both_down_and_the_next_start_has_its_data(folder: 
     )
     assert owner.stdout is not None
     postgres_url, valkey_url, *pids = owner.stdout.readline().split()
+    assert is_running(int(pids[0]), "postgres", EmbeddedPostgres(folder).home)
+    assert is_running(int(pids[1]), "valkey-server", folder / "valkey")
     sql(postgres_url, "CREATE TABLE kept AS SELECT 7 AS number")
     with client(valkey_url) as connection:
         connection.set("kept", "seven")
@@ -181,12 +183,13 @@ def test_a_killed_owner_takes_both_down_and_the_next_start_has_its_data(folder: 
         time.sleep(1.2)
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
+    home = EmbeddedPostgres(folder).home
+    until(lambda: not is_running(int(pids[0]), "postgres", home))
+    until(lambda: not is_running(int(pids[1]), "valkey-server", folder / "valkey"))
     with started(folder) as standalone:
         assert sql(standalone.postgres.url, "SELECT number FROM kept") == 7
         with client(standalone.valkey.url) as connection:
             assert connection.get("kept") == "seven"
-        ours = {str(standalone.postgres.pid), str(standalone.valkey.pid)}
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in set(pids) - ours))
 
 
 def test_servers_that_outlived_their_owner_are_replaced(folder: Path) -> None:
