@@ -1,0 +1,145 @@
+"""The guide for writers of plugins: its code is taken from the page, put where it says, and does what it promises."""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.plugin import Plugin, PluginRefused, load
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from tests.house.tree import ROOT
+
+GUIDE = ROOT / "docs" / "writing-a-plugin.md"
+
+FILE = re.compile(r"^`(?P<name>[\w./]+)`[^\n]*\n\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A code block, and the line above it that says which file it is."""
+
+
+def files() -> dict[str, str]:
+    """The files that the guide shows, by name."""
+    return {found["name"]: found["text"] for found in FILE.finditer(GUIDE.read_text(encoding="utf-8"))}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which somebody has done what the guide says, and that Python imports from."""
+    for name, text in files().items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for folder in ("my_thanks", "my_thanks/migrations"):
+        (tmp_path / folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_thanks"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def plugin(site: Path) -> Plugin:
+    """The guide's plugin, as a host's code imports it."""
+    assert (site / "my_thanks" / "plugin.py").is_file()
+    found = import_module("my_thanks.plugin").plugin
+    assert isinstance(found, Plugin)
+    return found
+
+
+async def thanks(api: Api) -> list[str]:
+    """What the guide's route answers."""
+    found: list[str] = (await api.call("GET", "/v1/thanks")).data
+    return found
+
+
+async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: dict[str, Any], plugin: Plugin) -> None:
+    values["thanks"] = {"words": "merci"}
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
+        assert await thanks(api) == []
+        made = await api.pay("254711000001", key="order")
+        await api.settled(made.data["id"], "completed")
+        assert await eventually(lambda: thanks(api)) == [f"merci {made.data['id']}"]
+        async with shop(gateway, base, is_configured=False) as other:
+            assert await thanks(other) == []
+        async with shop(gateway, base, scopes=(Scope.PAYMENTS_WRITE,), is_configured=False) as powerless:
+            refused = await powerless.call("GET", "/v1/thanks")
+            assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
+            assert "payments:read" in refused.error["message"]
+
+
+async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
+        made = await api.pay("254711000001", key="order")
+        await api.settled(made.data["id"], "completed")
+        name = plugin.subscribers[0].name
+        assert name == "my_thanks.plugin.thank"
+
+        async def undone() -> str | None:
+            """What the outbox has done with the event is forgotten, once it has done it."""
+            event_id: str | None = await gateway.db.fetchval(
+                "UPDATE event_task SET done_at = NULL WHERE subscriber = $1 AND done_at IS NOT NULL RETURNING event_id",
+                name,
+            )
+            return event_id
+
+        event_id = await eventually(undone)
+        assert event_id is not None
+        assert await gateway.outbox.handle(event_id, name)
+        assert await thanks(api) == [f"asante {made.data['id']}"]
+
+
+async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_gives(
+    values: dict[str, Any], plugin: Plugin
+) -> None:
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
+        applied = await gateway.db.fetch("SELECT number, name FROM migration WHERE owner = 'thanks'")
+        assert [tuple(row) for row in applied] == [(1, "0001_thanks.sql")]
+        await gateway.db.execute(
+            "INSERT INTO thank VALUES ('old', 'mer_1', 'x', now() - interval '2 years'), ('new', 'mer_1', 'x', now())"
+        )
+        (enqueue,) = re.findall(r'jobs\.enqueue\("([\w.]+)"\)', GUIDE.read_text(encoding="utf-8"))
+        assert gateway.jobs_by_name[enqueue].cron is not None
+        assert await gateway.jobs.enqueue(enqueue)
+
+        async def is_forgotten() -> bool:
+            return bool(await gateway.db.fetchval("SELECT array_agg(payment_id) = '{new}' FROM thank"))
+
+        await eventually(is_forgotten)
+
+
+def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
+    points = tomllib.loads(files()["pyproject.toml"])["project"]["entry-points"]["mpesa_gateway.plugins"]
+    info = site / "my_thanks-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-thanks\nVersion: 1.0\n")
+    lines = [f"{name} = {target}" for name, target in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[mpesa_gateway.plugins]", *lines]))
+    loaded = load(["credentials", "callbacks", "payments", "thanks"])
+    assert loaded[-1] is import_module("my_thanks.plugin").plugin
+
+
+def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
+    with pytest.raises(ConfigRefused, match=r"unknown setting `thanks\.word`.*\(known: words\)"):
+        Gateway(GatewayConfig.from_values(values | {"thanks": {"word": "merci"}}), plugins=(plugin,))
+    with pytest.raises(ConfigRefused, match=r"unknown section `\[thanks\]`"):
+        Gateway(GatewayConfig.from_values(values | {"thanks": {"words": "merci"}}))
+    with pytest.raises(PluginRefused, match="`thanks` requires `payments`"):
+        load(["credentials"], [plugin])
+
+
+async def test_imported_and_not_enabled_it_does_nothing(values: dict[str, Any], plugin: Plugin) -> None:
+    assert plugin.name == "thanks"
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        assert (await api.call("GET", "/v1/thanks")).status == 404
+        assert await gateway.db.fetchval("SELECT to_regclass('thank')") is None
+
+
+def test_every_code_block_says_which_file_it_is() -> None:
+    assert set(files()) == {"my_thanks/plugin.py", "my_thanks/migrations/0001_thanks.sql", "pyproject.toml"}
+    assert GUIDE.read_text(encoding="utf-8").count("\n```\n") == len(files())

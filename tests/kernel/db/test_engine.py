@@ -1,0 +1,309 @@
+"""Transactions: all or nothing, one at a time for each task, and what follows only once they have committed."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+from piccolo.columns import Text
+from piccolo.table import Table
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import DatabaseConfig, GatewayConfig
+from mpesa_gateway.db.engine import AlreadyBound, Database
+from mpesa_gateway.db.migrator import Migration, migrate
+from mpesa_gateway.secret import Secret
+
+Outsider: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+class Note(Table, tablename="note"):
+    """A table of this test's own."""
+
+    word = Text(primary_key=True)
+
+
+class Oops(Exception):
+    """What goes wrong in these tests."""
+
+
+@pytest.fixture
+async def notes(db: Database) -> Database:
+    """A database with the table, bound."""
+    await migrate(db, [Migration("test", 1, "0001_note.sql", "CREATE TABLE note (word text PRIMARY KEY)")])
+    db.bind([Note])
+    return db
+
+
+@pytest.fixture
+async def outsider(database_url: str) -> AsyncGenerator[Outsider]:
+    """Somebody else, who sees only what has been committed."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def write(db: Database, word: str) -> None:
+    """Write a word by SQL."""
+    await db.execute("INSERT INTO note VALUES ($1)", word)
+
+
+@asynccontextmanager
+async def doomed(db: Database) -> AsyncGenerator[None]:
+    """A transaction that goes wrong at its end."""
+    with suppress(Oops):
+        async with db.transaction():
+            yield
+            raise Oops
+
+
+def is_inside(db: Database) -> bool:
+    """Whether this task has a transaction open."""
+    return db.in_transaction
+
+
+async def seen(outsider: Outsider) -> list[str]:
+    """The words that everybody sees."""
+    return [row["word"] for row in await outsider.fetch("SELECT word FROM mpesa.note ORDER BY word")]
+
+
+async def test_a_transaction_shows_its_changes_when_it_ends_and_not_before(notes: Database, outsider: Outsider) -> None:
+    assert not is_inside(notes)
+    async with notes.transaction():
+        assert is_inside(notes)
+        await write(notes, "a")
+        assert await notes.fetchval("SELECT count(*) FROM note") == 1
+        assert await seen(outsider) == []
+    assert not is_inside(notes)
+    assert await seen(outsider) == ["a"]
+
+
+async def test_a_failure_undoes_all_of_it_and_is_not_swallowed(notes: Database, outsider: Outsider) -> None:
+    async def work() -> None:
+        async with notes.transaction():
+            await write(notes, "a")
+            await notes.executemany("INSERT INTO note VALUES ($1)", [("b",), ("c",)])
+            raise Oops
+
+    with pytest.raises(Oops):
+        await work()
+    assert not is_inside(notes)
+    assert await seen(outsider) == []
+
+
+async def test_a_task_that_is_cancelled_leaves_nothing_and_gives_its_connection_back(
+    database_url: str, notes: Database, outsider: Outsider
+) -> None:
+    narrow = Database(DatabaseConfig(url=Secret(database_url), pool_max=1))
+    await narrow.start()
+    began = asyncio.Event()
+
+    async def work() -> None:
+        async with narrow.transaction():
+            await write(narrow, "a")
+            began.set()
+            await asyncio.sleep(60)
+
+    for _ in range(3):
+        began.clear()
+        task = asyncio.create_task(work())
+        await asyncio.wait_for(began.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(5):
+        assert await narrow.fetchval("SELECT count(*) FROM note") == 0
+    await narrow.stop()
+    assert await seen(outsider) == []
+    assert notes.is_running
+
+
+async def test_queries_of_piccolo_take_part(notes: Database, outsider: Outsider) -> None:
+    async with doomed(notes):
+        await Note(word="lost").save()
+        assert await notes.fetchval("SELECT count(*) FROM note") == 1
+        await write(notes, "lost too")
+        assert await Note.count() == 2
+    assert await seen(outsider) == []
+    async with notes.transaction():
+        await Note.insert(Note(word="kept"))
+        assert await seen(outsider) == []
+    assert await seen(outsider) == ["kept"]
+    assert await Note.exists().where(Note.word == "kept")
+
+
+async def test_a_nested_transaction_is_part_of_the_outer_one(notes: Database, outsider: Outsider) -> None:
+    async with doomed(notes):
+        await write(notes, "outer")
+        async with notes.transaction():
+            await write(notes, "inner")
+        assert is_inside(notes)
+        assert await seen(outsider) == []
+    assert await seen(outsider) == []
+    async with notes.transaction():
+        async with notes.transaction():
+            await write(notes, "inner")
+        await write(notes, "outer")
+    assert await seen(outsider) == ["inner", "outer"]
+
+
+async def test_tasks_side_by_side_have_a_transaction_each(notes: Database, outsider: Outsider) -> None:
+    both = asyncio.Barrier(2)
+
+    async def work(word: str, *, fails: bool) -> None:
+        async with notes.transaction():
+            await write(notes, word)
+            await both.wait()
+            assert await notes.fetchval("SELECT array_agg(word) FROM note") == [word]
+            await both.wait()
+            if fails:
+                raise Oops
+
+    ends = await asyncio.gather(work("a", fails=False), work("b", fails=True), return_exceptions=True)
+    assert [type(end) for end in ends] == [type(None), Oops]
+    assert await seen(outsider) == ["a"]
+
+
+async def test_a_failure_in_a_savepoint_is_undone_alone_with_what_it_had_put_off(
+    notes: Database, outsider: Outsider
+) -> None:
+    ran: list[str] = []
+
+    async def put_off(name: str) -> None:
+        async def call() -> None:
+            ran.append(name)
+
+        await notes.after_commit(call)
+
+    async def fail() -> None:
+        async with notes.savepoint():
+            await write(notes, "undone")
+            await put_off("undone")
+            await write(notes, "before")
+
+    async with notes.transaction():
+        await write(notes, "before")
+        await put_off("before")
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await fail()
+        async with notes.savepoint():
+            await write(notes, "kept")
+            await put_off("kept")
+        await write(notes, "then")
+        await put_off("then")
+        assert ran == []
+    assert ran == ["before", "kept", "then"]
+    assert await seen(outsider) == ["before", "kept", "then"]
+
+
+async def test_a_savepoint_needs_a_transaction_and_ends_with_it(notes: Database, outsider: Outsider) -> None:
+    with pytest.raises(RuntimeError, match=r"async with db\.transaction"):
+        async with notes.savepoint():
+            await write(notes, "never")
+    async with doomed(notes), notes.savepoint():
+        await write(notes, "a")
+    assert await seen(outsider) == []
+
+
+async def test_what_was_put_off_runs_in_order_once_others_see_the_commit(notes: Database, outsider: Outsider) -> None:
+    found: list[tuple[str, list[str], bool]] = []
+
+    async def put_off(name: str) -> None:
+        async def look() -> None:
+            found.append((name, await seen(outsider), notes.in_transaction))
+
+        await notes.after_commit(look)
+
+    async with notes.transaction():
+        await put_off("first")
+        async with notes.transaction():
+            await put_off("nested")
+        await write(notes, "a")
+        assert found == []
+    assert found == [("first", ["a"], False), ("nested", ["a"], False)]
+    await put_off("outside")
+    assert found[2:] == [("outside", ["a"], False)]
+
+
+async def test_what_was_put_off_never_runs_after_a_rollback(notes: Database) -> None:
+    ran: list[str] = []
+
+    async def call() -> None:
+        ran.append("x")
+
+    async with doomed(notes):
+        await notes.after_commit(call)
+    async with notes.transaction():
+        await write(notes, "another")
+    assert ran == []
+
+
+async def test_a_commit_that_fails_runs_nothing(notes: Database, outsider: Outsider) -> None:
+    await notes.execute("ALTER TABLE note ADD COLUMN of text REFERENCES note DEFERRABLE INITIALLY DEFERRED")
+    ran: list[str] = []
+
+    async def call() -> None:
+        ran.append("x")
+
+    async def work() -> None:
+        async with notes.transaction():
+            await notes.execute("INSERT INTO note VALUES ('a', 'nobody')")
+            await notes.after_commit(call)
+
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await work()
+    assert ran == []
+    assert await seen(outsider) == []
+    assert not is_inside(notes)
+
+
+async def test_a_failure_after_the_commit_undoes_nothing_and_stops_nobody(notes: Database, outsider: Outsider) -> None:
+    ran: list[str] = []
+
+    async def fail() -> None:
+        raise Oops
+
+    async def call() -> None:
+        ran.append("x")
+
+    async with notes.transaction():
+        await write(notes, "a")
+        await notes.after_commit(fail)
+        await notes.after_commit(call)
+    assert ran == ["x"]
+    assert await seen(outsider) == ["a"]
+
+
+async def test_every_connection_speaks_of_our_schema_and_utc_and_gives_up_in_time(database_url: str) -> None:
+    db = Database(DatabaseConfig(url=Secret(database_url), schema="till", statement_timeout=0.3))
+    await db.start()
+    shown = [await db.fetchval(f"SHOW {name}") for name in ("search_path", "timezone", "statement_timeout")]
+    assert shown == ["till", "UTC", "300ms"]
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await db.execute("SELECT pg_sleep(2)")
+    await db.stop()
+
+
+async def test_what_is_not_connected_says_so(database_url: str) -> None:
+    with pytest.raises(ValueError, match=r"database\.url is not set"):
+        Database(DatabaseConfig())
+    db = Database(DatabaseConfig(url=Secret(database_url)))
+    assert not db.is_running
+    with pytest.raises(RuntimeError, match="has not been started"):
+        await db.fetchval("SELECT 1")
+
+
+async def test_two_gateways_in_one_process_do_not_mix_their_tables(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False}
+    first, second = (Gateway(GatewayConfig.from_values(values)) for _ in range(2))
+    async with first.running():
+        with pytest.raises(AlreadyBound, match="stop it first, or run the second gateway in a process of its own"):
+            await second.start()
+        assert not second.is_running
+        assert not second.db.is_running
+        made = await first.merchants.create("Still served", actor="test")
+        assert await first.merchants.get(made.merchant_id) == made
+    async with second.running():
+        assert await second.merchants.get(made.merchant_id) == made

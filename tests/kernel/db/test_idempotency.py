@@ -1,0 +1,178 @@
+"""Idempotency keys: one winner, the same answer for everyone who repeats, and no second try that could pay twice."""
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.idempotency import (
+    Claim,
+    KeyInProgress,
+    KeyMismatch,
+    KeyRequired,
+    claim,
+    fingerprint,
+    read_key,
+    release,
+    settle,
+)
+from mpesa_gateway.db.migrator import find, migrate
+
+NOW = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
+LEASE = timedelta(seconds=30)
+
+PRINTABLE = st.characters(min_codepoint=32, max_codepoint=126)
+VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20)
+BODIES = st.dictionaries(st.text(max_size=10), VALUES | st.lists(VALUES, max_size=3), max_size=5)
+
+
+@given(st.text(PRINTABLE, min_size=1, max_size=255).filter(str.strip))
+def test_every_printable_key_is_taken_as_it_was_sent(text: str) -> None:
+    assert read_key(text) == text.strip(" ")
+    assert read_key(f"  {text}\t") == text.strip(" ")
+
+
+@given(st.text(max_size=300) | st.text(PRINTABLE, min_size=250, max_size=260) | st.none())
+def test_whatever_is_no_key_is_refused_with_a_sentence(text: str | None) -> None:
+    if text is not None and re.fullmatch(r"[ -~]{1,255}", text.strip()):
+        assert read_key(text) == text.strip()
+    else:
+        with pytest.raises(KeyRequired, match="Idempotency-Key") as refused:
+            read_key(text)
+        assert refused.value.status == 400
+
+
+@given(BODIES, st.randoms())
+def test_the_order_of_a_body_does_not_matter(body: dict[str, Any], chance: Any) -> None:
+    items = list(body.items())
+    chance.shuffle(items)
+    assert fingerprint("pay", dict(items)) == fingerprint("pay", body)
+    assert len(fingerprint("pay", body)) == 32
+
+
+@given(BODIES, BODIES, st.sampled_from(["pay", "refund"]), st.sampled_from(["pay", "refund"]))
+def test_another_body_or_operation_is_another_request(
+    one: dict[str, Any], two: dict[str, Any], first: str, second: str
+) -> None:
+    # As JSON: Python takes True for 1.
+    is_same = first == second and repr(sorted(one.items())) == repr(sorted(two.items()))
+    assert (fingerprint(first, one) == fingerprint(second, two)) is is_same
+
+
+@pytest.fixture
+async def shops(db: Database) -> Database:
+    """A database with two merchants."""
+    await migrate(db, find("kernel", "mpesa_gateway.db.migrations"))
+    await db.execute(
+        "INSERT INTO merchant (merchant_id, name, created_at, updated_at) "
+        "VALUES ('mer_1', 'One', now(), now()), ('mer_2', 'Two', now(), now())"
+    )
+    return db
+
+
+async def ask(
+    db: Database, subject_id: str, *, at: datetime = NOW, body: bytes = bytes(32), merchant: str = "mer_1"
+) -> Claim:
+    """Claim the key for a subject."""
+    async with db.transaction():
+        return await claim(
+            db, merchant_id=merchant, key="order 1", fingerprint=body, subject_id=subject_id, now=at, lease=LEASE
+        )
+
+
+async def test_who_comes_first_acts_and_who_repeats_waits_then_learns_the_outcome(shops: Database) -> None:
+    assert await ask(shops, "pay_1") == Claim("pay_1", is_ours=True)
+    with pytest.raises(KeyInProgress) as waits:
+        await ask(shops, "pay_2", at=NOW + LEASE - timedelta(microseconds=1))
+    assert (waits.value.status, waits.value.retry_after) == (409, 1)
+    assert waits.value.problems[0].retryable is True
+    await settle(shops, merchant_id="mer_1", key="order 1")
+    assert await ask(shops, "pay_3") == Claim("pay_1", is_ours=False)
+
+
+async def test_a_lease_that_ran_out_gives_the_first_subject_and_never_a_second_try(shops: Database) -> None:
+    await ask(shops, "pay_1")
+    for late in (LEASE, timedelta(days=400)):
+        assert await ask(shops, "pay_2", at=NOW + late) == Claim("pay_1", is_ours=False)
+
+
+async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Database) -> None:
+    await ask(shops, "pay_1")
+    await release(shops, merchant_id="mer_1", key="order 1")
+    later = NOW + timedelta(seconds=10)
+    assert await ask(shops, "pay_2", at=later) == Claim("pay_1", is_ours=True)
+    with pytest.raises(KeyInProgress):
+        await ask(shops, "pay_3", at=later + LEASE - timedelta(seconds=1))
+
+
+async def test_another_body_is_refused_whatever_became_of_the_first(shops: Database) -> None:
+    async def is_refused() -> None:
+        with pytest.raises(KeyMismatch) as refused:
+            await ask(shops, "pay_2", body=b"x" * 32)
+        assert refused.value.status == 422
+
+    await ask(shops, "pay_1")
+    await is_refused()
+    await release(shops, merchant_id="mer_1", key="order 1")
+    await is_refused()
+    assert await ask(shops, "pay_1") == Claim("pay_1", is_ours=True)
+    await settle(shops, merchant_id="mer_1", key="order 1")
+    await is_refused()
+
+
+async def test_what_is_settled_is_never_released(shops: Database) -> None:
+    await ask(shops, "pay_1")
+    await settle(shops, merchant_id="mer_1", key="order 1")
+    await release(shops, merchant_id="mer_1", key="order 1")
+    assert await ask(shops, "pay_2") == Claim("pay_1", is_ours=False)
+
+
+async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
+    assert (await ask(shops, "pay_1")).is_ours
+    assert await ask(shops, "pay_2", merchant="mer_2", body=b"x" * 32) == Claim("pay_2", is_ours=True)
+    await settle(shops, merchant_id="mer_2", key="order 1")
+    with pytest.raises(KeyInProgress):
+        await ask(shops, "pay_3")
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_rolled_back(
+    shops: Database, commits: bool
+) -> None:
+    took = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def first() -> None:
+        async with shops.transaction():
+            assert (await ask(shops, "pay_0")).is_ours
+            took.set()
+            await go_on.wait()
+            if not commits:
+                raise LookupError
+
+    leading = asyncio.create_task(first())
+    await took.wait()
+    others = [asyncio.create_task(ask(shops, f"pay_{number}")) for number in range(1, 9)]
+    finished, _ = await asyncio.wait(others, timeout=0.5)
+    assert not finished
+    go_on.set()
+    await asyncio.gather(leading, return_exceptions=True)
+    ends = await asyncio.gather(*others, return_exceptions=True)
+    won = [end for end in ends if isinstance(end, Claim)]
+    assert sum(isinstance(end, KeyInProgress) for end in ends) == len(ends) - len(won)
+    assert len(won) == (0 if commits else 1)
+    assert all(one.is_ours for one in won)
+    kept = await shops.fetchval("SELECT array_agg(subject_id) FROM idempotency_key")
+    assert kept == (["pay_0"] if commits else [won[0].subject_id])
+
+
+async def test_a_released_key_has_one_winner_among_many(shops: Database) -> None:
+    await ask(shops, "pay_0")
+    await release(shops, merchant_id="mer_1", key="order 1")
+    ends = await asyncio.gather(*(ask(shops, f"pay_{number}") for number in range(30)), return_exceptions=True)
+    assert [end for end in ends if not isinstance(end, KeyInProgress)] == [Claim("pay_0", is_ours=True)]

@@ -1,0 +1,191 @@
+"""Migrations: each once however many start at once, none that was changed, nothing half done."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ENVIRONMENT, ConfigRefused, DatabaseConfig, GatewayConfig
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, migrate, pending
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.serving import eventually
+
+ONE = Migration("shop", 1, "0001_one.sql", "CREATE TABLE one (number integer); INSERT INTO one VALUES (1);")
+TWO = Migration("shop", 2, "0002_two.sql", "ALTER TABLE one ADD COLUMN word text")
+OTHER = Migration("cafe", 1, "0001_cafe.sql", "CREATE TABLE cafe (number integer)")
+
+
+def package(folder: Path, name: str, files: dict[str, str]) -> str:
+    """A package with these files in it; gives its name."""
+    home = folder / name
+    home.mkdir()
+    for file, text in files.items():
+        (home / file).write_text(text)
+    return name
+
+
+async def ledger(db: Database) -> list[tuple[str, int]]:
+    """What Postgres says has been applied."""
+    rows = await db.fetch("SELECT owner, number FROM migration ORDER BY owner, number")
+    return [(row["owner"], row["number"]) for row in rows]
+
+
+async def start_migrating(environ: dict[str, str], folder: Path) -> asyncio.subprocess.Process:
+    """A process that migrates, as a host types it."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mpesa_gateway.cli", "migrate"),
+        cwd=folder,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_six_processes_at_once_apply_each_migration_once(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)} | {
+        f"{ENVIRONMENT}DATABASE__URL": database_url,
+        f"{ENVIRONMENT}VALKEY__URL": valkey_url,
+        f"{ENVIRONMENT}SECURITY__MASTER_KEY": generate(),
+    }
+    watcher = await asyncpg.connect(database_url)
+    barrier = await asyncpg.connect(database_url)
+    # A schema that is being made and then is not: nobody gets past it before all six have arrived.
+    making = barrier.transaction()
+    await making.start()
+    await barrier.execute("CREATE SCHEMA mpesa")
+    processes = await asyncio.gather(*(start_migrating(environ, tmp_path) for _ in range(6)))
+
+    async def all_wait() -> bool:
+        waiting = await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(waiting == 6)
+
+    await eventually(all_wait, 60)
+    await making.rollback()
+    ends = await asyncio.gather(*(process.communicate() for process in processes))
+    assert [process.returncode for process in processes] == [0] * 6, ends
+    applied = [line for out, _ in ends for line in out.decode().splitlines() if line.startswith("applied ")]
+    known = Gateway(GatewayConfig.load(None, environ)).migrations
+    assert sorted(applied) == sorted(f"applied {migration.owner}/{migration.name}" for migration in known)
+    assert sum(out.startswith(b"Nothing to apply") for out, _ in ends) == 5
+    rows = await watcher.fetch("SELECT owner, number, digest FROM mpesa.migration")
+    assert sorted(map(tuple, rows)) == sorted((one.owner, one.number, one.digest) for one in known)
+    await barrier.close()
+    await watcher.close()
+
+
+async def test_pending_names_what_migrate_then_applies_once(db: Database) -> None:
+    assert await pending(db, [ONE, TWO]) == [ONE, TWO]
+    assert await migrate(db, [ONE]) == [ONE]
+    assert await pending(db, [ONE, TWO, OTHER]) == [TWO, OTHER]
+    assert await db.fetchval("SELECT to_regclass('cafe')") is None
+    assert await migrate(db, [ONE, TWO, OTHER]) == [TWO, OTHER]
+    assert await migrate(db, [ONE, TWO, OTHER]) == []
+    assert await pending(db, [ONE, TWO, OTHER]) == []
+    assert await ledger(db) == [("cafe", 1), ("shop", 1), ("shop", 2)]
+    assert await db.fetchval("SELECT count(*) FROM one") == 1
+
+
+async def test_a_plugin_that_is_not_enabled_any_more_leaves_its_tables_in_peace(db: Database) -> None:
+    await migrate(db, [ONE, OTHER])
+    assert await pending(db, [ONE]) == []
+    assert await migrate(db, [ONE, TWO]) == [TWO]
+    assert await db.fetchval("SELECT to_regclass('cafe') IS NOT NULL")
+
+
+async def test_everything_is_made_in_the_schema_of_the_gateway_and_not_in_public(db: Database) -> None:
+    await migrate(db, [ONE])
+    tables = await db.fetch(
+        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'mpesa') ORDER BY tablename"
+    )
+    assert [tuple(row) for row in tables] == [("mpesa", "migration"), ("mpesa", "one")]
+
+
+async def test_a_file_that_was_changed_after_it_was_applied_is_refused(db: Database) -> None:
+    await migrate(db, [ONE])
+    changed = Migration(ONE.owner, ONE.number, ONE.name, ONE.sql + " -- better")
+    for use in (migrate, pending):
+        with pytest.raises(MigrationRefused, match=r"shop/0001_one\.sql has changed.*: restore the released file"):
+            await use(db, [changed, TWO])
+    assert await ledger(db) == [("shop", 1)]
+
+
+async def test_a_database_ahead_of_the_release_is_refused(db: Database) -> None:
+    await migrate(db, [ONE, TWO])
+    for use in (migrate, pending):
+        with pytest.raises(MigrationRefused, match=r"ahead of this release \(shop: 0002_two\.sql\): run the newer"):
+            await use(db, [ONE, OTHER])
+    assert await ledger(db) == [("shop", 1), ("shop", 2)]
+
+
+@pytest.mark.parametrize("bad", ["CREATE TABLE broken (", "SELECT 1 / 0", "INSERT INTO one VALUES ('x')"])
+async def test_a_migration_that_fails_leaves_nothing_behind(db: Database, bad: str) -> None:
+    failing = Migration("shop", 2, "0002_bad.sql", "CREATE TABLE half (number integer); " + bad)
+    with pytest.raises(asyncpg.PostgresError):
+        await migrate(db, [ONE, failing])
+    for table in ("one", "half", "migration"):
+        assert await db.fetchval("SELECT to_regclass($1)", table) is None, table
+    assert await pending(db, [ONE, TWO]) == [ONE, TWO]
+    assert await migrate(db, [ONE, TWO]) == [ONE, TWO]
+
+
+async def test_a_migration_may_take_longer_than_a_query_may(database_url: str) -> None:
+    db = Database(DatabaseConfig(url=Secret(database_url), statement_timeout=0.2))
+    await db.start()
+    slow = "SELECT pg_sleep(0.4)"
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await db.execute(slow)
+    assert len(await migrate(db, [Migration("shop", 1, "0001_slow.sql", slow)])) == 1
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await db.execute(slow)
+    await db.stop()
+
+
+@pytest.mark.parametrize(
+    ("files", "numbers"),
+    [
+        (["0001_a.sql", "0003_c.sql"], r"\[1, 3\]"),
+        (["0002_b.sql"], r"\[2\]"),
+        (["0001_a.sql", "0001_b.sql"], r"\[1, 1\]"),
+        (["0000_zero.sql", "0001_a.sql"], r"\[0, 1\]"),
+    ],
+)
+def test_numbers_with_a_gap_or_twice_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], numbers: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = package(tmp_path, tmp_path.name, dict.fromkeys(files, "SELECT 1"))
+    with pytest.raises(MigrationRefused, match=rf"^migrations of shop must be numbered .*: found {numbers}$"):
+        find("shop", name)
+
+
+def test_files_are_found_in_order_and_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"0002_b.sql": "SELECT 2", "0001_a.sql": "SELECT 1", "README.md": "x", "0003_c.sql.orig": "x", "x.sql": ""}
+    found = find("shop", package(tmp_path, "orderly", files))
+    assert [(one.owner, one.number, one.name, one.sql) for one in found] == [
+        ("shop", 1, "0001_a.sql", "SELECT 1"),
+        ("shop", 2, "0002_b.sql", "SELECT 2"),
+    ]
+    assert len({one.digest for one in found}) == 2
+
+
+async def test_a_gateway_that_must_not_migrate_says_how_to(database_url: str, valkey_url: str) -> None:
+    values = {"database": {"url": database_url}, "valkey": {"url": valkey_url}, "security": {"master_key": generate()}}
+    gateway = Gateway(GatewayConfig.from_values(values))
+    with pytest.raises(ConfigRefused, match="migrations are not applied: run `mpesa-gateway migrate`"):
+        await gateway.start(migrate_first=False)
+    await gateway.start()
+    await gateway.stop()
+    await gateway.start(migrate_first=False)
+    assert gateway.is_running
+    await gateway.stop()

@@ -1,0 +1,216 @@
+"""Settings: from the file and the environment, whole or not at all, and every refusal names its setting."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode, is_secret, shown
+from mpesa_gateway.secret import Secret
+
+URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:5432/shop"
+KEY = "k" * 43 + "="
+
+
+def load(environ: dict[str, str], file: Path | None = None) -> GatewayConfig:
+    """What the settings are with these variables, by what follows MPESA_GATEWAY_."""
+    return GatewayConfig.load(file, {f"MPESA_GATEWAY_{name}": value for name, value in environ.items()})
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "known"),
+    [
+        ({"bogus": 1}, "bogus", "database"),
+        ({"database": {"urll": "x"}}, "database.urll", "pool_max"),
+        ({"http": {"port": 1, "hosts": "x"}}, "http.hosts", "max_body_bytes"),
+        ({"security": {"masterkey": "x"}}, "security.masterkey", "master_key"),
+    ],
+)
+def test_an_unknown_setting_is_refused_by_its_path_with_those_that_exist(
+    values: dict[str, Any], path: str, known: str
+) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        GatewayConfig.from_values(values)
+    assert str(refused.value).startswith(f"unknown setting `{path}`: ")
+    assert known in str(refused.value).partition("(known: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"http": {"port": "many"}}, "setting `http.port`: Expected `int`"),
+        ({"worker": {"in_process": "perhaps"}}, "setting `worker.in_process`: "),
+        ({"logs": {"level": "loud"}}, "setting `logs.level`: "),
+        ({"database": {"url": 5}}, "setting `database.url`: "),
+        ({"security": {"trusted_proxies": 5}}, "setting `security.trusted_proxies`: "),
+        ({"database": "postgresql://x"}, "setting `database`: Expected `object`"),
+        ({"plugins": [1]}, "setting `plugins[0]`: "),
+        ({"public_url": "pay.example.co.ke"}, "setting `public_url`: must be an http(s) address"),
+        ({"public_url": "ftp://pay.example.co.ke"}, "setting `public_url`: "),
+        ({"public_url": "https://pay.example.co.ke/?a=1"}, "setting `public_url`: "),
+        ({"public_url": "https:///path"}, "setting `public_url`: "),
+        ({"daraja": {"live_url": "x"}}, "setting `daraja.live_url`: "),
+        ({"daraja": {"sandbox_url": ""}}, "setting `daraja.sandbox_url`: "),
+        ({"database": {"schema": 'x"; DROP'}}, "setting `database.schema`: must be a plain lower-case name"),
+        ({"database": {"schema": "Shop"}}, "setting `database.schema`: "),
+        ({"database": {"pool_min": 5, "pool_max": 4}}, "setting `database.pool_min`: must be at least 1 and at most"),
+        ({"database": {"pool_min": 0}}, "setting `database.pool_min`: "),
+        ({"security": {"master_key": KEY, "master_key_file": "x"}}, "either `security.master_key` or"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_path(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        GatewayConfig.from_values(values)
+    assert words in str(refused.value)
+
+
+def test_no_refusal_shows_a_secret() -> None:
+    for values in ({"database": {"url": [URL]}}, {"security": {"master_key": {"is": KEY}}}):
+        with pytest.raises(ConfigRefused) as refused:
+            GatewayConfig.from_values(values)
+        assert "hunter2" not in str(refused.value)
+        assert KEY not in str(refused.value)
+
+
+def test_two_underscores_are_the_dot_in_a_settings_path() -> None:
+    config = load(
+        {
+            "DATABASE__URL": URL,
+            "DATABASE__POOL_MAX": "7",
+            "WORKER__IN_PROCESS": "true",
+            "HTTP__PORT": "9001",
+            "LOGS__LEVEL": "debug",
+            "DARAJA__TIMEOUT": "2.5",
+            "PUBLIC_URL": "https://pay.example.co.ke",
+            "PAYMENTS__EXPIRE_AFTER": "60",
+            "SHOP__DEEP__SETTING": "x",
+        }
+    )
+    assert config.database.url == Secret(URL)
+    assert (config.database.pool_max, config.worker.in_process, config.http.port) == (7, True, 9001)
+    assert (config.logs.level, config.daraja.timeout) == ("debug", 2.5)
+    assert config.public_url == "https://pay.example.co.ke"
+    assert config.sections == {"payments": {"expire_after": "60"}, "shop": {"deep": {"setting": "x"}}}
+
+
+def test_a_plugins_numbers_are_read_from_text() -> None:
+    class Shop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        size: int = 1
+        is_open: bool = False
+        key: Secret | None = None
+
+    config = load({"SHOP__SIZE": "5", "SHOP__IS_OPEN": "true", "SHOP__KEY": "open-sesame-please"})
+    assert config.section("shop", Shop) == Shop(size=5, is_open=True, key=Secret("open-sesame-please"))
+    with pytest.raises(ConfigRefused, match=r"unknown setting `shop\.sizes`.*\(known: is_open, key, size\)"):
+        load({"SHOP__SIZES": "5"}).section("shop", Shop)
+    with pytest.raises(ConfigRefused, match=r"setting `shop\.size`: Expected `int`"):
+        load({"SHOP__SIZE": "big"}).section("shop", Shop)
+
+
+@pytest.mark.parametrize("text", ["credentials, payments", '["credentials", "payments"]', "credentials,payments,"])
+def test_a_list_is_written_with_commas_or_as_json(text: str) -> None:
+    assert load({"PLUGINS": text}).plugins == ("credentials", "payments")
+
+
+def test_what_only_looks_like_json_is_refused_by_its_variable() -> None:
+    with pytest.raises(ConfigRefused, match="MPESA_GATEWAY_PLUGINS looks like JSON but is not"):
+        load({"PLUGINS": '["credentials"'})
+
+
+def test_an_unknown_variable_is_refused_by_its_path() -> None:
+    with pytest.raises(ConfigRefused, match=r"unknown setting `database\.ulr`"):
+        load({"DATABASE__ULR": "x"})
+    with pytest.raises(ConfigRefused, match=r"unknown setting `port`"):
+        load({"PORT": "1"})
+    with pytest.raises(ConfigRefused, match=r"MPESA_GATEWAY_PUBLIC_URL__HOST: `public_url` is a setting, not a sec"):
+        load({"PUBLIC_URL": "https://pay.example.co.ke", "PUBLIC_URL__HOST": "x"})
+
+
+def test_variables_that_are_no_settings_and_those_of_others_are_left_alone() -> None:
+    assert load({"CONFIG": "x", "DATA": "y", "TEST_DATABASE_URL": "z"}) == GatewayConfig()
+    assert GatewayConfig.load(None, {"DATABASE__URL": "x", "PATH": "/bin"}) == GatewayConfig()
+
+
+def test_the_processes_own_environment_is_read_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MPESA_GATEWAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MPESA_GATEWAY_HTTP__PORT", "9002")
+    assert GatewayConfig.load().http.port == 9002
+    assert GatewayConfig.load(None, {}).http.port == 8000
+
+
+def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{URL}\n")
+    (tmp_path / "token").write_text("open-sesame-please\n")
+    config = load({"DATABASE__URL_FILE": str(tmp_path / "url"), "SHOP__TOKEN_FILE": str(tmp_path / "token")})
+    assert config.database.url == Secret(URL)
+    assert config.sections == {"shop": {"token": "open-sesame-please"}}
+
+
+def test_the_master_keys_file_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    config = load({"SECURITY__MASTER_KEY_FILE": str(tmp_path / "ring")})
+    assert config.security.master_key_file == str(tmp_path / "ring")
+    assert config.security.master_key is None
+
+
+def test_a_secrets_file_that_is_not_there_is_refused_by_its_variable(tmp_path: Path) -> None:
+    with pytest.raises(ConfigRefused, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: cannot read .*gone: No such file"):
+        load({"DATABASE__URL_FILE": str(tmp_path / "gone")})
+
+
+def test_the_environment_goes_over_the_file_setting_by_setting(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        "public_url = 'https://file.example'\nplugins = ['credentials']\n"
+        "[http]\nport = 9000\nhost = '0.0.0.0'\n[payments]\nhold = 99\nexpire_after = 5\n"
+    )
+    config = load({"HTTP__PORT": "9001", "PAYMENTS__HOLD": "98"}, file)
+    assert (config.http.port, config.http.host, config.plugins) == (9001, "0.0.0.0", ("credentials",))  # noqa: S104
+    assert config.public_url == "https://file.example"
+    assert config.sections == {"payments": {"hold": "98", "expire_after": 5}}
+    assert load({}, file).http.port == 9000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"= 1", "is not valid TOML"), (b"\xff", "is not valid TOML"), (None, "cannot read")]
+)
+def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigRefused, match=rf"mine\.toml.*{words}|{words}.*mine\.toml"):
+        load({}, file)
+
+
+def test_no_representation_of_the_settings_shows_a_secret() -> None:
+    config = load(
+        {
+            "DATABASE__URL": URL,
+            "VALKEY__URL": "valkey://:swordfish-and-more@127.0.0.1:1/0",
+            "SECURITY__MASTER_KEY": KEY,
+            "SECURITY__OLD_MASTER_KEYS": "o" * 44,
+        }
+    )
+    for text in (repr(config), str(config), repr(shown(config)), f"{config.database}", repr(config.security)):
+        for secret in ("hunter2", "swordfish", KEY, "o" * 44):
+            assert secret not in text
+    assert shown(config)["database"]["url"] == "****shop"
+    assert shown(config)["security"]["old_master_keys"] == ["****oooo"]
+    assert shown(config)["http"]["port"] == 8000
+    assert config.database.url is not None
+    assert config.database.url.reveal() == URL
+
+
+def test_which_settings_hold_a_secret_is_known_by_their_type() -> None:
+    assert [is_secret(kind) for kind in (Secret, Secret | None, tuple[Secret, ...])] == [True] * 3
+    assert [is_secret(kind) for kind in (str, str | None, tuple[str, ...], int)] == [False] * 4
+
+
+def test_a_type_that_no_setting_can_have_is_said_to_the_plugins_author() -> None:
+    class Odd(msgspec.Struct, frozen=True):
+        where: Path
+
+    with pytest.raises(ConfigRefused, match=r"setting `odd\.where`: cannot read a setting of type Path"):
+        decode({"where": "x"}, Odd, "odd")

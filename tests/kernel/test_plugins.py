@@ -1,0 +1,177 @@
+"""The list of plugins: what cannot be assembled is refused before anything is connected to, with what to change."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.events import Event
+from mpesa_gateway.plugin import Job, Plugin, PluginRefused, load
+from mpesa_gateway.security.sealing import generate
+
+
+class Opened(Event, frozen=True, kw_only=True):
+    """A shop opened."""
+
+    kind: ClassVar[str] = "shop.opened"
+
+
+class AlsoOpened(Event, frozen=True, kw_only=True):
+    """Another event that took the same name."""
+
+    kind: ClassVar[str] = "shop.opened"
+
+
+class ShopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of a plugin of this test's own."""
+
+    size: int = 1
+
+
+SHOP = Plugin(name="shop", summary="A shop.", settings=ShopSettings, publishes=(Opened,))
+
+
+def gateway(*plugins: Plugin, **changes: Any) -> Gateway:
+    """A gateway that nobody starts: there are no servers where it is told they are."""
+    values: dict[str, Any] = {
+        "plugins": [],
+        "database": {"url": "postgresql://mpesa@127.0.0.1:9/shop"},
+        "valkey": {"url": "valkey://127.0.0.1:9/0"},
+        "security": {"master_key": generate()},
+    }
+    return Gateway(GatewayConfig.from_values(values | changes), plugins=plugins)
+
+
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, entry: str) -> None:
+    """Install a distribution with one module and one entry point, as pip would."""
+    module = "strange_" + folder.name
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mpesa_gateway.plugins]\n{entry} = {module}:plugin\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_plugins_are_loaded_in_the_order_listed_and_a_hosts_own_come_last() -> None:
+    names = ("webhooks", "credentials", "callbacks", "payments")
+    assert [plugin.name for plugin in load(names, [SHOP])] == [*names, "shop"]
+    assert load(()) == ()
+
+
+def test_an_unknown_plugin_is_refused_with_those_that_are_installed() -> None:
+    with pytest.raises(PluginRefused, match=r"`barter` is not installed \(installed: .*credentials.*\): install it or"):
+        load(["credentials", "barter"])
+
+
+def test_a_plugin_that_is_listed_twice_is_refused() -> None:
+    with pytest.raises(PluginRefused, match=r"`credentials` is listed twice: remove one of them from `plugins`"):
+        load(["credentials", "credentials"])
+
+
+def test_a_plugin_that_is_both_listed_and_given_is_refused() -> None:
+    (credentials,) = load(["credentials"])
+    with pytest.raises(PluginRefused, match=r"`credentials` is given twice: remove it from `plugins` or from the code"):
+        load(["credentials"], [credentials])
+    with pytest.raises(PluginRefused, match="`shop` is given twice"):
+        load([], [SHOP, Plugin(name="shop", summary="Another.")])
+
+
+def test_a_missing_requirement_is_refused_and_where_it_stands_does_not_matter() -> None:
+    needy = Plugin(name="needy", summary="Needs.", requires=("shop",))
+    with pytest.raises(PluginRefused, match="`needy` requires `shop`: add it to `plugins`"):
+        load([], [needy])
+    assert load([], [needy, SHOP]) == (needy, SHOP)
+    with pytest.raises(PluginRefused, match="`payments` requires `"):
+        load(["payments"])
+
+
+def test_installed_is_not_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path, monkeypatch, "raise RuntimeError('imported')", entry="bomb")
+    assert [plugin.name for plugin in load(["credentials"])] == ["credentials"]
+    with pytest.raises(RuntimeError, match="imported"):
+        load(["bomb"])
+
+
+def test_a_stranger_enters_by_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from mpesa_gateway.plugin import Plugin\nplugin = Plugin(name='stranger', summary='Says hello.')\n"
+    installed(tmp_path, monkeypatch, code, entry="stranger")
+    assert load(["credentials", "stranger"])[1] == Plugin(name="stranger", summary="Says hello.")
+
+
+def test_an_entry_point_that_is_no_plugin_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path, monkeypatch, "plugin = 'hello'\n", entry="text")
+    with pytest.raises(PluginRefused, match=r"`text` is no Plugin value: its entry point `strange_.*:plugin` must"):
+        load(["text"])
+
+
+def test_an_entry_point_under_another_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from mpesa_gateway.plugin import Plugin\nplugin = Plugin(name='shop', summary='A shop.')\n"
+    installed(tmp_path, monkeypatch, code, entry="market")
+    with pytest.raises(PluginRefused, match="`market` calls itself `shop`: its entry point must carry its own name"):
+        load(["market"])
+
+
+def test_two_events_of_one_kind_are_refused() -> None:
+    twin = Plugin(name="twin", summary="Another.", publishes=(AlsoOpened,))
+    with pytest.raises(PluginRefused, match=r"two plugins publish `shop\.opened`: enable only one of them"):
+        gateway(SHOP, twin)
+    assert gateway(SHOP).event_type("shop.opened") is Opened
+    with pytest.raises(LookupError, match=r"no enabled plugin publishes bell\.rang"):
+        gateway(SHOP).event_type("bell.rang")
+
+
+def test_a_section_that_is_nobodys_is_refused() -> None:
+    with pytest.raises(ConfigRefused, match=r"unknown section `\[barter\]`: .* add the plugin to `plugins`"):
+        gateway(SHOP, barter={"a": 1})
+    with pytest.raises(ConfigRefused, match=r"unknown section `\[shop\]`"):
+        gateway(shop={"size": 2})
+
+
+def test_a_plugins_section_becomes_its_settings_and_an_unknown_key_is_refused() -> None:
+    assert gateway(SHOP, shop={"size": 2}).settings(ShopSettings) == ShopSettings(size=2)
+    assert gateway(SHOP).settings(ShopSettings) == ShopSettings()
+    with pytest.raises(ConfigRefused, match=r"unknown setting `shop\.sise`.*\(known: size\)"):
+        gateway(SHOP, shop={"sise": 2})
+    with pytest.raises(ConfigRefused, match=r"setting `shop\.size`: Expected `int`"):
+        gateway(SHOP, shop={"size": "big"})
+
+
+def test_a_plugin_without_settings_takes_none() -> None:
+    with pytest.raises(ConfigRefused, match=r"unknown setting `bare\.a`"):
+        gateway(Plugin(name="bare", summary="Bare."), bare={"a": 1})
+
+
+def test_two_plugins_that_provide_one_thing_are_refused() -> None:
+    plugins = [Plugin(name=name, summary="Sells.", provides=((Shop, Shop),)) for name in ("one", "two")]
+    with pytest.raises(ValueError, match="two plugins provide Shop: enable only one of them"):
+        gateway(*plugins)
+    assert isinstance(gateway(plugins[0]).services.get(Shop), Shop)
+    assert isinstance(gateway(plugins[0]).one, Shop)
+    with pytest.raises(LookupError, match=r"no enabled plugin provides .*\.Shop: add the plugin that owns it"):
+        gateway().services.get(Shop)
+
+
+class Shop:
+    """What a plugin provides."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+
+def test_jobs_are_called_after_their_plugin() -> None:
+    async def sweep(gateway: Gateway) -> None:
+        """Nothing."""
+
+    swept = gateway(Plugin(name="shop", summary="A shop.", jobs=(Job(sweep, timeout=5),)))
+    assert swept.jobs_by_name["shop.sweep"].fn is sweep
+    assert set(gateway().jobs_by_name) < set(swept.jobs_by_name)
+
+
+def test_a_gateway_without_its_servers_addresses_says_which_variable_to_set() -> None:
+    for name in ("database", "valkey"):
+        with pytest.raises(ConfigRefused, match=rf"`{name}\.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL"):
+            gateway(**{name: {}})

@@ -1,0 +1,297 @@
+"""Credentials: stored whole, sealed at rest, shown by their last four characters, and tried on demand."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
+from mpesa_gateway_credentials.schemas import MpesaFields
+from mpesa_gateway_credentials.service import SECRET_FIELDS
+from tests.conftest import Town
+
+PROVIDERS = "/v1/merchant/providers"
+VERIFY = f"{PROVIDERS}/mpesa/verify"
+
+FULL: dict[str, Any] = SANDBOX["mpesa"] | {
+    "consumer_key": "key-number-one-AAAA",
+    "consumer_secret": "secret-number-one-BBBB",
+    "security_credential": "security-credential-CCCC",
+    "till_number": "5123456",
+    "initiator": "testapi",
+    "nominated_number": "0711 000 321",
+    "account_reference": "SHOP 1",
+}
+"""Every field but the two addresses."""
+
+
+async def put(api: Api, **changes: Any) -> Any:
+    """Store credentials as they should be, with changes; None takes a field out."""
+    fields = {name: value for name, value in (FULL | changes).items() if value is not None}
+    return await api.call("PUT", PROVIDERS, {"provider": "mpesa", "mpesa": fields})
+
+
+async def stored(api: Api) -> dict[str, Any]:
+    """What the API shows of them."""
+    (provider,) = (await api.call("GET", PROVIDERS)).data
+    assert provider["provider"] == "mpesa"
+    found: dict[str, Any] = provider["config_summary"]
+    return found
+
+
+async def test_what_is_stored_is_shown_with_its_secrets_by_their_last_four(town: Town) -> None:
+    answer = await put(town.api)
+    assert (answer.status, answer.data["provider"]) == (200, "mpesa")
+    assert answer.data["config_summary"] == await stored(town.api)
+    assert await stored(town.api) == {
+        "env": "sandbox",
+        "consumer_key": "****AAAA",
+        "consumer_secret": "****BBBB",
+        "passkey": "****c919",
+        "security_credential": "****CCCC",
+        "shortcode": "174379",
+        "till_number": "5123456",
+        "initiator": "testapi",
+        "nominated_number": "2547****321",
+        "account_reference": "SHOP 1",
+    }
+
+
+async def test_a_short_secret_shows_nothing_of_itself(town: Town) -> None:
+    await put(town.api, consumer_secret="12345678")
+    assert (await stored(town.api))["consumer_secret"] == "****"
+
+
+async def test_no_answer_log_line_audit_entry_or_row_holds_a_secret(
+    town: Town, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [
+        await put(town.api),
+        await put(town.api, shortcode="1"),
+        await town.api.call("GET", PROVIDERS),
+        await town.api.call("POST", VERIFY),
+        await town.api.call("GET", "/v1/merchant/me"),
+        await town.api.call("GET", "/v1/audit/logs"),
+        await town.api.call("DELETE", f"{PROVIDERS}/mpesa"),
+        await put(town.api),
+    ]
+    db = town.gateway.db
+    tables = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'mpesa'")
+    rows = [
+        dict(row)
+        for table in tables
+        # The simulator is Safaricom: it knows who has asked it for a token.
+        if not table["tablename"].startswith("sim_")
+        for row in await db.fetch(f'SELECT * FROM "{table["tablename"]}"')  # noqa: S608 - a name from the catalogue
+    ]
+    assert len(rows) > 10
+    logged = "".join(capsys.readouterr())
+    assert PROVIDERS in logged
+    written = str([answer.body for answer in answers]) + str(rows) + logged
+    for field in SECRET_FIELDS:
+        assert FULL[field] not in written, field
+        assert FULL[field][:-4] not in written, field
+
+
+async def test_each_secret_is_sealed_on_its_own_and_opens_only_in_its_place(town: Town) -> None:
+    await put(town.api, consumer_secret=FULL["consumer_key"])
+    row = dict(await town.gateway.db.fetchrow("SELECT * FROM provider_credentials") or {})
+    assert len({row[field] for field in SECRET_FIELDS}) == len(SECRET_FIELDS)
+    assert (row["shortcode"], row["nominated_number"]) == ("174379", "254711000321")
+    await town.gateway.db.execute("UPDATE provider_credentials SET consumer_secret = consumer_key")
+    assert (await town.api.call("GET", PROVIDERS)).status == 500
+
+
+async def test_storing_again_replaces_the_whole_configuration(town: Town) -> None:
+    await put(town.api)
+    await put(town.api, consumer_key="another-key-DDDD", till_number=None, initiator=None, security_credential=None)
+    found = await stored(town.api)
+    assert found["consumer_key"] == "****DDDD"
+    assert {"till_number", "initiator", "security_credential"} & set(found) == set()
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM provider_credentials") == 1
+
+
+async def test_without_credentials_nothing_is_shown_tried_or_paid(town: Town) -> None:
+    assert (await town.api.call("DELETE", f"{PROVIDERS}/mpesa")).data == {"deleted": True}
+    assert (await town.api.call("GET", PROVIDERS)).data == []
+    assert (await town.api.call("GET", "/v1/merchant/me")).data["providers"] == []
+    for refused in (await town.api.call("POST", VERIFY), await town.api.pay("254711000001", key="a")):
+        assert (refused.status, refused.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+        assert "PUT /v1/merchant/providers" in refused.error["message"]
+    again = await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
+    assert (again.status, again.error["code"]) == (404, "NOT_FOUND")
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM provider_credentials") == 0
+    assert (await put(town.api)).status == 200
+
+
+async def test_right_keys_verify_and_wrong_ones_say_what_to_do(town: Town) -> None:
+    await put(town.api)
+    right = (await town.api.call("POST", VERIFY)).data
+    assert right["ok"] is True
+    assert [(check["name"], check["ok"]) for check in right["checks"]] == [("credentials", True)]
+    await put(town.api, consumer_key="wrong-key-of-a-shop")
+    wrong = (await town.api.call("POST", VERIFY)).data
+    (check,) = wrong["checks"]
+    assert (wrong["ok"], check["ok"], check["code"]) == (False, False, "400.008.01")
+    assert check["message"]
+    assert check["mitigation"]
+    await put(town.api)
+    assert (await town.api.call("POST", VERIFY)).data["ok"] is True
+    made = await town.api.pay("254711000001", key="after")
+    await town.api.settled(made.data["id"], "completed")
+
+
+async def test_verifying_without_an_answer_is_no_verdict(values: dict[str, Any]) -> None:
+    values["daraja"] = {"sandbox_url": "http://127.0.0.1:9"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        answer = await api.call("POST", VERIFY)
+        assert (answer.status, answer.error["code"], answer.error["retryable"]) == (503, "PROVIDER_UNAVAILABLE", True)
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_every_bad_field_is_named_at_once_and_nothing_is_stored(town: Town) -> None:
+    before = await stored(town.api)
+    bad: dict[str, Any] = {
+        "env": "test",
+        "consumer_key": "short",
+        "consumer_secret": "with a space",
+        "passkey": "naïve-passkey",
+        "security_credential": "x" * 1025,
+        "shortcode": "12",
+        "till_number": "12345678",
+        "initiator": "a\nb",
+        "nominated_number": "12",
+        "account_reference": "x" * 13,
+        "colour": "red",
+    }
+    answer = await put(town.api, **bad)
+    assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
+    assert {problem["field"] for problem in answer.body["errors"]} == {f"mpesa.{name}" for name in bad}
+    for secret in ("with a space", "naïve", "x" * 1025):
+        assert secret not in str(answer.body)
+    assert await stored(town.api) == before
+
+
+async def test_what_is_missing_or_of_another_kind_is_named_at_once(town: Town) -> None:
+    answer = await town.api.call("PUT", PROVIDERS, {"provider": "cash", "mpesa": {"env": 5, "shortcode": 174379}})
+    assert answer.status == 422
+    fields = {problem["field"] for problem in answer.body["errors"]}
+    assert fields == {"provider", *(f"mpesa.{name}" for name in FULL if name in required())} | {"mpesa.shortcode"}
+    bodies: list[dict[str, Any]] = [{}, {"provider": "mpesa"}, {"mpesa": None}, {"provider": "mpesa", "mpesa": []}]
+    for body in bodies:
+        answer = await town.api.call("PUT", PROVIDERS, body)
+        assert answer.status == 422
+        assert "mpesa" in {problem["field"] for problem in answer.body["errors"]}
+
+
+def required() -> set[str]:
+    """The fields that nobody can do without."""
+    return {"env", "consumer_key", "consumer_secret", "passkey", "shortcode"}
+
+
+async def test_addresses_and_environment_are_judged_together(town: Town) -> None:
+    answer = await put(town.api, env="live", result_url="https://elsewhere.example/x", timeout_url="http://[bad/")
+    assert answer.status == 422
+    assert {problem["field"] for problem in answer.body["errors"]} == {
+        "mpesa.env",
+        "mpesa.result_url",
+        "mpesa.timeout_url",
+    }
+
+
+async def test_live_keys_need_a_live_api_key_and_sandbox_keys_the_other(town: Town) -> None:
+    answer = await put(town.api, env="live")
+    assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
+    assert "sk_live_" in answer.error["message"]
+    async with shop(town.gateway, town.base, env="live", is_configured=False) as live:
+        answer = await put(live)
+        assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
+        assert "sk_test_" in answer.error["message"]
+        answer = await put(live, env="live")
+        assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.env", "mpesa.env"]
+        assert "simulator" in str(answer.body)
+        assert "https" in str(answer.body)
+        assert (await live.call("GET", PROVIDERS)).data == []
+
+
+async def test_a_merchant_is_live_for_as_long_as_live_keys_are_stored(database_url: str, valkey_url: str) -> None:
+    plugins = ["credentials", "callbacks", "payments", "webhooks"]
+    values = gateway_values(database_url, valkey_url, plugins=plugins, worker={"in_process": False})
+    values["public_url"] = "https://pay.example.co.ke"
+    async with (
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, env="live", is_configured=False) as api,
+    ):
+        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "sandbox"
+        assert (await put(api, env="live")).data["config_summary"]["env"] == "live"
+        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "live"
+        assert await gateway.merchants.any_live()
+        await api.call("DELETE", f"{PROVIDERS}/mpesa")
+        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "sandbox"
+        assert not await gateway.merchants.any_live()
+
+
+async def test_result_addresses_are_ours_or_those_that_the_host_allows(values: dict[str, Any]) -> None:
+    values["credentials"] = {"allowed_callback_hosts": ["hooks.example.co.ke"]}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        good = [f"{base}/v1/cb/x", "https://hooks.example.co.ke/x", "https://hooks.example.co.ke:8443/x"]
+        for url in good:
+            assert (await put(api, result_url=url, timeout_url=url)).status == 200, url
+            assert (await stored(api))["result_url"] == url
+        bad = [
+            "http://hooks.example.co.ke/x",
+            "https://example.co.ke/x",
+            "https://hooks.example.co.ke.evil.example/x",
+            "https://hooks.example.co.ke@evil.example/x",
+            "http://127.0.0.1/x",
+            "https://hooks.example.co.ke/\nx",
+            "https://hooks.example.co.ke/" + "x" * 500,
+            "javascript:alert(1)",
+            "",
+        ]
+        for url in bad:
+            answer = await put(api, result_url=url)
+            assert (answer.status, answer.error["field"]) == (422, "mpesa.result_url"), url
+
+
+async def test_me_tells_who_asks_with_which_key_and_what_is_configured(town: Town) -> None:
+    me = (await town.api.call("GET", "/v1/merchant/me")).data
+    merchant = await town.gateway.merchants.require(me["id"])
+    (key,) = await town.gateway.api_keys.list(me["id"])
+    assert set(me) == {"id", "name", "env", "is_active", "created_at", "key", "providers"}
+    assert (me["name"], me["env"], me["is_active"], me["providers"]) == (merchant.name, "sandbox", True, ["mpesa"])
+    assert me["key"] == {"id": key.key_id, "env": "sandbox", "scopes": sorted(map(str, MERCHANT_SCOPES))}
+    assert str(town.api.key) not in str(me)
+
+
+async def test_each_merchant_sees_and_removes_only_their_own(town: Town) -> None:
+    await put(town.api)
+    async with shop(town.gateway, town.base, is_configured=False) as other:
+        assert (await other.call("GET", PROVIDERS)).data == []
+        assert (await other.call("DELETE", f"{PROVIDERS}/mpesa")).status == 404
+        await put(other, consumer_key="key-of-the-other-EEEE")
+        assert (await stored(other))["consumer_key"] == "****EEEE"
+        assert (await stored(town.api))["consumer_key"] == "****AAAA"
+        await other.call("DELETE", f"{PROVIDERS}/mpesa")
+    assert (await stored(town.api))["consumer_key"] == "****AAAA"
+
+
+async def test_storing_and_removing_are_in_the_audit_log(town: Town) -> None:
+    await put(town.api)
+    await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
+    entries = (await town.api.call("GET", "/v1/audit/logs?limit=2")).data
+    assert [entry["action"] for entry in entries] == ["credentials.removed", "credentials.stored"]
+    assert entries[1]["detail"] == {"provider": "mpesa", "env": "sandbox", "shortcode": "174379"}
+    assert await town.gateway.audit.verify() > 2
+
+
+@given(st.text(max_size=30))
+def test_a_shortcode_is_five_to_seven_ascii_digits_and_nothing_else(text: str) -> None:
+    rule = MpesaFields.RULES["shortcode"]
+    if text.isascii() and text.isdigit() and 5 <= len(text) <= 7:
+        assert rule(text) == text
+    else:
+        with pytest.raises(ValueError, match="must be 5 to 7 digits"):
+            rule(text)
