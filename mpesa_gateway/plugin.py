@@ -145,7 +145,17 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
         loaded.append(plugin)
     enabled = {plugin.name for plugin in loaded}
     for plugin in loaded:
+        _check_settings(plugin)
         for needed in plugin.requires:
             if needed not in enabled:
                 raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
     return tuple(loaded)
+
+
+def _check_settings(plugin: Plugin) -> None:
+    for field in msgspec.structs.fields(plugin.settings):
+        if field.encode_name.endswith("_file"):
+            raise PluginRefused(
+                f"plugin `{plugin.name}` has a setting `{field.encode_name}`: in the environment, _FILE means "
+                "`read the value from this file`, so name the setting otherwise, such as `certificate_path`"
+            )

@@ -28,6 +28,9 @@ _SHARED = Path("/var/lib/mpesa-gateway")
 
 _UNPRIVILEGED = "nobody"
 _PATIENCE = 60.0
+_WRITING = 0.5
+"""Seconds that a starting server may take to write its number into its pid file."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 """Postgres' fast shutdown, then its immediate one."""
 
@@ -153,9 +156,15 @@ class EmbeddedPostgres:
     def _end_orphan(self, home: Path) -> None:
         """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""
         pid_file = home / "postmaster.pid"
-        try:
-            pid = int(pid_file.read_text().split("\n", 1)[0])
-        except (OSError, ValueError):
+        if not pid_file.exists():
+            return
+        pid = _read_pid(pid_file)
+        if pid is None:
+            # Cut short by a power cut, or being written at this moment by a server whose owner was killed.
+            time.sleep(_WRITING)
+            pid = _read_pid(pid_file)
+        if pid is None:
+            pid_file.unlink(missing_ok=True)
             return
         end(pid, "postgres", home, _SIGNALS)
         if not is_running(pid, "postgres", home):
@@ -224,3 +233,10 @@ def _copy_for_others(package: Path) -> Path:
             # Another process was quicker; its copy is as good.
             shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _read_pid(pid_file: Path) -> int | None:
+    try:
+        return int(pid_file.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_payments.schemas import PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,17 @@ class Recovery(Protocol):
 
     async def settle(self, payment_id: str, line: Statement) -> Finding:
         """Complete the payment with this money, or say why not: it is done already, or does not fit."""
+        ...
+
+
+class StatusQueries(Protocol):
+    """Asks M-Pesa what became of a transaction."""
+
+    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+        """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
+
+        Raises Invalid, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
-from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments
+from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.jobs import ask, sweep
@@ -42,6 +42,7 @@ plugin = Plugin(
         (PaymentService, PaymentService),
         (Payments, lambda gateway: gateway.services.get(PaymentService)),
         (StatusChecks, StatusChecks),
+        (StatusQueries, lambda gateway: gateway.services.get(StatusChecks)),
         (PaymentRecovery, PaymentRecovery),
         (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
         (RefundablePayments, PaymentRefunds),

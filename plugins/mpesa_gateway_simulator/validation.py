@@ -85,7 +85,9 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool) -> Push:
     parts = urlsplit(callback_url)
     if parts.scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not parts.hostname:
         raise _bad("CallBackURL")
-    reference, description = _text(body, "AccountReference"), _text(body, "TransactionDesc")
+    reference = _text(body, "AccountReference")
+    # The one field that Daraja does without.
+    description = _text(body, "TransactionDesc") if "TransactionDesc" in body else ""
     if not 1 <= len(reference) <= 12:
         raise _bad("AccountReference")
     if len(description) > 13:

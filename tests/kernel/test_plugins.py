@@ -89,6 +89,18 @@ def test_a_missing_requirement_is_refused_and_where_it_stands_does_not_matter() 
         load(["payments"])
 
 
+class FileSettings(msgspec.Struct, frozen=True):
+    """Settings of which one cannot be told from the environment's way to read a file."""
+
+    cert_file: str = ""
+
+
+def test_a_setting_that_the_environment_would_take_for_a_file_is_refused() -> None:
+    greedy = Plugin(name="greedy", summary="Reads.", settings=FileSettings)
+    with pytest.raises(PluginRefused, match=r"`greedy` has a setting `cert_file`.*name the setting otherwise"):
+        load([], [greedy])
+
+
 def test_installed_is_not_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(tmp_path, monkeypatch, "raise RuntimeError('imported')", entry="bomb")
     assert [plugin.name for plugin in load(["credentials"])] == ["credentials"]

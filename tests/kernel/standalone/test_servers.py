@@ -218,6 +218,20 @@ def test_servers_that_outlived_their_owner_are_replaced(folder: Path) -> None:
             orphan.wait()
 
 
+@pytest.mark.parametrize("content", ["", "\n", "not a number\n"])
+def test_a_pid_file_that_a_power_cut_left_unreadable_does_not_stand_in_the_way(folder: Path, content: str) -> None:
+    postgres = EmbeddedPostgres(folder)
+    postgres.start()
+    postgres.stop()
+    pid_file = postgres.home / "postmaster.pid"
+    pid_file.write_text(content)
+    os.chown(pid_file, postgres.home.stat().st_uid, -1)
+    try:
+        assert sql(postgres.start(), "SELECT 1") == 1
+    finally:
+        postgres.stop()
+
+
 @pytest.mark.parametrize("owner", ["nobody at all", "a stranger"])
 def test_a_pid_file_that_was_left_behind_does_not_stand_in_the_way(folder: Path, owner: str) -> None:
     postgres = EmbeddedPostgres(folder)

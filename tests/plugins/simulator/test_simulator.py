@@ -394,7 +394,10 @@ async def test_what_lies_just_inside_the_limits_is_taken(line: Line) -> None:
     for changes in good:
         status, answer = await line.push("254711000001", **changes)
         assert status == 200, (changes, answer)
-    assert len(await line.prompts("254711000001")) == len(good)
+    without = line.request("254711000001", 7)
+    del without["TransactionDesc"]
+    assert (await line.send(without))[0] == 200
+    assert len(await line.prompts("254711000001")) == len(good) + 1
 
 
 async def test_a_wrong_password_is_refused_for_pushes_and_queries(line: Line) -> None:

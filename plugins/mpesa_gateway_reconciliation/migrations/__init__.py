@@ -1,0 +1,1 @@
+"""Runs and statement lines, as numbered SQL files."""

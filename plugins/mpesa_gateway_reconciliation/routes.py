@@ -1,0 +1,70 @@
+"""Reconciliation over HTTP."""
+
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.query import reads
+from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
+from mpesa_gateway.services import Services
+from mpesa_gateway_reconciliation.schemas import (
+    Assignment,
+    LineView,
+    Registration,
+    RowsQuery,
+    RunPage,
+    RunsQuery,
+    RunView,
+    Window,
+)
+from mpesa_gateway_reconciliation.service import Reconciliation
+
+
+@post("/v1/payments/mpesa/pull/register", status_code=200, tags=["Reconciliation"])
+async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
+    """Enable Pull for the merchant's shortcode, once; doing it again is fine."""
+    return Success(data=await services.get(Reconciliation).register(caller))
+
+
+@post("/v1/payments/mpesa/reconcile", status_code=200, tags=["Reconciliation"])
+async def reconcile(
+    caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]
+) -> Response[Success[RunView]]:
+    """Read M-Pesa's statement now and complete what it proves; 202 while a long run goes on."""
+    run = await services.get(Reconciliation).run_now(caller, data)
+    return Response(Success(data=run), status_code=202 if run.status == "running" else 200)
+
+
+@get("/v1/payments/mpesa/reconciliations", dependencies={"filters": reads(RunsQuery)}, tags=["Reconciliation"])
+async def list_runs(
+    filters: NamedDependency[RunsQuery], caller: PaymentsRead, services: NamedDependency[Services]
+) -> Page[RunView]:
+    """The merchant's reconciliation runs, newest first."""
+    return await services.get(Reconciliation).page(caller.merchant_id, filters)
+
+
+@get(
+    "/v1/payments/mpesa/reconciliations/{run_id:str}",
+    dependencies={"filters": reads(RowsQuery)},
+    tags=["Reconciliation"],
+)
+async def get_run(
+    run_id: FromPath[str],
+    filters: NamedDependency[RowsQuery],
+    caller: PaymentsRead,
+    services: NamedDependency[Services],
+) -> RunPage:
+    """A run with the statement lines that it read, each with its finding."""
+    return await services.get(Reconciliation).rows(caller.merchant_id, run_id, filters)
+
+
+@post("/v1/payments/mpesa/statement-lines/{line_id:str}/assign", status_code=200, tags=["Reconciliation"])
+async def assign_line(
+    line_id: FromPath[str], data: JSONBody[Assignment], caller: PaymentsWrite, services: NamedDependency[Services]
+) -> Success[LineView]:
+    """Say which payment a statement line belongs to that M-Pesa's data cannot decide."""
+    return Success(data=await services.get(Reconciliation).assign(caller, line_id, data.payment_id))
+
+
+routes = (register_pull, reconcile, list_runs, get_run, assign_line)

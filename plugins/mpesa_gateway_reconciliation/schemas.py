@@ -1,0 +1,132 @@
+"""Reconciliation as it goes over the wire."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.envelope import Meta
+from mpesa_gateway.http.query import Limit
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway_payments.api import Finding
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """A shortcode that Pull is enabled for."""
+
+    shortcode: str
+    response_code: str
+    response_desc: str
+    registered_at: datetime
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to reconcile: the last two hours, or from ``start`` to ``end``, at most the last 48 hours."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
+
+    id: str
+    cause: str
+    status: str
+    shortcode: str
+    start: datetime
+    end: datetime
+    pages: int
+    lines: int
+    malformed: int
+    already_known: int
+    recovered: int
+    not_found: int
+    mismatched: int
+    ambiguous: int
+    error: str | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class LineView(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one."""
+
+    id: str
+    receipt: str
+    amount: str
+    phone: str | None
+    reference: str | None
+    kind: str | None
+    at: datetime
+    finding: str
+    payment_id: str | None
+    check_id: str | None
+
+
+class RunWithRows(RunView, frozen=True, kw_only=True):
+    """A run with the lines that it read."""
+
+    rows: list[LineView]
+
+
+class RunPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, and where its rows stand in the whole."""
+
+    success: Literal[True] = True
+    data: RunWithRows
+    meta: Meta
+
+
+class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the list of runs takes."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+    count: bool = False
+
+
+class RowsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run's rows can be filtered by."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+    outcome: Finding | None = None
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The payment that a person found a statement line to belong to."""
+
+    payment_id: str
+
+
+def run_view(row: Row) -> RunView:
+    """A run's row as merchants see it."""
+    return RunView(**_run_values(row))
+
+
+def run_with_rows(row: Row, rows: list[LineView]) -> RunWithRows:
+    """A run's row with its lines."""
+    return RunWithRows(**_run_values(row), rows=rows)
+
+
+def line_view(row: Row, finding: str | None = None) -> LineView:
+    """A line's row as merchants see it."""
+    return LineView(
+        id=row["line_id"],
+        receipt=row["receipt"],
+        amount=row["amount_text"] if row["amount"] is None else f"{row['amount']}.00",
+        phone=None if row["phone"] is None else mask_phones(row["phone"]),
+        reference=row["reference"],
+        kind=row["kind"],
+        at=row["moments"][0],
+        finding=finding or row["finding"],
+        payment_id=row["payment_id"],
+        check_id=row["check_id"],
+    )
+
+
+def _run_values(row: Row) -> dict[str, Any]:
+    renamed = {"id": row["run_id"], "start": row["window_start"], "end": row["window_end"]}
+    return renamed | {name: row[name] for name in RunView.__struct_fields__ if name not in renamed}

@@ -1,0 +1,398 @@
+"""Reads M-Pesa's statements, keeps each line once, and completes the payments that they prove were paid."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from mpesa_gateway.daraja.client import DarajaFault, Rejected
+from mpesa_gateway.daraja.wire import StatementLine, StatementPage
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, Refused, checking
+from mpesa_gateway.http.envelope import Meta, Page
+from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
+from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.money import Kes
+from mpesa_gateway.security.scopes import Caller, Env
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_payments.api import Finding, Payments, Recovery, Statement, StatusQueries
+from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
+from mpesa_gateway_reconciliation.schemas import (
+    LineView,
+    Registration,
+    RowsQuery,
+    RunPage,
+    RunsQuery,
+    RunView,
+    Window,
+    line_view,
+    run_view,
+    run_with_rows,
+)
+from mpesa_gateway_reconciliation.settings import ReconciliationSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+FARTHEST = timedelta(hours=48)
+"""How far back Pull reaches (Safaricom's portal)."""
+
+OVERLAP = timedelta(minutes=10)
+"""How much of the window before is read again: lines have been seen to appear late."""
+
+_LEASE = timedelta(minutes=5)
+"""For how long one page may take before a run counts as interrupted."""
+
+_MOST_PAGES = 1000
+
+
+class Reconciliation:
+    """The use cases of reconciliation. A run is a row before it asks anything, and one runs at a time per merchant."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(ReconciliationSettings)
+        self._slots = asyncio.Semaphore(self._settings.at_once)
+
+    # -- registration ---------------------------------------------------------------------------------------------
+
+    async def register(self, caller: Caller) -> Registration:
+        """Enable Pull for the merchant's shortcode; doing it again is fine.
+
+        Raises ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
+        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
+        check_env(credentials, caller.env)
+        if credentials.nominated_number is None:
+            raise ProviderNotConfigured(
+                "Pull needs mpesa.nominated_number: store the credentials again with it", field="mpesa.nominated_number"
+            )
+        address = self._gateway.services.get(Callbacks).url_for(
+            "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
+        )
+        try:
+            code, text = await self._gateway.daraja.pull_register(
+                credentials.daraja, nominated_number=credentials.nominated_number, callback_url=address
+            )
+        except DarajaFault as fault:
+            raise refusal_of(fault) from None
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            row = await self._db.fetchrow(
+                tables.REGISTER, caller.merchant_id, credentials.env, credentials.daraja.receiver, code, text, now
+            )
+            await self._gateway.audit.record(
+                "pull.registered",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=caller.merchant_id,
+                detail={"shortcode": credentials.daraja.receiver, "code": code},
+            )
+        if row is None:
+            raise RuntimeError("the registration was not written")
+        return Registration(**{name: row[name] for name in Registration.__struct_fields__})
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    async def run_now(self, caller: Caller, window: Window) -> RunView:
+        """Reconcile a window now, the last two hours without one; gives the run, perhaps still running.
+
+        Raises Invalid for a window that Pull cannot give, RunInProgress, and ProviderNotConfigured.
+        """
+        start, end = self._read_window(window)
+        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
+        check_env(credentials, caller.env)
+        run = await self._begin(credentials, "manual", start, end)
+        # The run goes on when its caller hangs up, or is tired of waiting.
+        work = asyncio.ensure_future(self._run(run, credentials))
+        try:
+            await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
+        except TimeoutError:
+            self._leave(work)
+        return await self.get(caller.merchant_id, run["run_id"])
+
+    async def run_due(self, merchant_id: str) -> bool:
+        """A regular run: the last two hours, or back to where the last run ended. False when one is running."""
+        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+        now = self._gateway.clock.now()
+        reached = await self._db.fetchval(tables.REACHED, merchant_id, credentials.env, credentials.daraja.receiver)
+        usual = now - timedelta(hours=self._settings.window_hours)
+        start = now - FARTHEST if reached is None else max(min(usual, reached - OVERLAP), now - FARTHEST)
+        try:
+            run = await self._begin(credentials, "cron", start, now)
+        except RunInProgress:
+            return False
+        async with self._slots:
+            await self._run(run, credentials)
+        return True
+
+    async def wake_all(self) -> int:
+        """Hand a regular run of each merchant that has a nominated number to the queue; gives their count."""
+        merchants = await self._gateway.services.get(Credentials).merchants_with_statements()
+        for merchant_id in merchants:
+            await self._gateway.jobs.enqueue("reconciliation.reconcile", merchant_id=merchant_id)
+        return len(merchants)
+
+    def _read_window(self, window: Window) -> tuple[datetime, datetime]:
+        now = self._gateway.clock.now()
+        end = window.end or now
+        start = window.start or end - timedelta(hours=self._settings.window_hours)
+        with checking() as checks:
+            for name, moment in (("start", start), ("end", end)):
+                if moment.tzinfo is None:
+                    checks.fail(name, "must have a zone, such as 2026-11-23T10:15:00Z")
+            checks.settle()
+            if start < now - FARTHEST:
+                checks.fail("start", "must be within the last 48 hours: M-Pesa gives no more")
+            if end > now + timedelta(minutes=1):
+                checks.fail("end", "must not be in the future")
+            if start >= end:
+                checks.fail("end", "must be after start")
+        return start, end
+
+    async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.execute(tables.INTERRUPTED, credentials.merchant_id, now)
+            run = await self._db.fetchrow(
+                tables.BEGIN,
+                self._gateway.ids.new("run"),
+                credentials.merchant_id,
+                credentials.env,
+                credentials.daraja.receiver,
+                cause,
+                start,
+                end,
+                now,
+                now + _LEASE,
+            )
+        if run is None:
+            raise RunInProgress("a reconciliation of this merchant is running: wait until it has finished")
+        return run
+
+    async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
+        """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
+        error: str | None = None
+        try:
+            await self._read(run, credentials)
+            await self._settle(run, credentials)
+        except DarajaFault as fault:
+            error = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
+            log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
+        except Exception as problem:
+            error = f"unexpected: {type(problem).__name__}"
+            log.exception("reconciliation_failed", run_id=run["run_id"])
+        status = "completed" if error is None else "failed"
+        await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
+        log.info("reconciliation_finished", run_id=run["run_id"], status=status)
+
+    @staticmethod
+    def _leave(work: "asyncio.Future[None]") -> None:
+        _running.add(work)
+        work.add_done_callback(_running.discard)
+
+    async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
+        """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever."""
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            page = await self._ask(
+                lambda at=offset: self._gateway.daraja.pull_query(  # type: ignore[misc]
+                    credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
+                )
+            )
+            if page.rows == 0:
+                return
+            if await self._keep(run, page) == 0 and page.malformed < page.rows:
+                return
+            offset += page.rows
+
+    async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
+        """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
+        for tried in range(1, self._settings.tries + 1):
+            try:
+                return await question()
+            except Rejected:
+                raise
+            except DarajaFault as fault:
+                if tried == self._settings.tries:
+                    raise
+                await asyncio.sleep(min(fault.retry_after or self._settings.pause, self._settings.pause) * tried)
+        raise AssertionError("unreachable")
+
+    async def _keep(self, run: Row, page: StatementPage) -> int:
+        """Write a page's lines, each once; gives how many of them this run had not seen."""
+        now = self._gateway.clock.now()
+        # One receipt twice on one page would be two rows for one insert.
+        lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
+        kept = list(lines.values())
+        async with self._db.transaction():
+            is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
+            if is_ours is None:
+                raise RuntimeError("the run was given up meanwhile")
+            rows = await self._db.fetch(
+                tables.KEEP_LINES,
+                [self._gateway.ids.new("lin") for _ in kept],
+                [line.receipt for line in kept],
+                [line.moments[0] for line in kept],
+                [line.moments[1] if len(line.moments) > 1 else None for line in kept],
+                [_whole(line.amount) for line in kept],
+                [line.amount_text for line in kept],
+                [line.phone for line in kept],
+                [line.reference for line in kept],
+                [line.kind for line in kept],
+                [line.organisation for line in kept],
+                run["merchant_id"],
+                run["env"],
+                run["shortcode"],
+                now,
+                run["run_id"],
+            )
+        return len(rows)
+
+    # -- what lines turn out to be --------------------------------------------------------------------------------
+
+    async def _settle(self, run: Row, credentials: MpesaCredentials) -> None:
+        """Find out what each line of the run is that nothing is known of yet."""
+        after = ""
+        while True:
+            rows = await self._db.fetch(tables.UNSETTLED, run["run_id"], after)
+            if not rows:
+                return
+            for row in rows:
+                finding, payment_id = await self._settle_line(row, credentials)
+                await self._db.execute(
+                    tables.SETTLE_LINE, run["run_id"], row["line_id"], finding, payment_id, self._gateway.clock.now()
+                )
+                if finding == "ambiguous":
+                    await self._ask_about(row)
+            after = rows[-1]["line_id"]
+
+    async def _settle_line(self, row: Row, credentials: MpesaCredentials) -> tuple[Finding, str | None]:
+        recovery, line = self._gateway.services.get(Recovery), _statement(row)
+        env: Env = row["env"]
+        match = await recovery.match(row["merchant_id"], env, credentials.shortcode, line)
+        payment_id = next(iter(match.payment_ids), None)
+        if payment_id is None:
+            return "not_found", None
+        if match.how == "rule" and (len(match.payment_ids) > 1 or await self._has_rival(row, credentials, payment_id)):
+            return "ambiguous", None
+        finding = await recovery.settle(payment_id, line)
+        return finding, payment_id if finding in {"already_known", "recovered", "mismatched"} else None
+
+    async def _has_rival(self, row: Row, credentials: MpesaCredentials, payment_id: str) -> bool:
+        """Whether other money that belongs nowhere yet fits the same payment."""
+        recovery = self._gateway.services.get(Recovery)
+        env: Env = row["env"]
+        for rival in await self._db.fetch(tables.RIVALS, row["merchant_id"], env, row["amount"], row["line_id"]):
+            match = await recovery.match(row["merchant_id"], env, credentials.shortcode, _statement(rival))
+            if payment_id in match.payment_ids:
+                return True
+        return False
+
+    async def _ask_about(self, row: Row) -> None:
+        """Let a status query decide between several payments, once: it shows the payer's whole number."""
+        if row["check_id"] is not None:
+            return
+        try:
+            check = await self._gateway.services.get(StatusQueries).ask(row["merchant_id"], row["receipt"])
+        except Refused as problem:
+            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
+            return
+        await self._db.execute(tables.CHECKED, row["line_id"], check.check_id)
+
+    async def assign(self, caller: Caller, line_id: str, payment_id: str) -> LineView:
+        """A person says which payment a line belongs to. Raises NotFound, LineSettled."""
+        await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
+            if row is None:
+                raise NotFound("there is no such statement line")
+            if row["payment_id"] is not None:
+                raise LineSettled("this line belongs to a payment already")
+            finding = await self._gateway.services.get(Recovery).settle(payment_id, _statement(row))
+            if finding not in {"recovered", "already_known", "mismatched"}:
+                raise LineSettled("this payment has another receipt: it was paid with other money")
+            await self._gateway.audit.record(
+                "statement_line.assigned",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=line_id,
+                detail={"payment_id": payment_id, "finding": finding},
+            )
+            assigned = await self._db.fetchrow(
+                tables.ASSIGN_LINE, line_id, finding, payment_id, self._gateway.clock.now()
+            )
+        if assigned is None:
+            raise NotFound("there is no such statement line")
+        return line_view(assigned)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def get(self, merchant_id: str, run_id: str) -> RunView:
+        """A run of this merchant. Raises NotFound."""
+        return run_view(await self._require(merchant_id, run_id))
+
+    async def page(self, merchant_id: str, filters: RunsQuery) -> Page[RunView]:
+        """The merchant's runs, newest first. Raises Invalid for a bad cursor."""
+        at, run_id = decode_position(filters.cursor) if filters.cursor else (None, "")
+        rows = await self._db.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
+        total = await self._db.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
+        return page_of(
+            rows,
+            filters.limit,
+            view=run_view,
+            position=lambda row: (row["started_at"], row["run_id"]),
+            total=total,
+        )
+
+    async def rows(self, merchant_id: str, run_id: str, filters: RowsQuery) -> RunPage:
+        """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
+        run = await self._require(merchant_id, run_id)
+        after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
+        if "\x00" in after:
+            after = ""
+        rows = await self._db.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
+        shown, has_more = rows[: filters.limit], len(rows) > filters.limit
+        return RunPage(
+            data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),
+            meta=Meta(
+                limit=filters.limit,
+                has_more=has_more,
+                next_cursor=encode_cursor(shown[-1]["line_id"]) if has_more else None,
+            ),
+        )
+
+    async def _require(self, merchant_id: str, run_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, run_id)
+        if row is None:
+            raise NotFound("there is no such reconciliation run")
+        return row
+
+
+_running: "set[asyncio.Future[None]]" = set()
+"""Manual runs that nobody waits for any more: a task that nothing refers to may be collected before its end."""
+
+
+def _whole(amount: Kes | None) -> int | None:
+    """An amount as the column takes it; beyond its range it belongs to no payment of ours."""
+    return int(amount) if amount is not None and int(amount) < 2**31 else None
+
+
+def _statement(row: Row) -> Statement:
+    return Statement(
+        receipt=row["receipt"],
+        amount=None if row["amount"] is None else Kes(row["amount"]),
+        amount_text=row["amount_text"],
+        phone=row["phone"],
+        reference=row["reference"],
+        moments=tuple(row["moments"]),
+    )

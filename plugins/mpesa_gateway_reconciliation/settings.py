@@ -1,0 +1,19 @@
+"""What a host can set about reconciliation."""
+
+import msgspec
+
+
+class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[reconciliation]``. Times are in seconds unless their name says otherwise.
+
+    ``window_hours`` is how far back a regular run looks; after missed runs it reaches back to where the last one ended,
+    48 hours at most, which is all that Pull gives. ``at_once`` bounds how many merchants one worker reconciles at a
+    time; ``tries`` and ``pause`` say how often and how patiently one page is asked for; ``wait`` is how long a manual
+    run is waited for before it is answered as still running.
+    """
+
+    window_hours: float = 2.0
+    at_once: int = 3
+    tries: int = 4
+    pause: float = 5.0
+    wait: float = 25.0

@@ -1,0 +1,189 @@
+"""Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+
+from piccolo.columns import Array, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class RegistrationRow(Table, tablename="pull_registration"):
+    """A shortcode that Pull has been enabled for."""
+
+    merchant_id = Text(primary_key=True)
+    env = Text()
+    shortcode = Text()
+    response_code = Text()
+    response_desc = Text()
+    registered_at = Timestamptz()
+
+
+class RunRow(Table, tablename="reconciliation_run"):
+    """One reading of one window of a merchant's statement."""
+
+    run_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    shortcode = Text()
+    cause = Text()
+    window_start = Timestamptz()
+    window_end = Timestamptz()
+    status = Text()
+    lease_until = Timestamptz(null=True, default=None)
+    pages = Integer()
+    lines = Integer()
+    malformed = Integer()
+    already_known = Integer()
+    recovered = Integer()
+    not_found = Integer()
+    mismatched = Integer()
+    ambiguous = Integer()
+    error = Text(null=True, default=None)
+    started_at = Timestamptz()
+    finished_at = Timestamptz(null=True, default=None)
+
+
+class LineRow(Table, tablename="statement_line"):
+    """One row of a statement, kept once however often it is read."""
+
+    line_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    shortcode = Text()
+    receipt = Text()
+    moments = Array(base_column=Timestamptz())
+    amount = Integer(null=True, default=None)
+    amount_text = Text()
+    phone = Text(null=True, default=None)
+    reference = Text(null=True, default=None)
+    kind = Text(null=True, default=None)
+    organisation = Text(null=True, default=None)
+    finding = Text()
+    payment_id = Text(null=True, default=None)
+    check_id = Text(null=True, default=None)
+    created_at = Timestamptz()
+    settled_at = Timestamptz(null=True, default=None)
+
+
+class RunLineRow(Table, tablename="reconciliation_line"):
+    """What a line was found to be in one run."""
+
+    run_id = Text(primary_key=True)
+    line_id = Text()
+    finding = Text()
+
+
+REGISTER = """
+INSERT INTO pull_registration (merchant_id, env, shortcode, response_code, response_desc, registered_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (merchant_id, env, shortcode) DO UPDATE SET response_code = excluded.response_code,
+    response_desc = excluded.response_desc
+RETURNING *
+"""
+
+REGISTERED = "SELECT EXISTS (SELECT 1 FROM pull_registration WHERE merchant_id = $1 AND env = $2 AND shortcode = $3)"
+
+INTERRUPTED = """
+UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
+    finished_at = $2
+WHERE merchant_id = $1 AND status = 'running' AND lease_until < $2
+"""
+
+BEGIN = """
+INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
+    started_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)
+ON CONFLICT (merchant_id) WHERE status = 'running' DO NOTHING
+RETURNING *
+"""
+
+REACHED = """
+SELECT max(window_end) FROM reconciliation_run WHERE merchant_id = $1 AND status = 'completed' AND env = $2
+    AND shortcode = $3
+"""
+
+PAGE_READ = """
+UPDATE reconciliation_run SET pages = pages + 1, malformed = malformed + $2, lease_until = $3
+WHERE run_id = $1 AND status = 'running'
+RETURNING run_id
+"""
+
+KEEP_LINES = """
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],
+        $7::text[], $8::text[], $9::text[], $10::text[])
+        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation)
+), kept AS (
+    INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
+        reference, kind, organisation, created_at)
+    SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
+        reference, kind, organisation, $14
+    FROM given
+    ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
+    RETURNING line_id, finding
+)
+INSERT INTO reconciliation_line (run_id, line_id, finding)
+SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known' WHEN finding IN ('not_found', 'ambiguous')
+    THEN 'new' ELSE finding END
+FROM kept
+ON CONFLICT (run_id, line_id) DO NOTHING
+RETURNING line_id
+"""
+
+UNSETTLED = """
+SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND line_id > $2
+ORDER BY line_id LIMIT 200
+"""
+
+RIVALS = """
+SELECT * FROM statement_line
+WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous') AND line_id <> $4
+ORDER BY created_at DESC LIMIT 50
+"""
+
+SETTLE_LINE = """
+WITH line AS (
+    UPDATE statement_line SET finding = $3, payment_id = $4, settled_at = CASE WHEN $4 IS NULL THEN NULL ELSE $5 END
+    WHERE line_id = $2
+)
+UPDATE reconciliation_line SET finding = $3 WHERE run_id = $1 AND line_id = $2
+"""
+
+CHECKED = "UPDATE statement_line SET check_id = $2 WHERE line_id = $1"
+
+FINISH = """
+WITH counted AS (
+    SELECT count(*) AS lines,
+        count(*) FILTER (WHERE finding = 'already_known') AS already_known,
+        count(*) FILTER (WHERE finding = 'recovered') AS recovered,
+        count(*) FILTER (WHERE finding = 'not_found') AS not_found,
+        count(*) FILTER (WHERE finding = 'mismatched') AS mismatched,
+        count(*) FILTER (WHERE finding = 'ambiguous') AS ambiguous
+    FROM reconciliation_line WHERE run_id = $1
+)
+UPDATE reconciliation_run SET status = $2, error = $3, finished_at = $4, lease_until = NULL, lines = counted.lines,
+    already_known = counted.already_known, recovered = counted.recovered, not_found = counted.not_found,
+    mismatched = counted.mismatched, ambiguous = counted.ambiguous
+FROM counted WHERE run_id = $1 AND status = 'running'
+"""
+
+FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND run_id = $2"
+
+RUNS = """
+SELECT * FROM reconciliation_run
+WHERE merchant_id = $1 AND ($2::timestamptz IS NULL OR (started_at, run_id) < ($2, $3))
+ORDER BY started_at DESC, run_id DESC LIMIT $4
+"""
+
+COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1"
+
+RUN_LINES = """
+SELECT statement_line.*, reconciliation_line.finding AS run_finding
+FROM reconciliation_line JOIN statement_line USING (line_id)
+WHERE run_id = $1 AND ($2::text IS NULL OR reconciliation_line.finding = $2) AND line_id > $3
+ORDER BY line_id LIMIT $4
+"""
+
+LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
+
+ASSIGN_LINE = """
+UPDATE statement_line SET finding = $2, payment_id = $3, settled_at = $4 WHERE line_id = $1 RETURNING *
+"""

@@ -1,0 +1,39 @@
+"""The refunds plugin, declared."""
+
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
+from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.jobs import ask, sweep
+from mpesa_gateway_refunds.routes import routes
+from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.tables import RefundRow
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def take_reversal_result(result: ReversalResulted, gateway: "Gateway") -> None:
+    """Daraja told how a reversal ended."""
+    await gateway.services.get(RefundService).take_result(result)
+
+
+async def take_status_of_reversal(result: StatusResulted, gateway: "Gateway") -> None:
+    """Daraja told what we asked about a reversal."""
+    await gateway.services.get(RefundService).take_status(result)
+
+
+plugin = Plugin(
+    name="refunds",
+    summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
+    requires=("credentials", "callbacks", "payments"),
+    settings=RefundsSettings,
+    routes=routes,
+    jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */10")),
+    publishes=(RefundFailed,),
+    subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
+    provides=((RefundService, RefundService),),
+    tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
+)

@@ -1,0 +1,74 @@
+"""Refunds over HTTP."""
+
+from typing import Annotated
+
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, HeaderParameter, JSONBody
+
+from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.query import reads
+from mpesa_gateway.security.scopes import Admin, RefundsRead, RefundsWrite
+from mpesa_gateway.services import Services
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution
+from mpesa_gateway_refunds.service import RefundService
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key", description="Your name for this request: repeating it sends nothing twice."
+    ),
+]
+
+
+@post("/v1/refunds", tags=["Refunds"])
+async def create_refund(
+    data: JSONBody[CreateRefund],
+    caller: RefundsWrite,
+    services: NamedDependency[Services],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[Success[RefundView]]:
+    """Send money back to the payer, all or a part of what is left of a payment."""
+    key = None if idempotency_key is None else read_key(idempotency_key)
+    refund, is_replay = await services.get(RefundService).request(caller, data, key)
+    return Response(
+        Success(data=refund),
+        status_code=200 if is_replay else 201,
+        headers={"Idempotent-Replayed": "true"} if is_replay else {"Location": f"/v1/refunds/{refund.id}"},
+    )
+
+
+@get("/v1/refunds", dependencies={"filters": reads(RefundQuery)}, tags=["Refunds"])
+async def list_refunds(
+    filters: NamedDependency[RefundQuery], caller: RefundsRead, services: NamedDependency[Services]
+) -> Page[RefundView]:
+    """The merchant's refunds, newest first."""
+    return await services.get(RefundService).page(caller.merchant_id, filters)
+
+
+@get("/v1/refunds/{refund_id:str}", tags=["Refunds"])
+async def get_refund(
+    refund_id: FromPath[str], caller: RefundsRead, services: NamedDependency[Services]
+) -> Success[RefundView]:
+    """A refund."""
+    return Success(data=await services.get(RefundService).get(caller.merchant_id, refund_id))
+
+
+@post("/v1/refunds/{refund_id:str}/query", status_code=200, tags=["Refunds"])
+async def query_refund(
+    refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
+) -> Success[RefundView]:
+    """Ask M-Pesa now what became of a pending refund; the answer comes later."""
+    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, refund_id))
+
+
+@post("/v1/admin/refunds/{refund_id:str}/resolve", status_code=200, tags=["Administration"])
+async def resolve_refund(
+    refund_id: FromPath[str], data: JSONBody[Resolution], caller: Admin, services: NamedDependency[Services]
+) -> Success[RefundView]:
+    """End a refund that M-Pesa never answered for, from what a person saw on its portal. This cannot be undone."""
+    return Success(data=await services.get(RefundService).resolve(refund_id, data, caller.actor))
+
+
+routes = (create_refund, list_refunds, get_refund, query_refund, resolve_refund)

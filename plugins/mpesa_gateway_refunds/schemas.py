@@ -1,0 +1,76 @@
+"""Refunds as they go over the wire."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from mpesa_gateway.http.query import ListQuery
+from mpesa_gateway.money import Kes
+
+_LONGEST_REASON = 90
+"""Characters of a reason: Daraja takes 2 to 100 as remarks."""
+
+
+def _reason(text: str) -> str:
+    if not 2 <= len(text.strip()) <= _LONGEST_REASON or not text.isascii() or not text.isprintable():
+        raise ValueError(
+            f"must be 2 to {_LONGEST_REASON} printable ASCII characters: M-Pesa keeps it with the reversal"
+        )
+    return text
+
+
+class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A refund that a merchant wants; without ``amount``, of all that is left of the payment."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"amount": Kes.parse_json, "reason": _reason}
+
+    payment_id: str
+    amount: msgspec.Raw | None = None
+    reason: str | None = None
+
+
+class RefundView(msgspec.Struct, frozen=True, kw_only=True):
+    """A refund as merchants see it.
+
+    ``outcome`` is a stable word once it has ended; ``advice`` says what to do about a failure; ``attention`` why a
+    pending one waits for a person.
+    """
+
+    id: str
+    merchant_id: str
+    payment_id: str
+    amount: str
+    currency: str
+    provider: str
+    status: str
+    reason: str
+    receipt: str
+    reversal_receipt: str | None
+    provider_ref: str | None
+    outcome: str | None
+    advice: str | None
+    result_code: str | None
+    result_desc: str | None
+    attention: str | None
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None
+
+
+class RefundQuery(ListQuery, frozen=True, kw_only=True):
+    """The filters of the list of refunds."""
+
+    payment_id: str | None = None
+    status: Literal["pending", "completed", "failed"] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a person found out about a refund that M-Pesa never answered for. ``confirm`` repeats the refund's id."""
+
+    outcome: Literal["completed", "failed"]
+    confirm: str
+    note: str

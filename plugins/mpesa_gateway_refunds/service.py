@@ -1,0 +1,418 @@
+"""Sends money back: sets it aside, commits, asks M-Pesa to reverse, and follows each reversal to its one end."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknown, Rejected
+from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.money import Kes
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
+from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_payments.api import RefundablePayments
+from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.errors import RefundEnded
+from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution
+from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.views import view
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_OPERATION = "refunds.request"
+_DONE = ReversalOutcome("reversed", "the money went back to the payer", "")
+
+
+class RefundService:
+    """The use cases of refunds. A reversal is sent once: what became of it is asked, never repeated."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(RefundsSettings)
+
+    # -- asking for one -------------------------------------------------------------------------------------------
+
+    async def request(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[RefundView, bool]:
+        """Ask M-Pesa to send money back; gives the refund, and whether an earlier request with this key made it.
+
+        Raises NotFound, Conflict where the payment does not allow it, KeyMismatch, KeyInProgress,
+        ProviderNotConfigured, ProviderRejected, and ProviderUnavailable when nothing was sent.
+        """
+        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
+        check_env(credentials, caller.env)
+        row, is_ours = await self._claim(caller, body, key, credentials)
+        if is_ours:
+            # A caller that hangs up must not tear the reversal from its record.
+            row = await asyncio.shield(asyncio.ensure_future(self._reverse(row, credentials, key)))
+        return view(row), not is_ours
+
+    async def _claim(
+        self, caller: Caller, body: CreateRefund, key: str | None, credentials: MpesaCredentials
+    ) -> tuple[Row, bool]:
+        """The refund of this request, with its money set aside, and whether its reversal is ours to send."""
+        now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
+        amount = None if body.amount is None else Kes.parse_json(body.amount)
+        async with self._db.transaction():
+            if key is not None:
+                claim = await idempotency.claim(
+                    self._db,
+                    merchant_id=caller.merchant_id,
+                    key=key,
+                    fingerprint=idempotency.fingerprint(
+                        _OPERATION, {"payment_id": body.payment_id, "amount": amount, "reason": body.reason}
+                    ),
+                    subject_id=refund_id,
+                    now=now,
+                    lease=timedelta(seconds=self._settings.hold),
+                )
+                if not claim.is_ours:
+                    return await self._require(caller.merchant_id, claim.subject_id), False
+                refund_id = claim.subject_id
+            credentials.initiator_for("a refund")
+            payments = self._gateway.services.get(RefundablePayments)
+            refundable = await payments.reserve(caller.merchant_id, body.payment_id, amount, refund_id)
+            if refundable.env != credentials.env:
+                raise Conflict(
+                    f"this payment is of {refundable.env}, and the stored credentials are of {credentials.env}"
+                )
+            row = await self._db.fetchrow(
+                tables.INSERT,
+                refund_id,
+                caller.merchant_id,
+                body.payment_id,
+                refundable.env,
+                int(refundable.amount),
+                int(refundable.payment_amount),
+                refundable.receipt,
+                body.reason or "",
+                key,
+                now + timedelta(seconds=self._settings.hold),
+                now,
+            )
+            if row is None:
+                raise Conflict("this refund is under way: look at it before asking again")
+            await self._gateway.audit.record(
+                "refund.requested",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=refund_id,
+                detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
+            )
+            return row, True
+
+    async def _reverse(self, row: Row, credentials: MpesaCredentials, key: str | None) -> Row:
+        """Send the one reversal of a refund and record what came of it."""
+        refund_id = row["refund_id"]
+        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        try:
+            ack = await self._gateway.daraja.reverse(
+                credentials.daraja,
+                credentials.initiator_for("a refund"),
+                receipt=row["receipt"],
+                amount=Kes(row["amount"]),
+                result_url=credentials.result_url or self._address("reversal", credentials, refund_id),
+                timeout_url=credentials.timeout_url or self._address("reversal-timeout", credentials, refund_id),
+                remarks=row["reason"] or f"Refund {refund_id[-12:]}",
+            )
+        except OutcomeUnknown as fault:
+            await self._record_unknown(row, key, fault)
+        except (NotSent, Rejected) as fault:
+            await self._record_refusal(row, key, fault)
+            raise refusal_of(fault) from None
+        else:
+            await self._record_ack(row, key, ack)
+        return await self._require(row["merchant_id"], refund_id)
+
+    def _address(self, kind: Kind, credentials: MpesaCredentials, refund_id: str) -> str:
+        return self._gateway.services.get(Callbacks).url_for(
+            kind, env=credentials.env, merchant_id=credentials.merchant_id, subject_id=refund_id
+        )
+
+    async def _record_ack(self, row: Row, key: str | None, ack: Ack) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            due = now + timedelta(seconds=self._settings.ask_after[0])
+            originator, conversation = ack.originator_conversation_id, ack.conversation_id
+            await self._db.execute(tables.ACCEPTED, row["refund_id"], originator, conversation, now, due)
+            await self._settle_key(row, key)
+            callbacks = self._gateway.services.get(Callbacks)
+            for handle in {originator, conversation}:
+                await callbacks.apply_waiting(handle)
+
+    async def _record_unknown(self, row: Row, key: str | None, fault: OutcomeUnknown) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            due = now + timedelta(seconds=self._settings.ask_after[0])
+            await self._db.execute(tables.UNKNOWN, row["refund_id"], fault.meaning, now, due)
+            await self._settle_key(row, key)
+        log.warning("reversal_outcome_unknown", refund_id=row["refund_id"], fault=fault.meaning)
+
+    async def _record_refusal(self, row: Row, key: str | None, fault: DarajaFault) -> None:
+        """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
+        async with self._db.transaction():
+            if isinstance(fault, NotSent):
+                outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
+                await self._fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
+                if key is not None:
+                    await idempotency.release(self._db, merchant_id=row["merchant_id"], key=key)
+            else:
+                outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
+                await self._fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
+                await self._settle_key(row, key)
+
+    async def _settle_key(self, row: Row, key: str | None) -> None:
+        if key is not None:
+            await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=key)
+
+    # -- what ends one --------------------------------------------------------------------------------------------
+
+    async def take_result(self, result: ReversalResulted) -> None:
+        """How a reversal ended, inside the transaction that keeps the callback. One not known yet is left waiting."""
+        row = await self._find(result)
+        if row is None:
+            return
+        if result.receipt is not None and result.receipt != row["receipt"]:
+            raise AnotherSubject("this result is about another payment's reversal")
+        if result.timed_out:
+            await self._db.execute(tables.ASK_NOW, row["refund_id"], self._gateway.clock.now())
+        elif result.is_final:
+            await self._end(row, result)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _end(self, row: Row, result: ReversalResulted) -> None:
+        outcome = reversal_outcome(result.result_code, result.result_desc)
+        if outcome.word == "reversed":
+            if result.amount_text is not None and result.amount != row["amount"]:
+                await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+            else:
+                await self._complete(row, outcome, result.result_code, result.result_desc, result.reversal_receipt)
+        elif outcome.word == "already_reversed":
+            now = self._gateway.clock.now()
+            await self._db.execute(tables.VERIFY, row["refund_id"], result.result_code, result.result_desc, now)
+        else:
+            await self._fail(row, outcome, code=result.result_code, text=result.result_desc)
+
+    async def take_status(self, result: StatusResulted) -> None:
+        """The answer to a question of ours about a reversal, inside the transaction that keeps the callback."""
+        if not result.subject_id.startswith("rfd_"):
+            return
+        row = await self._db.fetchrow(tables.LOCK, result.subject_id)
+        if row is None:
+            return
+        if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":
+            await self._take_answer(row, result)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_answer(self, row: Row, result: StatusResulted) -> None:
+        state = transaction_state(result.transaction_status)
+        reversal = row["reversal"]
+        is_about_payment = result.receipt is None or result.receipt == row["receipt"]
+        if reversal == "verifying" and is_about_payment:
+            # M-Pesa said "already reversed"; it has to know the payment, and at our amount.
+            fits = result.amount is None or result.amount == row["payment_amount"]
+            if state in {"completed", "reversed"} and fits:
+                code, text = row["result_code"], row["result_desc"]
+                await self._complete(row, reversal_outcome("R000001"), code, text, None)
+            elif state != "pending":
+                await self._needs_attention(row, f"M-Pesa says both already reversed and {result.transaction_status}")
+        elif reversal == "accepted" and result.receipt != row["receipt"]:
+            # The question was about the reversal's own conversation.
+            if state == "completed":
+                await self._complete(row, _DONE, result.result_code, result.result_desc, result.receipt)
+            elif state == "failed":
+                outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
+                await self._fail(row, outcome, code=result.result_code, text=outcome.meaning)
+        elif state == "reversed":
+            await self._complete(row, _DONE, result.result_code, result.result_desc, None)
+
+    async def _complete(
+        self, row: Row, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
+    ) -> None:
+        """The one way to ``completed``; a refund that was given up and went through after all gets there as well."""
+        now = self._gateway.clock.now()
+        payments = self._gateway.services.get(RefundablePayments)
+        amount = Kes(row["amount"])
+        if row["status"] == "completed":
+            return
+        if row["status"] == "failed":
+            try:
+                async with self._db.savepoint():
+                    await payments.reserve(row["merchant_id"], row["payment_id"], amount, row["refund_id"])
+            except Conflict:
+                log.exception("refund_beyond_payment", refund_id=row["refund_id"])
+                return
+        shown = None if receipt == row["receipt"] else receipt
+        await self._db.fetchrow(tables.COMPLETE, row["refund_id"], outcome.word, code, text, shown, now)
+        await payments.reverse(row["payment_id"], row["refund_id"], amount, shown)
+        log.info("refund_completed", refund_id=row["refund_id"], outcome=outcome.word)
+
+    async def _fail(self, row: Row, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended") -> None:
+        """The one way to ``failed``: what was set aside is free again, and the merchant hears of it."""
+        now = self._gateway.clock.now()
+        failed = await self._db.fetchrow(tables.FAIL, row["refund_id"], outcome.word, code, text, reversal, now)
+        if failed is None:
+            return
+        payments = self._gateway.services.get(RefundablePayments)
+        await payments.release(row["payment_id"], row["refund_id"], Kes(row["amount"]), outcome.meaning)
+        if reversal == "unsent":
+            return
+        await self._gateway.outbox.publish(
+            RefundFailed(
+                merchant_id=row["merchant_id"],
+                subject_id=row["refund_id"],
+                refund_id=row["refund_id"],
+                payment_id=row["payment_id"],
+                amount=Kes(row["amount"]).wire,
+                currency="KES",
+                provider="mpesa",
+                status="failed",
+                outcome=outcome.word,
+                advice=outcome.advice,
+                result_code=code,
+                result_desc=text,
+            )
+        )
+        log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
+
+    async def _needs_attention(self, row: Row, why: str) -> None:
+        await self._db.execute(tables.NEEDS_ATTENTION, row["refund_id"], why, self._gateway.clock.now())
+        log.error("refund_needs_attention", refund_id=row["refund_id"], why=why)
+
+    async def _find(self, result: QueryResulted) -> Row | None:
+        if result.subject_id:
+            row = await self._db.fetchrow(tables.LOCK, result.subject_id)
+        else:
+            row = await self._db.fetchrow(
+                tables.LOCK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+            )
+        if row is None:
+            return None
+        if result.merchant_id and result.merchant_id != row["merchant_id"]:
+            raise AnotherSubject("this result is about another merchant's refund")
+        pairs = (
+            (row["originator_conversation_id"], result.originator_conversation_id),
+            (row["conversation_id"], result.conversation_id),
+        )
+        known = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+        if known and all(ours != theirs for ours, theirs in known):
+            raise AnotherSubject("this result is about another refund than its address")
+        return row
+
+    # -- asking M-Pesa --------------------------------------------------------------------------------------------
+
+    async def wake_due(self) -> int:
+        """Hand every refund whose result is overdue to the queue; gives their count."""
+        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        for row in rows:
+            await self._gateway.jobs.enqueue("refunds.ask", refund_id=row["refund_id"])
+        return len(rows)
+
+    async def ask(self, refund_id: str, *, is_forced: bool = False) -> bool:
+        """Ask M-Pesa what became of a reversal; False when it is not due, has ended, or another worker is asking.
+
+        By its conversation where the ack is known, else by the payment's receipt. It is never sent again.
+        """
+        now = self._gateway.clock.now()
+        row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, now + timedelta(seconds=60))
+        if row is None:
+            return False
+        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if row["asked"] > len(self._settings.ask_after) and not is_forced:
+            async with self._db.transaction():
+                await self._needs_attention(row, "M-Pesa has not said what became of the reversal: look on its portal")
+            return True
+        by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
+        try:
+            credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
+            await self._gateway.daraja.transaction_status(
+                credentials.daraja,
+                credentials.initiator_for("a refund"),
+                receipt=None if by_conversation else row["receipt"],
+                conversation_id=row["originator_conversation_id"] if by_conversation else None,
+                result_url=self._address("status", credentials, refund_id),
+                timeout_url=self._address("status-timeout", credentials, refund_id),
+                remarks=f"reversal of {row['receipt']}",
+            )
+        except DarajaFault as fault:
+            log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
+        except Invalid as problem:
+            log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
+        await self._db.execute(tables.ASK_NOW, refund_id, self._next_ask(row, now))
+        return True
+
+    def _next_ask(self, row: Row, now: datetime) -> datetime:
+        schedule = self._settings.ask_after
+        return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
+
+    async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
+        """Ask at once. Raises NotFound, and RefundEnded when there is nothing to ask about."""
+        row = await self._require(merchant_id, refund_id)
+        if row["status"] != "pending":
+            raise RefundEnded("this refund has ended")
+        await self._db.execute(tables.ASK_NOW, refund_id, self._gateway.clock.now())
+        await self.ask(refund_id, is_forced=True)
+        return await self.get(merchant_id, refund_id)
+
+    async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
+        """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
+        if resolution.confirm != refund_id:
+            raise Invalid.field_error("confirm", f"repeat the refund's id ({refund_id}): this cannot be undone")
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK, refund_id)
+            if row is None:
+                raise NotFound("there is no such refund")
+            if row["status"] != "pending" or row["attention"] is None:
+                raise RefundEnded("only a pending refund that needs attention is decided by hand")
+            await self._gateway.audit.record(
+                "refund.resolved",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=refund_id,
+                detail={"outcome": resolution.outcome, "note": resolution.note[:500]},
+            )
+            if resolution.outcome == "completed":
+                await self._complete(row, _DONE, "operator", resolution.note[:500], None)
+            else:
+                outcome = ReversalOutcome("other", "an operator found that no money went back", "ask for it again")
+                await self._fail(row, outcome, code="operator", text=resolution.note[:500])
+        return await self.get(row["merchant_id"], refund_id)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def get(self, merchant_id: str, refund_id: str) -> RefundView:
+        """A refund of this merchant. Raises NotFound."""
+        return view(await self._require(merchant_id, refund_id))
+
+    async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
+        """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
+        at, refund_id = decode_position(filters.cursor) if filters.cursor else (None, "")
+        chosen = (merchant_id, filters.payment_id, filters.status, filters.since, filters.until)
+        rows = await self._db.fetch(tables.PAGE, *chosen, at, refund_id, filters.limit + 1)
+        total = await self._db.fetchval(tables.COUNT, *chosen) if filters.count else None
+        return page_of(
+            rows,
+            filters.limit,
+            view=view,
+            position=lambda row: (row["created_at"], row["refund_id"]),
+            total=total,
+        )
+
+    async def _require(self, merchant_id: str, refund_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, refund_id)
+        if row is None:
+            raise NotFound("there is no such refund")
+        return row

@@ -1,0 +1,111 @@
+"""Refunds as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+
+from piccolo.columns import Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class RefundRow(Table, tablename="refund"):
+    """Money that a merchant sends back."""
+
+    refund_id = Text(primary_key=True)
+    merchant_id = Text()
+    payment_id = Text()
+    env = Text()
+    amount = Integer()
+    payment_amount = Integer()
+    receipt = Text()
+    reason = Text()
+    idempotency_key = Text(null=True, default=None)
+    status = Text()
+    reversal = Text()
+    originator_conversation_id = Text(null=True, default=None)
+    conversation_id = Text(null=True, default=None)
+    reversal_receipt = Text(null=True, default=None)
+    outcome = Text(null=True, default=None)
+    result_code = Text(null=True, default=None)
+    result_desc = Text(null=True, default=None)
+    attention = Text(null=True, default=None)
+    asked = Integer()
+    due_at = Timestamptz(null=True, default=None)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+    completed_at = Timestamptz(null=True, default=None)
+
+
+INSERT = """
+INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
+    due_at, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'sending', outcome = NULL, result_code = NULL,
+    result_desc = NULL, receipt = excluded.receipt, amount = excluded.amount, due_at = excluded.due_at,
+    updated_at = excluded.updated_at
+    WHERE refund.reversal = 'unsent'
+RETURNING *
+"""
+
+ACCEPTED = """
+UPDATE refund SET reversal = CASE WHEN reversal = 'sending' THEN 'accepted' ELSE reversal END,
+    originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, ''), updated_at = $4,
+    due_at = CASE WHEN status = 'pending' THEN $5::timestamptz END
+WHERE refund_id = $1
+"""
+
+UNKNOWN = """
+UPDATE refund SET reversal = 'unknown', result_desc = $2, updated_at = $3, due_at = $4
+WHERE refund_id = $1 AND reversal = 'sending' AND status = 'pending'
+"""
+
+LOCK = "SELECT * FROM refund WHERE refund_id = $1 FOR UPDATE"
+
+LOCK_BY_HANDLE = """
+SELECT * FROM refund WHERE originator_conversation_id = $1 OR conversation_id = $2
+ORDER BY created_at DESC LIMIT 1 FOR UPDATE
+"""
+
+COMPLETE = """
+UPDATE refund SET status = 'completed', reversal = 'ended', outcome = $2, result_code = $3, result_desc = $4,
+    reversal_receipt = $5, attention = NULL, due_at = NULL, updated_at = $6, completed_at = $6
+WHERE refund_id = $1 AND status <> 'completed'
+RETURNING *
+"""
+
+FAIL = """
+UPDATE refund SET status = 'failed', reversal = $5, outcome = $2, result_code = $3, result_desc = $4,
+    attention = NULL, due_at = NULL, updated_at = $6
+WHERE refund_id = $1 AND status = 'pending'
+RETURNING *
+"""
+
+VERIFY = """
+UPDATE refund SET reversal = 'verifying', result_code = $2, result_desc = $3, asked = 0, due_at = $4, updated_at = $4
+WHERE refund_id = $1 AND status = 'pending'
+"""
+
+ASK_NOW = "UPDATE refund SET due_at = $2, attention = NULL WHERE refund_id = $1 AND status = 'pending'"
+
+NEEDS_ATTENTION = """
+UPDATE refund SET attention = $2, due_at = NULL, updated_at = $3 WHERE refund_id = $1 AND status = 'pending'
+"""
+
+DUE = "SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
+
+CLAIM_DUE = """
+UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status = 'pending' AND due_at <= $2
+RETURNING *
+"""
+
+FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND refund_id = $2"
+
+PAGE = """
+SELECT * FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
+    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
+    AND ($5::timestamptz IS NULL OR created_at < $5)
+    AND ($6::timestamptz IS NULL OR (created_at, refund_id) < ($6, $7))
+ORDER BY created_at DESC, refund_id DESC LIMIT $8
+"""
+
+COUNT = """
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
+    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
+    AND ($5::timestamptz IS NULL OR created_at < $5)
+"""
