@@ -106,8 +106,8 @@ def test_ids_may_be_missing(missing: str) -> None:
     ids = {"MerchantRequestID": found.merchant_request_id, "CheckoutRequestID": found.checkout_request_id}
     assert ids.pop(missing) is None
     assert all(ids.values())
-    odd: Any
-    for odd in ("", "  ", {}, [], True):
+    odds: list[Any] = ["", "  ", {}, [], True]
+    for odd in odds:
         assert read(CheckoutRequestID=odd).checkout_request_id is None
     assert read(MerchantRequestID=29115).merchant_request_id == "29115"
 
