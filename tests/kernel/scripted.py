@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,16 @@ async def drip(writer: asyncio.StreamWriter, status: int, pause: float) -> None:
         writer.write(b" ")
         await writer.drain()
         await asyncio.sleep(pause)
+
+
+def point_proxies_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name this proxy in the environment, for every address."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # The library remembers what it once read there; this looks anew.
+    monkeypatch.setattr("niquests.utils.getproxies", urllib.request.getproxies)
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed, Forbidden, GuardedResolver, check_url, is_public
 from mpesa_gateway.testing.serving import listening
-from tests.kernel.scripted import Asked, Scripted, drip, reset, scripted, write
+from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
 
 REFUSED_HOSTS = (
     # private, shared and link-local
@@ -553,8 +553,7 @@ async def test_a_status_of_any_kind_is_an_answer() -> None:
 
 async def test_no_cookie_is_kept_and_no_proxy_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(always(200)) as proxy, scripted(always(200, b"", Set_Cookie="a=b; Path=/")) as server:
-        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, proxy.base)
+        point_proxies_to(proxy.base, monkeypatch)
         async with egress() as one:
             await post(one, server.base)
             await post(one, server.base)
