@@ -1,0 +1,621 @@
+"""Calling Daraja: what is certain about each call, one token for everybody, and nothing sent twice."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
+from typing import Any
+
+import pytest
+import valkey.asyncio
+
+from mpesa_gateway.clock import Clock, SetClock
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.client import (
+    DarajaClient,
+    DarajaCredentials,
+    DarajaFault,
+    NotSent,
+    OutcomeUnknown,
+    Rejected,
+    StkAck,
+)
+from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway.testing.serving import listening
+from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write, write_json
+
+TOKEN = "/oauth/v1/generate"
+PUSH = "/mpesa/stkpush/v1/processrequest"
+QUERY = "/mpesa/stkpushquery/v1/query"
+
+CREDENTIALS = DarajaCredentials(
+    env="sandbox",
+    consumer_key=Secret("consumer-key-of-tests"),
+    consumer_secret=Secret("consumer-secret-of-tests"),
+    shortcode="174379",
+    passkey=Secret("passkey-of-tests"),
+)
+ACK = {
+    "MerchantRequestID": "29115-34620561-1",
+    "CheckoutRequestID": "ws_CO_1",
+    "ResponseCode": "0",
+    "ResponseDescription": "Success. Request accepted for processing",
+    "CustomerMessage": "Success. Request accepted for processing",
+}
+# Half past ten at night in UTC is the next day in Nairobi.
+NIGHT = datetime(2026, 11, 23, 22, 30, 5, tzinfo=UTC)
+
+Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Daraja:
+    """Answers as Daraja does: of the tokens it has given, only the newest is valid."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+        self.lifetime: Any = "3599"
+        self.pause = 0.0
+        self.says: Answering = says(200, ACK)
+        self.gives: Answering = self.give
+
+    async def __call__(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path.startswith(TOKEN):
+            await self.gives(asked, writer)
+        elif asked.headers.get("authorization") != f"Bearer {self.given[-1] if self.given else ''}":
+            fault = {"requestId": "1", "errorCode": "404.001.03", "errorMessage": "Invalid Access Token"}
+            write_json(writer, 404, fault)
+        else:
+            await self.says(asked, writer)
+
+    async def give(self, _: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.pause)
+        self.given.append(f"the-token-number-{len(self.given) + 1}")
+        write_json(writer, 200, {"access_token": self.given[-1], "expires_in": self.lifetime})
+
+
+def says(status: int, content: Any) -> Answering:
+    """An answer in JSON."""
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        write_json(writer, status, content)
+
+    return answer
+
+
+def faults(status: int, code: str, message: str = "Something") -> Answering:
+    """Daraja's error answer."""
+    return says(status, {"requestId": "1", "errorCode": code, "errorMessage": message})
+
+
+def writes(status: int, body: bytes, **headers: str) -> Answering:
+    """An answer in bytes."""
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        write(writer, status, body, **headers)
+
+    return answer
+
+
+async def breaks_off(_: Asked, writer: asyncio.StreamWriter) -> None:
+    reset(writer)
+
+
+async def drips(_: Asked, writer: asyncio.StreamWriter) -> None:
+    await drip(writer, 200, 0.05)
+
+
+def client_of(
+    base: str, cache: Any = None, *, clock: Clock | None = None, key: bytes = b"k" * 32, timeout: float = 5.0
+) -> DarajaClient:
+    config = DarajaConfig(sandbox_url=base, live_url="http://127.0.0.1:9", connect_timeout=timeout, timeout=timeout)
+    return DarajaClient(config, clock=clock or SetClock(NIGHT), valkey=cache, sealer=Sealer([key]))
+
+
+@asynccontextmanager
+async def started(*clients: DarajaClient) -> AsyncGenerator[None]:
+    for one in clients:
+        await one.start()
+    try:
+        yield
+    finally:
+        for one in clients:
+            await one.close()
+
+
+@asynccontextmanager
+async def market(**options: Any) -> AsyncGenerator[tuple[Daraja, Scripted, DarajaClient]]:
+    """A Daraja, what it was asked, and a client of it."""
+    daraja = Daraja()
+    async with scripted(daraja) as server:
+        client = client_of(server.base, **options)
+        async with started(client):
+            yield daraja, server, client
+
+
+@asynccontextmanager
+async def cache_at(url: str) -> AsyncGenerator[Any]:
+    cache: Any = valkey.asyncio.from_url(url)  # type: ignore[no-untyped-call]
+    try:
+        yield cache
+    finally:
+        await cache.aclose()
+
+
+async def push(client: DarajaClient, credentials: DarajaCredentials = CREDENTIALS) -> StkAck:
+    return await client.stk_push(
+        credentials,
+        amount=Kes(500),
+        phone=Msisdn.parse("254711000001"),
+        callback_url="https://pay.example.co.ke/v1/cb/stk/token",
+        account_reference="ORDER-1",
+        description="Shoes",
+    )
+
+
+async def fault_of(kind: type[DarajaFault], client: DarajaClient) -> DarajaFault:
+    """The fault of exactly this kind that a push ends in."""
+    with pytest.raises(kind) as failed:
+        await push(client)
+    shown = f"{failed.value} {failed.value.provider} {failed.value.__dict__}"
+    for secret in ("consumer-secret", "passkey-of", "the-token-number", "254711000001"):
+        assert secret not in shown
+    return failed.value
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_push_says_what_daraja_wants_to_know_in_nairobis_time() -> None:
+    async with market() as (_, server, client):
+        ack = await push(client)
+        assert ack == StkAck(
+            merchant_request_id="29115-34620561-1",
+            checkout_request_id="ws_CO_1",
+            customer_message=ACK["CustomerMessage"],
+        )
+        (fetch,), (asked,) = server.of(TOKEN), server.of(PUSH)
+    assert (fetch.method, fetch.path) == ("GET", TOKEN + "?grant_type=client_credentials")
+    pair = base64.b64encode(b"consumer-key-of-tests:consumer-secret-of-tests").decode()
+    assert fetch.headers["authorization"] == f"Basic {pair}"
+    assert (asked.method, asked.headers["authorization"]) == ("POST", "Bearer the-token-number-1")
+    assert asked.headers["content-type"].startswith("application/json")
+    assert json.loads(asked.body) == {
+        "BusinessShortCode": "174379",
+        "Password": base64.b64encode(b"174379" + b"passkey-of-tests" + b"20261124013005").decode(),
+        "Timestamp": "20261124013005",
+        "TransactionType": "CustomerPayBillOnline",
+        "Amount": 500,
+        "PartyA": "254711000001",
+        "PartyB": "174379",
+        "PhoneNumber": "254711000001",
+        "CallBackURL": "https://pay.example.co.ke/v1/cb/stk/token",
+        "AccountReference": "ORDER-1",
+        "TransactionDesc": "Shoes",
+    }
+    assert type(json.loads(asked.body)["Amount"]) is int
+
+
+async def test_a_push_to_a_till_names_the_store_and_the_till() -> None:
+    async with market() as (_, server, client):
+        await push(client, replace(CREDENTIALS, till_number="600001"))
+        sent = json.loads(server.of(PUSH)[0].body)
+    assert (sent["TransactionType"], sent["BusinessShortCode"], sent["PartyB"]) == (
+        "CustomerBuyGoodsOnline",
+        "174379",
+        "600001",
+    )
+
+
+async def test_a_question_carries_the_same_password_and_gets_its_result_as_text() -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = says(200, {"ResponseCode": "0", "ResultCode": "1032", "ResultDesc": "Request cancelled by user"})
+        answer = await client.stk_query(CREDENTIALS, "ws_CO_1")
+        assert json.loads(server.of(QUERY)[0].body) == {
+            "BusinessShortCode": "174379",
+            "Password": base64.b64encode(b"174379passkey-of-tests20261124013005").decode(),
+            "Timestamp": "20261124013005",
+            "CheckoutRequestID": "ws_CO_1",
+        }
+        assert (answer.outcome.failure_reason, answer.result_desc) == ("cancelled_by_user", "Request cancelled by user")
+        daraja.says = says(200, {"ResponseCode": "0", "ResultCode": 0, "ResultDesc": "Done"})
+        assert (await client.stk_query(CREDENTIALS, "ws_CO_1")).outcome.is_paid
+
+
+# -- what is certain about a push --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answering", "kind", "code"),
+    [
+        # not accepted
+        (says(200, ACK | {"ResponseCode": "1"}), Rejected, "1"),
+        (says(200, ACK | {"ResponseCode": 17}), Rejected, "17"),
+        # faults that say that nothing was done
+        (faults(400, "400.002.02", "Bad Request - Invalid PhoneNumber"), Rejected, "400.002.02"),
+        (faults(400, "400.002.05"), Rejected, "400.002.05"),
+        (faults(400, "400.003.02"), Rejected, "400.003.02"),
+        (faults(401, "401.002.01"), Rejected, "401.002.01"),
+        (faults(404, "404.001.01"), Rejected, "404.001.01"),
+        (faults(404, "404.001.04"), Rejected, "404.001.04"),
+        (faults(405, "405.001"), Rejected, "405.001"),
+        (faults(400, "400.777.77"), Rejected, "400.777.77"),
+        (faults(500, "500.001.1001", "Wrong credentials"), Rejected, "500.001.1001"),
+        (faults(500, "500.001.1001", "Merchant does not exist"), Rejected, "500.001.1001"),
+        (faults(500, "500.001.1001", "Unable to lock subscriber"), Rejected, "500.001.1001"),
+        (faults(500, "500.002.1001", "Duplicate OriginatorConversationID"), Rejected, "500.002.1001"),
+        # busy: nothing was done, and it may be asked again
+        (faults(500, "500.003.02", "Spike arrest violation"), NotSent, "500.003.02"),
+        (faults(429, "500.003.02", "System is busy"), NotSent, "500.003.02"),
+        (faults(500, "500.003.03", "Quota violation"), NotSent, "500.003.03"),
+        # everything else says nothing
+        (faults(500, "500.003.1001", "Internal Server Error"), OutcomeUnknown, "500.003.1001"),
+        (faults(500, "500.001.1001", "The transaction is being processed"), OutcomeUnknown, "500.001.1001"),
+        (faults(500, "500.001.1001", "Something else"), OutcomeUnknown, "500.001.1001"),
+        (faults(500, "500.777.77"), OutcomeUnknown, "500.777.77"),
+        (faults(200, "500.003.1001"), OutcomeUnknown, "500.003.1001"),
+        (says(500, {}), OutcomeUnknown, "http_500"),
+        (says(400, {"fault": {"faultstring": "Bad"}}), OutcomeUnknown, "http_400"),
+        (says(500, ACK), OutcomeUnknown, "http_500"),
+        (says(200, {}), OutcomeUnknown, None),
+        (says(200, ACK | {"ResponseCode": None}), OutcomeUnknown, None),
+        (says(200, ACK | {"CheckoutRequestID": None}), OutcomeUnknown, None),
+        (says(200, ACK | {"MerchantRequestID": ""}), OutcomeUnknown, None),
+        (says(200, [ACK]), OutcomeUnknown, None),
+        (says(200, "accepted"), OutcomeUnknown, None),
+        (writes(200, b"<html>Under maintenance</html>", Content_Type="text/html"), OutcomeUnknown, None),
+        (writes(200, b""), OutcomeUnknown, None),
+        (writes(204, b""), OutcomeUnknown, None),
+        (writes(200, b'{"ResponseCode": "0", "Merch'), OutcomeUnknown, None),
+        (writes(502, b"<html>Bad gateway</html>", Content_Type="text/html"), OutcomeUnknown, None),
+        (writes(503, b""), OutcomeUnknown, None),
+        (writes(504, b""), OutcomeUnknown, None),
+        (writes(302, b"", Location="/elsewhere"), OutcomeUnknown, None),
+        (writes(307, b"", Location="/elsewhere"), OutcomeUnknown, None),
+        (breaks_off, OutcomeUnknown, None),
+    ],
+)
+async def test_an_answer_to_a_push_says_what_became_of_it_and_no_push_is_repeated(
+    answering: Answering, kind: type[DarajaFault], code: str | None
+) -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = answering
+        fault = await fault_of(kind, client)
+        assert fault.code == code
+        assert (len(server.of(PUSH)), len(server.of(TOKEN)), len(server.asked)) == (1, 1, 2)
+    assert (fault.provider is None) == (code is None)
+
+
+async def test_a_refusal_hands_on_darajas_words_without_phone_numbers() -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = faults(400, "400.002.02", "Bad Request - Invalid PartyA 254711000001")
+        fault = await fault_of(Rejected, client)
+        assert fault.provider is not None
+        assert fault.provider["errorCode"] == "400.002.02"
+        assert "Invalid PartyA" in fault.provider["errorMessage"]
+        assert fault.provider["mitigation"]
+        assert (fault.retryable, fault.failure_reason) == (False, "rejected_by_provider")
+        daraja.says = faults(500, "500.001.1001", "Unable to lock subscriber")
+        fault = await fault_of(Rejected, client)
+        assert (fault.retryable, fault.failure_reason) == (True, "duplicate_in_progress")
+        daraja.says = faults(500, "500.003.02", "Spike arrest violation")
+        fault = await fault_of(NotSent, client)
+        assert fault.retryable
+        assert fault.retry_after
+        daraja.says = says(200, ACK | {"ResponseCode": "1", "ResponseDescription": "no 254711000001"})
+        fault = await fault_of(Rejected, client)
+        assert fault.provider_message == "no 2547****001"
+
+
+async def test_a_slow_drip_ends_with_the_time_and_nothing_is_known() -> None:
+    async with market(timeout=0.5) as (daraja, server, client):
+        daraja.says = drips
+        began = perf_counter()
+        await fault_of(OutcomeUnknown, client)
+        assert 0.4 < perf_counter() - began < 3
+        assert len(server.of(PUSH)) == 1
+        # What is left of that answer is not taken for the next.
+        daraja.says = says(200, ACK)
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+
+
+async def test_where_nobody_listens_nothing_was_sent(valkey_url: str) -> None:
+    with listening() as free:
+        base = f"http://127.0.0.1:{free.getsockname()[1]}"
+    async with cache_at(valkey_url) as cache:
+        client = client_of(base, cache)
+        async with started(client):
+            fault = await fault_of(NotSent, client)
+            assert fault.retry_after
+            # Nor with a token in hand, when it is the push itself that finds nobody.
+            await share(cache, base, "from-another-process")
+            fault = await fault_of(NotSent, client)
+            assert fault.retry_after
+
+
+async def test_a_client_that_was_not_started_sends_nothing() -> None:
+    async with scripted(Daraja()) as server:
+        await fault_of(NotSent, client_of(server.base))
+        assert server.connections == 0
+
+
+async def test_a_connection_that_daraja_has_closed_meanwhile_is_not_used_again() -> None:
+    async def then_closes(_: Asked, writer: asyncio.StreamWriter) -> None:
+        write_json(writer, 200, ACK)
+        writer.close()
+
+    async with market() as (daraja, server, client):
+        daraja.says = then_closes
+        for _ in range(3):
+            await push(client)
+            await asyncio.sleep(0.05)
+        assert len(server.of(PUSH)) == 3
+
+
+async def test_no_proxy_of_the_environment_sees_a_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(Daraja()) as proxy:
+        point_proxies_to(proxy.base, monkeypatch)
+        async with market() as (_, _, client):
+            await push(client)
+        assert proxy.connections == 0
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answering",
+    [
+        faults(500, "500.001.1001", "The transaction is being processed"),
+        faults(200, "500.001.1001", "The transaction is being processed"),
+        faults(500, "500.001.1001", "The transaction does not exist"),
+        says(200, {"ResponseCode": "0", "ResultCode": "4999", "ResultDesc": "Under processing"}),
+        says(200, {"ResponseCode": "0", "ResultCode": 4999, "ResultDesc": "The transaction is still under processing"}),
+    ],
+)
+async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = answering
+        outcome = (await client.stk_query(CREDENTIALS, "ws_CO_1")).outcome
+    assert (outcome.is_pending, outcome.is_paid) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("answering", "kind"),
+    [
+        (says(200, {"ResponseCode": "0"}), OutcomeUnknown),
+        (says(200, {"ResponseCode": "0", "ResultCode": None}), OutcomeUnknown),
+        (writes(200, b"<html></html>"), OutcomeUnknown),
+        (writes(503, b""), OutcomeUnknown),
+        (breaks_off, OutcomeUnknown),
+        (faults(500, "500.003.02", "Spike arrest violation"), NotSent),
+        (faults(400, "400.002.02", "Invalid CheckoutRequestID"), Rejected),
+    ],
+)
+async def test_a_question_without_an_answer_proves_nothing(answering: Answering, kind: type[DarajaFault]) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = answering
+        with pytest.raises(kind):
+            await client.stk_query(CREDENTIALS, "ws_CO_1")
+
+
+# -- the token ---------------------------------------------------------------------------------------------------------
+
+
+async def share(cache: Any, base: str, text: str) -> None:
+    """Put a token into the shared cache, as another process would."""
+    tokens = Tokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa")
+    owner = Tokens.owner(base, CREDENTIALS.consumer_key.reveal())
+    await tokens.put(owner, Token(text, NIGHT + timedelta(minutes=50)))
+
+
+async def test_one_token_serves_many_calls() -> None:
+    async with market() as (daraja, server, client):
+        await asyncio.gather(*(push(client) for _ in range(10)))
+        await push(client)
+        assert (len(server.of(TOKEN)), len(server.of(PUSH)), len(daraja.given)) == (1, 11, 1)
+
+
+@pytest.mark.parametrize("fault", [("401.001", 401), ("404.001.03", 404), ("400.003.01", 400), ("404.001.03", 200)])
+async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(fault: tuple[str, int]) -> None:
+    code, status = fault
+    async with market() as (daraja, server, client):
+        await push(client)
+
+        async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            if asked.headers["authorization"].endswith("-1"):
+                await faults(status, code, "Invalid Access Token")(asked, writer)
+            else:
+                write_json(writer, 200, ACK)
+
+        daraja.says = refuses_the_first
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+        bearers = [asked.headers["authorization"][-1] for asked in server.of(PUSH)]
+        assert (bearers, len(daraja.given)) == (["1", "1", "2"], 2)
+        assert server.of(PUSH)[1].body == server.of(PUSH)[2].body
+        # And when no token is good enough, it ends there: nothing was done.
+        daraja.says = faults(status, code, "Invalid Access Token")
+        assert (await fault_of(NotSent, client)).code == code
+        assert (len(server.of(PUSH)), len(daraja.given)) == (5, 3)
+        # The refused token is not tried again.
+        daraja.says = says(200, ACK)
+        await push(client)
+        assert server.of(PUSH)[-1].headers["authorization"].endswith("-4")
+
+
+async def test_twenty_calls_of_two_processes_fetch_one_token(valkey_url: str) -> None:
+    daraja = Daraja()
+    daraja.pause = 0.25
+    async with scripted(daraja) as server, cache_at(valkey_url) as one, cache_at(valkey_url) as other:
+        first, second = client_of(server.base, one), client_of(server.base, other)
+        async with started(first, second):
+            await asyncio.gather(*(push(client) for client in (first, second) * 10))
+        assert (len(daraja.given), len(server.of(TOKEN)), len(server.of(PUSH))) == (1, 1, 20)
+        # A process that starts later takes what is there.
+        third = client_of(server.base, one)
+        async with started(third):
+            await push(third)
+        assert len(server.of(TOKEN)) == 1
+
+
+async def test_a_process_whose_token_another_has_replaced_takes_the_new_one(valkey_url: str) -> None:
+    daraja = Daraja()
+    async with scripted(daraja) as server, cache_at(valkey_url) as cache:
+        first, second = client_of(server.base, cache), client_of(server.base, cache)
+        async with started(first, second):
+            await push(first)
+            await second.verify(CREDENTIALS)
+            await push(first)
+            await push(second)
+        assert len(server.of(TOKEN)) == 2
+        assert [asked.headers["authorization"][-1] for asked in server.of(PUSH)] == ["1", "1", "2", "2"]
+
+
+async def test_tokens_of_two_merchants_are_kept_apart(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+        await push(client)
+        other = replace(CREDENTIALS, consumer_key=Secret("another-key"))
+        await push(client, other)
+        assert len(daraja.given) == 2
+        assert [asked.headers["authorization"][-1] for asked in server.of(PUSH)] == ["1", "2"]
+
+
+async def test_in_valkey_the_token_is_sealed(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+        await push(client)
+        names = [name async for name in cache.scan_iter()]
+        kept = {name: await cache.dump(name) for name in names}
+        values = {name: await cache.get(name) for name in names}
+        assert len(names) == 1, "the token, and no lock left behind"
+        assert 0 < await cache.ttl(names[0]) <= 3599 - 300
+        for text in (daraja.given[0], "consumer-key", "consumer-secret", server.base):
+            for encoded in (text.encode(), base64.b64encode(text.encode()).rstrip(b"=")[:-2]):
+                assert encoded not in b"".join(names) + b"".join(kept.values()) + b"".join(values.values())
+        # Whoever has another master key cannot open it, and fetches one of their own.
+        stranger = client_of(server.base, cache, key=b"x" * 32)
+        async with started(stranger):
+            await push(stranger)
+        assert len(daraja.given) == 2
+        # Nor is anything else that stands there believed.
+        await cache.set(names[0], b"nonsense")
+        newcomer = client_of(server.base, cache)
+        async with started(newcomer):
+            await push(newcomer)
+        assert len(daraja.given) == 3
+
+
+async def test_without_valkey_there_is_a_token_for_each_process() -> None:
+    daraja = Daraja()
+    with listening() as free:
+        url = f"valkey://127.0.0.1:{free.getsockname()[1]}/0"
+    async with scripted(daraja) as server, cache_at(url) as dead:
+        for cache in (None, dead):
+            client = client_of(server.base, cache)
+            async with started(client):
+                await asyncio.gather(*(push(client) for _ in range(5)))
+                await client.verify(CREDENTIALS)
+                await push(client)
+    assert len(daraja.given) == 4
+
+
+async def test_a_valkey_that_says_nothing_holds_nobody_up_for_long() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        url = f"valkey://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        async with cache_at(url) as cache, market(cache=cache) as (_, _, client):
+            began = perf_counter()
+            await push(client)
+            assert perf_counter() - began < 5
+            began = perf_counter()
+            await push(client)
+            assert perf_counter() - began < 0.4
+
+
+async def test_a_process_that_died_while_fetching_holds_nobody_up_for_long(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+        owner = Tokens.owner(server.base, CREDENTIALS.consumer_key.reveal())
+        await cache.set(f"mpesa:daraja_token:{owner}:lock", b"1", px=300)
+        began = perf_counter()
+        await push(client)
+        assert 0.25 < perf_counter() - began < 3
+        assert len(daraja.given) == 1
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "used"), [("3599", 3299), (3599, 3299), ("60", 30), (None, 3299), ("soon", 3299), (600, 300)]
+)
+async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> None:
+    clock = SetClock(NIGHT)
+    async with market(clock=clock) as (daraja, _, client):
+        daraja.lifetime = lifetime
+        await push(client)
+        clock.advance(timedelta(seconds=used - 1))
+        await push(client)
+        assert len(daraja.given) == 1
+        clock.advance(timedelta(seconds=1))
+        await push(client)
+        assert len(daraja.given) == 2
+
+
+@pytest.mark.parametrize(
+    ("answering", "kind"),
+    [
+        (writes(400, b""), Rejected),
+        (writes(401, b""), Rejected),
+        (writes(403, b"<html>no</html>"), Rejected),
+        (faults(400, "400.008.01", "Invalid Authentication passed"), Rejected),
+        (faults(400, "400.008.02", "Invalid grant type passed"), Rejected),
+        (faults(401, "401.002.01"), Rejected),
+        (faults(500, "500.003.02", "Spike arrest violation"), NotSent),
+        (faults(429, "500.003.03", "Quota violation"), NotSent),
+        (faults(500, "500.003.1001", "Internal Server Error"), NotSent),
+        (writes(500, b""), NotSent),
+        (writes(503, b""), NotSent),
+        (writes(200, b""), NotSent),
+        (writes(200, b"<html>Under maintenance</html>", Content_Type="text/html"), NotSent),
+        (writes(302, b"", Location="/elsewhere"), NotSent),
+        (says(200, {"expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "", "expires_in": "3599"}), NotSent),
+        (says(200, ["token"]), NotSent),
+        (breaks_off, NotSent),
+    ],
+)
+async def test_without_a_token_nothing_was_sent(answering: Answering, kind: type[DarajaFault]) -> None:
+    async with market() as (daraja, server, client):
+        daraja.gives = answering
+        fault = await fault_of(kind, client)
+        assert kind is Rejected or fault.retry_after
+        with pytest.raises(kind):
+            await client.verify(CREDENTIALS)
+        assert (len(server.of(TOKEN)), len(server.of(PUSH))) == (2, 0), "asked once for each call"
+        # Nothing is kept of a failure.
+        daraja.gives = daraja.give
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+
+
+async def test_a_token_that_drips_ends_with_the_time_and_nothing_was_sent() -> None:
+    async with market(timeout=0.5) as (daraja, server, client):
+        daraja.gives = drips
+        began = perf_counter()
+        await fault_of(NotSent, client)
+        assert 0.4 < perf_counter() - began < 3
+        assert server.of(PUSH) == []
+
+
+async def test_credentials_that_are_verified_bring_the_token_that_is_used_from_then_on(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+        await push(client)
+        await client.verify(CREDENTIALS)
+        await push(client)
+        assert len(daraja.given) == 2
+        assert [asked.headers["authorization"][-1] for asked in server.of(PUSH)] == ["1", "2"]

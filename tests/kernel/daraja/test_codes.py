@@ -1,0 +1,171 @@
+"""What Daraja's codes mean: each row of the tables that integrations have learnt from, and what is done about it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.daraja.codes import (
+    FAILURE_REASONS,
+    FAULTS,
+    STK_RESULTS,
+    FailureReason,
+    Retry,
+    Sent,
+    read_fault,
+    stk_outcome,
+)
+
+RESULTS: dict[str, FailureReason] = {
+    "1": "insufficient_funds",
+    "2": "limit_exceeded",
+    "3": "limit_exceeded",
+    "4": "limit_exceeded",
+    "8": "limit_exceeded",
+    "17": "duplicate_in_progress",
+    "26": "other",
+    "9999": "other",
+    "1025": "other",
+    "1001": "duplicate_in_progress",
+    "1019": "timeout",
+    "1031": "cancelled_by_user",
+    "1032": "cancelled_by_user",
+    "1036": "unreachable",
+    "1037": "unreachable",
+    "2001": "wrong_pin",
+    "2028": "rejected_by_provider",
+    "SFC_IC0003": "rejected_by_provider",
+    "8006": "rejected_by_provider",
+}
+
+FAULT_ROWS = [
+    ("400.008.01", Sent.NO, Retry.FIX),
+    ("400.008.02", Sent.NO, Retry.FIX),
+    ("400.002.02", Sent.NO, Retry.FIX),
+    ("400.002.05", Sent.NO, Retry.FIX),
+    ("400.003.01", Sent.NO, Retry.NEW_TOKEN),
+    ("401.001", Sent.NO, Retry.NEW_TOKEN),
+    ("404.001.03", Sent.NO, Retry.NEW_TOKEN),
+    ("400.003.02", Sent.NO, Retry.FIX),
+    ("401.002.01", Sent.NO, Retry.FIX),
+    ("404.001.04", Sent.NO, Retry.FIX),
+    ("404.001.01", Sent.NO, Retry.FIX),
+    ("404.003.01", Sent.NO, Retry.FIX),
+    ("405.001", Sent.NO, Retry.FIX),
+    ("500.002.1001", Sent.EARLIER, Retry.NEVER),
+    ("500.003.02", Sent.NO, Retry.BACK_OFF),
+    ("500.003.03", Sent.NO, Retry.BACK_OFF),
+    ("500.003.1001", Sent.UNKNOWN, Retry.ASK),
+]
+
+AMBIGUOUS_ROWS = [
+    ("Wrong credentials", Sent.NO, Retry.FIX, "rejected_by_provider"),
+    ("Merchant does not exist", Sent.NO, Retry.FIX, "rejected_by_provider"),
+    ("Unable to lock subscriber, a transaction is already in process", Sent.NO, Retry.AFTER_A_MINUTE, None),
+    ("unable to lock subscriber", Sent.NO, Retry.AFTER_A_MINUTE, "duplicate_in_progress"),
+    ("The transaction is being processed", Sent.UNKNOWN, Retry.PENDING, None),
+    ("The transaction is still under processing", Sent.UNKNOWN, Retry.PENDING, None),
+    ("The transaction does not exist", Sent.UNKNOWN, Retry.PENDING, None),
+    ("Internal Server Error", Sent.UNKNOWN, Retry.ASK, "other"),
+    ("", Sent.UNKNOWN, Retry.ASK, "other"),
+    (None, Sent.UNKNOWN, Retry.ASK, "other"),
+]
+
+
+def test_zero_is_paid_and_nothing_else_is() -> None:
+    outcome = stk_outcome("0", "The service request is processed successfully.")
+    assert (outcome.is_paid, outcome.is_pending, outcome.code) == (True, False, "0")
+    assert stk_outcome(" 0 ").is_paid
+    for code in ("00", "0.0", "", "-0", "O", *RESULTS, "4999"):
+        assert not stk_outcome(code).is_paid
+
+
+@pytest.mark.parametrize(("code", "reason"), RESULTS.items())
+def test_each_known_result_has_its_reason_and_advice(code: str, reason: str) -> None:
+    outcome = stk_outcome(f" {code} ", "Something that Daraja says")
+    assert (outcome.code, outcome.failure_reason) == (code, reason)
+    assert (outcome.is_paid, outcome.is_pending) == (False, False)
+    assert outcome.meaning
+    assert outcome.advice
+
+
+def test_no_result_is_known_beyond_the_table() -> None:
+    assert set(STK_RESULTS) == set(RESULTS)
+
+
+def test_a_payer_who_did_not_respond_timed_out() -> None:
+    assert stk_outcome("1037", "DS timeout user cannot be reached").failure_reason == "unreachable"
+    assert stk_outcome("1037", "No response from user.").failure_reason == "timeout"
+    assert stk_outcome("1037", "[NO RESPONSE FROM USER]").failure_reason == "timeout"
+    assert stk_outcome("1036", "No response from user").failure_reason == "unreachable"
+
+
+def test_what_is_under_way_is_pending() -> None:
+    for code, said in (
+        ("4999", ""),
+        ("4999", "The transaction is still under processing"),
+        ("500.001.1001", "The transaction is being processed"),
+        ("1", "The transaction is STILL UNDER PROCESSING"),
+    ):
+        outcome = stk_outcome(code, said)
+        assert (outcome.is_pending, outcome.is_paid) == (True, False)
+
+
+def test_an_unknown_result_is_a_failure_in_daraja_s_own_words() -> None:
+    outcome = stk_outcome("7777", "A new kind of trouble")
+    assert (outcome.failure_reason, outcome.meaning) == ("other", "A new kind of trouble")
+    assert (outcome.is_paid, outcome.is_pending) == (False, False)
+    assert stk_outcome("7777").meaning
+
+
+@given(st.text(max_size=20), st.text(max_size=60))
+def test_any_result_is_paid_pending_or_failed_for_a_stable_reason(code: str, said: str) -> None:
+    outcome = stk_outcome(code, said)
+    assert outcome.failure_reason in FAILURE_REASONS
+    assert outcome.is_paid == (code.strip() == "0")
+    assert not (outcome.is_paid and outcome.is_pending)
+    assert outcome.meaning
+
+
+@pytest.mark.parametrize(("code", "sent", "retry"), FAULT_ROWS)
+def test_each_known_fault_says_whether_anything_was_done_whatever_its_status(
+    code: str, sent: Sent, retry: Retry
+) -> None:
+    for status in (200, 400, 401, 404, 500, 503):
+        meaning = read_fault(status, code, "Something that Daraja says")
+        assert (meaning.code, meaning.sent, meaning.retry) == (code, sent, retry)
+        assert meaning.meaning
+        assert meaning.mitigation
+        assert meaning.failure_reason in FAILURE_REASONS
+
+
+def test_no_fault_is_known_beyond_the_table() -> None:
+    assert set(FAULTS) == {code for code, _, _ in FAULT_ROWS}
+
+
+@pytest.mark.parametrize(("message", "sent", "retry", "reason"), AMBIGUOUS_ROWS)
+def test_the_code_of_many_meanings_is_told_apart_by_its_message(
+    message: str | None, sent: Sent, retry: Retry, reason: str | None
+) -> None:
+    for text in (message, message and message.upper(), message and f"[{message.lower()}]"):
+        meaning = read_fault(500, "500.001.1001", text)
+        assert (meaning.code, meaning.sent, meaning.retry) == ("500.001.1001", sent, retry)
+        assert reason is None or meaning.failure_reason == reason
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 429, 499])
+def test_a_refusal_with_an_unknown_code_was_not_carried_out(status: int) -> None:
+    meaning = read_fault(status, "400.777.77", None)
+    assert (meaning.code, meaning.sent, meaning.retry) == ("400.777.77", Sent.NO, Retry.FIX)
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 404, 429, 500, 502, 503, 504])
+def test_without_a_code_nothing_is_known(status: int) -> None:
+    for code in (None, ""):
+        meaning = read_fault(status, code, "Something went wrong")
+        assert (meaning.code, meaning.sent, meaning.retry) == (f"http_{status}", Sent.UNKNOWN, Retry.ASK)
+
+
+@pytest.mark.parametrize("status", [200, 302, 500, 502, 503, 504])
+def test_an_unknown_code_that_is_no_refusal_says_nothing(status: int) -> None:
+    meaning = read_fault(status, "500.777.77", None)
+    assert (meaning.code, meaning.sent, meaning.retry) == ("500.777.77", Sent.UNKNOWN, Retry.ASK)

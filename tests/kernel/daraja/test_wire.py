@@ -1,0 +1,390 @@
+"""What comes over Daraja's wire: read in every shape it has been seen in, and never an amount through a float."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.daraja.wire import (
+    Fault,
+    NotACallback,
+    StkCallback,
+    read_fault_body,
+    read_json,
+    read_stk_callback,
+    read_text,
+)
+from mpesa_gateway.money import Kes
+
+ITEMS: list[dict[str, Any]] = [
+    {"Name": "Amount", "Value": 500},
+    {"Name": "MpesaReceiptNumber", "Value": "SKE52PAWR9"},
+    {"Name": "Balance"},
+    {"Name": "TransactionDate", "Value": 20261123101512},
+    {"Name": "PhoneNumber", "Value": 254711000001},
+]
+
+
+def callback(**changes: Any) -> dict[str, Any]:
+    """A callback as Safaricom's portal shows it, with these fields changed; None takes a field out."""
+    fields: dict[str, Any] = {
+        "MerchantRequestID": "29115-34620561-1",
+        "CheckoutRequestID": "ws_CO_191220191020363925",
+        "ResultCode": 0,
+        "ResultDesc": "The service request is processed successfully.",
+        "CallbackMetadata": {"Item": ITEMS},
+    } | changes
+    return {"Body": {"stkCallback": {name: value for name, value in fields.items() if value is not None}}}
+
+
+def read(**changes: Any) -> StkCallback:
+    return read_stk_callback(json.dumps(callback(**changes)).encode())
+
+
+def item(name: str, value: Any) -> list[dict[str, Any]]:
+    """The usual items, one of them with another value."""
+    return [one | {"Value": value} if one["Name"] == name else one for one in ITEMS]
+
+
+def test_a_paid_push_is_read_whole() -> None:
+    assert read() == StkCallback(
+        merchant_request_id="29115-34620561-1",
+        checkout_request_id="ws_CO_191220191020363925",
+        result_code="0",
+        result_desc="The service request is processed successfully.",
+        amount=Kes(500),
+        amount_text="500",
+        receipt="SKE52PAWR9",
+        phone="254711000001",
+        paid_at=datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC),
+    )
+
+
+def test_a_failed_push_has_no_metadata() -> None:
+    found = read(ResultCode=1032, ResultDesc="Request cancelled by user", CallbackMetadata=None)
+    assert (found.result_code, found.result_desc) == ("1032", "Request cancelled by user")
+    assert (found.amount, found.amount_text, found.receipt, found.phone, found.paid_at) == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(0, "0"), ("0", "0"), (" 0 ", "0"), (1037, "1037"), ("SFC_IC0003", "SFC_IC0003"), (-1, "-1")]
+)
+def test_a_result_code_comes_as_number_or_text(code: Any, text: str) -> None:
+    assert read(ResultCode=code).result_code == text
+
+
+@pytest.mark.parametrize("metadata", [None, {}, [], "", 0, {"Item": None}, {"Item": []}, {"Item": "x"}, {"Item": [1]}])
+def test_success_without_metadata_is_still_success(metadata: Any) -> None:
+    found = read(CallbackMetadata=metadata)
+    assert (found.result_code, found.checkout_request_id) == ("0", "ws_CO_191220191020363925")
+    assert (found.amount, found.receipt, found.phone, found.paid_at) == (None,) * 4
+
+
+def test_a_single_item_may_stand_where_a_list_is_usual() -> None:
+    found = read(CallbackMetadata={"Item": ITEMS[0]})
+    assert (found.amount, found.receipt) == (Kes(500), None)
+    assert read(CallbackMetadata={"Item": ITEMS[1]}).receipt == "SKE52PAWR9"
+
+
+def test_items_come_in_any_order_with_strangers_among_them() -> None:
+    strangers: list[Any] = [None, 7, "x", [], {}, {"Name": 7, "Value": 1}, {"Value": 9}, {"Name": "New", "Value": {}}]
+    assert read(CallbackMetadata={"Item": [*strangers, *reversed(ITEMS)]}) == read()
+
+
+def test_of_an_item_that_comes_twice_the_first_counts() -> None:
+    assert read(CallbackMetadata={"Item": [*ITEMS, {"Name": "Amount", "Value": 1}]}).amount == Kes(500)
+
+
+@pytest.mark.parametrize("missing", ["MerchantRequestID", "CheckoutRequestID"])
+def test_ids_may_be_missing(missing: str) -> None:
+    changes: dict[str, Any] = {missing: None}
+    found = read(**changes)
+    ids = {"MerchantRequestID": found.merchant_request_id, "CheckoutRequestID": found.checkout_request_id}
+    assert ids.pop(missing) is None
+    assert all(ids.values())
+    odds: list[Any] = ["", "  ", {}, [], True]
+    for odd in odds:
+        assert read(CheckoutRequestID=odd).checkout_request_id is None
+    assert read(MerchantRequestID=29115).merchant_request_id == "29115"
+
+
+@pytest.mark.parametrize(
+    ("written", "amount", "text"),
+    [
+        ("500", 500, "500"),
+        ("500.0", 500, "500.0"),
+        ("500.00", 500, "500.00"),
+        ('"500"', 500, "500"),
+        ('" 500.00 "', 500, "500.00"),
+        ("1", 1, "1"),
+        ("250000.00", 250_000, "250000.00"),
+        ("0", 0, "0"),
+        ("500.5", None, "500.5"),
+        ("500.10", None, "500.10"),
+        ("0.1", None, "0.1"),
+        ("499.99999999999999999", None, "499.99999999999999999"),
+        ("500.00000000000000001", None, "500.00000000000000001"),
+        ("-500", None, "-500"),
+        ("5e2", None, "5e2"),
+        ('"five"', None, "five"),
+        ('"5,000"', None, "5,000"),
+        ('"NaN"', None, "NaN"),
+        ("null", None, None),
+        ("true", None, None),
+        ("[500]", None, None),
+        ('{"Value": 500}', None, None),
+        ("9" * 400, None, None),
+        ('""', None, None),
+    ],
+)
+def test_an_amount_is_read_digit_for_digit(written: str, amount: int | None, text: str | None) -> None:
+    body = json.dumps(callback(CallbackMetadata={"Item": item("Amount", "@")})).replace('"@"', written)
+    found = read_stk_callback(body.encode())
+    assert (found.amount, found.amount_text) == (amount, text)
+    assert found.amount is None or type(found.amount) is Kes
+    assert (found.receipt, found.result_code) == ("SKE52PAWR9", "0")
+
+
+@pytest.mark.parametrize(
+    ("written", "receipt"),
+    [
+        ("SKE52PAWR9", "SKE52PAWR9"),
+        (" ske52pawr9 ", "SKE52PAWR9"),
+        ("0", None),
+        ("SKE52 PAWR9", None),
+        ("SKE52PAWR9\n", "SKE52PAWR9"),
+        ("SKE52PAWR9'; --", None),
+        ("X" * 21, None),
+        ("", None),
+        (None, None),
+        (True, None),
+        (1234567890, "1234567890"),
+    ],
+)
+def test_a_receipt_is_capital_letters_and_digits_or_none_at_all(written: Any, receipt: str | None) -> None:
+    assert read(CallbackMetadata={"Item": item("MpesaReceiptNumber", written)}).receipt == receipt
+
+
+@pytest.mark.parametrize(
+    ("written", "phone"),
+    [(254711000001, "254711000001"), ("254711000001", "254711000001"), ("2547****0001", "2547****0001"), (None, None)],
+)
+def test_a_phone_comes_as_number_text_or_masked(written: Any, phone: str | None) -> None:
+    assert read(CallbackMetadata={"Item": item("PhoneNumber", written)}).phone == phone
+
+
+@pytest.mark.parametrize(
+    ("written", "moment"),
+    [
+        (20261123101512, datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
+        ("20261123101512", datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
+        (20261124010000, datetime(2026, 11, 23, 22, 0, tzinfo=UTC)),
+        (20261331101512, None),
+        (2026112310151, None),
+        ("2026-11-23 10:15:12", None),
+        ("\u0662\u0660\u0662\u0666\u0661\u0661\u0662\u0663\u0661\u0660\u0661\u0665\u0661\u0662", None),
+        (None, None),
+    ],
+)
+def test_a_date_is_east_africa_time_or_none_at_all(written: Any, moment: datetime | None) -> None:
+    assert read(CallbackMetadata={"Item": item("TransactionDate", written)}).paid_at == moment
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b'"Body"',
+        b"\xff\xfe",
+        b"<html><body>busy</body></html>",
+        b"Body=stkCallback",
+        b"{}",
+        b'{"Body": null}',
+        b'{"Body": []}',
+        b'{"Body": "stkCallback"}',
+        b'{"Body": {}}',
+        b'{"Body": {"stkCallback": null}}',
+        b'{"Body": {"stkCallback": []}}',
+        b'{"Body": {"stkCallback": {}}}',
+        b'{"Body": {"stkCallback": {"ResultCode": null}}}',
+        b'{"Body": {"stkCallback": {"ResultCode": ""}}}',
+        b'{"Body": {"stkCallback": {"ResultCode": true}}}',
+        b'{"Body": {"stkCallback": {"ResultCode": {}}}}',
+        b'{"Body": {"stkCallback": {"ResultCode": NaN}}}',
+        b'{"body": {"stkCallback": {"ResultCode": 0}}}',
+        b'{"Result": {"ResultCode": 0}}',
+        b'{"Body": ' + b"[" * 60_000,
+        b'{"Body": ' * 60_000,
+    ],
+    ids=lambda body: body[:44].decode("latin-1"),
+)
+def test_anything_else_is_no_callback(body: bytes) -> None:
+    with pytest.raises(NotACallback) as refused:
+        read_stk_callback(body)
+    assert str(refused.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    for body, missing in (
+        (b'{"Body": null}', "stkCallback"),
+        (b'{"Body": {"stkCallback": {}}}', "ResultCode"),
+        (b"{", "JSON"),
+    ):
+        with pytest.raises(NotACallback, match=missing):
+            read_stk_callback(body)
+
+
+def test_nul_and_endless_texts_do_not_come_through() -> None:
+    found = read(ResultDesc="a\x00b" + "x" * 9000, MerchantRequestID="m\x00")
+    assert found.result_desc == "ab" + "x" * 498
+    assert found.merchant_request_id == "m"
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec="utf-8"), max_size=20)
+    | st.sampled_from(["0", 0, "500.00", 500.5, 20261123101512, "SKE52PAWR9"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["Name", "Value", "Item", "stkCallback", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in a JSON value."""
+    found = [path]
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(content, dict):
+        pairs = list(cast("dict[str, Any]", content).items())
+    elif isinstance(content, list):
+        pairs = list(enumerate(cast("Sequence[Any]", content)))
+    for name, inner in pairs:
+        found += places(inner, (*path, name))
+    return found
+
+
+def put(content: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of a JSON value with another one at this path."""
+    if not path:
+        return value
+    copy: Any = content.copy()
+    copy[path[0]] = put(content[path[0]], path[1:], value)
+    return copy
+
+
+def is_read_or_refused(body: bytes) -> None:
+    """Whatever else it raises comes out of here."""
+    try:
+        found = read_stk_callback(body)
+    except NotACallback:
+        return
+    assert type(found) is StkCallback
+    assert found.result_code
+    assert found.amount is None or type(found.amount) is Kes
+    for text in (found.amount_text, found.receipt, found.phone, found.merchant_request_id, found.checkout_request_id):
+        assert text is None or (type(text) is str and text and "\x00" not in text)
+    assert found.paid_at is None or found.paid_at.tzinfo is UTC
+
+
+@given(st.sampled_from(places(callback())), ODD, st.sampled_from(places(callback())), ODD)
+def test_any_mutated_callback_is_read_or_refused(
+    first: tuple[Any, ...], one: Any, second: tuple[Any, ...], other: Any
+) -> None:
+    content = put(callback(), first, one)
+    if second in places(content):
+        content = put(content, second, other)
+    is_read_or_refused(json.dumps(content).encode())
+
+
+@given(st.integers(0, 500), st.binary(max_size=4), st.booleans())
+def test_any_mutilated_callback_is_read_or_refused(at: int, bytes_put: bytes, is_cut: bool) -> None:
+    body = json.dumps(callback()).encode()
+    is_read_or_refused(body[:at] + bytes_put + (b"" if is_cut else body[at + len(bytes_put) :]))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    is_read_or_refused(body)
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=0, max_value=999_999_999))
+def test_any_amount_keeps_its_digits(amount: Any) -> None:
+    body = json.dumps(callback(CallbackMetadata={"Item": item("Amount", "@")})).replace('"@"', f"{amount:f}")
+    found = read_stk_callback(body.encode())
+    assert found.amount_text == f"{amount:f}"
+    assert (found.amount is None) == (amount != int(amount))
+    assert found.amount is None or int(found.amount) == amount
+
+
+def test_json_is_read_without_floats() -> None:
+    def has_float(content: Any) -> bool:
+        inner: list[Any] = []
+        if isinstance(content, dict):
+            inner = list(cast("dict[str, Any]", content).values())
+        elif isinstance(content, list):
+            inner = list(cast("Sequence[Any]", content))
+        return isinstance(content, float) or any(has_float(one) for one in inner)
+
+    content = read_json(b'{"a": 1.10, "b": [2.0, {"c": 3e2}], "d": -0.0, "e": 4}')
+    assert not has_float(content)
+    assert content == {"a": "1.10", "b": ["2.0", {"c": "3e2"}], "d": "-0.0", "e": 4}
+    for body in (b"", b"{", b"\xff", b"NaN", b"[" * 60_000, b"<html>"):
+        with pytest.raises(ValueError, match="not JSON"):
+            read_json(body)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (
+            {"requestId": "1", "errorCode": "404.001.03", "errorMessage": "Invalid Access Token"},
+            ("404.001.03", "Invalid Access Token"),
+        ),
+        ({"errorCode": 401, "errorMessage": ""}, ("401", None)),
+        ({"errorCode": None, "errorMessage": ["x"]}, (None, None)),
+        ({"ResponseCode": "0"}, (None, None)),
+        ({}, (None, None)),
+        ([], (None, None)),
+        ("errorCode", (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_a_fault_has_a_code_and_a_message_or_neither(content: Any, fault: tuple[str | None, str | None]) -> None:
+    assert read_fault_body(content) == Fault(code=fault[0], message=fault[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"a": " x "}, "x"),
+        ({"a": 0}, "0"),
+        ({"a": True}, None),
+        ({"a": {}}, None),
+        ({}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_field_of_an_answer_is_text_or_none(content: Any, text: str | None) -> None:
+    assert read_text(content, "a") == text
+
+
+READERS: list[Callable[[Any], Any]] = [read_fault_body, lambda content: read_text(content, "Name")]
+
+
+@given(ODD, st.sampled_from(READERS))
+def test_any_answer_can_be_looked_into(content: Any, reader: Callable[[Any], Any]) -> None:
+    reader(content)

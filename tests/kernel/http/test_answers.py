@@ -1,0 +1,366 @@
+"""What every answer looks like: one envelope, a request id, the right status, never a trace, and pages in order."""
+
+import asyncio
+import json
+from base64 import urlsafe_b64encode
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import get
+
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway
+from tests.conftest import Town
+
+JSON = {"Content-Type": "application/json"}
+PAYMENT = b'{"amount": 500, "phone": "254711000001"}'
+LARGEST = 65_536
+
+
+def enveloped(answer: Answer, status: int, code: str) -> Answer:
+    """The answer, once it has been seen to be a whole and honest refusal."""
+    assert (answer.status, answer.error["code"]) == (status, code), answer.body
+    assert set(answer.body) == {"success", "errors", "request_id"}
+    assert answer.body["success"] is False
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.body["request_id"]
+    assert answer.body["request_id"] == answer.headers["X-Request-ID"]
+    for problem in answer.body["errors"]:
+        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider"}
+        assert problem["message"]
+    return answer
+
+
+async def raw(base: str, head: bytes, body: bytes = b"") -> Answer:
+    """One request, byte for byte, on a connection of its own. ``head`` is the request line and its headers."""
+    parts = urlsplit(base)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(head + b"\r\nHost: gateway\r\nConnection: close\r\n\r\n" + body)
+        async with asyncio.timeout(10):
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.title(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
+            headers["X-Request-ID"] = headers.get("X-Request-Id", "")
+            content = await reader.readexactly(int(headers.get("Content-Length", "0")))
+        return Answer(int(lines[0].split(" ")[1]), headers, json.loads(content))
+    finally:
+        writer.close()
+
+
+async def test_an_unknown_address_is_not_found(town: Town) -> None:
+    enveloped(await town.api.call("GET", "/v1/nothing"), 404, "NOT_FOUND")
+    enveloped(await town.api.call("GET", "/"), 404, "NOT_FOUND")
+    enveloped(await town.api.call("GET", "/v1/payments/pay_none"), 404, "NOT_FOUND")
+
+
+async def test_another_method_is_refused_with_those_that_are_taken(town: Town) -> None:
+    answer = enveloped(await town.api.call("DELETE", "/v1/payments"), 405, "METHOD_NOT_ALLOWED")
+    assert {"GET", "POST"} <= {method.strip() for method in answer.headers["Allow"].split(",")}
+    enveloped(await town.api.call("PATCH", "/v1/merchant/providers", {}), 405, "METHOD_NOT_ALLOWED")
+
+
+async def test_a_body_of_more_than_64_kib_is_too_large_and_one_of_just_so_much_is_read(town: Town) -> None:
+    async def send(size: int) -> Answer:
+        body = PAYMENT + b" " * (size - len(PAYMENT))
+        return await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": str(size)})
+
+    enveloped(await send(LARGEST + 1), 413, "PAYLOAD_TOO_LARGE")
+    assert (await send(LARGEST)).status == 201
+
+
+async def test_a_chunked_body_is_counted_as_it_comes(town: Town) -> None:
+    key = (town.api.key or "").encode()
+    head = (
+        b"POST /v1/payments HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+        b"Idempotency-Key: chunked\r\nX-API-Key: " + key
+    )
+    start, blank = b"%x\r\n%b\r\n" % (len(PAYMENT), PAYMENT), b"1000\r\n" + b" " * 4096 + b"\r\n"
+    enveloped(await raw(town.base, head, start + blank * 16 + b"0\r\n\r\n"), 413, "PAYLOAD_TOO_LARGE")
+    assert (await raw(town.base, head, start + blank * 15 + b"0\r\n\r\n")).status == 201
+
+
+async def test_anything_but_json_is_an_unsupported_media_type(town: Town) -> None:
+    for media in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "json",
+        "application/jsonp",
+    ):
+        headers = {"Content-Type": media, "Idempotency-Key": "a"}
+        answer = await town.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)
+        enveloped(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
+        assert "application/json" in answer.error["message"]
+    headers = {"Content-Type": "Application/JSON; charset=utf-8", "Idempotency-Key": "a"}
+    assert (await town.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)).status == 201
+
+
+async def test_who_calls_is_asked_before_what_they_send(town: Town) -> None:
+    for key in (None, "sk_test_" + "0" * 48):
+        api = Api(town.base, key)
+        for body in (b"{", b'{"amount": "much"}', b" " * (LARGEST + 1), b'{"secret": 1}'):
+            answer = await api.call("POST", "/v1/payments", raw=body)
+            enveloped(answer, 401, "AUTH_INVALID_KEY")
+            assert len(answer.body["errors"]) == 1
+        await api.close()
+
+
+async def test_a_payment_without_an_idempotency_key_is_refused(town: Town) -> None:
+    answer = await town.api.call("POST", "/v1/payments", raw=PAYMENT)
+    enveloped(answer, 400, "IDEMPOTENCY_KEY_REQUIRED")
+    assert "Idempotency-Key" in answer.error["message"]
+    assert (await town.api.call("GET", "/v1/payments")).data == []
+
+
+NO_OBJECTS = (
+    b"{",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"7",
+    b"\xff\xfe",
+    b'{"amount": 500,}',
+    b"{'amount': 500}",
+    b'{"amount": 500, "phone": "254711000001"} more',
+    b'{"amount": NaN, "phone": "254711000001"}',
+    b'{"amount": Infinity, "phone": "254711000001"}',
+    b'{"amount": -Infinity, "phone": "254711000001"}',
+    b'{"amount": ' + b"[" * 30_000 + b"]" * 30_000 + b', "phone": "254711000001"}',
+    b'{"amount": ' + b'{"a":' * 10_000,
+    b"[" * 60_000,
+)
+
+
+async def test_what_is_no_json_object_is_said_to_be_none(town: Town) -> None:
+    for body in NO_OBJECTS:
+        answer = await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": "a"})
+        enveloped(answer, 422, "VALIDATION_ERROR")
+        assert [problem["field"] for problem in answer.body["errors"]] == ["body"], body[:40]
+    assert (await town.api.call("GET", "/v1/payments")).data == []
+
+
+async def test_no_body_at_all_is_asked_for(town: Town) -> None:
+    answer = await town.api.call("POST", "/v1/payments", headers={"Idempotency-Key": "a"})
+    enveloped(answer, 422, "VALIDATION_ERROR")
+    assert "JSON object" in answer.error["message"]
+
+
+async def test_an_unknown_field_is_named_with_its_path(town: Town) -> None:
+    body = json.loads(PAYMENT) | {"ammount": 1}
+    answer = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "a"})
+    enveloped(answer, 422, "VALIDATION_ERROR")
+    assert [problem["field"] for problem in answer.body["errors"]] == ["ammount"]
+    assert "amount" in answer.error["message"]
+    nested = SANDBOX | {"mpesa": SANDBOX["mpesa"] | {"pass_key": "x"}}
+    answer = enveloped(await town.api.call("PUT", "/v1/merchant/providers", nested), 422, "VALIDATION_ERROR")
+    assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.pass_key"]
+
+
+async def test_all_bad_fields_are_named_at_once(town: Town) -> None:
+    bad = {
+        "amount": "5.50",
+        "currency": "USD",
+        "phone": 254711000001,
+        "reference": "x" * 13,
+        "metadata": {"a": 1},
+        "colour": "red",
+    }
+    answer = await town.api.call("POST", "/v1/payments", bad, headers={"Idempotency-Key": "a"})
+    enveloped(answer, 422, "VALIDATION_ERROR")
+    assert sorted(problem["field"] for problem in answer.body["errors"]) == sorted(bad)
+    assert {problem["code"] for problem in answer.body["errors"]} == {"VALIDATION_ERROR"}
+
+
+async def test_a_sane_request_id_comes_back(town: Town) -> None:
+    for given in ("a", "req-1", "root:1", "x" * 128, "A.b_c-9"):
+        refused = await town.api.call("GET", "/v1/nothing", headers={"X-Request-ID": given})
+        assert enveloped(refused, 404, "NOT_FOUND").body["request_id"] == given
+        good = await town.api.call("GET", "/v1/payments", headers={"X-Request-ID": given})
+        assert (good.status, good.headers["X-Request-ID"]) == (200, given)
+
+
+async def over_asgi(town: Town, request_id: bytes) -> tuple[int, list[bytes], dict[str, Any]]:
+    """Handed over as an ASGI server would: some servers refuse odd bytes themselves, others do not."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/v1/nothing",
+        "raw_path": b"/v1/nothing",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"gateway"), (b"x-request-id", request_id)],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    await town.gateway.asgi(scope, receive, send)
+    ids = [value for name, value in sent[0]["headers"] if name.lower() == b"x-request-id"]
+    return sent[0]["status"], ids, json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+INSANE = (
+    b"",
+    b"x" * 129,
+    b"two words",
+    b"tab\there",
+    b"a\x01b",
+    b"a\x1b[31mb",
+    b"a\nb",
+    b"a\n",
+    b"caf\xc3\xa9",
+    b"\xff",
+    b"<script>",
+    b'"quoted"',
+    b"a;b",
+    b"a/b",
+)
+
+
+async def test_an_insane_request_id_is_replaced(town: Town) -> None:
+    assert (await over_asgi(town, b"sane"))[:2] == (404, [b"sane"])
+    seen: set[bytes] = set()
+    for given in INSANE:
+        status, ids, body = await over_asgi(town, given)
+        assert (status, len(ids)) == (404, 1)
+        assert ids[0].startswith(b"req_"), given
+        assert body["request_id"] == ids[0].decode()
+        seen.add(ids[0])
+    assert len(seen) == len(INSANE)
+
+
+async def test_an_insane_request_id_is_replaced_over_the_wire_too(town: Town) -> None:
+    heads = [b"GET /v1/nothing HTTP/1.1\r\nX-Request-ID: " + given for given in (b"two words", b"\xff", b"x" * 129)]
+    answers = [enveloped(await raw(town.base, head), 404, "NOT_FOUND") for head in heads]
+    ids = {answer.body["request_id"] for answer in answers}
+    assert len(ids) == 3
+    assert all(request_id.startswith("req_") for request_id in ids)
+
+
+@get("/v1/broken", public=True)
+async def broken() -> None:
+    raise LookupError("the-inner-secret-of-this-route")
+
+
+@get("/v1/broken-in-its-answer", public=True)
+async def broken_in_its_answer() -> object:
+    return object()
+
+
+@get("/v1/broken-chain", public=True)
+async def broken_chain() -> None:
+    try:
+        await broken.fn()
+    except LookupError as problem:
+        raise RuntimeError("what came of it") from problem
+
+
+BROKEN = Plugin(name="broken", summary="Routes that raise.", routes=(broken, broken_in_its_answer, broken_chain))
+
+
+async def test_what_goes_wrong_with_us_is_answered_without_a_trace(values: dict[str, Any]) -> None:
+    async with running_gateway(values, plugins=(BROKEN,)) as (_, base):
+        api = Api(base, None)
+        for path in ("/v1/broken", "/v1/broken-in-its-answer", "/v1/broken-chain"):
+            answer = await api.call("GET", path, headers={"X-Request-ID": "look-for-me"})
+            enveloped(answer, 500, "INTERNAL_ERROR")
+            assert answer.body["request_id"] == "look-for-me"
+            text = json.dumps(answer.body) + str(dict(answer.headers))
+            for leak in (
+                "Traceback",
+                "Error:",
+                "LookupError",
+                "RuntimeError",
+                "inner-secret",
+                "came of it",
+                ".py",
+                "0x",
+            ):
+                assert leak not in text
+            assert (await api.call("GET", "/health/live")).status == 200
+        await api.close()
+
+
+async def test_seven_payments_in_pages_of_three_come_once_each_and_newest_first(town: Town) -> None:
+    made = [(await town.api.pay(f"25471100000{i}", key=f"k{i}")).data["id"] for i in range(7)]
+    pages: list[list[str]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        suffix = f"&cursor={cursor}" if cursor else ""
+        answer = await town.api.call("GET", "/v1/payments?limit=3" + suffix)
+        pages.append([payment["id"] for payment in answer.data])
+        meta = answer.body["meta"]
+        assert (meta["limit"], meta["has_more"]) == (3, meta["next_cursor"] is not None)
+        assert "total" not in meta
+        cursor = meta["next_cursor"]
+        if len(pages) == 1:
+            # What is added meanwhile stands before the first page and moves nothing.
+            await town.api.pay("254711000009", key="meanwhile")
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [payment for page in pages for payment in page] == made[::-1]
+    counted = await town.api.call("GET", "/v1/payments?limit=8&count=true")
+    assert counted.body["meta"] == {"limit": 8, "has_more": False, "next_cursor": None, "total": 8}
+
+
+async def test_a_cursor_that_is_not_ours_is_refused(town: Town) -> None:
+    for i in range(2):
+        await town.api.pay(f"25471100000{i}", key=f"k{i}")
+    cursor: str = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
+    assert (await town.api.call("GET", f"/v1/payments?cursor={cursor}")).status == 200
+
+    def made(text: str) -> str:
+        return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    for bad in (
+        "x",
+        "nonsense",
+        "!" + cursor,
+        "AAAA" + cursor,
+        cursor[:8],
+        cursor + "%00",
+        made("one part"),
+        made("1\x1f2\x1f3"),
+        made("-1\x1fpay_1"),
+        made("1.5\x1fpay_1"),
+        made("9" * 40 + "\x1fpay_1"),
+        made("1\x1fpay_\x00"),
+        made("\u0663\x1fpay_1"),
+        urlsafe_b64encode(b"\xff\xff").decode(),
+    ):
+        answer = await town.api.call("GET", f"/v1/payments?cursor={bad}")
+        enveloped(answer, 422, "VALIDATION_ERROR")
+        assert [problem["field"] for problem in answer.body["errors"]] == ["cursor"]
+
+
+BAD_QUERIES = (
+    ("limit=0", ["limit"]),
+    ("limit=101", ["limit"]),
+    ("limit=-1", ["limit"]),
+    ("limit=ten", ["limit"]),
+    ("limit=1.5", ["limit"]),
+    ("limit=1&limit=2", ["limit"]),
+    ("offset=3", ["offset"]),
+    ("limit=0&offset=3&count=perhaps&status=lost", ["count", "limit", "offset", "status"]),
+)
+
+
+async def test_a_bad_parameter_is_named(town: Town) -> None:
+    for query, fields in BAD_QUERIES:
+        answer = enveloped(await town.api.call("GET", f"/v1/payments?{query}"), 422, "VALIDATION_ERROR")
+        assert sorted(problem["field"] for problem in answer.body["errors"]) == fields, query
+
+
+async def test_limits_from_one_to_a_hundred_are_taken(town: Town) -> None:
+    for limit in (1, 100):
+        answer = await town.api.call("GET", f"/v1/payments?limit={limit}")
+        assert (answer.data, answer.body["meta"]["limit"]) == ([], limit)
+    assert (await town.api.call("GET", "/v1/payments")).body["meta"]["limit"] == 50

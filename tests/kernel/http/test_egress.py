@@ -1,0 +1,592 @@
+"""Calls to addresses that merchants chose: none into our own network, none for longer or larger than we allow."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.http.egress import Answer, Egress, EgressFailed, Forbidden, GuardedResolver, check_url, is_public
+from mpesa_gateway.testing.serving import listening
+from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
+
+REFUSED_HOSTS = (
+    # private, shared and link-local
+    "10.0.0.1",
+    "10.255.255.255",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "100.64.0.1",
+    "169.254.169.254",
+    "192.0.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "0.0.0.0",  # noqa: S104 - an address to refuse, none to bind
+    "0.1.2.3",
+    "[fc00::1]",
+    "[fd12:3456::1]",
+    "[fe80::1]",
+    "[ff02::1]",
+    "[2001:db8::1]",
+    "[::]",
+    # this machine
+    "127.0.0.1",
+    "127.1.2.3",
+    "127.255.255.254",
+    "[::1]",
+    "[0:0:0:0:0:0:0:1]",
+    "localhost",
+    "LOCALHOST",
+    "localhost.",
+    "localhost..",
+    # IPv4 in another's clothes, public ones too
+    "[::ffff:10.0.0.1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[::ffff:169.254.169.254]",
+    "[::ffff:8.8.8.8]",
+    "[::127.0.0.1]",
+    "[::10.0.0.1]",
+    "[2002:7f00:1::]",
+    "[2002:a00:1::1]",
+    "[2002:808:808::1]",
+    "[64:ff9b::10.0.0.1]",
+    "[64:ff9b::7f00:1]",
+    "[64:ff9b::808:808]",
+    "[64:ff9b:1::a00:1]",
+    "[2001:0:4136:e378:8000:63bf:f5ff:fffe]",
+    # numbers that a resolver takes for an address
+    "2130706433",
+    "3232235777",
+    "167772161",
+    "0x7f000001",
+    "0X7F000001",
+    "0x7f.0.0.1",
+    "0x7f.1",
+    "0177.0.0.1",
+    "017700000001",
+    "127.1",
+    "127.0.1",
+    "10.1",
+    "10.0.0.010",
+    "127.0.0.1.",
+    "10.0.0.1.",
+    "134744072",
+    "8.8.8",
+    "0",
+    # nothing that is a host's name
+    "",
+    "-",
+    "-shop.example",
+    "shop..example",
+    ".example",
+    "shop.example..",
+    "shop%2eexample",
+    "shop,example",
+    "[fe80::1%25eth0]",
+    "x" * 64 + ".example",
+    ".".join(["x" * 60] * 5),
+)
+
+REFUSED_URLS = (
+    "https://user@shop.example/",
+    "https://user:word@shop.example/",
+    "https://:word@shop.example/",
+    "https://@shop.example/",
+    "https://shop.example@10.0.0.1/",
+    "https://shop.example/#part",
+    "https://shop.example#@10.0.0.1/",
+    "http://shop.example/",
+    "http://8.8.8.8/",
+    "ftp://shop.example/",
+    "file:///etc/passwd",
+    "gopher://shop.example/",
+    "//shop.example/",
+    "shop.example",
+    "",
+    "https://",
+    "https:shop.example",
+    "https:///shop.example",
+    "https://shop.example:0/",
+    "https://shop.example:65536/",
+    "https://shop.example:-1/",
+    "https://shop.example:x/",
+    "https://shop.example/a b",
+    "https://shop.example/\n",
+    "https://shop.example/\t",
+    "https://shop.example/\x00",
+    "https://shop.example\\@10.0.0.1/",
+    "https://sh\u00f6p.example/",
+    "https://127\u30020\u30020\u30021/",
+    "https://\u2460\u2461\u2466.0.0.1/",
+    "https://shop.example/" + "x" * 2048,
+    "https://[::1/",
+    "https://[nonsense]/",
+)
+
+TAKEN_URLS = (
+    "https://shop.example.co.ke/mpesa?x=1",
+    "HTTPS://Shop.Example.co.ke/",
+    "https://shop.example:8443/",
+    "https://shop_1.example/",
+    "https://xn--shp-1na.example/",
+    "https://3com.example/",
+    "https://0xcafe.example/",
+    "https://8.8.8.8/",
+    "https://[2606:4700:4700::1111]/",
+    "https://localhost.example/",
+)
+
+
+@pytest.mark.parametrize("host", REFUSED_HOSTS)
+def test_a_host_that_is_not_out_in_the_internet_is_refused(host: str) -> None:
+    for url in (f"https://{host}/", f"https://{host}:8443/x?y=z"):
+        with pytest.raises(ValueError, match=r"^must "):
+            check_url(url, allow_loopback=False)
+
+
+@pytest.mark.parametrize("url", REFUSED_URLS)
+def test_a_url_that_is_not_plain_https_is_refused(url: str) -> None:
+    for allow_loopback in (False, True):
+        with pytest.raises(ValueError, match=r"^must "):
+            check_url(url, allow_loopback=allow_loopback)
+
+
+@pytest.mark.parametrize("url", TAKEN_URLS)
+def test_an_ordinary_address_is_taken(url: str) -> None:
+    check_url(url, allow_loopback=False)
+    check_url(url, allow_loopback=True)
+
+
+def test_in_the_sandbox_this_machine_may_be_called_and_nothing_else_in_our_network() -> None:
+    for host in ("127.0.0.1", "127.1.2.3", "localhost", "[::1]"):
+        for scheme in ("http", "https"):
+            check_url(f"{scheme}://{host}:8080/", allow_loopback=True)
+        with pytest.raises(ValueError, match="port 0"):
+            check_url(f"http://{host}:0/", allow_loopback=True)
+    for host in REFUSED_HOSTS:
+        if host.lower() in {"127.0.0.1", "127.1.2.3", "127.255.255.254", "localhost", "[::1]", "[0:0:0:0:0:0:0:1]"}:
+            continue
+        if host.startswith("[::ffff:"):
+            # Which of these are called this machine differs between releases of Python.
+            continue
+        with pytest.raises(ValueError, match=r"^must "):
+            check_url(f"https://{host}/", allow_loopback=True)
+
+
+@given(st.text(max_size=60) | st.text("0123456789abcdefx.:[]@#/\\%", max_size=40).map(lambda text: "https://" + text))
+def test_whatever_is_asked_about_is_taken_or_refused_with_a_reason(url: str) -> None:
+    try:
+        check_url(url, allow_loopback=False)
+    except ValueError as refused:
+        if not str(refused).startswith("must "):
+            raise AssertionError(url) from refused
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_is_out_in_the_internet_or_so_are_none_of_its_disguises(address: Any) -> None:
+    number = int(address)
+    for disguise in (
+        (0xFFFF << 32) | number,
+        (0x2002 << 112) | (number << 80),
+        (0x64FF9B << 96) | number,
+        number,
+    ):
+        assert not is_public(ip_address(disguise.to_bytes(16, "big")))
+    if is_public(address):
+        assert address.is_global
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+class Dns:
+    """A name server of the test's own: gives one set of addresses after the other, and counts."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, int]] = []
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append((host, port))
+        return self.answers[min(len(self.asked), len(self.answers)) - 1]
+
+
+async def resolve(dns: Dns, *, allow_loopback: bool = False, host: Any = "shop.example") -> list[Any]:
+    resolver = GuardedResolver(dns, allow_loopback=allow_loopback)
+    return await resolver.getaddrinfo(host, 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["10.0.0.1"],
+        ["172.16.5.5"],
+        ["192.168.0.1"],
+        ["169.254.169.254"],
+        ["100.64.0.1"],
+        ["127.0.0.1"],
+        ["0.0.0.0"],  # noqa: S104 - an address to refuse, none to bind
+        ["224.0.0.1"],
+        ["255.255.255.255"],
+        ["::1"],
+        ["::"],
+        ["fe80::1"],
+        ["fe80::1%eth0"],
+        ["fd00::1"],
+        ["ff02::1"],
+        ["::ffff:10.0.0.1"],
+        ["::ffff:8.8.8.8"],
+        ["2002:a00:1::"],
+        ["64:ff9b::a00:1"],
+        ["64:ff9b:1::1"],
+        ["8.8.8.8", "10.0.0.1"],
+        ["10.0.0.1", "8.8.8.8"],
+        ["8.8.8.8", "2606:4700:4700::1111", "fd00::1"],
+        ["2606:4700:4700::1111", "127.0.0.1"],
+    ],
+    ids=",".join,
+)
+async def test_one_address_of_ours_among_the_answers_refuses_the_name(answers: list[str]) -> None:
+    dns = Dns(answers)
+    with pytest.raises(Forbidden, match="private"):
+        await resolve(dns)
+    assert dns.asked == [("shop.example", 443)]
+
+
+async def test_public_addresses_are_handed_over_as_they_were_checked() -> None:
+    dns = Dns(["8.8.8.8", "2606:4700:4700::1111"])
+    assert await resolve(dns, host=b"shop.example") == [
+        (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("8.8.8.8", 443)),
+        (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("2606:4700:4700::1111", 443, 0, 0)),
+    ]
+    assert dns.asked == [("shop.example", 443)]
+
+
+async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_is_what_is_returned() -> None:
+    dns = Dns(["8.8.8.8"], ["10.0.0.1"])
+    found = await resolve(dns)
+    assert len(dns.asked) == 1
+    assert [entry[4][0] for entry in found] == ["8.8.8.8"]
+    # Asked again, for another call, it is checked again.
+    with pytest.raises(Forbidden):
+        await resolve(dns)
+
+
+async def test_this_machine_is_handed_over_only_where_it_may_be_called() -> None:
+    for address in ("127.0.0.1", "::1"):
+        assert [entry[4][0] for entry in await resolve(Dns([address]), allow_loopback=True)] == [address]
+        with pytest.raises(Forbidden):
+            await resolve(Dns([address]))
+    for answers in (["127.0.0.1", "10.0.0.1"], ["192.168.1.1"], ["169.254.169.254"]):
+        with pytest.raises(Forbidden):
+            await resolve(Dns(answers), allow_loopback=True)
+
+
+async def test_a_copy_of_the_resolver_is_as_careful() -> None:
+    for allow_loopback in (False, True):
+        copy = GuardedResolver(Dns(["10.0.0.1"]), allow_loopback=allow_loopback).recycle()
+        with pytest.raises(Forbidden):
+            await copy.getaddrinfo("shop.example", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    strict = GuardedResolver(Dns(["127.0.0.1"]), allow_loopback=False).recycle()
+    with pytest.raises(Forbidden):
+        await strict.getaddrinfo("shop.example", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def egress(**options: Any) -> AsyncGenerator[Egress]:
+    one = Egress(**options)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
+
+
+async def post(one: Egress, url: str, *, allow_loopback: bool = True) -> Answer:
+    return await one.post(url, body=b'{"a":1}', headers={"X-Event-Type": "test"}, allow_loopback=allow_loopback)
+
+
+async def fails(one: Egress, url: str, *, allow_loopback: bool = True) -> str:
+    """Why a call brought no answer."""
+    with pytest.raises(EgressFailed) as failed:
+        await post(one, url, allow_loopback=allow_loopback)
+    assert str(failed.value)
+    return failed.value.reason
+
+
+def always(status: int, body: bytes = b"", **headers: str) -> Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]:
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        write(writer, status, body, **headers)
+
+    return answer
+
+
+async def test_what_is_sent_arrives_and_what_is_said_comes_back() -> None:
+    async with egress() as one, scripted(always(202, b"thanks")) as server:
+        answer = await post(one, server.base + "/hooks?x=1")
+    assert (answer.status, answer.body_start) == (202, "thanks")
+    assert 0 <= answer.ms < 5000
+    (asked,) = server.asked
+    assert (asked.method, asked.path, asked.body) == ("POST", "/hooks?x=1", b'{"a":1}')
+    assert asked.headers["x-event-type"] == "test"
+
+
+async def test_a_refused_address_is_not_even_looked_up() -> None:
+    dns = Dns(["127.0.0.1"])
+    async with egress(lookup=dns) as one, scripted(always(200)) as server:
+        assert await fails(one, server.base, allow_loopback=False) == "refused"
+        assert await fails(one, "https://10.0.0.1/") == "refused"
+        assert await fails(one, "https://localhost/", allow_loopback=False) == "refused"
+    assert (server.connections, dns.asked) == (0, [])
+
+
+async def test_a_name_that_leads_to_this_machine_is_refused_before_anything_is_connected() -> None:
+    async with scripted(always(200)) as server:
+        port = server.base.rpartition(":")[2]
+        for answers in (["127.0.0.1"], ["::1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"]):
+            dns = Dns(answers)
+            async with egress(lookup=dns) as one:
+                url = f"https://shop.example:{port}/"
+                assert await fails(one, url, allow_loopback=False) == "refused"
+            assert dns.asked == [("shop.example", int(port))]
+    assert server.connections == 0
+
+
+async def test_the_address_that_was_checked_is_the_one_that_is_connected_to() -> None:
+    dns = Dns(["127.0.0.1"], ["10.0.0.1"])
+    async with egress(lookup=dns) as one, scripted(always(200, b"here")) as server:
+        port = server.base.rpartition(":")[2]
+        answer = await post(one, f"http://localhost:{port}/")
+    assert answer.body_start == "here"
+    assert dns.asked == [("localhost", int(port))]
+    assert server.asked[0].headers["host"] == f"localhost:{port}"
+
+
+async def test_a_name_without_an_address_is_a_matter_of_dns() -> None:
+    async def unknown(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, f"no {host}:{port}")
+
+    async with egress(lookup=unknown) as one:
+        assert await fails(one, "https://shop.example/", allow_loopback=False) == "dns"
+
+
+async def test_a_slow_drip_is_cut_off_when_the_time_is_up() -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/silent":
+            await asyncio.sleep(60)
+        elif asked.path == "/head":
+            for byte in b"HTTP/1.1 200 Said\r\n" + b"X-Long: 1\r\n" * 100:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.05)
+        else:
+            await drip(writer, 200, 0.05)
+
+    async with egress(timeout=0.6) as one, scripted(answer) as server:
+        for path in ("/body", "/head", "/silent"):
+            began = perf_counter()
+            assert await fails(one, server.base + path) == "too_slow", path
+            assert 0.5 < perf_counter() - began < 3, path
+
+
+async def test_of_an_endless_body_only_64_kib_are_read() -> None:
+    written = 0
+    broken_off = asyncio.Event()
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        writer.write(b"HTTP/1.1 200 Said\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+                await writer.drain()
+                written += 4096
+                await asyncio.sleep(0.001)
+        except ConnectionError:
+            broken_off.set()
+            raise
+
+    async with egress(timeout=8) as one, scripted(answer) as server:
+        said = await post(one, server.base)
+        # What was still on its way counts as well, but is little: the server writes slowly.
+        assert 65_536 <= written < 1_048_576
+        assert (said.status, said.body_start) == (200, "x" * 1024)
+        async with asyncio.timeout(5):
+            await broken_off.wait()
+        assert said.ms < 5000
+        # What is left over of one answer is not taken for the next.
+        server.answer = always(204)
+        assert (await post(one, server.base)).status == 204
+
+
+async def test_a_body_of_any_size_shows_its_first_1024_characters() -> None:
+    for body, shown in (
+        (b"x" * 1024, "x" * 1024),
+        (b"y" * 60_000, "y" * 1024),
+        ("\u00e9".encode() * 5000, "\u00e9" * 1024),
+        ("\U0001f600".encode() * 5000, "\U0001f600" * 1024),
+        (b"a\x00b\xffc", "ab\ufffdc"),
+        (b"", ""),
+    ):
+        async with egress() as one, scripted(always(200, body)) as server:
+            assert (await post(one, server.base)).body_start == shown
+
+
+async def test_a_connection_that_breaks_off_is_a_reset() -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/in-the-body":
+            writer.write(b"HTTP/1.1 200 Said\r\nContent-Length: 100\r\n\r\nhalf")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        if asked.path == "/politely":
+            writer.close()
+        else:
+            reset(writer)
+
+    async with egress() as one, scripted(answer) as server:
+        for path in ("/at-once", "/politely", "/in-the-body"):
+            assert await fails(one, server.base + path) == "reset", path
+        assert len(server.asked) == 3, "a call was repeated"
+
+
+async def test_a_port_where_nobody_listens_is_a_matter_of_connecting() -> None:
+    with listening() as free:
+        port = free.getsockname()[1]
+    async with egress() as one:
+        assert await fails(one, f"http://127.0.0.1:{port}/") == "connect"
+
+
+async def test_an_answer_in_no_known_tongue_is_a_bad_one_or_a_broken_one() -> None:
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"NONSENSE\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with egress(timeout=3) as one, scripted(answer) as server:
+        assert await fails(one, server.base) in {"bad_answer", "reset"}
+
+
+async def test_a_server_without_tls_is_a_matter_of_tls() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Said\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server, egress(timeout=5) as one:
+        assert await fails(one, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/") == "tls"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_tls_and_nothing_is_sent(tmp_path: Path) -> None:
+    received = b""
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        received += await reader.read()
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path / "server.pem"))
+    async with await asyncio.start_server(read, "127.0.0.1", 0, ssl=context) as server, egress(timeout=5) as one:
+        assert await fails(one, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/") == "tls"
+    assert received == b""
+
+
+def self_signed(path: Path) -> Path:
+    """A key and a certificate for 127.0.0.1 that it signed itself, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(Encoding.PEM)
+    )
+    return path
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_answer_and_not_followed(status: int) -> None:
+    async with (
+        egress() as one,
+        scripted(always(200)) as elsewhere,
+        scripted(always(status, b"go", Location=elsewhere.base + "/")) as server,
+    ):
+        assert (await post(one, server.base)).status == status
+    assert (len(server.asked), elsewhere.connections) == (1, 0)
+
+
+async def test_a_status_of_any_kind_is_an_answer() -> None:
+    async with egress() as one, scripted(always(200)) as server:
+        for status in (200, 204, 400, 401, 404, 410, 429, 500, 503):
+            server.answer = always(status)
+            assert (await post(one, server.base)).status == status
+        assert len(server.asked) == 9, "a call was repeated"
+
+
+async def test_no_cookie_is_kept_and_no_proxy_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(always(200)) as proxy, scripted(always(200, b"", Set_Cookie="a=b; Path=/")) as server:
+        point_proxies_to(proxy.base, monkeypatch)
+        async with egress() as one:
+            await post(one, server.base)
+            await post(one, server.base)
+    assert proxy.connections == 0
+    assert all("cookie" not in asked.headers for asked in server.asked)
+    assert len(server.asked) == 2
+
+
+async def test_what_is_left_of_a_slow_answer_is_not_taken_for_the_next() -> None:
+    """A late answer on a kept connection would be another delivery's."""
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/slow":
+            await asyncio.sleep(0.5)
+            write(writer, 500, b"late")
+        else:
+            write(writer, 200, b"mine")
+
+    async with egress(timeout=0.3) as one, scripted(answer) as server:
+        await post(one, server.base + "/quick")
+        assert await fails(one, server.base + "/slow") == "too_slow"
+        await asyncio.sleep(0.4)
+        said = await post(one, server.base + "/quick")
+    assert (said.status, said.body_start) == (200, "mine")
+
+
+async def test_many_calls_at_once_each_get_their_own_answer() -> None:
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.01)
+        write(writer, 200, asked.path.encode())
+
+    async def ask(one: Egress, server: Scripted, number: int) -> bool:
+        return (await post(one, f"{server.base}/{number}")).body_start == f"/{number}"
+
+    async with egress() as one, scripted(answer) as server:
+        assert all(await asyncio.gather(*(ask(one, server, number) for number in range(50))))

@@ -1,0 +1,301 @@
+"""Reading what callers send: a struct, or every bad field by its path, and nothing else whatever is sent."""
+
+import string
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.reading import read_body, read_query
+
+
+def even(number: int) -> int:
+    if number % 2:
+        raise ValueError("must be even")
+    return number
+
+
+def short(text: str) -> str:
+    if len(text) > 5:
+        raise ValueError("must be at most 5 characters")
+    return text
+
+
+class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of a body."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"code": short}
+
+    code: str
+    weight: int = 0
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A body with a field of each sort."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"count": even, "note": short}
+
+    count: int
+    kind: Literal["a", "b"] = "a"
+    note: str | None = None
+    is_urgent: bool = False
+    tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    inner: Inner | None = None
+    size: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
+
+
+class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A query string with a parameter of each sort."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 50
+    name: str | None = None
+    count: bool = False
+    kind: Literal["a", "b"] | None = None
+    since: datetime | None = None
+
+
+def problems(read: Callable[[], Any]) -> dict[str, str]:
+    """What is wrong with each field."""
+    with pytest.raises(Invalid) as refused:
+        read()
+    found = {problem.field or "": problem.message for problem in refused.value.problems}
+    assert len(found) == len(refused.value.problems), "a field was named twice"
+    assert {problem.code for problem in refused.value.problems} == {"VALIDATION_ERROR"}
+    return found
+
+
+def body_problems(body: bytes) -> dict[str, str]:
+    return problems(lambda: read_body(body, Order))
+
+
+def query_problems(values: dict[str, list[str]]) -> dict[str, str]:
+    return problems(lambda: read_query(values, Filters))
+
+
+def test_a_good_body_becomes_a_struct() -> None:
+    body = (
+        b'{"count": 4, "kind": "b", "note": "n", "is_urgent": true, "tags": {"x": "y"}, '
+        b'"inner": {"code": "abc", "weight": 2}, "size": 9}'
+    )
+    assert read_body(body, Order) == Order(
+        count=4, kind="b", note="n", is_urgent=True, tags={"x": "y"}, inner=Inner(code="abc", weight=2), size=9
+    )
+    assert read_body(b' {"count": 0, "note": null, "inner": null} ', Order) == Order(count=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        (b"{}", "count", "is required"),
+        (b'{"count": "4"}', "count", "must be a whole number, not str"),
+        (b'{"count": 4.5}', "count", "must be a whole number, not float"),
+        (b'{"count": null}', "count", "must be a whole number, not null"),
+        (b'{"count": true}', "count", "must be a whole number, not bool"),
+        (b'{"count": 3}', "count", "must be even"),
+        (b'{"count": 4, "note": 1}', "note", "must be text, not int"),
+        (b'{"count": 4, "note": "too long"}', "note", "must be at most 5 characters"),
+        (b'{"count": 4, "is_urgent": "yes"}', "is_urgent", "must be true or false, not str"),
+        (b'{"count": 4, "kind": "c"}', "kind", "'c'"),
+        (b'{"count": 4, "tags": {"x": 1}}', "tags", "must be text, not int"),
+        (b'{"count": 4, "tags": []}', "tags", "must be an object, not array"),
+        (b'{"count": 4, "size": 10}', "size", "<= 9"),
+        (b'{"count": 4, "inner": {}}', "inner.code", "is required"),
+        (b'{"count": 4, "inner": []}', "inner", "must be an object, not array"),
+        (b'{"count": 4, "inner": {"code": 5}}', "inner.code", "must be text, not int"),
+        (b'{"count": 4, "inner": {"code": "too long"}}', "inner.code", "must be at most 5 characters"),
+        (b'{"count": 4, "inner": {"code": "c", "cod": 1}}', "inner.cod", "known: code, weight"),
+        (b'{"count": 4, "Count": 4}', "Count", "unknown field"),
+        (b'{"count": 4, "": 4}', "", "unknown field"),
+        (b"[]", "body", "send a JSON object"),
+        (b"null", "body", "send a JSON object"),
+        (b"4", "body", "send a JSON object"),
+        (b'"{}"', "body", "send a JSON object"),
+        (b"", "body", "send a JSON object"),
+        (b"{", "body", "send a JSON object"),
+        (b'{"count": 4} 5', "body", "send a JSON object"),
+        (b'{"count": NaN}', "body", "send a JSON object"),
+        (b'{"count": 4, "note": "\xff"}', "body", "send a JSON object"),
+        (b'{"count": 4, "note": "\\ud800"}', "body", "send a JSON object"),
+        (b"[" * 50_000, "body", "send a JSON object"),
+    ],
+    ids=lambda value: value[:44].decode("latin-1") if isinstance(value, bytes) else "",
+)
+def test_one_bad_field_is_named_and_explained(body: bytes, field: str, said: str) -> None:
+    found = body_problems(body)
+    assert list(found) == [field]
+    assert said in found[field]
+
+
+def test_all_bad_fields_are_named_at_once_at_every_depth() -> None:
+    found = body_problems(
+        b'{"kind": 1, "note": "too long", "is_urgent": 0, "tags": null, "size": 0, "more": 1, '
+        b'"inner": {"code": "too long", "weight": "w", "other": 2}}'
+    )
+    assert sorted(found) == sorted(
+        [
+            "count",
+            "kind",
+            "note",
+            "is_urgent",
+            "tags",
+            "size",
+            "more",
+            "inner.code",
+            "inner.weight",
+            "inner.other",
+        ]
+    )
+
+
+def test_rules_speak_beside_wrong_types() -> None:
+    assert body_problems(b'{"count": 3, "kind": 7}').keys() == {"count", "kind"}
+    assert body_problems(b'{"count": 3, "inner": {"code": "too long"}}').keys() == {"count", "inner.code"}
+
+
+def test_an_endless_name_is_cut_in_what_is_said_about_it() -> None:
+    (field,) = body_problems(b'{"count": 4, "' + b"x" * 5000 + b'": 1}')
+    assert field == "x" * 64
+
+
+def test_a_good_query_becomes_a_struct() -> None:
+    values = {"limit": ["7"], "name": ["a b"], "count": ["true"], "kind": ["b"], "since": ["2026-11-23T10:15:00Z"]}
+    moment = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
+    assert read_query(values, Filters) == Filters(limit=7, name="a b", count=True, kind="b", since=moment)
+    assert read_query({}, Filters) == Filters()
+    assert read_query({"limit": [""], "name": [""], "since": [""]}, Filters) == Filters()
+    assert read_query({"name": ["7"]}, Filters) == Filters(name="7")
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-23", datetime(2026, 11, 23, tzinfo=UTC)),
+        ("2026-11-23T10:15:00", datetime(2026, 11, 23, 10, 15, tzinfo=UTC)),
+        ("2026-11-23T10:15:00+03:00", datetime(2026, 11, 23, 7, 15, tzinfo=UTC)),
+        ("2026-11-23T10:15:00 03:00", datetime(2026, 11, 23, 7, 15, tzinfo=UTC)),
+        ("2026-11-23T10:15:00.25Z", datetime(2026, 11, 23, 10, 15, 0, 250_000, tzinfo=UTC)),
+    ],
+)
+def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
+    read = read_query({"since": [text]}, Filters).since
+    assert read == moment
+    assert read is not None
+    assert read.tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "said"),
+    [
+        ("limit", ["0"], ">= 1"),
+        ("limit", ["101"], "<= 100"),
+        ("limit", ["ten"], "a whole number"),
+        ("limit", ["1.5"], "a whole number"),
+        ("limit", ["1", "2"], "once"),
+        ("limit", [], "once"),
+        ("count", ["perhaps"], "true or false"),
+        ("kind", ["c"], "'c'"),
+        ("since", ["yesterday"], "2026-11-23"),
+        ("since", ["2026-13-01"], "2026-11-23"),
+        ("Limit", ["1"], "known: count, kind, limit, name, since"),
+    ],
+)
+def test_one_bad_parameter_is_named_and_explained(name: str, texts: list[str], said: str) -> None:
+    found = query_problems({name: texts})
+    assert list(found) == [name]
+    assert said in found[name]
+
+
+def test_all_bad_parameters_are_named_at_once() -> None:
+    bad = {"limit": ["0"], "count": ["x"], "since": ["x"], "kind": ["x"], "more": ["x"], "name": ["x", "y"]}
+    assert query_problems(bad).keys() == bad.keys()
+
+
+NAMES = st.sampled_from([*Order.__struct_fields__, *Inner.__struct_fields__, "other"]) | st.text(max_size=8)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=12)
+    | st.sampled_from(["a", "b", 2, 4]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5),
+    max_leaves=12,
+)
+ORDERS = st.fixed_dictionaries(
+    {"count": st.sampled_from([2, 3, "4", None])},
+    optional={
+        "kind": st.sampled_from(["a", "b", "c", 1]),
+        "note": st.none() | st.text(string.ascii_letters, max_size=9) | VALUES,
+        "is_urgent": st.booleans() | VALUES,
+        "tags": st.dictionaries(st.text(string.ascii_letters, max_size=3), st.text(max_size=3), max_size=3) | VALUES,
+        "inner": st.none()
+        | st.fixed_dictionaries({}, optional={"code": st.text(max_size=9) | VALUES, "weight": st.integers() | VALUES})
+        | VALUES,
+        "size": st.integers(-2, 12) | VALUES,
+        "more": VALUES,
+    },
+)
+
+
+def is_struct_or_invalid(read: Callable[[], Any], kind: type[msgspec.Struct]) -> bool:
+    """Whether reading gave a struct (as opposed to Invalid). Whatever else it raises comes out of here."""
+    try:
+        found = read()
+    except Invalid as refused:
+        explained = [problem for problem in refused.problems if problem.field is not None and problem.message]
+        if not explained or explained != refused.problems:
+            raise AssertionError("refused without a field and a reason") from refused
+        return False
+    assert type(found) is kind
+    return True
+
+
+@given(ORDERS | VALUES)
+def test_any_json_becomes_a_struct_or_a_list_of_problems(content: Any) -> None:
+    body = msgspec.json.encode(content)
+    if is_struct_or_invalid(lambda: read_body(body, Order), Order):
+        read = read_body(body, Order)
+        assert read.count % 2 == 0
+        assert read.note is None or len(read.note) <= 5
+        assert read.inner is None or len(read.inner.code) <= 5
+        assert 1 <= read.size <= 9
+        assert set(content) <= set(Order.__struct_fields__)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_become_a_struct_or_a_list_of_problems(body: bytes) -> None:
+    is_struct_or_invalid(lambda: read_body(body, Order), Order)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Filters.__struct_fields__, "more"]) | st.text(max_size=6),
+        st.lists(st.text(max_size=20) | st.integers().map(str) | st.sampled_from(["true", "a", "7"]), max_size=2),
+        max_size=5,
+    )
+)
+def test_any_query_becomes_a_struct_or_a_list_of_problems(values: dict[str, list[str]]) -> None:
+    if is_struct_or_invalid(lambda: read_query(values, Filters), Filters):
+        read = read_query(values, Filters)
+        assert 1 <= read.limit <= 100
+        assert read.since is None or read.since.tzinfo is not None
+
+
+@given(
+    st.dates().map(date.isoformat)
+    | st.datetimes(
+        timezones=st.none()
+        | st.just(UTC)
+        | st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+    ).map(datetime.isoformat)
+)
+def test_any_time_becomes_a_moment_or_a_problem(text: str) -> None:
+    if is_struct_or_invalid(lambda: read_query({"since": [text]}, Filters), Filters):
+        read = read_query({"since": [text]}, Filters).since
+        assert read is not None
+        assert read.tzinfo is not None

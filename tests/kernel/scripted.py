@@ -1,0 +1,118 @@
+"""An HTTP server on the loopback interface that answers as a test tells it to, badly too."""
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as it came in. Header names are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Scripted:
+    """What was asked, and how each request is answered: by a function that writes to the connection itself."""
+
+    answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+    base: str = ""
+    asked: list[Asked] = field(default_factory=list[Asked])
+    connections: int = 0
+
+    def of(self, path: str) -> list[Asked]:
+        """The requests to this path, query strings aside."""
+        return [one for one in self.asked if one.path.partition("?")[0] == path]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection, until the other side or the answer ends it."""
+        self.connections += 1
+        try:
+            while not writer.is_closing():
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                pairs = (line.partition(":") for line in lines[1:])
+                headers = {name.strip().lower(): text.strip() for name, _, text in pairs}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                one = Asked(lines[0].split(" ")[0], lines[0].split(" ")[1], headers, body)
+                self.asked.append(one)
+                await self.answer(one, writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+def write(writer: asyncio.StreamWriter, status: int, body: bytes = b"", **headers: str) -> None:
+    """A plain answer. ``Content_Type="text/html"`` becomes a header of that name."""
+    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {text}" for name, text in headers.items()]
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+
+def write_json(writer: asyncio.StreamWriter, status: int, content: Any) -> None:
+    """A plain answer in JSON."""
+    write(writer, status, json.dumps(content).encode(), Content_Type="application/json")
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Break the connection off at once."""
+    writer.transport.abort()
+
+
+async def drip(writer: asyncio.StreamWriter, status: int, pause: float) -> None:
+    """Promise a body and send a byte of it now and then, for longer than anyone should wait."""
+    writer.write(f"HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n".encode())
+    for _ in range(10_000):
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(pause)
+
+
+def point_proxies_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name this proxy in the environment, for every address."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # The library remembers what it once read there; this looks anew.
+    monkeypatch.setattr("niquests.utils.getproxies", urllib.request.getproxies)
+
+
+@asynccontextmanager
+async def scripted(answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]) -> AsyncGenerator[Scripted]:
+    """A server on a free port, for the length of the block."""
+    script = Scripted(answer)
+    busy: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        busy.add(task)
+        try:
+            await script.serve(reader, writer)
+        except asyncio.CancelledError:
+            # Only this server's end cancels it, and asyncio would report it as an accident.
+            writer.transport.abort()
+        finally:
+            busy.discard(task)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    script.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield script
+    finally:
+        server.close()
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
