@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,6 +26,13 @@ _LOCK_SECONDS = 15
 """For how long one process may be fetching while the others wait for what it brings."""
 
 _LOOK_AGAIN = 0.1
+"""Seconds between looks for what another process fetches."""
+
+_NO_VALKEY = "valkey is away"
+"""Stands for a lock where there is nobody to ask for one."""
+
+_DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
+"""Compare and delete in one step, on the server."""
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -66,7 +74,7 @@ class Tokens:
             token = self._tokens.get(owner)
             if token is not None and token.until > self._clock.now():
                 return token.text
-            token = await self._shared(owner) or await self._fetch_once(owner, fetch)
+            token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
             self._tokens[owner] = token
             return token.text
 
@@ -75,9 +83,10 @@ class Tokens:
         held = self._tokens.get(owner)
         if held is not None and held.text == text:
             del self._tokens[owner]
-        shared = await self._shared(owner)
+        sealed = await self._sealed(owner)
+        shared = self._opened(owner, sealed)
         if shared is not None and shared.text == text:
-            await self._ask(lambda: self._valkey.delete(self._key(owner)))
+            await self._delete(self._key(owner), sealed)
 
     async def put(self, owner: str, token: Token) -> None:
         """Share a token that was fetched on purpose: it has made the one before it invalid."""
@@ -85,33 +94,46 @@ class Tokens:
         await self._share(owner, token)
 
     async def _fetch_once(self, owner: str, fetch: Fetch) -> Token:
-        """Fetch, or wait for the process that is at it."""
-        lock = self._key(owner) + ":lock"
-        is_ours = await self._ask(lambda: self._valkey.set(lock, b"1", nx=True, ex=_LOCK_SECONDS), otherwise=True)
-        if not is_ours:
-            for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
-                await asyncio.sleep(_LOOK_AGAIN)
-                shared = await self._shared(owner)
-                if shared is not None:
-                    return shared
-                if not await self._ask(lambda: self._valkey.exists(lock), otherwise=False):
-                    break
+        """Fetch, or wait for the process that is at it; without Valkey, each process fetches for itself."""
+        lock, mark = self._key(owner) + ":lock", secrets.token_bytes(16)
+        is_ours = False
+        for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
+            is_ours = await self._ask(
+                lambda: self._valkey.set(lock, mark, nx=True, ex=_LOCK_SECONDS), otherwise=_NO_VALKEY
+            )
+            # Whoever had the lock before us may have left what it fetched.
+            shared = self._opened(owner, await self._sealed(owner))
+            if shared is not None:
+                if is_ours:
+                    await self._delete(lock, mark)
+                return shared
+            if is_ours:
+                break
+            await asyncio.sleep(_LOOK_AGAIN)
         try:
             token = await fetch()
             await self._share(owner, token)
             return token
         finally:
-            await self._ask(lambda: self._valkey.delete(lock))
+            if is_ours:
+                await self._delete(lock, mark)
 
-    async def _shared(self, owner: str) -> Token | None:
+    async def _sealed(self, owner: str) -> bytes | None:
         sealed = await self._ask(lambda: self._valkey.get(self._key(owner)))
-        if not isinstance(sealed, bytes):
+        return sealed if isinstance(sealed, bytes) else None
+
+    def _opened(self, owner: str, sealed: bytes | None) -> Token | None:
+        if sealed is None:
             return None
         try:
             token = msgspec.json.decode(self._sealer.open(sealed.decode(), aad=("daraja", "token", owner)), type=Token)
         except (CannotOpen, msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return token if token.until > self._clock.now() else None
+
+    async def _delete(self, key: str, value: bytes | None) -> None:
+        """Delete a key that still has this value: another process may have put its own there."""
+        await self._ask(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
 
     async def _share(self, owner: str, token: Token) -> None:
         seconds = int((token.until - self._clock.now()).total_seconds())

@@ -1,7 +1,6 @@
 """Administration over HTTP: merchants, their keys, and the audit log."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -11,7 +10,7 @@ from litestar.params import FromPath, JSONBody
 
 from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
-from mpesa_gateway.http.query import ListQuery, reads
+from mpesa_gateway.http.query import ListQuery, Moment, reads
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
@@ -40,7 +39,7 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str
     env: Env = "sandbox"
     scopes: tuple[Scope, ...] = MERCHANT_SCOPES
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):

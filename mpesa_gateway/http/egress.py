@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -30,6 +30,11 @@ _READ = 65_536
 
 _SHOWN = 1024
 """Characters of an answer that are kept."""
+
+_NEVER = tuple(
+    ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20", "100::/64", "2001::/23")
+)
+"""Ranges that are not out in the Internet, whatever this release of Python's own tables say (IANA's registries)."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
@@ -65,6 +70,8 @@ def is_public(address: Address) -> bool:
     inner = _embedded(address)
     if inner is not None:
         return False if isinstance(address, IPv6Address) else is_public(inner)
+    if any(address.version == network.version and address in network for network in _NEVER):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
 
 

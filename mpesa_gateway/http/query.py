@@ -1,5 +1,6 @@
 """The filters of a list: declared as a struct, read from the query string, shown in the OpenAPI document."""
 
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -9,6 +10,9 @@ from litestar.di import Provide
 from mpesa_gateway.http.reading import read_query
 
 Q = TypeVar("Q", bound=msgspec.Struct)
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time in a body: RFC 3339, with its zone."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 

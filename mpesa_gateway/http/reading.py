@@ -12,6 +12,9 @@ from mpesa_gateway.errors import Checks, Invalid
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
+
 _WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number", "object": "an object"}
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
@@ -21,13 +24,17 @@ def read_body(body: bytes, kind: type[S]) -> S:
     checks = Checks()
     try:
         decoded = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError:
-        _examine(body, kind, "", checks)
+    except msgspec.ValidationError as problem:
+        try:
+            _examine(body, kind, "", checks)
+        except _NO_JSON:
+            # The first look met a wrong field before it met what is no JSON.
+            raise Invalid.field_error("body", _SEND_JSON) from None
         checks.settle()
-        # Every field is right by itself: what is wrong is between them, and the struct's own words say what.
-        raise
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Invalid.field_error("body", "send a JSON object (RFC 8259, UTF-8)") from None
+        # Every field is right by itself: what is wrong is between them, or a field stands there twice.
+        raise Invalid.field_error("body", _explain(str(problem))) from None
+    except _NO_JSON:
+        raise Invalid.field_error("body", _SEND_JSON) from None
     _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
     checks.settle()
     return decoded
@@ -60,7 +67,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
                 found[name] = msgspec.convert(_aware(texts[0], field.type), field.type, strict=False)
             except msgspec.ValidationError as problem:
                 checks.fail(name, _explain(str(problem)))
-            except ValueError:
+            except (ValueError, OverflowError):
                 checks.fail(name, "must be a time such as 2026-11-23T10:15:00Z or a date such as 2026-11-23")
     checks.settle()
     return kind(**found)
@@ -72,7 +79,7 @@ def _aware(text: str, kind: Any) -> str:
         return text
     # A plus sign that was not percent-encoded arrives as a space.
     moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+    return (moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
 def _is_moment(kind: Any) -> bool:

@@ -54,7 +54,7 @@ def conditions(merchant_id: str, filters: PaymentQuery) -> Conditions:
             elif value is not None:
                 found.add(f"{column} {operator} {{}}", str(value))
         if filters.search is not None and (len(filters.search) > _LONGEST_SEARCH or "\x00" in filters.search):
-            checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters")
+            checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters, none of them NUL")
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
     for value, clause in (

@@ -7,7 +7,7 @@ import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.envelope import Meta
-from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.api import Finding
 
@@ -24,8 +24,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to reconcile: the last two hours, or from ``start`` to ``end``, at most the last 48 hours."""
 
-    start: datetime | None = None
-    end: datetime | None = None
+    start: Moment | None = None
+    end: Moment | None = None
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):

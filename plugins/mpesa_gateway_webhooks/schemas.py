@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mpesa_gateway.http.query import ListQuery
+from mpesa_gateway.http.query import ListQuery, Moment
 
 DeliveryStatus = Literal["pending", "delivered", "dead", "cancelled"]
 
@@ -101,8 +101,8 @@ class EventQuery(ListQuery, frozen=True, kw_only=True):
 class ReplayMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which deliveries to send again: those created since (and before ``until``)."""
 
-    since: datetime
-    until: datetime | None = None
+    since: Moment
+    until: Moment | None = None
     status: DeliveryStatus | None = None
 
 

@@ -452,7 +452,7 @@ async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(f
 
 async def test_twenty_calls_of_two_processes_fetch_one_token(valkey_url: str) -> None:
     daraja = Daraja()
-    daraja.pause = 0.25
+    daraja.pause = 0.3
     async with scripted(daraja) as server, cache_at(valkey_url) as one, cache_at(valkey_url) as other:
         first, second = client_of(server.base, one), client_of(server.base, other)
         async with started(first, second):
@@ -463,6 +463,18 @@ async def test_twenty_calls_of_two_processes_fetch_one_token(valkey_url: str) ->
         async with started(third):
             await push(third)
         assert len(server.of(TOKEN)) == 1
+
+
+async def test_when_the_token_of_twenty_calls_is_refused_one_new_one_is_fetched(valkey_url: str) -> None:
+    daraja = Daraja()
+    daraja.pause = 0.2
+    async with scripted(daraja) as server, cache_at(valkey_url) as one, cache_at(valkey_url) as other:
+        first, second = client_of(server.base, one), client_of(server.base, other)
+        async with started(first, second):
+            await asyncio.gather(push(first), push(second))
+            daraja.given.append("another-that-somebody-else-has")
+            await asyncio.gather(*(push(client) for client in (first, second) * 10))
+        assert len(server.of(TOKEN)) == 2
 
 
 async def test_a_process_whose_token_another_has_replaced_takes_the_new_one(valkey_url: str) -> None:

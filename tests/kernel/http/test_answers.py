@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from litestar import get
 
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
 from tests.conftest import Town
 
 JSON = {"Content-Type": "application/json"}
@@ -364,3 +365,22 @@ async def test_limits_from_one_to_a_hundred_are_taken(town: Town) -> None:
         answer = await town.api.call("GET", f"/v1/payments?limit={limit}")
         assert (answer.data, answer.body["meta"]["limit"]) == ([], limit)
     assert (await town.api.call("GET", "/v1/payments")).body["meta"]["limit"] == 50
+
+
+async def test_times_and_cursors_that_postgres_could_not_take_are_refused_by_name(town: Town) -> None:
+    for query, field in (
+        ("since=9999-12-31T23:59:59-23:00", "since"),
+        ("until=0001-01-01T00:00:00%2B05:00", "until"),
+        ("cursor=AAAA", "cursor"),
+        ("search=%00", "search"),
+    ):
+        answer = await town.api.call("GET", f"/v1/payments?{query}")
+        assert (answer.status, answer.error["field"]) == (422, field)
+        assert field != "search" or "NUL" in answer.error["message"]
+    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as admin:
+        answer = await admin.call("GET", "/v1/admin/merchants?cursor=AAAA")
+        assert (answer.status, answer.error["field"]) == (422, "cursor")
+        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Shop"})).data["merchant_id"]
+        key = {"name": "till", "expires_at": "2030-01-01T00:00:00"}
+        answer = await admin.call("POST", f"/v1/admin/merchants/{merchant}/keys", key)
+        assert (answer.status, answer.error["field"]) == (422, "expires_at")

@@ -25,6 +25,13 @@ from mpesa_gateway.testing.serving import listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
 
 REFUSED_HOSTS = (
+    # what the standard library of some releases takes for public
+    "[fec0::1]",
+    "[feff::1]",
+    "[3fff::1]",
+    "192.0.0.8",
+    "192.0.0.100",
+    "192.88.99.1",
     # private, shared and link-local
     "10.0.0.1",
     "10.255.255.255",
@@ -254,6 +261,8 @@ async def resolve(dns: Dns, *, allow_loopback: bool = False, host: Any = "shop.e
         ["fe80::1"],
         ["fe80::1%eth0"],
         ["fd00::1"],
+        ["fec0::1"],
+        ["8.8.8.8", "fec0::1"],
         ["ff02::1"],
         ["::ffff:10.0.0.1"],
         ["::ffff:8.8.8.8"],

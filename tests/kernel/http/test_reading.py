@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -299,3 +300,31 @@ def test_any_time_becomes_a_moment_or_a_problem(text: str) -> None:
         read = read_query({"since": [text]}, Filters).since
         assert read is not None
         assert read.tzinfo is not None
+
+
+WRONG_BEFORE_BROKEN = (
+    b'{"count": "4", oops',
+    b'{"count": "4"',
+    b'{"count": "4"} 5',
+    b'{"count": 4, "more": NaN}',
+    b'{"more": 1, "note": "\xff"}',
+    b'{"count": 4, "note": ' + b"[" * 50_000,
+    b'{"count": 4, "more": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+)
+
+
+@pytest.mark.parametrize("body", WRONG_BEFORE_BROKEN, ids=lambda body: body[:30].decode("latin-1"))
+def test_a_body_that_breaks_off_after_a_bad_field_is_no_json_object(body: bytes) -> None:
+    assert body_problems(body) == {"body": "send a JSON object (RFC 8259, UTF-8)"}
+
+
+@given(ORDERS, st.integers(0, 400), st.binary(max_size=3))
+def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any, at: int, put: bytes) -> None:
+    body = msgspec.json.encode(content)
+    is_struct_or_invalid(lambda: read_body(body[:at] + put + body[at + len(put) :], Order), Order)
+    is_struct_or_invalid(lambda: read_body(body[:at], Order), Order)
+
+
+def test_a_name_given_twice_is_refused_or_its_last_value_taken() -> None:
+    for body in (b'{"count": "x", "count": 4}', b'{"count": 4, "count": "x"}', b'{"count": 2, "count": 4}'):
+        is_struct_or_invalid(partial(read_body, body, Order), Order)
