@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.receiver import Receiver, receiving
-from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
+from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, running_gateway, shop
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,9 @@ async def town(values: dict[str, Any]) -> AsyncGenerator[Town]:
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
         yield Town(gateway, base, api, receiver)
+
+
+@pytest.fixture
+async def initiated(town: Town) -> None:
+    """The shop's credentials with an initiator and a nominated number: for status checks, refunds, reconciliation."""
+    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200

@@ -346,7 +346,8 @@ class DarajaClient:
             {
                 "ShortCode": credentials.receiver,
                 "StartDate": f"{start.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
-                "EndDate": f"{end.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
+                # Whole seconds: the last one counts to its end.
+                "EndDate": f"{(end + timedelta(microseconds=999_999)).astimezone(EAT):%Y-%m-%d %H:%M:%S}",
                 "OffSetValue": str(offset),
             },
             says_empty=_is_empty_statement,

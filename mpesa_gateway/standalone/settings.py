@@ -1,6 +1,7 @@
 """The configuration that ``up`` gives its processes: the host's own, with what is embedded filled in."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import write_private
+from mpesa_gateway.standalone.sandbox import make_certificate
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
@@ -27,6 +29,7 @@ class Embedded:
     master_key_file: Path | None
     port: int
     simulator_port: int | None
+    sandbox_certificate: Path | None = None
 
 
 def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
@@ -47,6 +50,9 @@ def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
     if embedded.simulator_port is not None:
         url = f"http://127.0.0.1:{embedded.simulator_port}{SIMULATOR_PATH}"
         config = replace(config, daraja=replace(config.daraja, sandbox_url=url))
+    if embedded.sandbox_certificate is not None:
+        path = str(embedded.sandbox_certificate)
+        config = replace(config, daraja=replace(config.daraja, sandbox_certificate=path))
     return config
 
 
@@ -86,6 +92,16 @@ def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]
         return path, False
     write_private(path, generate() + "\n")
     return path, True
+
+
+def sandbox_certificate(base: GatewayConfig, data: Path, now: datetime) -> Path | None:
+    """The simulator's certificate in the data folder, made when it is missing; None where the host has one."""
+    if Path(base.daraja.sandbox_certificate).exists():
+        return None
+    path = data / "simulator-certificate.pem"
+    if not path.exists():
+        write_private(path, make_certificate(now).decode())
+    return path
 
 
 def _plain(value: Any) -> Any:

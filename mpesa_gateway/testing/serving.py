@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -30,6 +31,18 @@ SANDBOX: dict[str, Any] = {
     },
 }
 """Credentials that the simulator takes: the sandbox's published shortcode and passkey."""
+
+
+INITIATED: dict[str, Any] = {
+    "provider": "mpesa",
+    "mpesa": SANDBOX["mpesa"]
+    | {
+        "initiator": "testapi",
+        "security_credential": b64encode(b"encrypted elsewhere".ljust(256, b".")).decode(),
+        "nominated_number": "254708374149",
+    },
+}
+"""The same with what status checks, refunds and reconciliation need."""
 
 
 def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[str, Any]:

@@ -141,7 +141,8 @@ ORDER BY created_at DESC LIMIT 50
 
 SETTLE_LINE = """
 WITH line AS (
-    UPDATE statement_line SET finding = $3, payment_id = $4, settled_at = CASE WHEN $4 IS NULL THEN NULL ELSE $5 END
+    UPDATE statement_line SET finding = $3, payment_id = $4,
+        settled_at = CASE WHEN $4::text IS NOT NULL THEN $5::timestamptz END
     WHERE line_id = $2
 )
 UPDATE reconciliation_line SET finding = $3 WHERE run_id = $1 AND line_id = $2

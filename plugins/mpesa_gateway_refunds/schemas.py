@@ -21,13 +21,22 @@ def _reason(text: str) -> str:
     return text
 
 
+_ALL = msgspec.Raw(b"null")
+"""No amount: all that is left of the payment."""
+
+
+def read_amount(raw: msgspec.Raw) -> Kes | None:
+    """The amount in a body, None where it stands for all. Raises NotAnAmount."""
+    return None if bytes(raw) == bytes(_ALL) else Kes.parse_json(bytes(raw))
+
+
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A refund that a merchant wants; without ``amount``, of all that is left of the payment."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"amount": Kes.parse_json, "reason": _reason}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"amount": read_amount, "reason": _reason}
 
     payment_id: str
-    amount: msgspec.Raw | None = None
+    amount: msgspec.Raw = _ALL
     reason: str | None = None
 
 

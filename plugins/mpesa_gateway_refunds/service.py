@@ -23,7 +23,7 @@ from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
-from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.views import view
 
@@ -65,7 +65,7 @@ class RefundService:
     ) -> tuple[Row, bool]:
         """The refund of this request, with its money set aside, and whether its reversal is ours to send."""
         now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
-        amount = None if body.amount is None else Kes.parse_json(body.amount)
+        amount = read_amount(body.amount)
         async with self._db.transaction():
             if key is not None:
                 claim = await idempotency.claim(

@@ -49,8 +49,16 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "018": Behaviour("internal_error", "meets an internal error, and nothing is sent", ack="internal_error"),
     "019": Behaviour("busy", "is busy with another prompt", ack="busy"),
     "020": Behaviour("asks", "shows the prompt until you answer it", "1037", waits=True),
+    "021": Behaviour(
+        "vanishes", "pays, and neither the push's answer nor a callback ever says so", ack="lost", callback="never"
+    ),
 }
 """The last three digits, and what the phone does. Shown in docs/simulator.md."""
+
+CHAOS: tuple[Behaviour, ...] = tuple(
+    behaviour for behaviour in BEHAVIOURS.values() if not behaviour.waits and behaviour.name != "pays"
+)
+"""What chance picks from for a number that is not listed, when there is chaos."""
 
 ANSWERS: dict[str, str] = {"pay": "0", "cancel": "1032", "wrong_pin": "2001", "no_funds": "1", "ignore": "1037"}
 """How an open prompt can be answered, and the result code of each."""

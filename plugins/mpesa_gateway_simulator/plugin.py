@@ -4,7 +4,7 @@ from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.settings import SimulatorSettings
-from mpesa_gateway_simulator.tables import CallbackRow, PushRow, TransactionRow
+from mpesa_gateway_simulator.tables import CallbackRow, PushRow, ResultRow, ReversalRow, TransactionRow
 
 plugin = Plugin(
     name="simulator",
@@ -12,5 +12,8 @@ plugin = Plugin(
     settings=SimulatorSettings,
     routes=routes,
     provides=((Simulator, Simulator),),
-    tables=Tables(models=(PushRow, CallbackRow, TransactionRow), migrations="mpesa_gateway_simulator.migrations"),
+    tables=Tables(
+        models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),
+        migrations="mpesa_gateway_simulator.migrations",
+    ),
 )

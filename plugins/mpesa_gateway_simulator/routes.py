@@ -1,6 +1,7 @@
 """Daraja's own paths under /simulator, and the control API that tests and demos turn the knobs with."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from litestar import Request, Response, get, patch, post
@@ -9,14 +10,29 @@ from litestar.params import FromPath, JSONBody, RawBody
 
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import Moment, reads
+from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.habits import PULL_HABITS, RESULT_HABITS, Habit
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
-from mpesa_gateway_simulator.service import AckLost, Simulator
+from mpesa_gateway_simulator.results import AckLost
+from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
 
 _DARAJA: dict[str, Any] = {"public": True, "include_in_schema": False}
+
+
+def _result_habit(habit: str) -> str:
+    if habit not in {*RESULT_HABITS, "internal_error"}:
+        raise ValueError(f"must be one of {', '.join(sorted({*RESULT_HABITS, 'internal_error'}))}")
+    return habit
+
+
+def _pull_habit(habit: str) -> str:
+    if habit not in PULL_HABITS:
+        raise ValueError(f"must be one of {', '.join(sorted(PULL_HABITS))}")
+    return habit
 
 
 def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
@@ -39,7 +55,17 @@ async def _answer(request: Request[Any, Any, Any], services: Services, operation
             return Response(await simulator.issue_token(authorization, request.query_params.get("grant_type")))
         if operation == "stkpush":
             return Response(await simulator.push(authorization, _read(body)), status_code=200)
-        return Response(await simulator.query(authorization, _read(body)), status_code=200)
+        if operation == "pullquery":
+            status, content = await simulator.pull_query(authorization, _read(body))
+            media = "text/html" if isinstance(content, str) else "application/json"
+            return Response(content, status_code=status, media_type=media)
+        answer = {
+            "stkquery": simulator.query,
+            "transactionstatus": simulator.transaction_status,
+            "reversal": simulator.reversal,
+            "pullregister": simulator.pull_register,
+        }[operation]
+        return Response(await answer(authorization, _read(body)), status_code=200)
     except Fault as fault:
         return _fault(request.headers.get("x-request-id", "sim"), fault)
     except AckLost:
@@ -66,6 +92,38 @@ async def stk_query(
 ) -> Response[Any]:
     """Daraja's STK query."""
     return await _answer(request, services, "stkquery", body)
+
+
+@post("/simulator/mpesa/transactionstatus/v1/query", **_DARAJA)
+async def transaction_status(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
+    """Daraja's transaction status query."""
+    return await _answer(request, services, "transactionstatus", body)
+
+
+@post("/simulator/mpesa/reversal/v1/request", **_DARAJA)
+async def reversal(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
+    """Daraja's reversal."""
+    return await _answer(request, services, "reversal", body)
+
+
+@post("/simulator/pulltransactions/v1/register", **_DARAJA)
+async def pull_register(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
+    """Daraja's Pull registration."""
+    return await _answer(request, services, "pullregister", body)
+
+
+@post("/simulator/pulltransactions/v1/query", **_DARAJA)
+async def pull_query(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
+) -> Response[Any]:
+    """Daraja's Pull query."""
+    return await _answer(request, services, "pullquery", body)
 
 
 @get("/simulator/outcomes", public=True, tags=["Simulator"])
@@ -137,7 +195,7 @@ async def repeat_callback(
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault to play: for which operation, and how often."""
 
-    operation: Literal["oauth", "stkpush", "stkquery"]
+    operation: Literal["oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullregister", "pullquery"]
     fault: Literal[
         "400.002.02",
         "400.003.02",
@@ -163,20 +221,66 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Delays in seconds; those left out stay as they are."""
+    """Delays in seconds, the share of chaos, the seed of chance; those left out stay as they are."""
 
     callback_delay: Seconds | None = None
     late_delay: Seconds | None = None
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
+    chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
 @patch("/simulator/control/knobs", public=True, tags=["Simulator"])
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
-    """Change delays, from the next push on."""
+    """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
     await services.get(Simulator).set_knobs(turned)
     return Success(data=data)
+
+
+class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How each operation behaves; those left out stay as they are."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "transactionstatus": _result_habit,
+        "reversal": _result_habit,
+        "pullquery": _pull_habit,
+    }
+
+    transactionstatus: Habit | None = None
+    reversal: Habit | None = None
+    pullquery: Habit | None = None
+
+
+@patch("/simulator/control/habits", public=True, tags=["Simulator"])
+async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
+    """Change how status queries, reversals and Pull behave."""
+    for operation, habit in msgspec.structs.asdict(data).items():
+        if habit is not None:
+            await services.get(Simulator).set_habit(operation, habit)
+    return Success(data=data)
+
+
+class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Money that somebody pays without having been asked through us. ``amount`` is in KES."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": Msisdn.parse}
+
+    phone: str
+    amount: Annotated[int, msgspec.Meta(ge=1, le=250_000)]
+    shortcode: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{5,7}$")]
+    reference: Annotated[str, msgspec.Meta(max_length=20)] = ""
+    at: Moment | None = None
+
+
+@post("/simulator/control/ledger", status_code=200, public=True, tags=["Simulator"])
+async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
+    """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
+    receipt = await services.get(Simulator).add_money(
+        str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at
+    )
+    return Success(data={"receipt": receipt})
 
 
 class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +310,10 @@ routes = (
     oauth,
     stk_push,
     stk_query,
+    transaction_status,
+    reversal,
+    pull_register,
+    pull_query,
     outcomes,
     pushes,
     one_push,
@@ -213,6 +321,8 @@ routes = (
     repeat_callback,
     order_fault,
     turn_knobs,
+    set_habits,
+    add_money,
     ledger,
     reset,
 )

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ import structlog
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.ids import base32
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.outcomes import ANSWERS, RESULT_TEXTS, Behaviour, behaviour_of, by_name
+from mpesa_gateway_simulator.outcomes import ANSWERS, CHAOS, PREFIX, RESULT_TEXTS, Behaviour, behaviour_of, by_name
+from mpesa_gateway_simulator.results import AckLost, Results
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.validation import Fault, Push, named_fault, read_push, read_signed
 
@@ -34,13 +34,6 @@ _LONGEST_SLEEP = 0.25
 _LEASE = timedelta(seconds=20)
 _ANSWER_WITHIN = 10.0
 
-KNOBS = ("callback_delay", "late_delay", "slow_answer", "prompt_timeout")
-"""The delays that can be changed while the simulator runs."""
-
-
-class AckLost(Exception):
-    """The push was taken, and its answer never says so."""
-
 
 class Simulator:
     """Our Daraja. Everything it owes is a row, so that a restart goes on where a crash stopped."""
@@ -49,6 +42,8 @@ class Simulator:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(SimulatorSettings)
+        self.results = Results(gateway)
+        self._chance = self.results.chance
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._session: niquests.AsyncSession | None = None
@@ -101,7 +96,7 @@ class Simulator:
         await self._check_token(authorization)
         await self._play_fault("stkpush")
         push = read_push(body, https_callbacks=self._settings.https_callbacks)
-        behaviour = behaviour_of(push.phone)
+        behaviour = await self._behaviour(push.phone)
         self._refuse_as_told(behaviour)
         if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
             raise named_fault("500.001.1001")
@@ -141,6 +136,41 @@ class Simulator:
             "ResultDesc": RESULT_TEXTS.get(row["result_code"], "Failed"),
         }
 
+    async def transaction_status(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """Take a status query. Raises Fault and AckLost."""
+        await self._check_token(authorization)
+        await self._play_fault("transactionstatus")
+        return await self._acknowledge(self.results.status(body))
+
+    async def reversal(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """Take a reversal. Raises Fault and AckLost."""
+        await self._check_token(authorization)
+        await self._play_fault("reversal")
+        return await self._acknowledge(self.results.reverse(body))
+
+    async def pull_register(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+        """Enable Pull. Raises Fault."""
+        await self._check_token(authorization)
+        await self._play_fault("pullregister")
+        return await self.results.register(body)
+
+    async def pull_query(self, authorization: str | None, body: dict[str, Any]) -> tuple[int, Any]:
+        """A page of a statement, with its HTTP status. Raises Fault."""
+        await self._check_token(authorization)
+        await self._play_fault("pullquery")
+        return await self.results.pull(body)
+
+    async def _acknowledge(self, work: Awaitable[tuple[dict[str, str], list[int]]]) -> dict[str, str]:
+        try:
+            ack, before = await work
+        finally:
+            self._wake.set()
+        for result_id in before:
+            row = await self._db.fetchrow(tables.CLAIM_RESULT, result_id, self._gateway.clock.now() + _LEASE)
+            if row is not None:
+                await self._send_result(row)
+        return ack
+
     async def _check_token(self, authorization: str | None) -> None:
         scheme, _, token = (authorization or "").partition(" ")
         is_known = scheme.lower() == "bearer" and await self._db.fetchval(
@@ -153,6 +183,13 @@ class Simulator:
         fault = await self._db.fetchval(tables.TAKE_FAULT, operation)
         if fault is not None:
             raise named_fault(fault)
+
+    async def _behaviour(self, phone: str) -> Behaviour:
+        """What this phone does: what its number says, or what chance has for it."""
+        share = await self._knob("chaos")
+        if share and not phone.startswith(PREFIX) and await self._chance.share() < share:
+            return CHAOS[int(await self._chance.share() * len(CHAOS))]
+        return behaviour_of(phone)
 
     @staticmethod
     def _refuse_as_told(behaviour: Behaviour) -> None:
@@ -167,7 +204,7 @@ class Simulator:
 
     async def _open_prompt(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
         now = self._gateway.clock.now()
-        chance = base32(int.from_bytes(self._gateway.ids.token(10), "big"), 16)
+        chance = await self._chance.letters(16)
         checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{chance}"
         merchant_request_id = f"{chance[:4]}-{chance[4:8]}-{chance[8:]}"
         wait = await self._knob("prompt_timeout" if behaviour.waits else "callback_delay")
@@ -224,17 +261,25 @@ class Simulator:
     async def ledger(self, phone: str | None, limit: int) -> list[Row]:
         """What really moved, newest first."""
         return await self._db.fetch(
-            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at FROM sim_transaction "
-            "WHERE ($1::text IS NULL OR phone = $1) ORDER BY at DESC LIMIT $2",
+            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, (SELECT "
+            "COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned "
+            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) ORDER BY at DESC LIMIT $2",
             phone,
             limit,
         )
+
+    async def add_money(self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None) -> str:
+        """Let somebody pay whom nobody asked through us; gives the receipt."""
+        receipt = await self._chance.receipt()
+        moment = at or self._gateway.clock.now()
+        await self._db.execute(tables.INSERT_TRANSACTION, receipt, None, phone, amount, shortcode, reference, moment)
+        return receipt
 
     async def _end(self, row: Row, result_code: str) -> list[int]:
         """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
         now = self._gateway.clock.now()
         behaviour = by_name(row["behaviour"])
-        receipt = self._new_receipt() if result_code == "0" else None
+        receipt = await self._chance.receipt() if result_code == "0" else None
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
         if receipt is not None:
             await self._db.execute(
@@ -258,10 +303,6 @@ class Simulator:
             for _ in range(2 if behaviour.callback == "twice" else 1)
         ]
 
-    def _new_receipt(self) -> str:
-        """Ten capitals and digits, such as TKN4A1B2C3."""
-        return base32(int.from_bytes(self._gateway.ids.token(7), "big"), 10).upper()
-
     # -- calling back ---------------------------------------------------------------------------------------------
 
     async def _dispatch(self) -> None:
@@ -269,7 +310,7 @@ class Simulator:
         while True:
             try:
                 self._wake.clear()
-                worked = await self._end_due() + await self._send_due()
+                worked = await self._end_due() + await self._send_due() + await self._send_results()
                 if not worked:
                     await self._rest()
             except Exception:
@@ -295,19 +336,42 @@ class Simulator:
         return len(rows)
 
     async def _send_due(self) -> int:
+        return await self._send_all(tables.CLAIM_CALLBACKS, self._send)
+
+    async def _send_results(self) -> int:
+        return await self._send_all(tables.CLAIM_RESULTS, self._send_result)
+
+    async def _send_all(self, claim: str, send: Callable[[Row], Awaitable[int]]) -> int:
         now = self._gateway.clock.now()
-        rows = await self._db.fetch(tables.CLAIM_CALLBACKS, now, now + _LEASE)
+        rows = await self._db.fetch(claim, now, now + _LEASE)
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def send(row: Row) -> None:
+        async def one(row: Row) -> None:
             async with slots:
-                await self._send(row)
+                await send(row)
 
-        await asyncio.gather(*map(send, rows))
+        await asyncio.gather(*map(one, rows))
         return len(rows)
 
-    async def _send(self, row: Mapping[str, Any] | Row) -> int:
+    async def _send(self, row: Row) -> int:
         """POST one callback and note the answer; 0 when there was none."""
+        status = await self._post(row)
+        await self._db.execute(tables.ANSWERED, row["callback_id"], *self._noted(row, status))
+        return status
+
+    async def _send_result(self, row: Row) -> int:
+        """POST one result and note the answer; 0 when there was none."""
+        status = await self._post(row)
+        await self._db.execute(tables.RESULT_ANSWERED, row["result_id"], *self._noted(row, status))
+        return status
+
+    def _noted(self, row: Row, status: int) -> tuple[datetime | None, int, datetime]:
+        """When to try again (None: not any more), the status, and the time."""
+        now = self._gateway.clock.now()
+        is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
+        return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
+
+    async def _post(self, row: Row) -> int:
         began, status = time.perf_counter(), 0
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
@@ -321,10 +385,6 @@ class Simulator:
             status = response.status_code or 0
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
-        now = self._gateway.clock.now()
-        is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
-        due = None if is_done else now + timedelta(seconds=self._settings.callback_pause)
-        await self._db.execute(tables.ANSWERED, row["callback_id"], due, status, now)
         log.info("simulator_called_back", status=status, ms=round((time.perf_counter() - began) * 1000, 1))
         return status
 
@@ -378,9 +438,15 @@ class Simulator:
         named_fault(fault)
         await self._db.execute(tables.SET_FAULT, operation, fault, times)
 
+    async def set_habit(self, operation: str, habit: str) -> None:
+        """Change how status queries, reversals or Pull behave."""
+        await self._db.execute(tables.SET_HABIT, operation, habit)
+
     async def reset(self) -> None:
-        """Forget every push, callback, transaction, fault and knob."""
-        await self._db.execute(tables.RESET)
+        """Forget everything that happened and was set; chance begins anew."""
+        async with self._db.transaction():
+            await self._db.execute(tables.RESET)
+            await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
 
 
 def callback_body(row: Row, result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour) -> str:

@@ -7,7 +7,9 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """``[simulator]``. Times are in seconds. Delays can also be changed while it runs, through its control API.
 
     ``lock_subscriber`` refuses a second push to a phone whose prompt is open, as Daraja does; ``https_callbacks``
-    refuses callback addresses without TLS, as Daraja does for live shortcodes.
+    refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
+    pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
+    in every run.
     """
 
     callback_delay: float = 0.3
@@ -19,3 +21,5 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     callback_pause: float = 5.0
     lock_subscriber: bool = False
     https_callbacks: bool = False
+    chaos: float = 0.0
+    seed: int | None = None

@@ -37,11 +37,35 @@ class CallbackRow(Table, tablename="sim_callback"):
     answered_at = Timestamptz(null=True, default=None)
 
 
+class ResultRow(Table, tablename="sim_result"):
+    """One result of a status query or a reversal that is owed or was sent."""
+
+    result_id = BigInt(primary_key=True)
+    operation = Text()
+    originator_conversation_id = Text()
+    callback_url = Text()
+    body = Text()
+    due_at = Timestamptz(null=True, default=None)
+    tries = Integer()
+    last_status = Integer(null=True, default=None)
+    answered_at = Timestamptz(null=True, default=None)
+
+
+class ReversalRow(Table, tablename="sim_reversal"):
+    """Money that really went back."""
+
+    receipt = Text(primary_key=True)
+    original = Text()
+    amount = Integer()
+    originator_conversation_id = Text()
+    at = Timestamptz()
+
+
 class TransactionRow(Table, tablename="sim_transaction"):
     """Money that really moved: the truth that tests hold the gateway against."""
 
     receipt = Text(primary_key=True)
-    checkout_request_id = Text()
+    checkout_request_id = Text(null=True, default=None)
     phone = Text()
     amount = Integer()
     shortcode = Text()
@@ -110,7 +134,62 @@ ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at =
 
 NEXT_DUE = """
 SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
-             (SELECT min(due_at) FROM sim_callback WHERE due_at IS NOT NULL))
+             (SELECT min(due_at) FROM sim_callback WHERE due_at IS NOT NULL),
+             (SELECT min(due_at) FROM sim_result WHERE due_at IS NOT NULL))
 """
 
-RESET = "TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob"
+RESET = """
+TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob, sim_reversal, sim_registration, sim_habit,
+    sim_result
+"""
+
+
+FIND_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1"
+
+LOCK_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1 FOR UPDATE"
+
+RETURNED = "SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = $1"
+
+FIND_REVERSAL = "SELECT * FROM sim_reversal WHERE originator_conversation_id = $1"
+
+FIND_PUSH = "SELECT * FROM sim_push WHERE merchant_request_id = $1"
+
+INSERT_REVERSAL = """
+INSERT INTO sim_reversal (receipt, original, amount, originator_conversation_id, at) VALUES ($1, $2, $3, $4, $5)
+"""
+
+REGISTER = """
+INSERT INTO sim_registration (shortcode, registered_at) VALUES ($1, $2)
+ON CONFLICT (shortcode) DO UPDATE SET registered_at = sim_registration.registered_at
+RETURNING xmax = 0
+"""
+
+IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM sim_registration WHERE shortcode = $1)"
+
+STATEMENT = """
+SELECT * FROM sim_transaction WHERE shortcode = $1 AND at BETWEEN $2 AND $3 ORDER BY at, receipt OFFSET $4 LIMIT $5
+"""
+
+SET_HABIT = """
+INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation) DO UPDATE SET habit = excluded.habit
+"""
+
+INSERT_RESULT = """
+INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, due_at) VALUES ($1, $2, $3, $4, $5)
+RETURNING result_id
+"""
+
+CLAIM_RESULTS = """
+UPDATE sim_result SET due_at = $2, tries = tries + 1
+WHERE result_id IN (
+    SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
+)
+RETURNING result_id, body, tries, callback_url
+"""
+
+CLAIM_RESULT = """
+UPDATE sim_result SET due_at = $2, tries = tries + 1 WHERE result_id = $1
+RETURNING result_id, body, tries, callback_url
+"""
+
+RESULT_ANSWERED = "UPDATE sim_result SET due_at = $2, last_status = $3, answered_at = $4 WHERE result_id = $1"

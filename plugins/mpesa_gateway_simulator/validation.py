@@ -3,15 +3,20 @@
 import base64
 import binascii
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from mpesa_gateway.clock import EAT
+
 SANDBOX_SHORTCODE = "174379"
 SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
 """The shortcode and passkey that Safaricom publishes for its sandbox."""
+
+_SHORTEST_CREDENTIAL = 64
+"""Bytes: an RSA key's output is longer, a password in clear shorter."""
 
 _PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
 _SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
@@ -81,10 +86,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool) -> Push:
     receiver = _text(body, "PartyB")
     if not _SHORTCODE.match(receiver) or (kind == "CustomerPayBillOnline" and receiver != shortcode):
         raise _bad("PartyB")
-    callback_url = _text(body, "CallBackURL")
-    parts = urlsplit(callback_url)
-    if parts.scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not parts.hostname:
-        raise _bad("CallBackURL")
+    callback_url = _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
     reference = _text(body, "AccountReference")
     # The one field that Daraja does without.
     description = _text(body, "TransactionDesc") if "TransactionDesc" in body else ""
@@ -130,3 +132,150 @@ def _text(body: dict[str, Any], name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _bad(name)
     return str(value)
+
+
+class StatusRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A status query that Daraja would take."""
+
+    shortcode: str
+    receipt: str | None
+    conversation_id: str | None
+    result_url: str
+    timeout_url: str
+
+
+class ReversalRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A reversal that Daraja would take. ``amount`` is in KES."""
+
+    initiator: str
+    shortcode: str
+    receipt: str
+    amount: int
+    result_url: str
+    timeout_url: str
+
+
+class PullQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A Pull query that Daraja would take; its times in UTC."""
+
+    shortcode: str
+    start: datetime
+    end: datetime
+    offset: int
+
+
+def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest:
+    """The status query in a request body. Raises Fault for the first field that Daraja would refuse."""
+    _read_initiator(body, "TransactionStatusQuery")
+    receipt, conversation_id = body.get("TransactionID") or None, body.get("OriginalConversationID") or None
+    if receipt is None and conversation_id is None:
+        raise _bad("TransactionID")
+    for name, value in (("TransactionID", receipt), ("OriginalConversationID", conversation_id)):
+        if value is not None and not isinstance(value, str):
+            raise _bad(name)
+    shortcode = _shortcode(body, "PartyA")
+    if _text(body, "IdentifierType") != "4":
+        raise _bad("IdentifierType")
+    result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
+    return StatusRequest(
+        shortcode=shortcode,
+        receipt=receipt,
+        conversation_id=conversation_id,
+        result_url=result_url,
+        timeout_url=timeout_url,
+    )
+
+
+def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalRequest:
+    """The reversal in a request body. Raises Fault for the first field that Daraja would refuse."""
+    initiator = _read_initiator(body, "TransactionReversal")
+    receipt, amount = _text(body, "TransactionID"), body.get("Amount")
+    if not re.match(r"[A-Z0-9]{6,20}\Z", receipt):
+        raise _bad("TransactionID")
+    if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= 250_000:
+        raise _bad("Amount")
+    shortcode = _shortcode(body, "ReceiverParty")
+    if _text(body, "RecieverIdentifierType") != "11":
+        raise _bad("RecieverIdentifierType")
+    result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
+    return ReversalRequest(
+        initiator=initiator,
+        shortcode=shortcode,
+        receipt=receipt,
+        amount=amount,
+        result_url=result_url,
+        timeout_url=timeout_url,
+    )
+
+
+def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
+    """The shortcode of a Pull registration. Raises Fault for the first field that Daraja would refuse."""
+    shortcode = _shortcode(body, "ShortCode")
+    if body.get("RequestType") != "Pull":
+        raise _bad("RequestType")
+    if not _PHONE.match(_text(body, "NominatedNumber")):
+        raise _bad("NominatedNumber")
+    _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
+    return shortcode
+
+
+def read_pull_query(body: dict[str, Any], now: datetime) -> PullQuery:
+    """The Pull query in a request body. Raises Fault for the first field that Daraja would refuse."""
+    shortcode = _shortcode(body, "ShortCode")
+    start, end = _moment(body, "StartDate"), _moment(body, "EndDate")
+    if start < now - timedelta(hours=48, minutes=1):
+        raise _bad("StartDate")
+    if end <= start:
+        raise _bad("EndDate")
+    offset = _text(body, "OffSetValue")
+    if not offset.isascii() or not offset.isdigit() or len(offset) > 9:
+        raise _bad("OffSetValue")
+    return PullQuery(shortcode=shortcode, start=start, end=end, offset=int(offset))
+
+
+def _read_initiator(body: dict[str, Any], command: str) -> str:
+    initiator = _text(body, "Initiator")
+    if not initiator:
+        raise _bad("Initiator")
+    try:
+        secret = base64.b64decode(_text(body, "SecurityCredential"), validate=True)
+    except (binascii.Error, ValueError):
+        raise _bad("SecurityCredential") from None
+    if len(secret) < _SHORTEST_CREDENTIAL:
+        raise _bad("SecurityCredential")
+    if body.get("CommandID") != command:
+        raise _bad("CommandID")
+    return initiator
+
+
+def _read_ending(body: dict[str, Any], *, https_callbacks: bool) -> tuple[str, str]:
+    """The addresses of result and timeout; remarks and occasion are only checked."""
+    result_url = _callback_url(body, "ResultURL", https_callbacks=https_callbacks)
+    timeout_url = _callback_url(body, "QueueTimeOutURL", https_callbacks=https_callbacks)
+    if not 2 <= len(_text(body, "Remarks")) <= 100:
+        raise _bad("Remarks")
+    if len(str(body.get("Occasion", ""))) > 100:
+        raise _bad("Occasion")
+    return result_url, timeout_url
+
+
+def _shortcode(body: dict[str, Any], name: str) -> str:
+    shortcode = _text(body, name)
+    if not _SHORTCODE.match(shortcode):
+        raise _bad(name)
+    return shortcode
+
+
+def _callback_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> str:
+    url = _text(body, name)
+    parts = urlsplit(url)
+    if parts.scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not parts.hostname:
+        raise _bad(name)
+    return url
+
+
+def _moment(body: dict[str, Any], name: str) -> datetime:
+    try:
+        return datetime.strptime(_text(body, name), "%Y-%m-%d %H:%M:%S").replace(tzinfo=EAT).astimezone(UTC)
+    except ValueError:
+        raise _bad(name) from None

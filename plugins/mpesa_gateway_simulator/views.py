@@ -38,12 +38,13 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Money that moved. ``amount`` is in KES."""
 
     receipt: str
-    checkout_request_id: str
+    checkout_request_id: str | None
     phone: str
     amount: int
     shortcode: str
     reference: str
     at: datetime
+    returned: int
 
 
 def push_view(row: Row) -> PushView:

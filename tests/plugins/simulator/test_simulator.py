@@ -162,10 +162,10 @@ async def line(values: dict[str, Any]) -> AsyncGenerator[Line]:
         yield found
 
 
-PAYS = {"254700000000": 0, "254711000001": 0, "254708374149": 0, "254700000021": 0, "254700000999": 0}
+PAYS = {"254700000000": 0, "254711000001": 0, "254708374149": 0, "254700000022": 0, "254700000999": 0}
 ENDS = {"001": 1032, "002": 2001, "003": 1, "004": 1037, "005": 1019}
 SILENT = ("006", "007")
-ODD = ("008", "009", "010", "011", "012", "013", "014", "017")
+ODD = ("008", "009", "010", "011", "012", "013", "014", "017", "021")
 REFUSED = {
     "015": (400, "400.002.02"),
     "016": (500, "500.003.02"),
@@ -293,6 +293,16 @@ async def test_013_pays_and_the_callback_has_its_values_as_text(line: Line) -> N
     told = metadata(callback)
     assert (told["Amount"], told["PhoneNumber"]) == ("40.00", phone)
     assert [(told["MpesaReceiptNumber"], 40)] == await line.moved(phone)
+
+
+async def test_021_pays_and_nobody_ever_says_so(line: Line) -> None:
+    phone = PREFIX + "021"
+    status, page = await line.push(phone)
+    assert (status, "<html>" in page) == (500, True)
+    ((_, amount),) = await eventually(lambda: line.moved(phone))
+    assert amount == 7
+    await asyncio.sleep(0.3)
+    assert line.callbacks(phone) == []
 
 
 async def test_014_pays_though_the_push_is_answered_with_a_page(line: Line) -> None:

@@ -1,0 +1,316 @@
+"""Plays the rest of Daraja: transaction status, reversal and Pull, from the ledger of what really moved."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
+from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.validation import (
+    ReversalRequest,
+    StatusRequest,
+    named_fault,
+    read_pull_query,
+    read_registration,
+    read_reversal,
+    read_status,
+)
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+PAGE = 100
+"""Rows that one Pull answer holds."""
+
+REFUSING_INITIATORS: dict[str, str] = {
+    "no_role": "21",
+    "bad_credential": "2001",
+    "locked": "8006",
+    "not_permitted": "2028",
+    "inactive": "11",
+    "poor": "1",
+}
+"""Initiators whose reversals end with this code; every other one's are carried out."""
+
+_TEXTS: dict[str, str] = {
+    "0": "The service request is processed successfully.",
+    "1": "The balance is insufficient for the transaction.",
+    "11": "The DebitParty is in an invalid state.",
+    "21": "The initiator is not allowed to initiate this request",
+    "2001": "The initiator information is invalid.",
+    "2028": "The request is not permitted according to product assignment.",
+    "2032": "The transaction does not exist.",
+    "8006": "The security credential is locked.",
+    "R000001": "The transaction has already been reversed.",
+    "R000002": "The OriginalTransactionID is invalid.",
+}
+
+
+class AckLost(Exception):
+    """The request was taken, and its answer never says so."""
+
+
+class Results:
+    """The operations that answer twice: an ack at once, and a result at the result URL later."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(SimulatorSettings)
+        self.chance = Chance(gateway)
+
+    async def habit(self, operation: str) -> Habit:
+        """How this operation behaves at present."""
+        found: Habit | None = await self._db.fetchval("SELECT habit FROM sim_habit WHERE operation = $1", operation)
+        return found or "normal"
+
+    # -- transaction status ---------------------------------------------------------------------------------------
+
+    async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
+        """Take a question; gives the ack, and the results that are to be sent before it. Raises Fault, AckLost."""
+        request = read_status(body, https_callbacks=self._settings.https_callbacks)
+        habit = await self.habit("transactionstatus")
+        if habit == "internal_error":
+            raise named_fault("500.003.1001")
+        code, parameters, receipt = await self._status_of(request)
+        envelope = await self._envelope(code, parameters, receipt)
+        return await self._take("transactionstatus", envelope, request.result_url, request.timeout_url, habit)
+
+    async def _status_of(self, request: StatusRequest) -> tuple[str, list[tuple[str, Any]], str | None]:
+        row = None
+        if request.receipt is not None:
+            row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
+        elif request.conversation_id is not None:
+            reversal = await self._db.fetchrow(tables.FIND_REVERSAL, request.conversation_id)
+            if reversal is not None:
+                return "0", _reversal_status(reversal), reversal["receipt"]
+            push = await self._db.fetchrow(tables.FIND_PUSH, request.conversation_id)
+            if push is not None and push["receipt"] is None:
+                return "0", _push_status(push), None
+            if push is not None:
+                row = await self._db.fetchrow(tables.FIND_TRANSACTION, push["receipt"])
+        if row is None or row["shortcode"] != request.shortcode:
+            return "2032", [], None
+        returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
+        return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
+
+    # -- reversal -------------------------------------------------------------------------------------------------
+
+    async def reverse(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
+        """Take a reversal; gives the ack, and the results that are to be sent before it. Raises Fault, AckLost."""
+        request = read_reversal(body, https_callbacks=self._settings.https_callbacks)
+        habit = await self.habit("reversal")
+        if habit == "internal_error":
+            raise named_fault("500.003.1001")
+        envelope = await self._envelope("0", [], None)
+        code, parameters, receipt = await self._carry_out(request, envelope["OriginatorConversationID"])
+        envelope |= await self._envelope(code, parameters, receipt, like=envelope)
+        return await self._take("reversal", envelope, request.result_url, request.timeout_url, habit)
+
+    async def _carry_out(
+        self, request: ReversalRequest, conversation_id: str
+    ) -> tuple[str, list[tuple[str, Any]], str | None]:
+        """Move the money back, or not: never more of a transaction than came in."""
+        refused = REFUSING_INITIATORS.get(request.initiator)
+        if refused is not None:
+            return refused, [], None
+        now = self._gateway.clock.now()
+        receipt = await self.chance.receipt()
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_TRANSACTION, request.receipt)
+            if row is None or row["shortcode"] != request.shortcode:
+                return "R000002", [], None
+            left = row["amount"] - await self._db.fetchval(tables.RETURNED, request.receipt)
+            if left == 0:
+                return "R000001", [], None
+            if request.amount > left:
+                return "1", [], None
+            await self._db.execute(
+                tables.INSERT_REVERSAL, receipt, request.receipt, request.amount, conversation_id, now
+            )
+        return "0", _reversal_parameters(row, request, now), receipt
+
+    # -- Pull -----------------------------------------------------------------------------------------------------
+
+    async def register(self, body: dict[str, Any]) -> dict[str, str]:
+        """Enable Pull for a shortcode. Raises Fault."""
+        shortcode = read_registration(body, https_callbacks=self._settings.https_callbacks)
+        is_new = await self._db.fetchval(tables.REGISTER, shortcode, self._gateway.clock.now())
+        return {
+            "ResponseRefID": await self.chance.letters(12),
+            # Both spellings have been seen.
+            "ResponseStatus" if is_new else "Response Status": "1000" if is_new else "1001",
+            "ShortCode": shortcode,
+            "ResponseDescription": f"ShortCode {'registered successfully' if is_new else 'already registered'}",
+        }
+
+    async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """A page of the statement, with its HTTP status. Raises Fault."""
+        query = read_pull_query(body, self._gateway.clock.now())
+        if not await self._db.fetchval(tables.IS_REGISTERED, query.shortcode):
+            raise named_fault("400.003.02")
+        habit = await self.habit("pullquery")
+        rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, query.end, query.offset, PAGE)
+        if habit == "internal_error":
+            raise named_fault("500.003.1001")
+        if habit == "html_200":
+            return 200, "<html>We are improving our services. Please try again later.</html>"
+        if not rows:
+            return self._empty(habit)
+        found: list[Any] = [_statement_row(row, habit) for row in rows]
+        if habit == "malformed_row":
+            found = ["not a row", {"trxDate": "2026-11-23T13:15:12Z", "amount": "1"}, None, *found]
+        lists = [found[:1], [], found[1:]] if habit == "several_lists" else [found]
+        return 200, await self._page("1000", "Success", lists)
+
+    @staticmethod
+    def _empty(habit: Habit) -> tuple[int, Any]:
+        answer: dict[str, Any] = {"ResponseRefID": "0000", "ResponseCode": "1001", "ResponseMessage": "No transactions"}
+        if habit == "no_response_field":
+            return 200, answer | {"ResponseMessage": "null"}
+        if habit == "text":
+            answer["Response"] = "No transactions found"
+            return 200, answer
+        if habit == "http_500_when_empty":
+            fault = {"requestId": "0000", "errorCode": "500.003.1001", "errorMessage": "No transactions found"}
+            return 500, fault
+        answer["Response"] = [[]]
+        return 200, answer
+
+    async def _page(self, code: str, message: str, lists: list[list[Any]]) -> dict[str, Any]:
+        reference = await self.chance.letters(12)
+        return {"ResponseRefID": reference, "ResponseCode": code, "ResponseMessage": message, "Response": lists}
+
+    # -- results --------------------------------------------------------------------------------------------------
+
+    async def _envelope(
+        self, code: str, parameters: list[tuple[str, Any]], receipt: str | None, like: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The inside of ``Result``; ids are those of ``like``, or new."""
+        originator = like["OriginatorConversationID"] if like else f"{await self.chance.letters(12)}-1"
+        conversation = like["ConversationID"] if like else f"AG_{await self.chance.letters(16)}"
+        return {
+            "ResultType": 0,
+            "ResultCode": int(code) if code.isdigit() else code,
+            "ResultDesc": _TEXTS.get(code, "Failed"),
+            "OriginatorConversationID": originator,
+            "ConversationID": conversation,
+            "TransactionID": receipt or "SKE0000000",
+            "ResultParameters": {
+                "ResultParameter": [
+                    {"Key": key} if value is None else {"Key": key, "Value": value} for key, value in parameters
+                ]
+            },
+            "ReferenceData": {"ReferenceItem": {"Key": "Occasion"}},
+        }
+
+    async def _take(
+        self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: Habit
+    ) -> tuple[dict[str, str], list[int]]:
+        """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
+        plan = RESULT_HABITS[habit]
+        now = self._gateway.clock.now()
+        delay = await self._knob("late_delay") if plan.is_late else await self._knob("callback_delay")
+        owed: list[int] = []
+        for number, content in enumerate(plan.bodies(envelope)):
+            owed.append(
+                await self._db.fetchval(
+                    tables.INSERT_RESULT,
+                    operation,
+                    envelope["OriginatorConversationID"],
+                    timeout_url if plan.is_timeout else result_url,
+                    msgspec.json.encode({"Result": content}).decode(),
+                    now + timedelta(seconds=delay + number * 0.05),
+                )
+            )
+        if plan.is_ack_lost:
+            raise AckLost
+        ack = {
+            "OriginatorConversationID": envelope["OriginatorConversationID"],
+            "ConversationID": envelope["ConversationID"],
+            "ResponseCode": "0",
+            "ResponseDescription": "Accept the service request successfully.",
+        }
+        return ack, owed if plan.is_before_ack else []
+
+    async def _knob(self, name: str) -> float:
+        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = $1", name)
+        return float(turned) if turned is not None else float(getattr(self._settings, name))
+
+
+def _party(phone: str) -> str:
+    return f"{phone} - JANE DOE"
+
+
+def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]:
+    at = f"{row['at'].astimezone(EAT):%Y%m%d%H%M%S}"
+    return [
+        ("ReceiptNo", row["receipt"]),
+        ("TransactionStatus", "Reversed" if is_reversed else "Completed"),
+        ("Amount", str(row["amount"])),
+        ("DebitPartyName", _party(row["phone"])),
+        # The name that has been seen twice, the second time for the one who receives.
+        ("DebitPartyName", f"{row['shortcode']} - Shop"),
+        ("CreditPartyName", f"{row['shortcode']} - Shop"),
+        ("InitiatedTime", at),
+        ("FinalisedTime", at),
+        ("DebitAccountType", "MMF Account For Customer"),
+        ("ReasonType", "Pay Bill Online"),
+        ("TransactionReason", None),
+    ]
+
+
+def _push_status(push: Row) -> list[tuple[str, Any]]:
+    said = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
+    return [
+        ("TransactionStatus", said if push["state"] == "ended" else "Pending"),
+        ("Amount", str(push["amount"])),
+        ("DebitPartyName", _party(push["phone"])),
+        ("CreditPartyName", f"{push['receiver']} - Shop"),
+    ]
+
+
+def _reversal_status(reversal: Row) -> list[tuple[str, Any]]:
+    return [
+        ("ReceiptNo", reversal["receipt"]),
+        ("TransactionStatus", "Completed"),
+        ("Amount", str(reversal["amount"])),
+        ("FinalisedTime", f"{reversal['at'].astimezone(EAT):%Y%m%d%H%M%S}"),
+        ("ReasonType", "Transaction Reversal"),
+    ]
+
+
+def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime) -> list[tuple[str, Any]]:
+    return [
+        ("DebitAccountBalance", None),
+        ("Amount", msgspec.Raw(f"{request.amount}.00".encode())),
+        ("TransCompletedTime", int(f"{now.astimezone(EAT):%Y%m%d%H%M%S}")),
+        ("OriginalTransactionID", request.receipt),
+        ("Charge", msgspec.Raw(b"0.00")),
+        ("CreditPartyPublicName", _party(row["phone"])),
+        ("DebitPartyPublicName", f"{row['shortcode']} - Shop"),
+    ]
+
+
+def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
+    at = row["at"].astimezone(EAT)
+    date = {
+        "no_zone": f"{at:%Y-%m-%d %H:%M:%S}",
+        "z_meaning_eat": f"{at:%Y-%m-%dT%H:%M:%S}Z",
+    }.get(habit, f"{at:%Y-%m-%dT%H:%M:%S}+03:00")
+    national = row["phone"][3:]
+    return {
+        "transactionId": row["receipt"],
+        "trxDate": date,
+        "msisdn": f"{national[:3]}***{national[-3:]}" if habit == "partial_msisdn" else national,
+        "sender": "MPESA",
+        "transactiontype": "c2b-pay-bill-debit",
+        "billreference": row["reference"],
+        "amount": f"{row['amount']}.00" if habit == "cents" else str(row["amount"]),
+        "organizationname": "Shop",
+    }
