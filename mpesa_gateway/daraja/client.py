@@ -325,7 +325,7 @@ class DarajaClient:
             },
         )
         code = read_text(answer, "ResponseStatus") or read_text(answer, "Response Status")
-        said = read_text(answer, "ResponseDescription") or ""
+        said = read_text(answer, "ResponseDescription") or read_text(answer, "Response Description") or ""
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no status")
         if code not in PULL_OK | PULL_EMPTY:

@@ -186,7 +186,8 @@ def _common(result: ResultCallback, *, timed_out: bool = False) -> dict[str, Any
         "result_desc": result.result_desc,
         "originator_conversation_id": result.originator_conversation_id,
         "conversation_id": result.conversation_id,
-        "is_final": result.is_final,
+        # A timeout is the last word of its question, whatever its ResultType says.
+        "is_final": timed_out or result.is_final,
         "timed_out": timed_out,
     }
 

@@ -1,0 +1,399 @@
+"""Every sample of Daraja's own JSON is answered as the documentation says, and no mutilated one breaks anything."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpesa_gateway.clock import SystemClock
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.client import (
+    DarajaClient,
+    DarajaCredentials,
+    Initiator,
+    NotSent,
+    OutcomeUnknown,
+    Rejected,
+)
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway_callbacks.api import Callbacks, Kind
+from tests.conftest import Town
+from tests.kernel.scripted import Asked, scripted, write, write_json
+
+FOLDER = Path(__file__).parent.parent / "samples"
+SAMPLES = {path.stem: path.read_bytes() for path in sorted(FOLDER.glob("*.json"))}
+HANDLE = "ws_CO_23112026101500708374149"
+PHONE = "254708374149"
+
+STK = {
+    "stk_callback_success": ("completed", "TKN4A1B2C3", None),
+    "stk_callback_text_values": ("completed", "TKN4A1B2C4", None),
+    "stk_callback_single_item": ("completed", "TKN4A1B2C5", None),
+    "stk_callback_no_metadata": ("completed", None, None),
+    "stk_callback_wrong_amount": ("pending", None, "amount"),
+    "stk_callback_1": ("failed", None, "insufficient_funds"),
+    "stk_callback_17": ("failed", None, "duplicate_in_progress"),
+    "stk_callback_1019": ("failed", None, "timeout"),
+    "stk_callback_1025": ("failed", None, "other"),
+    "stk_callback_1032": ("failed", None, "cancelled_by_user"),
+    "stk_callback_1037": ("failed", None, "timeout"),
+    "stk_callback_2001": ("failed", None, "wrong_pin"),
+    "stk_callback_SFC_IC0003": ("failed", None, "rejected_by_provider"),
+}
+"""What each STK callback makes of a payment: its status, its receipt, its failure_reason or what does not fit."""
+
+STATUS = {
+    "status_result_completed": ("answered", "already_known"),
+    "status_result_single_parameter": ("answered", "already_known"),
+    "status_result_failed": ("answered", "contradicted"),
+    "status_result_pending": ("answered", "pending"),
+    "status_result_not_found": ("answered", "not_found"),
+    "timeout": ("timed_out", None),
+}
+"""What each status result makes of a check on a completed payment: its state, and what it finds."""
+
+REVERSAL = {
+    "reversal_result_success": ("completed", "reversed"),
+    "reversal_result_R000001": ("pending", None),
+    "reversal_result_R000002": ("failed", "invalid_transaction"),
+    "reversal_result_1": ("failed", "insufficient_merchant_balance"),
+    "reversal_result_21": ("failed", "initiator_not_allowed"),
+    "reversal_result_2001": ("failed", "initiator_invalid"),
+}
+"""What each reversal result makes of a refund: its status and outcome."""
+
+ANSWERS: dict[str, Any] = {
+    "error_400_002_02": (400, Rejected),
+    "error_400_008_01": (400, Rejected),
+    "error_400_008_02": (400, Rejected),
+    "error_404_001_03": (404, NotSent),
+    "error_500_001_1001": (500, Rejected),
+    "error_500_003_02": (500, NotSent),
+    "error_500_003_03": (500, NotSent),
+    "error_500_003_1001": (500, OutcomeUnknown),
+    "stk_ack": (200, None),
+}
+"""What each answer to a push is, with the HTTP status that it comes under: an ack, or a fault."""
+
+QUERIES = {
+    "stk_query_paid": (200, "paid"),
+    "stk_query_cancelled": (200, "failed"),
+    "stk_query_processing": (500, "pending"),
+}
+PULLS = {
+    "pull_query": 2,
+    "pull_query_several_lists": 2,
+    "pull_query_empty": 0,
+    "pull_query_empty_without_response": 0,
+}
+REGISTRATIONS = {"pull_register": "1000", "pull_register_again": "1001"}
+
+pytestmark = pytest.mark.usefixtures("initiated")
+
+
+def test_every_sample_is_tried() -> None:
+    known = {*STK, *STATUS, *REVERSAL, *ANSWERS, *QUERIES, *PULLS, *REGISTRATIONS, "oauth"}
+    assert known == set(SAMPLES)
+
+
+@pytest.fixture
+def values(values: dict[str, Any]) -> dict[str, Any]:
+    """Nobody pays or answers by himself."""
+    return values | {"simulator": {"callback_delay": 3600, "prompt_timeout": 3600}}
+
+
+async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
+    """A payment of KES 500 that Daraja has given the samples' id, and the address of its callback."""
+    made = (await town.api.pay(phone, 500, key="sample")).data
+    await town.gateway.db.execute(
+        "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1", made["id"], HANDLE
+    )
+    return made["id"], address(town, "stk", made["id"], made["merchant_id"])
+
+
+def address(town: Town, kind: Kind, subject_id: str, merchant_id: str) -> str:
+    """Where Daraja posts a callback of this kind about this request."""
+    url = town.gateway.services.get(Callbacks).url_for(
+        kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
+    )
+    return url.removeprefix(town.base)
+
+
+async def payment(town: Town, payment_id: str) -> Any:
+    """The payment as it is."""
+    return (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+
+
+@pytest.mark.parametrize("name", STK)
+async def test_each_stk_callback_ends_its_payment_as_documented(town: Town, name: str) -> None:
+    payment_id, url = await asked(town)
+    answer = await town.api.call("POST", url, raw=SAMPLES[name])
+    assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
+    found = await payment(town, payment_id)
+    why = found["mismatch"]["of"] if found["mismatch"] else found["failure_reason"]
+    assert (found["status"], found["receipt"], why) == STK[name]
+
+
+async def completed(town: Town) -> Any:
+    """A payment with the samples' receipt."""
+    payment_id, url = await asked(town)
+    await town.api.call("POST", url, raw=SAMPLES["stk_callback_success"])
+    for operation in ("reversal", "transactionstatus"):
+        await town.api.call("PATCH", "/simulator/control/habits", {operation: "never"})
+    return await payment(town, payment_id)
+
+
+@pytest.mark.parametrize("name", STATUS)
+async def test_each_status_result_is_understood_as_documented(town: Town, name: str) -> None:
+    paid = await completed(town)
+    check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
+    await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
+    kind: Kind = "status-timeout" if name == "timeout" else "status"
+    url = address(town, kind, check["check_id"], paid["merchant_id"])
+    assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
+    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
+    assert (found["state"], found["finding"]) == STATUS[name]
+    assert (await payment(town, paid["id"]))["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", REVERSAL)
+async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, name: str) -> None:
+    paid = await completed(town)
+    refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})).data
+    await town.gateway.db.execute("UPDATE refund SET originator_conversation_id = NULL, conversation_id = NULL")
+    url = address(town, "reversal", refund["id"], paid["merchant_id"])
+    assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
+    found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
+    assert (found["status"], found["outcome"]) == REVERSAL[name]
+    expected = "reversed" if found["status"] == "completed" else "completed"
+    assert (await payment(town, paid["id"]))["status"] == expected
+
+
+# -- what Daraja answers ------------------------------------------------------------------------------------------
+
+CREDENTIALS = DarajaCredentials("sandbox", Secret("key"), Secret("secret"), "174379", Secret("passkey"))
+
+
+async def client_against(status: int, body: bytes, call: Callable[[DarajaClient], Awaitable[Any]]) -> Any:
+    """What the client makes of an answer."""
+
+    async def answer(one: Asked, writer: asyncio.StreamWriter) -> None:
+        if one.path.startswith("/oauth"):
+            write(writer, 200, SAMPLES["oauth"], Content_Type="application/json")
+        elif one.headers["authorization"] != "Bearer " + msgspec.json.decode(SAMPLES["oauth"])["access_token"]:
+            write_json(writer, 401, {})
+        else:
+            write(writer, status, body, Content_Type="application/json")
+
+    async with scripted(answer) as server:
+        config = DarajaConfig(sandbox_url=server.base)
+        client = DarajaClient(config, clock=SystemClock(), valkey=None, sealer=Sealer([b"k" * 32]))
+        await client.start()
+        try:
+            return await call(client)
+        finally:
+            await client.close()
+
+
+async def push(client: DarajaClient) -> Any:
+    """One push."""
+    return await client.stk_push(
+        CREDENTIALS,
+        amount=Kes(500),
+        phone=Msisdn(PHONE),
+        callback_url="https://example.com/",
+        account_reference="A",
+        description="B",
+    )
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_each_answer_to_a_push_is_an_ack_or_the_right_fault(name: str) -> None:
+    status, expected = ANSWERS[name]
+    if expected is None:
+        ack = await client_against(status, SAMPLES[name], push)
+        assert ack.checkout_request_id == HANDLE
+        return
+    with pytest.raises(expected) as caught:
+        await client_against(status, SAMPLES[name], push)
+    assert caught.value.provider["errorCode"] == msgspec.json.decode(SAMPLES[name])["errorCode"]
+    assert caught.value.mitigation
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -> None:
+    status, expected = QUERIES[name]
+    found = await client_against(status, SAMPLES[name], lambda client: client.stk_query(CREDENTIALS, HANDLE))
+    outcome = found.outcome
+    assert ("paid" if outcome.is_paid else "pending" if outcome.is_pending else "failed") == expected
+
+
+@pytest.mark.parametrize("name", PULLS)
+async def test_each_statement_is_read(name: str) -> None:
+    now = SystemClock().now()
+    page = await client_against(
+        200, SAMPLES[name], lambda client: client.pull_query(CREDENTIALS, start=now, end=now, offset=0)
+    )
+    assert (page.rows, len(page.lines), page.malformed) == (PULLS[name], PULLS[name], 0)
+    if name == "pull_query":
+        first, second = page.lines
+        assert (first.receipt, first.amount, first.reference) == ("TKN4A1B2C3", 500, "PMT7K2Q9X4A1")
+        assert [moment.hour for moment in first.moments] == [10, 13]
+        assert (second.amount, second.amount_text) == (None, "75.5")
+
+
+@pytest.mark.parametrize("name", REGISTRATIONS)
+async def test_being_registered_already_is_fine(name: str) -> None:
+    code, text = await client_against(
+        200,
+        SAMPLES[name],
+        lambda client: client.pull_register(CREDENTIALS, nominated_number=Msisdn(PHONE), callback_url="https://x/"),
+    )
+    assert (code, bool(text)) == (REGISTRATIONS[name], True)
+
+
+async def test_an_ack_of_a_question_has_daratjas_names() -> None:
+    body = msgspec.json.encode(
+        {"OriginatorConversationID": "o", "ConversationID": "c", "ResponseCode": "0", "ResponseDescription": "Taken"}
+    )
+    ack = await client_against(
+        200,
+        body,
+        lambda client: client.transaction_status(
+            CREDENTIALS,
+            Initiator("testapi", Secret("x" * 88)),
+            receipt="TKN4A1B2C3",
+            conversation_id=None,
+            result_url="https://x/",
+            timeout_url="https://x/",
+            remarks="ask",
+        ),
+    )
+    assert (ack.originator_conversation_id, ack.conversation_id, ack.response_description) == ("o", "c", "Taken")
+
+
+# -- mutilated ones -----------------------------------------------------------------------------------------------
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    10**40,
+    0.5,
+    1e308,
+    "",
+    "0",
+    "\x00",
+    "\ud7ff",
+    "9" * 200,
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"Item": None},
+    {"Name": "Amount"},
+    {"Key": 1, "Value": {}},
+    "254712345678",
+    "2547****678",
+    "Completed",
+    "SFC_IC0003",
+    "R000001",
+)
+KINDS: tuple[Kind, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
+CALLBACKS = sorted({*STK, *STATUS, *REVERSAL})
+
+
+def places(content: Any) -> list[tuple[Any, Any]]:
+    """Every container in the content with each of its keys or indexes."""
+    found: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [content]
+    while waiting:
+        current: Any = waiting.pop()
+        keys: list[Any] = list(cast("list[Any]", current)) if isinstance(current, dict) else list(range(len(current)))
+        for key in keys:
+            found.append((current, key))
+            if isinstance(current[key], dict | list):
+                waiting.append(current[key])
+    return found
+
+
+def mutilated(chance: random.Random) -> bytes:
+    """A sample with one to four things wrong with it."""
+    content = msgspec.json.decode(SAMPLES[chance.choice(CALLBACKS)])
+    for _ in range(chance.randint(1, 4)):
+        spots = places(content)
+        if not spots:
+            break
+        holder, key = chance.choice(spots)
+        what = chance.randrange(4)
+        if what == 0:
+            del holder[key]
+        elif what == 1:
+            holder[key] = [holder[key], deepcopy(chance.choice(ODD))]
+        else:
+            holder[key] = deepcopy(chance.choice(ODD))
+    body = msgspec.json.encode(content)
+    if chance.random() < 0.15:
+        at = chance.randrange(len(body) + 1)
+        body = body[:at] + chance.randbytes(chance.randrange(4)) + body[at + chance.randrange(3) :]
+    return body
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(seed=st.integers(0, 2**64))
+async def test_ten_thousand_mutilated_callbacks_break_nothing(town: Town, seed: int) -> None:
+    """A hundred bodies for each of a hundred seeds, each to any kind of address of a request that is there."""
+    chance = random.Random(seed)  # noqa: S311 - the same mistakes for the same seed, not secrets
+    db = town.gateway.db
+    row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
+    if row is None:
+        paid = await completed(town)
+        await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")
+        await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
+        await asked_again(town)
+        row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
+    assert row is not None
+    merchant_id = row["merchant_id"]
+    subjects = {
+        "stk": [found["payment_id"] for found in await db.fetch("SELECT payment_id FROM payment")],
+        "status": [found["check_id"] for found in await db.fetch("SELECT check_id FROM status_check")],
+        "reversal": [found["refund_id"] for found in await db.fetch("SELECT refund_id FROM refund")],
+        "pull": [merchant_id],
+    }
+    posted: list[tuple[str, bytes]] = []
+    for _ in range(100):
+        kind = chance.choice(KINDS)
+        subject_id = chance.choice(subjects[kind.partition("-")[0]])
+        posted.append((address(town, kind, subject_id, merchant_id), mutilated(chance)))
+    for start in range(0, 100, 10):
+        answers = await asyncio.gather(
+            *(town.api.call("POST", url, raw=body) for url, body in posted[start : start + 10])
+        )
+        for answer, (url, body) in zip(answers, posted[start:], strict=False):
+            assert answer.status in {200, 403, 413, 422}, (answer.body, url, body)
+    # What was accepted was also understood: a subscriber that fails leaves its callback waiting.
+    stuck = await db.fetch("SELECT kind, body FROM callback WHERE verdict = 'waiting'")
+    assert [(found["kind"], found["body"]) for found in stuck] == []
+
+
+async def asked_again(town: Town) -> None:
+    """One more payment, which nobody has ended yet."""
+    await town.api.pay("254711000002", 500, key="another")
