@@ -16,7 +16,7 @@ from mpesa_gateway.security.sealing import generate
 
 T = TypeVar("T")
 
-PLUGINS = ("credentials", "callbacks", "payments", "webhooks", "simulator")
+PLUGINS = ("credentials", "callbacks", "payments", "webhooks", "ops", "simulator")
 """What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
 
 SANDBOX: dict[str, Any] = {
