@@ -1,6 +1,6 @@
 """Who may see an operator's page: the cookie, the check that our own page asks, and what others are answered."""
 
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from litestar import Request, Response
@@ -8,7 +8,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from valkey.exceptions import ValkeyError
 
-from mpesa_gateway.app import Gateway
+from mpesa_gateway.app import ASKED_PATH, Gateway
 from mpesa_gateway.errors import Refused, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.secret import Secret
@@ -27,7 +27,12 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 def home(connection: Connection) -> str:
     """The way from this page to /ops: relative, so that it is right under any mount path and behind any proxy."""
-    return "../" * (connection.scope["path"].count("/") - 1) + "ops"
+    return "../" * (asked_path(connection).count("/") - 1) + "ops"
+
+
+def asked_path(connection: Connection) -> str:
+    """The path below any mount path, with its last slash if it has one."""
+    return str(cast("dict[str, Any]", connection.scope)[ASKED_PATH])
 
 
 def cookie_of(connection: Connection) -> Secret:

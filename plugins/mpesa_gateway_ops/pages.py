@@ -34,6 +34,7 @@ a { color: var(--green) } p { margin: .4rem 0 1rem } .soft { color: var(--soft) 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0 }
 .tiles div { padding: .8rem 1rem; background: var(--tint); border: 1px solid var(--line); border-radius: .5rem }
 .tiles dt { color: var(--soft); font-size: .85rem } .tiles dd { margin: 0; font-size: 1.5rem; font-weight: 600 }
+.tiles dd a { color: inherit }
 .parts { margin: 0; padding: 0; list-style: none }
 .parts li { display: grid; grid-template-columns: 7rem 4.5rem minmax(0, 1fr); gap: .8rem; padding: .45rem 0;
   border-top: 1px solid var(--line) }
@@ -50,11 +51,13 @@ header button { background: none; color: inherit; border-color: var(--line) }
 .pages { display: flex; justify-content: space-between }
 .narrow { max-width: 22rem; margin: 12vh auto 0; padding: 0 1.2rem }
 .narrow label { display: block; margin: 0 0 .9rem; color: var(--soft); font-size: .9rem }
-.narrow input { display: block; width: 100%; margin-top: .2rem; padding: .5rem .7rem; font: 1rem/1.4 inherit;
+.narrow input { display: block; width: 100%; margin-top: .2rem; padding: .5rem .7rem; font: inherit;
   color: var(--ink); background: var(--tint); border: 1px solid var(--line); border-radius: .4rem }
 .narrow button { width: 100%; padding: .55rem } :focus-visible { outline: 2px solid var(--green); outline-offset: 2px }
 @media (max-width: 34rem) { .parts li { grid-template-columns: 6rem 4rem minmax(0, 1fr) }
-  article { grid-template-columns: minmax(0, 1fr) } article form { grid-row: auto; grid-column: 1; margin-top: .5rem } }
+  article { grid-template-columns: minmax(0, 1fr) }
+  article form { grid-row: auto; grid-column: 1; order: 1; margin-top: .6rem }
+  header strong { order: -2 } header form { order: -1 } nav { width: 100% } }
 """
 
 
@@ -117,7 +120,9 @@ def overview(home: str, session: Session, parts: Mapping[str, Part], counts: Map
     if counts is None:
         tiles = "<p class=wrong>The queue does not answer.</p>"
     else:
-        tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>" for name, count in counts.items())
+        shown = {name: str(count) for name, count in counts.items()}
+        shown["failed"] = f"<a href='{home}/failed'>{counts['failed']}</a>"
+        tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>" for name, count in shown.items())
         tiles = f"<dl class=tiles>{tiles}</dl>"
     rows = "".join(
         f"<li><span>{escape(name)}</span>{_state(part)}<span class=soft>{escape(part.detail or '')}</span></li>"

@@ -19,10 +19,13 @@ from saq.web.common import STATIC_PATH
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.worker import GatewayQueue
-from mpesa_gateway_ops.admission import ANSWERS, POLLED, home, session_of, signed_in
+from mpesa_gateway_ops.admission import ANSWERS, POLLED, asked_path, home, session_of, signed_in
 from mpesa_gateway_ops.pages import headers, moved, source_of
 
 _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js": "text/javascript"}
+
+_STYLE = "#app main { overflow-x: auto } #app th, #app td { white-space: nowrap }"
+"""Its tables are wider than a phone."""
 
 _PAGE: dict[str, Any] = {
     "public": True,
@@ -40,21 +43,21 @@ _POLL: dict[str, Any] = _PAGE | {POLLED: True}
 async def queue_page(request: Request[Any, Any, Any]) -> Response[Any]:
     """The page that SAQ's script fills; its addresses all start with the one of the list of queues."""
     here = f"{home(request)}/queues"
-    if request.scope["path"] == "/ops/queues":
+    if asked_path(request) == "/ops/queues":
         return moved(f"{here}/")
     script = f'const root_path = new URL("{here}", location.href).pathname'
     html = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Queue · mpesa-gateway</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
-        f"<link rel=stylesheet href='{here}/static/pico.min.css'></head><body>"
+        f"<link rel=stylesheet href='{here}/static/pico.min.css'><style>{_STYLE}</style></head><body>"
         f"<nav class=container><ul><li><a href='{escape(home(request))}'>← Overview</a></li>"
         f"<li><a href='{escape(home(request))}/failed'>Failed jobs</a></li></ul></nav><div id=app></div>"
         f"<script>{script}</script><script src='{here}/static/snabbdom.js'></script>"
         f"<script src='{here}/static/app.js'></script></body></html>"
     )
     policy = (
-        f"default-src 'none'; script-src 'self' {source_of(script)}; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' data:"
+        f"default-src 'none'; script-src 'self' {source_of(script)}; style-src 'self' {source_of(_STYLE)}; "
+        "connect-src 'self'; img-src 'self' data:"
     )
     return Response(html, media_type="text/html", headers=headers(policy))
 
