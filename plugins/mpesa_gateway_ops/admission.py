@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
+from valkey.exceptions import ConnectionError as ValkeyConnectionError
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.app import ASKED_PATH, Gateway
@@ -91,5 +92,10 @@ def _answer_without_queue(request: Request[Any, Any, Any], _: ValkeyError) -> Re
     return _answer_refused(request, ServiceUnavailable(message, retry_after=5))
 
 
-ANSWERS: dict[int | type[Exception], Any] = {Refused: _answer_refused, ValkeyError: _answer_without_queue}
+ANSWERS: dict[int | type[Exception], Any] = {
+    Refused: _answer_refused,
+    ValkeyError: _answer_without_queue,
+    # Named by itself, since the application names it too.
+    ValkeyConnectionError: _answer_without_queue,
+}
 """The exception handlers of every route under /ops."""

@@ -82,17 +82,23 @@ class Browser:
         """All cookies that are kept."""
         return list(self._session.cookies)
 
+    def takes(self, cookies: list[Any]) -> None:
+        """Keep somebody else's cookies."""
+        for cookie in cookies:
+            self._session.cookies.set_cookie(cookie)
+
     async def opens(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
         """Open a page."""
         url = path if path.startswith("http") else self.ops + path
         return _page(await self._session.get(url, headers={"Accept": accept}, allow_redirects=follows))
 
-    async def sends(self, path: str, fields: Mapping[str, str], *, follows: bool = True, **headers: str) -> Page:
+    async def sends(
+        self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None, *, follows: bool = True
+    ) -> Page:
         """Send a form, from our own page unless ``headers`` say otherwise."""
         origin = re.sub(r"(http://[^/]+).*", r"\1", self.ops)
         sent = {"Accept": "text/html", "Origin": origin}
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        sent = {name: value for name, value in sent.items() if value}
+        sent = {name: value for name, value in (sent | dict(headers or {})).items() if value}
         return _page(
             await self._session.post(self.ops + path, data=dict(fields), headers=sent, allow_redirects=follows)
         )
@@ -195,7 +201,7 @@ async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(h
             page = await browser.opens(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
         for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa/jobs/x/retry"):
-            assert (await browser.sends(path, {}, Accept="*/*")).status == 401
+            assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
             assert (await browser.sends(path, {})).url == home.ops + "/login"
 
 
@@ -270,7 +276,7 @@ async def test_a_session_ends_after_an_hour_without_a_page_and_after_twelve_in_a
 
 async def test_signing_out_ends_the_session_and_not_only_the_cookie(home: House) -> None:
     async with signed_in(home.ops) as browser, Browser(home.ops) as thief:
-        thief._session.cookies.update(browser._session.cookies)
+        thief.takes(browser.cookies)
         page = await thief.opens()
         assert page.url == home.ops
         assert (await browser.sends("/logout", {"form_token": "0" * 64})).status == 403
@@ -307,8 +313,8 @@ async def test_a_new_password_and_deactivation_end_sessions(home: House) -> None
         {"Origin": "null"},
         {"Origin": "", "Referer": "https://evil.example/ops"},
         {"Origin": ""},
-        {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
     ],
 )
 async def test_what_another_site_makes_a_browser_send_is_refused(home: House, headers: dict[str, str]) -> None:
@@ -317,7 +323,7 @@ async def test_what_another_site_makes_a_browser_send_is_refused(home: House, he
         page = await browser.opens("/failed")
         fields = {"form_token": page.field("form_token"), "key": page.field("key")}
         for path in ("/login", "/logout", "/failed/retry", f"/queues/api{QUEUE[7:]}/jobs/{fields['key']}/retry"):
-            refused = await browser.sends(path, fields, **headers)
+            refused = await browser.sends(path, fields, headers)
             assert (refused.status, "one of our own pages" in refused.text) == (403, True)
         assert (await browser.opens()).url == home.ops
     (job,) = await home.gateway.jobs.queue.failed_jobs(0, 10)
@@ -517,9 +523,9 @@ async def test_saqs_buttons_work_and_are_on_record(home: House) -> None:
     (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
     async with signed_in(home.ops) as browser:
         jobs = "/queues/api/queues/mpesa/jobs"
-        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, Accept="application/json")).text == "{}"
-        assert (await browser.sends(f"{jobs}/{later}/abort", {}, Accept="application/json")).text == "{}"
-        assert (await browser.sends(f"{jobs}/nothing/abort", {}, Accept="application/json")).status == 404
+        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, {"Accept": "application/json"})).text == "{}"
+        assert (await browser.sends(f"{jobs}/{later}/abort", {}, {"Accept": "application/json"})).text == "{}"
+        assert (await browser.sends(f"{jobs}/nothing/abort", {}, {"Accept": "application/json"})).status == 404
 
         async def is_done() -> bool:
             found = await queue.job(job.key)
