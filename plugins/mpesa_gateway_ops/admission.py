@@ -14,7 +14,7 @@ from mpesa_gateway.errors import Refused, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.errors import FromElsewhere, NotSignedIn
-from mpesa_gateway_ops.pages import answer, moved, refusal
+from mpesa_gateway_ops.pages import answer, headers, moved, refusal
 from mpesa_gateway_ops.same_site import is_same_site
 from mpesa_gateway_ops.sessions import Session, Sessions
 
@@ -80,8 +80,8 @@ async def form_of(request: Request[Any, Any, Any]) -> dict[str, str]:
 
 def _answer_refused(request: Request[Any, Any, Any], refused: Refused) -> Response[Any]:
     if "text/html" not in request.headers.get("accept", ""):
-        headers = {"Retry-After": str(refused.retry_after)} if refused.retry_after is not None else None
-        return failure(refused.problems, refused.status, headers)
+        wait = {"Retry-After": str(refused.retry_after)} if refused.retry_after is not None else {}
+        return failure(refused.problems, refused.status, headers() | wait)
     if isinstance(refused, NotSignedIn):
         return moved(f"{home(request)}/login")
     return answer(refusal(home(request), refused.message), status=refused.status)

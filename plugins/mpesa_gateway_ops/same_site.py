@@ -16,4 +16,8 @@ def is_same_site(headers: Mapping[str, str], own_hosts: Collection[str]) -> bool
     source = headers.get("origin") or headers.get("referer")
     if source is None:
         return False
-    return urlsplit(source).netloc.lower() in {host.lower() for host in own_hosts if host}
+    try:
+        host = urlsplit(source).netloc.lower()
+    except ValueError:
+        return False
+    return host in {own.lower() for own in own_hosts if own}

@@ -85,7 +85,7 @@ class Browser:
     def takes(self, cookies: list[Any]) -> None:
         """Keep somebody else's cookies."""
         for cookie in cookies:
-            self._session.cookies.set_cookie(cookie)
+            self._session.cookies[cookie.name] = cookie.value
 
     async def opens(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
         """Open a page."""
@@ -200,6 +200,7 @@ async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(h
         for path in ("", "/failed", "/queues/api/queues", "/queues/static/app.js"):
             page = await browser.opens(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
+            assert page.headers["Cache-Control"] == "no-store"
         for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa/jobs/x/retry"):
             assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
             assert (await browser.sends(path, {})).url == home.ops + "/login"
@@ -333,10 +334,7 @@ async def test_what_another_site_makes_a_browser_send_is_refused(home: House, he
 @given(st.sampled_from(["origin", "referer"]), st.text(max_size=60))
 def test_no_other_origin_is_ours(header: str, text: str) -> None:
     for source in (text, f"http://{text}", f"http://pay.example{text}", f"http://{text}@pay.example.evil"):
-        try:
-            is_own = is_same_site({header: source}, ["pay.example", ""])
-        except ValueError:
-            continue
+        is_own = is_same_site({header: source}, ["pay.example", ""])
         assert not is_own or re.match(r"(http:)?//pay\.example(/|\?|#|\Z|[\t\r\n])", source.strip(), re.IGNORECASE)
 
 
