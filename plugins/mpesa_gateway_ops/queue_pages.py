@@ -24,7 +24,7 @@ from mpesa_gateway_ops.pages import headers, moved, source_of
 
 _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js": "text/javascript"}
 
-_STYLE = "#app main { overflow-x: auto } #app th, #app td { white-space: nowrap }"
+_STYLE = ":root { --font-size: 15px } main.container { overflow-x: auto } th, td { white-space: nowrap }"
 """Its tables are wider than a phone."""
 
 _PAGE: dict[str, Any] = {
