@@ -24,8 +24,11 @@ from mpesa_gateway_ops.pages import headers, moved, source_of
 
 _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js": "text/javascript"}
 
-_STYLE = ":root { --font-size: 15px } main.container { overflow-x: auto } th, td { white-space: nowrap }"
-"""Its tables are wider than a phone."""
+_STYLE = (
+    ":root { --font-size: 15px } main.container { overflow-x: auto } th, td { white-space: nowrap } "
+    "details p { white-space: pre-wrap; overflow-wrap: anywhere }"
+)
+"""SAQ's tables are wider than a phone, and its traces of errors have lines."""
 
 _PAGE: dict[str, Any] = {
     "public": True,
