@@ -320,6 +320,10 @@ def build_app(gateway: Gateway) -> Litestar:
     return app
 
 
+ASKED_PATH = "mpesa_gateway_path"
+"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
+
+
 class _Door:
     """The ASGI application: under any mount path, with an id for each request, shut until the gateway is started."""
 
@@ -350,6 +354,7 @@ class _Door:
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
         inner["path"], inner["root_path"] = path or "/", ""
+        inner[ASKED_PATH] = inner["path"]
         token = acting_from.set(self._client(scope))
         try:
             await self._app(inner, receive, send)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import valkey.asyncio
-from saq import CronJob
+from saq import CronJob, Status
 from saq import Job as SaqJob
+from saq.job import UNSUCCESSFUL_TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 from valkey.asyncio.retry import Retry
@@ -40,9 +41,15 @@ _PATIENCE = 0.5
 _KEEP = 60
 """Seconds that a finished job stays visible in Valkey."""
 
+_KEEP_FAILED = 7 * 24 * 3600
+"""Seconds that a failed one does, so that somebody can see why."""
+
+_FAILED_AT_MOST = 1000
+"""Failed jobs that are listed; the oldest make room."""
+
 
 class GatewayQueue(RedisQueue):
-    """SAQ's queue, patient with a Valkey that is away or was emptied."""
+    """SAQ's queue, patient with a Valkey that is away or was emptied, and with a list of the jobs that failed."""
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's shape
         """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
@@ -57,6 +64,44 @@ class GatewayQueue(RedisQueue):
         """Return stuck jobs to the queue; wait for each dead one briefly, not SAQ's 5 seconds."""
         return await super().sweep(lock, abort)
 
+    async def count_failed(self) -> int:
+        """How many failed jobs are listed."""
+        return int(await self.redis.zcard(self._failed_ids))
+
+    async def failed_jobs(self, offset: int, limit: int) -> list[SaqJob]:
+        """Jobs that failed or were aborted, newest first."""
+        ids = await self.redis.zrevrange(self._failed_ids, offset, offset + limit - 1)
+        keys = [self.job_key_from_id(job_id.decode()) for job_id in ids]
+        jobs = await self.jobs(keys) if keys else []
+        gone = [job_id for job_id, job in zip(ids, jobs, strict=True) if not _has_failed(job)]
+        if gone:
+            await self.redis.zrem(self._failed_ids, *gone)
+        return [job for job in jobs if job is not None and _has_failed(job)]
+
+    async def retry_failed(self, key: str) -> SaqJob | None:
+        """Put a failed job on the queue once more; None when it is not there, or somebody else has just done so."""
+        job = await self.job(key)
+        # Whoever takes it off the list is the one who retries it.
+        if not await self.redis.zrem(self._failed_ids, self.job_id(key)) or job is None or not _has_failed(job):
+            return None
+        await self.retry(job, None)
+        return job
+
+    @property
+    def _failed_ids(self) -> str:
+        return self.namespace("failed")
+
+    async def _finish(self, job: SaqJob, status: Status, *, result: Any = None, error: str | None = None) -> None:
+        await super()._finish(job, status, result=result, error=error)
+        if status not in UNSUCCESSFUL_TERMINAL_STATUSES:
+            await self.redis.zrem(self._failed_ids, job.id)
+            return
+        await self.redis.expire(job.id, _KEEP_FAILED)
+        await self.redis.zadd(self._failed_ids, {job.id: job.completed})
+        for job_id in await self.redis.zrange(self._failed_ids, 0, -_FAILED_AT_MOST - 1):
+            await self.redis.zrem(self._failed_ids, job_id)
+            await self.redis.expire(job_id, _KEEP)
+
     async def disconnect(self) -> None:
         """Let go of every connection; from a Valkey that is away there is nothing to take leave of."""
         try:
@@ -64,6 +109,10 @@ class GatewayQueue(RedisQueue):
         except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("queue_unavailable", error=type(problem).__name__)
             await self.redis.aclose()
+
+
+def _has_failed(job: SaqJob | None) -> bool:
+    return job is not None and job.status in UNSUCCESSFUL_TERMINAL_STATUSES
 
 
 def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:

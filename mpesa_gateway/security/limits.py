@@ -64,20 +64,29 @@ class Limits:
                 "too many failed authentications from this address: check the API key and wait", retry_after=retry_after
             )
 
+    async def admits(self, address: str) -> None:
+        """Raise TooManyFailures for an address that has used up its failures: what can be guessed is not even checked.
+
+        Counts nothing by itself.
+        """
+        retry_after = await self._over(self._failures, self._failure_limit, "auth", address, counts=False)
+        if retry_after:
+            raise TooManyFailures("too many failed authentications from this address: wait", retry_after=retry_after)
+
     async def called(self, key_id: str) -> None:
         """Count a call with this key. Raises RateLimited beyond the limit."""
         retry_after = await self._over(self._calls, self._call_limit, "key", key_id)
         if retry_after:
             raise RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
 
-    async def _over(self, limiter: RateLimiter, item: RateLimitItem, *who: str) -> int:
+    async def _over(self, limiter: RateLimiter, item: RateLimitItem, *who: str, counts: bool = True) -> int:
         """0 when within the limit, else the seconds until it is worth trying again."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._resting_until:
             return 0
         try:
             async with asyncio.timeout(_PATIENCE * 2):
-                if await limiter.hit(item, *who):
+                if await (limiter.hit if counts else limiter.test)(item, *who):
                     return 0
                 window = await limiter.get_window_stats(item, *who)
         except Exception as problem:  # noqa: BLE001 - whatever is wrong with counting, requests pass

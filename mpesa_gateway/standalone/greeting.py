@@ -12,7 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.sandbox import CREDENTIALS, PAYING_PHONE
+from mpesa_gateway.standalone.settings import OPS
+
+FIRST_OPERATOR = "admin"
+"""Whom `up` makes an operator where there is none."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,10 @@ class Shop:
 
 @dataclass(frozen=True)
 class Greeting:
-    """Everything that is worth saying. ``command`` is how this very program is called, ``--data`` included."""
+    """Everything that is worth saying. ``operator_password`` is there only in the run that made that operator.
+
+    ``command`` is how this very program is called, ``--data`` included.
+    """
 
     config: GatewayConfig
     data: Path
@@ -33,6 +41,7 @@ class Greeting:
     shop: Shop | None
     new_master_key: Path | None
     has_simulator: bool
+    operator_password: Secret | None = None
     notes: tuple[str, ...] = ()
 
     def show(self, console: Console) -> None:
@@ -55,6 +64,9 @@ class Greeting:
             )
         for note in self.notes:
             _bare(console, note)
+        if self.operator_password is not None:
+            _bare(console, "\nSign in to the operators' pages with this name and password, shown only now:\n")
+            _bare(console, f"{FIRST_OPERATOR}\n{self.operator_password.reveal()}\n")
         if self.shop is not None and self.has_simulator:
             self._lines_for(self.shop, console)
         if self.has_simulator:
@@ -64,6 +76,8 @@ class Greeting:
     def _facts(self) -> list[tuple[str, str]]:
         url = self.config.public_url
         facts = [("API", url), ("API documentation", f"{url}/schema"), ("health", f"{url}/health/ready")]
+        if OPS in self.config.plugins:
+            facts.append(("operators", f"{url}/ops"))
         if self.has_simulator:
             facts.append(("simulated phones", f"{self.config.daraja.sandbox_url}/outcomes"))
         facts += [("data", str(self.data)), ("logs", str(self.data / "logs"))]

@@ -19,6 +19,9 @@ SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
 """Where the simulator answers as Daraja does."""
 
+OPS = "ops"
+"""The plugin with the operators' pages, where they are enabled."""
+
 
 @dataclass(frozen=True)
 class Embedded:

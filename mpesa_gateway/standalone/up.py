@@ -34,9 +34,10 @@ from mpesa_gateway.commands.session import (
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
-from mpesa_gateway.standalone.greeting import Greeting, Shop
+from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
 from mpesa_gateway.standalone.process import free_port, tail
 from mpesa_gateway.standalone.settings import (
+    OPS,
     SIMULATOR_PATH,
     Embedded,
     gateway_config,
@@ -141,12 +142,14 @@ class Up:
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
-        shop = None if has_live else _run(_shop(config, may_create=self._wishes.shop))
+        may_create = self._wishes.shop and not has_live
+        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
         Greeting(
             config=config,
             data=self._data,
             command=self._command(),
             shop=shop,
+            operator_password=password,
             new_master_key=key_file if is_new_key else None,
             has_simulator=embedded.simulator_port is not None,
             notes=notes,
@@ -299,16 +302,25 @@ async def _migrate(config: GatewayConfig) -> bool:
         return await gateway.merchants.any_live()
 
 
-async def _shop(config: GatewayConfig, *, may_create: bool) -> Shop | None:
-    """The newest active merchant; a demo merchant with its key where there is none."""
+async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) -> tuple[Shop | None, Secret | None]:
+    """The shop to greet with, and the first operator's password if that operator was made now."""
     async with started(Gateway(config)) as gateway:
-        active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
-        if active:
-            return Shop(active[0].merchant_id, None)
-        if not may_create:
-            return None
-        merchant = await gateway.merchants.create("Demo shop", actor=actor())
-        _, key = await gateway.api_keys.create(
-            merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=actor()
-        )
-        return Shop(merchant.merchant_id, key.reveal())
+        shop = await _shop(gateway, may_create=may_create) if wants_shop else None
+        password: Secret | None = None
+        if may_create and OPS in config.plugins:
+            password = await gateway.ops.create_first(FIRST_OPERATOR, actor=actor())
+        return shop, password
+
+
+async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
+    """The newest active merchant; a demo merchant with its key where there is none."""
+    active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
+    if active:
+        return Shop(active[0].merchant_id, None)
+    if not may_create:
+        return None
+    merchant = await gateway.merchants.create("Demo shop", actor=actor())
+    _, key = await gateway.api_keys.create(
+        merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=actor()
+    )
+    return Shop(merchant.merchant_id, key.reveal())

@@ -17,7 +17,7 @@ from mpesa_gateway.security.sealing import generate
 
 T = TypeVar("T")
 
-PLUGINS = ("credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks", "simulator")
+PLUGINS = ("credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks", "ops", "simulator")
 """What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
 
 SANDBOX: dict[str, Any] = {

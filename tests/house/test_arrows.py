@@ -37,6 +37,7 @@ def test_imports_keep_to_the_arrows() -> None:
         ("mpesa_gateway/ids.py", "mpesa_gateway_payments.events"),
         ("plugins/mpesa_gateway_webhooks/__init__.py", "mpesa_gateway_payments.api"),
         ("plugins/mpesa_gateway_callbacks/__init__.py", "mpesa_gateway_payments.api"),
+        ("plugins/mpesa_gateway_ops/__init__.py", "mpesa_gateway_payments.api"),
         ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_webhooks.plugin"),
         ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_callbacks.tables"),
         ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_callbacks"),

@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -325,7 +325,7 @@ def places(content: Any) -> list[tuple[Any, Any]]:
     waiting: list[Any] = [content]
     while waiting:
         current: Any = waiting.pop()
-        keys: list[Any] = list(cast("list[Any]", current)) if isinstance(current, dict) else list(range(len(current)))
+        keys: list[Any] = list(current) if hasattr(current, "keys") else list(range(len(current)))
         for key in keys:
             found.append((current, key))
             if isinstance(current[key], dict | list):

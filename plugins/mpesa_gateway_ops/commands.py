@@ -1,0 +1,99 @@
+"""``mpesa-gateway operators``: who may see the pages under /ops."""
+
+import sys
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway.secret import Secret
+from mpesa_gateway_ops.operators import SHORTEST, Operator, Operators
+
+_PASSWORD_STDIN = click.option(
+    "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
+)
+
+
+@click.group()
+def operators() -> None:
+    """Create, list and deactivate those who may see the pages under /ops."""
+
+
+@operators.command()
+@click.argument("name")
+@_PASSWORD_STDIN
+@pass_session
+def create(session: Session, name: str, password_stdin: bool) -> None:
+    """Create an operator called NAME, with a password of at least 12 characters."""
+    password = _password(from_stdin=password_stdin)
+
+    async def work(gateway: Gateway) -> Operator:
+        return await gateway.services.get(Operators).create(name, password, actor=actor())
+
+    operator = session.run(work)
+    click.echo(f"Created `{operator.name}`, who can now sign in at /ops/login.", err=True)
+    click.echo(operator.operator_id)
+
+
+@operators.command("list")
+@pass_session
+def list_(session: Session) -> None:
+    """List all operators, those that are deactivated too."""
+
+    async def work(gateway: Gateway) -> list[Operator]:
+        return await gateway.services.get(Operators).list()
+
+    show(
+        ("operator_id", "name", "active", "created_at", "last_login_at"),
+        [
+            (
+                each.operator_id,
+                each.name,
+                "yes" if each.is_active else "no",
+                rfc3339(each.created_at),
+                rfc3339(each.last_login_at) if each.last_login_at else "never",
+            )
+            for each in session.run(work)
+        ],
+    )
+
+
+@operators.command("password")
+@click.argument("name")
+@_PASSWORD_STDIN
+@pass_session
+def password_(session: Session, name: str, password_stdin: bool) -> None:
+    """Give NAME another password, and end every session that is open."""
+    password = _password(from_stdin=password_stdin)
+
+    async def work(gateway: Gateway) -> None:
+        await gateway.services.get(Operators).set_password(name, password, actor=actor())
+
+    session.run(work)
+    click.echo(f"`{name}` has another password; whoever was signed in has to sign in again.")
+
+
+@operators.command()
+@click.argument("name")
+@pass_session
+def deactivate(session: Session, name: str) -> None:
+    """Let NAME in no more, and end every session that is open."""
+
+    async def work(gateway: Gateway) -> None:
+        await gateway.services.get(Operators).deactivate(name, actor=actor())
+
+    session.run(work)
+    click.echo(f"Deactivated `{name}`: nobody gets in by that name from now on.")
+
+
+def _password(*, from_stdin: bool) -> Secret:
+    """What is typed, without showing it, or the first line of standard input."""
+    if from_stdin:
+        text = sys.stdin.readline().rstrip("\r\n")
+    else:
+        text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    if len(text) < SHORTEST:
+        raise click.UsageError(f"the password has {len(text)} characters: take at least {SHORTEST}")
+    return Secret(text)

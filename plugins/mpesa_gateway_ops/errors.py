@@ -1,0 +1,21 @@
+"""Why an operator's page is not shown."""
+
+from mpesa_gateway.errors import Code, Refused
+
+
+class NotSignedIn(Refused):
+    """No session that still counts came with the request."""
+
+    status, code = 401, Code.AUTH_INVALID_KEY
+
+
+class WrongPassword(Refused):
+    """The name or the password is wrong; it is not said which."""
+
+    status, code = 401, Code.AUTH_INVALID_KEY
+
+
+class FromElsewhere(Refused):
+    """A change that was not asked for on one of our own pages."""
+
+    status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE

@@ -1,0 +1,163 @@
+"""Operators: made, let in by their password, given a new one and shut out, each of it on record."""
+
+import asyncio
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+from argon2 import PasswordHasher
+from argon2.exceptions import VerifyMismatchError
+
+from mpesa_gateway.errors import Conflict, NotFound, checking
+from mpesa_gateway.ids import base32
+from mpesa_gateway.secret import Secret
+from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.errors import WrongPassword
+from mpesa_gateway_ops.sessions import Sessions
+from mpesa_gateway_ops.tables import OperatorRow
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}\Z", re.ASCII)
+
+SHORTEST, LONGEST = 12, 1024
+"""Characters of a password."""
+
+_AT_ONCE = 2
+"""Passwords that one process hashes at the same time: each takes 64 MiB and a core for a moment."""
+
+_hasher = PasswordHasher()
+
+
+class Operator(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator as may be shown: never the password, nor its hash."""
+
+    operator_id: str
+    name: str
+    is_active: bool
+    created_at: datetime
+    last_login_at: datetime | None = None
+
+
+class Operators:
+    """The use cases of operators."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._hashing = asyncio.Semaphore(_AT_ONCE)
+
+    async def create(self, name: str, password: Secret, *, actor: str) -> Operator:
+        """A new operator. Raises Invalid, and Conflict for a name that somebody has or had."""
+        with checking() as checks:
+            checks.take("name", _check_name, name)
+            checks.take("password", _check_password, password)
+        operator = Operator(
+            operator_id=self._gateway.ids.new("opr"), name=name, is_active=True, created_at=self._gateway.clock.now()
+        )
+        password_hash = await self._hash(password)
+        async with self._db.transaction():
+            if not await self._db.fetchval(
+                tables.CREATE, operator.operator_id, name, password_hash, operator.created_at
+            ):
+                raise Conflict(f"there is or was an operator called {name}: take another name")
+            await self._audit("operator.created", actor, operator.operator_id, name=name)
+        return operator
+
+    async def create_first(self, name: str, *, actor: str) -> Secret | None:
+        """The first operator with a password of our choice, which is shown now or never; None where there is one."""
+        if await OperatorRow.exists():
+            return None
+        password = Secret(base32(int.from_bytes(self._gateway.ids.token(15), "big"), 24))
+        await self.create(name, password, actor=actor)
+        return password
+
+    async def list(self) -> list[Operator]:
+        """All operators by name, those that are shut out too."""
+        rows = await OperatorRow.select(
+            OperatorRow.operator_id,
+            OperatorRow.name,
+            OperatorRow.is_active,
+            OperatorRow.created_at,
+            OperatorRow.last_login_at,
+        ).order_by(OperatorRow.name)
+        return [msgspec.convert(row, Operator) for row in rows]
+
+    async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
+        """Another password; every session of this operator ends. Raises Invalid, and NotFound."""
+        with checking() as checks:
+            checks.take("password", _check_password, password)
+        password_hash = await self._hash(password)
+        async with self._db.transaction():
+            operator_id = await self._db.fetchval(tables.CHANGE, name, password_hash)
+            if operator_id is None:
+                raise _unknown(name)
+            await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
+            await self._audit("operator.password_set", actor, operator_id)
+
+    async def deactivate(self, name: str, *, actor: str) -> None:
+        """Let this operator in no more; every session ends. Raises NotFound."""
+        async with self._db.transaction():
+            operator_id = await self._db.fetchval(tables.DEACTIVATE, name)
+            if operator_id is None:
+                raise _unknown(name)
+            await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
+            await self._audit("operator.deactivated", actor, operator_id)
+
+    async def sign_in(self, name: str, password: Secret, address: str) -> Secret:
+        """A new session, as the cookie will hold it. Raises WrongPassword, or TooManyFailures for this address."""
+        # Within the semaphore, so that guesses made at the same time cannot all pass before the first one counts.
+        async with self._hashing:
+            await self._gateway.limits.admits(address)
+            name = name.strip().lower()
+            row = await self._db.fetchrow(tables.FIND, name) if _NAME.match(name) else None
+            known_hash = None if row is None else str(row["password_hash"])
+            is_right = len(password.reveal()) <= LONGEST and await asyncio.to_thread(_verify, known_hash, password)
+            if row is not None and is_right and row["is_active"]:
+                async with self._db.transaction():
+                    now = self._gateway.clock.now()
+                    # Unless the password was changed, or the operator shut out, while we were hashing.
+                    if await self._db.fetchval(tables.NOTE_LOGIN, row["operator_id"], known_hash, now):
+                        actor = f"operator:{row['operator_id']}"
+                        await self._audit("operator.signed_in", actor, row["operator_id"], address=address)
+                        return await self._gateway.services.get(Sessions).open(row["operator_id"])
+            operator_id = None if row is None else row["operator_id"]
+            await self._audit("operator.sign_in_failed", f"address:{address}", operator_id, address=address)
+            await self._gateway.limits.failed(address)
+            raise WrongPassword("the name or the password is wrong")
+
+    async def _hash(self, password: Secret) -> str:
+        async with self._hashing:
+            return await asyncio.to_thread(_hasher.hash, password.reveal())
+
+    async def _audit(self, action: str, actor: str, operator_id: str | None, **detail: str) -> None:
+        await self._gateway.audit.record(action, merchant_id=None, actor=actor, subject_id=operator_id, detail=detail)
+
+
+def _verify(known_hash: str | None, password: Secret) -> bool:
+    """Whether the password is the one; for a name that nobody has it takes as long to say no."""
+    if known_hash is None:
+        _hasher.hash(password.reveal())
+        return False
+    try:
+        return _hasher.verify(known_hash, password.reveal())
+    except VerifyMismatchError:
+        return False
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise ValueError("must be 1 to 64 lower-case letters, digits, dots, dashes, underscores or at signs")
+    return name
+
+
+def _check_password(password: Secret) -> Secret:
+    if not SHORTEST <= len(password.reveal()) <= LONGEST:
+        raise ValueError(f"must have {SHORTEST} to {LONGEST} characters")
+    return password
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no active operator called {name}: see `mpesa-gateway operators list`")

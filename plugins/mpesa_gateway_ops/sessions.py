@@ -1,0 +1,82 @@
+"""Sessions: what a login gives, known here by its digest only, gone after hours, or after an hour without a page."""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.secret import Secret
+from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.settings import OpsSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_TOUCH_EVERY = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Who is signed in, and the token that every form of this session carries."""
+
+    operator_id: str
+    name: str
+    form_token: str
+
+    @property
+    def actor(self) -> str:
+        """How the audit log names this operator."""
+        return f"operator:{self.operator_id}"
+
+    def has_form_token(self, text: str) -> bool:
+        """Whether this is the token of this session's forms."""
+        return hmac.compare_digest(text.encode(), self.form_token.encode())
+
+
+class Sessions:
+    """Opens, finds and closes sessions."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        settings = gateway.settings(OpsSettings)
+        self.lifetime = timedelta(hours=settings.session_hours)
+        self._idle = timedelta(minutes=settings.idle_minutes)
+
+    async def open(self, operator_id: str) -> Secret:
+        """A new session, as the cookie will hold it. Those that have ended are forgotten."""
+        token = Secret(self._gateway.ids.token(32).hex())
+        now = self._gateway.clock.now()
+        await self._db.execute(tables.FORGET_SESSIONS, now, now - self._idle)
+        await self._db.execute(tables.OPEN_SESSION, _digest(token), operator_id, now, now + self.lifetime)
+        return token
+
+    async def find(self, token: Secret, *, is_used: bool) -> Session | None:
+        """The session that the cookie names, None when it has ended. ``is_used``: a person asked for something."""
+        now = self._gateway.clock.now()
+        digest = _digest(token)
+        row = await self._db.fetchrow(tables.FIND_SESSION, digest, now, now - self._idle)
+        if row is None:
+            return None
+        if is_used and row["last_seen_at"] < now - _TOUCH_EVERY:
+            await self._db.execute(tables.TOUCH_SESSION, digest, now)
+        return Session(row["operator_id"], row["name"], _form_token(token))
+
+    async def close(self, token: Secret) -> None:
+        """End a session."""
+        async with self._db.transaction():
+            operator_id = await self._db.fetchval(tables.CLOSE_SESSION, _digest(token))
+            if operator_id is not None:
+                await self._gateway.audit.record(
+                    "operator.signed_out", merchant_id=None, actor=f"operator:{operator_id}", subject_id=operator_id
+                )
+
+
+def _digest(token: Secret) -> bytes:
+    return hashlib.sha256(token.reveal().encode()).digest()
+
+
+def _form_token(token: Secret) -> str:
+    """Only who holds the cookie can make it; what Postgres keeps does not tell it."""
+    return hmac.new(token.reveal().encode(), b"mpesa_gateway_ops.form", hashlib.sha256).hexdigest()

@@ -1,0 +1,655 @@
+"""The operators' pages: who gets in, for how long, what they see and may do, and under which address."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urljoin
+
+import niquests
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from saq import Job, Status
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.commands.session import Session
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.plugin import Job as JobOf
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.serving import eventually, listening, running_gateway, serving
+from mpesa_gateway_ops.commands import operators as operators_command
+from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.pages import last_line
+from mpesa_gateway_ops.same_site import is_same_site
+
+PASSWORD = Secret("a long enough password")
+PLUGINS = ["credentials", "callbacks", "payments", "webhooks", "ops"]
+QUEUE = "/queues/queues/mpesa"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a browser shows."""
+
+    status: int
+    url: str
+    headers: Mapping[str, str]
+    text: str
+
+    def field(self, name: str) -> str:
+        """The value of the first hidden field with this name."""
+        found = re.search(rf"name={name} value='?([^'>]*)'?>", self.text)
+        assert found is not None, self.text
+        return found[1]
+
+    @property
+    def links(self) -> list[str]:
+        """Where the page's links, forms and files lead."""
+        found = re.findall(r"(?:href|action|src)='?([^' >]+)", self.text)
+        return [urljoin(self.url, link) for link in found if not link.startswith("data:")]
+
+
+class Browser:
+    """Keeps cookies by their path, as browsers do, and says where a request comes from."""
+
+    def __init__(self, ops: str) -> None:
+        self.ops = ops
+        self._session = niquests.AsyncSession(retries=0)
+        self._session.trust_env = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    @property
+    def cookies(self) -> list[Any]:
+        """All cookies that are kept."""
+        return list(self._session.cookies)
+
+    def takes(self, cookies: list[Any]) -> None:
+        """Keep somebody else's cookies."""
+        for cookie in cookies:
+            self._session.cookies[cookie.name] = cookie.value
+
+    async def opens(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
+        """Open a page."""
+        url = path if path.startswith("http") else self.ops + path
+        return _page(await self._session.get(url, headers={"Accept": accept}, allow_redirects=follows))
+
+    async def sends(
+        self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None, *, follows: bool = True
+    ) -> Page:
+        """Send a form, from our own page unless ``headers`` say otherwise."""
+        origin = re.sub(r"(http://[^/]+).*", r"\1", self.ops)
+        sent = {"Accept": "text/html", "Origin": origin}
+        sent = {name: value for name, value in (sent | dict(headers or {})).items() if value}
+        return _page(
+            await self._session.post(self.ops + path, data=dict(fields), headers=sent, allow_redirects=follows)
+        )
+
+    async def signs_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
+        """Fill in the login's form."""
+        return await self.sends("/login", {"name": name, "password": password.reveal()}, **options)
+
+
+def _page(response: niquests.Response) -> Page:
+    return Page(response.status_code or 0, str(response.url), response.headers, response.text or "")
+
+
+@dataclass(frozen=True)
+class House:
+    """A gateway that runs, and where its pages are."""
+
+    gateway: Gateway
+    ops: str
+    clock: SetClock
+
+
+async def fail(gateway: Gateway, **kwargs: Any) -> None:
+    """A job that never succeeds."""
+    raise RuntimeError(f"<b>no</b> {sorted(kwargs)} in\n{len(gateway.plugins)} plugins")
+
+
+calls: list[str] = []
+
+
+async def fail_once(_: Gateway, *, call_id: str) -> None:
+    """A job that succeeds the second time."""
+    calls.append(call_id)
+    if calls.count(call_id) == 1:
+        raise RuntimeError("the first time")
+
+
+FAILING = Plugin(name="failing", summary="Fails.", jobs=(JobOf(fail, timeout=10), JobOf(fail_once, timeout=10)))
+
+
+@pytest.fixture
+def settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with nothing but what the pages need."""
+    del values["simulator"]
+    return values | {"plugins": PLUGINS, "limits": {"auth_failures": 3}}
+
+
+@asynccontextmanager
+async def house(settings: dict[str, Any]) -> AsyncGenerator[House]:
+    """A running gateway with one operator."""
+    clock = SetClock(datetime.now(UTC))
+    async with running_gateway(settings, clock=clock, plugins=(FAILING,)) as (gateway, base):
+        await gateway.services.get(Operators).create("amina", PASSWORD, actor="test")
+        yield House(gateway, f"{base}/ops", clock)
+
+
+@pytest.fixture
+async def home(settings: dict[str, Any]) -> AsyncGenerator[House]:
+    """The same, for tests that need no settings of their own."""
+    async with house(settings) as found:
+        yield found
+
+
+async def actions(gateway: Gateway) -> list[str]:
+    """What the audit log says was done, newest first."""
+    return [entry.action for entry in await gateway.audit.page(100, None, None, None)]
+
+
+async def failed(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> list[Job]:
+    """Enqueue such a job, and wait until so many have failed."""
+    await gateway.jobs.enqueue(name, **kwargs)
+
+    async def look() -> list[Job] | None:
+        jobs = await gateway.jobs.queue.failed_jobs(0, 100)
+        return jobs if len(jobs) == count else None
+
+    found = await eventually(look)
+    assert found is not None
+    return found
+
+
+@asynccontextmanager
+async def signed_in(ops: str) -> AsyncGenerator[Browser]:
+    """A browser whose operator is in."""
+    async with Browser(ops) as browser:
+        assert (await browser.signs_in()).status == 200
+        yield browser
+
+
+# -- the way in -------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(home: House) -> None:
+    async with Browser(home.ops) as browser:
+        for path in ("", "/", "/failed", "/failed/", "/queues", "/queues/", QUEUE, QUEUE + "/jobs/x"):
+            page = await browser.opens(path, follows=False)
+            assert page.status == 303
+            assert urljoin(page.url, page.headers["Location"]) == home.ops + "/login"
+        for path in ("", "/failed", "/queues/api/queues", "/queues/static/app.js"):
+            page = await browser.opens(path, accept="application/json")
+            assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
+            assert page.headers["Cache-Control"] == "no-store"
+        for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa/jobs/x/retry"):
+            assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
+            assert (await browser.sends(path, {})).url == home.ops + "/login"
+
+
+async def test_the_password_opens_and_a_wrong_one_says_nothing(home: House) -> None:
+    async with Browser(home.ops) as browser:
+        wrong = await browser.signs_in(password=Secret("not the password at all"))
+        unknown = await browser.signs_in("nobody", Secret("not the password at all"))
+        assert (wrong.status, unknown.status, browser.cookies) == (401, 401, [])
+        assert wrong.text == unknown.text.replace("nobody", "amina")
+        page = await browser.signs_in(" Amina ")
+        assert (page.status, page.url) == (200, home.ops)
+        assert "amina" in page.text
+        (cookie,) = browser.cookies
+        assert (cookie.path, cookie.secure, cookie.get_nonstandard_attr("SameSite")) == ("/ops", False, "Strict")
+        assert cookie.has_nonstandard_attr("HttpOnly")
+        assert cookie.expires is not None
+    stored = await home.gateway.db.fetchval("SELECT digest FROM ops_session")
+    assert len(bytes.fromhex(cookie.value)) == 32
+    assert cookie.value.encode() not in bytes(stored)
+    assert bytes.fromhex(cookie.value) != bytes(stored)
+    assert (await actions(home.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
+    entry = (await home.gateway.audit.page(1, None, "operator.sign_in_failed", None))[0]
+    assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"address": "127.0.0.1"})
+
+
+async def test_what_cannot_be_a_name_or_password_is_wrong_like_any_other(home: House) -> None:
+    async with Browser(home.ops) as browser:
+        assert (await browser.signs_in("\x00<b>", Secret("x"))).status == 401
+        assert (await browser.signs_in("amina", Secret("x" * 5000))).status == 401
+        assert (await browser.sends("/login", {})).status == 401
+
+
+async def test_guessing_is_stopped_even_when_the_guess_is_right(home: House) -> None:
+    async with Browser(home.ops) as browser:
+        for _ in range(3):
+            assert (await browser.signs_in(password=Secret("not the password at all"))).status == 401
+        page = await browser.signs_in()
+        assert (page.status, "Too many failed attempts" in page.text) == (429, True)
+        assert 1 <= int(page.headers["Retry-After"]) <= 310
+        assert browser.cookies == []
+    assert (await actions(home.gateway)).count("operator.sign_in_failed") == 3
+
+
+async def test_over_https_the_cookie_is_sent_over_nothing_else(settings: dict[str, Any]) -> None:
+    settings |= {"public_url": "https://pay.example.co.ke"}
+    async with house(settings) as home, Browser(home.ops) as browser:
+        page = await browser.signs_in(follows=False)
+        assert page.headers["Set-Cookie"].endswith("; HttpOnly; SameSite=Strict; Secure")
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_ends_after_an_hour_without_a_page_and_after_twelve_in_any_case(home: House) -> None:
+    async with signed_in(home.ops) as browser:
+        home.clock.advance(timedelta(minutes=59))
+        assert (await browser.opens()).url == home.ops
+        home.clock.advance(timedelta(minutes=59))
+        # The queue's page asks by itself, which is no sign of life.
+        assert (await browser.opens("/queues/api/queues", accept="*/*")).status == 200
+        home.clock.advance(timedelta(minutes=2))
+        assert (await browser.opens()).url == home.ops + "/login"
+        await browser.signs_in()
+        for _ in range(14):
+            home.clock.advance(timedelta(minutes=50))
+            assert (await browser.opens()).url == home.ops
+        home.clock.advance(timedelta(minutes=21))
+        assert (await browser.opens()).url == home.ops + "/login"
+        await browser.signs_in()
+    assert await home.gateway.db.fetchval("SELECT count(*) FROM ops_session") == 1
+
+
+async def test_signing_out_ends_the_session_and_not_only_the_cookie(home: House) -> None:
+    async with signed_in(home.ops) as browser, Browser(home.ops) as thief:
+        thief.takes(browser.cookies)
+        page = await thief.opens()
+        assert page.url == home.ops
+        assert (await browser.sends("/logout", {"form_token": "0" * 64})).status == 403
+        assert (await thief.opens()).url == home.ops
+        out = await browser.sends("/logout", {"form_token": page.field("form_token")})
+        assert (out.url, browser.cookies) == (home.ops + "/login", [])
+        assert (await thief.opens()).url == home.ops + "/login"
+    assert (await actions(home.gateway))[0] == "operator.signed_out"
+
+
+async def test_a_new_password_and_deactivation_end_sessions(home: House) -> None:
+    operators = home.gateway.services.get(Operators)
+    async with signed_in(home.ops) as browser:
+        await operators.set_password("amina", Secret("another long password"), actor="test")
+        assert (await browser.opens()).url == home.ops + "/login"
+        assert (await browser.signs_in()).status == 401
+        assert (await browser.signs_in(password=Secret("another long password"))).url == home.ops
+        await operators.deactivate("amina", actor="test")
+        assert (await browser.opens()).url == home.ops + "/login"
+        assert (await browser.signs_in(password=Secret("another long password"))).status == 401
+    with pytest.raises(NotFound, match="no active operator"):
+        await operators.set_password("amina", PASSWORD, actor="test")
+    with pytest.raises(Conflict, match="is or was"):
+        await operators.create("amina", PASSWORD, actor="test")
+
+
+# -- other sites ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "", "Referer": "https://evil.example/ops"},
+        {"Origin": ""},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+async def test_what_another_site_makes_a_browser_send_is_refused(home: House, headers: dict[str, str]) -> None:
+    await failed(home.gateway, "failing.fail")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens("/failed")
+        fields = {"form_token": page.field("form_token"), "key": page.field("key")}
+        for path in ("/login", "/logout", "/failed/retry", f"/queues/api{QUEUE[7:]}/jobs/{fields['key']}/retry"):
+            refused = await browser.sends(path, fields, headers)
+            assert (refused.status, "one of our own pages" in refused.text) == (403, True)
+        assert (await browser.opens()).url == home.ops
+    (job,) = await home.gateway.jobs.queue.failed_jobs(0, 10)
+    assert (job.status, job.attempts) == (Status.FAILED, 1)
+
+
+@given(st.sampled_from(["origin", "referer"]), st.text(max_size=60))
+def test_no_other_origin_is_ours(header: str, text: str) -> None:
+    for source in (text, f"http://{text}", f"http://pay.example{text}", f"http://{text}@pay.example.evil"):
+        is_own = is_same_site({header: source}, ["pay.example", ""])
+        assert not is_own or re.match(r"(http:)?//pay\.example(/|\?|#|\Z|[\t\r\n])", source.strip(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://Pay.example"},
+        {"referer": "https://pay.example/ops/failed?page=2"},
+        {"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"},
+    ],
+)
+def test_our_own_pages_are_ours(headers: dict[str, str]) -> None:
+    assert is_same_site(headers, ["pay.example"])
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+async def test_every_page_keeps_to_itself(home: House) -> None:
+    await failed(home.gateway, "failing.fail")
+    seen = 0
+    async with signed_in(home.ops) as browser:
+        for path in (
+            "",
+            "/",
+            "/login",
+            "/failed",
+            "/failed/",
+            "/queues",
+            QUEUE,
+            f"{QUEUE}/jobs/x",
+            "/queues/static/app.js",
+        ):
+            page = await browser.opens(path)
+            policy = page.headers["Content-Security-Policy"]
+            assert page.status == 200
+            assert page.headers["X-Frame-Options"] == "DENY"
+            assert page.headers["Cache-Control"] == "no-store"
+            assert page.headers["Referrer-Policy"] == "same-origin"
+            assert policy.startswith("default-src 'none'")
+            assert not re.search(r"https?:|\*|unsafe", policy)
+            if page.url.endswith(".js"):
+                continue
+            for link in page.links:
+                assert link.startswith(home.ops[: -len("ops")]), link
+                if not link.endswith(("/logout", "/retry")):
+                    assert (await browser.opens(link)).status == 200, link
+                    seen += 1
+    assert seen > 20
+
+
+async def test_the_overview_shows_the_parts_and_the_queue(home: House) -> None:
+    await failed(home.gateway, "failing.fail")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens()
+        assert re.search(r"<dt>failed</dt><dd><a href='[^']*'>1</a></dd>", page.text)
+        for part in ("postgres", "migrations", "valkey", "queue"):
+            assert f"<span>{part}</span><span class=" in page.text
+
+
+async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
+    settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
+    async with house(settings) as home, signed_in(home.ops) as browser:
+        assert "The queue does not answer." in (await browser.opens()).text
+        page = await browser.opens("/failed")
+        assert (page.status, "payments go on" in page.text) == (503, True)
+        answer = await browser.opens("/queues/api/queues", accept="*/*")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+
+
+async def test_failed_jobs_are_found_newest_first_and_shown_as_text(home: House) -> None:
+    await failed(home.gateway, "failing.fail", delivery_id="dlv_1")
+    jobs = await failed(home.gateway, "failing.fail", 2, delivery_id="<script>")
+    assert [(job.kwargs or {})["delivery_id"] for job in jobs] == ["<script>", "dlv_1"]
+    async with signed_in(home.ops) as browser:
+        text = (await browser.opens("/failed")).text
+    assert text.index("&lt;script&gt;") < text.index("dlv_1")
+    assert "<script" not in text
+    assert f"<p class=error>{len(home.gateway.plugins)} plugins</p>" in text
+    assert "failed after 1 try" in text
+    assert "Traceback" not in text
+
+
+async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpesa_gateway.worker._FAILED_AT_MOST", 60)
+    queue = home.gateway.jobs.queue
+    for number in range(70):
+        job = Job("failing.fail", kwargs={"number": number}, key=f"job-{number}", queue=queue)
+        await queue.finish(job, Status.FAILED, error="x")
+        await queue.redis.zadd(queue.namespace("failed"), {job.id: number + 1})
+    assert await queue.count_failed() == 60
+    assert await queue.redis.ttl(queue.job_id("job-5")) <= 60
+    assert await queue.redis.ttl(queue.job_id("job-69")) > 6 * 24 * 3600
+    async with signed_in(home.ops) as browser:
+        shown: list[str] = []
+        page = await browser.opens("/failed?page=x")
+        while True:
+            shown += re.findall(r"number&quot;:(\d+)", page.text)
+            older = re.search(r"href='([^']*)'>Older", page.text)
+            if older is None:
+                break
+            page = await browser.opens(urljoin(page.url, older[1]))
+        assert shown == [str(number) for number in range(69, 9, -1)]
+        assert page.url.endswith("?page=3")
+        assert "Newer" in page.text
+
+
+async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_1")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens("/failed")
+        fields = {name: page.field(name) for name in ("form_token", "key", "page")}
+        assert (await browser.sends("/failed/retry", fields | {"form_token": "x"})).status == 403
+        assert calls.count("call_1") == 1
+        first = await browser.sends("/failed/retry", fields)
+        assert "The job is on the queue again." in first.text
+        assert "no longer among the failed" in (await browser.sends("/failed/retry", fields)).text
+
+        async def is_done() -> bool:
+            found = await home.gateway.jobs.queue.job(job.key)
+            return found is not None and found.status == Status.COMPLETE
+
+        assert await eventually(is_done)
+        assert "No job has failed." in (await browser.opens("/failed")).text
+    assert calls.count("call_1") == 2
+    assert await home.gateway.jobs.queue.count_failed() == 0
+    (entry,) = await home.gateway.audit.page(10, None, "job.retried", None)
+    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert entry.detail == {"job": "failing.fail_once"}
+
+
+async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens("/failed")
+        await browser.sends("/failed/retry", {name: page.field(name) for name in ("form_token", "key", "page")})
+
+        async def fails_again() -> bool:
+            found = await home.gateway.jobs.queue.failed_jobs(0, 10)
+            return [(one.key, one.attempts) for one in found] == [(job.key, 2)]
+
+        assert await eventually(fails_again)
+        assert "failed after 2 tries" in (await browser.opens("/failed")).text
+
+
+def test_an_errors_last_line_is_what_it_comes_to() -> None:
+    assert last_line("Traceback (most recent call last):\n  File x\nValueError: no\n\n") == "ValueError: no"
+    assert last_line(None) == last_line(" \n ") == "no error was told"
+
+
+# -- SAQ's pages ------------------------------------------------------------------------------------------------------
+
+
+async def test_saqs_pages_and_files_come_from_here(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail", delivery_id="dlv_1")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens("/queues")
+        assert page.url == home.ops + "/queues/"
+        assert f"{home.ops}/queues/static/app.js" in page.links
+        for name, media, words in (
+            ("app.js", "text/javascript", 'href: root_path + "/queues/" + job.queue'),
+            ("snabbdom.js", "text/javascript", "snabbdom"),
+            ("pico.min.css", "text/css", "Pico"),
+        ):
+            asset = await browser.opens(f"/queues/static/{name}")
+            assert asset.headers["Content-Type"].startswith(media)
+            assert words in asset.text
+        for name in ("other.js", "..%2f..%2fcommon.py", "../common.py"):
+            assert (await browser.opens(f"/queues/static/{name}")).status == 404
+        api = "/queues/api/queues"
+        assert '"name":"mpesa"' in (await browser.opens(api, accept="*/*")).text
+        assert '"workers":' in (await browser.opens(f"{api}/mpesa", accept="*/*")).text
+        assert "dlv_1" in (await browser.opens(f"{api}/mpesa/jobs/{job.key}", accept="*/*")).text
+        for path in (f"{api}/other", f"{api}/mpesa/jobs/nothing", f"{api}/other/jobs/{job.key}"):
+            assert (await browser.opens(path, accept="*/*")).status == 404
+
+
+async def test_saqs_buttons_work_and_are_on_record(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_2")
+    queue = home.gateway.jobs.queue
+    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
+    (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
+    async with signed_in(home.ops) as browser:
+        jobs = "/queues/api/queues/mpesa/jobs"
+        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, {"Accept": "application/json"})).text == "{}"
+        assert (await browser.sends(f"{jobs}/{later}/abort", {}, {"Accept": "application/json"})).text == "{}"
+        assert (await browser.sends(f"{jobs}/nothing/abort", {}, {"Accept": "application/json"})).status == 404
+
+        async def is_done() -> bool:
+            found = await queue.job(job.key)
+            return found is not None and found.status == Status.COMPLETE
+
+        assert await eventually(is_done)
+    assert (await actions(home.gateway))[:2] == ["job.aborted", "job.retried"]
+
+
+# -- where it is mounted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strips", [False, True], ids=["mounted by a host", "behind a proxy that strips the prefix"])
+async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips: bool) -> None:
+    with listening() as at:
+        base = f"http://127.0.0.1:{at.getsockname()[1]}/payments"
+        gateway = Gateway(GatewayConfig.from_values(settings | {"public_url": base}), plugins=(FAILING,))
+        mounted = Starlette(routes=[Mount("/payments", app=gateway.asgi)], lifespan=gateway.lifespan)
+
+        async def proxied(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                path = scope["path"].removeprefix("/payments")
+                scope = scope | {"path": path, "raw_path": path.encode(), "root_path": ""}
+            await gateway.asgi(scope, receive, send)
+
+        async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
+            await gateway.services.get(Operators).create("amina", PASSWORD, actor="test")
+            await failed(gateway, "failing.fail")
+            assert (await browser.opens()).url == base + "/ops/login"
+            assert (await browser.signs_in()).url == base + "/ops"
+            assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
+            for path in ("", "/", "/failed", "/queues", QUEUE, f"{QUEUE}/jobs/x"):
+                page = await browser.opens(path)
+                assert page.status == 200
+                assert page.links
+                assert [link for link in page.links if not link.startswith(base + "/")] == []
+                here = re.search(r'new URL\("([^"]*)", location.href\)', page.text)
+                assert here is None or urljoin(page.url, here[1]) == base + "/ops/queues"
+            page = await browser.opens("/failed")
+            retried = await browser.sends("/failed/retry", {n: page.field(n) for n in ("form_token", "key", "page")})
+            assert retried.url == base + "/ops/failed?page=1&retried=yes"
+            out = await browser.sends("/logout", {"form_token": page.field("form_token")})
+            assert (out.url, browser.cookies) == (base + "/ops/login", [])
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environ(database_url: str, valkey_url: str) -> dict[str, str]:
+    """What the commands find in their environment."""
+    return {
+        "MPESA_GATEWAY_CONFIG": "",
+        "MPESA_GATEWAY_DATABASE__URL": database_url,
+        "MPESA_GATEWAY_VALKEY__URL": valkey_url,
+        "MPESA_GATEWAY_SECURITY__MASTER_KEY": generate(),
+    }
+
+
+def types(folder: Path, environ: dict[str, str], *words: str, said: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "mpesa_gateway.cli", "operators", *words],
+        cwd=folder,
+        env=os.environ | environ,
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_operators_from_the_command_line(tmp_path: Path, environ: dict[str, str]) -> None:
+    made = types(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("opr_")
+    assert "a long password" not in made.stdout + made.stderr
+    assert (
+        "is or was" in types(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n").stderr
+    )
+    assert "at least 12" in types(tmp_path, environ, "create", "ben", "--password-stdin", said="short\n").stderr
+    bad = types(tmp_path, environ, "create", "Ben B", "--password-stdin", said="a long password\n")
+    assert (bad.returncode, "lower-case letters" in bad.stderr) == (1, True)
+    assert types(tmp_path, environ, "password", "amina", "--password-stdin", said="another password\n").returncode == 0
+    assert types(tmp_path, environ, "deactivate", "amina").returncode == 0
+    again = types(tmp_path, environ, "deactivate", "amina")
+    assert (again.returncode, "no active operator called amina" in again.stderr) == (1, True)
+    heading, amina = types(tmp_path, environ, "list").stdout.splitlines()
+    assert heading.split("\t") == ["operator_id", "name", "active", "created_at", "last_login_at"]
+    assert amina.split("\t")[1:3] == ["amina", "no"]
+    assert amina.split("\t")[4] == "never"
+
+
+class Told(Session):
+    """A command's session that starts nothing, and keeps the passwords that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.passwords: list[str] = []
+
+    def run(self, use: Any) -> Any:
+        """Note the secrets that the work would be done with."""
+        inside = [cell.cell_contents for cell in use.__closure__]
+        self.passwords += [found.reveal() for found in inside if isinstance(found, Secret)]
+
+
+def test_a_password_is_asked_for_twice_and_never_shown() -> None:
+    session = Told()
+    typed = "one long password\n"
+    done = CliRunner().invoke(operators_command, ["password", "amina"], obj=session, input=typed * 2)
+    assert done.exit_code == 0, done.output
+    assert session.passwords == ["one long password"]
+    assert "one long password" not in done.output
+    other = CliRunner().invoke(operators_command, ["password", "amina"], obj=session, input=typed + "another\n")
+    assert other.exit_code != 0
+    assert len(session.passwords) == 1
+
+
+async def test_the_first_operator_is_made_once(settings: dict[str, Any]) -> None:
+    async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
+        password = await gateway.ops.create_first("admin", actor="test")
+        assert len(password.reveal()) == 24
+        assert await gateway.ops.create_first("admin", actor="test") is None
+        async with Browser(f"{base}/ops") as browser:
+            assert (await browser.signs_in("admin", password)).url == f"{base}/ops"
+        with pytest.raises(Invalid, match="12 to 1024"):
+            await gateway.ops.create("ben", Secret("short"), actor="test")
+    assert password.reveal() not in str(password)
