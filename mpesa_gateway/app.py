@@ -226,6 +226,7 @@ class Gateway:
         self.daraja = DarajaClient(
             self.config.daraja,
             clock=self.clock,
+            ids=self.ids,
             valkey=self.valkey,
             sealer=self.sealer,
             prefix=self.config.valkey.prefix,

@@ -33,6 +33,7 @@ from mpesa_gateway.daraja.wire import (
     read_statement,
     read_text,
 )
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.secret import Secret
@@ -145,11 +146,18 @@ class DarajaClient:
     """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
 
     def __init__(
-        self, config: DarajaConfig, *, clock: Clock, valkey: Any, sealer: Sealer, prefix: str = "mpesa"
+        self,
+        config: DarajaConfig,
+        *,
+        clock: Clock,
+        ids: Ids,
+        valkey: Any,
+        sealer: Sealer,
+        prefix: str = "mpesa",
     ) -> None:
         self._config = config
         self._clock = clock
-        self._tokens = Tokens(clock, valkey, sealer, prefix)
+        self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:

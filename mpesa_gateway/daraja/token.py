@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -48,11 +47,14 @@ Fetch = Callable[[], Awaitable[Token]]
 class Tokens:
     """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
 
-    def __init__(self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str) -> None:
+    def __init__(
+        self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str, random_bytes: Callable[[int], bytes]
+    ) -> None:
         self._clock = clock
         self._valkey = valkey_client
         self._sealer = sealer
         self._prefix = prefix
+        self._random_bytes = random_bytes
         self._tokens: dict[str, Token] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -95,7 +97,7 @@ class Tokens:
 
     async def _fetch_once(self, owner: str, fetch: Fetch) -> Token:
         """Fetch, or wait for the process that is at it; without Valkey, each process fetches for itself."""
-        lock, mark = self._key(owner) + ":lock", secrets.token_bytes(16)
+        lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
         for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
             is_ours = await self._ask(

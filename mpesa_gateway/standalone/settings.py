@@ -25,14 +25,14 @@ OPS = "ops"
 
 @dataclass(frozen=True)
 class Embedded:
-    """What ``up`` fills in. ``simulator_port`` is None where there is no simulator."""
+    """What ``up`` fills in. Where there is no simulator, it has neither port nor certificate."""
 
     database_url: Secret
     valkey_url: Secret
     master_key_file: Path | None
     port: int
     simulator_port: int | None
-    sandbox_certificate: Path | None = None
+    sandbox_certificate: Path | None
 
 
 def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ import msgspec
 from rich.console import Console
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.commands.session import (
     CONFIG_VARIABLE,
     DATA_VARIABLE,
@@ -42,6 +43,7 @@ from mpesa_gateway.standalone.settings import (
     Embedded,
     gateway_config,
     master_key_file,
+    sandbox_certificate,
     simulator_config,
     write_config,
 )
@@ -128,13 +130,19 @@ class Up:
             master_key_file=key_file,
             port=port,
             simulator_port=None,
+            sandbox_certificate=None,
         )
         notes: tuple[str, ...] = ()
         has_live = _run(_migrate(gateway_config(self._base, embedded)))
         if has_live:
             notes = ("There are live merchants: no simulator runs beside real money.",)
         elif self._wishes.simulator:
-            embedded = _with_simulator(embedded, read_state(self._data).get("simulator_port"))
+            last_port = read_state(self._data).get("simulator_port")
+            embedded = replace(
+                embedded,
+                simulator_port=free_port(last_port if isinstance(last_port, int) else None),
+                sandbox_certificate=sandbox_certificate(self._base, self._data, SystemClock().now()),
+            )
         config = gateway_config(self._base, embedded)
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
@@ -277,17 +285,6 @@ def _becomes_free(port: int, patience: float) -> bool:
             return False
         time.sleep(_LOOK)
     return True
-
-
-def _with_simulator(embedded: Embedded, last_port: Any) -> Embedded:
-    port = free_port(last_port if isinstance(last_port, int) else None)
-    return Embedded(
-        database_url=embedded.database_url,
-        valkey_url=embedded.valkey_url,
-        master_key_file=embedded.master_key_file,
-        port=embedded.port,
-        simulator_port=port,
-    )
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

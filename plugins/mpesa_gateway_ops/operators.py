@@ -121,10 +121,10 @@ class Operators:
                     # Unless the password was changed, or the operator shut out, while we were hashing.
                     if await self._db.fetchval(tables.NOTE_LOGIN, row["operator_id"], known_hash, now):
                         actor = f"operator:{row['operator_id']}"
-                        await self._audit("operator.signed_in", actor, row["operator_id"], address=address)
+                        await self._audit("operator.signed_in", actor, row["operator_id"])
                         return await self._gateway.services.get(Sessions).open(row["operator_id"])
             operator_id = None if row is None else row["operator_id"]
-            await self._audit("operator.sign_in_failed", f"address:{address}", operator_id, address=address)
+            await self._audit("operator.sign_in_failed", f"address:{address}", operator_id)
             await self._gateway.limits.failed(address)
             raise WrongPassword("the name or the password is wrong")
 

@@ -22,6 +22,7 @@ from mpesa_gateway.daraja.client import (
     OutcomeUnknown,
     Rejected,
 )
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
@@ -197,7 +198,9 @@ async def client_against(status: int, body: bytes, call: Callable[[DarajaClient]
 
     async with scripted(answer) as server:
         config = DarajaConfig(sandbox_url=server.base)
-        client = DarajaClient(config, clock=SystemClock(), valkey=None, sealer=Sealer([b"k" * 32]))
+        client = DarajaClient(
+            config, clock=SystemClock(), ids=Ids(SystemClock()), valkey=None, sealer=Sealer([b"k" * 32])
+        )
         await client.start()
         try:
             return await call(client)

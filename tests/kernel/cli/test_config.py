@@ -27,7 +27,7 @@ def test_check_with_everything(host: Host) -> None:
         ("bogus = 1", "unknown setting `bogus`"),
         ("[database]\nurll = 'x'", "unknown setting `database.urll`"),
         ("[http]\nport = 'many'", "`http.port`"),
-        ("[refunds]\nwindow = 1", "unknown section `[refunds]`"),
+        ("[refund]\nwindow = 1", "unknown section `[refund]`"),
         ("[payments]\nexpire = 1", "unknown setting `payments.expire`"),
         ("plugins = ['payments']", "`payments` requires"),
         ("plugins = ['credentials', 'credentials']", "listed twice"),

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from mpesa_gateway.daraja.client import (
     StkAck,
 )
 from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
@@ -116,7 +118,9 @@ def client_of(
     base: str, cache: Any = None, *, clock: Clock | None = None, key: bytes = b"k" * 32, timeout: float = 5.0
 ) -> DarajaClient:
     config = DarajaConfig(sandbox_url=base, live_url="http://127.0.0.1:9", connect_timeout=timeout, timeout=timeout)
-    return DarajaClient(config, clock=clock or SetClock(NIGHT), valkey=cache, sealer=Sealer([key]))
+    return DarajaClient(
+        config, clock=clock or SetClock(NIGHT), ids=Ids(SetClock(NIGHT)), valkey=cache, sealer=Sealer([key])
+    )
 
 
 @asynccontextmanager
@@ -411,7 +415,7 @@ async def test_a_question_without_an_answer_proves_nothing(answering: Answering,
 
 async def share(cache: Any, base: str, text: str) -> None:
     """Put a token into the shared cache, as another process would."""
-    tokens = Tokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa")
+    tokens = Tokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa", secrets.token_bytes)
     owner = Tokens.owner(base, CREDENTIALS.consumer_key.reveal())
     await tokens.put(owner, Token(text, NIGHT + timedelta(minutes=50)))
 

@@ -225,7 +225,7 @@ async def test_the_password_opens_and_a_wrong_one_says_nothing(home: House) -> N
     assert bytes.fromhex(cookie.value) != bytes(stored)
     assert (await actions(home.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
     entry = (await home.gateway.audit.page(1, None, "operator.sign_in_failed", None))[0]
-    assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"address": "127.0.0.1"})
+    assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"from": "127.0.0.1"})
 
 
 async def test_what_cannot_be_a_name_or_password_is_wrong_like_any_other(home: House) -> None:
@@ -465,7 +465,7 @@ async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: Ho
     assert await home.gateway.jobs.queue.count_failed() == 0
     (entry,) = await home.gateway.audit.page(10, None, "job.retried", None)
     assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
-    assert entry.detail == {"job": "failing.fail_once"}
+    assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
 
 
 async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
