@@ -28,13 +28,15 @@ def demo(session: Session, data: str | None) -> None:
     """Play the whole story against the running `up`; without one, start it for as long as the demo takes.
 
     Credentials, webhook, a payment paid on a simulated phone, its signed webhook, a cancelled one, a repeated
-    callback, the list. Exits with 1, saying what was expected and what was seen, when a step is not as it claims.
+    callback, the list; then lost callbacks, a refund, and forged callbacks. Exits with 1, saying what was expected
+    and what was seen, when a step is not as it claims.
     """
     session.keep_data_in(data)
     logs.configure(LogsConfig(format="console", level="error"))
     try:
         # Here and not above: its verifier comes with the `standalone` extra, and every other command does without.
-        from mpesa_gateway.standalone.demo import NotSo, play  # noqa: PLC0415
+        from mpesa_gateway.standalone.demo import play  # noqa: PLC0415
+        from mpesa_gateway.standalone.stage import NotSo  # noqa: PLC0415
     except ModuleNotFoundError as problem:
         raise Failed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
     console = Console()

@@ -32,6 +32,12 @@ CREDENTIALS: dict[str, Any] = {
 ASKING_PHONE = "254700000020"
 """The simulated phone that shows its prompt until somebody answers it."""
 
+SILENT_PHONE = "254700000007"
+"""The simulated phone that pays, and Daraja never calls back."""
+
+VANISHING_PHONE = "254700000021"
+"""The simulated phone that pays, and neither the push's answer nor a callback ever says so."""
+
 PAYING_PHONE = "254700000000"
 """The simulated phone that pays at once."""
 

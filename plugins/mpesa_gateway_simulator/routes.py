@@ -192,6 +192,30 @@ async def repeat_callback(
         raise NotFound(str(problem)) from None
 
 
+class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A callback that M-Pesa never sent; ``about`` is the push that it speaks of, its own without it."""
+
+    about: str | None = None
+    amount: Annotated[int, msgspec.Meta(ge=1, le=250_000)] | None = None
+    signature: Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[!-~]*$")] | None = None
+
+
+@post("/simulator/control/pushes/{checkout_request_id:str}/forge", status_code=200, public=True, tags=["Simulator"])
+async def forge_callback(
+    services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Forgery]
+) -> Success[dict[str, int]]:
+    """Post a success that nobody earned to a push's callback address, as somebody who learned it could.
+
+    Says the HTTP status that it was answered with, 0 for none.
+    """
+    about = data.about or checkout_request_id
+    try:
+        status = await services.get(Simulator).forge(checkout_request_id, about, data.amount, data.signature)
+    except LookupError as problem:
+        raise NotFound(str(problem)) from None
+    return Success(data={"status": status})
+
+
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault to play: for which operation, and how often."""
 
@@ -319,6 +343,7 @@ routes = (
     one_push,
     answer_push,
     repeat_callback,
+    forge_callback,
     order_fault,
     turn_knobs,
     set_habits,

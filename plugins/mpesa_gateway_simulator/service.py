@@ -371,14 +371,27 @@ class Simulator:
         is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
-    async def _post(self, row: Row) -> int:
+    async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
+        """Post a success that nobody earned to a push's callback address; gives the HTTP status of the answer.
+
+        ``about`` is the push that it speaks of. Raises LookupError without such pushes.
+        """
+        row, subject = await self.find(checkout_request_id), dict(await self.find(about))
+        if amount is not None:
+            subject["amount"] = amount
+        receipt = await self._chance.receipt()
+        body = callback_body(subject, "0", receipt, self._gateway.clock.now(), by_name("pays"))
+        headers = {} if signature is None else {"X-Mpesa-Signature": signature}
+        return await self._post({"callback_url": row["callback_url"], "body": body}, headers)
+
+    async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
         began, status = time.perf_counter(), 0
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
                     row["callback_url"],
                     data=row["body"].encode(),
-                    headers={"Content-Type": "application/json"},
+                    headers={"Content-Type": "application/json"} | dict(headers or {}),
                     allow_redirects=False,
                     timeout=_ANSWER_WITHIN,
                 )
@@ -449,7 +462,9 @@ class Simulator:
             await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
 
 
-def callback_body(row: Row, result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour) -> str:
+def callback_body(
+    row: Row | Mapping[str, Any], result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour
+) -> str:
     """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success."""
     callback: dict[str, Any] = {
         "MerchantRequestID": row["merchant_request_id"],

@@ -117,7 +117,7 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
 
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "9/9" in played.stdout
+    assert "14/14" in played.stdout
     assert "\x1b" not in played.stdout
     assert logged_secrets(machine, key[0]) == []
 
@@ -191,7 +191,7 @@ def test_the_demo_fails_when_a_step_is_not_so(machine: Machine) -> None:
     finally:
         os.kill(worker, signal.SIGCONT)
     assert played.returncode == 1
-    assert "✗ 6/9 Webhook received" in played.stdout
+    assert "✗ 6/14 Webhook received" in played.stdout
     assert played.stderr == (
         "mpesa-gateway: the demo stopped: a payment.completed webhook was expected within 10 seconds and did not come\n"
     )
