@@ -36,7 +36,7 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"amount": read_amount, "reason": _reason}
 
     payment_id: str
-    amount: msgspec.Raw = _ALL
+    amount: msgspec.Raw = msgspec.field(default_factory=lambda: _ALL)
     reason: str | None = None
 
 

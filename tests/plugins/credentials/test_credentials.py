@@ -283,7 +283,8 @@ async def test_storing_and_removing_are_in_the_audit_log(town: Town) -> None:
     await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
     entries = (await town.api.call("GET", "/v1/audit/logs?limit=2")).data
     assert [entry["action"] for entry in entries] == ["credentials.removed", "credentials.stored"]
-    assert entries[1]["detail"] == {"provider": "mpesa", "env": "sandbox", "shortcode": "174379"}
+    stored = {"provider": "mpesa", "env": "sandbox", "shortcode": "174379", "from": "127.0.0.1"}
+    assert entries[1]["detail"] == stored
     assert await town.gateway.audit.verify() > 2
 
 
