@@ -66,10 +66,10 @@ class PaymentRecovery:
             row = await self._db.fetchrow(tables.LOCK, payment_id)
             if row is None:
                 return "not_found"
-            if row["received_receipt"] == line.receipt:
-                return "mismatched"
             if row["receipt"] == line.receipt:
                 return "already_known" if row["amount"] == line.amount else "mismatched"
+            if row["receipt"] is not None and row["received_receipt"] == line.receipt:
+                return "mismatched"
             if row["receipt"] is not None:
                 # Another payment by the same payer under the same reference: money that nobody asked for through us.
                 return "ambiguous"

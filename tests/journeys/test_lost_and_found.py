@@ -11,6 +11,9 @@ from tests.conftest import Town
 SILENT = "254700000007"
 """Pays, and Daraja never calls back."""
 
+SAYS_ANOTHER_AMOUNT = "254700000011"
+"""Pays what was asked for, and the callback says one shilling more."""
+
 VANISHES = "254700000021"
 """Pays, and neither the push's answer nor a callback ever says so."""
 
@@ -90,6 +93,25 @@ async def test_a_payment_whose_ack_and_callback_are_lost_is_recovered_by_pull(to
     detail = await town.api.call("GET", f"/v1/payments/mpesa/reconciliations/{run['id']}?outcome=recovered")
     (row,) = detail.data["rows"]
     assert (row["payment_id"], row["finding"]) == (made["id"], "recovered")
+
+
+async def test_a_payment_held_for_its_amount_is_completed_when_the_statement_shows_the_amount_asked_for(
+    town: Town,
+) -> None:
+    await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+    made = (await town.api.pay(SAYS_ANOTHER_AMOUNT, 90, key="held")).data
+    await town.receiver.wait_for(1, kind="payment.mismatched")
+    held = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+    assert (held["status"], held["mismatch"]["of"], held["mismatch"]["received_amount"]) == (
+        "pending",
+        "amount",
+        "91.00",
+    )
+    assert (await reconcile(town)).data["recovered"] == 1
+    payment = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+    (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
+    assert (payment["status"], payment["amount"], payment["receipt"]) == ("completed", "90.00", entry["receipt"])
+    assert len(await town.receiver.wait_for(1, kind="payment.completed")) == 1
 
 
 async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) -> None:
