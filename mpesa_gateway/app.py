@@ -36,7 +36,7 @@ from mpesa_gateway.security.sealing import sealer_for
 from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
-from mpesa_gateway.worker import GatewayWorker, Jobs, build_worker, connect, run_worker
+from mpesa_gateway.worker import GatewayWorker, Jobs, build_worker, connect, keep_working
 
 log = structlog.get_logger(__name__)
 
@@ -239,7 +239,7 @@ class Gateway:
                     await part.start()
                     self._running_parts.append(part)
         if self.config.worker.in_process:
-            self._in_process_worker = asyncio.create_task(run_worker(self.worker()))
+            self._in_process_worker = asyncio.create_task(keep_working(self.worker))
         self._is_running = True
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 

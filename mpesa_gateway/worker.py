@@ -48,17 +48,29 @@ _FAILED_AT_MOST = 1000
 """Failed jobs that are listed; the oldest make room."""
 
 
+_SAY_AGAIN = 30.0
+"""Seconds between two lines in the log about one Valkey that is away: every idle slot of a worker notices it."""
+
+
 class GatewayQueue(RedisQueue):
     """SAQ's queue, patient with a Valkey that is away or was emptied, and with a list of the jobs that failed."""
+
+    _said_at = -_SAY_AGAIN
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's shape
         """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
         try:
             return await super().dequeue(timeout, poll_interval)
         except (ValkeyError, OSError, TimeoutError) as problem:
-            log.warning("queue_unavailable", error=type(problem).__name__)
+            self._say_away(problem)
             await asyncio.sleep(_AWAY)
             return None
+
+    def _say_away(self, problem: BaseException) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._said_at >= _SAY_AGAIN:
+            self._said_at = now
+            log.warning("queue_unavailable", error=type(problem).__name__)
 
     async def sweep(self, lock: int = 60, abort: float = 0.2) -> list[str]:
         """Return stuck jobs to the queue; wait for each dead one briefly, not SAQ's 5 seconds."""
@@ -262,3 +274,13 @@ async def run_worker(worker: GatewayWorker, started: Callable[[], Awaitable[None
         await worker.start()
     finally:
         await worker.queue.disconnect()
+
+
+async def keep_working(build: Callable[[], GatewayWorker]) -> None:
+    """Work until cancelled. A worker that ends by itself is followed by a new one: nobody else would notice."""
+    while True:
+        try:
+            await run_worker(build())
+        except Exception:
+            log.exception("worker_ended")
+        await asyncio.sleep(_AWAY)

@@ -63,6 +63,11 @@ class EmbeddedPostgres:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
+    def port(self) -> int:
+        """The port that it listens on, 0 before its first start."""
+        return self._port
+
+    @property
     def url(self) -> str:
         """How to connect."""
         return f"postgresql://mpesa:{self._password()}@127.0.0.1:{self._port}/postgres"

@@ -34,6 +34,16 @@ def free_port(preferred: int | None = None) -> int:
     raise StartFailed("no free port on 127.0.0.1")
 
 
+def becomes_free(port: int, patience: float) -> bool:
+    """Whether nobody listens on this port, or will not any more within ``patience`` seconds."""
+    until = time.monotonic() + patience
+    while free_port(port) != port:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def launch(
     command: Sequence[str],
     *,

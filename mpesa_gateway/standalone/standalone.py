@@ -3,12 +3,19 @@
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
-from mpesa_gateway.standalone.process import StartFailed, write_private
+from mpesa_gateway.standalone.process import StartFailed, becomes_free, write_private
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
+
+_PAUSE = 5.0
+"""Seconds between two attempts to start a server again that does not start."""
+
+_PORT_PATIENCE = 5.0
+"""Seconds that a server's port gets to become free after the server has died."""
 
 
 class InUse(StartFailed):
@@ -23,6 +30,8 @@ class Standalone:
         self.postgres = EmbeddedPostgres(self.data_dir)
         self.valkey = EmbeddedValkey(self.data_dir, databases=databases)
         self._lock: IO[str] | None = None
+        self._wanted: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
+        self._mend_at = 0.0
 
     def lock(self) -> None:
         """Become the folder's one owner, until we end. Raises InUse, naming the process that is."""
@@ -50,14 +59,34 @@ class Standalone:
         try:
             if postgres:
                 self.postgres.start()
+                self._wanted["Postgres"] = self.postgres
             if valkey:
                 self.valkey.start()
+                self._wanted["Valkey"] = self.valkey
         except BaseException:
             self.stop()
             raise
 
+    def mend(self) -> list[str]:
+        """Start again, where everybody knows it, what ended by itself; gives a sentence about each."""
+        said: list[str] = []
+        if time.monotonic() < self._mend_at:
+            return said
+        for name, server in self._wanted.items():
+            if server.pid is not None:
+                continue
+            try:
+                becomes_free(server.port, _PORT_PATIENCE)
+                server.start()
+                said.append(f"{name} ended by itself: started again")
+            except StartFailed as problem:
+                self._mend_at = time.monotonic() + _PAUSE
+                said.append(f"{name} ended by itself, and does not start: {problem}")
+        return said
+
     def stop(self) -> None:
         """Stop both and let go of the folder."""
+        self._wanted.clear()
         self.valkey.stop()
         self.postgres.stop()
         if self._lock is not None:

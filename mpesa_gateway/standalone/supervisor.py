@@ -4,7 +4,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -81,10 +81,13 @@ class Child:
 class Supervisor:
     """Starts children in order, restarts what crashes, stops them in reverse order."""
 
-    def __init__(self, children: Sequence[Child], tell: Callable[[str], None]) -> None:
-        """``tell`` is given a sentence about each crash."""
+    def __init__(
+        self, children: Sequence[Child], tell: Callable[[str], None], mend: Callable[[], Iterable[str]] = tuple
+    ) -> None:
+        """``tell`` is given a sentence about each crash; ``mend`` looks after what is not a child of ours."""
         self._children = list(children)
         self._tell = tell
+        self._mend = mend
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -104,6 +107,8 @@ class Supervisor:
         """Until ``request_stop``: start again whatever ends by itself, more slowly each time."""
         due: dict[str, float] = {}
         while not self._stopping.wait(_LOOK):
+            for sentence in self._mend():
+                self._tell(sentence)
             for child in self._children:
                 if child.name in due:
                     if time.monotonic() >= due[child.name]:

@@ -36,7 +36,7 @@ from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
-from mpesa_gateway.standalone.process import free_port, tail
+from mpesa_gateway.standalone.process import becomes_free, free_port, tail
 from mpesa_gateway.standalone.settings import (
     OPS,
     SIMULATOR_PATH,
@@ -146,7 +146,7 @@ class Up:
         config = gateway_config(self._base, embedded)
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.mend)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
@@ -168,12 +168,12 @@ class Up:
         """The port asked for; else the last one, else the configured one, else any, as long as it is free."""
         wished = self._wishes.port
         if wished is not None and wished != 0:
-            if not _becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
+            if not becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
                 raise Failed(f"port {wished} is in use: stop what listens there, or choose another --port")
             return wished
         last = read_state(self._data).get("port")
         if wished is None:
-            if isinstance(last, int) and _becomes_free(last, _PORT_PATIENCE if was_killed else 0.0):
+            if isinstance(last, int) and becomes_free(last, _PORT_PATIENCE if was_killed else 0.0):
                 return last
             return free_port(self._base.http.port or None)
         return free_port()
@@ -276,15 +276,6 @@ def is_ready(config: GatewayConfig) -> bool:
     return not_ready(config.http.port, needs_worker=True) is None and (
         simulator_port is None or not_ready(simulator_port, needs_worker=False) is None
     )
-
-
-def _becomes_free(port: int, patience: float) -> bool:
-    until = time.monotonic() + patience
-    while free_port(port) != port:
-        if time.monotonic() > until:
-            return False
-        time.sleep(_LOOK)
-    return True
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

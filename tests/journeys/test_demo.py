@@ -197,6 +197,27 @@ def test_the_demo_fails_when_a_step_is_not_so(machine: Machine) -> None:
     )
 
 
+def test_up_starts_its_own_servers_again_when_they_are_killed(machine: Machine) -> None:
+    process = machine.up()
+    key = re.findall(r"sk_test_\w+", machine.said)[0]
+    url = re.findall(r"API: (http://\S+)", machine.said)[0]
+    for file in ("postgres/postmaster.pid", "valkey/pid"):
+        os.kill(int((machine.data / file).read_text().split()[0]), signal.SIGKILL)
+    deadline, answer = time.monotonic() + PATIENCE, ""
+    while '"success":true' not in answer:
+        assert time.monotonic() < deadline, answer + (machine.folder / "up-1.log").read_text()
+        time.sleep(0.2)
+        answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}' || true").stdout
+    played = machine.types("demo", "--data", str(machine.data))
+    assert played.returncode == 0, played.stdout + played.stderr
+    said = (machine.folder / "up-1.log").read_text()
+    assert "Postgres ended by itself: started again" in said
+    assert "Valkey ended by itself: started again" in said
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert machine.processes() == {}
+
+
 def logged_secrets(machine: Machine, key: str) -> list[str]:
     """What stands in the logs and must not: keys, secrets, whole phone numbers."""
     written = "\n".join(file.read_text() for file in (machine.data / "logs").iterdir())

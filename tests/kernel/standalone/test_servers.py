@@ -401,3 +401,23 @@ def test_valkeys_address_leads_to_the_same_server_for_as_long_as_the_folder_live
         urls.add(server.start())
         server.stop()
     assert len(urls) == 1
+
+
+def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(folder: Path) -> None:
+    with started(folder) as standalone:
+        before = standalone.postgres.url, standalone.valkey.url
+        assert standalone.mend() == []
+        sql(before[0], "CREATE TABLE kept AS SELECT 1 AS one")
+        for pid in (standalone.postgres.pid, standalone.valkey.pid):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        deadline, said = time.monotonic() + 30, []
+        while len(said) < 2 and time.monotonic() < deadline:
+            said += standalone.mend()
+            time.sleep(0.05)
+        assert said == ["Postgres ended by itself: started again", "Valkey ended by itself: started again"]
+        assert (standalone.postgres.url, standalone.valkey.url) == before
+        assert sql(before[0], "SELECT one FROM kept") == 1
+        with client(before[1]) as connection:
+            assert connection.ping()
+        assert standalone.mend() == []
