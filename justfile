@@ -52,6 +52,10 @@ dev *options: ready
 test *arguments: ready
     .venv/bin/python -m pytest {{ arguments }}
 
+# Break everything around a gateway at work, and compare its books with what really happened
+chaos *options: ready
+    .venv/bin/python -m bench.chaos {{ options }}
+
 # Look for mistakes with ruff, and at the direction of imports
 lint: ready
     .venv/bin/ruff check

@@ -73,7 +73,12 @@ class RefundService:
                     merchant_id=caller.merchant_id,
                     key=key,
                     fingerprint=idempotency.fingerprint(
-                        _OPERATION, {"payment_id": body.payment_id, "amount": amount, "reason": body.reason}
+                        _OPERATION,
+                        {
+                            "payment_id": body.payment_id,
+                            "amount": None if amount is None else int(amount),
+                            "reason": body.reason,
+                        },
                     ),
                     subject_id=refund_id,
                     now=now,

@@ -166,7 +166,7 @@ class Deliveries:
                 await self._db.execute(tables.DELIVERED, delivery_id, now, status)
                 await self._db.execute(tables.ENDPOINT_WELL, row["endpoint_id"], now)
             else:
-                pause = pause_after(row["attempts"] + 1, self._chance.random())
+                pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
                 due = None if pause is None or status == _GONE else now + pause
                 text = error or f"the endpoint answered HTTP {status}"
                 await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)

@@ -411,7 +411,8 @@ def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(f
         for pid in (standalone.postgres.pid, standalone.valkey.pid):
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-        deadline, said = time.monotonic() + 30, []
+        deadline = time.monotonic() + 30
+        said: list[str] = []
         while len(said) < 2 and time.monotonic() < deadline:
             said += standalone.mend()
             time.sleep(0.05)

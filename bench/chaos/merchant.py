@@ -1,0 +1,105 @@
+"""The merchant's endpoint: keeps every delivery with its time, and fails in every way that endpoints fail."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import msgspec
+from standardwebhooks import Webhook, WebhookVerificationError
+
+Mood = Literal["well", "down", "slow", "500", "redirects", "hangs"]
+"""How the endpoint behaves; ``down`` closes each connection, ``hangs`` stops in the middle of its answer."""
+
+MOODS: tuple[Mood, ...] = get_args(Mood)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One POST: when it came (seconds since 1970), its id, its event, and whether it was answered 2xx."""
+
+    at: float
+    webhook_id: str
+    event: dict[str, Any]
+    is_taken: bool
+    is_signed: bool
+
+
+@dataclass
+class Endpoint:
+    """A server on a free port. Give it its secret once that is known."""
+
+    rng: random.Random
+    secret: str = ""
+    mood: Mood = "well"
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+    port: int = 0
+    _server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Where webhooks are to be sent."""
+        return f"http://127.0.0.1:{self.port}/webhooks"
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    def taken(self) -> dict[str, Delivery]:
+        """The first delivery that was answered 2xx, by webhook-id."""
+        found: dict[str, Delivery] = {}
+        for delivery in self.deliveries:
+            if delivery.is_taken:
+                found.setdefault(delivery.webhook_id, delivery)
+        return found
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                pairs = (line.split(":", 1) for line in head[1:] if ":" in line)
+                headers = {name.strip().lower(): value.strip() for name, value in pairs}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                if not await self._answer(headers, body, writer):
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    async def _answer(self, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Answer as the mood is; gives whether the connection stays open."""
+        mood = self.mood
+        if mood == "down":
+            return False
+        if mood == "slow":
+            await asyncio.sleep(self.rng.uniform(0.5, 5.0))
+        status = {"500": 500, "redirects": 302}.get(mood, 200)
+        if mood == "hangs":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it")
+            await writer.drain()
+            self._keep(headers, body, is_taken=False)
+            await asyncio.sleep(6)
+            return False
+        # Kept before it is answered, as a careful merchant does; it counts as taken from then on.
+        self._keep(headers, body, is_taken=status == 200)
+        extra = "Location: /elsewhere\r\n" if status == 302 else ""
+        writer.write(f"HTTP/1.1 {status} Said\r\n{extra}Content-Length: 2\r\n\r\nok".encode())
+        await writer.drain()
+        return True
+
+    def _keep(self, headers: dict[str, str], body: bytes, *, is_taken: bool) -> None:
+        try:
+            Webhook(self.secret).verify(body, headers)
+            is_signed = True
+        except WebhookVerificationError:
+            is_signed = False
+        event = msgspec.json.decode(body, type=dict[str, Any])
+        self.deliveries.append(Delivery(time.time(), headers.get("webhook-id", ""), event, is_taken, is_signed))

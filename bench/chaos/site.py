@@ -1,0 +1,245 @@
+"""The site that is broken: two APIs, two workers, Daraja, Postgres and Valkey, each a process of its own."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from bench.chaos.proxy import Wire
+from mpesa_gateway import toml
+from mpesa_gateway.clock import SystemClock
+from mpesa_gateway.commands.session import CONFIG_VARIABLE
+from mpesa_gateway.config import ENVIRONMENT
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import free_port, launch, stop, write_private
+from mpesa_gateway.standalone.sandbox import make_certificate
+from mpesa_gateway.standalone.standalone import Standalone
+
+PLUGINS = ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"]
+
+_DISK = 32
+"""Megabytes of the disk that Valkey gets to itself, where we may mount one."""
+
+
+@dataclass
+class Process:
+    """One of our processes: how it is started, and what runs."""
+
+    name: str
+    start: Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
+    port: int = 0
+    running: "subprocess.Popen[bytes] | None" = None
+
+    def begin(self, **environ: str) -> None:
+        """Start it."""
+        self.running = self.start(environ)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        if self.running is not None:
+            self.running.kill()
+            self.running.wait()
+
+    def pause(self) -> None:
+        """Stop its time."""
+        if self.running is not None:
+            self.running.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let its time go on."""
+        if self.running is not None:
+            self.running.send_signal(signal.SIGCONT)
+
+    def end(self, patience: float = 40) -> int:
+        """Ask it to stop, and wait; gives its exit code."""
+        if self.running is None:
+            return 0
+        stop(self.running, (signal.SIGTERM,), patience)
+        code, self.running = self.running.returncode, None
+        return code
+
+
+class Site:
+    """Everything that runs, in one folder."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder = folder
+        self.standalone = Standalone(folder / "data")
+        self._config = folder / "gateway.toml"
+        self._simulator_config = folder / "simulator.toml"
+        self.apis = [self._process(f"api-{number}", "serve", free_port()) for number in (1, 2)]
+        self.workers = [self._process(f"worker-{number}", "worker") for number in (1, 2)]
+        self.simulator = self._process("simulator", "serve", free_port())
+        self.front = Wire(lambda: [api.port for api in self.apis], rng)
+        self.to_daraja = Wire(lambda: [self.simulator.port], rng)
+        self.to_postgres = Wire(lambda: [self.standalone.postgres.port], rng)
+        self.has_own_disk = False
+
+    @property
+    def processes(self) -> list[Process]:
+        """Ours, Postgres and Valkey left out."""
+        return [self.simulator, *self.apis, *self.workers]
+
+    @property
+    def base(self) -> str:
+        """Where merchants and Daraja reach the gateway."""
+        return f"http://127.0.0.1:{self.front.port}"
+
+    @property
+    def daraja(self) -> str:
+        """The simulator itself, past the wire that is broken."""
+        return f"http://127.0.0.1:{self.simulator.port}"
+
+    async def start(self) -> None:
+        """Start everything and wait until it is ready."""
+        await asyncio.to_thread(self._mount)
+        await asyncio.to_thread(self.standalone.start)
+        for wire in (self.front, self.to_daraja, self.to_postgres):
+            await wire.start()
+        self._write_config()
+        # The first one migrates.
+        self.apis[0].begin()
+        await self.is_up(self.apis[0])
+        for process in (self.simulator, self.apis[1], *self.workers):
+            process.begin()
+        await self.is_up(self.simulator)
+        await self.is_up(self.apis[1])
+
+    async def stop(self) -> None:
+        """Stop everything, whatever state it is in."""
+        for process in reversed(self.processes):
+            process.resume()
+            with suppress(OSError):
+                await asyncio.to_thread(process.end)
+        for wire in (self.front, self.to_daraja, self.to_postgres):
+            await wire.stop()
+        await asyncio.to_thread(self.standalone.stop)
+        if self.has_own_disk:
+            await asyncio.to_thread(subprocess.run, ["umount", str(self.valkey_folder)], check=False)
+
+    async def is_up(self, process: Process, patience: float = 60) -> None:
+        """Wait until a serving process answers. Raises TimeoutError."""
+        url = f"http://127.0.0.1:{process.port}/health/live"
+        until = time.monotonic() + patience
+        while not await asyncio.to_thread(_answers, url):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{process.name} did not answer: see {self.folder}")
+            if process.running is not None and process.running.poll() is not None:
+                process.begin()
+            await asyncio.sleep(0.1)
+
+    @property
+    def valkey_folder(self) -> Path:
+        """Where Valkey keeps its log."""
+        return self.folder / "data" / "valkey"
+
+    def fill_disk(self) -> None:
+        """Leave no room on Valkey's disk."""
+        with suppress(OSError), (self.valkey_folder / "ballast").open("wb") as file:
+            while True:
+                file.write(b"\0" * 65536)
+                file.flush()
+
+    def empty_disk(self) -> None:
+        """Make room again."""
+        (self.valkey_folder / "ballast").unlink(missing_ok=True)
+
+    def forget_valkey(self) -> None:
+        """Delete what a stopped Valkey has stored."""
+        shutil.rmtree(self.valkey_folder / "appendonlydir", ignore_errors=True)
+
+    def _mount(self) -> None:
+        self.valkey_folder.mkdir(parents=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={_DISK}m", "tmpfs", str(self.valkey_folder)],  # noqa: S607
+            capture_output=True,
+            check=False,
+        )
+        self.has_own_disk = mounted.returncode == 0
+
+    def _process(self, name: str, command: str, port: int = 0) -> Process:
+        arguments = [command, *(["--port", str(port)] if port else [])]
+
+        def start(environ: dict[str, str]) -> "subprocess.Popen[bytes]":
+            module = "bench.chaos.skewed" if "CHAOS_SKEW" in environ else "mpesa_gateway.cli"
+            config = self._simulator_config if name == "simulator" else self._config
+            ours = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
+            with (self.folder / f"{name}.log").open("ab") as output:
+                return launch(
+                    [sys.executable, "-m", module, *arguments],
+                    output=output,
+                    death_signal=signal.SIGKILL,
+                    env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": str(Path(__file__).parents[2])},
+                )
+
+        return Process(name, start, port)
+
+    def _write_config(self) -> None:
+        certificate = self.folder / "simulator-certificate.pem"
+        certificate.write_bytes(make_certificate(SystemClock().now()))
+        values: dict[str, Any] = {
+            "public_url": self.base,
+            "plugins": PLUGINS,
+            "database": {"url": _at_port(self.standalone.postgres.url, self.to_postgres.port), "pool_max": 15},
+            "valkey": {"url": self.standalone.valkey.url},
+            "security": {"master_key": generate()},
+            "daraja": {
+                "sandbox_url": f"http://127.0.0.1:{self.to_daraja.port}/simulator",
+                "sandbox_certificate": str(certificate),
+                "connect_timeout": 2.0,
+                "timeout": 8.0,
+            },
+            "worker": {"grace": 5},
+            "limits": {"requests_per_second": 100_000, "burst": 100_000},
+            "payments": {"ask_after": [1, 2, 4, 8], "expire_after": 40, "unsent_after": 30, "hold": 12},
+            "refunds": {"ask_after": [1, 2, 4, 6, 6, 6], "hold": 12},
+            "reconciliation": {"pause": 0.2, "tries": 3},
+            "webhooks": {
+                "timeout": 3.0,
+                "breaker_pause": 2.0,
+                "retry_after": [1.0, 2.0, *[4.0] * 60],
+            },
+        }
+        write_private(self._config, toml.dumps(values))
+        simulator = values | {
+            "public_url": self.daraja,
+            "plugins": ["simulator"],
+            "database": values["database"] | {"url": self.standalone.postgres.url},
+            "valkey": values["valkey"] | {"prefix": "simulator"},
+            "simulator": {
+                "callback_delay": 0.2,
+                "late_delay": 6.0,
+                "slow_answer": 2.0,
+                "prompt_timeout": 2.0,
+                "callback_pause": 1.0,
+            },
+        }
+        for name in ("payments", "refunds", "reconciliation", "webhooks"):
+            del simulator[name]
+        write_private(self._simulator_config, toml.dumps(simulator))
+
+
+def _at_port(url: str, port: int) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}"))
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
