@@ -142,6 +142,7 @@ class Gateway:
             for migration in find(plugin.name, plugin.tables.migrations)
         ]
         self._is_running = False
+        self.is_draining = False
         self._users = 0
         self._running_parts: list[Any] = []
         self._in_process_worker: asyncio.Task[None] | None = None
@@ -240,7 +241,7 @@ class Gateway:
                     self._running_parts.append(part)
         if self.config.worker.in_process:
             self._in_process_worker = asyncio.create_task(keep_working(self.worker))
-        self._is_running = True
+        self._is_running, self.is_draining = True, False
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
     async def stop(self) -> None:
@@ -262,6 +263,10 @@ class Gateway:
             if part is not None:
                 await getattr(part, close)()
         await self.db.stop()
+
+    def drain(self) -> None:
+        """Say at /health/ready that this process is about to stop; it goes on serving."""
+        self.is_draining = True
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["Gateway"]:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from types import FrameType
 
 from uvicorn.config import STARTUP_FAILURE
 
@@ -20,18 +21,31 @@ def create() -> ASGIApp:
 
     Raises ConfigRefused or PluginRefused.
     """
+    return _gateway().asgi
+
+
+def _gateway() -> Gateway:
     config = GatewayConfig.load(os.environ.get("MPESA_GATEWAY_CONFIG") or None)
     logs.configure(config.logs)
-    return Gateway(config).asgi
+    return Gateway(config)
 
 
 def create_in_worker() -> ASGIApp:
-    """The same in a process of ``serve --workers``: gone with its parent, which stops at a refusal."""
+    """The same in a process of ``serve --workers``: gone with its parent, which stops at a refusal.
+
+    SIGUSR2 from the parent says that it is about to stop.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid, signal.SIGTERM)
     try:
-        return create()
+        gateway = _gateway()
     except (ConfigRefused, PluginRefused) as problem:
         sys.stderr.write(f"mpesa-gateway: {problem}\n")
         sys.exit(STARTUP_FAILURE)
+
+    def drain(_: int, __: FrameType | None) -> None:
+        gateway.drain()
+
+    signal.signal(signal.SIGUSR2, drain)
+    return gateway.asgi

@@ -68,11 +68,16 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where ``mpesa-gateway serve`` listens, and how much it takes in one request."""
+    """Where ``mpesa-gateway serve`` listens, and how much it takes in one request.
+
+    ``drain`` is for how long a server that is told to stop goes on serving, in seconds, while /health/ready says that
+    nothing new is to be sent to it.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     max_body_bytes: int = 65_536
+    drain: float = 0.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -278,9 +278,13 @@ async def run_worker(worker: GatewayWorker, started: Callable[[], Awaitable[None
 
 async def keep_working(build: Callable[[], GatewayWorker]) -> None:
     """Work until cancelled. A worker that ends by itself is followed by a new one: nobody else would notice."""
+    task = asyncio.current_task()
     while True:
         try:
             await run_worker(build())
         except Exception:
             log.exception("worker_ended")
+        # SAQ's worker takes a cancellation as the wish to stop, and returns.
+        if task is not None and task.cancelling():
+            return
         await asyncio.sleep(_AWAY)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -117,8 +118,16 @@ async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
     # The gateway is started by us and not by uvicorn, which would turn a clear refusal into a traceback.
     server = _Server(_uvicorn_config(gateway.asgi, lifespan="off"), _where(config))
     loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if gateway.is_draining or not config.http.drain:
+            server.handle_exit(number, None)
+            return
+        gateway.drain()
+        loop.call_later(config.http.drain, server.handle_exit, number, None)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.handle_exit, number, None)
+        loop.add_signal_handler(number, stop, number)
     async with started(gateway):
         if not server.should_exit:
             await server.serve([listener])
@@ -129,13 +138,28 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
     os.environ[CONFIG_VARIABLE] = str(session.config_path or "")
     os.environ[ENVIRONMENT + "PUBLIC_URL"] = config.public_url
     os.environ[ENVIRONMENT + "WORKER__IN_PROCESS"] = str(config.worker.in_process).lower()
-    processes = Multiprocess(
+    processes = _Processes(
         _uvicorn_config("mpesa_gateway.asgi:create_in_worker", factory=True, workers=workers, lifespan="on"), [listener]
     )
+    processes.drain = config.http.drain
     click.echo(_where(config))
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise Failed("a serving process could not start: see the log above")
+
+
+class _Processes(Multiprocess):
+    """uvicorn's processes, which say that they are about to stop before they do."""
+
+    drain = 0.0
+
+    def terminate_all(self) -> None:
+        if self.drain:
+            for process in self.processes:
+                if process.pid is not None and process.exitcode is None:
+                    os.kill(process.pid, signal.SIGUSR2)
+            time.sleep(self.drain)
+        super().terminate_all()
 
 
 async def _start_once(config: GatewayConfig) -> None:

@@ -28,8 +28,19 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
+    # What a query meets on a connection that the server has just said farewell to.
+    asyncpg.InternalClientError,
 )
 """What asyncpg raises when Postgres is away, restarting or failing over, as opposed to refusing a statement."""
+
+OVERBURDENED: tuple[type[BaseException], ...] = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+)
+"""What Postgres says when it has no room or no time at this moment: nothing was done, and trying again may help."""
 
 
 class AlreadyBound(Exception):

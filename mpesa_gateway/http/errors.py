@@ -8,7 +8,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
-from mpesa_gateway.db.engine import UNREACHABLE
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
 from mpesa_gateway.errors import Code, Problem, Refused
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.request_id import current_request_id
@@ -79,7 +79,7 @@ def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes
 def handlers() -> dict[int | type[Exception], Any]:
     """The exception handlers of the application."""
     unreachable: dict[int | type[Exception], Any] = {
-        kind: _unavailable for kind in UNREACHABLE if issubclass(kind, Exception)
+        kind: _unavailable for kind in (*UNREACHABLE, *OVERBURDENED) if issubclass(kind, Exception)
     }
     return {
         Exception: _unexpected,

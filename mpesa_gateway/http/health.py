@@ -39,9 +39,11 @@ async def live() -> Success[dict[str, bool]]:
 
 @get("/health/ready", public=True, tags=["Operators"])
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey and the queue, each with its state; 503 when payments cannot be taken."""
+    """Postgres, migrations, Valkey and the queue, each with its state; 503 when nothing is to be sent here."""
     parts = await examine(gateway)
-    is_ready = gateway.is_running and parts["postgres"].ok and parts["migrations"].ok
+    if gateway.is_draining:
+        parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
+    is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
 
 

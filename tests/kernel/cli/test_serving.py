@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ def health(address: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{address}/health/ready", timeout=10) as answer:
         parts: dict[str, Any] = json.loads(answer.read())["data"]["parts"]
     return parts
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            status: int = answer.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+    return status
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -41,6 +51,19 @@ def test_several_processes_stop_together(host: Host) -> None:
     process = host.starts("serve", "--port", "0", "--workers", "2")
     assert health(address_of(process))["postgres"]["ok"]
     assert ends_at(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str) -> None:
+    host.variables["HTTP__DRAIN"] = "3"
+    process = host.starts("serve", "--port", "0", "--workers", workers)
+    address = address_of(process)
+    assert health(address)["postgres"]["ok"]
+    process.send_signal(signal.SIGTERM)
+    until(lambda: status_of(f"{address}/health/ready") == 503)
+    assert status_of(f"{address}/health/live") == 200
+    assert process.poll() is None
+    assert process.wait(30) == 0
 
 
 def test_a_worker_inside(host: Host) -> None:
