@@ -6,6 +6,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import show
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
 from mpesa_gateway.secret import Secret
@@ -93,9 +94,11 @@ def _state(key: ApiKey) -> str:
 @apikeys.command()
 @click.argument("merchant_id")
 @click.argument("key_id")
+@YES
 @pass_session
-def revoke(session: Session, merchant_id: str, key_id: str) -> None:
+def revoke(session: Session, merchant_id: str, key_id: str, *, yes: bool) -> None:
     """Refuse MERCHANT_ID's key KEY_ID from now on."""
+    confirm(f"Whoever uses {key_id} will be refused.", yes=yes)
 
     async def work(gateway: Gateway) -> ApiKey:
         return await gateway.api_keys.revoke(merchant_id, key_id, actor=actor())

@@ -4,6 +4,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import show
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.security.merchants import Merchant
@@ -53,9 +54,11 @@ def list_(session: Session, limit: int) -> None:
 
 @merchants.command()
 @click.argument("merchant_id")
+@YES
 @pass_session
-def deactivate(session: Session, merchant_id: str) -> None:
+def deactivate(session: Session, merchant_id: str, *, yes: bool) -> None:
     """Refuse MERCHANT_ID's keys from now on. Its payments and webhooks stay."""
+    confirm(f"Every key of {merchant_id} will be refused.", yes=yes)
 
     async def work(gateway: Gateway) -> Merchant:
         return await gateway.merchants.deactivate(merchant_id, actor=actor())

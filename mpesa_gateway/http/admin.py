@@ -8,6 +8,7 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
@@ -83,9 +84,10 @@ async def get_merchant(
 
 @post("/v1/admin/merchants/{merchant_id:str}/deactivate", status_code=200, tags=["Administration"])
 async def deactivate_merchant(
-    merchant_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]
+    merchant_id: FromPath[str], data: JSONBody[Confirmation], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[Merchant]:
-    """Refuse a merchant's keys from now on."""
+    """Refuse a merchant's keys from now on. This cannot be undone: ``confirm`` repeats the merchant's id."""
+    data.check(merchant_id)
     return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
 
 
@@ -119,9 +121,14 @@ async def list_keys(
 
 @post("/v1/admin/merchants/{merchant_id:str}/keys/{key_id:str}/revoke", status_code=200, tags=["Administration"])
 async def revoke_key(
-    merchant_id: FromPath[str], key_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]
+    merchant_id: FromPath[str],
+    key_id: FromPath[str],
+    data: JSONBody[Confirmation],
+    caller: Admin,
+    gateway: NamedDependency[Any],
 ) -> Success[ApiKey]:
-    """Refuse a key from now on."""
+    """Refuse a key from now on. This cannot be undone: ``confirm`` repeats the key's id."""
+    data.check(key_id)
     return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor))
 
 

@@ -160,6 +160,19 @@ class Api:
         response = await self._session.request(method, self.base + path, json=json, data=raw, headers=sent)
         return Answer(response.status_code or 0, response.headers, response.json() if response.content else {})
 
+    async def download(self, path: str) -> niquests.Response:
+        """A file, whole."""
+        return await self._session.get(self.base + path, headers=self._headers)
+
+    @asynccontextmanager
+    async def streaming(self, path: str) -> AsyncGenerator[AsyncGenerator[bytes]]:
+        """A file as it comes, hung up at the end of the block."""
+        response = await self._session.get(self.base + path, headers=self._headers, stream=True)
+        try:
+            yield await response.iter_content(65536)
+        finally:
+            await response.close()
+
     async def pay(self, phone: str, amount: Any = 500, *, key: str, **more: Any) -> Answer:
         """Ask for a payment."""
         return await self.call(

@@ -6,6 +6,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import show
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.secret import Secret
@@ -77,9 +78,11 @@ def password_(session: Session, name: str, password_stdin: bool) -> None:
 
 @operators.command()
 @click.argument("name")
+@YES
 @pass_session
-def deactivate(session: Session, name: str) -> None:
+def deactivate(session: Session, name: str, *, yes: bool) -> None:
     """Let NAME in no more, and end every session that is open."""
+    confirm(f"Nobody will get in as {name}.", yes=yes)
 
     async def work(gateway: Gateway) -> None:
         await gateway.services.get(Operators).deactivate(name, actor=actor())

@@ -1,15 +1,17 @@
 """The list of payments: every filter alone or together, each served by an index, newest first."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import checking
+from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
+from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
 
@@ -27,13 +29,19 @@ class Conditions:
         self.parts.append(sql.format(*names))
         self.values.extend(values)
 
+    def copy(self) -> "Conditions":
+        """The same, to add more to."""
+        copied = Conditions()
+        copied.parts, copied.values = [*self.parts], [*self.values]
+        return copied
+
     @property
     def where(self) -> str:
         """The clause."""
         return " AND ".join(self.parts)
 
 
-def conditions(merchant_id: str, filters: PaymentQuery) -> Conditions:
+def conditions(merchant_id: str, filters: PaymentFilters) -> Conditions:
     """The filters as SQL. Raises Invalid with every filter that cannot be read."""
     found = Conditions()
     found.add("merchant_id = {}", merchant_id)
@@ -99,18 +107,29 @@ async def list_payments(
     if filters.count:
         # The clause is ours; every value in it is a parameter.
         total = await db.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
-    if filters.cursor is not None:
-        at, payment_id = decode_position(filters.cursor)
-        found.add("(created_at, payment_id) < ({}, {})", at, payment_id)
-    rows = await db.fetch(
-        f"SELECT * FROM payment WHERE {found.where} "  # noqa: S608
-        f"ORDER BY created_at DESC, payment_id DESC LIMIT {filters.limit + 1}",
-        *found.values,
-    )
-    return page_of(
-        rows,
-        filters.limit,
-        view=view,
-        position=lambda row: (row["created_at"], row["payment_id"]),
-        total=total,
+    after = None if filters.cursor is None else decode_position(filters.cursor)
+    rows = await _read(db, found, after, filters.limit + 1)
+    return page_of(rows, filters.limit, view=view, position=_position, total=total)
+
+
+def export_payments(
+    db: Database, merchant_id: str, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
+) -> AsyncGenerator[list[Sequence[Any]]]:
+    """All payments that the filters let through, newest first, in pages. Raises Invalid."""
+    found = conditions(merchant_id, filters)
+    return keyset_pages(lambda after, limit: _read(db, found, after, limit), _position, row)
+
+
+def _position(row: Row) -> tuple[datetime, str]:
+    return row["created_at"], row["payment_id"]
+
+
+async def _read(db: Database, found: Conditions, after: tuple[datetime, str] | None, limit: int) -> list[Row]:
+    page = found.copy()
+    if after is not None:
+        page.add("(created_at, payment_id) < ({}, {})", *after)
+    return await db.fetch(
+        f"SELECT * FROM payment WHERE {page.where} "  # noqa: S608 - the clause is ours, its values are parameters
+        f"ORDER BY created_at DESC, payment_id DESC LIMIT {limit}",
+        *page.values,
     )

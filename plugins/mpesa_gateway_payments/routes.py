@@ -5,8 +5,10 @@ from typing import Annotated
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody
+from litestar.response import Stream
 
 from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
@@ -16,11 +18,13 @@ from mpesa_gateway_payments.schemas import (
     CheckStarted,
     CheckView,
     CreatePayment,
+    PaymentFilters,
     PaymentQuery,
     PaymentView,
     PaymentWithTimeline,
 )
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.views import EXPORTED
 
 IdempotencyKey = Annotated[
     str | None,
@@ -52,6 +56,15 @@ async def list_payments(
 ) -> Page[PaymentView]:
     """The merchant's payments, newest first."""
     return await services.get(PaymentService).page(caller.merchant_id, filters)
+
+
+@get("/v1/payments/export", dependencies={"filters": reads(PaymentFilters)}, tags=["Payments"])
+async def export_payments(
+    filters: NamedDependency[PaymentFilters], caller: PaymentsRead, services: NamedDependency[Services]
+) -> Stream:
+    """The same list as a CSV file, all of it, newest first."""
+    pages = services.get(PaymentService).export(caller.merchant_id, filters)
+    return await stream_csv("payments.csv", EXPORTED, pages)
 
 
 @get("/v1/payments/{payment_id:str}", tags=["Payments"])
@@ -86,4 +99,4 @@ async def get_check(
     return Success(data=await services.get(StatusChecks).get(caller.merchant_id, check_id))
 
 
-routes = (create_payment, list_payments, get_payment, query_payment, check_status, get_check)
+routes = (create_payment, list_payments, export_payments, get_payment, query_payment, check_status, get_check)

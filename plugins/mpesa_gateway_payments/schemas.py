@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.http.query import ListQuery
+from mpesa_gateway.http.query import Limit
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.states import Status
@@ -114,8 +114,8 @@ class PaymentWithTimeline(PaymentView, frozen=True, kw_only=True):
     timeline: list[TimelineEntry]
 
 
-class PaymentQuery(ListQuery, frozen=True, kw_only=True):
-    """The filters of the list of payments; each alone or together."""
+class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What payments can be filtered by, each alone or together."""
 
     provider: Literal["mpesa"] | None = None
     status: Status | None = None
@@ -126,6 +126,14 @@ class PaymentQuery(ListQuery, frozen=True, kw_only=True):
     max_amount: Decimal | None = None
     phone: str | None = None
     reference: str | None = None
+
+
+class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
+    """The filters of the list of payments, and where in it to look. ``count`` asks for ``meta.total``."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+    count: bool = False
 
 
 class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,9 +34,10 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_e
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
-from mpesa_gateway_payments.listing import list_payments
+from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
+    PaymentFilters,
     PaymentQuery,
     PaymentView,
     PaymentWithTimeline,
@@ -44,7 +46,7 @@ from mpesa_gateway_payments.schemas import (
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Told, Transitions
-from mpesa_gateway_payments.views import view
+from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -438,6 +440,10 @@ class PaymentService:
     async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
         return await list_payments(self._db, merchant_id, filters, view)
+
+    def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
+        return export_payments(self._db, merchant_id, filters, exported)
 
     async def _require(self, merchant_id: str, payment_id: str) -> Row:
         row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)

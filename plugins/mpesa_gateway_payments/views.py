@@ -42,6 +42,19 @@ def view(row: Row) -> PaymentView:
     )
 
 
+_SHOWN = tuple(name for name in PaymentView.__struct_fields__ if name not in {"merchant_id", "mismatch", "metadata"})
+
+EXPORTED: tuple[str, ...] = (*_SHOWN, "mismatch", "received_amount", "received_receipt", "metadata")
+"""The columns of the CSV file."""
+
+
+def exported(row: Row) -> tuple[Any, ...]:
+    """A payment's row as it stands in the CSV file."""
+    shown = view(row)
+    plain = tuple(getattr(shown, name) for name in _SHOWN)
+    return (*plain, row["mismatch"], row["received_amount"], row["received_receipt"], row["metadata"])
+
+
 def event_fields(row: Row) -> Mapping[str, Any]:
     """What every payment event carries."""
     fields: dict[str, Any] = {name: row[name] for name in _SHARED}

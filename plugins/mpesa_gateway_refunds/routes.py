@@ -5,14 +5,17 @@ from typing import Annotated
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody
+from litestar.response import Stream
 
 from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin, RefundsRead, RefundsWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution
 from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.views import EXPORTED
 
 IdempotencyKey = Annotated[
     str | None,
@@ -47,6 +50,14 @@ async def list_refunds(
     return await services.get(RefundService).page(caller.merchant_id, filters)
 
 
+@get("/v1/refunds/export", dependencies={"filters": reads(RefundFilters)}, tags=["Refunds"])
+async def export_refunds(
+    filters: NamedDependency[RefundFilters], caller: RefundsRead, services: NamedDependency[Services]
+) -> Stream:
+    """The same list as a CSV file, all of it, newest first."""
+    return await stream_csv("refunds.csv", EXPORTED, services.get(RefundService).export(caller.merchant_id, filters))
+
+
 @get("/v1/refunds/{refund_id:str}", tags=["Refunds"])
 async def get_refund(
     refund_id: FromPath[str], caller: RefundsRead, services: NamedDependency[Services]
@@ -71,4 +82,4 @@ async def resolve_refund(
     return Success(data=await services.get(RefundService).resolve(refund_id, data, caller.actor))
 
 
-routes = (create_refund, list_refunds, get_refund, query_refund, resolve_refund)
+routes = (create_refund, list_refunds, export_refunds, get_refund, query_refund, resolve_refund)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.http.query import ListQuery
+from mpesa_gateway.http.query import Limit
 from mpesa_gateway.money import Kes
 
 _LONGEST_REASON = 90
@@ -68,13 +68,21 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: datetime | None
 
 
-class RefundQuery(ListQuery, frozen=True, kw_only=True):
-    """The filters of the list of refunds."""
+class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What refunds can be filtered by, each alone or together."""
 
     payment_id: str | None = None
     status: Literal["pending", "completed", "failed"] | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+
+class RefundQuery(RefundFilters, frozen=True, kw_only=True):
+    """The filters of the list of refunds, and where in it to look. ``count`` asks for ``meta.total``."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+    count: bool = False
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,8 +1,9 @@
 """Sends money back: sets it aside, commits, asks M-Pesa to reverse, and follows each reversal to its one end."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -11,6 +12,8 @@ from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transa
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.http.confirmation import require_confirmed
+from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
@@ -23,9 +26,9 @@ from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
-from mpesa_gateway_refunds.schemas import CreateRefund, RefundQuery, RefundView, Resolution, read_amount
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
-from mpesa_gateway_refunds.views import view
+from mpesa_gateway_refunds.views import exported, view
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -374,8 +377,7 @@ class RefundService:
 
     async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
         """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
-        if resolution.confirm != refund_id:
-            raise Invalid.field_error("confirm", f"repeat the refund's id ({refund_id}): this cannot be undone")
+        require_confirmed(resolution.confirm, refund_id)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK, refund_id)
             if row is None:
@@ -404,20 +406,30 @@ class RefundService:
 
     async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
-        at, refund_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        chosen = (merchant_id, filters.payment_id, filters.status, filters.since, filters.until)
-        rows = await self._db.fetch(tables.PAGE, *chosen, at, refund_id, filters.limit + 1)
+        after = decode_position(filters.cursor) if filters.cursor else None
+        chosen = _chosen(merchant_id, filters)
+        rows = await self._read(chosen, after, filters.limit + 1)
         total = await self._db.fetchval(tables.COUNT, *chosen) if filters.count else None
-        return page_of(
-            rows,
-            filters.limit,
-            view=view,
-            position=lambda row: (row["created_at"], row["refund_id"]),
-            total=total,
-        )
+        return page_of(rows, filters.limit, view=view, position=_position, total=total)
+
+    def export(self, merchant_id: str, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's refunds that the filters let through, newest first, in pages."""
+        chosen = _chosen(merchant_id, filters)
+        return keyset_pages(lambda after, limit: self._read(chosen, after, limit), _position, exported)
+
+    async def _read(self, chosen: tuple[Any, ...], after: tuple[datetime, str] | None, limit: int) -> list[Row]:
+        return await self._db.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
 
     async def _require(self, merchant_id: str, refund_id: str) -> Row:
         row = await self._db.fetchrow(tables.FIND, merchant_id, refund_id)
         if row is None:
             raise NotFound("there is no such refund")
         return row
+
+
+def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:
+    return merchant_id, filters.payment_id, filters.status, filters.since, filters.until
+
+
+def _position(row: Row) -> tuple[datetime, str]:
+    return row["created_at"], row["refund_id"]

@@ -1,5 +1,7 @@
 """A refund's row as merchants see it."""
 
+from typing import Any
+
 from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
@@ -24,3 +26,13 @@ def view(row: Row) -> RefundView:
         advice=known.advice if known is not None and row["status"] == "failed" else None,
         **{name: row[name] for name in _PLAIN},
     )
+
+
+EXPORTED: tuple[str, ...] = tuple(name for name in RefundView.__struct_fields__ if name != "merchant_id")
+"""The columns of the CSV file."""
+
+
+def exported(row: Row) -> tuple[Any, ...]:
+    """A refund's row as it stands in the CSV file."""
+    shown = view(row)
+    return tuple(getattr(shown, name) for name in EXPORTED)

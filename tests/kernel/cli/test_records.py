@@ -12,9 +12,10 @@ def test_a_merchant_from_first_to_last(host: Host) -> None:
     merchant_id = host.gets("merchants", "create", "Duka la Mtaa")
     assert merchant_id.startswith("mer_")
     assert f"{merchant_id}\tDuka la Mtaa\tsandbox\tyes" in host.gets("merchants", "list")
-    host.gets("merchants", "deactivate", merchant_id)
+    assert is_refused(host.types("merchants", "deactivate", merchant_id), 1, "add --yes")
+    host.gets("merchants", "deactivate", merchant_id, "--yes")
     assert f"{merchant_id}\tDuka la Mtaa\tsandbox\tno" in host.gets("merchants", "list")
-    assert is_refused(host.types("merchants", "deactivate", merchant_id), 1, "not active")
+    assert is_refused(host.types("merchants", "deactivate", merchant_id, "--yes"), 1, "not active")
     assert is_refused(host.types("apikeys", "create", merchant_id), 1, "not active")
     assert "2 entries" in host.gets("audit", "verify")
 
@@ -41,9 +42,9 @@ def test_a_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None
 
     address = address_of(host.starts("serve", "--port", "0"))
     assert status_of(address, key) == 200
-    host.gets("apikeys", "revoke", merchant_id, oldest.split("\t")[0])
+    host.gets("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes")
     assert status_of(address, key) == 401
-    assert is_refused(host.types("apikeys", "revoke", merchant_id, oldest.split("\t")[0]), 1, "revoked before")
+    assert is_refused(host.types("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes"), 1, "revoked before")
 
 
 def test_a_key_for_nobody_is_refused(host: Host) -> None:

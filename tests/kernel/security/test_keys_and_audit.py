@@ -147,11 +147,19 @@ async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: T
         assert (await api.call("GET", "/v1/merchant/me")).status == 403
         (listed,) = (await admin.call("GET", f"{path}/keys")).data
         assert "api_key" not in listed
-        assert (await admin.call("POST", f"{path}/keys/{listed['key_id']}/revoke")).data["revoked_at"]
-        assert (await admin.call("POST", f"{path}/keys/{listed['key_id']}/revoke")).status == 409
+        revoke, confirmed = f"{path}/keys/{listed['key_id']}/revoke", {"confirm": listed["key_id"]}
+        for unconfirmed in (None, {}, {"confirm": merchant["merchant_id"]}):
+            refused = await admin.call("POST", revoke, unconfirmed)
+            assert (refused.status, refused.error["code"]) == (422, "VALIDATION_ERROR")
+        refused = await admin.call("POST", revoke, {"confirm": "all"})
+        assert (refused.error["field"], listed["key_id"] in refused.error["message"]) == ("confirm", True)
+        assert (await admin.call("POST", revoke, confirmed)).data["revoked_at"]
+        assert (await admin.call("POST", revoke, confirmed)).status == 409
         assert (await api.call("GET", "/v1/payments")).status == 401
         await api.close()
-        assert (await admin.call("POST", f"{path}/deactivate")).data["is_active"] is False
+        assert (await admin.call("POST", f"{path}/deactivate", {"confirm": "mer_other"})).error["field"] == "confirm"
+        deactivated = await admin.call("POST", f"{path}/deactivate", {"confirm": merchant["merchant_id"]})
+        assert deactivated.data["is_active"] is False
         assert (await admin.call("GET", "/v1/admin/merchants/mer_none")).status == 404
         bad = await admin.call("POST", f"{path}/keys", {"name": "", "scopes": ["everything"]})
         assert {problem["field"] for problem in bad.body["errors"]} == {"name", "scopes"}

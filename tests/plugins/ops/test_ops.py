@@ -609,8 +609,8 @@ def test_operators_from_the_command_line(tmp_path: Path, environ: dict[str, str]
     bad = types(tmp_path, environ, "create", "Ben B", "--password-stdin", said="a long password\n")
     assert (bad.returncode, "lower-case letters" in bad.stderr) == (1, True)
     assert types(tmp_path, environ, "password", "amina", "--password-stdin", said="another password\n").returncode == 0
-    assert types(tmp_path, environ, "deactivate", "amina").returncode == 0
-    again = types(tmp_path, environ, "deactivate", "amina")
+    assert types(tmp_path, environ, "deactivate", "amina", "--yes").returncode == 0
+    again = types(tmp_path, environ, "deactivate", "amina", "--yes")
     assert (again.returncode, "no active operator called amina" in again.stderr) == (1, True)
     heading, amina = types(tmp_path, environ, "list").stdout.splitlines()
     assert heading.split("\t") == ["operator_id", "name", "active", "created_at", "last_login_at"]

@@ -1,0 +1,21 @@
+"""The body of calls that cannot be undone: it repeats what it is about."""
+
+import msgspec
+
+from mpesa_gateway.errors import Invalid
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Proof that the caller means this very object: ``confirm`` repeats its id."""
+
+    confirm: str
+
+    def check(self, subject_id: str) -> None:
+        """Raise Invalid unless it is this object that is meant."""
+        require_confirmed(self.confirm, subject_id)
+
+
+def require_confirmed(confirm: str, subject_id: str) -> None:
+    """Raise Invalid, saying what to send, unless ``confirm`` repeats the object's id."""
+    if confirm != subject_id:
+        raise Invalid.field_error("confirm", f"send the id again ({subject_id}): this cannot be undone")

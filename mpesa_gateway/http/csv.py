@@ -1,0 +1,74 @@
+"""Lists as CSV files, streamed: a page of rows at a time, so that memory stays flat however many there are."""
+
+import csv
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from litestar.response import Stream
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.db.engine import Row
+
+PAGE = 1000
+"""Rows that are read at a time."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the start of a formula."""
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a cell. Text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    text = str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iterable[Sequence[Any]]]) -> Stream:
+    """A CSV file (RFC 4180, UTF-8) with these columns.
+
+    The first page is read before anything is sent, so that a refusal is an answer of its own; a failure later breaks
+    the connection off, and no half of a list looks like the whole.
+    """
+    first: Iterable[Sequence[Any]] = ()
+    async for rows in pages:
+        first = rows
+        break
+    return Stream(
+        _lines(header, first, pages),
+        media_type="text/csv",
+        headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
+    )
+
+
+async def keyset_pages(
+    read: Callable[[Any, int], Awaitable[list[Row]]],
+    position: Callable[[Row], Any],
+    row: Callable[[Row], Sequence[Any]],
+) -> AsyncGenerator[list[Sequence[Any]]]:
+    """Pages of rows, each read by a query of its own that starts after the last row of the page before."""
+    after = None
+    while rows := await read(after, PAGE):
+        yield [row(each) for each in rows]
+        if len(rows) < PAGE:
+            return
+        after = position(rows[-1])
+
+
+async def _lines(
+    header: Sequence[str], first: Iterable[Sequence[Any]], pages: AsyncIterator[Iterable[Sequence[Any]]]
+) -> AsyncGenerator[bytes]:
+    yield _encoded([header])
+    yield _encoded(first)
+    async for rows in pages:
+        yield _encoded(rows)
+
+
+def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([cell(value) for value in row] for row in rows)
+    return text.getvalue().encode()
