@@ -47,6 +47,10 @@ class AlreadyBound(Exception):
     """Another running gateway of this process has bound the tables to its own database."""
 
 
+class CalledInTransaction(RuntimeError):
+    """Something that must be committed before it goes on was called inside a transaction."""
+
+
 class _Engine(PostgresEngine):
     """Piccolo's engine, without the connection that it opens while it is being made."""
 
@@ -104,6 +108,14 @@ class Database:
     def in_transaction(self) -> bool:
         """Whether this task has a transaction open."""
         return self._open.get() is not None
+
+    def refuse_transaction(self, what: str) -> None:
+        """Raises CalledInTransaction when this task has a transaction open: ``what`` commits before it calls others."""
+        if self.in_transaction:
+            raise CalledInTransaction(
+                f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
+                "would come too late. Call it after commit: by `db.after_commit(…)`, or from a subscriber made by `on`"
+            )
 
     async def start(self) -> None:
         """Open the pool. Raises what asyncpg raises when Postgres cannot be reached."""

@@ -11,6 +11,7 @@ import structlog
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.plugin import Subscriber
+from mpesa_gateway.stored import dumps, loads
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -103,7 +104,7 @@ class Outbox:
                 stamped.subject_id,
                 stamped.occurred_at,
                 isinstance(stamped, PublicEvent),
-                msgspec.json.encode(stamped).decode(),
+                dumps(stamped),
                 public_body(stamped) if isinstance(stamped, PublicEvent) else None,
             )
         if durable:
@@ -139,7 +140,7 @@ class Outbox:
         if row is None:
             return False
         try:
-            event = msgspec.json.decode(row["payload"], type=gateway.event_type(row["kind"]))
+            event = loads(row["payload"], gateway.event_type(row["kind"]))
             await subscriber.handler(event, gateway)
         except Exception as problem:
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]

@@ -47,7 +47,8 @@ ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
 RETURNING callback_id, merchant_id, subject_id, env, received_at, xmax = 0 AS is_new
 """
 
-REPEATED = "UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = $1"
+REPEATED = "UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = $1 RETURNING true"
+"""Nothing where Postgres has lost, in a failover, what Valkey still remembers."""
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'

@@ -95,14 +95,14 @@ INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALU
 """
 
 RESEND = """
-UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3
+UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3, expires_at = $4
 WHERE payment_id = $1 AND status = 'pending' AND charge = 'released'
 RETURNING *
 """
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL THEN $5::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
 WHERE payment_id = $1
 RETURNING *
 """
@@ -121,7 +121,8 @@ RETURNING *
 """
 
 LEARN_RECEIPT = """
-UPDATE payment SET receipt = $2, updated_at = $3
+UPDATE payment SET receipt = $2, updated_at = $3, mismatch = COALESCE(mismatch, $4),
+    received_phone = COALESCE($5, received_phone)
 WHERE payment_id = $1 AND status IN ('completed', 'reversed', 'partially_reversed') AND receipt IS NULL
 RETURNING *
 """
@@ -135,9 +136,15 @@ RETURNING *
 
 HOLD = """
 UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
-    result_code = $6, result_desc = $7, updated_at = $8, due_at = NULL, claim = NULL
-WHERE payment_id = $1 AND mismatch IS NULL
+    result_code = CASE WHEN status = 'failed' THEN result_code ELSE $6 END,
+    result_desc = CASE WHEN status = 'failed' THEN result_desc ELSE $7 END,
+    updated_at = $8, due_at = NULL, claim = NULL
+WHERE payment_id = $1 AND (mismatch IS NULL OR mismatch = 'phone')
 RETURNING *
+"""
+
+HAS_MISMATCH = """
+SELECT EXISTS (SELECT 1 FROM payment_step WHERE payment_id = $1 AND kind = 'mismatched' AND detail = $2)
 """
 
 CLAIM = """

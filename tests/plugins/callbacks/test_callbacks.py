@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.testing.serving import Answer, running_gateway, shop
+from mpesa_gateway.money import Kes
+from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
@@ -241,6 +243,26 @@ def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
     assert read_token(b"x" * 32, "stk", token) is None
     assert read_token(key, "status", token) is None
     assert read_token(key, "stk", "s" + token[1:]) is None
+
+
+async def test_a_host_can_hear_what_safaricom_reported_after_commit(town: Town) -> None:
+    heard: list[StkResulted] = []
+
+    @town.gateway.on(StkResulted)
+    async def hear(result: StkResulted) -> None:
+        heard.append(result)
+
+    made, url = await asked(town, "a")
+    await post(town, url, body(made["provider_ref"]))
+    assert (await town.api.settled(made["id"]))["status"] == "completed"
+
+    async def has_heard() -> bool:
+        return bool(heard)
+
+    assert await eventually(has_heard)
+    (result,) = heard
+    assert (result.amount, type(result.amount), result.receipt) == (500, Kes, "TKN4A1B2C3")
+    assert hear.__name__ == "hear"
 
 
 async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:
