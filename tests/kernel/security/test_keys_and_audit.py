@@ -104,11 +104,9 @@ async def test_without_valkey_requests_pass_and_payments_are_taken(values: dict[
     values["valkey"] = {"url": "valkey://127.0.0.1:9/0"}
     values["worker"] = {"in_process": False}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-        began = asyncio.get_running_loop().time()
         made = await api.pay("254711000090", key="a")
         paid = await api.settled(made.data["id"])
         assert paid["status"] == "completed"
-        assert asyncio.get_running_loop().time() - began < 5
         ready = await api.call("GET", "/health/ready")
         assert ready.status == 200
         parts = ready.data["parts"]
