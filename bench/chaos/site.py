@@ -27,6 +27,8 @@ from mpesa_gateway.standalone.process import free_port, launch, stop, write_priv
 from mpesa_gateway.standalone.sandbox import make_certificate
 from mpesa_gateway.standalone.standalone import Standalone
 
+ROOT = Path(__file__).parents[2]
+
 PLUGINS = ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"]
 
 _DISK = 32
@@ -41,13 +43,21 @@ class Process:
     start: Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
     port: int = 0
     running: "subprocess.Popen[bytes] | None" = None
+    wanted: dict[str, str] | None = None
+    """The environment, besides the usual, of a process that is to run; None for one that was told to end."""
 
     def begin(self, **environ: str) -> None:
         """Start it."""
+        self.wanted = environ
         self.running = self.start(environ)
+
+    def has_gone(self) -> bool:
+        """Whether it ended and nobody told it to."""
+        return self.wanted is not None and self.running is not None and self.running.poll() is not None
 
     def kill(self) -> None:
         """End it without a word."""
+        self.wanted = None
         if self.running is not None:
             self.running.kill()
             self.running.wait()
@@ -64,6 +74,7 @@ class Process:
 
     def end(self, patience: float = 40) -> int:
         """Ask it to stop, and wait; gives its exit code."""
+        self.wanted = None
         if self.running is None:
             return 0
         stop(self.running, (signal.SIGTERM,), patience)
@@ -86,6 +97,11 @@ class Site:
         self.to_daraja = Wire(lambda: [self.simulator.port], rng)
         self.to_postgres = Wire(lambda: [self.standalone.postgres.port], rng)
         self.has_own_disk = False
+        self.revived = 0
+        """How often a process had ended by itself and was started again."""
+        self.ended_badly: list[str] = []
+        """Processes that did not end by themselves, and well, when they were told to."""
+        self._tending: asyncio.Task[None] | None = None
 
     @property
     def processes(self) -> list[Process]:
@@ -116,9 +132,12 @@ class Site:
             process.begin()
         await self.is_up(self.simulator)
         await self.is_up(self.apis[1])
+        self._tending = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
         """Stop everything, whatever state it is in."""
+        if self._tending is not None:
+            self._tending.cancel()
         for process in reversed(self.processes):
             process.resume()
             with suppress(OSError):
@@ -129,6 +148,12 @@ class Site:
         if self.has_own_disk:
             await asyncio.to_thread(subprocess.run, ["umount", str(self.valkey_folder)], check=False)
 
+    async def end(self, process: Process) -> None:
+        """Ask a process to stop, wait until it has, and note how it ended."""
+        code = await asyncio.to_thread(process.end)
+        if code != 0:
+            self.ended_badly.append(f"{process.name} ended with {code}")
+
     async def is_up(self, process: Process, patience: float = 60) -> None:
         """Wait until a serving process answers. Raises TimeoutError."""
         url = f"http://127.0.0.1:{process.port}/health/live"
@@ -136,9 +161,16 @@ class Site:
         while not await asyncio.to_thread(_answers, url):
             if time.monotonic() > until:
                 raise TimeoutError(f"{process.name} did not answer: see {self.folder}")
-            if process.running is not None and process.running.poll() is not None:
-                process.begin()
             await asyncio.sleep(0.1)
+
+    async def _tend(self) -> None:
+        """Start again what ended by itself, as systemd or an orchestrator does: without Postgres, none starts."""
+        while True:
+            for process in self.processes:
+                if process.has_gone():
+                    self.revived += 1
+                    process.begin(**(process.wanted or {}))
+            await asyncio.sleep(0.5)
 
     @property
     def valkey_folder(self) -> Path:
@@ -181,7 +213,7 @@ class Site:
                     [sys.executable, "-m", module, *arguments],
                     output=output,
                     death_signal=signal.SIGKILL,
-                    env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": str(Path(__file__).parents[2])},
+                    env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
                 )
 
         return Process(name, start, port)

@@ -35,6 +35,13 @@ def _pull_habit(habit: str) -> str:
     return habit
 
 
+def _push_habit(habit: str) -> str:
+    names = {behaviour.name for behaviour in BEHAVIOURS.values()}
+    if habit not in {"normal", *names}:
+        raise ValueError(f"must be one of {', '.join(sorted({'normal', *names}))}")
+    return habit
+
+
 def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
     body = {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
     return Response(body, status_code=fault.status)
@@ -249,6 +256,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     callback_delay: Seconds | None = None
     late_delay: Seconds | None = None
+    callback_jitter: Seconds | None = None
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
@@ -264,14 +272,16 @@ async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs])
 
 
 class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How each operation behaves; those left out stay as they are."""
+    """How each operation behaves; those left out stay as they are. ``stkpush`` names what an unlisted phone does."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "stkpush": _push_habit,
         "transactionstatus": _result_habit,
         "reversal": _result_habit,
         "pullquery": _pull_habit,
     }
 
+    stkpush: str | None = None
     transactionstatus: Habit | None = None
     reversal: Habit | None = None
     pullquery: Habit | None = None
@@ -279,7 +289,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 @patch("/simulator/control/habits", public=True, tags=["Simulator"])
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
-    """Change how status queries, reversals and Pull behave."""
+    """Change how phones, status queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
             await services.get(Simulator).set_habit(operation, habit)
