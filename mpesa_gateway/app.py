@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -10,10 +11,10 @@ import structlog
 from litestar import Litestar, Request
 from litestar.di import Provide
 
-from mpesa_gateway.clock import Clock, SystemClock
+from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.errors import Code, Problem, UnsupportedMediaType
@@ -43,6 +44,12 @@ log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=msgspec.Struct)
 E = TypeVar("E", bound=Event)
 Handler = Callable[[E], Awaitable[None]]
+
+_AGREE_EVERY = 30.0
+"""Seconds between two looks at Postgres' clock."""
+
+_WRONG = timedelta(seconds=2)
+"""How far a machine's clock may be from Postgres' before we say so."""
 
 KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
 
@@ -116,7 +123,7 @@ class Gateway:
                     "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
                 )
         self.config = config
-        self.clock: Clock = clock or SystemClock()
+        self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
         self.plugins = load(config.plugins, plugins)
         config.refuse_sections_except([plugin.name for plugin in self.plugins])
@@ -146,6 +153,7 @@ class Gateway:
         self._users = 0
         self._running_parts: list[Any] = []
         self._in_process_worker: asyncio.Task[None] | None = None
+        self._clock_keeper: asyncio.Task[None] | None = None
         self.asgi = _Door(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
@@ -212,6 +220,9 @@ class Gateway:
 
     async def _start(self, *, migrate_first: bool) -> None:
         await self.db.start()
+        if isinstance(self.clock, SharedClock):
+            await self._agree(self.clock)
+            self._clock_keeper = asyncio.create_task(self._keep_agreeing(self.clock))
         if migrate_first:
             for migration in await migrate(self.db, self.migrations):
                 log.info("migrated", owner=migration.owner, migration=migration.name)
@@ -252,10 +263,12 @@ class Gateway:
 
     async def _stop(self) -> None:
         self._is_running = False
-        if self._in_process_worker is not None:
-            self._in_process_worker.cancel()
-            await asyncio.gather(self._in_process_worker, return_exceptions=True)
-            self._in_process_worker = None
+        for name in ("_in_process_worker", "_clock_keeper"):
+            task = getattr(self, name)
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                setattr(self, name, None)
         while self._running_parts:
             await self._running_parts.pop().stop()
         for name, close in (("daraja", "close"), ("limits", "stop"), ("jobs", "stop"), ("valkey", "aclose")):
@@ -263,6 +276,19 @@ class Gateway:
             if part is not None:
                 await getattr(part, close)()
         await self.db.stop()
+
+    async def _agree(self, clock: SharedClock) -> None:
+        ahead = await clock.agree(lambda: self.db.fetchval("SELECT clock_timestamp()"))
+        if abs(ahead) > _WRONG:
+            log.warning("clock_is_wrong", seconds=round(ahead.total_seconds(), 1))
+
+    async def _keep_agreeing(self, clock: SharedClock) -> None:
+        while True:
+            await asyncio.sleep(_AGREE_EVERY)
+            try:
+                await self._agree(clock)
+            except (*UNREACHABLE, *OVERBURDENED) as problem:
+                log.info("clock_not_compared", error=type(problem).__name__)
 
     def drain(self) -> None:
         """Say at /health/ready that this process is about to stop; it goes on serving."""
