@@ -123,8 +123,7 @@ def fault(area: str) -> Callable[[Fault], Fault]:
 
 async def _replace(chaos: Chaos, process: Process, **environ: str) -> None:
     process.begin(**environ)
-    if process.port:
-        await chaos.site.is_up(process)
+    await chaos.site.is_up(process)
 
 
 @fault("api")

@@ -41,15 +41,26 @@ class Process:
 
     name: str
     start: Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
+    log: Path
     port: int = 0
     running: "subprocess.Popen[bytes] | None" = None
+    _read_from: int = 0
     wanted: dict[str, str] | None = None
     """The environment, besides the usual, of a process that is to run; None for one that was told to end."""
 
     def begin(self, **environ: str) -> None:
         """Start it."""
         self.wanted = environ
+        self._read_from = self.log.stat().st_size if self.log.exists() else 0
         self.running = self.start(environ)
+
+    def is_up(self) -> bool:
+        """Whether it answers, or, where it serves nobody, has said that it works."""
+        if self.port:
+            return _answers(f"http://127.0.0.1:{self.port}/health/live")
+        with self.log.open("rb") as log:
+            log.seek(self._read_from)
+            return b"Working\n" in log.read()
 
     def has_gone(self) -> bool:
         """Whether it ended and nobody told it to."""
@@ -130,8 +141,8 @@ class Site:
         await self.is_up(self.apis[0])
         for process in (self.simulator, self.apis[1], *self.workers):
             process.begin()
-        await self.is_up(self.simulator)
-        await self.is_up(self.apis[1])
+        for process in self.processes:
+            await self.is_up(process)
         self._tending = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
@@ -155,12 +166,11 @@ class Site:
             self.ended_badly.append(f"{process.name} ended with {code}")
 
     async def is_up(self, process: Process, patience: float = 60) -> None:
-        """Wait until a serving process answers. Raises TimeoutError."""
-        url = f"http://127.0.0.1:{process.port}/health/live"
+        """Wait until a process does its work. Raises TimeoutError."""
         until = time.monotonic() + patience
-        while not await asyncio.to_thread(_answers, url):
+        while not await asyncio.to_thread(process.is_up):
             if time.monotonic() > until:
-                raise TimeoutError(f"{process.name} did not answer: see {self.folder}")
+                raise TimeoutError(f"{process.name} did not start: see {self.folder}")
             await asyncio.sleep(0.1)
 
     async def _tend(self) -> None:
@@ -203,12 +213,13 @@ class Site:
 
     def _process(self, name: str, command: str, port: int = 0) -> Process:
         arguments = [command, *(["--port", str(port)] if port else [])]
+        log = self.folder / f"{name}.log"
 
         def start(environ: dict[str, str]) -> "subprocess.Popen[bytes]":
             module = "bench.chaos.skewed" if "CHAOS_SKEW" in environ else "mpesa_gateway.cli"
             config = self._simulator_config if name == "simulator" else self._config
             ours = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
-            with (self.folder / f"{name}.log").open("ab") as output:
+            with log.open("ab") as output:
                 return launch(
                     [sys.executable, "-m", module, *arguments],
                     output=output,
@@ -216,7 +227,7 @@ class Site:
                     env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
                 )
 
-        return Process(name, start, port)
+        return Process(name, start, log, port)
 
     def _write_config(self) -> None:
         certificate = self.folder / "simulator-certificate.pem"

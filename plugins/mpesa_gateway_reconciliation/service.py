@@ -14,6 +14,7 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured, Refused, checking
 from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Caller, Env
@@ -123,7 +124,7 @@ class Reconciliation:
         work = asyncio.ensure_future(self._run(run, credentials))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
-        with suppress(TimeoutError):
+        with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
         return await self.get(caller.merchant_id, run["run_id"])
 

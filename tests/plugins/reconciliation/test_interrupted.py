@@ -80,7 +80,8 @@ async def test_a_run_whose_process_died_is_given_up_after_a_minute(place: Place)
         await place.gateway.db.fetchval("SELECT merchant_id FROM merchant")
     )
     now = place.clock.now()
-    await place.reconciliation._begin(credentials, "cron", now - timedelta(hours=2), now)
+    begin = place.reconciliation._begin  # pyright: ignore[reportPrivateUsage]
+    await begin(credentials, "cron", now - timedelta(hours=2), now)
     assert await place.reconcile() == 409
     place.clock.advance(timedelta(seconds=61))
     assert await place.reconcile() == 200
