@@ -47,6 +47,7 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
+    reserve: Annotated[int, msgspec.Meta(ge=0)] = 4
     connect_timeout: Seconds = 10.0
     statement_timeout: Seconds = 30.0
 
@@ -80,15 +81,22 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where ``mpesa-gateway serve`` listens, and how much it takes in one request.
+    """Where ``mpesa-gateway serve`` listens, and how much it takes: in one request, and at a time.
 
-    ``drain`` is for how long a server that is told to stop goes on serving, in seconds, while /health/ready says that
-    nothing new is to be sent to it.
+    ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
+    ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
+    ``connections`` are served. ``drain`` is for how long a server that is told to stop goes on serving, in seconds,
+    while /health/ready says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     max_body_bytes: Count = 65_536
+    at_once: Count = 32
+    unanswered: Count = 256
+    queue: Annotated[int, msgspec.Meta(ge=0)] = 100
+    wait: Pause = 1.0
+    connections: Count = 1000
     drain: Pause = 0.0
 
 
@@ -288,6 +296,13 @@ def _check(config: GatewayConfig) -> None:
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
+    if config.database.reserve < 0:
+        raise ConfigRefused("setting `database.reserve`: must be 0 or more")
+    for name in ("at_once", "unanswered", "connections"):
+        if getattr(config.http, name) < 1:
+            raise ConfigRefused(f"setting `http.{name}`: must be at least 1")
+    if config.http.queue < 0 or config.http.wait < 0:
+        raise ConfigRefused("settings `http.queue` and `http.wait`: must be 0 or more")
     if not 1 <= config.database.pool_min <= config.database.pool_max:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:

@@ -1,7 +1,8 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -41,6 +42,19 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.QueryCanceledError,
 )
 """What Postgres says when it has no room or no time at this moment: nothing was done, and trying again may help."""
+
+
+_may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
+
+
+@contextmanager
+def reserve() -> Generator[None]:
+    """A block that may use the connections which others leave free: what must go on however busy all else is."""
+    token = _may_use_reserve.set(True)
+    try:
+        yield
+    finally:
+        _may_use_reserve.reset(token)
 
 
 class AlreadyBound(Exception):
@@ -97,6 +111,8 @@ class Database:
             extensions=(),
         )
         self._pool_size = (config.pool_min, config.pool_max)
+        # At most half, so that a small pool is not all reserve.
+        self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
 
     @property
@@ -149,7 +165,17 @@ class Database:
         if current is not None:
             yield current.connection
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _acquire(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
+        """A connection from the pool; one of the reserve only inside ``reserve``."""
+        if _may_use_reserve.get():
+            async with self._pool.acquire() as connection:
+                yield connection
+            return
+        async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
@@ -188,7 +214,7 @@ class Database:
         if self._open.get() is not None:
             yield
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
             current = _Open(connection)
             token = self._open.set(current)
             # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own

@@ -31,13 +31,13 @@ class Health(msgspec.Struct, frozen=True):
     parts: dict[str, Part]
 
 
-@get("/health/live", public=True, tags=["Operators"])
+@get("/health/live", public=True, priority=True, tags=["Operators"])
 async def live() -> Success[dict[str, bool]]:
     """The process answers."""
     return Success(data={"live": True})
 
 
-@get("/health/ready", public=True, tags=["Operators"])
+@get("/health/ready", public=True, priority=True, tags=["Operators"])
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey and the queue, each with its state; 503 when nothing is to be sent here."""
     parts = await examine(gateway)

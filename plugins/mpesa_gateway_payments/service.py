@@ -112,7 +112,7 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
-        pushed = await asyncio.shield(asyncio.ensure_future(self._push(row, credentials)))
+        pushed = await self._gateway.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _claim(

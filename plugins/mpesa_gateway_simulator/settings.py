@@ -10,6 +10,7 @@ from mpesa_gateway.config import Count, Pause
 class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[simulator]``. Times are in seconds. Delays can also be changed while it runs, through its control API.
 
+    ``callback_jitter`` is by how much a callback may be later than the others, so that they overtake each other.
     ``lock_subscriber`` refuses a second push to a phone whose prompt is open, as Daraja does; ``https_callbacks``
     refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
     pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
@@ -18,6 +19,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     callback_delay: Pause = 0.3
     late_delay: Pause = 20.0
+    callback_jitter: Pause = 0.0
     slow_answer: Pause = 3.0
     prompt_timeout: Pause = 60.0
     token_lifetime: Count = 3599
