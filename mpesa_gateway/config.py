@@ -32,6 +32,9 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 """A time to let pass, in seconds: none, or a day at most."""
 
+Room = Annotated[int, msgspec.Meta(ge=0)]
+"""A number of things of which there may be none."""
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 """A port to listen on; 0 takes a free one."""
 
@@ -47,7 +50,7 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
-    reserve: Annotated[int, msgspec.Meta(ge=0)] = 4
+    reserve: Room = 4
     connect_timeout: Seconds = 10.0
     statement_timeout: Seconds = 30.0
 
@@ -94,7 +97,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_body_bytes: Count = 65_536
     at_once: Count = 32
     unanswered: Count = 256
-    queue: Annotated[int, msgspec.Meta(ge=0)] = 100
+    queue: Room = 100
     wait: Pause = 1.0
     connections: Count = 1000
     drain: Pause = 0.0
@@ -296,13 +299,6 @@ def _check(config: GatewayConfig) -> None:
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
-    if config.database.reserve < 0:
-        raise ConfigRefused("setting `database.reserve`: must be 0 or more")
-    for name in ("at_once", "unanswered", "connections"):
-        if getattr(config.http, name) < 1:
-            raise ConfigRefused(f"setting `http.{name}`: must be at least 1")
-    if config.http.queue < 0 or config.http.wait < 0:
-        raise ConfigRefused("settings `http.queue` and `http.wait`: must be 0 or more")
     if not 1 <= config.database.pool_min <= config.database.pool_max:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:

@@ -59,7 +59,8 @@ class Visit:
         self.sent = asyncio.Event()
         self.may_send = asyncio.Event()
         self.may_send.set()
-        given: Message = {"type": "http", "path": path, "http_version": "1.1", "headers": []} | scope
+        none: list[tuple[bytes, bytes]] = []
+        given: Message = {"type": "http", "path": path, "http_version": "1.1", "headers": none} | scope
         self.task = asyncio.create_task(gate(given, self._receive, self._send))
 
     async def _receive(self) -> Message:
@@ -444,12 +445,12 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"http": {"at_once": 0}}, "`http.at_once`: must be at least 1"),
-        ({"http": {"unanswered": 0}}, "`http.unanswered`: must be at least 1"),
-        ({"http": {"connections": 0}}, "`http.connections`: must be at least 1"),
-        ({"http": {"queue": -1}}, "`http.queue` and `http.wait`: must be 0 or more"),
-        ({"http": {"wait": -1}}, "`http.queue` and `http.wait`: must be 0 or more"),
-        ({"database": {"reserve": -1}}, "`database.reserve`: must be 0 or more"),
+        ({"http": {"at_once": 0}}, "`http.at_once`: .*>= 1"),
+        ({"http": {"unanswered": 0}}, "`http.unanswered`: .*>= 1"),
+        ({"http": {"connections": 0}}, "`http.connections`: .*>= 1"),
+        ({"http": {"queue": -1}}, "`http.queue`: .*>= 0"),
+        ({"http": {"wait": -1}}, "`http.wait`: .*>= 0"),
+        ({"database": {"reserve": -1}}, "`database.reserve`: .*>= 0"),
     ],
 )
 def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], complaint: str) -> None:
