@@ -54,6 +54,7 @@ class StatusCheckRow(Table, tablename="status_check"):
     payment_id = Text(null=True, default=None)
     receipt = Text(null=True, default=None)
     asked_for = Text()
+    reference = Text(null=True, default=None)
     state = Text()
     originator_conversation_id = Text(null=True, default=None)
     conversation_id = Text(null=True, default=None)
@@ -227,8 +228,8 @@ ORDER BY created_at LIMIT 50
 """
 
 INSERT_CHECK = """
-INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 CHECK_ASKED = """

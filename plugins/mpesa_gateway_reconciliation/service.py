@@ -326,7 +326,9 @@ class Reconciliation:
         if row["check_id"] is not None:
             return
         try:
-            check = await self._gateway.services.get(StatusQueries).ask(row["merchant_id"], row["receipt"])
+            check = await self._gateway.services.get(StatusQueries).ask(
+                row["merchant_id"], row["receipt"], reference=row["reference"]
+            )
         except Refused as problem:
             log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
             return
