@@ -1,4 +1,4 @@
-"""A callback's address has leaked: with `payments.confirm`, what a stranger posts there costs one query and no money."""
+"""A callback's address has leaked: with `payments.confirm`, what a stranger posts costs one query and no money."""
 
 from typing import Any
 
