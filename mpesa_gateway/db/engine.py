@@ -138,12 +138,20 @@ class Database:
         least, most = self._pool_size
         await self.engine.start_connection_pool(min_size=least, max_size=most, max_inactive_connection_lifetime=300.0)
 
-    async def stop(self) -> None:
-        """Close the pool and let go of the tables."""
+    async def stop(self, patience: float = 10.0) -> None:
+        """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
         for table in [table for table, owner in _bound.items() if owner is self]:
             del _bound[table]
-        if self.engine.pool is not None:
-            await self.engine.close_connection_pool()
+        pool = self.engine.pool
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self.engine.close_connection_pool()
+        except TimeoutError:
+            log.warning("connections_cut_off")
+            pool.terminate()
+            self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
         """Let Piccolo's tables run their queries here. Raises AlreadyBound while another database holds them."""

@@ -15,6 +15,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import write_private
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually
 
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
@@ -189,6 +191,32 @@ def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine) -> N
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert machine.processes() == {}
+
+
+def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(machine: Machine) -> None:
+    process = machine.up()
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    file = machine.data / "master.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    key = file.read_text()
+    for change, sentence in (
+        (file.unlink, "is missing: put it back from your copy"),
+        (lambda: write_private(file, generate()), "is not the one that this database was sealed with"),
+        (lambda: file.write_text("hunter2"), "is not a master key: it must be 32 bytes in base64"),
+    ):
+        change()
+        before = file.read_text() if file.exists() else None
+        refused = machine.types("up", "--data", str(machine.data))
+        assert refused.returncode == 2
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr + refused.stdout
+        assert (file.read_text() if file.exists() else None) == before
+        assert machine.processes() == {}
+    file.write_text(key)
+    process = machine.up()
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
 
 
 async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(machine: Machine) -> None:
