@@ -59,7 +59,8 @@ class Visit:
         self.sent = asyncio.Event()
         self.may_send = asyncio.Event()
         self.may_send.set()
-        given: Message = {"type": "http", "path": path, "http_version": "1.1", "headers": []} | scope
+        none: list[tuple[bytes, bytes]] = []
+        given: Message = {"type": "http", "path": path, "http_version": "1.1", "headers": none} | scope
         self.task = asyncio.create_task(gate(given, self._receive, self._send))
 
     async def _receive(self) -> Message:
