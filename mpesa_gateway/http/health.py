@@ -8,7 +8,7 @@ import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 
-from mpesa_gateway.db.migrator import pending
+from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.http.envelope import Success
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ async def _postgres(gateway: "Gateway") -> str | None:
 
 
 async def _migrations(gateway: "Gateway") -> str | None:
-    missing = await pending(gateway.db, gateway.migrations)
+    try:
+        missing = await pending(gateway.db, gateway.migrations)
+    except MigrationRefused as problem:
+        raise NotReady(str(problem)) from None
     if missing:
         raise NotReady(f"{len(missing)} to apply: run `mpesa-gateway migrate`")
     return None

@@ -91,7 +91,7 @@ def test_what_is_declared_is_used() -> None:
         for provider in providers.get(module, [])
     }
     idle = {_plain(text) for text in PROJECT["dependencies"]} - used
-    # What SAQ's queue imports, at the version that it works with; what uvicorn's protocols, ours too, parse with.
+    # What SAQ's queue imports, at the version that it works with, and what uvicorn's protocol under ours parses with.
     assert idle <= {"redis", "httptools"}
 
 
