@@ -19,7 +19,7 @@ from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.errors import UnsupportedMediaType
 from mpesa_gateway.events import Event
-from mpesa_gateway.http import admin, health
+from mpesa_gateway.http import admin, health, html
 from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import client_address, read_networks
 from mpesa_gateway.http.errors import handlers
@@ -354,7 +354,7 @@ _NOT_STARTED = (
 
 def build_app(gateway: Gateway) -> Litestar:
     """The Litestar application: the kernel's routes and those of the plugins."""
-    own: list[Any] = [*health.routes, *admin.routes]
+    own: list[Any] = [*health.routes, *admin.routes, *html.routes]
     app = Litestar(
         route_handlers=[*own, *(route for plugin in gateway.plugins for route in plugin.routes)],
         dependencies={
@@ -373,10 +373,6 @@ def build_app(gateway: Gateway) -> Litestar:
     app.state.gateway = gateway
     mark_scopes(app)
     return app
-
-
-ASKED_PATH = "mpesa_gateway_path"
-"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
 
 
 class _Door:
@@ -423,7 +419,7 @@ class _Door:
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
         inner["path"], inner["root_path"] = path or "/", ""
-        inner[ASKED_PATH] = inner["path"]
+        inner[html.ASKED_PATH] = inner["path"]
         token = acting_from.set(self._client(scope))
         try:
             await self._app(inner, receive, send)
