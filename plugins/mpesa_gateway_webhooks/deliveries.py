@@ -152,7 +152,8 @@ class Deliveries:
     def _note(self, row: Row, answer: Answer | EgressFailed, batch: _Batch) -> None:
         """Close the endpoint's breaker for the rest of the batch as soon as it has failed often enough in a row."""
         endpoint_id = row["endpoint_id"]
-        failures = 0 if _is_taken(answer) else batch.failures.get(endpoint_id, row["failures"]) + 1
+        before: int = batch.failures.get(endpoint_id, row["failures"])
+        failures = 0 if _is_taken(answer) else before + 1
         batch.failures[endpoint_id] = failures
         if failures >= self._settings.breaker_failures:
             batch.closed[endpoint_id] = self._gateway.clock.now() + timedelta(seconds=self._settings.breaker_pause)
