@@ -152,8 +152,7 @@ class Deliveries:
     def _note(self, row: Row, answer: Answer | EgressFailed, batch: _Batch) -> None:
         """Close the endpoint's breaker for the rest of the batch as soon as it has failed often enough in a row."""
         endpoint_id = row["endpoint_id"]
-        before: int = batch.failures.get(endpoint_id, row["failures"])
-        failures = 0 if _is_taken(answer) else before + 1
+        failures = 0 if _is_taken(answer) else batch.failures.setdefault(endpoint_id, row["failures"]) + 1
         batch.failures[endpoint_id] = failures
         if failures >= self._settings.breaker_failures:
             batch.closed[endpoint_id] = self._gateway.clock.now() + timedelta(seconds=self._settings.breaker_pause)
