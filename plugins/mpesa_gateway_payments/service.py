@@ -455,6 +455,10 @@ class PaymentService:
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
 
+    def url_of(self, payment_id: str) -> str:
+        """Where a payment is found."""
+        return self._gateway.url(f"/v1/payments/{payment_id}")
+
     async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
         return await list_payments(self._db, merchant_id, filters, view)

@@ -403,6 +403,10 @@ class RefundService:
         """A refund of this merchant. Raises NotFound."""
         return view(await self._require(merchant_id, refund_id))
 
+    def url_of(self, refund_id: str) -> str:
+        """Where a refund is found."""
+        return self._gateway.url(f"/v1/refunds/{refund_id}")
+
     async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
         after = decode_position(filters.cursor) if filters.cursor else None

@@ -123,6 +123,7 @@ async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) 
     made = [answer for answer in answers if answer.status == 201]
     assert len(made) == 1
     assert {answer.status for answer in answers} <= {200, 201, 409}
+    assert made[0].headers["Location"] == f"{town.base}/v1/refunds/{made[0].data['id']}"
     refund = await refunded(town, made[0].data["id"], "completed")
     assert (refund["outcome"], refund["amount"]) == ("reversed", "500.00")
     again = await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "r1"})

@@ -156,7 +156,9 @@ async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
 
 async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
     async with shop(town.gateway, town.base, scopes=(Scope.ADMIN, Scope.AUDIT_READ), is_configured=False) as admin:
-        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
+        created = await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})
+        merchant = created.data
+        assert created.headers["Location"] == f"{town.base}/v1/admin/merchants/{merchant['merchant_id']}"
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
         made = (await admin.call("POST", f"{path}/keys", {"name": "till", "scopes": ["payments:read"]})).data
         assert made["api_key"].startswith("sk_test_")
