@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -64,6 +65,22 @@ class Visit:
     def read_query(self, kind: type[Q]) -> Q:
         """What follows the page's address, as a struct. Raises Invalid."""
         return read_query(self.query, kind)
+
+    def kept(self, *without: str) -> str:
+        """What follows the page's address, without what is empty and what is named, for a link to more of the same."""
+        return urlencode(
+            [(name, text) for name, texts in self.query.items() if name not in without for text in texts if text]
+        )
+
+    def pager(self, path: str, next_cursor: str | None) -> dict[str, Any]:
+        """What the frame's ``pager.html`` needs: the list's path, where it goes on, and back to its beginning."""
+        here = self.kept("cursor")
+        return {
+            "list_path": path,
+            "here": here,
+            "here_is_older": any(self.query.get("cursor", ())),
+            "next": next_cursor and "&".join(part for part in (here, urlencode({"cursor": next_cursor})) if part),
+        }
 
     def text(self, name: str) -> str:
         """A field of the form without the spaces around it, empty without one."""

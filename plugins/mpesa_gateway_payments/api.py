@@ -10,6 +10,22 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
+__all__ = [
+    "CheckStarted",
+    "Finding",
+    "Match",
+    "PaymentRequest",
+    "PaymentView",
+    "PaymentWithTimeline",
+    "Payments",
+    "Recovery",
+    "Refundable",
+    "RefundablePayments",
+    "Requested",
+    "Statement",
+    "StatusQueries",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRequest:
@@ -135,4 +151,8 @@ class Payments(Protocol):
 
     async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
         """A payment of this merchant; raises NotFound."""
+        ...
+
+    async def find(self, payment_id: str) -> PaymentView | None:
+        """A payment of whichever merchant, for those who look after all of them; None without one."""
         ...

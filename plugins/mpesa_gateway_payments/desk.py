@@ -110,6 +110,13 @@ class PaymentDesk:
         rows = await self._db.fetch(tables.CHECKS_OF, payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
+    async def handles(self, payment_id: str) -> list[str]:
+        """Daraja's own names for the payment's push and its status queries."""
+        row = await self.get(payment_id)
+        asked = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
+        return [handle for handle in known if handle]
+
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
         row = await self.get(payment_id)

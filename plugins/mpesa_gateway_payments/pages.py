@@ -12,6 +12,7 @@ from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.views import EXPORTED, view
@@ -217,9 +218,13 @@ _SAID = {
 
 
 async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
-    """The payment's own steps, and what M-Pesa was asked about it."""
+    """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
     desk = gateway.services.get(PaymentDesk)
-    steps = [
+    checks = await desk.checks(payment_id)
+    handles = await desk.handles(payment_id)
+    about = [payment_id, *(check.check_id for check in checks)]
+    moments = [*await gateway.services.get(Callbacks).past(about, handles)]
+    moments += [
         Moment(
             at=step.at,
             source=f"payment, {_CAUSES[step.cause]}",
@@ -228,7 +233,7 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
         )
         for step in await desk.steps(payment_id)
     ]
-    return steps + [
+    return moments + [
         Moment(
             at=check.finished_at or check.created_at,
             source="status query",
@@ -244,7 +249,7 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
             )
             or "M-Pesa has not answered yet",
         )
-        for check in await desk.checks(payment_id)
+        for check in checks
     ]
 
 

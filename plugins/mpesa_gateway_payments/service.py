@@ -459,6 +459,11 @@ class PaymentService:
         """Where a payment is found."""
         return self._gateway.url(f"/v1/payments/{payment_id}")
 
+    async def find(self, payment_id: str) -> PaymentView | None:
+        """See the port."""
+        row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+        return None if row is None else view(row)
+
     async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
         return await list_payments(self._db, merchant_id, filters, view)

@@ -62,8 +62,10 @@ class _Reader(HTMLParser):
     def _read_field(self, form: Form, tag: str, found: Mapping[str, str]) -> None:
         name = found.get("name", "")
         if tag in {"input", "button"} and name:
-            if found.get("type") in {"checkbox", "radio"} and "checked" not in found:
-                return
+            if found.get("type") in {"checkbox", "radio"}:
+                form.choices.setdefault(name, []).append(found.get("value", "on"))
+                if "checked" not in found:
+                    return
             form.fields.setdefault(name, []).append(found.get("value", "on" if "type" in found else ""))
         elif tag == "select":
             self._select = name
@@ -204,14 +206,14 @@ class Browser:
         sent = {name: value for name, value in (sent | dict(headers or {})).items() if value}
         return _page(await self._session.post(url, data=dict(fields), headers=sent, allow_redirects=follows))
 
-    async def submits(self, page: Page, ending: str, *, follows: bool = True, **filled: Any) -> Page:
+    async def submits(self, page: Page, ending: str, **filled: Any) -> Page:
         """Send the form of this page that leads to an address with this ending, with these fields filled in."""
         form = page.form(ending)
         assert form.method == "post"
         unknown = set(filled) - set(form.fields) - set(form.choices)
-        assert not unknown or set(filled) >= {"unseen"}, f"the form has no field {unknown}: {sorted(form.fields)}"
+        assert not unknown, f"the form has no field {unknown}: {sorted(form.fields)}"
         fields = form.fields | filled
-        return await self.sends(form.action, fields, follows=follows)
+        return await self.sends(form.action, fields)
 
     async def signs_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
         """Fill in the login's form."""

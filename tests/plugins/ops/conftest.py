@@ -1,6 +1,7 @@
 """What the tests of the operators' pages share: a gateway with all plugins, a shop on it, operators of each role."""
 
-from collections.abc import AsyncGenerator, Callable
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,26 @@ class Desk:
         """What operators did, newest first: the act and what it was about."""
         entries = await self.gateway.audit.page(100, None, "operator.acted", None)
         return [(entry.detail["act"], entry.subject_id) for entry in entries]
+
+
+class _Broken:
+    """Notes the parts of pages that failed, which a page itself survives."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def exception(self, event: str) -> None:
+        """A part has failed."""
+        self.parts.append(f"{event}: {sys.exc_info()[1]!r}")
+
+
+@pytest.fixture(autouse=True)
+def whole_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """No part of a page fails unseen; a test that makes one fail empties the list."""
+    broken = _Broken()
+    monkeypatch.setattr("mpesa_gateway_ops.desk.log", broken)
+    yield broken.parts
+    assert broken.parts == []
 
 
 @pytest.fixture
