@@ -106,7 +106,12 @@ class Deliveries:
         # A lease outlives the longest wait for a slot and the call itself.
         lease = now + timedelta(seconds=self._settings.timeout * 6)
         rows = await self._db.fetch(tables.CLAIM, list(delivery_ids), now, lease)
-        results = await asyncio.gather(*map(self._deliver_one, rows), return_exceptions=True)
+        try:
+            results = await asyncio.gather(*map(self._deliver_one, rows), return_exceptions=True)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over need not wait for our lease to end.
+            await self._db.execute(tables.HAND_BACK, [row["delivery_id"] for row in rows], lease)
+            raise
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("delivery_broke", delivery_id=row["delivery_id"], exc_info=result)
