@@ -18,6 +18,12 @@ _CHANGED = re.compile(r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(\w+)\s", re.
 _LOCKED = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b|\bDO\s+UPDATE\s+SET\b", re.IGNORECASE)
 
 
+def columns_of(table: type[Table]) -> tuple[str, tuple[str, ...]]:
+    """A table's name in Postgres, and the names of its columns as this release knows them."""
+    meta: Any = table._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+    return meta.tablename, tuple(column._meta.db_column_name for column in meta.columns)  # noqa: SLF001
+
+
 class Columns:
     """The columns of the tables that are bound."""
 
@@ -28,8 +34,8 @@ class Columns:
 
     def learn(self, table: type[Table]) -> None:
         """Take note of a table."""
-        meta: Any = table._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - Piccolo has no other way
-        self._names[meta.tablename] = tuple(column._meta.db_column_name for column in meta.columns)  # noqa: SLF001
+        name, columns = columns_of(table)
+        self._names[name] = columns
         self.spell_out.cache_clear()
 
     def _spell_out(self, sql: str) -> str:
