@@ -13,6 +13,7 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
+from mpesa_gateway.db.columns import Columns
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +115,7 @@ class Database:
         # At most half, so that a small pool is not all reserve.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
+        self._columns = Columns()
 
     @property
     def is_running(self) -> bool:
@@ -163,6 +165,7 @@ class Database:
                     "stop it first, or run the second gateway in a process of its own"
                 )
             _bound[table] = self
+            self._columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = self.engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
@@ -187,15 +190,15 @@ class Database:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
-        """All rows of a query."""
+        """All rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
-            rows: list[Row] = await connection.fetch(sql, *args)
+            rows: list[Row] = await connection.fetch(self._columns.spell_out(sql), *args)
             return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row of a query, or None."""
         async with self.connection() as connection:
-            return await connection.fetchrow(sql, *args)
+            return await connection.fetchrow(self._columns.spell_out(sql), *args)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """The first value of the first row, or None."""

@@ -352,8 +352,13 @@ class PaymentService:
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
             return True
-        async with self._asking:
-            outcome = await self._ask_daraja(row)
+        try:
+            async with self._asking:
+                outcome = await self._ask_daraja(row)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over asks at once.
+            await self._db.execute(tables.ASK_AGAIN, payment_id, now)
+            raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)

@@ -1,5 +1,6 @@
 """Sends money back: sets it aside, commits, asks M-Pesa to reverse, and follows each reversal to its one end."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -358,6 +359,10 @@ class RefundService:
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
         except Invalid as problem:
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over asks at once.
+            await self._db.execute(tables.ASK_NOW, refund_id, now)
+            raise
         await self._db.execute(tables.ASK_NOW, refund_id, self._next_ask(row, now))
         return True
 

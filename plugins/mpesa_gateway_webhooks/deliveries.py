@@ -124,7 +124,12 @@ class Deliveries:
         timeout = timedelta(seconds=self._settings.timeout)
         batch = _Batch(claimed_at + _LEASE * timeout, claimed_at + _WORK * timeout)
         rows = await self._db.fetch(tables.CLAIM, list(delivery_ids), claimed_at, batch.leased_until)
-        results = await asyncio.gather(*(self._deliver_one(row, batch) for row in rows), return_exceptions=True)
+        try:
+            results = await asyncio.gather(*(self._deliver_one(row, batch) for row in rows), return_exceptions=True)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over need not wait for our lease to end.
+            await self._db.execute(tables.HAND_BACK, [row["delivery_id"] for row in rows], batch.leased_until)
+            raise
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("delivery_broke", delivery_id=row["delivery_id"], exc_info=result)

@@ -78,6 +78,10 @@ RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchan
     webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
 """
 
+HAND_BACK = """
+UPDATE delivery SET leased_until = NULL WHERE delivery_id = ANY($1::text[]) AND status = 'pending' AND leased_until = $2
+"""
+
 DUE = """
 SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
 WHERE status = 'pending' AND due_at <= $1 AND (leased_until IS NULL OR leased_until < $1)
