@@ -148,7 +148,7 @@ class Deliveries:
                 await self._db.execute(tables.PUT_OFF, row["delivery_id"], closed_until)
                 return
             if now >= batch.until:
-                await self._db.execute(tables.HAND_BACK, row["delivery_id"], batch.leased_until)
+                await self._db.execute(tables.HAND_BACK, [row["delivery_id"]], batch.leased_until)
                 return
             answer = await self._send(row)
             self._note(row, answer, batch)

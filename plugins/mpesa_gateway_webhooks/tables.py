@@ -107,10 +107,6 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = "UPDATE delivery SET due_at = $2, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'"
 
-HAND_BACK = (
-    "UPDATE delivery SET leased_until = NULL WHERE delivery_id = $1 AND status = 'pending' AND leased_until = $2"
-)
-
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
 WHERE delivery_id = $1 AND status = 'pending'
