@@ -29,7 +29,7 @@ PLUGINS = ("credentials", "callbacks", "payments", "refunds", "reconciliation", 
 PROCESSES = 2
 
 SETTINGS: Mapping[str, object] = {
-    # Room for a million payments and their indexes. The same server for everybody; fsync and synchronous_commit stay on.
+    # Room for a million payments; the same server for everybody. fsync and synchronous_commit stay on.
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",

@@ -1,6 +1,7 @@
 """A thin raw app, the floor that the gateway is held to: Litestar and asyncpg, one INSERT, one UPDATE, nothing else.
 
-No keys, no limits, no idempotency, no events, no deliveries, no log. Its push goes to the same double. Served as the gateway is: uvicorn with uvloop and httptools.
+No keys, no limits, no idempotency, no events, no deliveries, no log. Its push goes to the same double.
+Served as the gateway is: uvicorn with uvloop and httptools.
 """
 
 import itertools
