@@ -157,7 +157,8 @@ class Run:
 
     def _print(self, contest: Contest) -> None:
         table = Table(title=contest.name)
-        for name in ("", "median/s", "least", "most", "p50 ms", "p99 ms", "gateway ÷ it", "least", "most"):
+        columns = ("", "median/s", "least", "most", "p50 ms", "p99 ms", "CPU µs", "gateway ÷ it", "least", "most")
+        for name in columns:
             table.add_column(name, justify="left" if not name else "right")
         for name, one in contest.summary().items():
             rate, ratio = one["rate"], one.get("gateway_to_it")
@@ -166,6 +167,7 @@ class Run:
                 *(f"{rate[which]:,.0f}" for which in ("median", "least", "most")),
                 f"{one['p50_ms']:.2f}",
                 f"{one['p99_ms']:.2f}",
+                " + ".join(f"{cpu:.0f} {part}" for part, cpu in one["cpu_us"].items() if cpu >= 1),
                 *([f"{ratio[which]:.2f}" for which in ("median", "least", "most")] if ratio else []),
             )
         self._console.print(table)

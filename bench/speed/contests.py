@@ -59,6 +59,9 @@ class Contest:
                 "rate": {"median": statistics.median(rates), "least": min(rates), "most": max(rates)},
                 "p50_ms": statistics.median(one["p50_ms"] for one in rounds),
                 "p99_ms": statistics.median(one["p99_ms"] for one in rounds),
+                "cpu_us": {
+                    part: statistics.median(one["cpu_us"][part] for one in rounds) for part in rounds[0]["cpu_us"]
+                },
             }
             if name != "gateway" and ours:
                 ratios = [mine["rate"] / theirs["rate"] for mine, theirs in zip(ours, rounds, strict=False)]
@@ -83,8 +86,9 @@ class Contests:
         self, requests: Iterator[bytes], contestant: Contestant, expect: int, *, repeat: bool = False, clients: int = 0
     ) -> dict[str, Any]:
         write_requests(self._file, requests)
-        effort = self._effort
-        return await load(
+        effort, site = self._effort, self._site
+        before = site.cpu() | {"app": contestant.cpu()}
+        found = await load(
             self._file,
             contestant.ports,
             clients=clients or effort.clients,
@@ -92,6 +96,10 @@ class Contests:
             expect=[expect],
             repeat=repeat,
         )
+        after = site.cpu() | {"app": contestant.cpu()}
+        answered = sum(found["statuses"].values())
+        found["cpu_us"] = {name: (after[name] - before[name]) / answered * 1e6 for name in before}
+        return found
 
     # -- create ---------------------------------------------------------------------------------------------------
 

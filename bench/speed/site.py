@@ -1,6 +1,7 @@
 """The site that is measured: Postgres and Valkey, an instant Daraja, and every contestant in two processes."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -44,6 +45,10 @@ class Contestant:
     ports: tuple[int, ...]
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list["subprocess.Popen[bytes]"])
 
+    def cpu(self) -> float:
+        """Seconds that its processes have computed so far."""
+        return sum(_computed(process.pid) for process in self.processes)
+
     def memory(self) -> float:
         """Megabytes that one of its processes keeps in memory (proportional set size), the largest."""
         return max(_proportional(process.pid) for process in self.processes)
@@ -80,6 +85,15 @@ class Site:
         self._running.clear()
         self.valkey.stop()
         self.postgres.stop()
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds that what everybody shares has computed so far."""
+        servers = {
+            "postgres": self.postgres.pid,
+            "valkey": self.valkey.pid,
+            "double": self._running[0].processes[0].pid,
+        }
+        return {name: _computed(pid) for name, pid in servers.items() if pid is not None}
 
     def database(self, name: str) -> str:
         """The address of one contestant's database."""
@@ -226,6 +240,24 @@ def _environment(peer: str) -> str:
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(environ))
+
+
+def _computed(pid: int) -> float:
+    """Seconds of processor time of a process and its children, those that have ended included."""
+    pids = [pid, *_children(pid)]
+    ticks = 0
+    for one in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            # utime and stime of each; cutime and cstime, of children that have ended, of the first.
+            ticks += sum(map(int, fields[11 : 15 if one == pid else 13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    return []
 
 
 def _proportional(pid: int) -> float:

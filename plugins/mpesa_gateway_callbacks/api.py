@@ -1,5 +1,6 @@
 """What other plugins may ask of callbacks."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from mpesa_gateway.security.scopes import Env
@@ -25,6 +26,10 @@ class Callbacks(Protocol):
 
     async def mark_applied(self, callback_id: str) -> None:
         """Say, in the subscriber's transaction, that a callback has done its work."""
+        ...
+
+    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+        """Those of these handles of Daraja's under which callbacks wait."""
         ...
 
     async def apply_waiting(self, handle: str) -> int:

@@ -1,16 +1,18 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
 import hashlib
+from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
@@ -24,6 +26,7 @@ from mpesa_gateway.security.signatures import (
 )
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.services import NotProvided
+from mpesa_gateway.together import Together
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.dedup import Dedup
@@ -75,6 +78,37 @@ class Incoming:
     signature: str | None = None
 
 
+@dataclass(frozen=True)
+class _Arrival:
+    """A callback that has passed every check, on its way into the inbox. ``subject`` is what its token was made for."""
+
+    callback_id: str
+    incoming: Incoming
+    subject: Subject | None
+    report: Report
+    fingerprint: bytes
+    is_signed: bool
+
+    @property
+    def text(self) -> str:
+        """The body as it is kept."""
+        return self.incoming.body.decode("utf-8", "replace").replace("\x00", "")
+
+    def known(self, now: datetime) -> dict[str, Any]:
+        """What the inbox knows about it, for its event."""
+        return {
+            "merchant_id": self.subject.merchant_id if self.subject else "",
+            "subject_id": self.subject.subject_id if self.subject else "",
+            "callback_id": self.callback_id,
+            "env": self.subject.env if self.subject else None,
+            "received_at": now,
+        }
+
+
+class _OneByOne(Exception):
+    """One of several callbacks has been here before: that has to be looked at by itself."""
+
+
 class CallbackInbox:
     """Everything between Safaricom's POST and the plugin that asked for the callback."""
 
@@ -84,6 +118,9 @@ class CallbackInbox:
         self._settings = gateway.settings(CallbacksSettings)
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
+        self._kept: Together[_Arrival, bool] = Together(self._keep_together)
+        self._unkept: ContextVar[dict[str, bool] | None] = ContextVar("unkept_callbacks", default=None)
+        """Callbacks that are written at the end of the open transaction, and whether somebody has used them."""
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
 
@@ -116,47 +153,122 @@ class CallbackInbox:
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
             report = _read(incoming)
-            await self._keep(incoming, subject, report, is_signed=is_signed)
+            fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
+            arrival = _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
+            is_new = await self._kept.ask(arrival)
         except CallbackRefused as refusal:
             await self._keep_refused(incoming, subject, refusal)
             raise
-
-    async def _keep(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> None:
-        kind = incoming.kind
-        subject_id = subject.subject_id if subject else ""
-        fingerprint = _fingerprint(kind, subject_id, report)
-        if await self._dedup.has_seen(fingerprint):
-            await self._db.execute(tables.REPEATED, fingerprint)
+        if not is_new:
             await self._audit_repeat(incoming, subject, report)
-            return
+        log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
+
+    async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | Exception]:
+        """Keep what came at the same time, in one transaction where nothing is odd about any of it, else one by one."""
+        seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
+        # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
+        fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
+        if not await self._keep_at_once(list(fresh.values())):
+            fresh = {}
+        results: dict[str, bool | Exception] = {arrival.callback_id: True for arrival in fresh.values()}
+        for arrival in arrivals:
+            if arrival.callback_id not in results:
+                try:
+                    results[arrival.callback_id] = await self._keep(arrival, has_seen=arrival.fingerprint in seen)
+                except Exception as problem:  # noqa: BLE001 - raised again by whoever took this one in
+                    results[arrival.callback_id] = problem
+        await self._dedup.remember(
+            [arrival.fingerprint for arrival in arrivals if results[arrival.callback_id] is True]
+        )
+        return [results[arrival.callback_id] for arrival in arrivals]
+
+    async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> bool:
+        """Publish, and write the inbox last, once, with each verdict: five trips to Postgres however many come.
+
+        False, with nothing done, when one of them is known already or somebody could not take it.
+        """
+        if not arrivals:
+            return True
+        now = self._gateway.clock.now()
+        token = self._unkept.set(dict.fromkeys((arrival.callback_id for arrival in arrivals), False))
+        try:
+            async with self._db.transaction():
+                await self._gateway.outbox.publish_many(
+                    [
+                        arrival.report.event(arrival.known(now))
+                        for arrival in arrivals
+                        if arrival.report.event is not None
+                    ]
+                )
+                applied = self._unkept.get() or {}
+                kept = await self._db.execute(
+                    tables.KEEP_MANY,
+                    [arrival.callback_id for arrival in arrivals],
+                    [arrival.incoming.kind for arrival in arrivals],
+                    [arrival.fingerprint for arrival in arrivals],
+                    [arrival.incoming.source for arrival in arrivals],
+                    [arrival.subject.env if arrival.subject else None for arrival in arrivals],
+                    [arrival.subject.subject_id if arrival.subject else "" for arrival in arrivals],
+                    [arrival.report.handle for arrival in arrivals],
+                    [arrival.report.result_code for arrival in arrivals],
+                    [arrival.text for arrival in arrivals],
+                    [arrival.subject.merchant_id if arrival.subject else "" for arrival in arrivals],
+                    ["verified" if arrival.is_signed else "none" for arrival in arrivals],
+                    now,
+                    now + timedelta(seconds=PAUSES[0]),
+                    [applied[arrival.callback_id] or arrival.report.event is None for arrival in arrivals],
+                )
+                _require_all(kept, len(arrivals))
+        except UNREACHABLE:
+            raise
+        except Exception as problem:  # noqa: BLE001 - each is tried by itself, and what is wrong with it is said then
+            log.info("callbacks_one_by_one", count=len(arrivals), error=type(problem).__name__)
+            return False
+        finally:
+            self._unkept.reset(token)
+        return True
+
+    async def _keep(self, arrival: "_Arrival", *, has_seen: bool) -> bool:
+        """Keep one callback whatever is odd about it; False for one that we have had."""
+        if has_seen:
+            await self._db.execute(tables.REPEATED, arrival.fingerprint)
+            return False
+        incoming, subject, report = arrival.incoming, arrival.subject, arrival.report
         now = self._gateway.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 tables.KEEP,
-                self._gateway.ids.new("cbk"),
-                kind,
-                fingerprint,
+                arrival.callback_id,
+                incoming.kind,
+                arrival.fingerprint,
                 now,
                 incoming.source,
                 subject.env if subject else None,
-                subject_id,
+                subject.subject_id if subject else "",
                 report.handle,
                 report.result_code,
-                incoming.body.decode("utf-8", "replace").replace("\x00", ""),
+                arrival.text,
                 now + timedelta(seconds=PAUSES[0]),
                 subject.merchant_id if subject else "",
-                "verified" if is_signed else "none",
+                "verified" if arrival.is_signed else "none",
             )
-            if row is not None and row["is_new"]:
+            if row is None:
+                raise RuntimeError("the callback was not written")
+            if row["is_new"]:
                 await self._offer(report, row)
-        await self._dedup.remember(fingerprint)
-        if row is not None and not row["is_new"]:
-            await self._audit_repeat(incoming, subject, report)
-        log.info("callback_accepted", kind=kind, handle=report.handle, result_code=report.result_code)
+        return bool(row["is_new"])
 
     async def mark_applied(self, callback_id: str) -> None:
         """A subscriber has used this callback."""
+        unkept = self._unkept.get()
+        if unkept is not None and callback_id in unkept:
+            unkept[callback_id] = True
+            return
         await self._db.execute(tables.APPLIED, callback_id, self._gateway.clock.now())
+
+    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+        """See the port."""
+        return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
 
     async def apply_waiting(self, handle: str) -> int:
         """Offer what waits under a handle of Daraja's that has just become known."""
@@ -319,6 +431,12 @@ class CallbackInbox:
         return page_of(
             rows, filters.limit, view=callback_view, position=lambda row: (row["received_at"], row["callback_id"])
         )
+
+
+def _require_all(tag: str, count: int) -> None:
+    """Undo the transaction, by an exception, unless this many callbacks were written."""
+    if tag != f"INSERT 0 {count}":
+        raise _OneByOne
 
 
 def _read(incoming: Incoming) -> Report:
