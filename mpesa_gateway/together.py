@@ -27,6 +27,7 @@ class Together(Generic[T, R]):
         self._most = most
         self._lanes = lanes
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._lanes_open = 0
         self._running: set[asyncio.Task[None]] = set()
 
     async def ask(self, what: T) -> R:
@@ -34,28 +35,36 @@ class Together(Generic[T, R]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
         self._waiting.append((what, answer))
-        if len(self._running) < self._lanes:
+        if self._lanes_open < self._lanes:
+            self._lanes_open += 1
             task = loop.create_task(self._run(), context=Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         return await answer
 
     async def _run(self) -> None:
-        while self._waiting:
-            served = self._waiting[: self._most]
-            del self._waiting[: self._most]
-            try:
-                results = await self._serve([what for what, _ in served])
-            except Exception as problem:  # noqa: BLE001 - raised again by each of those who asked
-                results = [problem] * len(served)
-            except BaseException:
-                for _, answer in served:
-                    answer.cancel()
-                raise
-            for (_, answer), result in zip(served, results, strict=True):
-                if answer.done():
-                    continue
-                if isinstance(result, Exception):
-                    answer.set_exception(result)
-                else:
-                    answer.set_result(result)
+        try:
+            while self._waiting:
+                served = self._waiting[: self._most]
+                del self._waiting[: self._most]
+                await self._serve_these(served)
+        finally:
+            # Here and not when the task is seen to be done: who asks in between must find a lane free.
+            self._lanes_open -= 1
+
+    async def _serve_these(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:
+        try:
+            results = await self._serve([what for what, _ in served])
+        except Exception as problem:  # noqa: BLE001 - raised again by each of those who asked
+            results = [problem] * len(served)
+        except BaseException:
+            for _, answer in served:
+                answer.cancel()
+            raise
+        for (_, answer), result in zip(served, results, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)

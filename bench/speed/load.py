@@ -88,7 +88,9 @@ class _Load:
         self.began = time.perf_counter()
         self.from_ = self.began + self.job["warm_up"]
         self.until = self.from_ + self.job["seconds"]
-        await asyncio.gather(*(self.client(ports[n % len(ports)]) for n in range(self.job["clients"])))
+        # An answer that never comes must not be waited for for ever.
+        async with asyncio.timeout(self.job["warm_up"] + self.job["seconds"] + 30):
+            await asyncio.gather(*(self.client(ports[n % len(ports)]) for n in range(self.job["clients"])))
         # A source that ran dry ended the round early: what was counted was counted until then.
         seconds = min(time.perf_counter(), self.until) - self.from_
         ordered = sorted(self.counted) or [0.0]

@@ -110,6 +110,11 @@ class Database:
         least, most = self._pool_size
         await self.engine.start_connection_pool(min_size=least, max_size=most, max_inactive_connection_lifetime=300.0)
 
+    async def connect(self) -> "asyncpg.Connection[Row]":
+        """A connection outside the pool, for whoever keeps one. Raises what asyncpg raises without Postgres."""
+        connection: asyncpg.Connection[Row] = await asyncpg.connect(**self.engine.config)
+        return connection
+
     async def stop(self) -> None:
         """Close the pool and let go of the tables."""
         for table in [table for table, owner in _bound.items() if owner is self]:

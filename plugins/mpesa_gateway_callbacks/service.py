@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import structlog
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
@@ -107,6 +108,10 @@ class _Arrival:
 
 class _OneByOne(Exception):
     """One of several callbacks has been here before: that has to be looked at by itself."""
+
+
+_ODD: tuple[type[BaseException], ...] = (_OneByOne, AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+"""Why several callbacks are not kept in one go, with nothing wrong on our side."""
 
 
 class CallbackInbox:
@@ -221,8 +226,11 @@ class CallbackInbox:
                 _require_all(kept, len(arrivals))
         except UNREACHABLE:
             raise
-        except Exception as problem:  # noqa: BLE001 - each is tried by itself, and what is wrong with it is said then
-            log.info("callbacks_one_by_one", count=len(arrivals), error=type(problem).__name__)
+        except _ODD:
+            return False
+        except Exception:
+            # Whoever could not take one of them is asked again about each by itself, so that only that one waits.
+            log.exception("callbacks_one_by_one", count=len(arrivals))
             return False
         finally:
             self._unkept.reset(token)

@@ -50,8 +50,10 @@ RETURNING callback_id, merchant_id, subject_id, env, received_at, xmax = 0 AS is
 KEEP_MANY = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     merchant_id, signature, verdict, applied_at, due_at)
-SELECT callback_id, kind, fingerprint, $12, source, env, subject_id, handle, result_code, body, merchant_id, signature,
-    CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END, CASE WHEN is_applied THEN $12 END,
+SELECT callback_id, kind, fingerprint, $12::timestamptz, source, env, subject_id, handle, result_code, body,
+    merchant_id, signature,
+    CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
+    CASE WHEN is_applied THEN $12::timestamptz END,
     CASE WHEN NOT is_applied THEN $13::timestamptz END
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $14::boolean[])

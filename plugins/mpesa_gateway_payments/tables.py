@@ -138,10 +138,10 @@ WITH told AS (
     ORDER BY payment_id
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $6, 'sent', 'ack', '0', '' FROM told
+    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM told
 )
 UPDATE payment SET charge = 'accepted', merchant_request_id = told.merchant_request_id,
-    checkout_request_id = told.checkout_request_id, updated_at = $6,
+    checkout_request_id = told.checkout_request_id, updated_at = $6::timestamptz,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL THEN $7::timestamptz ELSE due_at END
 FROM told WHERE payment.payment_id = told.payment_id
 RETURNING payment.*
@@ -223,11 +223,12 @@ WITH told AS (
         AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $7, status, 'callback', result_code, result_desc FROM told
+    SELECT payment_id, $7::timestamptz, status, 'callback', result_code, result_desc FROM told
 )
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
-    completed_at = CASE WHEN told.status = 'completed' THEN $7 END, updated_at = $7, due_at = NULL
+    completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
+    due_at = NULL
 FROM told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
 """
