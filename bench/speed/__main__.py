@@ -119,11 +119,27 @@ class Run:
                 "thin": contests.create(thin_app, "/create"),
             }
             made.append(Contest("create", entrants | {peer.name: contests.create(peer, "/create") for peer in peers}))
-            made.append(Contest("create, one client", {"gateway": contests.create(gateway, "/v1/payments", clients=1)}))
+            made.append(
+                Contest(
+                    "create, one client",
+                    {
+                        "gateway": contests.create(gateway, "/v1/payments", clients=1),
+                        "thin": contests.create(thin_app, "/create", clients=1),
+                    },
+                )
+            )
         if "callback" in operations:
             entrants = {"gateway": contests.gateway_callback(gateway), "thin": contests.thin_callback(thin_app)}
             made.append(Contest("callback", entrants | {peer.name: contests.peer_callback(peer) for peer in peers}))
-            made.append(Contest("callback, one client", {"gateway": contests.gateway_callback(gateway, clients=1)}))
+            made.append(
+                Contest(
+                    "callback, one client",
+                    {
+                        "gateway": contests.gateway_callback(gateway, clients=1),
+                        "thin": contests.thin_callback(thin_app, clients=1),
+                    },
+                )
+            )
         return made
 
     async def _prepare(self) -> seed.Shop:

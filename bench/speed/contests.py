@@ -137,7 +137,7 @@ class Contests:
             token = make_token(key, "stk", Subject("sandbox", self._shop.merchant_id, payment_id))
             yield request("POST", f"/v1/cb/stk/{token}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
 
-    def thin_callback(self, contestant: Contestant) -> Measure:
+    def thin_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
         """Callbacks for the thin raw app, by its payment's id."""
 
         async def measure() -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Contests:
                 request("POST", f"/callback/{stem}{number}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
                 for number in range(1, self._effort.most + 1)
             )
-            return await self._load(requests, contestant, 200)
+            return await self._load(requests, contestant, 200, clients=clients)
 
         return measure
 

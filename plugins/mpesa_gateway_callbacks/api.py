@@ -28,6 +28,10 @@ class Callbacks(Protocol):
         """Say, in the subscriber's transaction, that a callback has done its work."""
         ...
 
+    def put_aside(self, callback_id: str) -> None:
+        """Say, while several callbacks are taken at once, that this one is to be offered by itself afterwards."""
+        ...
+
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:
         """Those of these handles of Daraja's under which callbacks wait."""
         ...

@@ -27,6 +27,7 @@ class Dedup:
         self._gateway = gateway
         self._keep = keep
         self._resting_until = 0.0
+        self._noting: set[asyncio.Task[object]] = set()
 
     async def seen_among(self, fingerprints: Sequence[bytes]) -> set[bytes]:
         """Those of these fingerprints whose callbacks are known to be committed."""
@@ -34,13 +35,19 @@ class Dedup:
         marks = cast("list[bytes | None]", found or [None] * len(fingerprints))
         return {fingerprint for fingerprint, mark in zip(fingerprints, marks, strict=True) if mark is not None}
 
-    async def remember(self, fingerprints: Sequence[bytes]) -> None:
-        """Note callbacks that have been committed."""
+    def remember(self, fingerprints: Sequence[bytes]) -> None:
+        """Note callbacks that have been committed. Nobody waits for it: Postgres knows them."""
         if fingerprints:
             pipeline = self._gateway.valkey.pipeline(transaction=False)
             for fingerprint in fingerprints:
                 pipeline.set(self._key(fingerprint), b"1", ex=self._keep)
-            await self._ask(pipeline.execute)
+            task = asyncio.create_task(self._ask(pipeline.execute))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
+
+    async def settle(self) -> None:
+        """Wait until everything is noted."""
+        await asyncio.gather(*self._noting)
 
     def _key(self, fingerprint: bytes) -> str:
         return f"{self._gateway.config.valkey.prefix}:callback:{fingerprint.hex()}"

@@ -1,11 +1,11 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 import structlog
@@ -79,6 +79,9 @@ class Incoming:
     signature: str | None = None
 
 
+Verdict = Literal["waiting", "applied", "aside"]
+
+
 @dataclass(frozen=True)
 class _Arrival:
     """A callback that has passed every check, on its way into the inbox. ``subject`` is what its token was made for."""
@@ -123,9 +126,9 @@ class CallbackInbox:
         self._settings = gateway.settings(CallbacksSettings)
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
-        self._kept: Together[_Arrival, bool] = Together(self._keep_together)
-        self._unkept: ContextVar[dict[str, bool] | None] = ContextVar("unkept_callbacks", default=None)
-        """Callbacks that are written at the end of the open transaction, and whether somebody has used them."""
+        self._kept: Together[_Arrival, bool | None] = Together(self._keep_together)
+        self._unkept: ContextVar[dict[str, Verdict] | None] = ContextVar("unkept_callbacks", default=None)
+        """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
 
@@ -140,7 +143,8 @@ class CallbackInbox:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     async def stop(self) -> None:
-        """Nothing is held open."""
+        """Finish what nobody waits for."""
+        await self._dedup.settle()
 
     def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
         """The address to give Daraja for one request; free of the words that Daraja's portal warns of."""
@@ -161,6 +165,8 @@ class CallbackInbox:
             fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
             arrival = _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
             is_new = await self._kept.ask(arrival)
+            if is_new is None:
+                is_new = await self._keep(arrival)
         except CallbackRefused as refusal:
             await self._keep_refused(incoming, subject, refusal)
             raise
@@ -168,34 +174,35 @@ class CallbackInbox:
             await self._audit_repeat(incoming, subject, report)
         log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
 
-    async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | Exception]:
-        """Keep what came at the same time, in one transaction where nothing is odd about any of it, else one by one."""
+    async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
+        """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
+
+        Whatever is odd about one, or has to wait for somebody, is left to whoever brought it, so that it holds up none
+        of the others.
+        """
         seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
+        repeated = seen and await self._count_repeats(seen)
         # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
-        if not await self._keep_at_once(list(fresh.values())):
-            fresh = {}
-        results: dict[str, bool | Exception] = {arrival.callback_id: True for arrival in fresh.values()}
-        for arrival in arrivals:
-            if arrival.callback_id not in results:
-                try:
-                    results[arrival.callback_id] = await self._keep(arrival, has_seen=arrival.fingerprint in seen)
-                except Exception as problem:  # noqa: BLE001 - raised again by whoever took this one in
-                    results[arrival.callback_id] = problem
-        await self._dedup.remember(
-            [arrival.fingerprint for arrival in arrivals if results[arrival.callback_id] is True]
-        )
-        return [results[arrival.callback_id] for arrival in arrivals]
+        kept = await self._keep_at_once(list(fresh.values()))
+        self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
+        return [
+            True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
+            for arrival in arrivals
+        ]
 
-    async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> bool:
-        """Publish, and write the inbox last, once, with each verdict: five trips to Postgres however many come.
+    async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> set[str]:
+        """Publish, and write the inbox last, each with its verdict: five trips to Postgres however many they are.
 
-        False, with nothing done, when one of them is known already or somebody could not take it.
+        Gives those that were kept: all but those put aside, and none when one of them has been here before.
         """
         if not arrivals:
-            return True
+            return set()
         now = self._gateway.clock.now()
-        token = self._unkept.set(dict.fromkeys((arrival.callback_id for arrival in arrivals), False))
+        verdicts: dict[str, Verdict] = {
+            arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
+        }
+        token = self._unkept.set(verdicts)
         try:
             async with self._db.transaction():
                 await self._gateway.outbox.publish_many(
@@ -205,42 +212,44 @@ class CallbackInbox:
                         if arrival.report.event is not None
                     ]
                 )
-                applied = self._unkept.get() or {}
-                kept = await self._db.execute(
+                kept = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
+                tag = await self._db.execute(
                     tables.KEEP_MANY,
-                    [arrival.callback_id for arrival in arrivals],
-                    [arrival.incoming.kind for arrival in arrivals],
-                    [arrival.fingerprint for arrival in arrivals],
-                    [arrival.incoming.source for arrival in arrivals],
-                    [arrival.subject.env if arrival.subject else None for arrival in arrivals],
-                    [arrival.subject.subject_id if arrival.subject else "" for arrival in arrivals],
-                    [arrival.report.handle for arrival in arrivals],
-                    [arrival.report.result_code for arrival in arrivals],
-                    [arrival.text for arrival in arrivals],
-                    [arrival.subject.merchant_id if arrival.subject else "" for arrival in arrivals],
-                    ["verified" if arrival.is_signed else "none" for arrival in arrivals],
+                    [arrival.callback_id for arrival in kept],
+                    [arrival.incoming.kind for arrival in kept],
+                    [arrival.fingerprint for arrival in kept],
+                    [arrival.incoming.source for arrival in kept],
+                    [arrival.subject.env if arrival.subject else None for arrival in kept],
+                    [arrival.subject.subject_id if arrival.subject else "" for arrival in kept],
+                    [arrival.report.handle for arrival in kept],
+                    [arrival.report.result_code for arrival in kept],
+                    [arrival.text for arrival in kept],
+                    [arrival.subject.merchant_id if arrival.subject else "" for arrival in kept],
+                    ["verified" if arrival.is_signed else "none" for arrival in kept],
                     now,
                     now + timedelta(seconds=PAUSES[0]),
-                    [applied[arrival.callback_id] or arrival.report.event is None for arrival in arrivals],
+                    [verdicts[arrival.callback_id] == "applied" for arrival in kept],
                 )
-                _require_all(kept, len(arrivals))
+                _require_all(tag, len(kept))
+        except _ODD:
+            return set()
         except UNREACHABLE:
             raise
-        except _ODD:
-            return False
         except Exception:
-            # Whoever could not take one of them is asked again about each by itself, so that only that one waits.
+            # Each is offered by itself then, so that only the one that nobody can take has to wait.
             log.exception("callbacks_one_by_one", count=len(arrivals))
-            return False
+            return set()
         finally:
             self._unkept.reset(token)
-        return True
+        return {arrival.callback_id for arrival in kept}
 
-    async def _keep(self, arrival: "_Arrival", *, has_seen: bool) -> bool:
+    async def _count_repeats(self, fingerprints: Iterable[bytes]) -> set[bytes]:
+        """Count repetitions of callbacks that we have had; gives those that we have."""
+        rows = await self._db.fetch(tables.REPEATED, sorted(fingerprints))
+        return {bytes(row["fingerprint"]) for row in rows}
+
+    async def _keep(self, arrival: "_Arrival") -> bool:
         """Keep one callback whatever is odd about it; False for one that we have had."""
-        if has_seen:
-            await self._db.execute(tables.REPEATED, arrival.fingerprint)
-            return False
         incoming, subject, report = arrival.incoming, arrival.subject, arrival.report
         now = self._gateway.clock.now()
         async with self._db.transaction():
@@ -264,15 +273,23 @@ class CallbackInbox:
                 raise RuntimeError("the callback was not written")
             if row["is_new"]:
                 await self._offer(report, row)
+        self._dedup.remember([arrival.fingerprint])
         return bool(row["is_new"])
 
     async def mark_applied(self, callback_id: str) -> None:
         """A subscriber has used this callback."""
         unkept = self._unkept.get()
         if unkept is not None and callback_id in unkept:
-            unkept[callback_id] = True
+            unkept[callback_id] = "applied"
             return
         await self._db.execute(tables.APPLIED, callback_id, self._gateway.clock.now())
+
+    def put_aside(self, callback_id: str) -> None:
+        """See the port. Raises KeyError where it is offered by itself already."""
+        unkept = self._unkept.get()
+        if unkept is None or callback_id not in unkept:
+            raise KeyError(f"{callback_id} is not taken together with others")
+        unkept[callback_id] = "aside"
 
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:
         """See the port."""

@@ -64,7 +64,10 @@ ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
 """
 
-REPEATED = "UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = $1"
+REPEATED = """
+UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = ANY($1::bytea[]) RETURNING fingerprint
+"""
+"""Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'

@@ -1,6 +1,6 @@
 """Takes many payments one step further at once, where nothing about them is odd; the odd ones go one by one."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -127,38 +127,27 @@ class Steps:
 class Endings:
     """What callbacks do to payments, for several at once: one trip to look, one to write, whatever their number."""
 
-    def __init__(
-        self,
-        gateway: "Gateway",
-        take_one: Callable[[StkResulted], Awaitable[None]],
-        wants_confirmation: Callable[[Row, StkResulted], bool],
-    ) -> None:
-        """``take_one`` takes a result in the open transaction, whatever is odd about it."""
+    def __init__(self, gateway: "Gateway", wants_confirmation: Callable[[Row, StkResulted], bool]) -> None:
         self._gateway = gateway
         self._db = gateway.db
-        self._take_one = take_one
         self._wants_confirmation = wants_confirmation
 
     async def take(self, results: Sequence[StkResulted]) -> None:
-        """Take results in the open transaction. Raises what ``take_one`` raises."""
-        by_payment: dict[str, StkResulted] = {}
-        odd: list[StkResulted] = []
-        for result in results:
-            if result.subject_id and result.subject_id not in by_payment:
-                by_payment[result.subject_id] = result
-            else:
-                odd.append(result)
+        """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
+        callbacks = self._gateway.services.get(Callbacks)
+        by_payment = {result.subject_id: result for result in results if result.subject_id}
         plain: list[tuple[Row, StkResulted, Outcome]] = []
-        for row in await self._db.fetch(tables.LOCK_MANY, sorted(by_payment)):
+        for row in await self._db.fetch(tables.LOCK_MANY, list(by_payment)):
             result = by_payment[row["payment_id"]]
             outcome = stk_outcome(result.result_code, result.result_desc)
             if self._is_plain(row, result, outcome):
                 plain.append((row, result, outcome))
-                del by_payment[row["payment_id"]]
+        taken = {result.callback_id for _, result, _ in plain}
+        for result in results:
+            if result.callback_id not in taken:
+                callbacks.put_aside(result.callback_id)
         if plain:
             await self._end(plain)
-        for result in (*by_payment.values(), *odd):
-            await self._take_one(result)
 
     def _is_plain(self, row: Row, result: StkResulted, outcome: Outcome) -> bool:
         """Whether a locked payment simply ends: everything fits, and nothing has happened to it but its push."""

@@ -69,9 +69,7 @@ class PaymentService:
         self._asking = asyncio.Semaphore(self._settings.asks_at_once)
         self._moves = Transitions(gateway)
         self._steps = Steps(gateway)
-        self._endings = Endings(
-            gateway, self.take_result, lambda row, result: self._wants_confirmation(row, _told(result))
-        )
+        self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -328,7 +326,7 @@ class PaymentService:
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
-        """The same for several callbacks of one transaction. Raises what the odd one among them raises."""
+        """The same for several callbacks of one transaction; the odd ones among them are put aside."""
         await self._endings.take(results)
 
     async def _learn_checkout(self, payment_id: str, result: StkResulted) -> None:

@@ -215,7 +215,8 @@ RETURNING *
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
-LOCK_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE"
+LOCK_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED"
+"""Nobody waits for one of many: what somebody else is at is taken by itself afterwards."""
 
 END_MANY = """
 WITH told AS (

@@ -86,7 +86,11 @@ class Deliveries:
             [event.occurred_at for event in events],
         )
         if rows:
-            await self._db.after_commit(lambda: self._wake([row["delivery_id"] for row in rows]))
+            await self._db.after_commit(lambda: self._wake_soon([row["delivery_id"] for row in rows]))
+
+    async def _wake_soon(self, delivery_ids: Sequence[str]) -> None:
+        for start in range(0, len(delivery_ids), BATCH):
+            self._gateway.jobs.wake(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
 
     async def _wake(self, delivery_ids: Sequence[str]) -> None:
         for start in range(0, len(delivery_ids), BATCH):
