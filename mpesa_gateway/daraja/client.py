@@ -35,6 +35,7 @@ from mpesa_gateway.daraja.wire import (
     read_text,
 )
 from mpesa_gateway.http.outbound import NoAnswer, Outbound, system_lookup
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
@@ -456,8 +457,10 @@ class DarajaClient:
         began = time.perf_counter()
         status, error = 0, None
         try:
+            # While M-Pesa thinks, others are worked on.
             async with asyncio.timeout(self._config.timeout):
-                response = await self._way.exchange(method, url, headers=sent, body=body, most=_LONGEST)
+                with aside():
+                    response = await self._way.exchange(method, url, headers=sent, body=body, most=_LONGEST)
             status = response.status
             try:
                 content = read_json(response.body) if response.body else None

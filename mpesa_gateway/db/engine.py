@@ -1,7 +1,8 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -43,8 +44,25 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
 """What Postgres says when it has no room or no time at this moment: nothing was done, and trying again may help."""
 
 
+_may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
+
+
+@contextmanager
+def reserve() -> Generator[None]:
+    """A block that may use the connections which others leave free: what must go on however busy all else is."""
+    token = _may_use_reserve.set(True)
+    try:
+        yield
+    finally:
+        _may_use_reserve.reset(token)
+
+
 class AlreadyBound(Exception):
     """Another running gateway of this process has bound the tables to its own database."""
+
+
+class CalledInTransaction(RuntimeError):
+    """Something that must be committed before it goes on was called inside a transaction."""
 
 
 class _Engine(PostgresEngine):
@@ -101,6 +119,8 @@ class Database:
             extensions=(),
         )
         self._pool_size = (config.pool_min, config.pool_max)
+        # At most half, so that a small pool is not all reserve.
+        self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
 
     @property
@@ -112,6 +132,14 @@ class Database:
     def in_transaction(self) -> bool:
         """Whether this task has a transaction open."""
         return self._open.get() is not None
+
+    def refuse_transaction(self, what: str) -> None:
+        """Raises CalledInTransaction when this task has a transaction open: ``what`` commits before it calls others."""
+        if self.in_transaction:
+            raise CalledInTransaction(
+                f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
+                "would come too late. Call it after commit: by `db.after_commit(…)`, or from a subscriber made by `on`"
+            )
 
     async def start(self) -> None:
         """Open the pool. Raises what asyncpg raises when Postgres cannot be reached."""
@@ -125,12 +153,20 @@ class Database:
         connection: asyncpg.Connection[Row] = await asyncpg.connect(**self.engine.config)
         return connection
 
-    async def stop(self) -> None:
-        """Close the pool and let go of the tables."""
+    async def stop(self, patience: float = 10.0) -> None:
+        """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
         for table in [table for table, owner in _bound.items() if owner is self]:
             del _bound[table]
-        if self.engine.pool is not None:
-            await self.engine.close_connection_pool()
+        pool = self.engine.pool
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self.engine.close_connection_pool()
+        except TimeoutError:
+            log.warning("connections_cut_off")
+            pool.terminate()
+            self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
         """Let Piccolo's tables run their queries here. Raises AlreadyBound while another database holds them."""
@@ -152,7 +188,17 @@ class Database:
         if current is not None:
             yield current.connection
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _acquire(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
+        """A connection from the pool; one of the reserve only inside ``reserve``."""
+        if _may_use_reserve.get():
+            async with self._pool.acquire() as connection:
+                yield connection
+            return
+        async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
@@ -191,7 +237,7 @@ class Database:
         if self._open.get() is not None:
             yield
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
             current = _Open(connection)
             token = self._open.set(current)
             # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own

@@ -11,6 +11,7 @@ import structlog
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.plugin import Subscriber
+from mpesa_gateway.stored import dumps, loads
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -137,7 +138,7 @@ class Outbox:
                 [event.merchant_id for event in events],
                 [event.subject_id for event in events],
                 [event.occurred_at for event in events],
-                [msgspec.json.encode(event).decode() for event in events],
+                [dumps(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
 
@@ -175,7 +176,7 @@ class Outbox:
         if row is None:
             return False
         try:
-            event = msgspec.json.decode(row["payload"], type=gateway.event_type(row["kind"]))
+            event = loads(row["payload"], gateway.event_type(row["kind"]))
             await subscriber.handler(event, gateway)
         except Exception as problem:
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]

@@ -78,9 +78,13 @@ class Recovery(Protocol):
 class StatusQueries(Protocol):
     """Asks M-Pesa what became of a transaction."""
 
-    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+    async def ask(
+        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
+    ) -> CheckStarted:
         """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
 
+        The answer never shows the money's ``reference``: give it where it is known, so that no payment for another
+        account is taken for this one.
         Raises Invalid, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         ...

@@ -42,7 +42,9 @@ class StatusChecks:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 
-    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+    async def ask(
+        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
+    ) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
@@ -62,6 +64,7 @@ class StatusChecks:
             payment_id,
             receipt,
             what[:64],
+            reference,
             now,
         )
         try:
@@ -216,7 +219,7 @@ class StatusChecks:
             amount=told.amount,
             amount_text=told.amount_text or "",
             phone=told.phone,
-            reference=None,
+            reference=check["reference"],
             moments=(result.finished_at,) if result.finished_at else (),
         )
         match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)

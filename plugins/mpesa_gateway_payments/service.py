@@ -28,6 +28,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, may_be
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
@@ -108,6 +109,7 @@ class PaymentService:
         self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
     ) -> Requested:
         """See the port."""
+        self._db.refuse_transaction("asking for a payment")
         row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
         if row is None:
             row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
@@ -115,7 +117,7 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
-        pushed = await asyncio.shield(asyncio.ensure_future(self._push(row, credentials)))
+        pushed = await self._gateway.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
@@ -170,7 +172,8 @@ class PaymentService:
             check_env(credentials, env)
             if claim.subject_id != payment_id:
                 due = now + timedelta(seconds=self._settings.unsent_after)
-                again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due)
+                expires = now + timedelta(seconds=self._settings.expire_after)
+                again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
                 # It was given up meanwhile: what it is now is the answer.
@@ -243,9 +246,16 @@ class PaymentService:
 
     async def _record_ack(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
         row = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack))
-        return row if row is not None else await self._record_ack_alone(payment_id, merchant_id, key, ack)
+        if row is not None:
+            return row
+        try:
+            return await self._record_accepted(payment_id, merchant_id, key, ack)
+        except asyncpg.UniqueViolationError:
+            log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)  # noqa: TRY400
+        fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
+        return await self._record_unknown(payment_id, merchant_id, key, fault)
 
-    async def _record_ack_alone(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+    async def _record_accepted(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(
@@ -374,9 +384,8 @@ class PaymentService:
         if row is None:
             return False
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
-        is_last = now >= row["expires_at"]
         if row["checkout_request_id"] is None:
-            await self._expire_unacknowledged(row, now, is_last=is_last)
+            await self._expire_unacknowledged(payment_id, now)
             return True
         async with self._asking:
             outcome = await self._ask_daraja(row)
@@ -384,13 +393,13 @@ class PaymentService:
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
             if locked is not None:
-                await self._take_answer(locked, outcome, now, is_last=is_last)
+                await self._take_answer(locked, outcome, now)
         return True
 
-    async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime, *, is_last: bool) -> None:
+    async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
-        claim = None if row["claim"] is None else msgspec.json.decode(row["claim"], type=Told)
+        claim = None if row["claim"] is None else loads(row["claim"], Told)
         if outcome is not None and outcome.is_paid:
             if claim is not None:
                 await self._moves.drop_claim(payment_id, refuted=False)
@@ -406,7 +415,7 @@ class PaymentService:
                 reason=outcome.failure_reason,
                 cause=Cause.STK_QUERY,
             )
-        elif not is_last:
+        elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
         elif claim is not None:
             # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
@@ -419,6 +428,10 @@ class PaymentService:
         """Daraja's answer; None when there was none."""
         try:
             credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
+            if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
+                # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
+                log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
+                return None
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except (NotSent, OutcomeUnknown, Rejected) as fault:
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
@@ -429,19 +442,23 @@ class PaymentService:
         return answer.outcome
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the request, the last pause repeating, and once more at the very end."""
+        """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""
         schedule = self._settings.ask_after
-        age = (now - row["created_at"]).total_seconds()
-        later = next((pause for pause in schedule if pause > age), None)
-        created_at: datetime = row["created_at"]
         expires_at: datetime = row["expires_at"]
-        at = created_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
+        # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
+        pushed_at = max(row["created_at"], expires_at - timedelta(seconds=self._settings.expire_after))
+        age = (now - pushed_at).total_seconds()
+        later = next((pause for pause in schedule if pause > age), None)
+        at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
         return min(at, max(expires_at, now + timedelta(seconds=1)))
 
-    async def _expire_unacknowledged(self, row: Row, now: datetime, *, is_last: bool) -> None:
+    async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
-        payment_id = row["payment_id"]
         async with self._db.transaction():
+            # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
+            row = await self._db.fetchrow(tables.LOCK, payment_id)
+            if row is None:
+                return
             if row["charge"] == Charge.RELEASED.value:
                 await self._moves.fail(
                     payment_id,
@@ -451,10 +468,10 @@ class PaymentService:
                     cause=Cause.EXPIRY,
                     step="expired",
                 )
-            elif is_last:
+            elif row["checkout_request_id"] is None and now >= row["expires_at"]:
                 await self._moves.expire(payment_id)
-            else:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, max(row["expires_at"], now))
+            elif row["checkout_request_id"] is None:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
     async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, and NotAsked when there is nothing to ask about."""

@@ -38,6 +38,7 @@ class PaymentRow(Table, tablename="payment"):
     refund_reserved = Integer()
     refunded = Integer()
     claim = JSONB(null=True, default=None)
+    looked_after_at = Timestamptz(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
     expires_at = Timestamptz()
@@ -56,6 +57,7 @@ class StatusCheckRow(Table, tablename="status_check"):
     payment_id = Text(null=True, default=None)
     receipt = Text(null=True, default=None)
     asked_for = Text()
+    reference = Text(null=True, default=None)
     state = Text()
     originator_conversation_id = Text(null=True, default=None)
     conversation_id = Text(null=True, default=None)
@@ -119,14 +121,14 @@ INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALU
 """
 
 RESEND = """
-UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3
+UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3, expires_at = $4
 WHERE payment_id = $1 AND status = 'pending' AND charge = 'released'
 RETURNING *
 """
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL THEN $5::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
 WHERE payment_id = $1
 RETURNING *
 """
@@ -161,7 +163,8 @@ RETURNING *
 """
 
 LEARN_RECEIPT = """
-UPDATE payment SET receipt = $2, updated_at = $3
+UPDATE payment SET receipt = $2, updated_at = $3, mismatch = COALESCE(mismatch, $4),
+    received_phone = COALESCE($5, received_phone)
 WHERE payment_id = $1 AND status IN ('completed', 'reversed', 'partially_reversed') AND receipt IS NULL
 RETURNING *
 """
@@ -175,9 +178,15 @@ RETURNING *
 
 HOLD = """
 UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
-    result_code = $6, result_desc = $7, updated_at = $8, due_at = NULL, claim = NULL
-WHERE payment_id = $1 AND mismatch IS NULL
+    result_code = CASE WHEN status = 'failed' THEN result_code ELSE $6 END,
+    result_desc = CASE WHEN status = 'failed' THEN result_desc ELSE $7 END,
+    updated_at = $8, due_at = NULL, claim = NULL
+WHERE payment_id = $1 AND (mismatch IS NULL OR mismatch = 'phone')
 RETURNING *
+"""
+
+HAS_MISMATCH = """
+SELECT EXISTS (SELECT 1 FROM payment_step WHERE payment_id = $1 AND kind = 'mismatched' AND detail = $2)
 """
 
 CLAIM = """
@@ -253,6 +262,20 @@ WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at I
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 
+FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
+
+WAITS_FOR_A_PERSON = """
+mismatch IS NOT NULL AND looked_after_at IS NULL AND (status IN ('pending', 'failed') OR mismatch = 'receipt')
+"""
+
+COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+
+LOOK_AFTER = f"""
+UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
+"""  # noqa: S608 - likewise
+
+CHECKS_OF = "SELECT * FROM status_check WHERE payment_id = $1 ORDER BY created_at LIMIT 50"
+
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
 """
@@ -279,8 +302,8 @@ ORDER BY created_at LIMIT 50
 """
 
 INSERT_CHECK = """
-INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 CHECK_ASKED = """

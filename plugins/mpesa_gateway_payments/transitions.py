@@ -13,6 +13,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import may_be
+from mpesa_gateway.stored import dumps
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
+
+
+_OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
+"""The statuses from which a payment can still be completed."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +69,18 @@ class Transitions:
         if told.amount_text is not None and told.amount != row["amount"]:
             await self.hold(row, "amount", told, cause)
             return "mismatched"
+        if row["status"] == Status.FAILED.value and told.receipt is None:
+            # No receipt, no proof: but somebody says that money moved after the merchant was told that it had not.
+            await self.hold(row, "unconfirmed", told, cause)
+            return "mismatched"
         if row["receipt"] is not None and told.receipt is not None and row["receipt"] != told.receipt:
             # A second receipt for one charge: the payer may have paid twice.
             await self.hold(row, "receipt", told, cause)
+            return "mismatched"
+        is_held = row["mismatch"] not in {None, "phone"} and row["status"] in _OPEN
+        if is_held and (told.receipt is None or told.amount is None):
+            # Something else was reported before: only a receipt for the amount asked for outweighs it.
+            log.warning("payment_still_held", payment_id=row["payment_id"], of=row["mismatch"], cause=cause.value)
             return "mismatched"
         is_other_phone = told.phone is not None and not may_be(told.phone, row["phone"])
         try:
@@ -95,10 +109,7 @@ class Transitions:
             sources(Status.COMPLETED, has_receipt=told.receipt is not None),
         )
         if row is None:
-            if told.receipt is not None and await self._db.fetchrow(
-                tables.LEARN_RECEIPT, payment_id, told.receipt, now
-            ):
-                await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
+            await self._learn_receipt(payment_id, told, cause, now, other_phone)
             return False
         await self.step(payment_id, now, "completed", cause, told.code, told.text)
         await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
@@ -106,6 +117,19 @@ class Transitions:
             await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
         log.info("payment_completed", payment_id=payment_id, cause=cause.value)
         return True
+
+    async def _learn_receipt(
+        self, payment_id: str, told: Told, cause: Cause, now: datetime, other_phone: str | None
+    ) -> None:
+        """A completed payment whose receipt nobody had told gets it."""
+        if told.receipt is None:
+            return
+        mismatch = "phone" if other_phone else None
+        row = await self._db.fetchrow(tables.LEARN_RECEIPT, payment_id, told.receipt, now, mismatch, other_phone)
+        if row is not None:
+            await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
+            if other_phone:
+                await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
 
     async def fail(
         self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
@@ -141,7 +165,10 @@ class Transitions:
         )
 
     async def hold(self, row: Row, of: str, told: Told, cause: Cause) -> None:
-        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person."""
+        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person.
+
+        The payment shows the first such report; each further one stands in the timeline, and is told too, once.
+        """
         now = self._gateway.clock.now()
         held = await self._db.fetchrow(
             tables.HOLD,
@@ -154,19 +181,20 @@ class Transitions:
             told.text,
             now,
         )
-        if held is None:
+        said = f"KES {told.amount_text}" if told.amount_text is not None else "no amount"
+        by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
+        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
+        if held is None and await self._db.fetchval(tables.HAS_MISMATCH, row["payment_id"], detail):
             return
-        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {told.amount_text}, receipt {told.receipt}"
+        # The row keeps the first thing that did not fit; another one is told all the same.
         await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
-        await self._publish_mismatch(held, of, told.amount_text, told.receipt)
+        await self._publish_mismatch(held or row, of, told.amount_text, told.receipt)
         log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
 
     async def claim(self, row: Row, told: Told, patience: timedelta) -> None:
         """Remember what a callback says until a query has confirmed it; the query is due at once."""
         now = self._gateway.clock.now()
-        kept = await self._db.fetchrow(
-            tables.CLAIM, row["payment_id"], msgspec.json.encode(told).decode(), now, now + patience
-        )
+        kept = await self._db.fetchrow(tables.CLAIM, row["payment_id"], dumps(told), now, now + patience)
         if kept is not None:
             await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
 

@@ -105,6 +105,8 @@ WHERE run_id = $1 AND status = 'running'
 RETURNING run_id
 """
 
+BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND status = 'running'"
+
 KEEP_LINES = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],

@@ -1,6 +1,5 @@
 """Sends money back: sets it aside, commits, asks M-Pesa to reverse, and follows each reversal to its one end."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ class RefundService:
         row, is_ours = await self._claim(caller, body, key, credentials)
         if is_ours:
             # A caller that hangs up must not tear the reversal from its record.
-            row = await asyncio.shield(asyncio.ensure_future(self._reverse(row, credentials, key)))
+            row = await self._gateway.see_through(self._reverse(row, credentials, key))
         return view(row), not is_ours
 
     async def _claim(

@@ -170,6 +170,8 @@ STATEMENT = """
 SELECT * FROM sim_transaction WHERE shortcode = $1 AND at BETWEEN $2 AND $3 ORDER BY at, receipt OFFSET $4 LIMIT $5
 """
 
+HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"
+
 SET_HABIT = """
 INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation) DO UPDATE SET habit = excluded.habit
 """

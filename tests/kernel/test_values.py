@@ -14,6 +14,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes, NotAnAmount
 from mpesa_gateway.phone import Msisdn, NotAPhone, mask_phones
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.stored import dumps, loads
 
 
 @given(st.integers(1, 250_000))
@@ -105,3 +106,25 @@ def test_a_secret_shows_its_last_four_at_most() -> None:
     with pytest.raises(TypeError, match="Secret"):
         msgspec.json.encode(secret)
     assert secret == Secret("consumer-secret-ef12") != Secret("another")
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Something with every type of ours that is kept."""
+
+    amount: Kes | None
+    phone: Msisdn | None
+
+
+@given(st.integers(1, 250_000) | st.none(), st.from_regex(r"254[17][0-9]{8}", fullmatch=True) | st.none())
+def test_what_is_kept_comes_back_as_what_it_was(amount: int | None, phone: str | None) -> None:
+    kept = Kept(None if amount is None else Kes(amount), None if phone is None else Msisdn(phone))
+    found = loads(dumps(kept), Kept)
+    assert found == kept
+    assert (type(found.amount), type(found.phone)) == (type(kept.amount), type(kept.phone))
+
+
+def test_a_secret_is_not_kept_and_an_amount_is_no_text() -> None:
+    with pytest.raises(TypeError, match="Secret is not kept"):
+        dumps({"password": Secret("hunter2hunter2")})
+    with pytest.raises(msgspec.ValidationError, match="Kes"):
+        loads('{"amount": "500", "phone": null}', Kept)

@@ -1,11 +1,19 @@
 """Who may post a callback, what happens to it, and that none is lost or applied twice."""
 
 import asyncio
+import base64
+import hashlib
+import hmac
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from mpesa_gateway.testing.serving import Answer, running_gateway, shop
+from mpesa_gateway.daraja.addresses import filtered_words
+from mpesa_gateway.money import Kes
+from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
@@ -241,6 +249,48 @@ def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
     assert read_token(b"x" * 32, "stk", token) is None
     assert read_token(key, "status", token) is None
     assert read_token(key, "stk", "s" + token[1:]) is None
+
+
+async def test_a_host_can_hear_what_safaricom_reported_after_commit(town: Town) -> None:
+    heard: list[StkResulted] = []
+
+    @town.gateway.on(StkResulted)
+    async def hear(result: StkResulted) -> None:
+        heard.append(result)
+
+    made, url = await asked(town, "a")
+    await post(town, url, body(made["provider_ref"]))
+    assert (await town.api.settled(made["id"]))["status"] == "completed"
+
+    async def has_heard() -> bool:
+        return bool(heard)
+
+    assert await eventually(has_heard)
+    (result,) = heard
+    assert (result.amount, type(result.amount), result.receipt) == (500, Kes, "TKN4A1B2C3")
+    assert hear.__name__ == "hear"
+
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+random_part = st.text(ALPHABET, min_size=26, max_size=26)
+"""What follows the prefix of an identifier."""
+
+
+@given(st.binary(min_size=32, max_size=32), random_part, random_part, st.sampled_from(["pay", "rfd", "chk", "mer"]))
+@example(bytes(32), "0exe1cmd2exec3cmd4exe5cmd6", "exeexeexeexeexeexeexeexecm", "pay")
+def test_no_address_has_a_word_that_mpesa_filters(key: bytes, merchant: str, subject: str, prefix: str) -> None:
+    made_for = Subject("live", f"mer_{merchant}", f"{prefix}_{subject}")
+    token = make_token(key, "stk", made_for)
+    assert filtered_words(f"https://pay.example.co.ke/v1/cb/stk/{token}") == ()
+    assert read_token(key, "stk", token) == made_for
+
+
+def test_a_token_of_the_release_before_still_opens() -> None:
+    subject = Subject("sandbox", "mer_01jd0000000000000000000xm0", "pay_01jd0000000000000000000xm1")
+    text = f"stk|sandbox|{subject.merchant_id}|{subject.subject_id}"
+    mac = base64.urlsafe_b64encode(hmac.new(b"k" * 32, text.encode(), hashlib.sha256).digest()[:16]).decode()
+    assert read_token(b"k" * 32, "stk", f"s-{subject.merchant_id}-{subject.subject_id}.{mac.rstrip('=')}") == subject
 
 
 async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:

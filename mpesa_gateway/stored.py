@@ -1,0 +1,37 @@
+"""How values are kept in the database as JSON: an amount as its number, a phone number as its digits, and back."""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+
+T = TypeVar("T")
+
+
+def dumps(value: Any) -> str:
+    """A struct as JSON. Raises TypeError for a type that we do not keep, secrets among them."""
+    return msgspec.json.encode(value, enc_hook=_plain).decode()
+
+
+def loads(text: str, kind: type[T]) -> T:
+    """The struct that ``dumps`` made this of. Raises msgspec.ValidationError for anything else."""
+    return msgspec.json.decode(text, type=kind, dec_hook=_read)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Kes):
+        return int(value)
+    if isinstance(value, Msisdn):
+        # An exact str: what msgspec knows how to write.
+        return "".join(value)
+    raise TypeError(f"a {type(value).__name__} is not kept as JSON")
+
+
+def _read(kind: type[Any], value: Any) -> Any:
+    if kind is Kes and isinstance(value, int):
+        return Kes(value)
+    if kind is Msisdn and isinstance(value, str):
+        return Msisdn(value)
+    raise ValueError(f"cannot be read as a {kind.__name__}")

@@ -1,0 +1,73 @@
+"""A callback's address has leaked: with `payments.confirm`, what a stranger posts costs one query and no money."""
+
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_payments.service import PaymentService
+from tests.conftest import Town
+
+ASKS = "254700000020"
+
+
+@pytest.fixture(params=["always", "mismatch"])
+def values(values: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What M-Pesa is asked about before it counts."""
+    return values | {"payments": {"confirm": request.param, "ask_after": [1]}}
+
+
+async def prompted(town: Town, amount: int = 500) -> tuple[str, str]:
+    """A payment whose prompt is open: its id, and the prompt's."""
+    made = (await town.api.pay(ASKS, amount, key="order")).data
+    return made["id"], made["provider_ref"]
+
+
+async def forge(town: Town, checkout_request_id: str, amount: int) -> None:
+    """Somebody who has learned the address claims that this was paid."""
+    path = f"/simulator/control/pushes/{checkout_request_id}/forge"
+    assert (await town.api.call("POST", path, {"amount": amount})).data == {"status": 200}
+
+
+async def sweep(town: Town) -> None:
+    """Have M-Pesa asked about what is due."""
+    await town.gateway.services.get(PaymentService).wake_due()
+
+
+async def steps(town: Town, payment_id: str) -> list[str]:
+    """What has happened to a payment."""
+    found = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+    return [step["kind"] for step in found["timeline"]]
+
+
+async def test_a_success_that_nobody_earned_waits_for_m_pesas_word_and_is_refuted(town: Town) -> None:
+    payment_id, prompt = await prompted(town)
+    await forge(town, prompt, 501)
+    assert (await steps(town, payment_id))[-1] == "confirming"
+    await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "cancel"})
+    ended = await town.api.settled(payment_id)
+    assert (ended["status"], ended["mismatch"]) == ("failed", None)
+    assert "completed" not in await steps(town, payment_id)
+    assert [one.headers["x-event-type"] for one in await town.receiver.wait_for(1)] == ["payment.failed"]
+
+
+async def test_what_a_callback_said_is_what_counts_once_m_pesa_confirms_it(town: Town) -> None:
+    made = (await town.api.pay("254711000001", 500, key="order")).data
+    paid = await town.api.settled(made["id"], "completed")
+    (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
+    assert (paid["receipt"], paid["amount"]) == (entry["receipt"], "500.00")
+
+
+async def test_neither_confirmed_nor_denied_in_time_is_held_for_a_person(town: Town) -> None:
+    payment_id, prompt = await prompted(town)
+    await forge(town, prompt, 501)
+    await town.gateway.db.execute("UPDATE payment SET expires_at = now(), due_at = now()")
+    await sweep(town)
+
+    async def held() -> Any:
+        return (await town.api.call("GET", f"/v1/payments/{payment_id}")).data["mismatch"]
+
+    found = await eventually(held)
+    assert (found["of"], found["received_amount"]) == ("unconfirmed", "501.00")
+    webhook = (await town.receiver.wait_for(1))[0]
+    assert webhook.headers["x-event-type"] == "payment.mismatched"

@@ -1,0 +1,128 @@
+"""What the tables of payments refuse, whoever asks: each rule has a statement that breaks it."""
+
+from itertools import product
+
+import pytest
+
+from mpesa_gateway_payments.states import Status, may_move
+from tests.conftest import Town
+from tests.constraints import added, refusals
+
+PAID = "UPDATE payment SET %s WHERE idempotency_key = 'paid'"
+OPEN = "UPDATE payment SET %s WHERE idempotency_key = 'open'"
+FAILED = "UPDATE payment SET %s WHERE idempotency_key = 'failed'"
+STEP = "INSERT INTO payment_step (payment_id, at, kind, cause, detail) SELECT payment_id, now(), '%s', 'callback', '' "
+
+CASES = {
+    "payment_shortcode_check": [OPEN % "shortcode = ''", OPEN % "shortcode = '12345678'"],
+    "payment_asked_check": [OPEN % "asked = -1"],
+    "payment_receipt_check": [OPEN % "status = 'completed', completed_at = now(), due_at = NULL, receipt = 'tkn 1'"],
+    "payment_received_something_else": [
+        OPEN % "received_amount = '5'",
+        OPEN % "received_receipt = 'TKN4A1B2C3'",
+        OPEN % "received_phone = '254711000001'",
+    ],
+    "payment_accepted_has_its_ids": [OPEN % "checkout_request_id = NULL", OPEN % "merchant_request_id = NULL"],
+    "payment_claim_is_being_asked_about": [
+        OPEN % "claim = '[]'",
+        OPEN % "claim = '{}', due_at = NULL, mismatch = 'phone'",
+        PAID % "claim = '{}', due_at = now()",
+    ],
+    "payment_moves": [FAILED % "status = 'completed', failure_reason = NULL, completed_at = now()"],
+    "payment_asks_for_the_same": [
+        OPEN % "amount = amount + 1",
+        OPEN % "merchant_id = (SELECT merchant_id FROM merchant WHERE name = 'Other')",
+        OPEN % "env = 'live'",
+        OPEN % "shortcode = '600000'",
+        OPEN % "idempotency_key = 'other'",
+    ],
+    "payment_proof_is_kept": [
+        PAID % "receipt = 'TKN4A1B2C4'",
+        PAID % "receipt = NULL",
+        PAID % "completed_at = now()",
+        "UPDATE payment SET refunded = 1, status = 'partially_reversed' WHERE idempotency_key = 'back'",
+    ],
+    "payment_not_deleted": ["DELETE FROM payment"],
+    "payment_never_emptied": ["TRUNCATE payment CASCADE"],
+    "payment_step_change": [
+        STEP % "completed" + "FROM payment WHERE idempotency_key = 'paid'",
+        *(STEP % kind + "FROM payment WHERE idempotency_key = 'failed'" for kind in ("failed", "refused", "expired")),
+    ],
+    "payment_step_append_only": [
+        "UPDATE payment_step SET kind = 'sent'",
+        "UPDATE payment_step SET cause = 'operator'",
+        "UPDATE payment_step SET at = now()",
+        "UPDATE payment_step SET result_code = '0'",
+    ],
+    "payment_step_not_deleted": ["DELETE FROM payment_step"],
+    "payment_step_never_emptied": ["TRUNCATE payment_step"],
+}
+
+
+def test_every_rule_has_a_statement_that_breaks_it() -> None:
+    assert set(CASES) == added("mpesa_gateway_payments.migrations", "0003_what_always_holds.sql")
+
+
+@pytest.fixture
+async def books(town: Town) -> None:
+    """A payment that waits, one that failed, one that was paid, and one of which a part went back."""
+    await town.gateway.merchants.create("Other", actor="test")
+    await town.api.pay("254700000020", key="open")
+    for key, phone, status in (
+        ("failed", "254700000001", "failed"),
+        ("paid", "254711000001", "completed"),
+        ("back", "254711000002", "completed"),
+    ):
+        await town.api.settled((await town.api.pay(phone, key=key)).data["id"], status)
+    await town.gateway.db.execute(
+        "UPDATE payment SET status = 'partially_reversed', refunded = 2 WHERE idempotency_key = 'back'"
+    )
+
+
+@pytest.mark.usefixtures("books")
+async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+    assert await refusals(town.gateway.db, CASES) == {}
+
+
+@pytest.mark.usefixtures("books")
+async def test_the_moves_that_postgres_lets_by_are_those_of_the_rules(town: Town) -> None:
+    """Every move there could be, with and without a receipt, tried on a row that is otherwise as each status wants."""
+    moves = {
+        "payment_moves": [
+            _move(now, to, has_receipt=has_receipt)
+            for now, to, has_receipt in product(Status, Status, (False, True))
+            if now is not to and not may_move(now, to, has_receipt=has_receipt)
+        ]
+    }
+    assert len(moves["payment_moves"]) > 20
+    # What a row of another status needs besides is not what is tried here.
+    await town.gateway.db.execute(
+        "ALTER TABLE payment DISABLE TRIGGER payment_proof_is_kept; "
+        + "".join(f"ALTER TABLE payment DROP CONSTRAINT {name};" for name in await _constraints_on_status(town))
+    )
+    assert await refusals(town.gateway.db, moves) == {}
+    allowed = [
+        _move(now, to, has_receipt=has_receipt)
+        for now, to, has_receipt in product(Status, Status, (False, True))
+        if may_move(now, to, has_receipt=has_receipt)
+    ]
+    refused = await refusals(town.gateway.db, {"nothing": allowed})
+    assert [text for text in refused["nothing"] if not text.endswith(": not refused (DO)")] == []
+
+
+def _move(now: Status, to: Status, *, has_receipt: bool) -> str:
+    receipt = "'TKN9Z8Y7X6'" if has_receipt else "NULL"
+    return f"""DO $$ BEGIN
+        ALTER TABLE payment DISABLE TRIGGER payment_moves;
+        {OPEN % f"status = '{now}', receipt = NULL"};
+        ALTER TABLE payment ENABLE TRIGGER payment_moves;
+        {OPEN % f"status = '{to}', receipt = {receipt}"};
+    END $$"""
+
+
+async def _constraints_on_status(town: Town) -> list[str]:
+    rows = await town.gateway.db.fetch(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'payment'::regclass AND contype = 'c' "
+        "AND pg_get_constraintdef(oid) LIKE '%status%'"
+    )
+    return [row["conname"] for row in rows]

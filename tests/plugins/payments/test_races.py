@@ -1,0 +1,443 @@
+"""What meets in the middle: callbacks, answers, retries and time, each arriving while another is under way."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.engine import CalledInTransaction
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.service import PaymentService
+from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
+
+PHONE = "254711000001"
+PROCESSING = (
+    500,
+    {"requestId": "r", "errorCode": "500.001.1001", "errorMessage": "The transaction is being processed"},
+)
+BUSY = (503, {"requestId": "r", "errorCode": "500.003.02", "errorMessage": "Spike arrest violation"})
+PAID = (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"})
+
+
+@dataclass
+class Daraja:
+    """A Daraja that answers when it is told to."""
+
+    pushed: int = 0
+    pushing: asyncio.Event = field(default_factory=asyncio.Event)
+    handle: str | None = None
+    """The CheckoutRequestID of every ack; without one, each push gets its own."""
+    push: asyncio.Event = field(default_factory=asyncio.Event)
+    query: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    says: tuple[int, dict[str, Any]] = PAID
+    is_busy: bool = False
+    """Whether pushes are turned away: nothing is sent."""
+
+    async def answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        path = asked.path.partition("?")[0]
+        if path == "/oauth/v1/generate":
+            write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
+        elif path == "/mpesa/stkpush/v1/processrequest" and self.is_busy:
+            write_json(writer, *BUSY)
+        elif path == "/mpesa/stkpush/v1/processrequest":
+            self.pushed += 1
+            number = self.pushed
+            self.pushing.set()
+            await self.push.wait()
+            ids = {"MerchantRequestID": f"m-{number}", "CheckoutRequestID": self.handle or f"ws_CO_{number}"}
+            write_json(writer, 200, ids | {"ResponseCode": "0", "ResponseDescription": "Accepted"})
+        elif path == "/mpesa/stkpushquery/v1/query":
+            self.asked.set()
+            await self.query.wait()
+            write_json(writer, *self.says)
+        else:
+            write(writer, 404)
+
+
+@dataclass(frozen=True)
+class Street:
+    """A gateway without a worker, in front of a Daraja that does as it is told."""
+
+    gateway: Gateway
+    base: str
+    api: Api
+    daraja: Daraja
+    script: Scripted
+
+    @property
+    def payments(self) -> PaymentService:
+        """The use cases."""
+        return self.gateway.services.get(PaymentService)
+
+    async def asks(self, key: str = "a", **more: Any) -> dict[str, Any]:
+        """A payment that Daraja has taken."""
+        self.daraja.push.set()
+        made: dict[str, Any] = (await self.api.pay(PHONE, 500, key=key, **more)).data
+        return made
+
+    async def find(self, payment: dict[str, Any]) -> dict[str, Any]:
+        """The payment as it stands."""
+        found: dict[str, Any] = (await self.api.call("GET", f"/v1/payments/{payment['id']}")).data
+        return found
+
+    def address(self, payment: dict[str, Any]) -> str:
+        """Where Daraja calls back about it."""
+        inbox = self.gateway.services.get(CallbackInbox)
+        url = inbox.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
+        return url.removeprefix(self.base)
+
+    async def call_back(self, payment: dict[str, Any], content: dict[str, Any], path: str | None = None) -> None:
+        """Call back as Daraja does."""
+        assert (await self.api.call("POST", path or self.address(payment), content)).status == 200
+
+    async def events(self) -> list[str]:
+        """What merchants were told, in order."""
+        rows = await self.gateway.db.fetch("SELECT kind FROM event ORDER BY occurred_at, event_id")
+        return [row["kind"] for row in rows]
+
+
+async def lose(gateway: Gateway, *statements: str) -> None:
+    """Turn the books back, as a failover to a replica that lags behind does: no trigger is asked."""
+    async with gateway.db.transaction():
+        for statement in ("SET LOCAL session_replication_role = replica", *statements):
+            await gateway.db.execute(statement)
+
+
+UNPAID = "UPDATE payment SET status = 'pending', receipt = NULL, completed_at = NULL, due_at = now()"
+UNTOLD = "DELETE FROM payment_step WHERE kind = 'completed'"
+UNACKNOWLEDGED = "UPDATE payment SET charge = 'unknown', checkout_request_id = NULL"
+
+
+def result(handle: str | None, code: Any = 0, **values: Any) -> dict[str, Any]:
+    """A callback as Daraja writes it."""
+    callback: dict[str, Any] = {"MerchantRequestID": "m", "ResultCode": code, "ResultDesc": "said"}
+    if handle is not None:
+        callback["CheckoutRequestID"] = handle
+    if values:
+        callback["CallbackMetadata"] = {"Item": [{"Name": name, "Value": value} for name, value in values.items()]}
+    return {"Body": {"stkCallback": callback}}
+
+
+def paid(handle: str | None, amount: int = 500, receipt: str = "TKN4A1B2C3", **more: Any) -> dict[str, Any]:
+    """A callback that says that the payer paid."""
+    return result(handle, Amount=amount, MpesaReceiptNumber=receipt, **more)
+
+
+@asynccontextmanager
+async def on_street(values: dict[str, Any], daraja: Daraja | None = None) -> AsyncGenerator[Street]:
+    """A gateway of these settings whose Daraja waits for the test."""
+    daraja = daraja or Daraja()
+    async with scripted(daraja.answer) as script:
+        values |= {"worker": {"in_process": False}, "daraja": {"sandbox_url": script.base, "timeout": 10.0}}
+        values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
+        values.pop("simulator", None)
+        async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+            yield Street(gateway, base, api, daraja, script)
+
+
+@pytest.fixture
+async def street(values: dict[str, Any]) -> AsyncGenerator[Street]:
+    """A gateway whose Daraja waits for the test."""
+    async with on_street(values) as street:
+        yield street
+
+
+# -- an amount that is not what was asked for -------------------------------------------------------------------------
+
+
+async def test_an_answer_without_an_amount_never_completes_what_is_held_for_its_amount(street: Street) -> None:
+    payment = await street.asks()
+    asking = asyncio.create_task(street.payments.ask(payment["id"], is_forced=True))
+    await street.daraja.asked.wait()
+    await street.call_back(payment, paid("ws_CO_1", 501))
+    street.daraja.query.set()
+    assert await asking
+    found = await street.find(payment)
+    assert (found["status"], found["mismatch"]["of"], found["receipt"]) == ("pending", "amount", None)
+    assert await street.events() == ["payment.mismatched"]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [result("ws_CO_1"), result("ws_CO_1", MpesaReceiptNumber="TKN4A1B2C3"), result("ws_CO_1", Amount=500)],
+)
+async def test_a_success_that_proves_nothing_new_leaves_it_to_a_person(street: Street, later: dict[str, Any]) -> None:
+    payment = await street.asks()
+    await street.call_back(payment, paid("ws_CO_1", 501))
+    await street.call_back(payment, later)
+    found = await street.find(payment)
+    assert (found["status"], found["mismatch"]["of"]) == ("pending", "amount")
+    assert await street.events() == ["payment.mismatched"]
+
+
+async def test_the_right_amount_with_its_receipt_completes_what_was_held(street: Street) -> None:
+    payment = await street.asks()
+    await street.call_back(payment, paid("ws_CO_1", 501))
+    await street.call_back(payment, paid("ws_CO_1", 500))
+    assert (await street.find(payment))["status"] == "completed"
+    assert await street.events() == ["payment.mismatched", "payment.completed"]
+
+
+async def test_every_receipt_that_does_not_fit_is_told_and_none_twice(street: Street) -> None:
+    payment = await street.asks()
+    # Paid from another phone, then once more, and once more again: three receipts for one charge.
+    await street.call_back(payment, paid("ws_CO_1", receipt="FIRST00001", PhoneNumber=254722000002))
+    await street.call_back(payment, paid("ws_CO_1", receipt="SECOND0002"))
+    await street.call_back(payment, paid("ws_CO_1", receipt="THIRD00003"))
+    await street.call_back(payment, paid("ws_CO_1", receipt="SECOND0002", PhoneNumber="2547****001"))
+    found = await street.find(payment)
+    assert (found["status"], found["receipt"], found["mismatch"]) == (
+        "completed",
+        "FIRST00001",
+        {"of": "receipt", "received_amount": "500", "received_receipt": "SECOND0002"},
+    )
+    told = [step["detail"] for step in found["timeline"] if step["kind"] == "mismatched"]
+    assert len(told) == 2
+    rows = await street.gateway.db.fetch(
+        "SELECT payload->>'received_receipt' AS receipt FROM event WHERE kind = 'payment.mismatched' "
+        "ORDER BY occurred_at, event_id"
+    )
+    assert [row["receipt"] for row in rows] == ["FIRST00001", "SECOND0002", "THIRD00003"]
+
+
+async def test_a_late_receipt_from_another_phone_is_told(street: Street) -> None:
+    payment = await street.asks()
+    street.daraja.query.set()
+    await street.payments.ask(payment["id"], is_forced=True)
+    assert (await street.find(payment))["status"] == "completed"
+    await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
+    found = await street.find(payment)
+    assert (found["receipt"], found["mismatch"]["of"]) == ("TKN4A1B2C3", "phone")
+    assert await street.events() == ["payment.completed", "payment.mismatched"]
+
+
+async def test_a_success_without_a_receipt_after_a_failure_is_told_and_completes_nothing(street: Street) -> None:
+    payment = await street.asks()
+    await street.call_back(payment, result("ws_CO_1", 1037))
+    await street.call_back(payment, result("ws_CO_1"))
+    found = await street.find(payment)
+    assert (found["status"], found["mismatch"]["of"]) == ("failed", "unconfirmed")
+    assert await street.events() == ["payment.failed", "payment.mismatched"]
+    await street.call_back(payment, paid("ws_CO_1"))
+    assert (await street.find(payment))["status"] == "completed"
+
+
+# -- time, and what comes just before it ------------------------------------------------------------------------------
+
+
+async def test_a_payment_that_is_just_being_sent_again_is_not_given_up(values: dict[str, Any]) -> None:
+    values["database"] |= {"pool_max": 1}
+    async with on_street(values) as street:
+        payment = await street.asks()
+        db, now = street.gateway.db, street.gateway.clock.now()
+        await db.execute(
+            "UPDATE payment SET charge = 'released', checkout_request_id = NULL, due_at = $1, expires_at = $1", now
+        )
+        giving_up = asyncio.create_task(street.payments.ask(payment["id"]))
+        await asyncio.sleep(0)
+        # There is one connection: this gets it right after the first step of giving up, and before the second.
+        later = now + timedelta(minutes=15)
+        sent_again = asyncio.create_task(db.fetchrow(tables.RESEND, payment["id"], now, later, later))
+        assert await giving_up
+        assert (await sent_again) is not None
+        assert (await street.find(payment))["status"] == "pending"
+        assert await db.fetchval("SELECT charge FROM payment") == "sending"
+        assert await street.events() == []
+
+
+async def test_a_payment_whose_ack_has_just_come_is_asked_about_and_not_given_up(values: dict[str, Any]) -> None:
+    values["database"] |= {"pool_max": 1}
+    async with on_street(values) as street:
+        payment = await street.asks()
+        db, now = street.gateway.db, street.gateway.clock.now()
+        await db.execute(
+            "UPDATE payment SET charge = 'unknown', checkout_request_id = NULL, due_at = $1, expires_at = $1", now
+        )
+        giving_up = asyncio.create_task(street.payments.ask(payment["id"]))
+        await asyncio.sleep(0)
+        learnt = asyncio.create_task(db.execute(tables.LEARN_CHECKOUT, payment["id"], "m-1", "ws_CO_1"))
+        assert await giving_up
+        assert await learnt == "UPDATE 1"
+        assert (await street.find(payment))["status"] == "pending"
+        # The question that follows is the last one, and it is asked.
+        street.daraja.query.set()
+        await db.execute("UPDATE payment SET due_at = $1", now)
+        assert await street.payments.ask(payment["id"])
+        assert (await street.find(payment))["status"] == "completed"
+
+
+async def test_what_is_sent_late_has_its_whole_time(street: Street) -> None:
+    street.daraja.is_busy = True
+    assert (await street.api.pay(PHONE, 500, key="a")).status == 503
+    db = street.gateway.db
+    payment = {"id": await db.fetchval("SELECT payment_id FROM payment WHERE charge = 'released'")}
+    await db.execute(
+        "UPDATE payment SET created_at = created_at - $1::interval, due_at = due_at - $1::interval, "
+        "expires_at = expires_at - $1::interval",
+        timedelta(seconds=800),
+    )
+    street.daraja.is_busy = False
+    street.daraja.push.set()
+    assert (await street.api.pay(PHONE, 500, key="a")).status == 201
+    # The ack, and with it updated_at, comes a moment after the push.
+    left = await db.fetchval("SELECT expires_at - updated_at FROM payment")
+    assert timedelta(seconds=850) < left <= timedelta(seconds=900)
+    assert await db.fetchval("SELECT due_at - updated_at FROM payment") == timedelta(seconds=30)
+    street.daraja.says = PROCESSING
+    street.daraja.query.set()
+    await street.payments.ask(payment["id"], is_forced=True)
+    # Counted from the push and not from the wish.
+    due = await db.fetchval("SELECT due_at - (expires_at - interval '900 seconds') FROM payment")
+    assert due == timedelta(seconds=30)
+
+
+async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its_own_time(
+    values: dict[str, Any],
+) -> None:
+    values["payments"] = {"confirm": "always"}
+    async with on_street(values) as street:
+        payment = await street.asks()
+        await street.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
+        street.daraja.says = PROCESSING
+        asking = asyncio.create_task(street.payments.ask(payment["id"], is_forced=True))
+        await street.daraja.asked.wait()
+        await street.call_back(payment, paid("ws_CO_1"))
+        street.daraja.query.set()
+        await asking
+        found = await street.find(payment)
+        assert (found["status"], found["mismatch"]) == ("pending", None)
+        street.daraja.says = PAID
+        await street.payments.ask(payment["id"], is_forced=True)
+        assert (await street.find(payment))["receipt"] == "TKN4A1B2C3"
+
+
+# -- the push, its record and its callback ----------------------------------------------------------------------------
+
+
+async def test_a_callback_during_the_push_ends_the_payment_once(street: Street) -> None:
+    pushing = asyncio.create_task(street.api.pay(PHONE, 500, key="a"))
+    await street.daraja.pushing.wait()
+    row = await street.gateway.db.fetchrow("SELECT payment_id AS id, merchant_id FROM payment")
+    assert row is not None
+    await street.call_back(dict(row), paid("ws_CO_1"))
+    street.daraja.push.set()
+    answer = await pushing
+    assert (answer.status, answer.data["status"], answer.data["receipt"]) == (201, "completed", "TKN4A1B2C3")
+    assert answer.data["provider_ref"] == "ws_CO_1"
+    assert await street.events() == ["payment.completed"]
+
+
+async def test_no_transaction_is_open_while_the_push_is_under_way(street: Street) -> None:
+    pushing = asyncio.create_task(street.api.pay(PHONE, 500, key="a"))
+    await street.daraja.pushing.wait()
+    idle = await street.gateway.db.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+    )
+    street.daraja.push.set()
+    assert ((await pushing).status, idle) == (201, 0)
+
+
+async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(street: Street) -> None:
+    pushing = asyncio.create_task(
+        street.payments.request(
+            (await street.api.call("GET", "/v1/merchant/me")).data["id"],
+            PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE)),
+            idempotency_key="a",
+        )
+    )
+    await street.daraja.pushing.wait()
+    pushing.cancel()
+    await asyncio.gather(pushing, return_exceptions=True)
+    street.daraja.push.set()
+    await eventually(lambda: street.gateway.db.fetchval("SELECT true FROM payment WHERE charge = 'accepted'"))
+    assert await street.gateway.db.fetchval("SELECT state FROM idempotency_key") == "settled"
+
+
+async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street) -> None:
+    merchant_id = (await street.api.call("GET", "/v1/merchant/me")).data["id"]
+    request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
+    with pytest.raises(CalledInTransaction, match="after commit"):
+        async with street.gateway.db.transaction():
+            await street.payments.request(merchant_id, request, idempotency_key="a")
+    assert street.daraja.pushed == 0
+
+
+async def test_an_ack_with_a_handle_that_is_anothers_is_an_unknown_outcome(street: Street) -> None:
+    street.daraja.handle = "ws_CO_same"
+    await street.asks("a")
+    second = await street.asks("b")
+    assert (second["status"], second["provider_ref"]) == ("pending", None)
+    assert [step["kind"] for step in (await street.find(second))["timeline"]] == ["requested", "unknown"]
+    # Its callback's address says whose it is, whatever else is wrong with it.
+    await street.call_back(second, paid(None))
+    assert (await street.find(second))["status"] == "completed"
+    again = await street.api.pay(PHONE, 500, key="b")
+    assert (again.status, street.daraja.pushed) == (200, 2)
+
+
+# -- callbacks twice over ---------------------------------------------------------------------------------------------
+
+
+async def test_what_valkey_remembers_and_postgres_has_lost_is_taken_again(street: Street) -> None:
+    payment = await street.asks()
+    await street.call_back(payment, paid("ws_CO_1"))
+    # As after a failover to a replica that had not got the last transaction.
+    await lose(street.gateway, "DELETE FROM callback", UNPAID, UNTOLD)
+    await street.call_back(payment, paid("ws_CO_1"))
+    assert (await street.find(payment))["status"] == "completed"
+
+
+async def test_a_copy_without_a_token_does_not_keep_the_one_with_a_token_waiting(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with on_street(values, Daraja(handle="ws_CO_same")) as street:
+        payment = await street.asks()
+        await street.gateway.db.execute(UNACKNOWLEDGED)
+        await street.call_back(payment, paid("ws_CO_same"), "/v1/webhooks/mpesa")
+        assert (await street.find(payment))["status"] == "pending"
+        await street.call_back(payment, paid("ws_CO_same"))
+        assert (await street.find(payment))["status"] == "completed"
+
+
+async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(street: Street) -> None:
+    payment = await street.asks()
+    await street.gateway.db.execute(UNACKNOWLEDGED)
+    inbox, db = street.gateway.services.get(CallbackInbox), street.gateway.db
+    await street.call_back(payment, paid("ws_CO_1"))
+    await lose(street.gateway, UNPAID, UNTOLD, UNACKNOWLEDGED)
+    await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
+    await db.execute(
+        "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
+        "body, due_at) VALUES ('cbk_broken', 'stk', $1, now(), '127.0.0.1', '', 'x', '0', '{', "
+        "now() - interval '2 seconds')",
+        bytes(32),
+    )
+    assert await inbox.sweep() == 2
+    assert (await street.find(payment))["status"] == "completed"
+    rows = await db.fetch("SELECT verdict FROM callback ORDER BY callback_id = 'cbk_broken'")
+    assert [row["verdict"] for row in rows] == ["applied", "waiting"]
+
+
+# -- credentials that change ------------------------------------------------------------------------------------------
+
+
+async def test_a_payment_of_other_credentials_is_not_asked_about_with_the_new_ones(street: Street) -> None:
+    payment = await street.asks()
+    other = SANDBOX | {"mpesa": SANDBOX["mpesa"] | {"shortcode": "600999"}}
+    stored = await street.api.call("PUT", "/v1/merchant/providers", other)
+    assert stored.status == 200
+    street.daraja.query.set()
+    assert await street.payments.ask(payment["id"], is_forced=True)
+    assert street.script.of("/mpesa/stkpushquery/v1/query") == []
+    assert (await street.find(payment))["status"] == "pending"

@@ -1,0 +1,42 @@
+"""What the tables of reconciliation refuse, whoever asks: each rule has a statement that breaks it."""
+
+from tests.conftest import Town
+from tests.constraints import added, refusals
+
+ROWS = """
+INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
+    started_at)
+SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(), now(), now() FROM merchant;
+INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, created_at)
+SELECT 'lin_1', merchant_id, 'sandbox', '174379', 'TKN4A1B2C3', ARRAY[now()], 500, '500', now() FROM merchant;
+"""
+
+SECOND = """
+INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
+    started_at)
+SELECT 'run_2', merchant_id, env, shortcode, 'manual', window_start, window_end, lease_until, started_at
+FROM reconciliation_run
+"""
+RUN = "UPDATE reconciliation_run SET %s"
+LINE = "UPDATE statement_line SET %s"
+
+CASES = {
+    "reconciliation_run_one_at_a_time": [SECOND],
+    "reconciliation_run_counts_check": [
+        *(RUN % f"{count} = -1" for count in ("pages", "lines", "malformed", "recovered")),
+        RUN % "lines = 1, recovered = 1, ambiguous = 1",
+    ],
+    "statement_line_receipt_check": [LINE % "receipt = ''"],
+    "statement_line_amount_check": [LINE % "amount = -1"],
+    "statement_line_settled_with_its_payment": [LINE % "settled_at = now()"],
+}
+
+
+def test_every_rule_has_a_statement_that_breaks_it() -> None:
+    new = added("mpesa_gateway_reconciliation.migrations", "0002_what_always_holds.sql")
+    assert set(CASES) == new | {"reconciliation_run_one_at_a_time"}
+
+
+async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+    await town.gateway.db.execute(ROWS)
+    assert await refusals(town.gateway.db, CASES) == {}
