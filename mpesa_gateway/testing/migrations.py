@@ -73,7 +73,8 @@ def _actions(statement: str) -> tuple[str, list[str]]:
     match = _ALTER.match(statement)
     if match is None:
         return "", []
-    actions, depth, start = [], 0, 0
+    actions: list[str] = []
+    depth = start = 0
     text = match[2] + ","
     for position, letter in enumerate(text):
         depth += {"(": 1, ")": -1}.get(letter, 0)

@@ -145,8 +145,8 @@ def test_only_the_owner_can_read_what_opens_the_servers_and_no_command_line_tell
 def test_postgres_writes_no_rows_into_its_log(folder: Path) -> None:
     with started(folder) as standalone:
         sql(standalone.postgres.url, "CREATE TABLE payer (phone text PRIMARY KEY, amount int CHECK (amount > 0))")
-        for amount, problem in ((0, asyncpg.CheckViolationError), (1, None), (1, asyncpg.UniqueViolationError)):
-            with suppress(problem or ()):
+        for amount in (0, 1, 1):
+            with suppress(asyncpg.IntegrityConstraintViolationError):
                 sql(standalone.postgres.url, "INSERT INTO payer VALUES ($1, $2)", "254711000001", amount)
         log = (standalone.postgres.home.parent / "postgres.log").read_text()
     assert "violates check constraint" in log
