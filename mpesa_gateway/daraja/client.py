@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from typing import Any
 
-import msgspec
+import niquests
 import structlog
 
 from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
@@ -34,7 +33,6 @@ from mpesa_gateway.daraja.wire import (
     read_statement,
     read_text,
 )
-from mpesa_gateway.http.outbound import NoAnswer, Outbound, system_lookup
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
@@ -45,9 +43,9 @@ from mpesa_gateway.security.sealing import Sealer
 
 log = structlog.get_logger(__name__)
 
-_AGENT = f"mpesa-gateway/{version('mpesa-gateway')}"
-_LONGEST = 4 * 1024 * 1024
-"""Bytes of an answer that are read; the longest, a page of a statement, have some tens of thousands."""
+_CONNECTIONS = 200
+_UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
+"""What urllib3 calls a connection that never came about."""
 
 __all__ = [
     "Ack",
@@ -146,7 +144,7 @@ class _Answer:
 
 
 class DarajaClient:
-    """One set of connections to Daraja, for all merchants, with one shared token for each consumer key."""
+    """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
 
     def __init__(
         self,
@@ -161,17 +159,26 @@ class DarajaClient:
         self._config = config
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
-        self._way: Outbound | None = None
+        self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        """Nothing is connected yet."""
-        self._way = Outbound(system_lookup, connect_timeout=self._config.connect_timeout)
+        """Make the session; nothing is connected yet."""
+        session = niquests.AsyncSession(
+            retries=0,
+            disable_http3=True,
+            pool_connections=20,
+            pool_maxsize=_CONNECTIONS,
+            allow_incoming_cookies=False,
+            revocation_configuration=None,
+        )
+        session.trust_env = False
+        self._session = session
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._way is not None:
-            way, self._way = self._way, None
-            await way.close()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
 
     # -- operations -----------------------------------------------------------------------------------------------
 
@@ -394,7 +401,7 @@ class DarajaClient:
         for is_last in (False, True):
             token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
             answer = await self._exchange(
-                "POST", base + path, operation, {"Authorization": f"Bearer {token}"}, msgspec.json.encode(body)
+                "POST", base + path, operation, json=body, headers={"Authorization": f"Bearer {token}"}
             )
             if answer.content is None:
                 raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
@@ -419,7 +426,7 @@ class DarajaClient:
                 "GET",
                 base + "/oauth/v1/generate?grant_type=client_credentials",
                 "token",
-                {"Authorization": f"Basic {basic}"},
+                headers={"Authorization": f"Basic {basic}"},
             )
         except OutcomeUnknown as problem:
             # A token that we did not get moved no money.
@@ -445,42 +452,41 @@ class DarajaClient:
             "M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5
         )
 
-    async def _exchange(
-        self, method: str, url: str, operation: str, headers: dict[str, str], body: bytes = b""
-    ) -> _Answer:
-        """One HTTP exchange. Raises NotSent when not a byte of it was sent, OutcomeUnknown when no answer came back."""
-        if self._way is None:
+    async def _exchange(self, method: str, url: str, operation: str, **options: Any) -> _Answer:
+        """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""
+        if self._session is None:
             raise NotSent("the Daraja client has not been started")
-        sent = headers | {"Accept": "application/json", "User-Agent": _AGENT}
-        if body:
-            sent["Content-Type"] = "application/json"
         began = time.perf_counter()
-        status, error = 0, None
+        status, error = 0, ""
         try:
-            # While M-Pesa thinks, others are worked on.
+            # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._config.timeout):
                 with aside():
-                    response = await self._way.exchange(method, url, headers=sent, body=body, most=_LONGEST)
-            status = response.status
+                    response = await self._session.request(
+                        method,
+                        url,
+                        timeout=(self._config.connect_timeout, self._config.timeout),
+                        allow_redirects=False,
+                        **options,
+                    )
+                body = response.content
+            status = response.status_code or 0
             try:
-                content = read_json(response.body) if response.body else None
+                content = read_json(body) if body else None
             except ValueError:
                 content = None
             return _Answer(status, content if isinstance(content, dict) else None)
-        except NoAnswer as problem:
-            error = problem.fault
-            if not problem.was_sent:
+        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+            error = type(problem).__name__
+            if _never_connected(problem):
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
-            raise OutcomeUnknown("M-Pesa did not answer") from None
-        except TimeoutError:
-            error = "too_slow"
             raise OutcomeUnknown("M-Pesa did not answer") from None
         finally:
             log.info(
                 "daraja_exchange",
                 operation=operation,
                 status=status,
-                error=error,
+                error=error or None,
                 ms=round((time.perf_counter() - began) * 1000, 1),
             )
 
@@ -554,3 +560,22 @@ def _fault(meaning: FaultMeaning, message: str | None) -> DarajaFault:
 
 def _safe(message: str | None) -> str | None:
     return None if message is None else mask_phones(message)[:300]
+
+
+def _never_connected(problem: BaseException) -> bool:
+    """Whether the failure proves that not a byte of the request was sent."""
+    if isinstance(problem, niquests.exceptions.ConnectTimeout):
+        return True
+    if isinstance(problem, niquests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(problem):
+        return True
+    seen: BaseException | None = problem
+    for _ in range(5):
+        if seen is None:
+            return False
+        reason = getattr(seen, "reason", None)
+        for candidate in (seen, reason):
+            if candidate is not None and _UNSENT & {kind.__name__ for kind in type(candidate).__mro__}:
+                return True
+        arguments = getattr(seen, "args", ())
+        seen = arguments[0] if arguments and isinstance(arguments[0], BaseException) else None
+    return False
