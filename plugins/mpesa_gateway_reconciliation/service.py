@@ -153,6 +153,10 @@ class Reconciliation:
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
         now = self._gateway.clock.now()
         end = window.end or now
+        with checking() as checks:
+            if end < now - FARTHEST:
+                # Before anything is reckoned with it: the calendar itself has a first day.
+                checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with checking() as checks:
             if start < now - FARTHEST:

@@ -11,7 +11,7 @@ from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknow
 from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -357,7 +357,8 @@ class RefundService:
             )
         except DarajaFault as fault:
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
-        except Invalid as problem:
+        except ProviderNotConfigured as problem:
+            # The credentials were removed meanwhile, or have no initiator any more.
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
@@ -370,14 +371,15 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
-        """Ask at once. Raises NotFound, and RefundEnded when there is nothing to ask about."""
-        row = await self._require(merchant_id, refund_id)
+    async def ask_now(self, caller: Caller, refund_id: str) -> RefundView:
+        """Ask at once. Raises NotFound, ProviderNotConfigured, and RefundEnded without anything to ask about."""
+        row = await self._require(caller.merchant_id, refund_id)
+        check_env(await self._gateway.services.get(Credentials).get(caller.merchant_id), caller.env)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_NOW, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
-        return await self.get(merchant_id, refund_id)
+        return await self.get(caller.merchant_id, refund_id)
 
     async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
         """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
@@ -393,13 +395,13 @@ class RefundService:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refund_id,
-                detail={"outcome": resolution.outcome, "note": resolution.note[:500]},
+                detail={"outcome": resolution.outcome, "note": resolution.note},
             )
             if resolution.outcome == "completed":
-                await self._complete(row, _DONE, "operator", resolution.note[:500], None)
+                await self._complete(row, _DONE, "operator", resolution.note, None)
             else:
                 outcome = ReversalOutcome("other", "an operator found that no money went back", "ask for it again")
-                await self._fail(row, outcome, code="operator", text=resolution.note[:500])
+                await self._fail(row, outcome, code="operator", text=resolution.note)
         return await self.get(row["merchant_id"], refund_id)
 
     # -- reading --------------------------------------------------------------------------------------------------
