@@ -107,6 +107,7 @@ class Books:
 
     async def judged(self, *changes: str) -> Findings:
         """What is found once the books have been changed by hand, with all that guards them out of the way."""
+        findings = Findings()
         with suppress(Undone):
             async with self.gateway.db.transaction():
                 await self.gateway.db.execute(UNGUARD)
