@@ -150,7 +150,9 @@ RETURNING payment.*
 """  # noqa: S608 - put together from constants
 
 CHARGE = """
-UPDATE payment SET charge = $2, updated_at = $3 WHERE payment_id = $1 AND charge = 'sending'
+UPDATE payment SET charge = $2, updated_at = $3,
+    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
+WHERE payment_id = $1 AND charge = 'sending'
 RETURNING *
 """
 
