@@ -1,7 +1,9 @@
 """The reconciliation plugin, declared."""
 
 from mpesa_gateway.plugin import Job, Plugin, Tables
+from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
+from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
@@ -14,9 +16,10 @@ plugin = Plugin(
     settings=ReconciliationSettings,
     routes=routes,
     jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
-    provides=((Reconciliation, Reconciliation),),
+    provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
+    pages=PAGES,
 )

@@ -304,7 +304,7 @@ class Reconciliation:
             after = rows[-1]["line_id"]
 
     async def _settle_line(self, row: Row, credentials: MpesaCredentials) -> tuple[Finding, str | None]:
-        recovery, line = self._gateway.services.get(Recovery), _statement(row)
+        recovery, line = self._gateway.services.get(Recovery), statement_of(row)
         env: Env = row["env"]
         match = await recovery.match(row["merchant_id"], env, credentials.shortcode, line)
         payment_id = next(iter(match.payment_ids), None)
@@ -320,7 +320,7 @@ class Reconciliation:
         recovery = self._gateway.services.get(Recovery)
         env: Env = row["env"]
         for rival in await self._db.fetch(tables.RIVALS, row["merchant_id"], env, row["amount"], row["line_id"]):
-            match = await recovery.match(row["merchant_id"], env, credentials.shortcode, _statement(rival))
+            match = await recovery.match(row["merchant_id"], env, credentials.shortcode, statement_of(rival))
             if payment_id in match.payment_ids:
                 return True
         return False
@@ -338,8 +338,8 @@ class Reconciliation:
             return
         await self._db.execute(tables.CHECKED, row["line_id"], check.check_id)
 
-    async def assign(self, caller: Caller, line_id: str, payment_id: str) -> LineView:
-        """A person says which payment a line belongs to. Raises NotFound, LineSettled."""
+    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
+        """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
         await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
@@ -347,7 +347,7 @@ class Reconciliation:
                 raise NotFound("there is no such statement line")
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
-            finding = await self._gateway.services.get(Recovery).settle(payment_id, _statement(row))
+            finding = await self._gateway.services.get(Recovery).settle(payment_id, statement_of(row))
             if finding not in {"recovered", "already_known", "mismatched"}:
                 raise LineSettled("this payment has another receipt: it was paid with other money")
             await self._gateway.audit.record(
@@ -355,7 +355,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
-                detail={"payment_id": payment_id, "finding": finding},
+                detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
             )
             assigned = await self._db.fetchrow(
                 tables.ASSIGN_LINE, line_id, finding, payment_id, self._gateway.clock.now()
@@ -410,7 +410,8 @@ def _whole(amount: Kes | None) -> int | None:
     return int(amount) if amount is not None and int(amount) < 2**31 else None
 
 
-def _statement(row: Row) -> Statement:
+def statement_of(row: Row) -> Statement:
+    """A kept line as a statement's."""
     return Statement(
         receipt=row["receipt"],
         amount=None if row["amount"] is None else Kes(row["amount"]),

@@ -60,6 +60,9 @@ class LineRow(Table, tablename="statement_line"):
     check_id = Text(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
+    set_aside_at = Timestamptz(null=True, default=None)
+    set_aside_by = Text(null=True, default=None)
+    set_aside_reason = Text(null=True, default=None)
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
@@ -119,11 +122,11 @@ WITH given AS (
         reference, kind, organisation, $14
     FROM given
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
-    RETURNING line_id, finding
+    RETURNING line_id, finding, set_aside_at
 )
 INSERT INTO reconciliation_line (run_id, line_id, finding)
-SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known' WHEN finding IN ('not_found', 'ambiguous')
-    THEN 'new' ELSE finding END
+SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
+    WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
 FROM kept
 ON CONFLICT (run_id, line_id) DO NOTHING
 RETURNING line_id
@@ -138,6 +141,7 @@ ORDER BY line_id LIMIT 200
 RIVALS = """
 SELECT * FROM statement_line
 WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous') AND line_id <> $4
+    AND set_aside_at IS NULL
 ORDER BY created_at DESC LIMIT 50
 """
 
@@ -190,3 +194,37 @@ LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $
 ASSIGN_LINE = """
 UPDATE statement_line SET finding = $2, payment_id = $3, settled_at = $4 WHERE line_id = $1 RETURNING *
 """
+
+UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
+"""Lines that no payment explains, and that nobody has seen to."""
+
+FIND_ANY_RUN = "SELECT * FROM reconciliation_run WHERE run_id = $1"
+
+FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
+
+RUNS_OF_LINE = """
+SELECT reconciliation_run.run_id, started_at, reconciliation_line.finding
+FROM reconciliation_line JOIN reconciliation_run USING (run_id) WHERE line_id = $1 ORDER BY started_at DESC LIMIT 20
+"""
+
+LINES_OF_PAYMENT = "SELECT * FROM statement_line WHERE payment_id = $1 ORDER BY created_at LIMIT 20"
+
+COUNT_UNRESOLVED = f"""
+SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
+    SELECT open.finding FROM merchant CROSS JOIN LATERAL (
+        SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+        LIMIT 1000) AS open) AS lines
+"""  # noqa: S608 - the clause above
+
+SET_ASIDE = f"""
+UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, finding
+"""  # noqa: S608 - likewise
+
+SET_ASIDE_OF_RUN = f"""
+UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
+    AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
+"""  # noqa: S608 - likewise
+
+REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 ORDER BY registered_at DESC"
