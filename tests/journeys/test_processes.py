@@ -35,12 +35,12 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
 async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make_one_prompt(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    with _site(database_url, valkey_url, tmp_path) as site:
+    with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         site.start_api(0)
         site.start_api(1)
-        await asyncio.gather(*(_answers(f"{base}/health/live") for base in (*site.bases, site.simulator)))
-        async with _books(site) as gateway, shop(gateway, site.bases[0]) as first:
+        await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with books(site) as gateway, shop(gateway, site.bases[0]) as first:
             second, phones = Api(site.bases[1], first.key), Api(site.simulator, None)
             busy = {"operation": "stkpush", "fault": "500.003.02", "times": 4}
             assert (await phones.call("POST", "/simulator/control/faults", busy)).status == 200
