@@ -87,17 +87,21 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes; what follows a refusal is not read."""
-        if self._refusal is not None:
+        if not self._is_listening():
             return
         if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._refusal is None and self._is_in_head and self._is_awaited:
+        if self._is_listening() and self._is_in_head and self._is_awaited:
             if self._head_bytes > self._bounds.max_head_bytes:
                 self._refuse(_head_too_large(self._bounds))
             elif "head" not in self._timers:
                 # A byte of the next request ends uvicorn's own waiting for it.
                 self._wait("head", self._bounds.head_timeout, self._head_is_late)
+
+    def _is_listening(self) -> bool:
+        """Whether nothing has been refused on this connection yet."""
+        return self._refusal is None
 
     @property
     def _is_awaited(self) -> bool:
@@ -132,7 +136,7 @@ class GatewayProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if size > self._bounds.max_head_bytes or len(self.headers) > _MOST_HEADERS:
             self._refuse(_head_too_large(self._bounds))
-        elif hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        elif hosts > 1 or (not hosts and cast(Any, self.parser).get_http_version() == "1.1"):
             self._refuse(NoHttp("send one Host header (RFC 9112, section 3.2)"))
         else:
             if self._most is not None and max(len(self.connections), len(self.tasks)) > self._most:
@@ -171,7 +175,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._refusal = refusal
         for name in ("head", "body"):
             self._wait_no_more(name)
-        cycle = self.cycle
+        cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             self._say_and_close(refusal)
         elif cycle.more_body:

@@ -8,7 +8,7 @@ import msgspec
 
 from mpesa_gateway.http.fields import KeyId, Masked, MerchantId
 from mpesa_gateway.http.rules import PHONE, matching, one_of, printable
-from mpesa_gateway.security.scopes import Env, Scope
+from mpesa_gateway.security.scopes import Env
 
 _SECRET = matching(r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces", format="password")
 _SHORTCODE = matching(r"[0-9]{5,7}", "must be 5 to 7 digits", examples=["174379"])
@@ -115,7 +115,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: KeyId
     env: Env
-    scopes: list[Scope]
+    scopes: list[str]
 
 
 class MerchantView(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import msgspec
 
@@ -127,7 +127,7 @@ def line_view(row: Row, finding: str | None = None) -> LineView:
         reference=row["reference"],
         kind=row["kind"],
         at=row["moments"][0],
-        finding=finding or row["finding"],
+        finding=cast(Literal["new"] | Finding, finding or row["finding"]),
         payment_id=row["payment_id"],
         check_id=row["check_id"],
     )

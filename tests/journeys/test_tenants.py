@@ -299,7 +299,7 @@ async def test_lists_and_settings_are_the_callers_own(street: Street) -> None:
     secret = {name: value for name, value in one.ids.items() if name != "receipt"}
     for name in OWN:
         each = operation(name)
-        fields = set() if each.query is None else set(each.query.__struct_fields__)
+        fields: set[str] = set() if each.query is None else set(each.query.__struct_fields__)
         for query in QUERIES:
             asked = query.format(**one.ids)
             if query and query[1:].partition("=")[0] not in fields:
@@ -357,7 +357,8 @@ async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_a
                 lacking = [each for each in SCOPED if each.scope is missing]
                 assert lacking, missing
                 for each in lacking:
-                    for body in (None, {}, "nonsense"):
+                    bodies: tuple[Any, ...] = (None, {}, "nonsense")
+                    for body in bodies:
                         said = await call(gateway, each, target_of(each), headers, body)
                         assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
                         assert f" {missing.value}:" in said.json["errors"][0]["message"]

@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import json
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -386,7 +386,9 @@ def test_anything_at_all(house: House, operation: Operation) -> None:
     names = [] if operation.body is None else [*operation.body.__struct_fields__]
     objects = st.dictionaries(st.sampled_from(names) if names else st.text(max_size=8), MEMBERS, max_size=6)
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck], database=None)
+    @settings(
+        max_examples=8, deadline=None, suppress_health_check=list(HealthCheck.__members__.values()), database=None
+    )
     @given(
         segment=st.text(min_size=1, max_size=30).map(
             lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="").encode()
@@ -438,7 +440,12 @@ CALLBACKS = {
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place in a JSON value where another could stand."""
     yield path
-    members = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    members: Iterable[tuple[Any, Any]] = ()
+    if isinstance(content, dict):
+        members = cast("dict[str, Any]", content).items()
+    elif isinstance(content, list):
+        elements: list[Any] = content  # pyright: ignore[reportUnknownVariableType] - JSON
+        members = enumerate(elements)
     for name, member in members:
         yield from places(member, (*path, name))
 
@@ -448,9 +455,10 @@ def put(content: Any, path: tuple[Any, ...], token: bytes) -> bytes:
     if not path:
         return token
     if isinstance(content, list):
+        elements: list[Any] = content  # pyright: ignore[reportUnknownVariableType] - JSON
         items = [
             put(each, path[1:], token) if at == path[0] else json.dumps(each).encode()
-            for at, each in enumerate(content)
+            for at, each in enumerate(elements)
         ]
         return b"[" + b", ".join(items) + b"]"
     members = (
