@@ -13,6 +13,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.outbox import NotInTransaction, Sweep
 from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.money import Kes
 from mpesa_gateway.plugin import Plugin, inside, on
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 from mpesa_gateway.testing.serving import eventually, running_gateway
@@ -24,6 +25,7 @@ class BellRang(Event, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "bell.rang"
     times: int = 1
+    tip: Kes | None = None
 
 
 class DoorOpened(PublicEvent, frozen=True, kw_only=True):
@@ -82,6 +84,15 @@ async def ring(gateway: Gateway, times: int = 1) -> BellRang:
     """Ring, in a transaction of its own."""
     async with gateway.db.transaction():
         return await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", times=times))
+
+
+async def test_an_event_that_tells_of_money_is_heard_as_it_was_told(values: dict[str, Any]) -> None:
+    ears = Ears()
+    async with house(values, ears) as gateway:
+        async with gateway.db.transaction():
+            told = await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", tip=Kes(50)))
+        assert await gateway.outbox.handle(told.event_id, ears.name)
+        assert (ears.heard, type(ears.heard[0].tip)) == ([told], Kes)
 
 
 async def task_of(gateway: Gateway) -> Row:
