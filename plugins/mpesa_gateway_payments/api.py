@@ -92,6 +92,7 @@ class Refundable:
 
     payment_id: str
     env: Env
+    shortcode: str
     amount: Kes
     payment_amount: Kes
     receipt: str

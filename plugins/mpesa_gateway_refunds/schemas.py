@@ -44,7 +44,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     """A refund as merchants see it.
 
     ``outcome`` is a stable word once it has ended; ``advice`` says what to do about a failure; ``attention`` why a
-    pending one waits for a person.
+    person has to look: nobody says what became of it, or M-Pesa contradicts what is known.
     """
 
     id: str
@@ -75,6 +75,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     status: Literal["pending", "completed", "failed"] | None = None
     since: datetime | None = None
     until: datetime | None = None
+    needs_attention: bool | None = None
 
 
 class RefundQuery(RefundFilters, frozen=True, kw_only=True):
@@ -86,7 +87,7 @@ class RefundQuery(RefundFilters, frozen=True, kw_only=True):
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person found out about a refund that M-Pesa never answered for. ``confirm`` repeats the refund's id."""
+    """What a person found out about a refund that needs attention. ``confirm`` repeats the refund's id."""
 
     outcome: Literal["completed", "failed"]
     confirm: str
