@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from mpesa_gateway.testing.serving import eventually
 from tests.kernel.scripted import Asked, scripted, write
 
 PATHS = {
@@ -65,9 +66,11 @@ class Daraja:
 
     async def asked_about(self, operation: str, count: int = 1, patience: float = 15.0) -> list[dict[str, Any]]:
         """Wait until an operation was asked so often. Raises TimeoutError after ``patience`` seconds."""
-        async with asyncio.timeout(patience):
-            while len(self.of(operation)) < count:
-                await asyncio.sleep(0.02)
+
+        async def is_asked() -> bool:
+            return len(self.of(operation)) >= count
+
+        await eventually(is_asked, patience)
         return self.of(operation)
 
     async def answer(self, one: Asked, writer: asyncio.StreamWriter) -> None:
@@ -101,14 +104,8 @@ class Daraja:
             "stkquery": PROCESSING,
             "transactionstatus": ack(number),
             "reversal": ack(number),
-            "pullregister": (
-                200,
-                {"ResponseRefID": "1", "ResponseStatus": "1000", "ShortCode": "174379", "ResponseDescription": "done"},
-            ),
-            "pullquery": (
-                200,
-                {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "None", "Response": [[]]},
-            ),
+            "pullregister": (200, {"ResponseStatus": "1000", "ShortCode": "174379", "ResponseDescription": "done"}),
+            "pullquery": (200, {"ResponseCode": "1001", "ResponseMessage": "No transactions", "Response": [[]]}),
         }
         return usual[operation]
 
@@ -151,9 +148,9 @@ def result(
     originator: str | None = None,
     conversation: str | None = None,
     transaction_id: str | None = None,
-    **parameters: Any,
+    says: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The result of a status query or a reversal as Daraja writes it."""
+    """The result of a status query or a reversal as Daraja writes it; ``says`` are its parameters."""
     content: dict[str, Any] = {"ResultType": kind, "ResultCode": code, "ResultDesc": text}
     ids = {
         "OriginatorConversationID": originator,
@@ -161,10 +158,9 @@ def result(
         "TransactionID": transaction_id,
     }
     content |= {name: value for name, value in ids.items() if value is not None}
-    if parameters:
-        content["ResultParameters"] = {
-            "ResultParameter": [{"Key": name, "Value": value} for name, value in parameters.items()]
-        }
+    if says:
+        found = [{"Key": name, "Value": value} for name, value in says.items()]
+        content["ResultParameters"] = {"ResultParameter": found}
     return {"Result": content}
 
 

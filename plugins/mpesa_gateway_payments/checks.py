@@ -8,11 +8,10 @@ import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, Rejected
 from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
-from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.http.provider import refusal_of
-from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
-_NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
 
 
 class StatusChecks:
@@ -175,27 +173,25 @@ class StatusChecks:
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
         """What the answer means here; moves the payment where it says so. Gives the finding."""
-        if result.result_code != "0":
-            return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
-        state = transaction_state(result.transaction_status)
-        if state == "pending":
-            return "pending"
-        asked = check["receipt"]
-        if asked is not None and result.receipt is not None and asked != result.receipt:
-            return "contradicted"
+        state, asked = transaction_state(result.transaction_status), check["receipt"]
+        if (why_nothing := _says_nothing(result, state, asked)) is not None:
+            return why_nothing
         told = Told(
             receipt=result.receipt or asked,
             amount=result.amount,
             amount_text=result.amount_text,
-            phone=payer_of(result.payers),
+            phone=read_payer(result.payers),
             text=f"M-Pesa reports {result.transaction_status}",
         )
-        payment, finding = await self._payment(check, told, result)
+        payment, finding, is_sure = await self._payment(check, told, result)
         if payment is None:
             return finding
         if state == "completed":
             outcome = await self._moves.take_money(payment, told, Cause.STATUS_QUERY)
             return {"completed": "recovered", "known": "already_known"}.get(outcome, outcome)
+        if not is_sure:
+            # The payer tried, and it came to nothing: their next try may be the one that pays.
+            return "not_ours"
         return "reversed" if state == "reversed" else await self._fail(payment, told, result)
 
     async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
@@ -212,11 +208,10 @@ class StatusChecks:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
 
-    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str]:
-        """The locked payment that the answer is about; without one, why there is none."""
+    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str, bool]:
+        """The locked payment that the answer is about; without one, why there is none; and whether it was named."""
         if check["payment_id"] is not None:
-            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), ""
-        recovery = self._gateway.services.get(PaymentRecovery)
+            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), "", True
         statement = Statement(
             receipt=told.receipt or "",
             amount=told.amount,
@@ -225,24 +220,21 @@ class StatusChecks:
             reference=None,
             moments=(result.finished_at,) if result.finished_at else (),
         )
+        recovery = self._gateway.services.get(PaymentRecovery)
         match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)
-        if len(match.payment_ids) == 1:
-            return await self._db.fetchrow(tables.LOCK, match.payment_ids[0]), ""
-        return None, "ambiguous" if match.payment_ids else "not_ours"
+        if match.payment_id is None:
+            return None, "ambiguous" if match.is_ambiguous else "not_ours", False
+        return await self._db.fetchrow(tables.LOCK, match.payment_id), "", match.how == "receipt"
 
 
-def payer_of(parties: tuple[str, ...]) -> str | None:
-    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop."""
-    for party in parties:
-        found = _NUMBER.match(party.strip())
-        if found is None:
-            continue
-        try:
-            return str(Msisdn.parse(found[0]))
-        except ValueError:
-            if "*" in found[0]:
-                return found[0]
-    return None
+def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str | None:
+    """Why nothing follows from an answer, None where something does."""
+    if result.result_code != "0":
+        return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
+    if state == "pending":
+        return "pending"
+    is_other = asked is not None and result.receipt is not None and asked != result.receipt
+    return "contradicted" if is_other else None
 
 
 def _is_of_another(check: Row, result: StatusResulted) -> bool:

@@ -51,7 +51,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one."""
+    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one.
+
+    ``asked_at`` is when M-Pesa was asked whose money it is, because several payments fit.
+    """
 
     id: str
     receipt: str
@@ -62,7 +65,7 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     finding: str
     payment_id: str | None
-    check_id: str | None
+    asked_at: datetime | None
 
 
 class RunWithRows(RunView, frozen=True, kw_only=True):
@@ -123,7 +126,7 @@ def line_view(row: Row, finding: str | None = None) -> LineView:
         at=row["moments"][0],
         finding=finding or row["finding"],
         payment_id=row["payment_id"],
-        check_id=row["check_id"],
+        asked_at=row["asked_at"],
     )
 
 

@@ -438,7 +438,7 @@ class RefundService:
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
     async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
-        """Ask at once. Raises NotFound, RefundEnded when there is nothing to ask about, and what Daraja refuses with."""
+        """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
         row = await self._require(merchant_id, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")

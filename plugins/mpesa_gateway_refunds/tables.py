@@ -39,7 +39,8 @@ INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amo
     due_at, created_at, updated_at, shortcode)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'sending', outcome = NULL, result_code = NULL,
-    result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt, amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
+    result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
+    amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
     updated_at = excluded.updated_at
     WHERE refund.reversal = 'unsent'
 RETURNING *

@@ -1,4 +1,4 @@
-"""Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each as it should."""
+"""Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each rightly."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -59,12 +59,10 @@ class Desk:
         """What M-Pesa says of a reversal, to the address that was made for it."""
         return await self._post(kind, refund["id"], body)
 
-    async def done(self, refund: Any, receipt: str = REVERSAL, **said: Any) -> Answer:
+    async def done(self, refund: Any, receipt: str = REVERSAL, amount: str | None = None) -> Answer:
         """M-Pesa says that it carried the reversal out."""
-        amount = said.pop("amount", refund["amount"])
-        return await self.result(
-            refund, result(0, transaction_id=receipt, OriginalTransactionID=RECEIPT, Amount=amount, **said)
-        )
+        says = {"OriginalTransactionID": RECEIPT, "Amount": amount or refund["amount"]}
+        return await self.result(refund, result(0, transaction_id=receipt, says=says))
 
     async def questioned(self, refund: Any) -> dict[str, Any]:
         """Have M-Pesa asked about a refund now; gives the question that it was asked."""
@@ -116,6 +114,8 @@ async def desk(town: Town, daraja: Daraja) -> Desk:
     return Desk(town, daraja)
 
 
+ADDRESSES: dict[str, Kind] = {"ResultURL": "reversal", "QueueTimeOutURL": "reversal-timeout"}
+
 # -- asking for one -----------------------------------------------------------------------------------------------
 
 
@@ -123,9 +123,10 @@ async def test_what_is_sent_is_what_daraja_wants(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, 120)).data
     (sent,) = desk.daraja.of("reversal")
-    url = sent.pop("ResultURL")
-    assert f"/v1/cb/reversal/s-{desk.merchant_id}-{refund['id']}." in url
-    assert "/v1/cb/reversal-timeout/" in sent.pop("QueueTimeOutURL")
+    callbacks = desk.town.gateway.services.get(Callbacks)
+    for field, kind in ADDRESSES.items():
+        url = callbacks.url_for(kind, env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"])
+        assert sent.pop(field) == url
     assert 2 <= len(sent.pop("Remarks")) <= 100
     assert sent == {
         "Initiator": "testapi",
@@ -191,10 +192,7 @@ async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(de
 async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not_reversed(desk: Desk) -> None:
     payment_id = await desk.paid()
     db = desk.town.gateway.db
-    await db.execute("UPDATE payment SET env = 'live'")
-    answer = await desk.ask(payment_id, key="r")
-    assert (answer.status, "of live" in answer.error["message"]) == (409, True)
-    await db.execute("UPDATE payment SET env = 'sandbox', shortcode = '600001'")
+    await db.execute("UPDATE provider_credentials SET shortcode = '600001'")
     answer = await desk.ask(payment_id, key="r")
     assert (answer.status, "600001" in answer.error["message"]) == (409, True)
     _, secret = await desk.town.gateway.api_keys.create(
@@ -202,11 +200,15 @@ async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not
     )
     live = Api(desk.town.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
-    await live.close()
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    # The shop has gone live, and wants to refund what it tried in the sandbox.
+    await db.execute("UPDATE provider_credentials SET shortcode = '174379', env = 'live'")
+    answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
+    await live.close()
+    assert (answer.status, "of sandbox" in answer.error["message"]) == (409, True)
     assert desk.daraja.of("reversal") == []
     assert await desk.books(payment_id) == ("completed", 0, 0)
-    await db.execute("UPDATE payment SET shortcode = '174379'")
+    await db.execute("UPDATE provider_credentials SET env = 'sandbox'")
     assert (await desk.ask(payment_id, key="r")).status == 201
 
 
@@ -253,7 +255,7 @@ async def test_every_result_code_has_its_outcome_and_its_advice(desk: Desk, is_t
             int(code) if code.isdigit() and not is_text else code,
             "said",
             transaction_id=f"REV0000{number:03}",
-            **({"OriginalTransactionID": receipt} if code == "0" else {}),
+            says={"OriginalTransactionID": receipt} if code == "0" else None,
         )
         assert (await desk.result(refund, said)).status == 200
         after = await desk.refund(refund)
@@ -433,7 +435,7 @@ async def test_a_result_about_another_payment_or_another_conversation_is_refused
     desk.daraja.say("reversal", ack(5))
     refund = (await desk.ask(payment_id)).data
     for body in (
-        result(0, transaction_id=REVERSAL, OriginalTransactionID="TKN0000000"),
+        result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": "TKN0000000"}),
         result(0, originator="o-6", transaction_id=REVERSAL),
         result(0, originator="o-6", conversation="AG_6"),
     ):
@@ -455,10 +457,12 @@ async def test_already_reversed_is_verified_and_then_settles_the_refund(desk: De
     question = await desk.questioned(refund)
     assert (question["TransactionID"], question.get("OriginalConversationID")) == (RECEIPT, None)
     await desk.answer(question, result(2032, "The transaction does not exist"))
-    await desk.answer(question, result(0, ReceiptNo=RECEIPT, TransactionStatus="Pending"))
-    await desk.answer(question, result(0, ReceiptNo="TKN0000000", TransactionStatus="Completed"))
+    await desk.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Pending"}))
+    await desk.answer(question, result(0, says={"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed"}))
     assert (await desk.refund(refund))["status"] == "pending"
-    await desk.answer(question, result(0, ReceiptNo=RECEIPT, TransactionStatus="Completed", Amount="500.00"))
+    await desk.answer(
+        question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Completed", "Amount": "500.00"})
+    )
     after = await desk.refund(refund)
     assert (after["status"], after["outcome"], after["result_code"]) == ("completed", "already_reversed", "R000001")
     assert await desk.books(payment_id) == ("reversed", 500, 0)
@@ -478,7 +482,7 @@ async def test_already_reversed_of_a_payment_that_mpesa_knows_otherwise_waits_fo
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id)).data
     await desk.result(refund, result("R000001"))
-    await desk.answer(await desk.questioned(refund), result(0, ReceiptNo=RECEIPT, **said))
+    await desk.answer(await desk.questioned(refund), result(0, says={"ReceiptNo": RECEIPT, **said}))
     after = await desk.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
     assert await desk.books(payment_id) == ("completed", 0, 500)
@@ -495,7 +499,9 @@ async def test_already_reversed_does_not_say_how_much_so_a_part_waits_for_a_pers
     assert (after["status"], "not how much" in after["attention"]) == ("pending", True)
     assert await desk.books(payment_id) == ("partially_reversed", 100, 400)
     question = await desk.questioned(second)
-    await desk.answer(question, result(0, ReceiptNo=RECEIPT, TransactionStatus="Reversed", Amount="500"))
+    await desk.answer(
+        question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed", "Amount": "500"})
+    )
     assert (await desk.refund(second))["status"] == "pending"
     assert await desk.books(payment_id) == ("partially_reversed", 100, 400)
 
@@ -538,9 +544,9 @@ async def test_an_unknown_outcome_is_asked_about_and_never_sent_again(desk: Desk
         assert (question["TransactionID"], question.get("OriginalConversationID")) == (receipt, None)
         # Completed: the payment itself, as it always was. That says nothing of a reversal.
         for said in ({"ReceiptNo": receipt, "TransactionStatus": "Completed"}, {"TransactionStatus": "Completed"}):
-            await desk.answer(question, result(0, **said))
+            await desk.answer(question, result(0, says=said))
             assert await desk.books(payment_id) == ("completed", 0, 500)
-        await desk.answer(question, result(0, ReceiptNo=receipt, TransactionStatus="Reversed"))
+        await desk.answer(question, result(0, says={"ReceiptNo": receipt, "TransactionStatus": "Reversed"}))
         assert (await desk.refund(answer.data))["status"] == "completed"
         assert await desk.books(payment_id) == ("reversed", 500, 0)
 
@@ -550,7 +556,7 @@ async def test_a_payment_that_is_reversed_proves_nothing_about_a_part(desk: Desk
     desk.daraja.say("reversal", (500, b""))
     refund = (await desk.ask(payment_id, 100)).data
     question = await desk.questioned(refund)
-    await desk.answer(question, result(0, ReceiptNo=RECEIPT, TransactionStatus="Reversed"))
+    await desk.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed"}))
     after = await desk.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
     assert await desk.books(payment_id) == ("completed", 0, 100)
@@ -612,7 +618,9 @@ async def test_a_timeout_says_nothing_of_the_money_and_asks_at_once(desk: Desk) 
     assert (question.get("TransactionID"), question["OriginalConversationID"]) == (None, "o-5")
     await desk.answer(question, result(1), times_out=True)
     assert (await desk.refund(refund))["status"] == "pending"
-    await desk.answer(question, result(0, ReceiptNo=REVERSAL, TransactionStatus="Completed", Amount="500.00"))
+    await desk.answer(
+        question, result(0, says={"ReceiptNo": REVERSAL, "TransactionStatus": "Completed", "Amount": "500.00"})
+    )
     after = await desk.refund(refund)
     assert (after["status"], after["reversal_receipt"]) == ("completed", REVERSAL)
     await desk.told("payment.reversed")
@@ -633,7 +641,7 @@ async def test_the_answer_about_a_reversals_own_conversation_ends_it(
 ) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id)).data
-    await desk.answer(await desk.questioned(refund), result(0, **said))
+    await desk.answer(await desk.questioned(refund), result(0, says=said))
     assert (await desk.refund(refund))["status"] == status
     assert await desk.books(payment_id) == books
 
@@ -649,7 +657,7 @@ async def test_a_late_answer_about_the_payment_is_not_taken_for_one_about_the_re
     assert question["TransactionID"] == RECEIPT
     go.set()
     assert (await asking).status == 201
-    await desk.answer(question, result(0, TransactionStatus="Completed"))
+    await desk.answer(question, result(0, says={"TransactionStatus": "Completed"}))
     assert (await desk.refund(refund))["status"] == "pending"
     assert await desk.books(payment_id) == ("completed", 0, 500)
 
