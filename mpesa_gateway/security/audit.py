@@ -18,7 +18,8 @@ _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big
 _FIRST = bytes(32)
 
 _OBSERVED_A_SECOND = 5
-"""How many entries about refused requests one process writes in a second: a flood must not fill the log."""
+"""How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
+one of one kind must not hide another."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,24 @@ class BrokenChain(Exception):
     """An audit entry was changed or is missing. The text names its number."""
 
 
+class _Observed:
+    """How much of one kind was seen in this second, and how much was left out since the last entry."""
+
+    def __init__(self) -> None:
+        self._second = self._count = self._left_out = 0
+
+    def admit(self, second: int) -> int | None:
+        """How many were left out before this one; None when this one is to be left out as well."""
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count > _OBSERVED_A_SECOND:
+            self._left_out += 1
+            return None
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
 class Audit:
     """Writes and verifies the audit log."""
 
@@ -50,7 +69,7 @@ class Audit:
         self._db = db
         self._clock = clock
         self._ids = ids
-        self._observed = (0, 0)
+        self._observed: dict[str, _Observed] = {}
 
     async def observe(
         self,
@@ -61,12 +80,14 @@ class Audit:
         subject_id: str | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: a few in a second, and a failure to write them stops nobody."""
-        now = int(self._clock.now().timestamp())
-        second, count = self._observed
-        self._observed = (now, count + 1 if second == now else 1)
-        if self._observed[1] > _OBSERVED_A_SECOND:
+        """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
+
+        The next entry after some that were left out says how many: ``left_out`` in its detail.
+        """
+        left_out = self._observed.setdefault(action, _Observed()).admit(int(self._clock.now().timestamp()))
+        if left_out is None:
             return
+        detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
             await self.record(action, merchant_id=merchant_id, actor=actor, subject_id=subject_id, detail=detail)
         except Exception as problem:  # noqa: BLE001 - the request was refused already

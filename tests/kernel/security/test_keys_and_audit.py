@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
@@ -134,6 +135,25 @@ async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
     await db.execute("DELETE FROM audit_entry WHERE number = 2")
     with pytest.raises(BrokenChain, match="entry 2 "):
         await audit.verify()
+
+
+async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[str, Any]) -> None:
+    clock = SetClock(datetime(2026, 11, 23, 10, tzinfo=UTC))
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values), clock=clock).running() as gateway:
+        audit = gateway.audit
+
+        async def seen(action: str) -> list[Any]:
+            return [entry.detail.get("left_out") for entry in await audit.page(100, None, action, None)]
+
+        for _ in range(20):
+            await audit.observe("auth.failed", merchant_id=None, actor="unknown")
+        await audit.observe("scope.denied", merchant_id=None, actor="unknown")
+        assert (await seen("auth.failed"), await seen("scope.denied")) == ([None] * 5, [None])
+        clock.advance(timedelta(seconds=1))
+        await audit.observe("auth.failed", merchant_id=None, actor="unknown")
+        assert await seen("auth.failed") == [15, *[None] * 5]
+        assert await audit.verify() > 0
 
 
 async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
