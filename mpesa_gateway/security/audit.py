@@ -1,6 +1,7 @@
 """Who did what, when: entries chained by their digests, so that a changed or missing one shows."""
 
 import hashlib
+import re
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -161,8 +162,28 @@ class Audit:
             )
         )
 
-    async def verify(self) -> int:
-        """Check every entry against the one before; gives their count. Raises BrokenChain."""
+    async def head(self) -> str:
+        """The newest entry's number and digest, ``120:ab12…``: noted elsewhere, it proves all that came before it."""
+        last = await self._db.fetchrow(LAST_ENTRY)
+        return f"{last['number']}:{bytes(last['digest']).hex()}" if last else f"0:{_FIRST.hex()}"
+
+    async def verify(self, noted: str | None = None) -> int:
+        """Check every entry against the one before; gives their count. Raises BrokenChain.
+
+        A chain does not tell of its own cut-off end, nor of having been written anew from some entry on: with a
+        ``noted`` head (of an earlier look, see ``head``) it does. Raises ValueError for a note that is none.
+        """
+        number, digest = _read_note(noted)
+        await self._verify_chain()
+        if number:
+            found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
+            if found is None:
+                raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
+            if bytes(found) != digest:
+                raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
+        return int(await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry"))
+
+    async def _verify_chain(self) -> None:
         previous, expected = _FIRST, 1
         while True:
             rows = await self._db.fetch(
@@ -171,7 +192,7 @@ class Audit:
                 expected,
             )
             if not rows:
-                return expected - 1
+                return
             for row in rows:
                 digest = _digest(
                     previous,
@@ -191,6 +212,18 @@ class Audit:
                 ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
                 previous, expected = digest, expected + 1
+
+
+_NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})\Z", re.ASCII)
+
+
+def _read_note(noted: str | None) -> tuple[int, bytes]:
+    if noted is None:
+        return 0, _FIRST
+    found = _NOTE.match(noted.strip())
+    if found is None:
+        raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
+    return int(found[1]), bytes.fromhex(found[2])
 
 
 def _digest(
