@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.states import Status
@@ -119,8 +119,8 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     provider: Literal["mpesa"] | None = None
     status: Status | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     search: str | None = None
     min_amount: Decimal | None = None
     max_amount: Decimal | None = None

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.money import Kes
 
 _LONGEST_REASON = 90
@@ -73,8 +73,8 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     payment_id: str | None = None
     status: Literal["pending", "completed", "failed"] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     needs_attention: bool | None = None
 
 

@@ -249,6 +249,51 @@ async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[st
         assert await audit.verify() > 0
 
 
+async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
+    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as admin:
+        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
+        path = f"/v1/admin/merchants/{merchant['merchant_id']}"
+        past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+        for body, field in (
+            ({"name": "k", "expires_at": past}, "expires_at"),
+            ({"name": "k", "expires_at": "2030-01-01T00:00:00"}, "expires_at"),
+            ({"name": "k", "scopes": []}, "scopes"),
+            ({"name": "  "}, "name"),
+            ({"name": "k", "env": "test"}, "env"),
+        ):
+            refused = await admin.call("POST", f"{path}/keys", body)
+            assert (refused.status, refused.error["field"]) == (422, field), body
+        soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        made = (await admin.call("POST", f"{path}/keys", {"name": "k", "expires_at": soon})).data
+        assert made["key"]["expires_at"] is not None
+        assert made["key"]["last_used_at"] is None
+        api = Api(town.base, made["api_key"])
+        assert (await api.call("GET", "/v1/merchant/me")).status == 200
+        (listed,) = (await admin.call("GET", f"{path}/keys")).data
+        assert listed["last_used_at"] is not None
+        await town.gateway.db.execute("UPDATE api_key SET expires_at = now() WHERE key_id = $1", listed["key_id"])
+        assert (await api.call("GET", "/v1/merchant/me")).status == 401
+        await api.close()
+        await admin.call("POST", f"{path}/deactivate", {"confirm": merchant["merchant_id"]})
+        refused = await admin.call("POST", f"{path}/keys", {"name": "k"})
+        assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/payments?since=2026-11-23T10:00:00",
+        "/v1/payments/export?until=2026-11-23T10:00:00",
+        "/v1/refunds?since=2026-11-23T10:00:00",
+        "/v1/refunds/export?until=2026-11-23T10:00:00",
+        "/v1/events?since=2026-11-23T10:00:00",
+    ],
+)
+async def test_a_time_without_its_zone_is_refused_and_breaks_nothing(town: Town, path: str) -> None:
+    answer = await town.api.call("GET", path)
+    assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
+
+
 async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
     async with shop(town.gateway, town.base, scopes=(Scope.ADMIN, Scope.AUDIT_READ), is_configured=False) as admin:
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
