@@ -16,6 +16,7 @@ Habit = Literal[
     "ack_lost",
     "internal_error",
     "intermediate_first",
+    "refuses_part",
     "several_lists",
     "no_response_field",
     "http_500_when_empty",
@@ -26,8 +27,9 @@ Habit = Literal[
     "z_meaning_eat",
     "html_200",
     "cents",
+    "amount_number",
 ]
-"""The habits of all operations; the first eleven are for results, and from ``several_lists`` on they are Pull's."""
+"""The habits of all operations; those up to ``several_lists`` are for results, and from there on they are Pull's."""
 
 PULL_HABITS: frozenset[str] = frozenset(
     {"normal", "internal_error", *get_args(Habit)[get_args(Habit).index("several_lists") :]}
@@ -74,3 +76,7 @@ RESULT_HABITS: dict[str, Plan] = {
     "intermediate_first": Plan(bodies=_intermediate_first),
 }
 """The habits of status queries and reversals; ``internal_error`` refuses the request itself."""
+
+STATUS_HABITS: frozenset[str] = frozenset({*RESULT_HABITS, "internal_error"})
+REVERSAL_HABITS: frozenset[str] = STATUS_HABITS | {"refuses_part"}
+"""Those of reversals: Safaricom may refuse to send back a part."""
