@@ -1,8 +1,9 @@
 """The gateway itself: assembled from its configuration and plugins, served by itself or mounted in a host."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -10,22 +11,22 @@ import structlog
 from litestar import Litestar, Request
 from litestar.di import Provide
 
-from mpesa_gateway.clock import Clock, SystemClock
+from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.outbox import HANDLE, Outbox
-from mpesa_gateway.errors import Code, Problem, UnsupportedMediaType
+from mpesa_gateway.errors import UnsupportedMediaType
 from mpesa_gateway.events import Event
-from mpesa_gateway.http import admin, health
+from mpesa_gateway.http import admin, health, html
 from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import client_address, read_networks
-from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.errors import handlers
+from mpesa_gateway.http.gate import Gate, priority_of, refuse
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
-from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send, current_request_id
+from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -42,7 +43,17 @@ log = structlog.get_logger(__name__)
 
 S = TypeVar("S", bound=msgspec.Struct)
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 Handler = Callable[[E], Awaitable[None]]
+
+_AGREE_EVERY = 30.0
+"""Seconds between two looks at Postgres' clock."""
+
+_LAST = 5.0
+"""Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
+
+_WRONG = timedelta(seconds=2)
+"""How far a machine's clock may be from Postgres' before we say so."""
 
 KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
 
@@ -116,7 +127,7 @@ class Gateway:
                     "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
                 )
         self.config = config
-        self.clock: Clock = clock or SystemClock()
+        self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
         self.plugins = load(config.plugins, plugins)
         config.refuse_sections_except([plugin.name for plugin in self.plugins])
@@ -146,6 +157,8 @@ class Gateway:
         self._users = 0
         self._running_parts: list[Any] = []
         self._in_process_worker: asyncio.Task[None] | None = None
+        self._clock_keeper: asyncio.Task[None] | None = None
+        self._begun: set[asyncio.Task[Any]] = set()
         self.asgi = _Door(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
@@ -212,6 +225,9 @@ class Gateway:
 
     async def _start(self, *, migrate_first: bool) -> None:
         await self.db.start()
+        if isinstance(self.clock, SharedClock):
+            await self._agree(self.clock)
+            self._clock_keeper = asyncio.create_task(self._keep_agreeing(self.clock))
         if migrate_first:
             for migration in await migrate(self.db, self.migrations):
                 log.info("migrated", owner=migration.owner, migration=migration.name)
@@ -252,10 +268,14 @@ class Gateway:
 
     async def _stop(self) -> None:
         self._is_running = False
-        if self._in_process_worker is not None:
-            self._in_process_worker.cancel()
-            await asyncio.gather(self._in_process_worker, return_exceptions=True)
-            self._in_process_worker = None
+        if self._begun:
+            await asyncio.wait(self._begun, timeout=self.config.daraja.timeout + _LAST)
+        for name in ("_in_process_worker", "_clock_keeper"):
+            task = getattr(self, name)
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                setattr(self, name, None)
         while self._running_parts:
             await self._running_parts.pop().stop()
         for name, close in (("daraja", "close"), ("limits", "stop"), ("jobs", "stop"), ("valkey", "aclose")):
@@ -263,6 +283,35 @@ class Gateway:
             if part is not None:
                 await getattr(part, close)()
         await self.db.stop()
+
+    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do to its end what must not be torn apart, such as a push and its record; gives what it gives.
+
+        A caller that hangs up does not end it, and ``stop`` waits for it.
+        """
+        task = asyncio.create_task(work)
+        self._begun.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            # Looked at, or asyncio complains where the caller has hung up.
+            task.exception()
+
+    async def _agree(self, clock: SharedClock) -> None:
+        ahead = await clock.agree(lambda: self.db.fetchval("SELECT clock_timestamp()"))
+        if abs(ahead) > _WRONG:
+            log.warning("clock_is_wrong", seconds=round(ahead.total_seconds(), 1))
+
+    async def _keep_agreeing(self, clock: SharedClock) -> None:
+        while True:
+            await asyncio.sleep(_AGREE_EVERY)
+            try:
+                await self._agree(clock)
+            except (*UNREACHABLE, *OVERBURDENED) as problem:
+                log.info("clock_not_compared", error=type(problem).__name__)
 
     def drain(self) -> None:
         """Say at /health/ready that this process is about to stop; it goes on serving."""
@@ -305,7 +354,7 @@ _NOT_STARTED = (
 
 def build_app(gateway: Gateway) -> Litestar:
     """The Litestar application: the kernel's routes and those of the plugins."""
-    own: list[Any] = [*health.routes, *admin.routes]
+    own: list[Any] = [*health.routes, *admin.routes, *html.routes]
     app = Litestar(
         route_handlers=[*own, *(route for plugin in gateway.plugins for route in plugin.routes)],
         dependencies={
@@ -326,25 +375,35 @@ def build_app(gateway: Gateway) -> Litestar:
     return app
 
 
-ASKED_PATH = "mpesa_gateway_path"
-"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
-
-
 class _Door:
     """The ASGI application: under any mount path, with an id for each request, shut until the gateway is started."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._app: Any = None
+        self._gate: Gate | None = None
         self._litestar: Litestar | None = None
 
     @property
     def litestar(self) -> Litestar:
         """The application behind the door."""
         if self._litestar is None:
-            self._litestar = build_app(self._gateway)
-            self._app = RequestIds(cast(Any, self._litestar), self._gateway.ids)
+            gateway = self._gateway
+            self._litestar = build_app(gateway)
+            self._gate = Gate(
+                cast(Any, self._litestar),
+                gateway.config.http,
+                priority=priority_of(self._litestar),
+                is_draining=lambda: gateway.is_draining,
+            )
+            self._app = RequestIds(self._gate, gateway.ids)
         return self._litestar
+
+    @property
+    def gate(self) -> Gate:
+        """Who is let in, who waits, and how many were turned away."""
+        _ = self.litestar
+        return cast(Gate, self._gate)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan when nobody stands in front of us."""
@@ -353,14 +412,14 @@ class _Door:
             return
         _ = self.litestar
         if scope["type"] == "http" and not self._gateway.is_running:
-            await _refuse_unstarted(send)
+            await refuse(send, _NOT_STARTED, 5)
             return
         inner = dict(scope)
         path, root = scope["path"], scope.get("root_path", "").rstrip("/")
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
         inner["path"], inner["root_path"] = path or "/", ""
-        inner[ASKED_PATH] = inner["path"]
+        inner[html.ASKED_PATH] = inner["path"]
         token = acting_from.set(self._client(scope))
         try:
             await self._app(inner, receive, send)
@@ -385,18 +444,6 @@ class _Door:
         await receive()
         await self._gateway.stop()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _refuse_unstarted(send: Send) -> None:
-    problem = Problem(code=Code.SERVICE_UNAVAILABLE.value, message=_NOT_STARTED, retryable=True)
-    body = msgspec.json.encode(Failure(errors=[problem], request_id=current_request_id()))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"5"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:

@@ -1,5 +1,7 @@
-"""Time, passed in: the real clock, one that tests set, and East Africa Time for Daraja."""
+"""Time, passed in: the clock that all processes share, one that tests set, and East Africa Time for Daraja."""
 
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Protocol
 
@@ -21,6 +23,46 @@ class SystemClock:
     def now(self) -> datetime:
         """The present moment, aware, in UTC."""
         return datetime.now(UTC)
+
+
+class SharedClock:
+    """Postgres' clock, carried on between two looks at it by what the machine counts since it was started.
+
+    What one process writes, others compare with their own time: leases, due times, pauses. A machine whose clock is
+    wrong, or is set right while it works, must not hold up the others' work. Until the first look it is the machine's.
+    """
+
+    def __init__(self, machine: Clock | None = None, count: Callable[[], float] = time.monotonic) -> None:
+        """``count`` gives seconds that only ever go forward."""
+        self._machine = machine or SystemClock()
+        self._count = count
+        self._anchor: tuple[datetime, float] | None = None
+
+    def now(self) -> datetime:
+        """The present moment, aware, in UTC."""
+        if self._anchor is None:
+            return self._machine.now()
+        at, counted = self._anchor
+        return at + timedelta(seconds=self._count() - counted)
+
+    async def agree(self, ask: Callable[[], Awaitable[datetime]]) -> timedelta:
+        """Ask Postgres for its time; gives by how much the machine's clock is ahead of it.
+
+        A difference that the length of the question explains changes nothing: time does not jump for a few
+        milliseconds. Raises what asking raises.
+        """
+        began = self._count()
+        theirs = (await ask()).astimezone(UTC)
+        ended = self._count()
+        doubt = timedelta(seconds=(ended - began) / 2)
+        theirs += doubt
+        if self._anchor is None or abs(self.now() - theirs) > doubt + _GOOD_ENOUGH:
+            self._anchor = (theirs, ended)
+        return self._machine.now() - theirs
+
+
+_GOOD_ENOUGH = timedelta(milliseconds=100)
+"""How far two clocks may be apart and still be called one."""
 
 
 class SetClock:

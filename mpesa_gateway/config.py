@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +25,20 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+Count = Annotated[int, msgspec.Meta(ge=1)]
+"""A number of things of which there must be one."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+"""A time to wait for something, in seconds: a day at most, and never none."""
+
+Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+"""A time to let pass, in seconds: none, or a day at most."""
+
+Room = Annotated[int, msgspec.Meta(ge=0)]
+"""A number of things of which there may be none."""
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+"""A port to listen on; 0 takes a free one."""
 
 
 class ConfigRefused(Exception):
@@ -36,10 +50,11 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     url: Secret | None = None
     schema: str = "mpesa"
-    pool_min: int = 1
-    pool_max: int = 20
-    connect_timeout: float = 10.0
-    statement_timeout: float = 30.0
+    pool_min: Count = 1
+    pool_max: Count = 20
+    reserve: Room = 4
+    connect_timeout: Seconds = 10.0
+    statement_timeout: Seconds = 30.0
 
 
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,7 +62,7 @@ class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     url: Secret | None = None
     prefix: str = "mpesa"
-    timeout: float = 2.0
+    timeout: Seconds = 2.0
 
 
 class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,30 +79,37 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     sandbox_url: str = "https://sandbox.safaricom.co.ke"
     live_url: str = "https://api.safaricom.co.ke"
-    connect_timeout: float = 10.0
-    timeout: float = 30.0
+    connect_timeout: Seconds = 10.0
+    timeout: Seconds = 30.0
     sandbox_certificate: str = "certs/SandboxCertificate.cer"
     live_certificate: str = "certs/ProductionCertificate.cer"
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where ``mpesa-gateway serve`` listens, and how much it takes in one request.
+    """Where ``mpesa-gateway serve`` listens, and how much it takes: in one request, and at a time.
 
-    ``drain`` is for how long a server that is told to stop goes on serving, in seconds, while /health/ready says that
-    nothing new is to be sent to it.
+    ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
+    ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
+    ``connections`` are served. ``drain`` is for how long a server that is told to stop goes on serving, in seconds,
+    while /health/ready says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    max_body_bytes: int = 65_536
-    drain: float = 0.0
+    port: Port = 8000
+    max_body_bytes: Count = 65_536
+    at_once: Count = 32
+    unanswered: Count = 256
+    queue: Room = 100
+    wait: Pause = 1.0
+    connections: Count = 1000
+    drain: Pause = 0.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The queue's workers."""
 
-    concurrency: int = 20
-    grace: int = 20
+    concurrency: Count = 20
+    grace: Annotated[int, msgspec.Meta(ge=0)] = 20
     in_process: bool = False
 
 
@@ -101,10 +123,10 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How often a client may fail to authenticate, and how often a key may call."""
 
-    auth_failures: int = 10
-    auth_failures_window: int = 300
-    requests_per_second: int = 100
-    burst: int = 200
+    auth_failures: Count = 10
+    auth_failures_window: Count = 300
+    requests_per_second: Count = 100
+    burst: Count = 200
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +188,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def section(self, name: str, kind: type[S]) -> S:
         """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
-        return decode(self.sections.get(name, {}), kind, name)
+        return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
@@ -183,6 +205,19 @@ def decode(values: Any, kind: type[S], path: str) -> S:
             full = f"{full}.{unknown}".strip(".")
             raise ConfigRefused(f"unknown setting `{full}`: correct it or remove it (known: {known})") from None
         raise ConfigRefused(f"setting `{full}`: {text}") from None
+
+
+def _with_lists(values: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """A plugin's values, a list's split at their commas: the environment was read before the types were known."""
+    hints = get_type_hints(kind)
+    return {
+        name: _split(value) if isinstance(value, str) and get_origin(hints.get(name)) is tuple else value
+        for name, value in values.items()
+    }
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _decode_secret(kind: type[Any], value: Any) -> Any:
@@ -245,7 +280,7 @@ def _read_text(text: str, kind: Any, variable: str) -> Any:
         except msgspec.DecodeError as problem:
             raise ConfigRefused(f"{variable} looks like JSON but is not: {problem}") from None
     if get_origin(kind) is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return _split(text)
     return text
 
 
@@ -260,6 +295,9 @@ def _check(config: GatewayConfig) -> None:
             raise ConfigRefused(
                 f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
             )
+    for name, secret in (("database.url", config.database.url), ("valkey.url", config.valkey.url)):
+        if secret is not None and not secret:
+            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
     _check_daraja(config.daraja)
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):

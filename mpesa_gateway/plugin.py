@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from mpesa_gateway.events import Event
+from mpesa_gateway.pages import NO_PAGES, Pages
 
 if TYPE_CHECKING:
     import click
@@ -105,6 +106,7 @@ class Plugin:
     """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
     tables: Tables | None = None
     commands: tuple[click.Command, ...] = ()
+    pages: Pages = NO_PAGES
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""

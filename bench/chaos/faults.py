@@ -5,8 +5,8 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import niquests
 import valkey.asyncio
 from valkey.exceptions import ValkeyError
 
-from bench.chaos.merchant import MOODS, Endpoint
+from bench.chaos.merchant import Endpoint, Mood
 from bench.chaos.site import Process, Site
 
 RESULT_HABITS = (
@@ -29,6 +29,7 @@ RESULT_HABITS = (
     "ack_lost",
     "internal_error",
     "intermediate_first",
+    "intermediate_last",
 )
 PULL_HABITS = (
     "several_lists",
@@ -41,8 +42,14 @@ PULL_HABITS = (
     "cents",
     "internal_error",
 )
-DARAJA_FAULTS = ("400.003.02", "404.001.03", "500.001.1001", "500.003.02", "500.003.03", "500.003.1001")
-OPERATIONS = ("oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullquery")
+_OTHER_FAULTS = ("400.003.02", "404.001.03", "500.001.1001", "500.003.03")
+_OPERATIONS = ("oauth", "stkquery", "transactionstatus", "reversal", "pullquery")
+"""Besides pushes, which meet every fault that is ordered."""
+
+_MANY = 100_000
+
+_PATIENCE = 90
+"""Seconds that the simulator gets to take a knob's new position."""
 
 
 @dataclass
@@ -53,24 +60,39 @@ class Chaos:
     endpoint: Endpoint
     rng: random.Random
     http: niquests.AsyncSession
+    merchant_id: str
     api_key: str
     operator_key: str
+    crons: tuple[str, ...]
     say: Callable[[str], None]
+    pace: float = 1.0
+    """How long faults last, in proportion to how long they should."""
     counts: Counter[str] = field(default_factory=Counter[str])
     busy: set[str] = field(default_factory=set[str])
 
     async def control(self, method: str, path: str, body: Any = None) -> Any:
-        """Turn one of the simulator's knobs; a simulator that is away is left alone."""
-        with suppress(niquests.RequestException, OSError):
-            answer = await self.http.request(
-                method, f"{self.site.daraja}/simulator/control{path}", json=body, timeout=5
-            )
-            return answer.json().get("data")
-        return None
+        """Turn one of the simulator's knobs: again and again while its Postgres is away.
+
+        A fault that cannot be mended would never end, and one that was never injected must not count.
+        """
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                with suppress(niquests.RequestException, OSError):
+                    answer = await self.http.request(
+                        method, f"{self.site.daraja}/simulator/control{path}", json=body, timeout=15
+                    )
+                    if answer.status_code == 200:
+                        return answer.json()["data"]
+                    if answer.status_code == 404:
+                        return None
+                    if (answer.status_code or 500) < 500:
+                        raise RuntimeError(f"{method} {path}: {answer.text}")
+                await asyncio.sleep(0.2)
 
     async def pushes(self, query: str) -> list[dict[str, Any]]:
         """Pushes as the simulator lists them."""
-        return await self.control("GET", f"/pushes{query}") or []
+        found: list[dict[str, Any]] = await self.control("GET", f"/pushes{query}")
+        return found
 
     async def ask(self, method: str, path: str, body: Any = None, *, as_operator: bool = False) -> None:
         """Call the gateway as the merchant, or as its operator; whatever it answers is fine."""
@@ -80,22 +102,20 @@ class Chaos:
 
     async def lasts(self, least: float, most: float) -> None:
         """Let the fault be for a while."""
-        await asyncio.sleep(self.rng.uniform(least, most))
+        await asyncio.sleep(self.rng.uniform(least, most) * self.pace)
 
 
-Fault = Callable[[Chaos], AbstractAsyncContextManager[None]]
-Step = Callable[[Chaos], AsyncGenerator[None]]
+Fault = Callable[[Chaos], Awaitable[None]]
 
 FAULTS: dict[str, tuple[str, Fault]] = {}
 """By name: the part of the site that it breaks (one fault at a time for each), and the fault."""
 
 
-def fault(area: str) -> Callable[[Step], Fault]:
-    """Register a fault: before its ``yield`` it breaks something, afterwards it mends it."""
+def fault(area: str) -> Callable[[Fault], Fault]:
+    """Register a fault: it breaks something, lets that be for a while, and mends it."""
 
-    def register(step: Step) -> Fault:
-        made = asynccontextmanager(step)
-        FAULTS[step.__name__] = (area, made)
+    def register(made: Fault) -> Fault:
+        FAULTS[made.__name__] = (area, made)
         return made
 
     return register
@@ -103,151 +123,136 @@ def fault(area: str) -> Callable[[Step], Fault]:
 
 async def _replace(chaos: Chaos, process: Process, **environ: str) -> None:
     process.begin(**environ)
-    if process.port:
-        await chaos.site.is_up(process)
+    await chaos.site.is_up(process)
 
 
 @fault("api")
-async def api_killed(chaos: Chaos) -> AsyncGenerator[None]:
+async def api_killed(chaos: Chaos) -> None:
     """SIGKILL of an API process."""
     process = chaos.rng.choice(chaos.site.apis)
     process.kill()
     await chaos.lasts(0.2, 3)
-    yield
     await _replace(chaos, process)
 
 
 @fault("worker")
-async def worker_killed(chaos: Chaos) -> AsyncGenerator[None]:
+async def worker_killed(chaos: Chaos) -> None:
     """SIGKILL of a worker."""
     process = chaos.rng.choice(chaos.site.workers)
     process.kill()
     await chaos.lasts(0.2, 3)
-    yield
     await _replace(chaos, process)
 
 
 @fault("api")
-async def api_stopped_dead(chaos: Chaos) -> AsyncGenerator[None]:
+async def api_stopped_dead(chaos: Chaos) -> None:
     """SIGSTOP of an API process: it sleeps through its timeouts and leases and goes on as if nothing were."""
     process = chaos.rng.choice(chaos.site.apis)
     process.pause()
     await chaos.lasts(1, 15)
-    yield
     process.resume()
 
 
 @fault("worker")
-async def worker_stopped_dead(chaos: Chaos) -> AsyncGenerator[None]:
+async def worker_stopped_dead(chaos: Chaos) -> None:
     """SIGSTOP of a worker."""
     process = chaos.rng.choice(chaos.site.workers)
     process.pause()
     await chaos.lasts(1, 15)
-    yield
     process.resume()
 
 
 @fault("api")
-async def api_replaced(chaos: Chaos) -> AsyncGenerator[None]:
+async def api_replaced(chaos: Chaos) -> None:
     """SIGTERM and a new process, one API after the other, as a deploy does."""
-    yield
     for process in chaos.site.apis:
-        await asyncio.to_thread(process.end)
+        await chaos.site.end(process)
         await _replace(chaos, process)
 
 
 @fault("worker")
-async def worker_replaced(chaos: Chaos) -> AsyncGenerator[None]:
+async def worker_replaced(chaos: Chaos) -> None:
     """SIGTERM and a new process, one worker after the other."""
-    yield
     for process in chaos.site.workers:
-        await asyncio.to_thread(process.end)
+        await chaos.site.end(process)
         await _replace(chaos, process)
 
 
 @fault("api")
-async def api_clock_skewed(chaos: Chaos) -> AsyncGenerator[None]:
+async def api_clock_skewed(chaos: Chaos) -> None:
     """An API process whose clock is wrong."""
     process = chaos.rng.choice(chaos.site.apis)
     process.kill()
     await _replace(chaos, process, CHAOS_SKEW=str(chaos.rng.choice((-90, -20, 20, 90))))
     await chaos.lasts(3, 8)
-    yield
-    await asyncio.to_thread(process.end)
+    await chaos.site.end(process)
     await _replace(chaos, process)
 
 
 @fault("worker")
-async def worker_clock_skewed(chaos: Chaos) -> AsyncGenerator[None]:
+async def worker_clock_skewed(chaos: Chaos) -> None:
     """A worker whose clock is wrong."""
     process = chaos.rng.choice(chaos.site.workers)
     process.kill()
     await _replace(chaos, process, CHAOS_SKEW=str(chaos.rng.choice((-90, -20, 20, 90))))
     await chaos.lasts(3, 8)
-    yield
-    await asyncio.to_thread(process.end)
+    await chaos.site.end(process)
     await _replace(chaos, process)
 
 
 @fault("valkey")
-async def valkey_killed(chaos: Chaos) -> AsyncGenerator[None]:
+async def valkey_killed(chaos: Chaos) -> None:
     """SIGKILL of Valkey, which comes back with its data."""
     await _kill(chaos.site.standalone.valkey.pid)
     await chaos.lasts(0.2, 4)
-    yield
     await _mend(chaos)
 
 
 @fault("valkey")
-async def valkey_lost(chaos: Chaos) -> AsyncGenerator[None]:
+async def valkey_lost(chaos: Chaos) -> None:
     """SIGKILL of Valkey, which comes back empty."""
     await _kill(chaos.site.standalone.valkey.pid)
     chaos.site.forget_valkey()
     await chaos.lasts(0.2, 4)
-    yield
     await _mend(chaos)
 
 
 @fault("valkey")
-async def valkey_flushed(chaos: Chaos) -> AsyncGenerator[None]:
+async def valkey_flushed(chaos: Chaos) -> None:
     """FLUSHALL."""
     client = valkey.asyncio.from_url(chaos.site.standalone.valkey.url)  # type: ignore[no-untyped-call]
     with suppress(ValkeyError, OSError):
         await client.flushall()
     await client.aclose()
-    yield
 
 
 @fault("valkey")
-async def valkey_disk_full(chaos: Chaos) -> AsyncGenerator[None]:
+async def valkey_disk_full(chaos: Chaos) -> None:
     """No room for Valkey's log: it refuses every write."""
     chaos.site.fill_disk()
     await chaos.lasts(2, 6)
-    yield
     chaos.site.empty_disk()
 
 
 @fault("postgres")
-async def postgres_killed(chaos: Chaos) -> AsyncGenerator[None]:
+async def postgres_killed(chaos: Chaos) -> None:
     """SIGKILL of Postgres."""
     await _kill(chaos.site.standalone.postgres.pid)
     await chaos.lasts(0.2, 2)
-    yield
     await _mend(chaos)
 
 
 @fault("postgres")
-async def postgres_connections_dropped(chaos: Chaos) -> AsyncGenerator[None]:
-    """Every connection to Postgres is reset, and new ones are refused for up to ten seconds."""
-    chaos.site.to_postgres.refuses = True
+async def postgres_refuses_connections(chaos: Chaos) -> None:
+    """Every connection to Postgres is reset, and new ones are refused for ten seconds."""
+    chaos.site.to_postgres.refuse()
     chaos.site.to_postgres.cut()
-    await chaos.lasts(0, 10)
-    yield
-    chaos.site.to_postgres.refuses = False
+    await chaos.lasts(10, 10)
+    await chaos.site.to_postgres.admit()
 
 
 @fault("postgres")
-async def postgres_backends_terminated(chaos: Chaos) -> AsyncGenerator[None]:
+async def postgres_backends_terminated(chaos: Chaos) -> None:
     """pg_terminate_backend of every connection."""
     with suppress(asyncpg.PostgresError, OSError):
         connection = await asyncpg.connect(chaos.site.standalone.postgres.url)
@@ -256,53 +261,65 @@ async def postgres_backends_terminated(chaos: Chaos) -> AsyncGenerator[None]:
             "WHERE application_name = 'mpesa-gateway' AND pid <> pg_backend_pid()"
         )
         await connection.close()
-    yield
 
 
 @fault("daraja")
-async def daraja_slow(chaos: Chaos) -> AsyncGenerator[None]:
+async def daraja_slow(chaos: Chaos) -> None:
     """Daraja answers late, at times later than we wait."""
     chaos.site.to_daraja.delay = chaos.rng.uniform(0.5, 9)
     await chaos.lasts(2, 6)
-    yield
     chaos.site.to_daraja.delay = 0.0
 
 
 @fault("daraja")
-async def daraja_resets(chaos: Chaos) -> AsyncGenerator[None]:
+async def daraja_resets(chaos: Chaos) -> None:
     """Daraja takes requests, and the connection is reset before the answer."""
     chaos.site.to_daraja.cut_share = chaos.rng.uniform(0.2, 1)
     chaos.site.to_daraja.cut()
     await chaos.lasts(1, 5)
-    yield
     chaos.site.to_daraja.cut_share = 0.0
     chaos.site.to_daraja.cut()
 
 
 @fault("daraja")
-async def daraja_away(chaos: Chaos) -> AsyncGenerator[None]:
+async def daraja_away(chaos: Chaos) -> None:
     """Nobody listens at Daraja's address."""
-    chaos.site.to_daraja.refuses = True
+    chaos.site.to_daraja.refuse()
     chaos.site.to_daraja.cut()
     await chaos.lasts(1, 5)
-    yield
-    chaos.site.to_daraja.refuses = False
+    await chaos.site.to_daraja.admit()
+
+
+async def _answer_with(chaos: Chaos, code: str) -> None:
+    """Let every push meet an error of Daraja's for a while, and every request of another operation too."""
+    operations = ("stkpush", chaos.rng.choice(_OPERATIONS))
+    for operation in operations:
+        await chaos.control("POST", "/faults", {"operation": operation, "fault": code, "times": _MANY})
+    await chaos.lasts(2, 5)
+    for operation in operations:
+        await chaos.control("POST", "/faults", {"operation": operation, "fault": code, "times": 0})
 
 
 @fault("simulator")
-async def daraja_faults(chaos: Chaos) -> AsyncGenerator[None]:
-    """Daraja answers with one of its error codes: spike arrest, invalid token, internal error."""
-    order = {
-        "operation": chaos.rng.choice(OPERATIONS),
-        "fault": chaos.rng.choice(DARAJA_FAULTS),
-        "times": chaos.rng.randint(1, 8),
-    }
-    await chaos.control("POST", "/faults", order)
-    yield
+async def daraja_answers_500(chaos: Chaos) -> None:
+    """Daraja answers with an internal error, and nobody can tell whether anything was done."""
+    await _answer_with(chaos, "500.003.1001")
 
 
 @fault("simulator")
-async def results_misbehave(chaos: Chaos) -> AsyncGenerator[None]:
+async def daraja_spike_arrest(chaos: Chaos) -> None:
+    """Daraja refuses for its spike arrest."""
+    await _answer_with(chaos, "500.003.02")
+
+
+@fault("simulator")
+async def daraja_refuses(chaos: Chaos) -> None:
+    """Daraja refuses otherwise: a quota, a bad request, a token that is no longer valid, a busy subscriber."""
+    await _answer_with(chaos, chaos.rng.choice(_OTHER_FAULTS))
+
+
+@fault("simulator")
+async def results_misbehave(chaos: Chaos) -> None:
     """Results of status queries and reversals are lost, late, doubled, early or odd; and Pull answers oddly."""
     habits = {
         "reversal": chaos.rng.choice(RESULT_HABITS),
@@ -311,22 +328,77 @@ async def results_misbehave(chaos: Chaos) -> AsyncGenerator[None]:
     }
     await chaos.control("PATCH", "/habits", habits)
     await chaos.lasts(2, 8)
-    yield
     await chaos.control("PATCH", "/habits", dict.fromkeys(habits, "normal"))
 
 
+async def _phones(chaos: Chaos, behaviour: str) -> None:
+    """Let every phone, and Daraja with it, behave in one way for a while."""
+    await chaos.control("PATCH", "/habits", {"stkpush": behaviour})
+    await chaos.lasts(2, 5)
+    await chaos.control("PATCH", "/habits", {"stkpush": "normal"})
+
+
 @fault("callbacks")
-async def callbacks_repeated(chaos: Chaos) -> AsyncGenerator[None]:
+async def accepted_but_500(chaos: Chaos) -> None:
+    """Daraja takes each push and answers with HTTP 500 and a page."""
+    await _phones(chaos, "ack_lost")
+
+
+@fault("callbacks")
+async def accepted_but_500_and_never_called_back(chaos: Chaos) -> None:
+    """The same, and no callback ever comes: only the statement knows."""
+    await _phones(chaos, "vanishes")
+
+
+@fault("callbacks")
+async def callbacks_doubled(chaos: Chaos) -> None:
+    """Each callback comes twice."""
+    await _phones(chaos, "calls_back_twice")
+
+
+@fault("callbacks")
+async def callbacks_late(chaos: Chaos) -> None:
+    """Each callback comes late."""
+    await _phones(chaos, "pays_late")
+
+
+@fault("callbacks")
+async def callbacks_before_ack(chaos: Chaos) -> None:
+    """Each callback comes before its push is answered."""
+    await _phones(chaos, "calls_back_first")
+
+
+@fault("callbacks")
+async def callbacks_lost(chaos: Chaos) -> None:
+    """No callback comes."""
+    await _phones(chaos, "pays_silently")
+
+
+@fault("callbacks")
+async def callbacks_with_wrong_amount(chaos: Chaos) -> None:
+    """Each callback says another amount than was paid."""
+    await _phones(chaos, "wrong_amount")
+
+
+@fault("callbacks")
+async def callbacks_reordered(chaos: Chaos) -> None:
+    """Callbacks overtake each other, copies of the same one too."""
+    await chaos.control("PATCH", "/knobs", {"callback_jitter": 5.0})
+    await _phones(chaos, "calls_back_twice")
+    await chaos.control("PATCH", "/knobs", {"callback_jitter": 0.0})
+
+
+@fault("callbacks")
+async def callbacks_repeated(chaos: Chaos) -> None:
     """Old callbacks come once more, out of order."""
     pushes = await chaos.pushes("?state=ended&limit=200")
     for push in chaos.rng.sample(pushes, min(len(pushes), 10)):
         for _ in range(chaos.rng.randint(1, 3)):
             await chaos.control("POST", f"/pushes/{push['checkout_request_id']}/callback")
-    yield
 
 
 @fault("callbacks")
-async def callbacks_forged(chaos: Chaos) -> AsyncGenerator[None]:
+async def callbacks_forged(chaos: Chaos) -> None:
     """Somebody who knows addresses posts what M-Pesa never said: with wrong signatures, about other payments."""
     pushes = await chaos.pushes("?limit=100")
     for push in chaos.rng.sample(pushes, min(len(pushes), 5)):
@@ -335,38 +407,86 @@ async def callbacks_forged(chaos: Chaos) -> AsyncGenerator[None]:
         if other != push["checkout_request_id"]:
             await chaos.control("POST", path, {"about": other})
         await chaos.control("POST", path, {"signature": "Zm9yZ2Vk"})
-    yield
 
 
-@fault("merchant")
-async def merchant_misbehaves(chaos: Chaos) -> AsyncGenerator[None]:
-    """The merchant's endpoint is down, slow, broken, redirects, or hangs in the middle of its answer."""
-    chaos.endpoint.mood = chaos.rng.choice(MOODS[1:])
+async def _mood(chaos: Chaos, mood: Mood) -> None:
+    chaos.endpoint.mood = mood
     await chaos.lasts(2, 8)
-    yield
     chaos.endpoint.mood = "well"
 
 
+@fault("merchant")
+async def merchant_down(chaos: Chaos) -> None:
+    """Nobody listens at the merchant's endpoint."""
+    chaos.endpoint.wire.refuse()
+    chaos.endpoint.wire.cut()
+    await chaos.lasts(2, 8)
+    await chaos.endpoint.wire.admit()
+
+
+@fault("merchant")
+async def merchant_slow(chaos: Chaos) -> None:
+    """The merchant's endpoint answers late, sometimes later than we wait."""
+    await _mood(chaos, "slow")
+
+
+@fault("merchant")
+async def merchant_answers_500(chaos: Chaos) -> None:
+    """The merchant's endpoint answers 500."""
+    await _mood(chaos, "500")
+
+
+@fault("merchant")
+async def merchant_redirects(chaos: Chaos) -> None:
+    """The merchant's endpoint answers with a redirect."""
+    await _mood(chaos, "redirects")
+
+
+@fault("merchant")
+async def merchant_hangs(chaos: Chaos) -> None:
+    """The merchant's endpoint stops in the middle of its answer."""
+    await _mood(chaos, "hangs")
+
+
+_SWEEPERS = ("payments.sweep", "refunds.sweep", "webhooks.sweep", "callbacks.sweep", "kernel.sweep_events")
+
+
 @fault("twice")
-async def everything_at_once(chaos: Chaos) -> AsyncGenerator[None]:
-    """Two reconciliations, every sweeper twice, and questions about the same payments, all at the same moment."""
-    names = ("payments.sweep", "refunds.sweep", "webhooks.sweep", "callbacks.sweep", "kernel.sweep_events")
-    client: Any = valkey.asyncio.from_url(chaos.site.standalone.valkey.url)  # type: ignore[no-untyped-call]
+async def two_sweepers_at_once(chaos: Chaos) -> None:
+    """Every sweeper twice at the same moment, besides the regular ones."""
+    await _wake(chaos, (name for name in _SWEEPERS for _ in range(2)))
+
+
+@fault("twice")
+async def two_reconciliations_at_once(chaos: Chaos) -> None:
+    """Two reconciliations that the merchant asks for, and two in the queue, at the same moment."""
+    await asyncio.gather(
+        *(chaos.ask("POST", "/v1/payments/mpesa/reconcile", {}) for _ in range(2)),
+        _wake(chaos, ("reconciliation.reconcile",) * 2, merchant_id=chaos.merchant_id),
+    )
+
+
+@fault("twice")
+async def two_crons_at_once(chaos: Chaos) -> None:
+    """Every cron fires twice at the same moment, as on two schedulers that do not know of each other."""
+    await _wake(chaos, (name for name in chaos.crons for _ in range(2)))
+
+
+async def _wake(chaos: Chaos, names: Iterable[str], **kwargs: str) -> None:
+    """Put jobs on the queue, all at once; one that Valkey is not there for is left out."""
     from saq.queue.redis import RedisQueue  # noqa: PLC0415 - SAQ takes half a second to import
 
+    client: Any = valkey.asyncio.from_url(chaos.site.standalone.valkey.url)  # type: ignore[no-untyped-call]
     queue = RedisQueue(client, name="mpesa")
-    work: list[Awaitable[Any]] = [chaos.ask("POST", "/v1/payments/mpesa/reconcile", {}) for _ in range(2)]
 
     async def wake(name: str) -> None:
         with suppress(ValkeyError, OSError, TimeoutError):
             async with asyncio.timeout(2):
-                await queue.enqueue(name)
+                await queue.enqueue(name, timeout=60, heartbeat=20, **kwargs)
 
-    work += [wake(name) for name in names for _ in range(2)]
-    await asyncio.gather(*work, return_exceptions=True)
+    await asyncio.gather(*map(wake, names))
     with suppress(ValkeyError, OSError):
         await client.aclose()
-    yield
 
 
 async def _kill(pid: int | None) -> None:
@@ -384,25 +504,36 @@ async def _mend(chaos: Chaos) -> None:
         await asyncio.sleep(0.1)
 
 
-async def rage(chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 2) -> None:
-    """Break one thing after the other, ``at_once`` at a time, never two in the same area, until told to stop."""
+async def rage(chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 3) -> None:
+    """Break one thing after the other, ``at_once`` at a time, never two in the same area, until told to stop.
+
+    They are dealt from a shuffled deck: each comes once before any comes again, whatever the seed.
+    """
+    deck: list[str] = []
+
+    def deal() -> str | None:
+        if not deck:
+            deck.extend(chaos.rng.sample(names, len(names)))
+        for name in deck:
+            if FAULTS[name][0] not in chaos.busy:
+                deck.remove(name)
+                return name
+        return None
 
     async def one() -> None:
         while not until():
-            free = [name for name in names if FAULTS[name][0] not in chaos.busy]
-            if not free:
+            name = deal()
+            if name is None:
                 await asyncio.sleep(0.1)
                 continue
-            name = chaos.rng.choice(free)
             area, made = FAULTS[name]
             chaos.busy.add(area)
             chaos.counts[name] += 1
             chaos.say(name)
             try:
-                async with made(chaos):
-                    pass
+                await made(chaos)
             finally:
                 chaos.busy.discard(area)
-            await asyncio.sleep(chaos.rng.uniform(0, 1.5))
+            await asyncio.sleep(chaos.rng.uniform(0, 1.5) * chaos.pace)
 
     await asyncio.gather(*(one() for _ in range(at_once)))

@@ -4,24 +4,27 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 from standardwebhooks import Webhook, WebhookVerificationError
 
-Mood = Literal["well", "down", "slow", "500", "redirects", "hangs"]
-"""How the endpoint behaves; ``down`` closes each connection, ``hangs`` stops in the middle of its answer."""
+from bench.chaos.proxy import Wire
 
-MOODS: tuple[Mood, ...] = get_args(Mood)
+_PATH = "/webhooks"
+
+Mood = Literal["well", "slow", "500", "redirects", "hangs"]
+"""How the endpoint behaves; ``hangs`` stops in the middle of its answer."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One POST: when it came (seconds since 1970), its id, its event, and whether it was answered 2xx."""
+    """One POST: when it came (seconds since 1970), its id, its event, its bytes, and whether it was answered 2xx."""
 
     at: float
     webhook_id: str
     event: dict[str, Any]
+    body: bytes
     is_taken: bool
     is_signed: bool
 
@@ -34,21 +37,29 @@ class Endpoint:
     secret: str = ""
     mood: Mood = "well"
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
-    port: int = 0
+    strayed: list[str] = field(default_factory=list[str])
+    """What was asked for besides, such as where a redirect leads: nobody should follow one."""
+    _port: int = 0
     _server: asyncio.Server | None = None
+
+    def __post_init__(self) -> None:
+        self.wire = Wire(lambda: [self._port], self.rng)
+        """The way to it, which can be refused."""
 
     @property
     def url(self) -> str:
         """Where webhooks are to be sent."""
-        return f"http://127.0.0.1:{self.port}/webhooks"
+        return f"http://127.0.0.1:{self.wire.port}{_PATH}"
 
     async def start(self) -> None:
         """Listen."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._port = self._server.sockets[0].getsockname()[1]
+        await self.wire.start()
 
     async def stop(self) -> None:
         """Stop listening."""
+        await self.wire.stop()
         if self._server is not None:
             self._server.close()
 
@@ -67,6 +78,9 @@ class Endpoint:
                 pairs = (line.split(":", 1) for line in head[1:] if ":" in line)
                 headers = {name.strip().lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
+                if head[0].split(" ")[:2] != ["POST", _PATH]:
+                    self.strayed.append(head[0])
+                    return
                 if not await self._answer(headers, body, writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -77,8 +91,6 @@ class Endpoint:
     async def _answer(self, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer as the mood is; gives whether the connection stays open."""
         mood = self.mood
-        if mood == "down":
-            return False
         if mood == "slow":
             await asyncio.sleep(self.rng.uniform(0.5, 5.0))
         status = {"500": 500, "redirects": 302}.get(mood, 200)
@@ -102,4 +114,5 @@ class Endpoint:
         except WebhookVerificationError:
             is_signed = False
         event = msgspec.json.decode(body, type=dict[str, Any])
-        self.deliveries.append(Delivery(time.time(), headers.get("webhook-id", ""), event, is_taken, is_signed))
+        webhook_id = headers.get("webhook-id", "")
+        self.deliveries.append(Delivery(time.time(), webhook_id, event, body, is_taken, is_signed))

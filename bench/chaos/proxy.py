@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -17,10 +18,10 @@ class Wire:
         self._rng = rng
         self._turn = 0
         self._server: asyncio.Server | None = None
+        self._holder: socket.socket | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.port = 0
-        self.refuses = False
         self.delay = 0.0
         """Seconds by which each answer is late."""
         self.cut_share = 0.0
@@ -28,26 +29,36 @@ class Wire:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        # Bound and never listening: while nobody listens, the port is still ours, and connecting to it is refused.
+        self._holder = _bound(0)
+        self.port = self._holder.getsockname()[1]
+        await self.admit()
 
     async def stop(self) -> None:
         """Stop, and cut what is open."""
-        if self._server is not None:
-            self._server.close()
+        self.refuse()
         self.cut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._holder is not None:
+            self._holder.close()
+
+    def refuse(self) -> None:
+        """Let nobody listen: whoever connects is refused. What is open stays open."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def admit(self) -> None:
+        """Listen again."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, sock=_bound(self.port))
 
     def cut(self) -> None:
         """Reset every open connection."""
         for writer in list(self._open):
-            self._reset(writer)
-
-    @staticmethod
-    def _reset(writer: asyncio.StreamWriter) -> None:
-        writer.transport.abort()
+            writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """The next target that answers."""
@@ -63,9 +74,9 @@ class Wire:
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        found = None if self.refuses else await self._connect()
+        found = await self._connect()
         if found is None:
-            self._reset(writer)
+            writer.transport.abort()
             return
         inner_reader, inner_writer = found
         self._open |= {writer, inner_writer}
@@ -77,7 +88,7 @@ class Wire:
         finally:
             self._open -= {writer, inner_writer}
             for one in (writer, inner_writer):
-                self._reset(one)
+                one.transport.abort()
 
     async def _pass(
         self,
@@ -96,8 +107,16 @@ class Wire:
                 writer.write(chunk)
                 await writer.drain()
         if is_doomed:
-            self._reset(writer)
+            writer.transport.abort()
             return
         with suppress(OSError, RuntimeError):
             if writer.can_write_eof():
                 writer.write_eof()
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket on this port of the loopback interface, or on a free one for 0, that others of ours may share."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind(("127.0.0.1", port))
+    return found

@@ -14,6 +14,17 @@ _TRY_AGAIN = frozenset({0, 409, 429, 500, 502, 503, 504})
 
 _TRIES = 40
 
+_EXPLAINED = frozenset({0, 200, 201, 409, 429, 502, 503})
+"""Statuses, and 0 for no answer, that payments and refunds may meet while things are broken."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a buyer asked for: the payer's number, which no other buyer has, and the amount in KES."""
+
+    phone: str
+    amount: int
+
 
 @dataclass
 class Shoppers:
@@ -23,11 +34,14 @@ class Shoppers:
     api_key: str
     rng: random.Random
     http: niquests.AsyncSession
+    wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
     answers: Counter[int] = field(default_factory=Counter[int])
     conflicts: list[str] = field(default_factory=list[str])
     """Keys that were answered with two different payments: there must be none."""
+    unexplained: list[str] = field(default_factory=list[str])
+    """Answers that nothing which was broken explains: there must be none."""
 
     async def flow(self, rate: float, until: Callable[[], bool]) -> None:
         """Ask for ``rate`` payments a second, and refund one in five of those that are paid."""
@@ -41,8 +55,8 @@ class Shoppers:
     async def _buy(self) -> None:
         number = len(self.payments)
         key, amount = f"buy-{number}", self.rng.randint(1, 2000)
-        phone = f"2547{self.rng.randint(11000000, 99999999)}"
-        body = {"amount": amount, "phone": phone, "metadata": {"order": key}}
+        wish = self.wishes[key] = Wish(f"2547{11_000_000 + number}", amount)
+        body = {"amount": amount, "phone": wish.phone, "metadata": {"order": key}}
         # Some press the button twice.
         times = 2 if self.rng.random() < 0.15 else 1
         self.payments[key] = None
@@ -81,6 +95,8 @@ class Shoppers:
         for _ in range(_TRIES):
             status, answer = await self._post(path, key, body)
             self.answers[status] += 1
+            if status not in _EXPLAINED:
+                self.unexplained.append(f"{status} {path}: {answer.get('errors')}")
             if status in {200, 201}:
                 made = answer["data"]["id"]
                 if found[key] not in {None, made}:

@@ -27,6 +27,8 @@ from mpesa_gateway.standalone.process import free_port, launch, stop, write_priv
 from mpesa_gateway.standalone.sandbox import make_certificate
 from mpesa_gateway.standalone.standalone import Standalone
 
+ROOT = Path(__file__).parents[2]
+
 PLUGINS = ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"]
 
 _DISK = 32
@@ -39,15 +41,34 @@ class Process:
 
     name: str
     start: Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
+    log: Path
     port: int = 0
     running: "subprocess.Popen[bytes] | None" = None
+    _read_from: int = 0
+    wanted: dict[str, str] | None = None
+    """The environment, besides the usual, of a process that is to run; None for one that was told to end."""
 
     def begin(self, **environ: str) -> None:
         """Start it."""
+        self.wanted = environ
+        self._read_from = self.log.stat().st_size if self.log.exists() else 0
         self.running = self.start(environ)
+
+    def is_up(self) -> bool:
+        """Whether it answers, or, where it serves nobody, has said that it works."""
+        if self.port:
+            return _answers(f"http://127.0.0.1:{self.port}/health/live")
+        with self.log.open("rb") as log:
+            log.seek(self._read_from)
+            return b"Working\n" in log.read()
+
+    def has_gone(self) -> bool:
+        """Whether it ended and nobody told it to."""
+        return self.wanted is not None and self.running is not None and self.running.poll() is not None
 
     def kill(self) -> None:
         """End it without a word."""
+        self.wanted = None
         if self.running is not None:
             self.running.kill()
             self.running.wait()
@@ -64,6 +85,7 @@ class Process:
 
     def end(self, patience: float = 40) -> int:
         """Ask it to stop, and wait; gives its exit code."""
+        self.wanted = None
         if self.running is None:
             return 0
         stop(self.running, (signal.SIGTERM,), patience)
@@ -86,6 +108,11 @@ class Site:
         self.to_daraja = Wire(lambda: [self.simulator.port], rng)
         self.to_postgres = Wire(lambda: [self.standalone.postgres.port], rng)
         self.has_own_disk = False
+        self.revived = 0
+        """How often a process had ended by itself and was started again."""
+        self.ended_badly: list[str] = []
+        """Processes that did not end by themselves, and well, when they were told to."""
+        self._tending: asyncio.Task[None] | None = None
 
     @property
     def processes(self) -> list[Process]:
@@ -114,11 +141,14 @@ class Site:
         await self.is_up(self.apis[0])
         for process in (self.simulator, self.apis[1], *self.workers):
             process.begin()
-        await self.is_up(self.simulator)
-        await self.is_up(self.apis[1])
+        for process in self.processes:
+            await self.is_up(process)
+        self._tending = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
         """Stop everything, whatever state it is in."""
+        if self._tending is not None:
+            self._tending.cancel()
         for process in reversed(self.processes):
             process.resume()
             with suppress(OSError):
@@ -129,16 +159,28 @@ class Site:
         if self.has_own_disk:
             await asyncio.to_thread(subprocess.run, ["umount", str(self.valkey_folder)], check=False)
 
+    async def end(self, process: Process) -> None:
+        """Ask a process to stop, wait until it has, and note how it ended."""
+        code = await asyncio.to_thread(process.end)
+        if code != 0:
+            self.ended_badly.append(f"{process.name} ended with {code}")
+
     async def is_up(self, process: Process, patience: float = 60) -> None:
-        """Wait until a serving process answers. Raises TimeoutError."""
-        url = f"http://127.0.0.1:{process.port}/health/live"
+        """Wait until a process does its work. Raises TimeoutError."""
         until = time.monotonic() + patience
-        while not await asyncio.to_thread(_answers, url):
+        while not await asyncio.to_thread(process.is_up):
             if time.monotonic() > until:
-                raise TimeoutError(f"{process.name} did not answer: see {self.folder}")
-            if process.running is not None and process.running.poll() is not None:
-                process.begin()
+                raise TimeoutError(f"{process.name} did not start: see {self.folder}")
             await asyncio.sleep(0.1)
+
+    async def _tend(self) -> None:
+        """Start again what ended by itself, as systemd or an orchestrator does: without Postgres, none starts."""
+        while True:
+            for process in self.processes:
+                if process.has_gone():
+                    self.revived += 1
+                    process.begin(**(process.wanted or {}))
+            await asyncio.sleep(0.5)
 
     @property
     def valkey_folder(self) -> Path:
@@ -171,20 +213,21 @@ class Site:
 
     def _process(self, name: str, command: str, port: int = 0) -> Process:
         arguments = [command, *(["--port", str(port)] if port else [])]
+        log = self.folder / f"{name}.log"
 
         def start(environ: dict[str, str]) -> "subprocess.Popen[bytes]":
             module = "bench.chaos.skewed" if "CHAOS_SKEW" in environ else "mpesa_gateway.cli"
             config = self._simulator_config if name == "simulator" else self._config
             ours = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
-            with (self.folder / f"{name}.log").open("ab") as output:
+            with log.open("ab") as output:
                 return launch(
                     [sys.executable, "-m", module, *arguments],
                     output=output,
                     death_signal=signal.SIGKILL,
-                    env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": str(Path(__file__).parents[2])},
+                    env=ours | environ | {CONFIG_VARIABLE: str(config), "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
                 )
 
-        return Process(name, start, port)
+        return Process(name, start, log, port)
 
     def _write_config(self) -> None:
         certificate = self.folder / "simulator-certificate.pem"

@@ -1,19 +1,27 @@
 """``mpesa-gateway`` with a clock that is wrong by CHAOS_SKEW seconds: what a machine without time service runs."""
 
 import os
+import time
 from datetime import datetime, timedelta
 
 from mpesa_gateway import clock
 from mpesa_gateway.cli import main
 
-_now = clock.SystemClock.now
+_SKEW = float(os.environ["CHAOS_SKEW"])
+_now, _time = clock.SystemClock.now, time.time
 
 
-def _wrong(self: clock.SystemClock) -> datetime:
-    return _now(self) + timedelta(seconds=float(os.environ["CHAOS_SKEW"]))
+def _wrong_now(self: clock.SystemClock) -> datetime:
+    return _now(self) + timedelta(seconds=_SKEW)
 
 
-clock.SystemClock.now = _wrong  # type: ignore[method-assign]
+def _wrong_time() -> float:
+    return _time() + _SKEW
+
+
+clock.SystemClock.now = _wrong_now  # type: ignore[method-assign]
+# What the queue asks; monotonic clocks are not changed, as they would not be on such a machine.
+time.time = _wrong_time
 
 if __name__ == "__main__":
     main()

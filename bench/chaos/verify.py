@@ -1,21 +1,16 @@
 """Compares the gateway's books, the simulator's ledger and the merchant's log: lost, doubled, invented, untold."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import asyncpg
 
 from bench.chaos.merchant import Endpoint
 from bench.chaos.shoppers import Shoppers
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.audit import BrokenChain
 
-BOOKS: dict[str, str] = {
-    "lost: money that moved and no payment is completed with it": """
-        SELECT t.receipt FROM sim_transaction t LEFT JOIN payment p ON p.receipt = t.receipt
-        WHERE p.payment_id IS NULL OR p.status NOT IN ('completed', 'reversed', 'partially_reversed')
-    """,
+ALWAYS: dict[str, str] = {
     "lost: money that moved and another amount is on the payment": """
         SELECT t.receipt FROM sim_transaction t JOIN payment p ON p.receipt = t.receipt WHERE p.amount <> t.amount
     """,
@@ -28,61 +23,112 @@ BOOKS: dict[str, str] = {
     "doubled: two payments for one Idempotency-Key": """
         SELECT idempotency_key FROM payment GROUP BY merchant_id, idempotency_key HAVING count(*) > 1
     """,
+    "invented: money on a payment that asked for another": """
+        SELECT p.payment_id FROM payment p JOIN sim_transaction t ON t.receipt = p.receipt
+        WHERE p.reference <> t.reference OR p.phone <> t.phone
+    """,
+    "invented: a receipt that M-Pesa never gave": """
+        SELECT p.payment_id FROM payment p LEFT JOIN sim_transaction t USING (receipt)
+        WHERE p.receipt IS NOT NULL AND t.receipt IS NULL
+    """,
+    "doubled: more went back than came in": """
+        SELECT original FROM sim_reversal JOIN sim_transaction t ON t.receipt = original
+        GROUP BY original, t.amount HAVING sum(sim_reversal.amount) > t.amount
+    """,
+    "doubled: more refunds than the payment has money for": """
+        SELECT p.payment_id FROM payment p JOIN refund r USING (payment_id) WHERE r.status <> 'failed'
+        GROUP BY p.payment_id, p.amount HAVING sum(r.amount) > p.amount
+    """,
+    "lost: money set aside and no refund under way": """
+        SELECT p.payment_id FROM payment p WHERE p.refund_reserved <> (
+            SELECT COALESCE(sum(amount), 0) FROM refund r WHERE r.payment_id = p.payment_id AND r.status = 'pending')
+    """,
+    "untold: a change of a payment without exactly one event, or an event without its change": """
+        WITH change AS (
+            SELECT payment_id AS subject_id, count(*) AS times, 'payment.' || CASE kind WHEN 'refused' THEN 'failed'
+                WHEN 'expired' THEN 'failed' WHEN 'partially_reversed' THEN 'reversed' ELSE kind END AS kind
+            FROM payment_step
+            WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
+            GROUP BY 1, 3
+        ), told AS (
+            SELECT subject_id, kind, count(*) AS times FROM event
+            WHERE kind IN ('payment.completed', 'payment.failed', 'payment.reversed') GROUP BY 1, 2
+        )
+        SELECT subject_id || ' ' || kind FROM change FULL JOIN told USING (subject_id, kind)
+        WHERE change.times IS DISTINCT FROM told.times
+    """,
+    "untold: a payment that stands where its timeline does not lead": """
+        SELECT p.payment_id FROM payment p WHERE p.status <> 'pending' AND NOT EXISTS (
+            SELECT 1 FROM payment_step s WHERE s.payment_id = p.payment_id AND (s.kind = p.status
+                OR (p.status = 'failed' AND s.kind IN ('refused', 'expired'))))
+    """,
+    "untold: money that is held and nobody was told": """
+        SELECT p.payment_id FROM payment p WHERE p.mismatch IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM event e WHERE e.subject_id = p.payment_id AND e.kind = 'payment.mismatched')
+    """,
+    "untold: a refund that ended without exactly one event": """
+        SELECT r.refund_id FROM refund r WHERE
+            (r.status = 'completed' AND (SELECT count(*) FROM event e WHERE e.subject_id = r.payment_id
+                AND e.kind = 'payment.reversed' AND e.payload->>'refund_id' = r.refund_id) <> 1)
+            OR (r.status = 'failed' AND r.reversal <> 'unsent' AND (SELECT count(*) FROM event e
+                WHERE e.subject_id = r.refund_id AND e.kind = 'refund.failed') <> 1)
+    """,
+    "untold: an event that says another amount or receipt than the payment": """
+        SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
+        WHERE (e.payload->>'amount')::numeric <> p.amount OR (e.kind = 'payment.completed'
+            AND e.payload->>'receipt' IS NOT NULL AND e.payload->>'receipt' IS DISTINCT FROM p.receipt)
+    """,
+    "untold: an event without its delivery": """
+        SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
+        WHERE e.is_public AND d.delivery_id IS NULL
+    """,
+    "stuck: a row that nothing will ever look at again": """
+        SELECT payment_id FROM payment
+        WHERE (status = 'pending' OR claim IS NOT NULL) AND due_at IS NULL AND mismatch IS NULL
+        UNION ALL SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL
+        UNION ALL SELECT delivery_id FROM delivery WHERE status = 'pending' AND due_at IS NULL
+        UNION ALL SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at IS NULL
+        UNION ALL SELECT event_id FROM event_task WHERE done_at IS NULL AND due_at IS NULL
+    """,
+}
+"""What must select nothing at any moment, however much is broken."""
+
+AT_LAST: dict[str, str] = {
+    "lost: money that moved and no payment is completed with it": """
+        SELECT t.receipt FROM sim_transaction t LEFT JOIN payment p ON p.receipt = t.receipt
+        WHERE p.payment_id IS NULL OR p.status NOT IN ('completed', 'reversed', 'partially_reversed')
+    """,
     "invented: a payment that is completed and no money moved": """
         SELECT p.payment_id FROM payment p
         WHERE p.status IN ('completed', 'reversed', 'partially_reversed')
             AND NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt)
     """,
-    "invented: money on a payment that asked for another": """
-        SELECT p.payment_id FROM payment p JOIN sim_transaction t ON t.receipt = p.receipt
-        WHERE p.reference <> t.reference OR p.phone <> t.phone
-    """,
-    "refunds: more went back than came in": """
-        SELECT original FROM sim_reversal JOIN sim_transaction t ON t.receipt = original
-        GROUP BY original, t.amount HAVING sum(sim_reversal.amount) > t.amount
-    """,
-    "refunds: what went back is not what the payment says": """
+    "lost: what went back is not what the payment says": """
         SELECT p.payment_id FROM payment p WHERE p.refunded <> (
             SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = p.receipt)
     """,
-    "refunds: completed refunds and reversals differ in number": """
+    "doubled: completed refunds and reversals differ in number": """
         SELECT p.payment_id FROM payment p
         WHERE (SELECT count(*) FROM refund r WHERE r.payment_id = p.payment_id AND r.status = 'completed')
             <> (SELECT count(*) FROM sim_reversal WHERE original = p.receipt)
-    """,
-    "refunds: money set aside and no refund under way": """
-        SELECT p.payment_id FROM payment p WHERE p.refund_reserved <> (
-            SELECT COALESCE(sum(amount), 0) FROM refund r WHERE r.payment_id = p.payment_id AND r.status = 'pending')
-    """,
-    "events: a status change without exactly one event": """
-        SELECT s.payment_id FROM (
-            SELECT payment_id, CASE kind WHEN 'refused' THEN 'failed' WHEN 'expired' THEN 'failed'
-                WHEN 'partially_reversed' THEN 'reversed' ELSE kind END AS change, count(*) AS steps
-            FROM payment_step
-            WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
-            GROUP BY payment_id, change
-        ) s
-        WHERE s.steps <> (
-            SELECT count(*) FROM event e WHERE e.subject_id = s.payment_id AND e.kind = 'payment.' || s.change)
-    """,
-    "events: an event without its delivery": """
-        SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
-        WHERE e.is_public AND d.delivery_id IS NULL
     """,
     "stuck: a payment that is still pending": "SELECT payment_id FROM payment WHERE status = 'pending'",
     "stuck: a refund that is still pending": "SELECT refund_id FROM refund WHERE status = 'pending'",
     "stuck: a delivery that was not taken": "SELECT delivery_id FROM delivery WHERE status <> 'delivered'",
     "stuck: a claim that nothing decided": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",
     "stuck: a subscriber that has not run": "SELECT event_id FROM event_task WHERE done_at IS NULL",
+    "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
     "stuck: a reconciliation that has not ended": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
 }
-"""What must select nothing, once all has settled."""
+"""What must select nothing once all has settled."""
 
 STILL_OPEN = """
 SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NULL)
     + (SELECT count(*) FROM refund WHERE status = 'pending')
     + (SELECT count(*) FROM delivery WHERE status = 'pending')
+    + (SELECT count(*) FROM callback WHERE verdict = 'waiting')
     + (SELECT count(*) FROM event_task WHERE done_at IS NULL)
+    + (SELECT count(*) FROM reconciliation_run WHERE status = 'running')
     + (SELECT count(*) FROM sim_push WHERE state = 'open')
     + (SELECT count(*) FROM sim_callback WHERE due_at IS NOT NULL)
     + (SELECT count(*) FROM sim_result WHERE due_at IS NOT NULL)
@@ -131,66 +177,95 @@ class Findings:
 
     wrong: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     figures: dict[str, float] = field(default_factory=dict[str, float])
+    counts: Counter[str] = field(default_factory=Counter[str])
+    """How much is wrong, by the first word of the sentence: lost, doubled, invented, untold, stuck."""
 
     def note(self, sentence: str, examples: Sequence[Any]) -> None:
         """Note what is wrong, if there are examples of it."""
         if examples:
             self.wrong[f"{sentence} ({len(examples)})"] = [str(example) for example in examples[:5]]
+            self.counts[sentence.partition(":")[0]] += len(examples)
 
 
-async def verify(gateway: Gateway, database_url: str, schema: str, endpoint: Endpoint, shop: Shoppers) -> Findings:
-    """Look for everything that must not be."""
+async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
+    """Note what each query selects. Raises what asyncpg raises when Postgres is away."""
+    for sentence, sql in checks.items():
+        findings.note(sentence, [row[0] for row in await gateway.db.fetch(sql)])
+
+
+async def verify(gateway: Gateway, endpoint: Endpoint, shop: Shoppers) -> Findings:
+    """Look for everything that must not be, once all has settled."""
     findings = Findings()
-    connection: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings={"search_path": schema})
-    try:
-        for sentence, sql in BOOKS.items():
-            findings.note(sentence, [row[0] for row in await connection.fetch(sql)])
-        for name, sql in _FIGURES.items():
-            findings.figures[name] = int(await connection.fetchval(sql))
-        await _check_answers(findings, connection, shop)
-        await _check_deliveries(findings, connection, endpoint)
-    finally:
-        await connection.close()
+    await look(gateway, ALWAYS | AT_LAST, findings)
+    for name, sql in _FIGURES.items():
+        findings.figures[name] = int(await gateway.db.fetchval(sql))
+    await _check_prompts(findings, gateway, shop)
+    await _check_answers(findings, gateway, shop)
+    await _check_deliveries(findings, gateway, endpoint)
     try:
         findings.figures["audit entries"] = await gateway.audit.verify()
     except BrokenChain as problem:
-        findings.note("the audit log's chain is broken", [problem])
+        findings.note("altered: the audit log's chain is broken", [problem])
     return findings
 
 
-async def _check_answers(findings: Findings, connection: Any, shop: Shoppers) -> None:
+async def _check_prompts(findings: Findings, gateway: Gateway, shop: Shoppers) -> None:
+    """What phones were asked is what buyers wanted, once for each Idempotency-Key: each buyer has its own number."""
+    keys = {wish.phone: key for key, wish in shop.wishes.items()}
+    prompts = await gateway.db.fetch("SELECT phone, amount FROM sim_push")
+    asked = Counter(row["phone"] for row in prompts)
+    findings.note(
+        "doubled: two prompts for one Idempotency-Key", [keys.get(phone) for phone, times in asked.items() if times > 1]
+    )
+    findings.note(
+        "invented: a prompt that nobody asked for",
+        [row["phone"] for row in prompts if keys.get(row["phone"]) is None]
+        + [key for row in prompts if (key := keys.get(row["phone"])) and shop.wishes[key].amount != row["amount"]],
+    )
+    findings.figures["prompts"] = len(prompts)
+
+
+async def _check_answers(findings: Findings, gateway: Gateway, shop: Shoppers) -> None:
     """What merchants were answered is what is in the books."""
     findings.note("doubled: one key was answered with two objects", shop.conflicts)
-    known = {row["idempotency_key"]: row["payment_id"] for row in await connection.fetch("SELECT * FROM payment")}
+    findings.note("unexplained: an answer that nothing broken explains", shop.unexplained)
+    rows = await gateway.db.fetch("SELECT idempotency_key, payment_id FROM payment")
+    known = {row["idempotency_key"]: row["payment_id"] for row in rows}
     findings.note(
         "lost: a payment that a merchant was told of",
         [key for key, payment_id in shop.payments.items() if payment_id is not None and known.get(key) != payment_id],
     )
-    known = {row["idempotency_key"]: row["refund_id"] for row in await connection.fetch("SELECT * FROM refund")}
+    rows = await gateway.db.fetch("SELECT idempotency_key, refund_id FROM refund")
+    known = {row["idempotency_key"]: row["refund_id"] for row in rows}
     findings.note(
         "lost: a refund that a merchant was told of",
         [key for key, refund_id in shop.refunds.items() if refund_id is not None and known.get(key) != refund_id],
     )
 
 
-async def _check_deliveries(findings: Findings, connection: Any, endpoint: Endpoint) -> None:
-    """Every event reached the merchant, under one id, signed; and how long the longest took."""
+async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
+    """Every event reached the merchant, under one id and in the same words, signed; and how long the longest took."""
     taken = endpoint.taken()
-    events = await connection.fetch("SELECT event_id, kind, subject_id FROM event WHERE is_public")
+    rows = await gateway.db.fetch("SELECT event_id, body FROM event WHERE is_public")
+    bodies = {row["event_id"]: row["body"].encode() for row in rows}
+    findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in taken])
     findings.note(
-        "untold: an event that the merchant never took", [e["event_id"] for e in events if e["event_id"] not in taken]
-    )
-    findings.note(
-        "a webhook-id that is not its event's",
+        "untold: a webhook-id that is not its event's",
         [one.webhook_id for one in endpoint.deliveries if one.event.get("id") != one.webhook_id],
     )
-    known = {event["event_id"] for event in events}
     findings.note(
         "invented: a webhook about an event that does not exist",
-        [one.webhook_id for one in endpoint.deliveries if one.webhook_id not in known],
+        [one.webhook_id for one in endpoint.deliveries if one.webhook_id not in bodies],
     )
-    findings.note("a webhook that is not signed", [one.webhook_id for one in endpoint.deliveries if not one.is_signed])
-    moved = await connection.fetch(
+    findings.note(
+        "untold: a webhook that says something else than its event",
+        [one.webhook_id for one in endpoint.deliveries if bodies.get(one.webhook_id, one.body) != one.body],
+    )
+    findings.note(
+        "untold: a webhook that is not signed", [one.webhook_id for one in endpoint.deliveries if not one.is_signed]
+    )
+    findings.note("unexplained: a request at another address of the merchant's", endpoint.strayed)
+    moved = await gateway.db.fetch(
         "SELECT e.event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
         "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed'"

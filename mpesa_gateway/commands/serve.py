@@ -1,6 +1,7 @@
 """``mpesa-gateway serve``: the HTTP API in this process, or in several that share one address."""
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -19,12 +20,10 @@ from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+from mpesa_gateway.http.protocol import GatewayProtocol
 
-_CONNECTIONS = 1000
-"""Connections and requests that one process takes before it answers 503: beyond that, waiting helps nobody."""
-
-_GRACE = 30
-"""Seconds that running requests get to finish: as long as a Daraja call may take."""
+_GRACE = 5
+"""Seconds that running requests get to finish, besides the time that a call to Daraja may take."""
 
 
 @click.command()
@@ -78,10 +77,10 @@ def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
     return msgspec.structs.replace(config, http=http, public_url=public_url)
 
 
-def _uvicorn_config(app: Any, **more: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=GatewayProtocol,
         loop="uvloop",
         ws="none",
         access_log=False,
@@ -89,9 +88,9 @@ def _uvicorn_config(app: Any, **more: Any) -> uvicorn.Config:
         # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=config.http.connections,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=_GRACE,
+        timeout_graceful_shutdown=math.ceil(config.daraja.timeout) + _GRACE,
         **more,
     )
 
@@ -116,7 +115,7 @@ class _Server(uvicorn.Server):
 async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
     gateway = Gateway(config)
     # The gateway is started by us and not by uvicorn, which would turn a clear refusal into a traceback.
-    server = _Server(_uvicorn_config(gateway.asgi, lifespan="off"), _where(config))
+    server = _Server(_uvicorn_config(gateway.asgi, config, lifespan="off"), _where(config))
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
@@ -139,7 +138,8 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
     os.environ[ENVIRONMENT + "PUBLIC_URL"] = config.public_url
     os.environ[ENVIRONMENT + "WORKER__IN_PROCESS"] = str(config.worker.in_process).lower()
     processes = _Processes(
-        _uvicorn_config("mpesa_gateway.asgi:create_in_worker", factory=True, workers=workers, lifespan="on"), [listener]
+        _uvicorn_config("mpesa_gateway.asgi:create_in_worker", config, factory=True, workers=workers, lifespan="on"),
+        [listener],
     )
     processes.drain = config.http.drain
     click.echo(_where(config))

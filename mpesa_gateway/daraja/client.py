@@ -33,6 +33,7 @@ from mpesa_gateway.daraja.wire import (
     read_statement,
     read_text,
 )
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
@@ -458,15 +459,16 @@ class DarajaClient:
         began = time.perf_counter()
         status, error = 0, ""
         try:
-            # The library's own read timeout starts anew with each byte.
+            # The library's own read timeout starts anew with each byte. While M-Pesa thinks, others are worked on.
             async with asyncio.timeout(self._config.timeout):
-                response = await self._session.request(
-                    method,
-                    url,
-                    timeout=(self._config.connect_timeout, self._config.timeout),
-                    allow_redirects=False,
-                    **options,
-                )
+                with aside():
+                    response = await self._session.request(
+                        method,
+                        url,
+                        timeout=(self._config.connect_timeout, self._config.timeout),
+                        allow_redirects=False,
+                        **options,
+                    )
                 body = response.content
             status = response.status_code or 0
             try:

@@ -1,7 +1,8 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
+from mpesa_gateway.db.columns import Columns
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,19 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.QueryCanceledError,
 )
 """What Postgres says when it has no room or no time at this moment: nothing was done, and trying again may help."""
+
+
+_may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
+
+
+@contextmanager
+def reserve() -> Generator[None]:
+    """A block that may use the connections which others leave free: what must go on however busy all else is."""
+    token = _may_use_reserve.set(True)
+    try:
+        yield
+    finally:
+        _may_use_reserve.reset(token)
 
 
 class AlreadyBound(Exception):
@@ -97,7 +112,10 @@ class Database:
             extensions=(),
         )
         self._pool_size = (config.pool_min, config.pool_max)
+        # At most half, so that a small pool is not all reserve.
+        self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
+        self._columns = Columns()
 
     @property
     def is_running(self) -> bool:
@@ -122,12 +140,20 @@ class Database:
         least, most = self._pool_size
         await self.engine.start_connection_pool(min_size=least, max_size=most, max_inactive_connection_lifetime=300.0)
 
-    async def stop(self) -> None:
-        """Close the pool and let go of the tables."""
+    async def stop(self, patience: float = 10.0) -> None:
+        """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
         for table in [table for table, owner in _bound.items() if owner is self]:
             del _bound[table]
-        if self.engine.pool is not None:
-            await self.engine.close_connection_pool()
+        pool = self.engine.pool
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self.engine.close_connection_pool()
+        except TimeoutError:
+            log.warning("connections_cut_off")
+            pool.terminate()
+            self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
         """Let Piccolo's tables run their queries here. Raises AlreadyBound while another database holds them."""
@@ -139,6 +165,7 @@ class Database:
                     "stop it first, or run the second gateway in a process of its own"
                 )
             _bound[table] = self
+            self._columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = self.engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
@@ -149,19 +176,29 @@ class Database:
         if current is not None:
             yield current.connection
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _acquire(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
+        """A connection from the pool; one of the reserve only inside ``reserve``."""
+        if _may_use_reserve.get():
+            async with self._pool.acquire() as connection:
+                yield connection
+            return
+        async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
-        """All rows of a query."""
+        """All rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
-            rows: list[Row] = await connection.fetch(sql, *args)
+            rows: list[Row] = await connection.fetch(self._columns.spell_out(sql), *args)
             return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row of a query, or None."""
         async with self.connection() as connection:
-            return await connection.fetchrow(sql, *args)
+            return await connection.fetchrow(self._columns.spell_out(sql), *args)
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """The first value of the first row, or None."""
@@ -188,7 +225,7 @@ class Database:
         if self._open.get() is not None:
             yield
             return
-        async with self._pool.acquire() as connection:
+        async with self._acquire() as connection:
             current = _Open(connection)
             token = self._open.set(current)
             # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own

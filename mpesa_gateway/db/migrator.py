@@ -1,15 +1,36 @@
-"""Brings Postgres to the present version: numbered SQL files, forward only, each once, however many start at once."""
+"""Brings Postgres to the present version: numbered SQL files, forward only, each once, while others go on working.
 
+How such a file must be written, so that the release before can run on what it makes, is in docs/releasing.md.
+"""
+
+import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
+from typing import TypeAlias
 
-from mpesa_gateway.db.engine import Database
+import asyncpg
+import structlog
+from asyncpg.pool import PoolConnectionProxy
+
+from mpesa_gateway.db.engine import Database, Row
+
+log = structlog.get_logger(__name__)
+
+Connection: TypeAlias = "PoolConnectionProxy[Row]"
 
 _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.migrations").digest()[:8], "big", signed=True)
 _NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql\Z")
+_CONTRACT = re.compile(r"^-- contract: *(\S.*)$", re.MULTILINE)
+_CONCURRENTLY = re.compile(
+    r"(?:CREATE\s+(?:UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\s+\w+)\s+CONCURRENTLY\b", re.IGNORECASE
+)
+_NEW_INDEX = re.compile(r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(\w+)\s+ON\b", re.IGNORECASE)
+_COMMENT = re.compile(r"--[^\n]*")
 
 _LEDGER = """
 CREATE TABLE IF NOT EXISTS migration (
@@ -17,10 +38,40 @@ CREATE TABLE IF NOT EXISTS migration (
     number integer NOT NULL,
     name text NOT NULL,
     digest text NOT NULL,
+    contracts boolean NOT NULL DEFAULT false,
     applied_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (owner, number)
 )
 """
+
+_HAS_CONTRACTS = """
+SELECT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = 'migration'::regclass AND attname = 'contracts')
+"""
+
+_APPLIED = """
+SELECT owner, number, name, digest, COALESCE((to_jsonb(migration)->>'contracts')::boolean, false) AS contracts
+FROM migration
+"""
+"""Also where the ledger was made before it had the column."""
+
+_NOTE = "INSERT INTO migration (owner, number, name, digest, contracts) VALUES ($1, $2, $3, $4, $5)"
+
+_BLOCKERS = """
+SELECT count(*) AS number, max(now() - xact_start) AS oldest FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+"""
+
+LOCK_TIMEOUT = 2.0
+"""Seconds that a migration waits for a lock. While it waits, everybody else queues up behind it."""
+
+PATIENCE = 600.0
+"""Seconds after which a migration that found its table in use every time is given up."""
+
+_PAUSE = 1.0
+"""Seconds between two tries: time for those who have queued up meanwhile."""
+
+_POLL = 0.2
+"""Seconds between two looks whether another process has done migrating."""
 
 
 class MigrationRefused(Exception):
@@ -36,10 +87,34 @@ class Migration:
     name: str
     sql: str
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What tells whether a file was changed after it was applied."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @cached_property
+    def contract(self) -> str | None:
+        """Why this file may take away what the release before needs (``-- contract: …``), None for one that does not.
+
+        A release that does not know such a file cannot run beside it.
+        """
+        found = _CONTRACT.search(self.sql)
+        return found[1].strip() if found else None
+
+    @cached_property
+    def statement(self) -> str | None:
+        """The one statement of a file that must not run in a transaction (``CREATE INDEX CONCURRENTLY``).
+
+        None for all others. Raises MigrationRefused for several statements: none of them could be undone.
+        """
+        statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
+        if not any(_CONCURRENTLY.match(text) for text in statements):
+            return None
+        if len(statements) > 1:
+            raise MigrationRefused(
+                f"migration {self.owner}/{self.name}: what is made CONCURRENTLY needs a file of its own"
+            )
+        return statements[0]
 
 
 def find(owner: str, package: str) -> list[Migration]:
@@ -56,60 +131,147 @@ def find(owner: str, package: str) -> list[Migration]:
     return found
 
 
-async def migrate(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """Apply what has not been applied, in one transaction, and give it back.
+async def migrate(
+    db: Database,
+    migrations: Sequence[Migration],
+    *,
+    lock_timeout: float = LOCK_TIMEOUT,
+    patience: float = PATIENCE,
+    pause: float = _PAUSE,
+) -> list[Migration]:
+    """Apply what has not been applied, each in a transaction of its own, and give it back. Times are in seconds.
 
-    An advisory lock lets one process at a time do it: the others wait and find nothing left to do. Raises
-    MigrationRefused when an applied file has changed since or the database is ahead of this release.
+    An advisory lock lets one process at a time do it: the others wait and find nothing left to do. A migration whose
+    table is in use lets go of it after ``lock_timeout`` and tries again after ``pause``, so that traffic never stands
+    still behind it. Raises MigrationRefused when an applied file has changed since, the database is ahead of this
+    release in a way that it cannot run on, or ``patience`` has ended.
     """
-    async with db.connection() as connection:
-        # The schema itself is made in a transaction of its own: CREATE SCHEMA IF NOT EXISTS is not safe against itself.
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+    async with db.connection() as connection, _alone(connection):
+        # Migrations take as long as they take.
+        await connection.execute("SET statement_timeout = 0")
+        try:
             await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{db.schema}"')
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            await connection.execute("SET LOCAL statement_timeout = 0")
             await connection.execute(_LEDGER)
-            rows = await connection.fetch("SELECT owner, number, name, digest FROM migration")
-            applied = {(row["owner"], row["number"]): (row["name"], row["digest"]) for row in rows}
-            todo = _missing(applied, migrations)
+            if not await connection.fetchval(_HAS_CONTRACTS):
+                await connection.execute("ALTER TABLE migration ADD COLUMN contracts boolean NOT NULL DEFAULT false")
+            todo = _missing(await connection.fetch(_APPLIED), migrations)
             for migration in todo:
-                await connection.execute(migration.sql)
-                await connection.execute(
-                    "INSERT INTO migration (owner, number, name, digest) VALUES ($1, $2, $3, $4)",
-                    migration.owner,
-                    migration.number,
-                    migration.name,
-                    migration.digest,
-                )
+                await _try(connection, migration, lock_timeout, patience, pause)
+        finally:
+            if not connection.is_closed():
+                await connection.execute("RESET statement_timeout; RESET lock_timeout")
     return todo
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """What ``migrate`` would apply now, without applying it."""
+    """What ``migrate`` would apply now, without applying it. Raises MigrationRefused as it does."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
-    rows = await db.fetch("SELECT owner, number, name, digest FROM migration")
-    return _missing({(row["owner"], row["number"]): (row["name"], row["digest"]) for row in rows}, migrations)
+    return _missing(await db.fetch(_APPLIED), migrations)
 
 
-def _missing(applied: dict[tuple[str, int], tuple[str, str]], migrations: Sequence[Migration]) -> list[Migration]:
+@asynccontextmanager
+async def _alone(connection: Connection) -> AsyncGenerator[None]:
+    """A block that one process at a time is in.
+
+    Waiting is asking again: a process that waited inside Postgres would hold a snapshot for as long, and an index that
+    another one makes CONCURRENTLY waits for every snapshot to end.
+    """
+    while True:
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+            break
+        await asyncio.sleep(_POLL)
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
+
+
+async def _try(
+    connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
+) -> None:
+    """Apply one migration, again and again while its tables are in use. Raises MigrationRefused at last."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    while True:
+        try:
+            if migration.statement is None:
+                await _apply(connection, migration, lock_timeout)
+            else:
+                await _apply_outside(connection, migration, migration.statement)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            others = await connection.fetchrow(_BLOCKERS)
+            oldest = others["oldest"] if others else None
+            log.warning(
+                "migration_waits",
+                owner=migration.owner,
+                migration=migration.name,
+                transactions=others["number"] if others else 0,
+                oldest=round(oldest.total_seconds(), 1) if oldest is not None else None,
+            )
+            if loop.time() >= until:
+                raise MigrationRefused(
+                    f"migration {migration.owner}/{migration.name} could not lock its tables: end the transaction that "
+                    "uses them (see pg_stat_activity), and run `mpesa-gateway migrate` again"
+                ) from None
+            await asyncio.sleep(pause)
+        else:
+            return
+
+
+async def _apply(connection: Connection, migration: Migration, lock_timeout: float) -> None:
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
+        await connection.execute(migration.sql)
+        await _note(connection, migration)
+
+
+async def _apply_outside(connection: Connection, migration: Migration, statement: str) -> None:
+    """Without a transaction: what a try that was interrupted has left is looked at first."""
+    # It blocks nobody while it waits.
+    await connection.execute("SET lock_timeout = 0")
+    index = _NEW_INDEX.match(statement)
+    is_valid = index and await connection.fetchval(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", index[1]
+    )
+    if index and is_valid is False:
+        await connection.execute(f"DROP INDEX CONCURRENTLY {index[1]}")
+    if not is_valid:
+        await connection.execute(statement)
+    await _note(connection, migration)
+
+
+async def _note(connection: Connection, migration: Migration) -> None:
+    await connection.execute(
+        _NOTE,
+        migration.owner,
+        migration.number,
+        migration.name,
+        migration.digest,
+        migration.contract is not None,
+    )
+
+
+def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migration]:
+    applied = {(row["owner"], row["number"]): row for row in rows}
     todo: list[Migration] = []
     for migration in migrations:
-        name, digest = applied.get((migration.owner, migration.number), ("", ""))
-        if not digest:
+        row = applied.get((migration.owner, migration.number))
+        if row is None:
             todo.append(migration)
-        elif digest != migration.digest:
+        elif row["digest"] != migration.digest:
             raise MigrationRefused(
-                f"migration {migration.owner}/{name} has changed since it was applied: "
+                f"migration {migration.owner}/{row['name']} has changed since it was applied: "
                 "restore the released file; a change needs a migration of its own"
             )
     for owner in {migration.owner for migration in migrations}:
         newest = max(migration.number for migration in migrations if migration.owner == owner)
-        ahead = [name for (of, number), (name, _) in applied.items() if of == owner and number > newest]
-        if ahead:
+        # A newer release has been here. What it has added is no matter; what it has taken away is.
+        taken = [row["name"] for row in rows if row["owner"] == owner and row["number"] > newest and row["contracts"]]
+        if taken:
             raise MigrationRefused(
-                f"the database is ahead of this release ({owner}: {', '.join(sorted(ahead))}): run the newer release"
+                f"the database is ahead of this release ({owner}: {', '.join(sorted(taken))} took away what it needs): "
+                "run the newer release"
             )
     return todo

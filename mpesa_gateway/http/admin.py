@@ -57,7 +57,8 @@ async def create_merchant(
 ) -> Response[Success[Merchant]]:
     """Create a merchant."""
     merchant: Merchant = await gateway.merchants.create(data.name.strip(), actor=caller.actor)
-    return Response(Success(data=merchant), headers={"Location": f"/v1/admin/merchants/{merchant.merchant_id}"})
+    location = gateway.url(f"/v1/admin/merchants/{merchant.merchant_id}")
+    return Response(Success(data=merchant), headers={"Location": location})
 
 
 @get("/v1/admin/merchants", dependencies={"filters": reads(ListQuery)}, tags=["Administration"])

@@ -14,6 +14,10 @@ from mpesa_gateway.security.scopes import Caller, Scope
 PUBLIC = "public"
 """``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
 
+PRIORITY = "priority"
+"""``priority=True`` in a route's decorator: it is let in however busy the process is. For what others cannot wait with:
+Safaricom's callbacks, health checks."""
+
 _SCOPE = "mpesa_gateway_scope"
 
 

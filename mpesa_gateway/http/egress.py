@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import niquests
 
+from mpesa_gateway.http.place import aside
+
 if TYPE_CHECKING:
     from urllib3_future.contrib.resolver._async import AsyncBaseResolver
 else:
@@ -233,7 +235,8 @@ class Egress:
         try:
             # The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._timeout):
-                status, start = await self._exchange(self._sessions[allow_loopback], url, body, headers)
+                with aside():
+                    status, start = await self._exchange(self._sessions[allow_loopback], url, body, headers)
         except TimeoutError:
             raise EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds") from None
         except (niquests.exceptions.RequestException, OSError, ValueError) as problem:

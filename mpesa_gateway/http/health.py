@@ -9,7 +9,7 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 
 from mpesa_gateway.daraja.certificates import describe_used
-from mpesa_gateway.db.migrator import pending
+from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.http.envelope import Success
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ class Health(msgspec.Struct, frozen=True):
     parts: dict[str, Part]
 
 
-@get("/health/live", public=True, tags=["Operators"])
+@get("/health/live", public=True, priority=True, tags=["Operators"])
 async def live() -> Success[dict[str, bool]]:
     """The process answers."""
     return Success(data={"live": True})
 
 
-@get("/health/ready", public=True, tags=["Operators"])
+@get("/health/ready", public=True, priority=True, tags=["Operators"])
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
     parts = await examine(gateway)
@@ -75,7 +75,10 @@ async def _postgres(gateway: "Gateway") -> str | None:
 
 
 async def _migrations(gateway: "Gateway") -> str | None:
-    missing = await pending(gateway.db, gateway.migrations)
+    try:
+        missing = await pending(gateway.db, gateway.migrations)
+    except MigrationRefused as problem:
+        raise NotReady(str(problem)) from None
     if missing:
         raise NotReady(f"{len(missing)} to apply: run `mpesa-gateway migrate`")
     return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWi
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import RateLimited, TooManyFailures
+from mpesa_gateway.http.client_ip import read_address
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,7 @@ class Limits:
 
     async def failed(self, address: str) -> None:
         """Count a failed authentication from this address. Raises TooManyFailures beyond the limit."""
-        retry_after = await self._over(self._failures, self._failure_limit, "auth", address)
+        retry_after = await self._over(self._failures, self._failure_limit, "auth", _neighbourhood(address))
         if retry_after:
             raise TooManyFailures(
                 "too many failed authentications from this address: check the API key and wait", retry_after=retry_after
@@ -69,7 +71,9 @@ class Limits:
 
         Counts nothing by itself.
         """
-        retry_after = await self._over(self._failures, self._failure_limit, "auth", address, counts=False)
+        retry_after = await self._over(
+            self._failures, self._failure_limit, "auth", _neighbourhood(address), counts=False
+        )
         if retry_after:
             raise TooManyFailures("too many failed authentications from this address: wait", retry_after=retry_after)
 
@@ -94,3 +98,9 @@ class Limits:
             log.warning("limits_unavailable", error=type(problem).__name__)
             return 0
         return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
+
+
+def _neighbourhood(address: str) -> str:
+    """Whom an address is counted with: alone, and with IPv6 all of its /64, which is what one client is given."""
+    found = read_address(address)
+    return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address

@@ -1,5 +1,6 @@
 """Merchants: the accounts that own keys, payments and endpoints."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -69,6 +70,13 @@ class Merchants:
         if before is not None:
             query = query.where(MerchantRow.merchant_id < before)
         return [_merchant(row) for row in await query]
+
+    async def names(self, merchant_ids: Collection[str]) -> dict[str, str]:
+        """The names of these merchants, by id."""
+        rows = await self._db.fetch(
+            "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::text[])", list(set(merchant_ids))
+        )
+        return {row["merchant_id"]: row["name"] for row in rows}
 
     async def count(self) -> int:
         """How many merchants there are."""

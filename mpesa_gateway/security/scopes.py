@@ -30,17 +30,18 @@ MERCHANT_SCOPES: tuple[Scope, ...] = tuple(scope for scope in Scope if scope is 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling: the merchant and the key that was shown."""
+    """Who is calling: the merchant and the key that was shown, or an operator ``by`` name who acts for the merchant."""
 
     merchant_id: str
     key_id: str
     scopes: frozenset[str]
     env: Env
+    by: str = ""
 
     @property
     def actor(self) -> str:
         """How the audit log names this caller."""
-        return f"key:{self.key_id}"
+        return self.by or f"key:{self.key_id}"
 
 
 _INJECTED = Dependency()

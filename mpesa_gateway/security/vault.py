@@ -10,8 +10,9 @@ from mpesa_gateway.security.sealing import CannotOpen, Sealer
 API_KEY_PEPPER = "api_key_pepper"
 CALLBACK_TOKENS = "callback_tokens"
 CURSORS = "cursors"
+OPERATOR_FORMS = "operator_forms"
 
-_NAMES = (API_KEY_PEPPER, CALLBACK_TOKENS, CURSORS)
+_NAMES = (API_KEY_PEPPER, CALLBACK_TOKENS, CURSORS, OPERATOR_FORMS)
 
 
 class Vault:

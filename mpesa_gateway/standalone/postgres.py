@@ -117,6 +117,8 @@ class EmbeddedPostgres:
             ("timezone", "UTC"),
             ("log_timezone", "UTC"),
             ("jit", "off"),
+            # Details of an error show the row that caused it, and rows hold phone numbers.
+            ("log_error_verbosity", "terse"),
         ]
 
     def _password(self) -> str:

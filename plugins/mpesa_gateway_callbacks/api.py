@@ -1,7 +1,9 @@
 """What other plugins may ask of callbacks."""
 
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
+from mpesa_gateway.pages import Moment
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.errors import CallbackRefused
 
@@ -33,4 +35,8 @@ class Callbacks(Protocol):
         That is a CheckoutRequestID or an OriginatorConversationID. Runs in the open transaction; gives how many
         callbacks were published.
         """
+        ...
+
+    async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[Moment]:
+        """What came about these subjects of ours, or under these handles of Daraja's, as lines of a timeline."""
         ...

@@ -49,7 +49,7 @@ async def _take(
     return Response(_ACCEPTED, media_type="application/json")
 
 
-@post("/v1/webhooks/mpesa", status_code=200, public=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa", status_code=200, public=True, priority=True, tags=["Callbacks"])
 async def stk_callback(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody
 ) -> Response[bytes]:
@@ -57,7 +57,7 @@ async def stk_callback(
     return await _take(gateway, request, "stk", None, body)
 
 
-@post("/v1/webhooks/mpesa/{token:str}", status_code=200, public=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa/{token:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
 async def stk_callback_with_token(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
 ) -> Response[bytes]:
@@ -65,7 +65,7 @@ async def stk_callback_with_token(
     return await _take(gateway, request, "stk", token, body)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", status_code=200, public=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
 async def result_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -77,7 +77,13 @@ async def result_callback(
     return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None, body)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", status_code=200, public=True, tags=["Callbacks"])
+@post(
+    "/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}",
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Callbacks"],
+)
 async def result_callback_with_token(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -90,7 +96,7 @@ async def result_callback_with_token(
     return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token, body)
 
 
-@post("/v1/cb/{kind:str}/{token:str}", status_code=200, public=True, tags=["Callbacks"])
+@post("/v1/cb/{kind:str}/{token:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
 async def neutral_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],

@@ -1,6 +1,7 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.pages import Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.signatures import (
@@ -62,6 +65,9 @@ _LOOK_AGAIN = timedelta(minutes=1)
 
 _SHOWN = 2048
 """Characters of a refused callback that are kept."""
+
+_REPLAYABLE = 16_384
+"""Characters of a refused callback beyond which it is not kept to be replayed."""
 
 _REFUSALS_A_SECOND = 20
 """How many refused callbacks one process writes down in a second; a flood is only counted."""
@@ -301,6 +307,9 @@ class CallbackInbox:
         log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
         if self._refusals[1] > _REFUSALS_A_SECOND:
             return
+        if subject is None and incoming.token is not None:
+            # Refused before its token was read: we may know what it is about, whoever sent it does not.
+            subject = read_token(self._gateway.vault.secret(CALLBACK_TOKENS), incoming.kind, incoming.token)
         refused_id = self._gateway.ids.new("ref")
         await self._db.execute(
             tables.REFUSE,
@@ -312,6 +321,9 @@ class CallbackInbox:
             _shown(incoming.body),
             subject.merchant_id if subject else None,
             subject.subject_id if subject else None,
+            subject.env if subject else None,
+            _original(incoming.body),
+            incoming.signature,
         )
         await self._gateway.audit.observe(
             "callback.refused",
@@ -331,7 +343,94 @@ class CallbackInbox:
             detail={"kind": incoming.kind, "handle": report.handle},
         )
 
-    # -- what operators see ---------------------------------------------------------------------------------------
+    # -- what operators see and do --------------------------------------------------------------------------------
+
+    async def offer(self, callback_id: str, *, actor: str) -> str:
+        """Offer a callback again to whoever waits for it; gives its verdict afterwards.
+
+        What was applied before changes nothing the second time. Raises NotFound.
+        """
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK, callback_id)
+            if row is None:
+                raise NotFound("there is no such callback")
+            await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
+            await self._offer_again(row)
+            await self._gateway.audit.record(
+                "callback.offered", merchant_id=row["merchant_id"] or None, actor=actor, subject_id=callback_id
+            )
+        return str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
+
+    async def replay(self, refused_id: str, *, actor: str) -> str:
+        """Take a refused callback after all; gives its id as an accepted one.
+
+        Whoever asks vouches for where it came from, and for nothing else: signature, shape and subject are checked as
+        always. Raises NotFound, Conflict where it cannot be replayed, and CallbackRefused.
+        """
+        row = await self.find_refused(refused_id)
+        if row["callback_id"] is not None:
+            raise Conflict("this callback was replayed before")
+        if row["reason"] == TokenRefused.reason:
+            raise Conflict("its address was none of ours, so nothing proves what it is about")
+        if row["original"] is None:
+            raise Conflict("it was not kept whole: it is too long, or from before it could be replayed")
+        known = row["env"] is not None
+        subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if known else None
+        incoming = Incoming(row["kind"], None, row["original"].encode(), row["source"], row["signature"])
+        is_signed = await self._check_signature(incoming, subject)
+        report = _read(incoming)
+        await self._keep(incoming, subject, report, is_signed=is_signed)
+        fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
+        kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, fingerprint)
+        if kept is None:
+            raise Conflict("it was not kept: look at the log")
+        async with self._db.transaction():
+            await self._db.execute(tables.REPLAYED, refused_id, self._gateway.clock.now(), kept["callback_id"])
+            await self._gateway.audit.record(
+                "callback.replayed",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=refused_id,
+                detail={"kind": row["kind"], "reason": row["reason"], "callback_id": kept["callback_id"]},
+            )
+        return str(kept["callback_id"])
+
+    async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> list[Moment]:
+        """See the port."""
+        rows = await self._db.fetch(tables.ABOUT, list(subject_ids), list(handles))
+        return [
+            Moment(
+                at=row["received_at"],
+                source=f"callback from {row['source']}",
+                state=row["verdict"],
+                text=f"{row['kind']}: result {row['result_code']}" + _repeated(row["repeats"]),
+                body=mask_phones(row["body"]),
+                about=row["callback_id"],
+            )
+            for row in rows
+        ]
+
+    async def find(self, callback_id: str) -> Row:
+        """One callback that was taken. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND, callback_id)
+        if row is None:
+            raise NotFound("there is no such callback")
+        return row
+
+    async def find_refused(self, refused_id: str) -> Row:
+        """One callback that was refused. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_REFUSED, refused_id)
+        if row is None:
+            raise NotFound("there is no such refused callback")
+        return row
+
+    async def count_unmatched(self) -> int:
+        """How many callbacks nobody could use in all the time that they were kept waiting."""
+        return int(await self._db.fetchval(tables.COUNT_UNMATCHED))
+
+    async def count_refused(self, within: timedelta) -> int:
+        """How many callbacks were refused of late and not replayed; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within))
 
     async def refused(self, filters: RefusedQuery) -> Page[RefusedView]:
         """Refused callbacks, newest first. Raises Invalid for a bad cursor."""
@@ -342,10 +441,14 @@ class CallbackInbox:
     async def accepted(self, filters: CallbackQuery) -> Page[CallbackView]:
         """Accepted callbacks, newest first. Raises Invalid for a bad cursor."""
         at, callback_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._db.fetch(tables.ACCEPTED, filters.limit + 1, at, callback_id, filters.verdict)
+        rows = await self._db.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id)
         return page_of(
             rows, filters.limit, view=callback_view, position=lambda row: (row["received_at"], row["callback_id"])
         )
+
+
+def _repeated(repeats: int) -> str:
+    return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""
 
 
 def _read(incoming: Incoming) -> Report:
@@ -357,6 +460,15 @@ def _read(incoming: Incoming) -> Report:
 
 def _shown(body: bytes) -> str:
     return mask_phones(body[: _SHOWN * 4].decode("utf-8", "replace").replace("\x00", ""))[:_SHOWN]
+
+
+def _original(body: bytes) -> str | None:
+    """A refused callback as it came, where it is short and text: what can go through the pipeline again."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if len(text) <= _REPLAYABLE and "\x00" not in text else None
 
 
 def _fingerprint(kind: str, subject_id: str, report: Report) -> bytes:

@@ -1,9 +1,10 @@
 """What a host can set about callbacks."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from mpesa_gateway.config import Count
 from mpesa_gateway.security.signatures import HEADER
 
 SAFARICOM = (
@@ -34,6 +35,6 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     enforce_allowlist: Literal["live", "always", "never"] = "live"
     signature: Literal["required", "if_present", "off"] = "if_present"
     signature_header: str = HEADER
-    dedup_hours: int = 24
-    patience_hours: int = 48
-    keep_refused: int = 10_000
+    dedup_hours: Count = 24
+    patience_hours: Count = 48
+    keep_refused: Annotated[int, msgspec.Meta(ge=0)] = 10_000

@@ -37,6 +37,11 @@ class RefusedRow(Table, tablename="refused_callback"):
     body = Text()
     merchant_id = Text(null=True, default=None)
     subject_id = Text(null=True, default=None)
+    env = Text(null=True, default=None)
+    original = Text(null=True, default=None)
+    signature = Text(null=True, default=None)
+    replayed_at = Timestamptz(null=True, default=None)
+    callback_id = Text(null=True, default=None)
 
 
 KEEP = """
@@ -72,9 +77,17 @@ PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 
 
 GIVE_UP = "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1 AND verdict = 'waiting'"
 
+ABOUT = """
+SELECT * FROM callback WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
+UNION
+SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
+ORDER BY received_at, callback_id LIMIT 100
+"""
+
 REFUSE = """
-INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id, env, original,
+    signature)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 
 REFUSED = """
@@ -82,10 +95,38 @@ SELECT * FROM refused_callback WHERE $2::timestamptz IS NULL OR (at, refused_id)
 ORDER BY at DESC, refused_id DESC LIMIT $1
 """
 
-ACCEPTED = """
-SELECT * FROM callback WHERE ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
-AND ($4::text IS NULL OR verdict = $4)
+_ACCEPTED = """
+SELECT * FROM callback WHERE ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3)) AND {}
 ORDER BY received_at DESC, callback_id DESC LIMIT $1
+"""
+
+ACCEPTED: dict[str | None, str] = {
+    None: _ACCEPTED.format("true"),
+    "applied": _ACCEPTED.format("verdict = 'applied'"),
+    # Said twice, so that the index on those which are not applied serves it.
+    "waiting": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'waiting'"),
+    "unmatched": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'unmatched'"),
+}
+"""By verdict."""
+
+FIND = "SELECT * FROM callback WHERE callback_id = $1"
+
+LOCK = "SELECT * FROM callback WHERE callback_id = $1 FOR UPDATE"
+
+WAKE = """
+UPDATE callback SET verdict = 'waiting', due_at = $2 WHERE callback_id = $1 AND verdict <> 'applied'
+"""
+
+FIND_BY_FINGERPRINT = "SELECT callback_id, verdict FROM callback WHERE fingerprint = $1"
+
+FIND_REFUSED = "SELECT * FROM refused_callback WHERE refused_id = $1"
+
+REPLAYED = "UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1"
+
+COUNT_UNMATCHED = "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched'"
+
+COUNT_REFUSED_SINCE = """
+SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
 """
 
 FORGET_REFUSED = """

@@ -1,5 +1,5 @@
-"""The operators' pages under /ops: how the gateway is, what the queue does, which jobs failed; behind a login.
+"""The operators' pages under /ops, behind a login: the frame, the roles, the queue, and what belongs to the kernel.
 
-This plugin owns operators, their passwords and their sessions. What it shows belongs to the kernel: the health of its
-parts and its queue.
+This plugin owns operators, their passwords and their sessions. Payments, refunds and the rest are shown by the plugins
+that own them: each brings its pages, its acts and what it adds to others' pages, and this one knows none of them.
 """

@@ -9,12 +9,16 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import show
 from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.operators import SHORTEST, Operator, Operators
 
 _PASSWORD_STDIN = click.option(
     "--password-stdin", is_flag=True, help="Read the password from the first line of standard input; do not ask for it."
 )
+
+
+_ROLES = click.Choice([role.value for role in Role])
 
 
 @click.group()
@@ -24,17 +28,24 @@ def operators() -> None:
 
 @operators.command()
 @click.argument("name")
+@click.option(
+    "--role",
+    type=_ROLES,
+    default=Role.OPERATOR.value,
+    show_default=True,
+    help="viewer looks; operator acts on payments and webhooks; admin changes merchants, keys and secrets too.",
+)
 @_PASSWORD_STDIN
 @pass_session
-def create(session: Session, name: str, password_stdin: bool) -> None:
+def create(session: Session, name: str, role: str, password_stdin: bool) -> None:
     """Create an operator called NAME, with a password of at least 12 characters."""
     password = _password(from_stdin=password_stdin)
 
     async def work(gateway: Gateway) -> Operator:
-        return await gateway.services.get(Operators).create(name, password, actor=actor())
+        return await gateway.services.get(Operators).create(name, password, role=Role(role), actor=actor())
 
     operator = session.run(work)
-    click.echo(f"Created `{operator.name}`, who can now sign in at /ops/login.", err=True)
+    click.echo(f"Created `{operator.name}` ({operator.role}), who can now sign in at /ops/login.", err=True)
     click.echo(operator.operator_id)
 
 
@@ -47,11 +58,12 @@ def list_(session: Session) -> None:
         return await gateway.services.get(Operators).list()
 
     show(
-        ("operator_id", "name", "active", "created_at", "last_login_at"),
+        ("operator_id", "name", "role", "active", "created_at", "last_login_at"),
         [
             (
                 each.operator_id,
                 each.name,
+                each.role.value,
                 "yes" if each.is_active else "no",
                 rfc3339(each.created_at),
                 rfc3339(each.last_login_at) if each.last_login_at else "never",
@@ -74,6 +86,20 @@ def password_(session: Session, name: str, password_stdin: bool) -> None:
 
     session.run(work)
     click.echo(f"`{name}` has another password; whoever was signed in has to sign in again.")
+
+
+@operators.command("role")
+@click.argument("name")
+@click.argument("role", type=_ROLES)
+@pass_session
+def role_(session: Session, name: str, role: str) -> None:
+    """Let NAME do what ROLE may, from the next page on."""
+
+    async def work(gateway: Gateway) -> None:
+        await gateway.services.get(Operators).set_role(name, Role(role), actor=actor())
+
+    session.run(work)
+    click.echo(f"`{name}` is {role} now.")
 
 
 @operators.command()

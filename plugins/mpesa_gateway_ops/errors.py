@@ -19,3 +19,9 @@ class FromElsewhere(Refused):
     """A change that was not asked for on one of our own pages."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
+
+
+class NotAllowed(Refused):
+    """The operator's role does not reach."""
+
+    status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE

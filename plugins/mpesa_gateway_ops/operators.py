@@ -3,18 +3,23 @@
 import asyncio
 import re
 from datetime import datetime
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
+from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.errors import Conflict, NotFound, checking
 from mpesa_gateway.ids import base32
+from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.api import HostLogin
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.sessions import Sessions
+from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import OperatorRow
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
 
     operator_id: str
     name: str
+    role: Role
     is_active: bool
     created_at: datetime
     last_login_at: datetime | None = None
@@ -48,30 +54,49 @@ class Operators:
         self._gateway = gateway
         self._db = gateway.db
         self._hashing = asyncio.Semaphore(_AT_ONCE)
+        self.host_login: HostLogin | None = None
 
-    async def create(self, name: str, password: Secret, *, actor: str) -> Operator:
+    async def start(self) -> None:
+        """Find the host's own login where the settings name one. Raises ConfigRefused when it cannot be."""
+        name = self._gateway.settings(OpsSettings).login
+        if name is not None:
+            self.host_login = _named(name)
+
+    async def stop(self) -> None:
+        """Nothing is held open."""
+
+    def signed_in_by(self, login: HostLogin) -> HostLogin:
+        """Decorate the host's own login: who it says is signed in is, and our own passwords open nothing any more."""
+        self.host_login = login
+        return login
+
+    async def create(self, name: str, password: Secret, *, role: Role, actor: str) -> Operator:
         """A new operator. Raises Invalid, and Conflict for a name that somebody has or had."""
         with checking() as checks:
             checks.take("name", _check_name, name)
             checks.take("password", _check_password, password)
         operator = Operator(
-            operator_id=self._gateway.ids.new("opr"), name=name, is_active=True, created_at=self._gateway.clock.now()
+            operator_id=self._gateway.ids.new("opr"),
+            name=name,
+            role=role,
+            is_active=True,
+            created_at=self._gateway.clock.now(),
         )
         password_hash = await self._hash(password)
         async with self._db.transaction():
             if not await self._db.fetchval(
-                tables.CREATE, operator.operator_id, name, password_hash, operator.created_at
+                tables.CREATE, operator.operator_id, name, password_hash, role.value, operator.created_at
             ):
                 raise Conflict(f"there is or was an operator called {name}: take another name")
-            await self._audit("operator.created", actor, operator.operator_id, name=name)
+            await self._audit("operator.created", actor, operator.operator_id, name=name, role=role.value)
         return operator
 
     async def create_first(self, name: str, *, actor: str) -> Secret | None:
-        """The first operator with a password of our choice, which is shown now or never; None where there is one."""
+        """The first operator, an admin, with a password of our choice, shown now or never; None where there is one."""
         if await OperatorRow.exists():
             return None
         password = Secret(base32(int.from_bytes(self._gateway.ids.token(15), "big"), 24))
-        await self.create(name, password, actor=actor)
+        await self.create(name, password, role=Role.ADMIN, actor=actor)
         return password
 
     async def list(self) -> list[Operator]:
@@ -79,6 +104,7 @@ class Operators:
         rows = await OperatorRow.select(
             OperatorRow.operator_id,
             OperatorRow.name,
+            OperatorRow.role,
             OperatorRow.is_active,
             OperatorRow.created_at,
             OperatorRow.last_login_at,
@@ -96,6 +122,14 @@ class Operators:
                 raise _unknown(name)
             await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
             await self._audit("operator.password_set", actor, operator_id)
+
+    async def set_role(self, name: str, role: Role, *, actor: str) -> None:
+        """Another role, from the next page on. Raises NotFound."""
+        async with self._db.transaction():
+            operator_id = await self._db.fetchval(tables.SET_ROLE, name, role.value)
+            if operator_id is None:
+                raise _unknown(name)
+            await self._audit("operator.role_set", actor, operator_id, role=role.value)
 
     async def deactivate(self, name: str, *, actor: str) -> None:
         """Let this operator in no more; every session ends. Raises NotFound."""
@@ -134,6 +168,16 @@ class Operators:
 
     async def _audit(self, action: str, actor: str, operator_id: str | None, **detail: str) -> None:
         await self._gateway.audit.record(action, merchant_id=None, actor=actor, subject_id=operator_id, detail=detail)
+
+
+def _named(name: str) -> HostLogin:
+    """The callable that a setting names."""
+    module, _, attribute = name.partition(":")
+    try:
+        found: HostLogin = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as problem:
+        raise ConfigRefused(f"`ops.login`: {name} cannot be imported ({problem}): name a callable of yours") from None
+    return found
 
 
 def _verify(known_hash: str | None, password: Secret) -> bool:

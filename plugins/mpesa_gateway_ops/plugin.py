@@ -1,19 +1,30 @@
 """The ops plugin, declared."""
 
+from mpesa_gateway.pages import Pages
 from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway_ops import failed_jobs, overview, search
 from mpesa_gateway_ops.commands import operators
+from mpesa_gateway_ops.desk import Desk
+from mpesa_gateway_ops.frame import Frame
+from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
-from mpesa_gateway_ops.tables import OperatorRow, SessionRow
+from mpesa_gateway_ops.tables import NoteRow, OperatorRow, SessionRow
 
 plugin = Plugin(
     name="ops",
-    summary="Pages for operators, behind a login: health, the queue, failed jobs and their retry.",
+    summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
     routes=routes,
-    provides=((Operators, Operators), (Sessions, Sessions)),
-    tables=Tables(models=(OperatorRow, SessionRow), migrations="mpesa_gateway_ops.migrations"),
+    provides=((Operators, Operators), (Sessions, Sessions), (Desk, Desk), (Frame, Frame), (Notes, Notes)),
+    tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
     commands=(operators,),
+    pages=Pages(
+        templates="mpesa_gateway_ops",
+        pages=(overview.PAGE, failed_jobs.PAGE, search.PAGE),
+        acts=(failed_jobs.RETRY, search.FIND),
+        concerns=(overview.unwell,),
+    ),
 )

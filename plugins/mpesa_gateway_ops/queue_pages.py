@@ -4,6 +4,8 @@ SAQ's Starlette application is not mounted: it keeps its queues and its path in 
 those of a host that shows its own queues, and it would make Starlette a requirement.
 """
 
+import base64
+import hashlib
 from functools import cache
 from gzip import decompress
 from html import escape
@@ -18,9 +20,10 @@ from saq.web.common import STATIC_PATH
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.http.html import asked_path, headers, moved
 from mpesa_gateway.worker import GatewayQueue
-from mpesa_gateway_ops.admission import ANSWERS, POLLED, asked_path, home, session_of, signed_in
-from mpesa_gateway_ops.pages import headers, moved, source_of
+from mpesa_gateway_ops.admission import POLLED, home, session_of, signed_in
+from mpesa_gateway_ops.answers import ANSWERS
 
 _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js": "text/javascript"}
 
@@ -59,8 +62,8 @@ async def queue_page(request: Request[Any, Any, Any]) -> Response[Any]:
         f"<script src='{here}/static/app.js'></script></body></html>"
     )
     policy = (
-        f"default-src 'none'; script-src 'self' {source_of(script)}; style-src 'self' {source_of(_STYLE)}; "
-        "connect-src 'self'; img-src 'self' data:"
+        f"default-src 'none'; script-src 'self' {_source_of(script)}; style-src 'self' {_source_of(_STYLE)}; "
+        "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
     return Response(html, media_type="text/html", headers=headers(policy))
 
@@ -100,7 +103,7 @@ async def retry_job(
 ) -> Response[Any]:
     """Put a job on the queue once more."""
     found = await _job(gateway, queue, job)
-    await note(gateway, request, "job.retried", found)
+    await _note(gateway, request, "job.retried", found)
     await found.retry("retried by an operator")
     return _json({})
 
@@ -111,15 +114,19 @@ async def abort_job(
 ) -> Response[Any]:
     """Stop a job, or take it off the queue."""
     found = await _job(gateway, queue, job)
-    await note(gateway, request, "job.aborted", found)
+    await _note(gateway, request, "job.aborted", found)
     await found.abort("aborted by an operator")
     return _json({})
 
 
-async def note(gateway: Gateway, request: Request[Any, Any, Any], action: str, job: Job) -> None:
+async def _note(gateway: Gateway, request: Request[Any, Any, Any], action: str, job: Job) -> None:
     """Put on record what an operator does with a job."""
     await gateway.audit.record(
-        action, merchant_id=None, actor=session_of(request).actor, subject_id=job.key, detail={"job": job.function}
+        action,
+        merchant_id=None,
+        actor=session_of(request).visitor.actor,
+        subject_id=job.key,
+        detail={"job": job.function},
     )
 
 
@@ -134,6 +141,11 @@ async def _job(gateway: Gateway, queue: str, key: str) -> Job:
     if found is None:
         raise NotFound("there is no such job: a finished one is kept for a minute, a failed one for a week")
     return found
+
+
+def _source_of(text: str) -> str:
+    """How a Content-Security-Policy names the one inline style or script that it lets through."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _json(content: dict[str, Any]) -> Response[bytes]:

@@ -1,34 +1,40 @@
-"""The operators' pages over HTTP: login, overview, failed jobs; SAQ's own pages are next door."""
+"""The operators' pages over HTTP: login and logout, and every page and act that the enabled plugins bring."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
-from valkey.exceptions import ValkeyError
+from litestar.params import FromPath
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.errors import TooManyFailures
+from mpesa_gateway.errors import NotFound, Refused, TooManyFailures
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.health import examine
+from mpesa_gateway.http.html import moved
+from mpesa_gateway.pages import Act, Done, Visit
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops import pages, queue_pages
+from mpesa_gateway_ops import queue_pages
 from mpesa_gateway_ops.admission import (
-    ANSWERS,
     COOKIE,
+    Form,
     checked_form,
     cookie_of,
+    first,
     form_of,
     from_our_own_page,
     home,
+    let_in,
+    require,
     session_of,
-    signed_in,
 )
+from mpesa_gateway_ops.answers import ANSWERS
+from mpesa_gateway_ops.desk import Desk, Found
 from mpesa_gateway_ops.errors import WrongPassword
+from mpesa_gateway_ops.frame import Frame
+from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Sessions
-
-_JOBS_A_PAGE = 25
+from mpesa_gateway_ops.settings import OpsSettings
 
 _OPEN: dict[str, Any] = {
     "public": True,
@@ -36,90 +42,66 @@ _OPEN: dict[str, Any] = {
     "guards": [from_our_own_page],
     "exception_handlers": ANSWERS,
 }
-_INSIDE: dict[str, Any] = _OPEN | {"guards": [signed_in]}
+
+
+# -- the way in and out -----------------------------------------------------------------------------------------------
 
 
 @get("/ops/login", **_OPEN)
-async def login_page(request: Request[Any, Any, Any]) -> Response[str]:
+async def login_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """The page that asks for name and password."""
-    return pages.answer(pages.login(home(request)))
+    return await _login(request, gateway)
 
 
 @post("/ops/login", **_OPEN)
 async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Open a session for who knows the password."""
+    operators = gateway.services.get(Operators)
+    if operators.host_login is not None:
+        return await _login(request, gateway)
     fields = await form_of(request)
-    name, password = fields.get("name", ""), Secret(fields.get("password", ""))
+    name, password = first(fields, "name"), Secret(first(fields, "password"))
     try:
-        token = await gateway.services.get(Operators).sign_in(name, password, address_of(request))
+        token = await operators.sign_in(name, password, address_of(request))
     except WrongPassword:
-        page = pages.login(home(request), name=name, problem="The name or the password is wrong.")
-        return pages.answer(page, status=401)
+        problem = "The name or the password is wrong."
+        return await _login(request, gateway, name=name, problem=problem, status=401)
     except TooManyFailures as refused:
         wait = refused.retry_after or 1
         problem = f"Too many failed attempts from this address. Try again in {-(-wait // 60)} min."
-        return pages.answer(
-            pages.login(home(request), name=name, problem=problem), status=429, more={"Retry-After": str(wait)}
-        )
+        more = {"Retry-After": str(wait)}
+        return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
     lifetime = int(gateway.services.get(Sessions).lifetime.total_seconds())
-    return pages.moved(home(request), more={"Set-Cookie": _cookie(gateway, token.reveal(), lifetime)})
+    return moved(home(request), more={"Set-Cookie": _cookie(gateway, token.reveal(), lifetime)})
 
 
-@post("/ops/logout", **_INSIDE)
+async def _login(
+    request: Request[Any, Any, Any],
+    gateway: Gateway,
+    *,
+    name: str = "",
+    problem: str | None = None,
+    status: int = 200,
+    more: dict[str, str] | None = None,
+) -> Response[str]:
+    values = {
+        "title": "Sign in",
+        "name": name,
+        "problem": problem,
+        "host_login": gateway.services.get(Operators).host_login is not None,
+        "login_url": gateway.settings(OpsSettings).login_url,
+        "is_live": await gateway.merchants.any_live(),
+    }
+    return gateway.services.get(Frame).alone(request, "login.html", values, status=status, more=more)
+
+
+@post("/ops/logout", **_OPEN)
 async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """End this session."""
+    await let_in(request, is_used=False)
     await checked_form(request)
     await gateway.services.get(Sessions).close(cookie_of(request))
-    return pages.moved(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
-
-
-@get("/ops", **_INSIDE)
-async def overview(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """How the gateway is, and what the queue does."""
-    parts = await examine(gateway)
-    return pages.answer(pages.overview(home(request), session_of(request), parts, await _counts(gateway)))
-
-
-@get("/ops/failed", **_INSIDE)
-async def failed_jobs(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """The jobs that failed, newest first."""
-    number = _page_number(request.query_params.get("page", ""))
-    queue = gateway.jobs.queue
-    jobs = await queue.failed_jobs((number - 1) * _JOBS_A_PAGE, _JOBS_A_PAGE)
-    has_more = await queue.count_failed() > number * _JOBS_A_PAGE
-    note = {"yes": "The job is on the queue again.", "no": "That job is no longer among the failed ones."}.get(
-        request.query_params.get("retried", ""), ""
-    )
-    return pages.answer(
-        pages.failed_jobs(home(request), session_of(request), jobs, number=number, has_more=has_more, note=note)
-    )
-
-
-@post("/ops/failed/retry", **_INSIDE)
-async def retry_failed(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
-    """Put a failed job on the queue once more."""
-    fields = await checked_form(request)
-    job = await gateway.jobs.queue.retry_failed(fields.get("key", ""))
-    if job is not None:
-        await queue_pages.note(gateway, request, "job.retried", job)
-    number = _page_number(fields.get("page", ""))
-    return pages.moved(f"{home(request)}/failed?page={number}&retried={'no' if job is None else 'yes'}")
-
-
-async def _counts(gateway: Gateway) -> dict[str, int] | None:
-    queue = gateway.jobs.queue
-    try:
-        info = await queue.info()
-        failed = await queue.count_failed()
-    except ValkeyError:
-        return None
-    return {
-        "waiting": info["queued"],
-        "running": info["active"],
-        "scheduled": info["scheduled"],
-        "failed": failed,
-        "workers": len(info["workers"]),
-    }
+    return moved(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
 
 def _cookie(gateway: Gateway, value: str, seconds: int) -> str:
@@ -129,8 +111,105 @@ def _cookie(gateway: Gateway, value: str, seconds: int) -> str:
     return f"{COOKIE}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _page_number(text: str) -> int:
-    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 6 else 1
+# -- pages and acts ---------------------------------------------------------------------------------------------------
 
 
-routes = (login_page, sign_in, sign_out, overview, failed_jobs, retry_failed, *queue_pages.routes)
+@get("/ops", **_OPEN)
+async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
+    """The page that has no name of its own."""
+    return await _show(request, gateway, "")
+
+
+@get("/ops/{path:path}", **_OPEN)
+async def any_page(
+    request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
+) -> Response[Any]:
+    """A page of a plugin's."""
+    return await _show(request, gateway, path)
+
+
+@post("/ops/{path:path}", status_code=200, **_OPEN)
+async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]) -> Response[Any]:
+    """An act of a plugin's, on record before it is done."""
+    desk = gateway.services.get(Desk)
+    found = desk.act_at(path)
+    session = await let_in(request, is_used=True)
+    if found is None:
+        raise NotFound("there is no such page")
+    form = await checked_form(request)
+    require(session, found.it.role)
+    request.scope["path_template"] = f"/ops/{found.it.path}"
+    await gateway.audit.record(
+        "operator.acted",
+        merchant_id=None,
+        actor=session.visitor.actor,
+        subject_id=next(iter(found.values.values()), None),
+        detail={"act": f"{found.plugin}.{found.it.name}"},
+    )
+    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, form=form)
+    try:
+        done: Done = await found.it.do(visit)
+    except Refused as refused:
+        return await _show_again(request, gateway, visit, found, refused, form)
+    return await _go_on(request, gateway, done)
+
+
+async def _show(request: Request[Any, Any, Any], gateway: Gateway, path: str) -> Response[Any]:
+    desk = gateway.services.get(Desk)
+    found = desk.page_at(path)
+    session = await let_in(request, is_used=found is None or not found.it.is_part)
+    act = desk.act_at(path)
+    if act is not None and (found is None or len(found.values) > len(act.values)):
+        # Somebody loads the address of a button again.
+        return moved(_below(request, _filled(act.it.back, act.values)))
+    if found is None:
+        raise NotFound("there is no such page")
+    require(session, found.it.role)
+    request.scope["path_template"] = f"/ops/{found.it.path}".rstrip("/")
+    query: dict[str, list[str]] = {}
+    for name, text in request.query_params.multi_items():
+        query.setdefault(name, []).append(text.replace("\x00", ""))
+    note_id = "".join(query.pop("note", []))
+    note = await gateway.services.get(Notes).take(session.owner, note_id) if note_id else None
+    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, query=query)
+    return await gateway.services.get(Frame).page(request, session, visit, found, note=note)
+
+
+async def _go_on(request: Request[Any, Any, Any], gateway: Gateway, done: Done) -> Response[Any]:
+    note_id = ""
+    if done.note or done.secret is not None:
+        owner = session_of(request).owner
+        note_id = await gateway.services.get(Notes).leave(owner, done.note, secret=done.secret)
+    return moved(_below(request, done.to, note_id))
+
+
+async def _show_again(
+    request: Request[Any, Any, Any], gateway: Gateway, visit: Visit, act: Found[Act], refused: Refused, form: Form
+) -> Response[Any]:
+    """The page that the form stands on, with what was wrong; or, for a mere button, the page where it is."""
+    session = session_of(request)
+    page = gateway.services.get(Desk).page_of(act)
+    if page is not None:
+        problems = tuple(refused.problems)
+        again = Visit(gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems)
+        return await gateway.services.get(Frame).page(request, session, again, page, status=refused.status)
+    text = str(refused)
+    note_id = await gateway.services.get(Notes).leave(
+        session.owner, f"Not done: {text}{'' if text.endswith('.') else '.'}", problem=True
+    )
+    return moved(_below(request, _filled(act.it.back, act.values), note_id))
+
+
+def _below(request: Request[Any, Any, Any], path: str, note_id: str = "") -> str:
+    """The way to a page below /ops, with a note to be shown there."""
+    where = f"{home(request)}/{path}".rstrip("/")
+    return f"{where}{'&' if '?' in where else '?'}note={note_id}" if note_id else where
+
+
+def _filled(path: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
+routes = (login_page, sign_in, sign_out, front_page, any_page, any_act, *queue_pages.routes)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.pages import Role, Visitor
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.vault import OPERATOR_FORMS
 from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.settings import OpsSettings
 
 if TYPE_CHECKING:
@@ -18,16 +21,15 @@ _TOUCH_EVERY = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Session:
-    """Who is signed in, and the token that every form of this session carries."""
+    """Who is signed in, the token that every form of this session carries, and whose notes it gets to see.
 
-    operator_id: str
-    name: str
+    ``is_ours`` says that we opened it, so that we can end it.
+    """
+
+    visitor: Visitor
     form_token: str
-
-    @property
-    def actor(self) -> str:
-        """How the audit log names this operator."""
-        return f"operator:{self.operator_id}"
+    owner: str
+    is_ours: bool = True
 
     def has_form_token(self, text: str) -> bool:
         """Whether this is the token of this session's forms."""
@@ -61,7 +63,15 @@ class Sessions:
             return None
         if is_used and row["last_seen_at"] < now - _TOUCH_EVERY:
             await self._db.execute(tables.TOUCH_SESSION, digest, now)
-        return Session(row["operator_id"], row["name"], _form_token(token))
+        visitor = Visitor(name=row["name"], role=Role(row["role"]), actor=f"operator:{row['operator_id']}")
+        return Session(visitor, _form_token(token), digest.hex())
+
+    def of_host(self, operator: HostOperator) -> Session:
+        """The session of somebody whom the host has signed in."""
+        actor = f"operator:host:{operator.name}"
+        key = self._gateway.vault.secret(OPERATOR_FORMS)
+        token = hmac.new(key, f"{actor}|{operator.role.value}".encode(), hashlib.sha256).hexdigest()
+        return Session(Visitor(name=operator.name, role=operator.role, actor=actor), token, actor, is_ours=False)
 
     async def close(self, token: Secret) -> None:
         """End a session."""

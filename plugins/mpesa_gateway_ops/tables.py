@@ -10,6 +10,7 @@ class OperatorRow(Table, tablename="ops_operator"):
     operator_id = Text(primary_key=True)
     name = Text()
     password_hash = Text()
+    role = Text()
     is_active = Boolean()
     created_at = Timestamptz()
     last_login_at = Timestamptz(null=True, default=None)
@@ -25,14 +26,25 @@ class SessionRow(Table, tablename="ops_session"):
     expires_at = Timestamptz()
 
 
+class NoteRow(Table, tablename="ops_note"):
+    """What an act came to, until it has been told."""
+
+    note_id = Text(primary_key=True)
+    owner = Text()
+    sealed = Text()
+    created_at = Timestamptz()
+
+
 CREATE = """
-INSERT INTO ops_operator (operator_id, name, password_hash, created_at) VALUES ($1, $2, $3, $4)
+INSERT INTO ops_operator (operator_id, name, password_hash, role, created_at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (name) DO NOTHING RETURNING operator_id
 """
 
 FIND = "SELECT operator_id, password_hash, is_active FROM ops_operator WHERE name = $1"
 
 CHANGE = "UPDATE ops_operator SET password_hash = $2 WHERE name = $1 AND is_active RETURNING operator_id"
+
+SET_ROLE = "UPDATE ops_operator SET role = $2 WHERE name = $1 AND is_active RETURNING operator_id"
 
 DEACTIVATE = "UPDATE ops_operator SET is_active = false WHERE name = $1 AND is_active RETURNING operator_id"
 
@@ -46,7 +58,7 @@ INSERT INTO ops_session (digest, operator_id, created_at, last_seen_at, expires_
 """
 
 FIND_SESSION = """
-SELECT operator_id, name, last_seen_at FROM ops_session JOIN ops_operator USING (operator_id)
+SELECT operator_id, name, role, last_seen_at FROM ops_session JOIN ops_operator USING (operator_id)
 WHERE digest = $1 AND is_active AND expires_at > $2 AND last_seen_at > $3
 """
 
@@ -57,3 +69,10 @@ CLOSE_SESSION = "DELETE FROM ops_session WHERE digest = $1 RETURNING operator_id
 CLOSE_SESSIONS_OF = "DELETE FROM ops_session WHERE operator_id = $1"
 
 FORGET_SESSIONS = "DELETE FROM ops_session WHERE expires_at <= $1 OR last_seen_at <= $2"
+
+LEAVE_NOTE = """
+WITH old AS (DELETE FROM ops_note WHERE created_at < $5)
+INSERT INTO ops_note (note_id, owner, sealed, created_at) VALUES ($1, $2, $3, $4)
+"""
+
+TAKE_NOTE = "DELETE FROM ops_note WHERE note_id = $1 AND owner = $2 AND created_at >= $3 RETURNING sealed"

@@ -10,6 +10,22 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
+__all__ = [
+    "CheckStarted",
+    "Finding",
+    "Match",
+    "PaymentRequest",
+    "PaymentView",
+    "PaymentWithTimeline",
+    "Payments",
+    "Recovery",
+    "Refundable",
+    "RefundablePayments",
+    "Requested",
+    "Statement",
+    "StatusQueries",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRequest:
@@ -102,9 +118,13 @@ class Recovery(Protocol):
 class StatusQueries(Protocol):
     """Asks M-Pesa what became of a transaction."""
 
-    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+    async def ask(
+        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
+    ) -> CheckStarted:
         """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
 
+        The answer never shows the money's ``reference``: give it where it is known, so that no payment for another
+        account is taken for this one.
         Raises Invalid, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         ...
@@ -156,4 +176,8 @@ class Payments(Protocol):
 
     async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
         """A payment of this merchant; raises NotFound."""
+        ...
+
+    async def find(self, payment_id: str) -> PaymentView | None:
+        """A payment of whichever merchant, for those who look after all of them; None without one."""
         ...

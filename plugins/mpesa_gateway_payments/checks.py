@@ -40,7 +40,9 @@ class StatusChecks:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 
-    async def ask(self, merchant_id: str, what: str, env: Env | None = None) -> CheckStarted:
+    async def ask(
+        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
+    ) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
@@ -60,6 +62,7 @@ class StatusChecks:
             payment_id,
             receipt,
             what[:64],
+            reference,
             now,
         )
         try:
@@ -217,7 +220,7 @@ class StatusChecks:
             amount=told.amount,
             amount_text=told.amount_text or "",
             phone=told.phone,
-            reference=None,
+            reference=check["reference"],
             moments=(result.finished_at,) if result.finished_at else (),
         )
         recovery = self._gateway.services.get(PaymentRecovery)

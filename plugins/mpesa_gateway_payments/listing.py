@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.errors import checking
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -15,36 +16,14 @@ from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, Payment
 
 _LONGEST_SEARCH = 100
 
-
-class Conditions:
-    """Collects the parts of a WHERE clause with their parameters."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.values: list[Any] = []
-
-    def add(self, sql: str, *values: Any) -> None:
-        """A condition; ``{}`` stands for each of its parameters in turn."""
-        names = [f"${len(self.values) + index}" for index in range(1, len(values) + 1)]
-        self.parts.append(sql.format(*names))
-        self.values.extend(values)
-
-    def copy(self) -> "Conditions":
-        """The same, to add more to."""
-        copied = Conditions()
-        copied.parts, copied.values = [*self.parts], [*self.values]
-        return copied
-
-    @property
-    def where(self) -> str:
-        """The clause."""
-        return " AND ".join(self.parts)
+PAYMENTS = Listing("payment", "created_at", "payment_id")
 
 
-def conditions(merchant_id: str, filters: PaymentFilters) -> Conditions:
+def conditions(merchant_id: str | None, filters: PaymentFilters) -> Conditions:
     """The filters as SQL. Raises Invalid with every filter that cannot be read."""
     found = Conditions()
-    found.add("merchant_id = {}", merchant_id)
+    if merchant_id is not None:
+        found.add("merchant_id = {}", merchant_id)
     with checking() as checks:
         for name, column, operator, parse in (
             ("min_amount", "amount", ">=", Kes.parse),

@@ -6,8 +6,10 @@ from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.jobs import ask, sweep
+from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
 from mpesa_gateway_payments.routes import routes
@@ -46,6 +48,8 @@ plugin = Plugin(
         (PaymentRecovery, PaymentRecovery),
         (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
         (RefundablePayments, PaymentRefunds),
+        (PaymentDesk, PaymentDesk),
     ),
     tables=Tables(models=(PaymentRow, PaymentStepRow, StatusCheckRow), migrations="mpesa_gateway_payments.migrations"),
+    pages=PAGES,
 )

@@ -46,7 +46,7 @@ async def create_payment(
     return Response(
         Success(data=made.payment),
         status_code=200 if made.is_replay else 201,
-        headers={"Idempotent-Replayed": "true"} if made.is_replay else {"Location": f"/v1/payments/{made.payment.id}"},
+        headers={"Idempotent-Replayed": "true"} if made.is_replay else {"Location": service.url_of(made.payment.id)},
     )
 
 

@@ -117,7 +117,7 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
-        pushed = await asyncio.shield(asyncio.ensure_future(self._push(row, credentials)))
+        pushed = await self._gateway.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _claim(
@@ -365,8 +365,13 @@ class PaymentService:
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
             return True
-        async with self._asking:
-            outcome, again_at = await self._ask_daraja(row)
+        try:
+            async with self._asking:
+                outcome, again_at = await self._ask_daraja(row)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over asks at once.
+            await self._db.execute(tables.ASK_AGAIN, payment_id, now)
+            raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
@@ -482,6 +487,15 @@ class PaymentService:
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
+
+    def url_of(self, payment_id: str) -> str:
+        """Where a payment is found."""
+        return self._gateway.url(f"/v1/payments/{payment_id}")
+
+    async def find(self, payment_id: str) -> PaymentView | None:
+        """See the port."""
+        row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+        return None if row is None else view(row)
 
     async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments; raises Invalid for filters that cannot be read."""

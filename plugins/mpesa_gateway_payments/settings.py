@@ -1,8 +1,10 @@
 """What a host can set about payments."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from mpesa_gateway.config import Count
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -17,12 +19,12 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     besides our own, that a merchant's ``callback_url`` may name.
     """
 
-    ask_after: tuple[int, ...] = (30, 60, 120, 300)
-    expire_after: int = 900
-    unsent_after: int = 900
-    hold: int = 150
-    asks_at_once: int = 5
+    ask_after: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
+    expire_after: Count = 900
+    unsent_after: Count = 900
+    hold: Count = 150
+    asks_at_once: Count = 5
     confirm: Literal["never", "mismatch", "always"] = "never"
-    confirm_within: int = 900
-    description: str = "Payment"
+    confirm_within: Count = 900
+    description: Annotated[str, msgspec.Meta(min_length=1, max_length=13, pattern=r"^[ -~]*$")] = "Payment"
     allowed_callback_hosts: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ class PaymentRow(Table, tablename="payment"):
     refund_reserved = Integer()
     refunded = Integer()
     claim = JSONB(null=True, default=None)
+    looked_after_at = Timestamptz(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
     expires_at = Timestamptz()
@@ -54,6 +55,7 @@ class StatusCheckRow(Table, tablename="status_check"):
     payment_id = Text(null=True, default=None)
     receipt = Text(null=True, default=None)
     asked_for = Text()
+    reference = Text(null=True, default=None)
     state = Text()
     originator_conversation_id = Text(null=True, default=None)
     conversation_id = Text(null=True, default=None)
@@ -201,6 +203,20 @@ WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at I
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 
+FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
+
+WAITS_FOR_A_PERSON = """
+mismatch IS NOT NULL AND looked_after_at IS NULL AND (status IN ('pending', 'failed') OR mismatch = 'receipt')
+"""
+
+COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+
+LOOK_AFTER = f"""
+UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
+"""  # noqa: S608 - likewise
+
+CHECKS_OF = "SELECT * FROM status_check WHERE payment_id = $1 ORDER BY created_at LIMIT 50"
+
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
 """
@@ -234,8 +250,8 @@ ORDER BY (merchant_id = $11) DESC LIMIT 2
 """
 
 INSERT_CHECK = """
-INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 CHECK_ASKED = """

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -9,10 +10,11 @@ import structlog
 
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage, read_payer
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured, checking
 from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import visible_pattern
@@ -48,8 +50,13 @@ FARTHEST = timedelta(hours=48)
 OVERLAP = timedelta(minutes=10)
 """How much of the window before is read again: lines have been seen to appear late."""
 
-_LEASE = timedelta(minutes=5)
-"""For how long one page may take before a run counts as interrupted."""
+_LEASE = timedelta(seconds=60)
+"""For how long a run that is not heard of counts as running: then its process has died, and another may begin."""
+
+_BEAT = 15.0
+"""Seconds between two signs of life of a run."""
+
+_STOPPED = "the process that ran it was stopped"
 
 _MOST_PAGES = 10_000
 _MOST_UNREADABLE = 10
@@ -72,6 +79,7 @@ class Reconciliation:
         self._db = gateway.db
         self._settings = gateway.settings(ReconciliationSettings)
         self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._at_work: set[asyncio.Future[None]] = set()
 
     # -- registration ---------------------------------------------------------------------------------------------
 
@@ -124,9 +132,10 @@ class Reconciliation:
         run = await self._begin(credentials, "manual", start, end)
         # The run goes on when its caller hangs up, or is tired of waiting.
         work = asyncio.ensure_future(self._run(run, credentials))
-        _running.add(work)
-        work.add_done_callback(_running.discard)
-        await asyncio.wait({work}, timeout=self._settings.wait)
+        self._at_work.add(work)
+        work.add_done_callback(self._at_work.discard)
+        with suppress(TimeoutError), aside():
+            await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
         return await self.get(caller.merchant_id, run["run_id"])
 
     async def run_due(self, merchant_id: str) -> bool:
@@ -190,19 +199,26 @@ class Reconciliation:
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
-        error: str | None = None
+        error: str | None = _STOPPED
+        beat = asyncio.create_task(self._beat(run["run_id"]))
         try:
             await self._read(run, credentials)
             await self._settle(run, credentials)
+            error = None
         except DarajaFault as fault:
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
+        except RunLost:
+            log.warning("reconciliation_given_up", run_id=run["run_id"])
         except Exception as problem:
             error = f"unexpected: {type(problem).__name__}"
             log.exception("reconciliation_failed", run_id=run["run_id"])
-        status = "completed" if error is None else "failed"
-        await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
-        log.info("reconciliation_finished", run_id=run["run_id"], status=status)
+        finally:
+            # Cancelled too: nobody should wait for the lease of a run that was told to stop.
+            beat.cancel()
+            status = "completed" if error is None else "failed"
+            await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
+            log.info("reconciliation_finished", run_id=run["run_id"], status=status)
 
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
         """A fault as the run's error, with what to do about it."""
@@ -214,10 +230,24 @@ class Reconciliation:
             return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
         return said
 
-    async def _renew(self, run: Row) -> None:
-        """Keep the run ours for another while. Raises RunLost when somebody has given it up."""
-        if await self._db.fetchval(tables.RENEW, run["run_id"], self._gateway.clock.now() + _LEASE) is None:
-            raise RunLost("the run was given up meanwhile")
+    async def _beat(self, run_id: str) -> None:
+        """Show that the run is alive for as long as it is."""
+        while True:
+            await asyncio.sleep(_BEAT)
+            try:
+                await self._db.execute(tables.BEAT, run_id, self._gateway.clock.now() + _LEASE)
+            except (*UNREACHABLE, *OVERBURDENED) as problem:
+                log.warning("reconciliation_not_prolonged", run_id=run_id, error=type(problem).__name__)
+
+    async def start(self) -> None:
+        """Nothing runs until somebody asks."""
+
+    async def stop(self) -> None:
+        """End the manual runs that are under way."""
+        at_work = list(self._at_work)
+        for work in at_work:
+            work.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
 
     async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
         """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever.
@@ -227,7 +257,6 @@ class Reconciliation:
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
-                run,
                 lambda at=offset: self._gateway.daraja.pull_query(  # type: ignore[misc]
                     credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
                 ),
@@ -244,10 +273,9 @@ class Reconciliation:
             offset += page.rows
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
-    async def _ask(self, run: Row, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
-        """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault, and RunLost."""
+    async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
+        """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
         for tried in range(1, self._settings.tries + 1):
-            await self._renew(run)
             try:
                 return await question()
             except Rejected:
@@ -292,13 +320,10 @@ class Reconciliation:
     # -- what lines turn out to be --------------------------------------------------------------------------------
 
     async def _settle(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Find out what each line of the run is that nothing is known of yet. Raises RunLost."""
-        after, renew_at = "", self._gateway.clock.now()
+        """Find out what each line of the run is that nothing is known of yet."""
+        after = ""
         while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
             for row in rows:
-                if self._gateway.clock.now() >= renew_at:
-                    await self._renew(run)
-                    renew_at = self._gateway.clock.now() + _LEASE / 5
                 async with self._db.transaction():
                     line = await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"])
                     if line is None:
@@ -477,10 +502,6 @@ class Reconciliation:
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row
-
-
-_running: "set[asyncio.Future[None]]" = set()
-"""Manual runs that nobody waits for any more: a task that nothing refers to may be collected before its end."""
 
 
 def _whole(amount: Kes | None) -> int | None:

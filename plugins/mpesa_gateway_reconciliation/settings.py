@@ -1,6 +1,10 @@
 """What a host can set about reconciliation."""
 
+from typing import Annotated
+
 import msgspec
+
+from mpesa_gateway.config import Count, Pause
 
 
 class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -12,8 +16,8 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     run is waited for before it is answered as still running.
     """
 
-    window_hours: float = 2.0
-    at_once: int = 3
-    tries: int = 4
-    pause: float = 5.0
-    wait: float = 25.0
+    window_hours: Annotated[float, msgspec.Meta(gt=0, le=48)] = 2.0
+    at_once: Count = 3
+    tries: Count = 4
+    pause: Pause = 5.0
+    wait: Pause = 25.0

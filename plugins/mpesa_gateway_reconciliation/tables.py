@@ -101,13 +101,13 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
-RENEW = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND status = 'running' RETURNING run_id"
-
 PAGE_READ = """
 UPDATE reconciliation_run SET pages = pages + 1, malformed = malformed + $2, lease_until = $3
 WHERE run_id = $1 AND status = 'running'
 RETURNING run_id
 """
+
+BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND status = 'running'"
 
 KEEP_LINES = """
 WITH given AS (

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
+from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.jobs import ask, sweep
+from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.routes import routes
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
@@ -34,6 +36,7 @@ plugin = Plugin(
     jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */10")),
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
-    provides=((RefundService, RefundService),),
+    provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
+    pages=PAGES,
 )

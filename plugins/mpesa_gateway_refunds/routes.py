@@ -34,11 +34,12 @@ async def create_refund(
 ) -> Response[Success[RefundView]]:
     """Send money back to the payer, all or a part of what is left of a payment."""
     key = None if idempotency_key is None else read_key(idempotency_key)
-    refund, is_replay = await services.get(RefundService).request(caller, data, key)
+    service = services.get(RefundService)
+    refund, is_replay = await service.request(caller, data, key)
     return Response(
         Success(data=refund),
         status_code=200 if is_replay else 201,
-        headers={"Idempotent-Replayed": "true"} if is_replay else {"Location": f"/v1/refunds/{refund.id}"},
+        headers={"Idempotent-Replayed": "true"} if is_replay else {"Location": service.url_of(refund.id)},
     )
 
 

@@ -70,7 +70,7 @@ class RefundService:
         row, is_ours = await self._claim(caller, body, key, credentials)
         if is_ours:
             # A caller that hangs up must not tear the reversal from its record.
-            row = await asyncio.shield(asyncio.ensure_future(self._reverse(row, credentials, key)))
+            row = await self._gateway.see_through(self._reverse(row, credentials, key))
         return view(row), not is_ours
 
     async def _claim(
@@ -409,6 +409,10 @@ class RefundService:
         except Refused as problem:
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
             refusal = problem
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over asks at once.
+            await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, now)
+            raise
         # Unless the answer, or a result, was quicker.
         await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, self._next_ask(row, now))
         if is_forced and refusal is not None:
@@ -422,7 +426,8 @@ class RefundService:
         if row["shortcode"] not in {None, credentials.shortcode}:
             raise ProviderNotConfigured(f"the stored credentials are not those of shortcode {row['shortcode']}")
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
-        subject = f"{_ABOUT_REVERSAL if by_conversation else _ABOUT_PAYMENT}_{row['refund_id'].partition('_')[2]}"
+        about_reversal, about_payment = subjects_of(row["refund_id"])
+        subject = about_reversal if by_conversation else about_payment
         await self._gateway.daraja.transaction_status(
             credentials.daraja,
             credentials.initiator_for("a refund"),
@@ -485,6 +490,10 @@ class RefundService:
         """A refund of this merchant. Raises NotFound."""
         return view(await self._require(merchant_id, refund_id))
 
+    def url_of(self, refund_id: str) -> str:
+        """Where a refund is found."""
+        return self._gateway.url(f"/v1/refunds/{refund_id}")
+
     async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
         after = decode_position(filters.cursor) if filters.cursor else None
@@ -506,6 +515,11 @@ class RefundService:
         if row is None:
             raise NotFound("there is no such refund")
         return row
+
+
+def subjects_of(refund_id: str) -> list[str]:
+    """What callbacks about a refund are addressed to: the refund, and our questions about its payment."""
+    return [refund_id, f"{_ABOUT_PAYMENT}_{refund_id.partition('_')[2]}"]
 
 
 def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:

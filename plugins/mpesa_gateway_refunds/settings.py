@@ -1,6 +1,10 @@
 """What a host can set about refunds."""
 
+from typing import Annotated
+
 import msgspec
+
+from mpesa_gateway.config import Count
 
 
 class RefundsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -11,5 +15,5 @@ class RefundsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     before another with its Idempotency-Key is answered with the refund as it stands.
     """
 
-    ask_after: tuple[int, ...] = (60, 300, 1800, 7200, 21600, 43200)
-    hold: int = 150
+    ask_after: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (60, 300, 1800, 7200, 21600, 43200)
+    hold: Count = 150

@@ -118,6 +118,12 @@ RETURNING *
 
 FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND refund_id = $2"
 
+FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"
+
+OF_PAYMENT = "SELECT * FROM refund WHERE payment_id = $1 ORDER BY created_at DESC LIMIT 100"
+
+COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
+
 PAGE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
     AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)

@@ -1,4 +1,4 @@
-"""How status queries, reversals and Pull misbehave when they are told to."""
+"""How pushes, status queries, reversals and Pull misbehave when they are told to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ Habit = Literal[
     "ack_lost",
     "internal_error",
     "intermediate_first",
+    "intermediate_last",
     "refuses_part",
     "several_lists",
     "no_response_field",
@@ -29,7 +30,8 @@ Habit = Literal[
     "cents",
     "amount_number",
 ]
-"""The habits of all operations; those up to ``several_lists`` are for results, and from there on they are Pull's."""
+"""The habits of all operations but pushes, whose are the phones' (outcomes.py); from ``several_lists`` on they are
+Pull's, those before are for results."""
 
 PULL_HABITS: frozenset[str] = frozenset(
     {"normal", "internal_error", *get_args(Habit)[get_args(Habit).index("several_lists") :]}
@@ -50,6 +52,10 @@ def _single_parameter(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _intermediate_first(result: dict[str, Any]) -> list[dict[str, Any]]:
     early = dict(result, ResultType=1, ResultParameters={})
     return [early, result]
+
+
+def _intermediate_last(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return _intermediate_first(result)[::-1]
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ RESULT_HABITS: dict[str, Plan] = {
     "text_code": Plan(bodies=lambda result: [result | {"ResultCode": str(result["ResultCode"])}]),
     "ack_lost": Plan(is_ack_lost=True),
     "intermediate_first": Plan(bodies=_intermediate_first),
+    "intermediate_last": Plan(bodies=_intermediate_last),
 }
 """The habits of status queries and reversals; ``internal_error`` refuses the request itself."""
 

@@ -71,7 +71,7 @@ class Results:
 
     async def habit(self, operation: str) -> Habit:
         """How this operation behaves at present."""
-        found: Habit | None = await self._db.fetchval("SELECT habit FROM sim_habit WHERE operation = $1", operation)
+        found: Habit | None = await self._db.fetchval(tables.HABIT, operation)
         return found or "normal"
 
     # -- transaction status ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
 
-_DARAJA: dict[str, Any] = {"public": True, "include_in_schema": False}
+_DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
 def _habit(known: frozenset[str]) -> Callable[[str], str]:
@@ -122,7 +122,7 @@ async def pull_query(
     return await _answer(request, services, "pullquery", body)
 
 
-@get("/simulator/outcomes", public=True, tags=["Simulator"])
+@get("/simulator/outcomes", public=True, priority=True, tags=["Simulator"])
 async def outcomes() -> Success[list[OutcomeView]]:
     """The documented numbers, and what each does."""
     return Success(
@@ -142,14 +142,20 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
 
 
-@get("/simulator/control/pushes", public=True, dependencies={"filters": reads(PushQuery)}, tags=["Simulator"])
+@get(
+    "/simulator/control/pushes",
+    public=True,
+    priority=True,
+    dependencies={"filters": reads(PushQuery)},
+    tags=["Simulator"],
+)
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
     """What the phones were asked, newest first."""
     rows = await services.get(Simulator).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
 
-@get("/simulator/control/pushes/{checkout_request_id:str}", public=True, tags=["Simulator"])
+@get("/simulator/control/pushes/{checkout_request_id:str}", public=True, priority=True, tags=["Simulator"])
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
@@ -164,7 +170,13 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer: Literal["pay", "cancel", "wrong_pin", "no_funds", "ignore"]
 
 
-@post("/simulator/control/pushes/{checkout_request_id:str}/answer", status_code=200, public=True, tags=["Simulator"])
+@post(
+    "/simulator/control/pushes/{checkout_request_id:str}/answer",
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]
 ) -> Success[PushView]:
@@ -177,7 +189,13 @@ async def answer_push(
         raise Conflict(str(problem)) from None
 
 
-@post("/simulator/control/pushes/{checkout_request_id:str}/callback", status_code=200, public=True, tags=["Simulator"])
+@post(
+    "/simulator/control/pushes/{checkout_request_id:str}/callback",
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def repeat_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str]
 ) -> Success[dict[str, int]]:
@@ -196,7 +214,13 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     signature: Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[!-~]*$")] | None = None
 
 
-@post("/simulator/control/pushes/{checkout_request_id:str}/forge", status_code=200, public=True, tags=["Simulator"])
+@post(
+    "/simulator/control/pushes/{checkout_request_id:str}/forge",
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def forge_callback(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Forgery]
 ) -> Success[dict[str, int]]:
@@ -242,7 +266,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
 
-@post("/simulator/control/faults", status_code=200, public=True, tags=["Simulator"])
+@post("/simulator/control/faults", status_code=200, public=True, priority=True, tags=["Simulator"])
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """Answer the next requests of an operation with a fault."""
     await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
@@ -257,13 +281,14 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     callback_delay: Seconds | None = None
     late_delay: Seconds | None = None
+    callback_jitter: Seconds | None = None
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
-@patch("/simulator/control/knobs", public=True, tags=["Simulator"])
+@patch("/simulator/control/knobs", public=True, priority=True, tags=["Simulator"])
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
@@ -272,22 +297,24 @@ async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs])
 
 
 class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How each operation behaves; those left out stay as they are."""
+    """How each operation behaves; those left out stay as they are. ``stkpush`` names what an unlisted phone does."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "stkpush": _habit(frozenset({"normal", *(behaviour.name for behaviour in BEHAVIOURS.values())})),
         "transactionstatus": _habit(STATUS_HABITS),
         "reversal": _habit(REVERSAL_HABITS),
         "pullquery": _habit(PULL_HABITS),
     }
 
+    stkpush: str | None = None
     transactionstatus: Habit | None = None
     reversal: Habit | None = None
     pullquery: Habit | None = None
 
 
-@patch("/simulator/control/habits", public=True, tags=["Simulator"])
+@patch("/simulator/control/habits", public=True, priority=True, tags=["Simulator"])
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
-    """Change how status queries, reversals and Pull behave."""
+    """Change how phones, status queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
             await services.get(Simulator).set_habit(operation, habit)
@@ -306,7 +333,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     at: Moment | None = None
 
 
-@post("/simulator/control/ledger", status_code=200, public=True, tags=["Simulator"])
+@post("/simulator/control/ledger", status_code=200, public=True, priority=True, tags=["Simulator"])
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
     receipt = await services.get(Simulator).add_money(
@@ -322,7 +349,13 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
 
 
-@get("/simulator/control/ledger", public=True, dependencies={"filters": reads(LedgerQuery)}, tags=["Simulator"])
+@get(
+    "/simulator/control/ledger",
+    public=True,
+    priority=True,
+    dependencies={"filters": reads(LedgerQuery)},
+    tags=["Simulator"],
+)
 async def ledger(
     services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
 ) -> Success[list[LedgerEntry]]:
@@ -331,7 +364,7 @@ async def ledger(
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
-@post("/simulator/control/reset", status_code=200, public=True, tags=["Simulator"])
+@post("/simulator/control/reset", status_code=200, public=True, priority=True, tags=["Simulator"])
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
     await services.get(Simulator).reset()

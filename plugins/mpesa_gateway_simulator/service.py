@@ -185,9 +185,14 @@ class Simulator:
             raise named_fault(fault)
 
     async def _behaviour(self, phone: str) -> Behaviour:
-        """What this phone does: what its number says, or what chance has for it."""
+        """What this phone does: what its number says, what all are told to do, or what chance has for it."""
+        if phone.startswith(PREFIX):
+            return behaviour_of(phone)
+        habit = await self._db.fetchval(tables.HABIT, "stkpush")
+        if habit is not None and habit != "normal":
+            return by_name(habit)
         share = await self._knob("chaos")
-        if share and not phone.startswith(PREFIX) and await self._chance.share() < share:
+        if share and await self._chance.share() < share:
             return CHAOS[int(await self._chance.share() * len(CHAOS))]
         return behaviour_of(phone)
 
@@ -295,13 +300,14 @@ class Simulator:
         if behaviour.callback == "never":
             return []
         late = await self._knob("late_delay") if behaviour.callback == "late" else 0.0
+        jitter = await self._knob("callback_jitter")
         body = callback_body(row, result_code, receipt, now, behaviour)
-        return [
-            await self._db.fetchval(
-                tables.INSERT_CALLBACK, row["checkout_request_id"], body, now + timedelta(seconds=late)
-            )
-            for _ in range(2 if behaviour.callback == "twice" else 1)
-        ]
+        owed: list[int] = []
+        for _ in range(2 if behaviour.callback == "twice" else 1):
+            wait = late + (jitter * await self._chance.share() if jitter else 0.0)
+            due = now + timedelta(seconds=wait)
+            owed.append(await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, due))
+        return owed
 
     # -- calling back ---------------------------------------------------------------------------------------------
 
@@ -452,7 +458,7 @@ class Simulator:
         await self._db.execute(tables.SET_FAULT, operation, fault, times)
 
     async def set_habit(self, operation: str, habit: str) -> None:
-        """Change how status queries, reversals or Pull behave."""
+        """Change how phones, status queries, reversals or Pull behave."""
         await self._db.execute(tables.SET_HABIT, operation, habit)
 
     async def reset(self) -> None:

@@ -173,6 +173,8 @@ WHERE moved.shortcode = $1 AND moved.at BETWEEN $2 AND $3
 ORDER BY moved.at, moved.receipt OFFSET $4 LIMIT $5
 """
 
+HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"
+
 SET_HABIT = """
 INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation) DO UPDATE SET habit = excluded.habit
 """

@@ -4,7 +4,8 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,6 +48,23 @@ MOST_REPLAYED = 10_000
 """Deliveries that one replay call takes."""
 
 _GONE = 410
+
+_LEASE = 6
+_WORK = 4
+"""In calls of the longest length: how long a claimed delivery is one worker's own, and how long it may begin to send.
+
+In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
+"""
+
+
+@dataclass
+class _Batch:
+    """Deliveries that were claimed together, and how their endpoints (by id) have fared since."""
+
+    leased_until: datetime
+    until: datetime
+    failures: dict[str, int] = field(default_factory=dict[str, int])
+    closed: dict[str, datetime] = field(default_factory=dict[str, datetime])
 
 
 class Deliveries:
@@ -102,28 +120,47 @@ class Deliveries:
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
         """Claim those that are due and nobody else is sending, and send them side by side; gives how many."""
-        now = self._gateway.clock.now()
-        # A lease outlives the longest wait for a slot and the call itself.
-        lease = now + timedelta(seconds=self._settings.timeout * 6)
-        rows = await self._db.fetch(tables.CLAIM, list(delivery_ids), now, lease)
-        results = await asyncio.gather(*map(self._deliver_one, rows), return_exceptions=True)
+        claimed_at = self._gateway.clock.now()
+        timeout = timedelta(seconds=self._settings.timeout)
+        batch = _Batch(claimed_at + _LEASE * timeout, claimed_at + _WORK * timeout)
+        rows = await self._db.fetch(tables.CLAIM, list(delivery_ids), claimed_at, batch.leased_until)
+        try:
+            results = await asyncio.gather(*(self._deliver_one(row, batch) for row in rows), return_exceptions=True)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over need not wait for our lease to end.
+            await self._db.execute(tables.HAND_BACK, [row["delivery_id"] for row in rows], batch.leased_until)
+            raise
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("delivery_broke", delivery_id=row["delivery_id"], exc_info=result)
         return len(rows)
 
-    async def _deliver_one(self, row: Row) -> None:
-        now = self._gateway.clock.now()
+    async def _deliver_one(self, row: Row, batch: _Batch) -> None:
         if not row["is_active"] or not row["merchant_is_active"]:
             await self._db.execute(tables.CANCEL, row["delivery_id"])
             return
-        if row["closed_until"] is not None and row["closed_until"] > now:
-            # The endpoint is down for all: wait for it without using up this delivery's attempts.
-            await self._db.execute(tables.PUT_OFF, row["delivery_id"], row["closed_until"])
-            return
         async with self._per_endpoint[row["endpoint_id"]], self._slots:
+            # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
+            now = self._gateway.clock.now()
+            closed_until = batch.closed.get(row["endpoint_id"], row["closed_until"])
+            if closed_until is not None and closed_until > now:
+                # The endpoint is down for all: wait for it without using up this delivery's attempts.
+                await self._db.execute(tables.PUT_OFF, row["delivery_id"], closed_until)
+                return
+            if now >= batch.until:
+                await self._db.execute(tables.HAND_BACK, [row["delivery_id"]], batch.leased_until)
+                return
             answer = await self._send(row)
+            self._note(row, answer, batch)
         await self._record(row, answer)
+
+    def _note(self, row: Row, answer: Answer | EgressFailed, batch: _Batch) -> None:
+        """Close the endpoint's breaker for the rest of the batch as soon as it has failed often enough in a row."""
+        endpoint_id = row["endpoint_id"]
+        failures = 0 if _is_taken(answer) else batch.failures.setdefault(endpoint_id, row["failures"]) + 1
+        batch.failures[endpoint_id] = failures
+        if failures >= self._settings.breaker_failures:
+            batch.closed[endpoint_id] = self._gateway.clock.now() + timedelta(seconds=self._settings.breaker_pause)
 
     async def _send(self, row: Row) -> Answer | EgressFailed:
         now = self._gateway.clock.now()
@@ -150,7 +187,7 @@ class Deliveries:
         delivery_id = row["delivery_id"]
         status = answer.status if isinstance(answer, Answer) else None
         error = None if isinstance(answer, Answer) else str(answer)
-        is_taken = status is not None and 200 <= status < 300
+        is_taken = _is_taken(answer)
         async with self._db.transaction():
             await self._db.execute(
                 tables.RECORD_ATTEMPT,
@@ -281,6 +318,10 @@ class Deliveries:
             )
             await self._db.after_commit(lambda: self._wake(delivery_ids))
         return Replayed(len(delivery_ids), has_more=len(delivery_ids) == MOST_REPLAYED)
+
+
+def _is_taken(answer: Answer | EgressFailed) -> bool:
+    return isinstance(answer, Answer) and 200 <= answer.status < 300
 
 
 def _view(row: Row) -> DeliveryView:

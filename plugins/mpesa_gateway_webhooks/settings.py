@@ -1,7 +1,10 @@
 """What a host can set about webhooks."""
 
+from typing import Annotated
+
 import msgspec
 
+from mpesa_gateway.config import Count, Pause, Seconds
 from mpesa_gateway_webhooks.schedule import PAUSES
 
 
@@ -14,11 +17,11 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     secret signs too; ``allow_loopback`` lets sandbox merchants name this machine, by http too.
     """
 
-    timeout: float = 10.0
-    retry_after: tuple[float, ...] = PAUSES
-    at_once: int = 50
-    per_endpoint: int = 8
-    breaker_failures: int = 5
-    breaker_pause: float = 30.0
-    overlap_hours: int = 24
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=15)] = 10.0
+    retry_after: tuple[Pause, ...] = PAUSES
+    at_once: Count = 50
+    per_endpoint: Count = 8
+    breaker_failures: Count = 5
+    breaker_pause: Seconds = 30.0
+    overlap_hours: Annotated[int, msgspec.Meta(ge=0)] = 24
     allow_loopback: bool = True

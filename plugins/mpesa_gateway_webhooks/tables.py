@@ -74,8 +74,12 @@ WHERE delivery_id IN (
     AND merchant.merchant_id = delivery.merchant_id
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret, webhook_endpoint.previous_secret,
-    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.closed_until, merchant.env,
-    merchant.is_active AS merchant_is_active
+    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.failures,
+    webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
+"""
+
+HAND_BACK = """
+UPDATE delivery SET leased_until = NULL WHERE delivery_id = ANY($1::text[]) AND status = 'pending' AND leased_until = $2
 """
 
 DUE = """

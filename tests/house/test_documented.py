@@ -3,15 +3,16 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import click
 import msgspec
 
 from mpesa_gateway.cli import cli
-from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode
 from mpesa_gateway.errors import Code
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Plugin
@@ -97,6 +98,27 @@ def test_every_setting_has_its_prose() -> None:
         if not before.startswith("# ") or SETTING.match(before)
     ]
     assert mute == []
+
+
+def test_no_setting_takes_a_number_that_cannot_be() -> None:
+    kinds = [field.type for field in msgspec.structs.fields(GatewayConfig) if _is_struct(field.type)]
+    taken: list[str] = []
+    for kind in [*kinds, *(plugin.settings for plugin in plugins())]:
+        for field in msgspec.structs.fields(kind):
+            if _numbers(field.type):
+                for value in (-1, [-1]):
+                    with suppress(ConfigRefused):
+                        decode({field.name: value}, kind, "")
+                        taken.append(f"{kind.__name__}.{field.name} = {value}")
+    assert taken == []
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _numbers(kind: Any) -> bool:
+    return kind in {int, float} or any(_numbers(part) for part in get_args(kind))
 
 
 def test_every_error_code_is_documented() -> None:

@@ -12,10 +12,12 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Plugin, PluginRefused, load
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from tests.house.tree import ROOT
+from tests.plugins.ops.browsing import PASSWORD, signed_in
 
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 
@@ -71,6 +73,21 @@ async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: 
             refused = await powerless.call("GET", "/v1/thanks")
             assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
             assert "payments:read" in refused.error["message"]
+
+
+async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: dict[str, Any], plugin: Plugin) -> None:
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
+        await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        made = await api.pay("254711000001", key="order")
+        await api.settled(made.data["id"], "completed")
+        assert await eventually(lambda: thanks(api))
+        async with signed_in(f"{base}/ops") as browser:
+            page = await browser.opens("/thanks")
+            assert page.untidy == []
+            assert page.link(f"/ops/payments/{made.data['id']}")
+            told = await browser.submits(page, "/back")
+            assert "Taken back. Thanks Nobody has been thanked." in told.words
+        assert await thanks(api) == []
 
 
 async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
@@ -141,5 +158,10 @@ async def test_imported_and_not_enabled_it_does_nothing(values: dict[str, Any], 
 
 
 def test_every_code_block_says_which_file_it_is() -> None:
-    assert set(files()) == {"my_thanks/plugin.py", "my_thanks/migrations/0001_thanks.sql", "pyproject.toml"}
+    assert set(files()) == {
+        "my_thanks/plugin.py",
+        "my_thanks/migrations/0001_thanks.sql",
+        "my_thanks/templates/thanks.html",
+        "pyproject.toml",
+    }
     assert GUIDE.read_text(encoding="utf-8").count("\n```\n") == len(files())

@@ -1,5 +1,6 @@
 """A fresh machine: `up`, the printed lines, the demo, Ctrl-C, and `up` again; and what a kill -9 leaves behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,10 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
+
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import write_private
+from mpesa_gateway.testing.serving import SANDBOX, Api, eventually
 
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
 PATIENCE = 60.0
@@ -75,6 +82,32 @@ class Machine:
             if str(self.data).encode() in text and not is_dead:
                 found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
         return found
+
+    def kills_everything_during_a_demo(self) -> None:
+        """Start the demo, and at its first payment end every process that runs on the data folder with SIGKILL."""
+        log = self.folder / "demo.log"
+        with log.open("w") as output:
+            demo = subprocess.Popen(
+                [*COMMAND, "demo", "--data", str(self.data)],
+                cwd=self.folder,
+                env=self.environ,
+                stdout=output,
+                stderr=output,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while "Payment of KES 500 asked for" not in log.read_text():
+            assert demo.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert demo.wait(PATIENCE) == -signal.SIGKILL
+        assert self._up is not None
+        assert self._up.wait(PATIENCE) == -signal.SIGKILL
+        while self.processes():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.1)
 
     def stops_everything(self) -> None:
         """End what was left running."""
@@ -155,6 +188,70 @@ def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine) -> N
     assert url in machine.said
     answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}'")
     assert json.loads(answer.stdout)["success"]
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert machine.processes() == {}
+
+
+def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(machine: Machine) -> None:
+    process = machine.up()
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    file = machine.data / "master.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    key = file.read_text()
+    for change, sentence in (
+        (file.unlink, "is missing: put it back from your copy"),
+        (lambda: write_private(file, generate()), "is not the one that this database was sealed with"),
+        (lambda: file.write_text("hunter2"), "is not a master key: it must be 32 bytes in base64"),
+    ):
+        change()
+        before = file.read_text() if file.exists() else None
+        refused = machine.types("up", "--data", str(machine.data))
+        assert refused.returncode == 2
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr + refused.stdout
+        assert (file.read_text() if file.exists() else None) == before
+        assert machine.processes() == {}
+    file.write_text(key)
+    process = machine.up()
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+
+
+async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(machine: Machine) -> None:
+    machine.up()
+    api = Api(re.findall(r"API: (http://\S+)", machine.said)[0], re.findall(r"sk_test_\w+", machine.said)[0])
+    assert (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).status == 200
+    asked = (await api.pay("254700000020", 321, key="kill")).data
+    machine.kills_everything_during_a_demo()
+
+    process = machine.up()
+    # The payers, who know nothing of all that, answer their prompts.
+    phones = Api(re.findall(r"simulated phones: (http://[^/\s]+)", machine.said)[0], None)
+    for prompt in (await phones.call("GET", "/simulator/control/pushes?state=open")).data:
+        path = f"/simulator/control/pushes/{prompt['checkout_request_id']}/answer"
+        assert (await phones.call("POST", path, {"answer": "pay"})).status == 200
+    ended = await api.settled(asked["id"], "completed", patience=PATIENCE)
+    (prompt,) = (await phones.call("GET", f"/simulator/control/pushes?reference={asked['reference']}")).data
+    assert ended["receipt"] in {prompt["receipt"], None}
+    again = await api.pay("254700000020", 321, key="kill")
+    assert (again.status, again.data["id"]) == (200, asked["id"])
+    # The demo's own payments too: whatever money moved is in the books.
+    ledger = (await phones.call("GET", "/simulator/control/ledger")).data
+    url = tomllib.loads((machine.data / "run/gateway.toml").read_text())["database"]["url"]
+
+    async def is_booked() -> bool:
+        books = await asyncpg.connect(url)
+        try:
+            rows = await books.fetch("SELECT amount FROM mpesa.payment WHERE status = 'completed'")
+        finally:
+            await books.close()
+        return sorted(row["amount"] for row in rows) == sorted(entry["amount"] for entry in ledger)
+
+    await eventually(is_booked, patience=PATIENCE)
+    await api.close()
+    await phones.close()
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert machine.processes() == {}

@@ -60,6 +60,7 @@ async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: d
             assert (await api.call("GET", "/health/live")).data == {"live": True}
             assert (await api.call("GET", "/nowhere")).error["code"] == "NOT_FOUND"
             made = await api.pay("254711000070", 70, key="mounted")
+            assert made.headers["Location"] == f"{base}/v1/payments/{made.data['id']}"
             paid = await api.settled(made.data["id"], "completed")
             event = await asyncio.wait_for(heard.get(), 15)
             assert (event.payment_id, event.receipt) == (paid["id"], paid["receipt"])

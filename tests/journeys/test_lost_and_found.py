@@ -123,6 +123,7 @@ async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) 
     made = [answer for answer in answers if answer.status == 201]
     assert len(made) == 1
     assert {answer.status for answer in answers} <= {200, 201, 409}
+    assert made[0].headers["Location"] == f"{town.base}/v1/refunds/{made[0].data['id']}"
     refund = await refunded(town, made[0].data["id"], "completed")
     assert (refund["outcome"], refund["amount"]) == ("reversed", "500.00")
     again = await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "r1"})
@@ -171,3 +172,28 @@ async def test_two_payments_that_fit_one_line_are_never_guessed_between(town: To
     assert payment["timeline"][-1]["cause"] == "status_query"
     assert (await town.api.call("GET", f"/v1/payments/{second['id']}")).data["status"] == "pending"
     assert (await reconcile(town)).data["already_known"] == 1
+
+
+async def test_what_a_question_decides_between_is_money_for_the_same_account(town: Town) -> None:
+    """M-Pesa's answer about a receipt shows the payer and the amount, and not the account that the line named."""
+    await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+    await habit(town, pullquery="partial_msisdn", transactionstatus="late")
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600, "late_delay": 600})
+    other = (await town.api.pay("254711000018", 60, key="other")).data
+    first = (await town.api.pay("254711000018", 60, key="one", reference="table 4")).data
+    await town.api.pay("254711999018", 60, key="two", reference="table 4")
+    money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
+    await town.api.call("POST", "/simulator/control/ledger", money)
+    assert (await reconcile(town)).data["ambiguous"] == 1
+    # Before the answer comes, the payment that it would have found is paid with other money.
+    prompt = f"/simulator/control/pushes/{first['provider_ref']}/answer"
+    assert (await town.api.call("POST", prompt, {"answer": "pay"})).status == 200
+    await town.api.settled(first["id"], "completed")
+    await town.gateway.db.execute("UPDATE sim_result SET due_at = now()")
+
+    async def answered() -> Any:
+        return await town.gateway.db.fetchrow("SELECT * FROM status_check WHERE state = 'answered'")
+
+    check = await eventually(answered)
+    assert (check["finding"], check["payment_id"]) == ("not_ours", None)
+    assert (await town.api.call("GET", f"/v1/payments/{other['id']}")).data["status"] == "pending"

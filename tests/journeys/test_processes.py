@@ -1,127 +1,23 @@
 """Separate processes, as in production: two APIs, a worker and Daraja, started by command line and killed at will."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, cast
 
-import niquests
-
-from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.standalone.process import free_port, launch, stop
 from mpesa_gateway.testing.receiver import receiving
-from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values, shop
-
-
-def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
-    """The environment of a process with these settings, and nobody else's."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
-    for section, value in values.items():
-        if isinstance(value, dict):
-            for name, setting in cast("dict[str, Any]", value).items():
-                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
-        elif isinstance(value, list):
-            environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(cast("list[str]", value))
-        else:
-            environ[f"{ENVIRONMENT}{section}".upper()] = str(value)
-    return environ | {"PWD": str(folder)}
-
-
-class Site:
-    """Processes with the same settings."""
-
-    def __init__(self, values: dict[str, Any], folder: Path) -> None:
-        self.folder = folder
-        self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
-        public = f"http://127.0.0.1:{self.ports[0]}"
-        self.values = values | {
-            "plugins": ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"],
-            "public_url": public,
-            "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},
-            "worker": {"grace": 5},
-        }
-        self.values.pop("simulator", None)
-        self.bases = [f"http://127.0.0.1:{port}" for port in self.ports]
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *arguments: str, **changes: Any) -> subprocess.Popen[bytes]:
-        """Start ``mpesa-gateway`` with these arguments."""
-        with (self.folder / "log").open("ab") as output:
-            process = launch(
-                [sys.executable, "-m", "mpesa_gateway.cli", *arguments],
-                output=output,
-                death_signal=signal.SIGKILL,
-                env=_environ(self.values | changes, self.folder),
-                cwd=self.folder,
-            )
-        self.running.append(process)
-        return process
-
-    def start_simulator(self) -> subprocess.Popen[bytes]:
-        """Start Daraja."""
-        return self.start("serve", "--port", str(self.simulator_port), plugins=["simulator"])
-
-    def start_api(self, number: int) -> subprocess.Popen[bytes]:
-        """Start one of the two APIs."""
-        return self.start("serve", "--port", str(self.ports[number]))
-
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker."""
-        return self.start("worker")
-
-    def stop(self) -> None:
-        """Stop everything."""
-        for process in self.running:
-            stop(process, (signal.SIGTERM,), 15)
-
-    @property
-    def simulator(self) -> str:
-        """Daraja's address."""
-        return f"http://127.0.0.1:{self.simulator_port}"
-
-
-async def _answers(url: str, patience: float = 30.0) -> None:
-    async with asyncio.timeout(patience), niquests.AsyncSession() as session:
-        while True:
-            try:
-                if (await session.get(url, timeout=2)).status_code == 200:
-                    return
-            except niquests.exceptions.RequestException:
-                pass
-            await asyncio.sleep(0.1)
-
-
-@contextmanager
-def _site(database_url: str, valkey_url: str, folder: Path) -> Generator[Site]:
-    site = Site(gateway_values(database_url, valkey_url), folder)
-    try:
-        yield site
-    finally:
-        site.stop()
-
-
-@asynccontextmanager
-async def _books(site: Site) -> AsyncGenerator[Gateway]:
-    """A look into the database, and the right to make merchants."""
-    async with Gateway(GatewayConfig.from_values(site.values)).running() as gateway:
-        yield gateway
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, shop
+from tests.journeys.site import books, running_site, until_up
 
 
 async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_and_one_prompt(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    with _site(database_url, valkey_url, tmp_path) as site:
+    with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         site.start_api(0)
         site.start_api(1)
-        await asyncio.gather(*(_answers(f"{base}/health/live") for base in (*site.bases, site.simulator)))
-        async with _books(site) as gateway, shop(gateway, site.bases[0]) as first:
+        await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with books(site) as gateway, shop(gateway, site.bases[0]) as first:
             second = Api(site.bases[1], first.key)
             answers = await asyncio.gather(
                 *((first, second)[number % 2].pay("254711000050", 50, key="one") for number in range(50))
@@ -139,11 +35,11 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
 async def test_refunds_over_two_processes_never_exceed_the_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    with _site(database_url, valkey_url, tmp_path) as site:
+    with running_site(database_url, valkey_url, tmp_path) as site:
         for start in (site.start_simulator, lambda: site.start_api(0), lambda: site.start_api(1), site.start_worker):
             start()
-        await asyncio.gather(*(_answers(f"{base}/health/live") for base in (*site.bases, site.simulator)))
-        async with _books(site) as gateway, shop(gateway, site.bases[0]) as first:
+        await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with books(site) as gateway, shop(gateway, site.bases[0]) as first:
             assert (await first.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             second = Api(site.bases[1], first.key)
             payment = await first.settled((await first.pay("254711000050", 100, key="paid")).data["id"], "completed")
@@ -170,13 +66,13 @@ async def test_refunds_over_two_processes_never_exceed_the_payment(
 async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    with _site(database_url, valkey_url, tmp_path) as site:
+    with running_site(database_url, valkey_url, tmp_path) as site:
         for start in (site.start_simulator, lambda: site.start_api(0), site.start_worker):
             start()
-        await asyncio.gather(_answers(f"{site.bases[0]}/health/ready"), _answers(f"{site.simulator}/health/live"))
+        await asyncio.gather(until_up(f"{site.bases[0]}/health/ready"), until_up(f"{site.simulator}/health/live"))
         async with (
             receiving() as receiver,
-            _books(site) as gateway,
+            books(site) as gateway,
             shop(gateway, site.bases[0], webhook_url=receiver.url) as api,
         ):
             made = await api.pay("254700000020", 321, key="kill")
@@ -186,7 +82,7 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
                 process.wait()
             # The payer pays while nobody is there to hear of it.
             site.start_simulator()
-            await _answers(f"{site.simulator}/health/live")
+            await until_up(f"{site.simulator}/health/live")
             phone = Api(site.simulator, None)
             handle = made.data["provider_ref"]
             answered = await phone.call("POST", f"/simulator/control/pushes/{handle}/answer", {"answer": "pay"})
@@ -194,7 +90,7 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
             assert answered.data["receipt"]
             site.start_api(0)
             site.start_worker()
-            await _answers(f"{site.bases[0]}/health/ready")
+            await until_up(f"{site.bases[0]}/health/ready")
             paid = await api.settled(made.data["id"], "completed", patience=45)
             assert paid["receipt"] == answered.data["receipt"]
             (webhook,) = await receiver.wait_for(1, patience=30)
@@ -205,14 +101,14 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
 async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_ends_well(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    with _site(database_url, valkey_url, tmp_path) as site:
+    with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         site.start_api(0)
         worker = site.start_worker()
-        await asyncio.gather(_answers(f"{site.bases[0]}/health/ready"), _answers(f"{site.simulator}/health/live"))
+        await asyncio.gather(until_up(f"{site.bases[0]}/health/ready"), until_up(f"{site.simulator}/health/live"))
         async with (
             receiving() as receiver,
-            _books(site) as gateway,
+            books(site) as gateway,
             shop(gateway, site.bases[0], webhook_url=receiver.url) as api,
         ):
             receiver.delay = 2.0

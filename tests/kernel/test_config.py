@@ -14,6 +14,13 @@ URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:5432/shop"
 KEY = "k" * 43 + "="
 
 
+class ShopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plugin's settings with lists."""
+
+    sources: tuple[str, ...] = ()
+    pauses: tuple[int, ...] = ()
+
+
 def load(environ: dict[str, str], file: Path | None = None) -> GatewayConfig:
     """What the settings are with these variables, by what follows MPESA_GATEWAY_."""
     return GatewayConfig.load(file, {f"MPESA_GATEWAY_{name}": value for name, value in environ.items()})
@@ -63,6 +70,13 @@ def test_an_unknown_setting_is_refused_by_its_path_with_those_that_exist(
         ({"database": {"pool_min": 5, "pool_max": 4}}, "setting `database.pool_min`: must be at least 1 and at most"),
         ({"database": {"pool_min": 0}}, "setting `database.pool_min`: "),
         ({"security": {"master_key": KEY, "master_key_file": "x"}}, "either `security.master_key` or"),
+        ({"database": {"url": ""}}, "setting `database.url` is empty"),
+        ({"valkey": {"url": ""}}, "setting `valkey.url` is empty"),
+        ({"http": {"port": 65_536}}, "setting `http.port`: Expected `int` <= 65535"),
+        ({"worker": {"concurrency": 0}}, "setting `worker.concurrency`: Expected `int` >= 1"),
+        ({"limits": {"requests_per_second": 0}}, "setting `limits.requests_per_second`: Expected `int` >= 1"),
+        ({"daraja": {"timeout": float("inf")}}, "setting `daraja.timeout`: Expected `float` <= 86400"),
+        ({"daraja": {"timeout": float("nan")}}, "setting `daraja.timeout`: Expected `float`"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_its_path(values: dict[str, Any], words: str) -> None:
@@ -117,6 +131,11 @@ def test_a_plugins_numbers_are_read_from_text() -> None:
 @pytest.mark.parametrize("text", ["credentials, payments", '["credentials", "payments"]', "credentials,payments,"])
 def test_a_list_is_written_with_commas_or_as_json(text: str) -> None:
     assert load({"PLUGINS": text}).plugins == ("credentials", "payments")
+
+
+def test_a_plugins_list_is_written_with_commas_too() -> None:
+    config = load({"SHOP__SOURCES": "192.0.2.1, 192.0.2.0/24", "SHOP__PAUSES": "5,10"})
+    assert config.section("shop", ShopSettings) == ShopSettings(sources=("192.0.2.1", "192.0.2.0/24"), pauses=(5, 10))
 
 
 def test_what_only_looks_like_json_is_refused_by_its_variable() -> None:

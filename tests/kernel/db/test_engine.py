@@ -15,6 +15,7 @@ from mpesa_gateway.config import DatabaseConfig, GatewayConfig
 from mpesa_gateway.db.engine import AlreadyBound, Database
 from mpesa_gateway.db.migrator import Migration, migrate
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.testing.serving import eventually
 
 Outsider: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -293,6 +294,20 @@ async def test_what_is_not_connected_says_so(database_url: str) -> None:
     assert not db.is_running
     with pytest.raises(RuntimeError, match="has not been started"):
         await db.fetchval("SELECT 1")
+
+
+async def test_stopping_does_not_wait_for_ever_for_a_query_that_does_not_end(database_url: str) -> None:
+    db = Database(DatabaseConfig(url=Secret(database_url)))
+    await db.start()
+    endless = asyncio.create_task(db.execute("SELECT pg_sleep(600)"))
+    await eventually(
+        lambda: db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'"), patience=60
+    )
+    async with asyncio.timeout(60):
+        await db.stop(patience=0.2)
+    assert not db.is_running
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await endless
 
 
 async def test_two_gateways_in_one_process_do_not_mix_their_tables(values: dict[str, Any]) -> None:

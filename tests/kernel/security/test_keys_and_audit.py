@@ -94,6 +94,26 @@ async def test_the_eleventh_failure_from_an_address_has_to_wait(values: dict[str
         assert (await good.call("GET", "/v1/merchant/me")).status == 200
 
 
+async def test_failures_are_counted_for_an_address_and_in_ipv6_for_its_network(values: dict[str, Any]) -> None:
+    values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
+    values["limits"] |= {"auth_failures": 2}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
+        api = Api(base, "sk_test_wrong")
+
+        async def status(address: str) -> int:
+            return (await api.call("GET", "/v1/merchant/me", headers={"X-Forwarded-For": address})).status
+
+        assert [await status(f"203.0.113.{host}") for host in (1, 2, 3, 1, 1)] == [401, 401, 401, 401, 429]
+        assert [await status(f"2001:db8:0:7::{host}") for host in (1, 2, 3)] == [401, 401, 429]
+        assert await status("2001:db8:0:8::1") == 401
+        # What the client itself writes in front of the proxy's word changes nothing.
+        assert await status("198.51.100.1, 203.0.113.1") == 429
+        await api.close()
+        # A right key is let in from anywhere.
+        answer = await good.call("GET", "/v1/merchant/me", headers={"X-Forwarded-For": "203.0.113.1"})
+        assert answer.status == 200
+
+
 async def test_a_key_that_calls_too_often_has_to_wait(values: dict[str, Any]) -> None:
     values["limits"] = {"requests_per_second": 5, "burst": 10}
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
@@ -108,11 +128,9 @@ async def test_without_valkey_requests_pass_and_payments_are_taken(values: dict[
     values["valkey"] = {"url": "valkey://127.0.0.1:9/0"}
     values["worker"] = {"in_process": False}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-        began = asyncio.get_running_loop().time()
         made = await api.pay("254711000090", key="a")
         paid = await api.settled(made.data["id"])
         assert paid["status"] == "completed"
-        assert asyncio.get_running_loop().time() - began < 5
         ready = await api.call("GET", "/health/ready")
         assert ready.status == 200
         parts = ready.data["parts"]
@@ -296,7 +314,9 @@ async def test_a_time_without_its_zone_is_refused_and_breaks_nothing(town: Town,
 
 async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
     async with shop(town.gateway, town.base, scopes=(Scope.ADMIN, Scope.AUDIT_READ), is_configured=False) as admin:
-        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
+        created = await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})
+        merchant = created.data
+        assert created.headers["Location"] == f"{town.base}/v1/admin/merchants/{merchant['merchant_id']}"
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
         made = (await admin.call("POST", f"{path}/keys", {"name": "till", "scopes": ["payments:read"]})).data
         assert made["api_key"].startswith("sk_test_")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,18 @@ def test_only_the_owner_can_read_what_opens_the_servers_and_no_command_line_tell
             told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
             assert not any(password.encode() in told for password in passwords)
         assert user_of(postgres.pid)[0] == home.stat().st_uid != 0
+
+
+def test_postgres_writes_no_rows_into_its_log(folder: Path) -> None:
+    with started(folder) as standalone:
+        sql(standalone.postgres.url, "CREATE TABLE payer (phone text PRIMARY KEY, amount int CHECK (amount > 0))")
+        for amount in (0, 1, 1):
+            with suppress(asyncpg.IntegrityConstraintViolationError):
+                sql(standalone.postgres.url, "INSERT INTO payer VALUES ($1, $2)", "254711000001", amount)
+        log = (standalone.postgres.home.parent / "postgres.log").read_text()
+    assert "violates check constraint" in log
+    assert "violates unique constraint" in log
+    assert "254711000001" not in log
 
 
 def test_nobody_gets_in_without_the_right_password(folder: Path) -> None:

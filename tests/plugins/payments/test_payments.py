@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpesa_gateway.config import ConfigRefused, decode
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.phone import may_be
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments.service import PaymentService, own_reference
+from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
+from mpesa_gateway_refunds.settings import RefundsSettings
 from tests.conftest import Town
 
 PHONES = "254700000"
@@ -262,6 +265,21 @@ async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]
         assert (second.status, second.error["retryable"]) == (502, True)
         (failed, _) = (await api.call("GET", "/v1/payments")).data
         assert failed["failure_reason"] == "duplicate_in_progress"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (PaymentsSettings, {"ask_after": []}),
+        (PaymentsSettings, {"ask_after": [0]}),
+        (PaymentsSettings, {"asks_at_once": 0}),
+        (PaymentsSettings, {"description": "longer than the payer sees"}),
+        (RefundsSettings, {"ask_after": []}),
+    ],
+)
+def test_settings_that_would_break_a_payment_later_are_refused_at_once(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigRefused, match=next(iter(values))):
+        decode(values, kind, "")
 
 
 STATUSES = st.sampled_from(list(Status))

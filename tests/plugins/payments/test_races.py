@@ -13,7 +13,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest
@@ -25,6 +25,7 @@ PROCESSING = (
     500,
     {"requestId": "r", "errorCode": "500.001.1001", "errorMessage": "The transaction is being processed"},
 )
+BUSY = (503, {"requestId": "r", "errorCode": "500.003.02", "errorMessage": "Spike arrest violation"})
 PAID = (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"})
 
 
@@ -40,12 +41,16 @@ class Daraja:
     query: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     says: tuple[int, dict[str, Any]] = PAID
+    is_busy: bool = False
+    """Whether pushes are turned away: nothing is sent."""
 
     async def answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         path = asked.path.partition("?")[0]
         if path == "/oauth/v1/generate":
             write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
+        elif path == "/mpesa/stkpush/v1/processrequest" and self.is_busy:
+            write_json(writer, *BUSY)
         elif path == "/mpesa/stkpush/v1/processrequest":
             self.pushed += 1
             number = self.pushed
@@ -101,6 +106,18 @@ class Street:
         """What merchants were told, in order."""
         rows = await self.gateway.db.fetch("SELECT kind FROM event ORDER BY occurred_at, event_id")
         return [row["kind"] for row in rows]
+
+
+async def lose(gateway: Gateway, *statements: str) -> None:
+    """Turn the books back, as a failover to a replica that lags behind does: no trigger is asked."""
+    async with gateway.db.transaction():
+        for statement in ("SET LOCAL session_replication_role = replica", *statements):
+            await gateway.db.execute(statement)
+
+
+UNPAID = "UPDATE payment SET status = 'pending', receipt = NULL, completed_at = NULL, due_at = now()"
+UNTOLD = "DELETE FROM payment_step WHERE kind = 'completed'"
+UNACKNOWLEDGED = "UPDATE payment SET charge = 'unknown', checkout_request_id = NULL"
 
 
 def result(handle: str | None, code: Any = 0, **values: Any) -> dict[str, Any]:
@@ -262,14 +279,17 @@ async def test_a_payment_whose_ack_has_just_come_is_asked_about_and_not_given_up
 
 
 async def test_what_is_sent_late_has_its_whole_time(street: Street) -> None:
-    payment = await street.asks()
+    street.daraja.is_busy = True
+    assert (await street.api.pay(PHONE, 500, key="a")).status == 503
     db = street.gateway.db
+    payment = {"id": await db.fetchval("SELECT payment_id FROM payment WHERE charge = 'released'")}
     await db.execute(
-        "UPDATE payment SET charge = 'released', checkout_request_id = NULL, created_at = created_at - $1::interval, "
-        "due_at = due_at - $1::interval, expires_at = expires_at - $1::interval",
+        "UPDATE payment SET created_at = created_at - $1::interval, due_at = due_at - $1::interval, "
+        "expires_at = expires_at - $1::interval",
         timedelta(seconds=800),
     )
-    await db.execute("UPDATE idempotency_key SET state = 'released'")
+    street.daraja.is_busy = False
+    street.daraja.push.set()
     assert (await street.api.pay(PHONE, 500, key="a")).status == 201
     # The ack, and with it updated_at, comes a moment after the push.
     left = await db.fetchval("SELECT expires_at - updated_at FROM payment")
@@ -374,10 +394,7 @@ async def test_what_valkey_remembers_and_postgres_has_lost_is_taken_again(street
     payment = await street.asks()
     await street.call_back(payment, paid("ws_CO_1"))
     # As after a failover to a replica that had not got the last transaction.
-    await street.gateway.db.execute("DELETE FROM callback")
-    await street.gateway.db.execute(
-        "UPDATE payment SET status = 'pending', receipt = NULL, completed_at = NULL, due_at = now()"
-    )
+    await lose(street.gateway, "DELETE FROM callback", UNPAID, UNTOLD)
     await street.call_back(payment, paid("ws_CO_1"))
     assert (await street.find(payment))["status"] == "completed"
 
@@ -386,7 +403,7 @@ async def test_a_copy_without_a_token_does_not_keep_the_one_with_a_token_waiting
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with on_street(values, Daraja(handle="ws_CO_same")) as street:
         payment = await street.asks()
-        await street.gateway.db.execute("UPDATE payment SET charge = 'unknown', checkout_request_id = NULL")
+        await street.gateway.db.execute(UNACKNOWLEDGED)
         await street.call_back(payment, paid("ws_CO_same"), "/v1/webhooks/mpesa")
         assert (await street.find(payment))["status"] == "pending"
         await street.call_back(payment, paid("ws_CO_same"))
@@ -395,13 +412,10 @@ async def test_a_copy_without_a_token_does_not_keep_the_one_with_a_token_waiting
 
 async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(street: Street) -> None:
     payment = await street.asks()
-    await street.gateway.db.execute("UPDATE payment SET checkout_request_id = NULL")
+    await street.gateway.db.execute(UNACKNOWLEDGED)
     inbox, db = street.gateway.services.get(CallbackInbox), street.gateway.db
     await street.call_back(payment, paid("ws_CO_1"))
-    await db.execute(
-        "UPDATE payment SET status = 'pending', receipt = NULL, completed_at = NULL, due_at = now(), "
-        "checkout_request_id = NULL"
-    )
+    await lose(street.gateway, UNPAID, UNTOLD, UNACKNOWLEDGED)
     await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
     await db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
@@ -420,7 +434,9 @@ async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(st
 
 async def test_a_payment_of_other_credentials_is_not_asked_about_with_the_new_ones(street: Street) -> None:
     payment = await street.asks()
-    await street.gateway.db.execute("UPDATE payment SET shortcode = '600999'")
+    other = SANDBOX | {"mpesa": SANDBOX["mpesa"] | {"shortcode": "600999"}}
+    stored = await street.api.call("PUT", "/v1/merchant/providers", other)
+    assert stored.status == 200
     street.daraja.query.set()
     assert await street.payments.ask(payment["id"], is_forced=True)
     assert street.script.of("/mpesa/stkpushquery/v1/query") == []

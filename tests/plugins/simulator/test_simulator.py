@@ -416,10 +416,36 @@ async def test_a_fault_is_played_as_often_as_it_was_ordered(line: Line) -> None:
     assert (await line.prompts("254711000001"), await line.control("GET", "ledger")) == ([], [])
 
 
+async def test_every_phone_can_be_told_what_to_do_but_those_that_are_listed(line: Line) -> None:
+    await line.control("PATCH", "habits", {"stkpush": "cancels"})
+    for phone in ("254711000071", f"{PREFIX}000"):
+        await line.push(phone)
+    (told,) = await line.called_back("254711000071")
+    (listed,) = await line.called_back(f"{PREFIX}000")
+    assert (told["ResultCode"], listed["ResultCode"]) == (1032, 0)
+    await line.control("PATCH", "habits", {"stkpush": "normal"})
+    await line.push("254711000072")
+    (pays,) = await line.called_back("254711000072")
+    assert pays["ResultCode"] == 0
+
+
+async def test_callbacks_can_overtake_each_other(line: Line) -> None:
+    await line.control("PATCH", "knobs", {"callback_jitter": 1.5, "seed": 7})
+    phones = [f"2547110001{number:02}" for number in range(12)]
+    for phone in phones:
+        await line.push(phone)
+    for phone in phones:
+        await line.called_back(phone)
+    came = [one.path.rpartition("/")[2] for one in line.receiver.received]
+    assert sorted(came) == phones
+    assert came != phones
+
+
 async def test_a_knob_that_does_not_exist_is_refused(line: Line) -> None:
     bad: list[tuple[str, str, Any]] = [
         ("PATCH", "knobs", {"callback_delay": -1}),
         ("PATCH", "knobs", {"weather": 1}),
+        ("PATCH", "habits", {"stkpush": "sings"}),
         ("POST", "faults", {"operation": "stkpush", "fault": "1"}),
         ("POST", "faults", {"operation": "b2c", "fault": "500.003.02"}),
         ("GET", "pushes?state=lost", None),

@@ -289,6 +289,53 @@ async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) 
     assert len(town.receiver.received) == 1
 
 
+async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict[str, Any]) -> None:
+    values["webhooks"] = {"timeout": 0.5, "per_endpoint": 1}
+    values["worker"] = {"in_process": False}
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        receiver.delay = 0.2
+        for number in range(25):
+            await api.pay("254711000084", key=f"k{number}")
+        await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 25 FROM delivery"), patience=30)
+        ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery")]
+        deliveries = gateway.services.get(Deliveries)
+
+        async def work() -> bool:
+            # As two workers do that are woken again and again: longer than any lease lasts.
+            await asyncio.gather(deliveries.deliver(ids), deliveries.deliver(ids))
+            return bool(await gateway.db.fetchval("SELECT bool_and(status = 'delivered') FROM delivery"))
+
+        first = asyncio.create_task(deliveries.deliver(ids))
+        await eventually(work, patience=60)
+        await first
+        sent = [one.headers["webhook-id"] for one in receiver.received]
+        assert len(sent) == len(set(sent)) == 25
+
+
+async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it(values: dict[str, Any]) -> None:
+    values["webhooks"] = {"per_endpoint": 1, "breaker_failures": 3}
+    values["worker"] = {"in_process": False}
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        receiver.status = 500
+        for number in range(10):
+            await api.pay("254711000085", key=f"k{number}")
+        await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 10 FROM delivery"), patience=30)
+        ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery")]
+        assert await gateway.services.get(Deliveries).deliver(ids) == 10
+        assert len(receiver.received) == 3
+        rows = await gateway.db.fetch("SELECT attempts, count(*) FROM delivery GROUP BY attempts ORDER BY attempts")
+        assert [tuple(row.values()) for row in rows] == [(0, 7), (1, 3)]
+        assert await gateway.db.fetchval("SELECT count(*) FROM delivery WHERE leased_until IS NOT NULL") == 0
+
+
 async def test_events_are_listed_and_filtered(town: Town) -> None:
     payment = await paid(town)
     (event,) = (await town.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01")).data

@@ -1,0 +1,204 @@
+"""One run: the site, who buys, who breaks, who looks on, and the books afterwards."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import niquests
+
+from bench.chaos.faults import FAULTS, Chaos, rage
+from bench.chaos.merchant import Endpoint
+from bench.chaos.queue import stuck_jobs
+from bench.chaos.shoppers import Shoppers
+from bench.chaos.site import Site
+from bench.chaos.verify import ALWAYS, LEFT_TO_A_PERSON, STILL_OPEN, Findings, look, verify
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.engine import UNREACHABLE
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.standalone.sandbox import CREDENTIALS
+
+_ACTOR = "cli:chaos"
+
+_AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
+"""What asking Postgres may meet while it is broken."""
+
+_LOOKS = 5.0
+"""Seconds between two looks into the books while everything breaks."""
+
+_STUCK = 60.0
+"""Seconds that a job may be at work once all has settled: more than a dead worker's heartbeat and two sweeps."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told. Times are in seconds, ``rate`` in payments a second."""
+
+    seed: int
+    seconds: int = 120
+    rate: float = 8.0
+    misbehave: float = 0.4
+    settle: int = 240
+    at_once: int = 3
+    pace: float = 1.0
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run. ``left_out`` are faults that could not be injected here, ``wrong`` is what must not be."""
+
+    options: Options
+    faults: dict[str, int]
+    left_out: list[str]
+    figures: dict[str, float]
+    counts: dict[str, int]
+    wrong: dict[str, list[str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+class Run:
+    """One run in a folder of its own. ``say`` is told what goes on."""
+
+    def __init__(self, folder: Path, options: Options, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._options = options
+        self._say = say
+        self._rng = random.Random(options.seed)  # noqa: S311 - a seed is the point
+
+    async def play(self) -> Result:
+        """Run it all."""
+        site, endpoint = Site(self._folder, self._rng), Endpoint(self._rng)
+        await endpoint.start()
+        try:
+            self._say("starting")
+            await site.start()
+            names = sorted(self._options.only or FAULTS)
+            # Only root may mount the little disk that is filled.
+            left_out = [name for name in names if name == "valkey_disk_full" and not site.has_own_disk]
+            return await self._break(site, endpoint, [name for name in names if name not in left_out], left_out)
+        finally:
+            await site.stop()
+            await endpoint.stop()
+
+    async def _break(self, site: Site, endpoint: Endpoint, names: list[str], left_out: list[str]) -> Result:
+        config = GatewayConfig.load(self._folder / "gateway.toml", {})
+        async with Gateway(config).running() as gateway, niquests.AsyncSession(pool_maxsize=200) as http:
+            http.trust_env = False
+            chaos = await self._open_shop(gateway, site, endpoint, http)
+            shop = Shoppers(site.base, chaos.api_key, self._rng, http)
+            await chaos.control("PATCH", "/knobs", {"chaos": self._options.misbehave, "seed": self._options.seed})
+            until = time.monotonic() + self._options.seconds
+
+            def is_over() -> bool:
+                return time.monotonic() > until
+
+            meanwhile = Findings()
+            watching = asyncio.create_task(self._watch(gateway, meanwhile))
+            await asyncio.gather(
+                shop.flow(self._options.rate, is_over), rage(chaos, names, is_over, self._options.at_once)
+            )
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            self._say("all is mended: settling")
+            began = time.monotonic()
+            is_settled = await self._settle(gateway, chaos)
+            findings = await verify(gateway, endpoint, shop)
+            findings.figures["seconds to settle"] = round(time.monotonic() - began, 1)
+            if not is_settled:
+                findings.note("stuck: not settled in time", [f"{self._options.settle} s"])
+            self._say("looking for stuck jobs")
+            findings.note("stuck: a job that stays in the queue", await stuck_jobs(gateway, _STUCK))
+            findings.note("unexplained: a process that did not end well when told to", site.ended_badly)
+            for sentence, examples in meanwhile.wrong.items():
+                findings.note(f"{sentence}, while it went on", examples)
+            findings.figures |= meanwhile.figures | {"processes that ended by themselves": site.revived}
+            findings.figures |= {f"answers {status}": count for status, count in sorted(shop.answers.items())}
+            return Result(
+                self._options,
+                dict(sorted(chaos.counts.items())),
+                left_out,
+                findings.figures,
+                dict(findings.counts),
+                findings.wrong,
+            )
+
+    async def _open_shop(self, gateway: Gateway, site: Site, endpoint: Endpoint, http: niquests.AsyncSession) -> Chaos:
+        """A merchant that is ready to sell, and all that the faults need."""
+        merchant = await gateway.merchants.create("Chaos", actor=_ACTOR)
+        _, key = await gateway.api_keys.create(
+            merchant.merchant_id, name="chaos", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
+        )
+        _, operator_key = await gateway.api_keys.create(
+            merchant.merchant_id, name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
+        )
+        for method, path, body in (
+            ("PUT", "/v1/merchant/providers", CREDENTIALS),
+            ("PUT", "/v1/merchant/webhook", {"webhook_url": endpoint.url}),
+            ("POST", "/v1/payments/mpesa/pull/register", None),
+        ):
+            answer = await http.request(method, site.base + path, json=body, headers={"X-API-Key": key.reveal()})
+            data = answer.json().get("data")
+            if data is None:
+                raise RuntimeError(f"{method} {path}: {answer.text}")
+            endpoint.secret = data.get("webhook_secret", endpoint.secret)
+        return Chaos(
+            site=site,
+            endpoint=endpoint,
+            rng=self._rng,
+            http=http,
+            merchant_id=merchant.merchant_id,
+            api_key=key.reveal(),
+            operator_key=operator_key.reveal(),
+            crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),
+            say=self._say,
+            pace=self._options.pace,
+        )
+
+    @staticmethod
+    async def _watch(gateway: Gateway, findings: Findings) -> None:
+        """What must hold at any moment is looked at again and again, whenever Postgres can be asked."""
+        findings.figures["looks into the books meanwhile"] = 0
+        while True:
+            await asyncio.sleep(_LOOKS)
+            try:
+                # One snapshot for all, so that a difference is one.
+                async with gateway.db.transaction():
+                    await gateway.db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    await look(gateway, ALWAYS, findings)
+            except _AWAY:
+                continue
+            findings.figures["looks into the books meanwhile"] += 1
+
+    async def _settle(self, gateway: Gateway, chaos: Chaos) -> bool:
+        """Reconcile and wait until nothing is under way any more; gives whether that came in time."""
+        await chaos.control("PATCH", "/knobs", {"chaos": 0})
+        until = time.monotonic() + self._options.settle
+        while time.monotonic() < until:
+            left = await gateway.db.fetchval(STILL_OPEN)
+            self._say(f"settling: {left} left")
+            if left == 0:
+                return True
+            await chaos.ask("POST", "/v1/payments/mpesa/reconcile", {})
+            await self._decide(gateway, chaos)
+            await asyncio.sleep(2)
+        return False
+
+    @staticmethod
+    async def _decide(gateway: Gateway, chaos: Chaos) -> None:
+        """Play the person who looks at M-Pesa's portal and ends the refunds that nobody ever answered for."""
+        for row in await gateway.db.fetch(LEFT_TO_A_PERSON):
+            body = {
+                "outcome": "completed" if row["went_back"] else "failed",
+                "confirm": row["refund_id"],
+                "note": "seen on the portal",
+            }
+            await chaos.ask("POST", f"/v1/admin/refunds/{row['refund_id']}/resolve", body, as_operator=True)

@@ -1,0 +1,220 @@
+"""Lets in as many API calls at a time as this process can work on; callbacks and health checks always have their place.
+
+A call beyond that waits a moment for its turn, or is told to come back: half an answer to everybody is no answer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Litestar
+from litestar.routes import HTTPRoute
+
+from mpesa_gateway.config import HttpConfig
+from mpesa_gateway.db.engine import reserve
+from mpesa_gateway.errors import Code, Problem
+from mpesa_gateway.http.auth import PRIORITY
+from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.place import Place, holding
+from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send, current_request_id
+
+log = structlog.get_logger(__name__)
+
+CROWDED = "mpesa_gateway_crowded"
+"""In the scope: whether the server has more connections than it is to serve."""
+
+RETRY_AFTER = 1
+"""Seconds after which whoever was turned away may try again."""
+
+_SAY_AGAIN = 10.0
+"""Seconds between two lines in the log about a process that turns calls away."""
+
+_BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
+
+
+class PriorityRefused(Exception):
+    """An ordinary route lies below a route with priority, and would be let in like it."""
+
+
+class Gate:
+    """ASGI middleware. ``priority`` says which paths are let in at any time."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: HttpConfig,
+        *,
+        priority: Callable[[str], bool],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._app = app
+        self._at_once, self._most = config.at_once, config.unanswered
+        self._queue, self._wait = config.queue, config.wait
+        self._has_priority = priority
+        self._is_draining = is_draining
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._said_at = -_SAY_AGAIN
+        self.working = 0
+        """Calls that are worked on at this moment."""
+        self.unanswered = 0
+        """Those, and the calls that wait for somebody else."""
+        self.turned_away = 0
+        """Calls that were turned away since the start."""
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their turn."""
+        return len(self._waiting)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one request, or turn it away."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._is_draining() and scope.get("http_version", "1.1").startswith("1"):
+            send = _closing(send)
+        if self._has_priority(scope["path"]):
+            with reserve():
+                await self._app(scope, receive, send)
+            return
+        if scope.get(CROWDED):
+            await self._turn_away(_closing(send))
+            return
+        if not await self._enter():
+            await self._turn_away(send)
+            return
+        with holding(Place(self)) as place:
+            await self._app(scope, place.receiving(receive), place.sending(send))
+
+    async def _enter(self) -> bool:
+        """Take a place, now or within the time that one may wait; gives whether there was one."""
+        if self._has_room and not self._waiting:
+            self._begin()
+            return True
+        if len(self._waiting) >= self._queue:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._let_in()
+        limit = asyncio.get_running_loop().call_later(self._wait, _give_up, turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self.end(is_working=True)
+            raise
+        finally:
+            limit.cancel()
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    @property
+    def _has_room(self) -> bool:
+        return self.working < self._at_once and self.unanswered < self._most
+
+    def _begin(self) -> None:
+        self.working += 1
+        self.unanswered += 1
+
+    def end(self, *, is_working: bool) -> None:
+        """A call has been answered: who has waited longest takes its place."""
+        self.unanswered -= 1
+        self.working -= is_working
+        self._let_in()
+
+    def leave(self) -> None:
+        """Give a place up for a while: who has waited longest takes it."""
+        self.working -= 1
+        self._let_in()
+
+    def return_to(self) -> None:
+        """Take a place again that was left, though there be none."""
+        self.working += 1
+
+    def _let_in(self) -> None:
+        while self._waiting and self._has_room:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._begin()
+                turn.set_result(True)
+
+    async def _turn_away(self, send: Send) -> None:
+        self.turned_away += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._said_at >= _SAY_AGAIN:
+            self._said_at = now
+            log.warning("calls_turned_away", working=self.working, waiting=self.waiting, so_far=self.turned_away)
+        await refuse(send, _BUSY, RETRY_AFTER)
+
+
+def _give_up(turn: "asyncio.Future[bool]") -> None:
+    if not turn.done():
+        turn.set_result(False)
+
+
+def _closing(send: Send) -> Send:
+    """The answer is the last one on its connection: the next request goes to a process that stays."""
+
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return last
+
+
+async def refuse(send: Send, message: str, retry_after: int) -> None:
+    """Answer 503 in the envelope, before anything of the request was looked at."""
+    problem = Problem(code=Code.SERVICE_UNAVAILABLE.value, message=message, retryable=True)
+    body = msgspec.json.encode(Failure(errors=[problem], request_id=current_request_id()))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(retry_after).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def priority_of(app: Litestar) -> Callable[[str], bool]:
+    """Whether a path is one of a route with priority. Raises PriorityRefused for an ordinary route below such a one.
+
+    It is asked before anything is routed, so that turning a call away costs as little as can be.
+    """
+    exact: set[str] = set()
+    below: set[str] = set()
+    ordinary: list[str] = []
+    for route in app.routes:
+        if not isinstance(route, HTTPRoute):
+            continue
+        marks = {bool(handler.opt.get(PRIORITY)) for handler in route.route_handlers if not _is_options(handler)}
+        if False in marks:
+            ordinary.append(route.path)
+        if True not in marks:
+            continue
+        if "{" in route.path:
+            below.add(route.path.partition("{")[0])
+        else:
+            exact.add(route.path)
+    _check(ordinary, exact, below)
+    prefixes = tuple(below)
+
+    def has_priority(path: str) -> bool:
+        return path.startswith(prefixes) or (path.rstrip("/") or "/") in exact
+
+    return has_priority
+
+
+def _is_options(handler: Any) -> bool:
+    return bool(handler.http_methods == {"OPTIONS"})
+
+
+def _check(ordinary: Iterable[str], exact: set[str], below: set[str]) -> None:
+    for path in ordinary:
+        if path in exact or path.startswith(tuple(below)):
+            raise PriorityRefused(
+                f"{path}: give routes with priority addresses of their own, and no ordinary route below"
+            )

@@ -1,0 +1,214 @@
+"""Pages as HTML: from templates, with the same words, signs and times everywhere, and nothing from another place."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+import jinja2
+from litestar import Response, get
+from litestar.connection import ASGIConnection
+from litestar.params import FromPath
+from markupsafe import Markup, escape
+
+from mpesa_gateway.clock import EAT, rfc3339
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.http import charts
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+ASKED_PATH = "mpesa_gateway_path"
+"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
+
+_STATIC = "mpesa_gateway.http"
+_MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
+
+ABSENT = "—"
+"""What stands where there is nothing."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+"""What our pages may load: their own files, no script or style that stands in the page, nothing from elsewhere."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a word of state is shown: its tone (a colour), its sign, and itself."""
+
+    tone: str
+    icon: str
+
+
+_GOOD, _BAD, _WAIT = State("good", "check"), State("bad", "cross"), State("wait", "clock")
+_BACK, _WARN, _MUTE = State("back", "back"), State("warn", "warn"), State("mute", "minus")
+
+_WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
+    (
+        _GOOD,
+        (
+            *("completed", "delivered", "applied", "well", "active", "recovered", "already known", "verified", "taken"),
+            *("settled", "done", "complete", "valid", "registered", "answered", "receipt learnt", "looked after"),
+        ),
+    ),
+    (
+        _BAD,
+        ("failed", "dead", "refused", "not well", "broken", "mismatched", "expired", "aborted", "contradicted"),
+    ),
+    (
+        _WAIT,
+        (
+            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "owed", "confirming"),
+            *("accepted", "scheduled", "new", "verifying"),
+        ),
+    ),
+    (_BACK, ("reversed", "partially reversed", "refund asked")),
+    (
+        _WARN,
+        (
+            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "unsent"),
+            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held"),
+        ),
+    ),
+)
+
+STATES: dict[str, State] = {word: found for found, words in _WORDS for word in words}
+"""The words that have a colour and a sign; every other word is shown as it is, muted."""
+
+
+def state(word: str, label: str | None = None) -> Markup:
+    """A word of state with its sign and colour: none of the three has to be seen for it to be understood."""
+    text = word.replace("_", " ")
+    found = STATES.get(text, _MUTE)
+    return Markup('<b data-tone="{}"><svg aria-hidden="true"><use href="#i-{}"/></svg>{}</b>').format(
+        found.tone, found.icon, label or text
+    )
+
+
+def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup:
+    """A moment in East Africa Time; UTC shows under the pointer. The year is left out while it is clear."""
+    if moment is None:
+        return escape(absent)
+    local = moment.astimezone(EAT)
+    is_near = abs((now - moment).days) < 180
+    shown = f"{local.day} {local:%b %H:%M:%S}" if is_near else f"{local.day} {local:%b %Y %H:%M}"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        rfc3339(moment), f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", shown
+    )
+
+
+def kes(amount: str | float | None) -> Markup:
+    """An amount in KES as people read it: ``KES 12,500``."""
+    if amount is None:
+        return escape(ABSENT)
+    text = str(amount)
+    whole = text.removesuffix(".00")
+    shown = f"{int(whole):,}" if re.fullmatch(r"-?[0-9]+", whole) else text
+    return Markup('<data value="{}">KES&nbsp;{}</data>').format(text, shown)
+
+
+def number(value: float | None) -> str:
+    """A count with its thousands apart."""
+    return ABSENT if value is None else f"{value:,}"
+
+
+def environment(packages: Mapping[str, str]) -> jinja2.Environment:
+    """Templates of these packages, each under its name; those of the empty name are found by their own.
+
+    What is missing in a template's values is an error, not an empty place; everything is escaped.
+    """
+    own = packages.get("", "")
+    loaders: list[jinja2.BaseLoader] = [jinja2.PackageLoader(_STATIC)]
+    if own:
+        loaders.insert(0, jinja2.PackageLoader(own))
+    loaders.append(jinja2.PrefixLoader({name: jinja2.PackageLoader(of) for name, of in packages.items() if name}))
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    words: dict[str, Any] = made.globals  # pyright: ignore[reportAssignmentType] - Jinja infers it from its own defaults
+    words.update(state=state, kes=kes, number=number, columns=charts.columns)
+    return made
+
+
+# -- where things are -------------------------------------------------------------------------------------------------
+
+
+def asked_path(connection: Connection) -> str:
+    """The path below any mount path, with its last slash if it has one."""
+    return str(cast("dict[str, Any]", connection.scope)[ASKED_PATH])
+
+
+def root(connection: Connection) -> str:
+    """The way from this page to where the gateway is mounted: relative, so that it is right behind any proxy."""
+    return "../" * (asked_path(connection).count("/") - 1)
+
+
+def asset(name: str) -> str:
+    """Where one of our files is, below the root: under its digest, so that browsers may keep it for ever."""
+    return f"web/{_digest(name)}/{name}"
+
+
+@get("/web/{digest:str}/{name:str}", public=True, include_in_schema=False)
+async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
+    """One of our own files, for any of our pages."""
+    if not _exists(name) or digest != _digest(name):
+        raise NotFound("there is no such file in this release: load the page again")
+    kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(_content(name), media_type=_media(name), headers=kept)
+
+
+def _media(name: str) -> str:
+    return next(media for ending, media in _MEDIA.items() if name.endswith(ending))
+
+
+def _exists(name: str) -> bool:
+    return name in {entry.name for entry in files(_STATIC).joinpath("static").iterdir()}
+
+
+@cache
+def _content(name: str) -> bytes:
+    return files(_STATIC).joinpath("static", name).read_bytes()
+
+
+@cache
+def _digest(name: str) -> str:
+    return hashlib.sha256(_content(name)).hexdigest()[:16]
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'") -> dict[str, str]:
+    """What every answer of a page carries: kept by nobody, framed by nobody, loading only what ``policy`` says."""
+    return {
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+
+
+def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = None) -> Response[str]:
+    """A page."""
+    return Response(html, status_code=status, media_type="text/html", headers=headers(POLICY) | dict(more or {}))
+
+
+def moved(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
+    """See another page."""
+    return Response(
+        "", status_code=303, media_type="text/plain", headers=headers() | {"Location": where, **(more or {})}
+    )
+
+
+routes = (serve_asset,)

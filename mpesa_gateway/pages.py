@@ -1,0 +1,233 @@
+"""What a plugin lets operators see and do: plain values, which the plugin that serves the operators' pages mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+
+from mpesa_gateway.errors import Problem
+from mpesa_gateway.http.reading import read_query
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import Caller
+
+if TYPE_CHECKING:
+    from litestar import Response
+
+    from mpesa_gateway.app import Gateway
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+
+class Role(StrEnum):
+    """What an operator may do: look; act on payments and webhooks; change merchants, keys and secrets too."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    def may(self, needed: Role) -> bool:
+        """Whether this role is at least the one that is needed."""
+        ranks = list(Role)
+        return ranks.index(self) >= ranks.index(needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visitor:
+    """Who looks at a page or acts on it. ``actor`` is how the audit log names them."""
+
+    name: str
+    role: Role
+    actor: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """One request for a page, or one act.
+
+    ``values`` are those in the page's address, ``query`` what follows it, ``form`` the fields that were sent with an
+    act; ``problems`` say what was wrong with them when a page is shown again.
+    """
+
+    gateway: Gateway
+    visitor: Visitor
+    values: Mapping[str, str]
+    query: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    problems: tuple[Problem, ...] = ()
+
+    def read_query(self, kind: type[Q]) -> Q:
+        """What follows the page's address, as a struct. Raises Invalid."""
+        return read_query(self.query, kind)
+
+    def kept(self, *without: str) -> str:
+        """What follows the page's address, without what is empty and what is named, for a link to more of the same."""
+        return urlencode(
+            [(name, text) for name, texts in self.query.items() if name not in without for text in texts if text]
+        )
+
+    def pager(self, path: str, next_cursor: str | None) -> dict[str, Any]:
+        """What the frame's ``pager.html`` needs: the list's path, where it goes on, and back to its beginning."""
+        here = self.kept("cursor")
+        return {
+            "list_path": path,
+            "here": here,
+            "here_is_older": any(self.query.get("cursor", ())),
+            "next": next_cursor and "&".join(part for part in (here, urlencode({"cursor": next_cursor})) if part),
+        }
+
+    def text(self, name: str) -> str:
+        """A field of the form without the spaces around it, empty without one."""
+        return next(iter(self.form.get(name, ())), "").strip()
+
+    def caller(self, merchant: Merchant) -> Caller:
+        """This visitor acting for a merchant, for services that take who calls."""
+        return Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=self.visitor.actor)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows: a template of the plugin's, and what it is filled with. ``title`` goes before the page's."""
+
+    template: str
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an act came to: the page to go on with (below the pages' own address), and what to say there.
+
+    ``secret`` is shown there once, and kept sealed until then.
+    """
+
+    to: str
+    note: str = ""
+    secret: Secret | None = None
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Where a page stands in the menu. A lower ``order`` comes first; groups come in the order of their first page.
+
+    ``key`` is what to press after ``g`` to get there.
+    """
+
+    label: str
+    order: int
+    group: str = ""
+    key: str = ""
+
+
+Show: TypeAlias = "Callable[[Visit], Awaitable[Shown | Response[Any]]]"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page at ``path``, such as ``payments/{payment_id}``, for those whose role is at least ``role``.
+
+    ``names`` is the prefix of the ids that the page is about (``pay``): wherever one is shown, it leads here. With a
+    ``place``, other plugins' panels for that place are shown on it, and what they know of the first value in its path.
+    A ``part`` is a piece of a page, asked for by a page that is open: it keeps no login alive.
+    """
+
+    path: str
+    title: str
+    show: Show
+    role: Role = Role.VIEWER
+    menu: Menu | None = None
+    names: str = ""
+    place: str = ""
+    is_part: bool = False
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something to do at ``path``, by POST, for those whose role is at least ``role``; the audit log keeps who did it.
+
+    ``name`` is what the log calls it, after the plugin's own. When it is refused, the page at the same path is shown
+    again with what was wrong, or else the one at ``back``.
+    """
+
+    path: str
+    name: str
+    do: Callable[[Visit], Awaitable[Done]]
+    role: Role = Role.OPERATOR
+    back: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of another plugin's page, for the ``place`` that it names; nothing where ``show`` gives None.
+
+    The second argument is the id that the page is about, empty where it is about none.
+    """
+
+    place: str
+    show: Callable[[Visit, str], Awaitable[Shown | None]]
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One line of a timeline: what happened when, in a word of state and a sentence.
+
+    ``body`` is what was said, as text, with nothing secret left in it; ``about`` the id that it leads to; ``ms`` how
+    long it took in milliseconds.
+    """
+
+    at: datetime
+    source: str
+    state: str
+    text: str
+    body: str = ""
+    answer: str = ""
+    about: str = ""
+    ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a plugin knows of an object's past, for the timeline on the page of that ``place``."""
+
+    place: str
+    read: Callable[[Gateway, str], Awaitable[Sequence[Moment]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concern:
+    """Something that wants a person's attention: a sentence, and the page where it can be looked after.
+
+    ``state`` is ``failed`` where money or trust is at stake, else ``attention``.
+    """
+
+    text: str
+    to: str
+    state: str = "attention"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Everything that one plugin brings to the operators' pages.
+
+    ``templates`` is the package with the folder ``templates``. A ``finder`` gives the page for what somebody has in
+    hand, such as a receipt, None for what it does not know; ids find their page by themselves.
+    """
+
+    templates: str = ""
+    pages: tuple[Page, ...] = ()
+    acts: tuple[Act, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    concerns: tuple[Callable[[Gateway], Awaitable[Sequence[Concern]]], ...] = ()
+    finder: Callable[[Visit, str], Awaitable[str | None]] | None = None
+
+
+NO_PAGES = Pages()
+"""What a plugin brings that has nothing to show."""

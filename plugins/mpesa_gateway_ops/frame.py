@@ -1,0 +1,174 @@
+"""The frame of every page: the banner, the menu, the search, and what other plugins add to the page inside."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from litestar import Response
+from markupsafe import Markup, escape
+
+from mpesa_gateway.http import html
+from mpesa_gateway.http.html import Connection
+from mpesa_gateway.pages import Moment, Page, Panel, Role, Shown, Visit
+from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway_ops.admission import is_live
+from mpesa_gateway_ops.desk import Desk, Found, calmly, groups
+from mpesa_gateway_ops.notes import Note
+from mpesa_gateway_ops.sessions import Session
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_OWN = "mpesa_gateway_ops"
+
+_IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
+
+
+class Frame:
+    """Draws pages."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._desk = gateway.services.get(Desk)
+        packages = {plugin.name: plugin.pages.templates for plugin in gateway.plugins if plugin.pages.templates}
+        self._templates = html.environment({"": _OWN} | packages)
+
+    async def page(
+        self,
+        connection: Connection,
+        session: Session,
+        visit: Visit,
+        found: Found[Page],
+        *,
+        note: Note | None = None,
+        status: int = 200,
+    ) -> Response[Any]:
+        """A page with what other plugins add to it. Raises whatever the page itself does."""
+        page = found.it
+        shown = await page.show(visit)
+        if isinstance(shown, Response):
+            return shown
+        own: dict[str, Any] = {"title": shown.title or page.title, "note": note, "problems": visit.problems}
+        values = self._values(connection, session, visit, page) | own
+        if page.place:
+            about = next(iter(visit.values.values()), "")
+            values["panels"], values["moments"] = await asyncio.gather(
+                self._panels(visit, page.place, about, values), self._moments(page.place, about)
+            )
+        return html.answer(self._render(found.plugin, shown, values), status=status)
+
+    def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
+        """The page that says why not: in the frame for who is signed in, by itself for others."""
+        said = {"title": "Not done" if status < 500 else "Not now", "message": message}
+        if session is None:
+            return self.alone(connection, "refusal_alone.html", said, status=status)
+        visit = Visit(gateway=self._gateway, visitor=session.visitor, values={})
+        values = self._values(connection, session, visit, None)
+        text = self._templates.get_template("refusal.html").render(values | said)
+        return html.answer(text, status=status)
+
+    def alone(
+        self,
+        connection: Connection,
+        template: str,
+        values: Mapping[str, Any],
+        *,
+        status: int = 200,
+        more: Mapping[str, str] | None = None,
+    ) -> Response[str]:
+        """A page for whoever is not signed in."""
+        own = {"root": html.root(connection), "asset": html.asset}
+        return html.answer(self._templates.get_template(template).render(own | dict(values)), status=status, more=more)
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _values(self, connection: Connection, session: Session, visit: Visit, page: Page | None) -> dict[str, Any]:
+        """What every template may use."""
+        root, now = html.root(connection), self._gateway.clock.now()
+        visitor = visit.visitor
+        menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
+
+        def url(path: str = "") -> str:
+            return f"{root}ops/{quote(path, safe='/?&=~%')}" if path else f"{root}ops"
+
+        def may(role: str) -> bool:
+            return visitor.role.may(Role(role))
+
+        def when(moment: datetime | None, absent: str = html.ABSENT) -> Markup:
+            return html.when(moment, now, absent)
+
+        def ident(object_id: str | None, label: str | None = None) -> Markup:
+            if not object_id:
+                return escape(html.ABSENT)
+            path = self._desk.path_of(object_id)
+            shown = Markup("<code>{}</code>").format(object_id) if label is None else label
+            return (
+                Markup("{}").format(shown) if path is None else Markup('<a href="{}">{}</a>').format(url(path), shown)
+            )
+
+        def linked(text: str) -> Markup:
+            """A sentence in which each id leads to its page."""
+            parts = _IDS.split(mask_phones(text))
+            return Markup("").join(ident(part, part) if index % 2 else part for index, part in enumerate(parts))
+
+        def phone(number: str | None) -> str:
+            """Whole for those who may act for the payer, masked for those who only look."""
+            if number is None:
+                return html.ABSENT
+            return Msisdn(number).masked if visitor.role is Role.VIEWER and number.isdigit() else number
+
+        return {
+            "root": root,
+            "asset": html.asset,
+            "url": url,
+            "ident": ident,
+            "linked": linked,
+            "phone": phone,
+            "mask": mask_phones,
+            "when": when,
+            "now": now,
+            "visitor": visitor,
+            "may": may,
+            "token": Markup('<input type="hidden" name="form_token" value="{}">').format(session.form_token),
+            "is_ours": session.is_ours,
+            "menu": groups(menu),
+            "is_live": is_live(connection),
+            "page": page,
+            "note": None,
+            "problems": (),
+            "form": visit.form,
+        }
+
+    async def _panels(self, visit: Visit, place: str, about: str, values: Mapping[str, Any]) -> list[Markup]:
+        chosen = [(plugin, panel) for plugin, panel in self._desk.panels if panel.place == place]
+        return [
+            panel
+            for panel in await asyncio.gather(
+                *(self._panel(visit, plugin, each, about, values) for plugin, each in chosen)
+            )
+            if panel
+        ]
+
+    async def _panel(
+        self, visit: Visit, plugin: str, panel: Panel, about: str, values: Mapping[str, Any]
+    ) -> Markup | None:
+        async def draw() -> Markup:
+            shown = await panel.show(visit, about)
+            return Markup("") if shown is None else Markup(self._render(plugin, shown, values))  # noqa: S704 - a template's
+
+        drawn = await calmly(draw())
+        if drawn is None:
+            return Markup(self._templates.get_template("panel_failed.html").render(dict(values), plugin=plugin))  # noqa: S704
+        return drawn or None
+
+    async def _moments(self, place: str, about: str) -> list[Moment]:
+        readers = [trace.read(self._gateway, about) for trace in self._desk.traces if trace.place == place]
+        found = await asyncio.gather(*map(calmly, readers))
+        return sorted((moment for part in found if part is not None for moment in part), key=lambda moment: moment.at)
+
+    def _render(self, plugin: str, shown: Shown, values: Mapping[str, Any]) -> str:
+        template = self._templates.get_template(f"{plugin}/{shown.template}")
+        return template.render(dict(values) | dict(shown.values))

@@ -1,0 +1,54 @@
+"""The overview: what wants attention, how the gateway's parts are, what the queue does, and what plugins add to it."""
+
+from valkey.exceptions import ValkeyError
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.http.health import examine
+from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
+from mpesa_gateway_ops.desk import Desk
+
+
+async def overview(visit: Visit) -> Shown:
+    """Everything that one looks at first."""
+    gateway = visit.gateway
+    parts = await examine(gateway)
+    return Shown(
+        "overview.html",
+        {"parts": parts, "queue": await _queue(gateway), "concerns": await gateway.services.get(Desk).concerns()},
+    )
+
+
+async def _queue(gateway: Gateway) -> dict[str, int] | None:
+    """The queue in numbers, None when it does not answer."""
+    queue = gateway.jobs.queue
+    try:
+        info = await queue.info()
+        failed = await queue.count_failed()
+    except ValkeyError:
+        return None
+    return {
+        "waiting": info["queued"],
+        "running": info["active"],
+        "scheduled": info["scheduled"],
+        "failed": failed,
+        "workers": len(info["workers"]),
+    }
+
+
+async def unwell(gateway: Gateway) -> list[Concern]:
+    """Parts of the gateway that are not well, and jobs that have used up their tries."""
+    found = [
+        Concern(text=f"{name} is not well: {part.detail or 'no answer'}", to="system", state="failed")
+        for name, part in (await examine(gateway)).items()
+        if not part.ok
+    ]
+    try:
+        failed = await gateway.jobs.queue.count_failed()
+    except ValkeyError:
+        return found
+    if failed:
+        found.append(Concern(text=f"{failed} {'job has' if failed == 1 else 'jobs have'} failed", to="failed"))
+    return found
+
+
+PAGE = Page("", "Overview", overview, menu=Menu("Overview", 0, key="o"), place="overview")

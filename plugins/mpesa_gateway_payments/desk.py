@@ -1,0 +1,157 @@
+"""Payments as operators look at them, of all merchants together, and what they do about one."""
+
+import base64
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
+from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
+from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.views import exported
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_AAD = ("payments", "desk", "payer")
+_SHORTEST_REASON = 3
+_LONGEST_REASON = 500
+
+
+class DeskFilters(PaymentFilters, frozen=True, kw_only=True):
+    """The filters of the operators' list.
+
+    ``payer`` is a phone number sealed, which is how one stands in an address; ``held`` lets through what waits for a
+    person, because the money is not what was asked for.
+    """
+
+    merchant: str | None = None
+    payer: str | None = None
+    held: bool = False
+    cursor: str | None = None
+
+
+class PaymentDesk:
+    """What operators ask of payments."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    # -- the list -------------------------------------------------------------------------------------------------
+
+    def seal_payer(self, phone: Msisdn) -> str:
+        """A number as it may stand in an address: for this gateway alone to read."""
+        sealed = self._gateway.sealer.seal(str(phone), aad=_AAD)
+        return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
+
+    def payer_of(self, filters: DeskFilters) -> Msisdn | None:
+        """The number that the filters look for. Raises Invalid for what we did not seal."""
+        if filters.payer is None:
+            return None
+        try:
+            padded = filters.payer + "=" * (-len(filters.payer) % 4)
+            return Msisdn(self._gateway.sealer.open(base64.urlsafe_b64decode(padded).decode(), aad=_AAD))
+        except (CannotOpen, ValueError):
+            raise Invalid.field_error("payer", "search for the number again") from None
+
+    async def page(self, filters: DeskFilters, limit: int) -> Paged:
+        """A page of payments. Raises Invalid for filters that cannot be read."""
+        return await PAYMENTS.page(self._db, filters.merchant, self._conditions(filters), filters.cursor, limit)
+
+    async def count_newer(self, filters: DeskFilters) -> int:
+        """How many payments that the filters let through have come since the cursor."""
+        return await PAYMENTS.count_newer(self._db, filters.merchant, self._conditions(filters), filters.cursor)
+
+    async def count_held(self) -> int:
+        """How many payments wait for a person."""
+        return int(await self._db.fetchval(tables.COUNT_HELD))
+
+    def export(self, filters: DeskFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All payments of one merchant that the filters let through, newest first, in pages."""
+        return export_payments(self._db, filters.merchant or "", self._plain(filters), exported)
+
+    def _plain(self, filters: DeskFilters) -> PaymentFilters:
+        values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}
+        payer = self.payer_of(filters)
+        if payer is not None:
+            values["phone"] = str(payer)
+        return PaymentFilters(**values)
+
+    def _conditions(self, filters: DeskFilters) -> Conditions:
+        found = conditions(None, self._plain(filters))
+        if filters.held:
+            found.add(tables.WAITS_FOR_A_PERSON)
+        return found
+
+    # -- one ------------------------------------------------------------------------------------------------------
+
+    async def get(self, payment_id: str) -> Row:
+        """A payment of whichever merchant. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+        if row is None:
+            raise NotFound("there is no such payment")
+        return row
+
+    async def steps(self, payment_id: str) -> list[TimelineEntry]:
+        """What happened to it."""
+        return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
+
+    async def checks(self, payment_id: str) -> list[CheckView]:
+        """What M-Pesa was asked about it with status queries."""
+        rows = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
+
+    async def handles(self, payment_id: str) -> list[str]:
+        """Daraja's own names for the payment's push and its status queries."""
+        row = await self.get(payment_id)
+        asked = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
+        return [handle for handle in known if handle]
+
+    async def query(self, payment_id: str) -> str:
+        """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
+        row = await self.get(payment_id)
+        asked = await self._gateway.services.get(PaymentService).ask_now(row["merchant_id"], payment_id)
+        return asked.status
+
+    async def check_status(self, payment_id: str) -> None:
+        """Ask M-Pesa's transaction status query; the answer comes later.
+
+        Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
+        row = await self.get(payment_id)
+        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], payment_id)
+
+    async def look_after(self, payment_id: str, reason: str, *, actor: str) -> None:
+        """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""
+        if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
+            raise Invalid.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOOK_AFTER, payment_id, now)
+            if row is None:
+                await self.get(payment_id)
+                raise Conflict("this payment does not wait for a person")
+            await Transitions(self._gateway).step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._gateway.audit.record(
+                "payment.looked_after",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=payment_id,
+                detail={"mismatch": row["mismatch"]},
+            )
+
+
+def waits_for_a_person(row: Row) -> bool:
+    """Whether this payment's money is not what was asked for, and nobody has seen to it yet."""
+    is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value} or row["mismatch"] == "receipt"
+    return row["mismatch"] is not None and row["looked_after_at"] is None and is_open

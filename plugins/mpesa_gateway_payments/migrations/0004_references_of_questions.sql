@@ -1,0 +1,1 @@
+ALTER TABLE status_check ADD COLUMN reference text COLLATE "C";

@@ -1,0 +1,283 @@
+"""The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import msgspec
+from litestar import Response
+
+from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.errors import Invalid, Problem
+from mpesa_gateway.http.csv import stream_csv
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Role, Shown, Trace, Visit
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
+from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.views import EXPORTED, view
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_A_PAGE = 50
+_MERCHANTS = 200
+"""Merchants that a menu of choice holds; beyond that one types an id."""
+
+_TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
+
+
+async def payments(visit: Visit) -> Shown:
+    """The list, newest first."""
+    desk, merchants = visit.gateway.services.get(PaymentDesk), await visit.gateway.merchants.page(_MERCHANTS)
+    filters, problems = DeskFilters(), visit.problems
+    try:
+        filters = visit.read_query(DeskFilters)
+        page = await desk.page(filters, _A_PAGE)
+        payer = desk.payer_of(filters)
+    except Invalid as refused:
+        problems, payer = (*problems, *refused.problems), None
+        page = await desk.page(DeskFilters(), _A_PAGE)
+    names = await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows])
+    chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
+    if filters.payer is not None:
+        chosen["payer"] = filters.payer
+    if filters.held:
+        chosen["held"] = "true"
+    return Shown(
+        "payments.html",
+        {
+            "problems": problems,
+            "rows": page.rows,
+            "waits": waits_for_a_person,
+            "next": page.next_cursor and urlencode(chosen | {"cursor": page.next_cursor}),
+            "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or ""}),
+            "here": urlencode(chosen),
+            "chosen": chosen,
+            "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
+            "payer": payer,
+            "names": names,
+            "merchants": merchants,
+            "statuses": [status.value for status in Status],
+            "one_merchant": merchants[0].merchant_id if len(merchants) == 1 else filters.merchant,
+        },
+    )
+
+
+def _told(visit: Visit, name: str) -> str:
+    """What the list was filtered by, or what somebody has just typed."""
+    return visit.text(name) or "".join(visit.query.get(name, ()))
+
+
+async def newer(visit: Visit) -> Shown:
+    """How many payments have come since the list was drawn: its rows stay where they are."""
+    filters = visit.read_query(DeskFilters)
+    count = await visit.gateway.services.get(PaymentDesk).count_newer(filters)
+    kept = {name: value for name, values in visit.query.items() if name != "cursor" and (value := "".join(values))}
+    return Shown("newer.html", {"count": count, "here": urlencode(kept)})
+
+
+async def look_for(visit: Visit) -> Done:
+    """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
+    query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
+    desk = visit.gateway.services.get(PaymentDesk)
+    phone, text = visit.text("phone"), query.get("search", "")
+    if phone:
+        try:
+            query["payer"] = desk.seal_payer(Msisdn.parse(phone))
+        except ValueError as problem:
+            raise Invalid([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
+    elif text and (number := _phone(text)) is not None:
+        del query["search"]
+        query["payer"] = desk.seal_payer(number)
+    if visit.text("held"):
+        query["held"] = "true"
+    return Done(f"payments?{urlencode(query)}" if query else "payments")
+
+
+async def find(visit: Visit, text: str) -> str | None:
+    """The list for a receipt, a phone number, a reference, a key: whatever somebody has in hand."""
+    phone = _phone(text)
+    if phone is not None:
+        return f"payments?{urlencode({'payer': visit.gateway.services.get(PaymentDesk).seal_payer(phone)})}"
+    return f"payments?{urlencode({'search': text[:100]})}" if text else None
+
+
+def _phone(text: str) -> Msisdn | None:
+    if read_receipt(text) is not None and not text.strip().isdigit():
+        return None
+    try:
+        return Msisdn.parse(text)
+    except ValueError:
+        return None
+
+
+async def export(visit: Visit) -> Response[Any]:
+    """The list of one merchant as a CSV file, all of it."""
+    filters = visit.read_query(DeskFilters)
+    merchant = await visit.gateway.merchants.require(filters.merchant or "")
+    await visit.gateway.audit.record(
+        "payments.exported",
+        merchant_id=merchant.merchant_id,
+        actor=visit.visitor.actor,
+        subject_id=merchant.merchant_id,
+    )
+    return await stream_csv("payments.csv", EXPORTED, visit.gateway.services.get(PaymentDesk).export(filters))
+
+
+async def payment(visit: Visit) -> Shown:
+    """One payment: how it stands, what happened, and what can be done."""
+    desk, payment_id = visit.gateway.services.get(PaymentDesk), visit.values["payment_id"]
+    row = await desk.get(payment_id)
+    shown = view(row)
+    return Shown(
+        "payment.html",
+        {
+            "payment": shown,
+            "row": row,
+            "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
+            "metadata": shown.metadata,
+            "can_query": row["status"] == Status.PENDING.value and row["checkout_request_id"] is not None,
+            "can_check": row["receipt"] is not None or row["merchant_request_id"] is not None,
+            "is_held": waits_for_a_person(row),
+        },
+        title=f"{row['status'].replace('_', ' ')}: KES {row['amount']:,}",
+    )
+
+
+class _Since(msgspec.Struct, frozen=True):
+    at: str = ""
+
+
+async def changed(visit: Visit) -> Shown:
+    """Whether a payment has changed since its page was drawn."""
+    row = await visit.gateway.services.get(PaymentDesk).get(visit.values["payment_id"])
+    return Shown(
+        "changed.html", {"is_changed": row["updated_at"].isoformat() != visit.read_query(_Since).at, "row": row}
+    )
+
+
+async def query(visit: Visit) -> Done:
+    """Ask M-Pesa now."""
+    payment_id = visit.values["payment_id"]
+    status = await visit.gateway.services.get(PaymentDesk).query(payment_id)
+    said = "M-Pesa was asked: still under way." if status == "pending" else f"M-Pesa was asked: {status}."
+    return Done(f"payments/{payment_id}", said)
+
+
+async def check_status(visit: Visit) -> Done:
+    """Ask M-Pesa what became of the transaction."""
+    payment_id = visit.values["payment_id"]
+    await visit.gateway.services.get(PaymentDesk).check_status(payment_id)
+    return Done(f"payments/{payment_id}", "M-Pesa took the question; its answer comes by callback and shows below.")
+
+
+async def look_after(visit: Visit) -> Done:
+    """Note that a person has seen to it."""
+    payment_id = visit.values["payment_id"]
+    desk = visit.gateway.services.get(PaymentDesk)
+    await desk.look_after(payment_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Done(f"payments/{payment_id}", "Noted.")
+
+
+# -- what others' pages get -------------------------------------------------------------------------------------------
+
+_CAUSES = {
+    "merchant": "by the merchant",
+    "ack": "M-Pesa's answer",
+    "fault": "M-Pesa's answer",
+    "callback": "a callback",
+    "stk_query": "an STK query",
+    "expiry": "time",
+    "status_query": "a status query",
+    "statement": "M-Pesa's statement",
+    "reversal": "a reversal",
+    "operator": "an operator",
+}
+
+_SAID = {
+    "requested": "Asked for",
+    "sent": "M-Pesa took the push",
+    "unsent": "Nothing was sent; the same key may try again",
+    "unknown": "Sent, and M-Pesa's answer does not say what became of it",
+    "refused": "M-Pesa refused",
+    "completed": "Paid",
+    "failed": "Not paid",
+    "expired": "M-Pesa told of no end in time",
+    "mismatched": "Money came that is not what was asked for",
+    "receipt_learnt": "The receipt became known",
+    "asked": "A status query was sent",
+    "confirming": "Reported as paid; being confirmed",
+    "unconfirmed": "M-Pesa denies what was reported",
+    "refund_asked": "A refund set money aside",
+    "refund_failed": "A refund came to nothing",
+    "reversed": "All of it went back",
+    "partially_reversed": "A part went back",
+    "looked_after": "A person saw to it",
+}
+
+
+async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+    """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
+    desk = gateway.services.get(PaymentDesk)
+    checks = await desk.checks(payment_id)
+    handles = await desk.handles(payment_id)
+    about = [payment_id, *(check.check_id for check in checks)]
+    moments = [*await gateway.services.get(Callbacks).past(about, handles)]
+    moments += [
+        Moment(
+            at=step.at,
+            source=f"payment, {_CAUSES[step.cause]}",
+            state=step.kind.replace("_", " "),
+            text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
+        )
+        for step in await desk.steps(payment_id)
+    ]
+    return moments + [
+        Moment(
+            at=check.finished_at or check.created_at,
+            source="status query",
+            state=check.state.replace("_", " "),
+            text=" ".join(
+                part
+                for part in (
+                    check.transaction_status and f"M-Pesa says {check.transaction_status}.",
+                    check.finding and f"Finding: {check.finding.replace('_', ' ')}.",
+                    check.result_desc,
+                )
+                if part
+            )
+            or "M-Pesa has not answered yet",
+        )
+        for check in checks
+    ]
+
+
+async def held(gateway: "Gateway") -> Sequence[Concern]:
+    """Money that is not what was asked for."""
+    count = await gateway.services.get(PaymentDesk).count_held()
+    if not count:
+        return ()
+    text = f"{count} {'payment' if count == 1 else 'payments'} with money that is not what was asked for"
+    return (Concern(text=text, to="payments?held=true", state="failed"),)
+
+
+PAGES = Pages(
+    templates="mpesa_gateway_payments",
+    pages=(
+        Page("payments", "Payments", payments, menu=Menu("Payments", 10, "Money", "p")),
+        Page("payments/newer", "New payments", newer, is_part=True),
+        Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
+        Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
+        Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
+    ),
+    acts=(
+        Act("payments/look", "search", look_for, role=Role.VIEWER, back="payments"),
+        Act("payments/{payment_id}/query", "query", query, back="payments/{payment_id}"),
+        Act("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
+        Act("payments/{payment_id}/look-after", "look_after", look_after, back="payments/{payment_id}"),
+    ),
+    traces=(Trace("payment", past),),
+    concerns=(held,),
+    finder=find,
+)

@@ -1,0 +1,99 @@
+"""Refunds as operators look at them, of all merchants together, and what they do about one."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.money import Kes
+from mpesa_gateway.pages import Visit
+from mpesa_gateway_payments.api import Payments, PaymentView
+from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
+from mpesa_gateway_refunds.service import RefundService
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+REFUNDS = Listing("refund", "created_at", "refund_id")
+
+
+class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
+    """The filters of the operators' list; ``waiting`` lets through what waits for a person."""
+
+    status: Literal["pending", "completed", "failed"] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    waiting: bool = False
+
+
+class RefundDesk:
+    """What operators ask of refunds."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    async def page(self, query: RefundsQuery, limit: int) -> Paged:
+        """A page of refunds. Raises Invalid for a bad cursor."""
+        found = Conditions()
+        for value, clause in (
+            (query.status, "status = {}"),
+            (query.since, "created_at >= {}"),
+            (query.until, "created_at < {}"),
+        ):
+            if value is not None:
+                found.add(clause, value)
+        if query.waiting:
+            found.add("attention IS NOT NULL")
+        return await REFUNDS.page(self._db, query.merchant, found, query.cursor, limit)
+
+    async def get(self, refund_id: str) -> Row:
+        """A refund of whichever merchant. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_ANY, refund_id)
+        if row is None:
+            raise NotFound("there is no such refund")
+        return row
+
+    async def of_payment(self, payment_id: str) -> list[Row]:
+        """A payment's refunds, newest first."""
+        return await self._db.fetch(tables.OF_PAYMENT, payment_id)
+
+    async def count_waiting(self) -> int:
+        """How many refunds wait for a person."""
+        return int(await self._db.fetchval(tables.COUNT_WAITING))
+
+    async def payment(self, payment_id: str) -> PaymentView:
+        """The payment that a refund is of. Raises NotFound."""
+        payment = await self._gateway.services.get(Payments).find(payment_id)
+        if payment is None:
+            raise NotFound("there is no such payment")
+        return payment
+
+    async def request(self, visit: Visit, payment_id: str) -> RefundView:
+        """Send money back, as a form asks for it.
+
+        Raises Invalid, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable.
+        """
+        payment = await self.payment(payment_id)
+        merchant = await self._gateway.merchants.require(payment.merchant_id)
+        wanted: dict[str, str] = {"payment_id": payment_id}
+        wanted |= {name: text for name in ("amount", "reason") if (text := visit.text(name))}
+        body = read_body(msgspec.json.encode(wanted), CreateRefund)
+        service = self._gateway.services.get(RefundService)
+        refund, _ = await service.request(visit.caller(merchant), body, visit.text("key") or None)
+        return refund
+
+
+def left_of(payment: PaymentView, refunds: Sequence[Row]) -> int:
+    """KES of a payment that can still be sent back: none unless it was paid and its receipt is known."""
+    if payment.status not in {"completed", "partially_reversed"} or payment.receipt is None:
+        return 0
+    under_way = sum(row["amount"] for row in refunds if row["status"] == "pending")
+    left: int = Kes.parse(payment.amount) - Kes.parse(payment.refunded_amount) - under_way
+    return left

@@ -1,0 +1,114 @@
+"""Processes of one gateway, started by command line as in production: for journeys that kill and replace them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import niquests
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+from mpesa_gateway.standalone.process import free_port, launch, stop
+from mpesa_gateway.testing.serving import gateway_values
+
+
+def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
+    """The environment of a process with these settings, and nobody else's."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
+    for section, value in values.items():
+        if isinstance(value, dict):
+            for name, setting in cast("dict[str, Any]", value).items():
+                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
+        elif isinstance(value, list):
+            environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(cast("list[str]", value))
+        else:
+            environ[f"{ENVIRONMENT}{section}".upper()] = str(value)
+    return environ | {"PWD": str(folder)}
+
+
+class Site:
+    """Processes with the same settings."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        self.folder = folder
+        self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
+        public = f"http://127.0.0.1:{self.ports[0]}"
+        self.values = values | {
+            "plugins": ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"],
+            "public_url": public,
+            "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},
+            "worker": {"grace": 5},
+        }
+        self.values.pop("simulator", None)
+        self.bases = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str, **changes: Any) -> subprocess.Popen[bytes]:
+        """Start ``mpesa-gateway`` with these arguments."""
+        with (self.folder / "log").open("ab") as output:
+            process = launch(
+                [sys.executable, "-m", "mpesa_gateway.cli", *arguments],
+                output=output,
+                death_signal=signal.SIGKILL,
+                env=_environ(self.values | changes, self.folder),
+                cwd=self.folder,
+            )
+        self.running.append(process)
+        return process
+
+    def start_simulator(self) -> subprocess.Popen[bytes]:
+        """Start Daraja."""
+        return self.start("serve", "--port", str(self.simulator_port), plugins=["simulator"])
+
+    def start_api(self, number: int) -> subprocess.Popen[bytes]:
+        """Start one of the two APIs."""
+        return self.start("serve", "--port", str(self.ports[number]))
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker."""
+        return self.start("worker")
+
+    def stop(self) -> None:
+        """Stop everything."""
+        for process in self.running:
+            stop(process, (signal.SIGTERM,), 15)
+
+    @property
+    def simulator(self) -> str:
+        """Daraja's address."""
+        return f"http://127.0.0.1:{self.simulator_port}"
+
+
+async def until_up(url: str, patience: float = 30.0) -> None:
+    """Wait until this address answers 200. Raises TimeoutError after ``patience`` seconds."""
+    async with asyncio.timeout(patience), niquests.AsyncSession() as session:
+        while True:
+            try:
+                if (await session.get(url, timeout=2)).status_code == 200:
+                    return
+            except niquests.exceptions.RequestException:
+                pass
+            await asyncio.sleep(0.1)
+
+
+@contextmanager
+def running_site(database_url: str, valkey_url: str, folder: Path) -> Generator[Site]:
+    """A site that is stopped at the end of the block."""
+    site = Site(gateway_values(database_url, valkey_url), folder)
+    try:
+        yield site
+    finally:
+        site.stop()
+
+
+@asynccontextmanager
+async def books(site: Site) -> AsyncGenerator[Gateway]:
+    """A look into the database, and the right to make merchants."""
+    async with Gateway(GatewayConfig.from_values(site.values)).running() as gateway:
+        yield gateway

@@ -1,0 +1,568 @@
+"""The gate: so many calls at a time, a few that wait, an honest no to the rest, and callbacks past them all."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+import uvicorn
+from litestar import get, post
+from litestar.routes import HTTPRoute
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
+from mpesa_gateway.db.engine import reserve
+from mpesa_gateway.http import place as places
+from mpesa_gateway.http.gate import Gate, PriorityRefused
+from mpesa_gateway.http.place import aside
+from mpesa_gateway.http.protocol import GatewayProtocol
+from mpesa_gateway.http.request_id import Message, Receive, Send
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.testing.serving import Answer, Api, eventually, listening, running_gateway, shop
+
+PATIENT = 3600.0
+"""Seconds that a call may wait where a test is not about that."""
+
+
+@dataclass
+class Desk:
+    """An application whose calls go on when the test says so."""
+
+    begun: list[str] = field(default_factory=list[str])
+    steps: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
+    work: Callable[[str, Receive, Send], Awaitable[None]] | None = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        path = scope["path"]
+        self.begun.append(path)
+        if self.work is not None:
+            await self.work(path, receive, send)
+        await self.step(path).wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def step(self, path: str) -> asyncio.Event:
+        """What a call waits for."""
+        return self.steps.setdefault(path, asyncio.Event())
+
+
+class Visit:
+    """One request at the gate, and what it was answered."""
+
+    def __init__(self, gate: Gate, path: str, **scope: Any) -> None:
+        self.head: Message | None = None
+        self.body = b""
+        self.sent = asyncio.Event()
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+        none: list[tuple[bytes, bytes]] = []
+        given: Message = {"type": "http", "path": path, "http_version": "1.1", "headers": none} | scope
+        self.task = asyncio.create_task(gate(given, self._receive, self._send))
+
+    async def _receive(self) -> Message:
+        await self.sent.wait()
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def _send(self, message: Message) -> None:
+        await self.may_send.wait()
+        if message["type"] == "http.response.start":
+            self.head = message
+        else:
+            self.body += message["body"]
+
+    async def status(self) -> int:
+        """What it was answered, once it was."""
+        await self.task
+        assert self.head is not None
+        status: int = self.head["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """The headers of the answer."""
+        assert self.head is not None
+        return dict(self.head["headers"])
+
+
+class Street:
+    """A gate, the desk behind it, and everybody who comes."""
+
+    def __init__(self, **config: Any) -> None:
+        self.desk = Desk()
+        self.is_draining = False
+        self.gate = Gate(
+            self.desk,
+            msgspec.structs.replace(HttpConfig(wait=PATIENT), **config),
+            priority=lambda path: path.startswith("/callback"),
+            is_draining=lambda: self.is_draining,
+        )
+
+    def come(self, *paths: str) -> list[Visit]:
+        """Requests, one after the other."""
+        return [Visit(self.gate, path) for path in paths]
+
+    async def settled(self) -> tuple[int, int, int]:
+        """Calls in work, begun and unanswered, and waiting, once nothing moves any more."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return self.gate.working, self.gate.unanswered, self.gate.waiting
+
+    async def finish(self, *paths: str) -> None:
+        """Let these calls be answered."""
+        for path in paths:
+            self.desk.step(path).set()
+        await self.settled()
+
+
+async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turned_away() -> None:
+    street = Street(at_once=2, queue=2)
+    first, second, third, fourth, fifth = street.come("/1", "/2", "/3", "/4", "/5")
+    assert await street.settled() == (2, 2, 2)
+    assert street.desk.begun == ["/1", "/2"]
+    assert await fifth.status() == 503
+    await street.finish("/2")
+    assert street.desk.begun == ["/1", "/2", "/3"]
+    await street.finish("/3")
+    assert street.desk.begun == ["/1", "/2", "/3", "/4"]
+    await street.finish("/1", "/4")
+    assert [await visit.status() for visit in (first, second, third, fourth)] == [200] * 4
+    assert await street.settled() == (0, 0, 0)
+    assert street.gate.turned_away == 1
+
+
+async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_back() -> None:
+    street = Street(at_once=1, queue=0)
+    _, turned_away = street.come("/1", "/2")
+    assert await turned_away.status() == 503
+    assert turned_away.headers[b"retry-after"] == b"1"
+    assert turned_away.headers[b"content-type"] == b"application/json"
+    (problem,) = msgspec.json.decode(turned_away.body)["errors"]
+    assert (problem["code"], problem["retryable"]) == ("SERVICE_UNAVAILABLE", True)
+    assert "nothing was done" in problem["message"]
+    await street.finish("/1")
+
+
+async def test_who_has_waited_too_long_is_turned_away() -> None:
+    street = Street(at_once=1, queue=5, wait=0.01)
+    _, late = street.come("/1", "/2")
+    assert await late.status() == 503
+    assert await street.settled() == (1, 1, 0)
+    assert street.desk.begun == ["/1"]
+    await street.finish("/1")
+    (after,) = street.come("/3")
+    await street.finish("/3")
+    assert await after.status() == 200
+
+
+async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
+    street = Street(at_once=1, queue=0)
+    street.come("/1")
+    called_back = street.come(*(f"/callback/{number}" for number in range(20)))
+    assert await street.settled() == (1, 1, 0)
+    await street.finish(*(f"/callback/{number}" for number in range(20)))
+    assert [await visit.status() for visit in called_back] == [200] * 20
+    await street.finish("/1")
+
+
+async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_and_goes_on_without_waiting() -> None:
+    street = Street(at_once=1, queue=5)
+    mpesa = asyncio.Event()
+
+    async def work(path: str, _: Receive, __: Send) -> None:
+        if path == "/asks":
+            with aside():
+                await mpesa.wait()
+
+    street.desk.work = work
+    asks, other = street.come("/asks", "/other")
+    assert await street.settled() == (1, 2, 0)
+    assert street.desk.begun == ["/asks", "/other"]
+    (third,) = street.come("/third")
+    assert await street.settled() == (1, 2, 1)
+    mpesa.set()
+    # Back at its work beside the other one, and before the third.
+    assert await street.settled() == (2, 2, 1)
+    await street.finish("/asks")
+    assert await asks.status() == 200
+    assert await street.settled() == (1, 1, 1)
+    await street.finish("/other", "/third")
+    assert [await visit.status() for visit in (other, third)] == [200, 200]
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_calls_that_wait_for_others_are_bounded_too() -> None:
+    street = Street(at_once=1, unanswered=3, queue=1)
+    mpesa = asyncio.Event()
+
+    async def work(_: str, __: Receive, ___: Send) -> None:
+        with aside():
+            await mpesa.wait()
+
+    street.desk.work = work
+    *begun, waits, turned_away = street.come("/1", "/2", "/3", "/4", "/5")
+    assert await street.settled() == (0, 3, 1)
+    assert await turned_away.status() == 503
+    mpesa.set()
+    await street.finish("/1", "/2", "/3", "/4")
+    assert [await visit.status() for visit in (*begun, waits)] == [200] * 4
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_several_tasks_of_one_call_leave_one_place() -> None:
+    street = Street(at_once=1, queue=5)
+    gates = [asyncio.Event(), asyncio.Event()]
+
+    async def wait(event: asyncio.Event) -> None:
+        with aside():
+            await event.wait()
+
+    async def work(path: str, _: Receive, __: Send) -> None:
+        if path == "/1":
+            await asyncio.gather(*map(wait, gates))
+
+    street.desk.work = work
+    street.come("/1")
+    assert await street.settled() == (0, 1, 0)
+    gates[0].set()
+    assert await street.settled() == (0, 1, 0)
+    gates[1].set()
+    assert await street.settled() == (1, 1, 0)
+    await street.finish("/1")
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_what_a_call_leaves_running_counts_no_more() -> None:
+    street = Street(at_once=1, queue=5)
+    mpesa = asyncio.Event()
+    pushes: list[asyncio.Task[None]] = []
+
+    async def push() -> None:
+        with aside():
+            await mpesa.wait()
+
+    async def work(_: str, __: Receive, ___: Send) -> None:
+        pushes.append(asyncio.create_task(push()))
+        await asyncio.shield(pushes[0])
+
+    street.desk.work = work
+    (hangs_up,) = street.come("/1")
+    assert await street.settled() == (0, 1, 0)
+    hangs_up.task.cancel()
+    assert await street.settled() == (0, 0, 0)
+    mpesa.set()
+    await pushes[0]
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_a_body_that_comes_slowly_and_an_answer_that_is_read_slowly_keep_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "_SLOW", 0.0)
+    street = Street(at_once=1, queue=5)
+
+    async def work(_: str, receive: Receive, __: Send) -> None:
+        await receive()
+
+    street.desk.work = work
+    (slow,) = street.come("/slow")
+    await eventually(lambda: has(street, (0, 1, 0)))
+    (other,) = street.come("/other")
+    other.sent.set()
+    await street.finish("/other")
+    assert await other.status() == 200
+    slow.may_send.clear()
+    slow.sent.set()
+    street.desk.step("/slow").set()
+    await eventually(lambda: has(street, (0, 1, 0)))
+    slow.may_send.set()
+    assert await slow.status() == 200
+    assert await street.settled() == (0, 0, 0)
+
+
+async def has(street: Street, counts: tuple[int, int, int]) -> bool:
+    return await street.settled() == counts
+
+
+async def test_a_quick_body_invites_nobody_else() -> None:
+    street = Street(at_once=1, queue=5)
+
+    async def work(_: str, receive: Receive, __: Send) -> None:
+        await receive()
+
+    street.desk.work = work
+    visits = street.come("/1", "/2")
+    for visit in visits:
+        visit.sent.set()
+    assert await street.settled() == (1, 1, 1)
+    await street.finish("/1", "/2")
+
+
+async def test_a_call_that_fails_gives_its_place_back() -> None:
+    street = Street(at_once=1, queue=5)
+
+    async def work(path: str, _: Receive, __: Send) -> None:
+        if path == "/1":
+            raise RuntimeError("broken")
+
+    street.desk.work = work
+    broken, fine = street.come("/1", "/2")
+    with pytest.raises(RuntimeError, match="broken"):
+        await broken.task
+    await street.finish("/2")
+    assert await fine.status() == 200
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> None:
+    street = Street(at_once=1, queue=5)
+    _, waits, called, last = street.come("/1", "/2", "/3", "/4")
+    assert await street.settled() == (1, 1, 3)
+    waits.task.cancel()
+    assert await street.settled() == (1, 1, 2)
+    # Called in, and hanging up at the same moment: its place goes to the one behind it.
+    street.desk.step("/1").set()
+    for _ in range(50):
+        if street.gate.waiting == 1:
+            break
+        await asyncio.sleep(0)
+    called.task.cancel()
+    assert await street.settled() == (1, 1, 0)
+    assert street.desk.begun == ["/1", "/4"]
+    await street.finish("/4")
+    assert await last.status() == 200
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_a_process_that_is_about_to_stop_asks_for_no_more_on_the_same_connection() -> None:
+    street = Street(at_once=1, queue=0)
+    street.is_draining = True
+    here, called_back, turned_away = street.come("/1", "/callback", "/2")
+    newer = Visit(street.gate, "/callback", http_version="2")
+    assert await street.settled() == (1, 1, 0)
+    await street.finish("/1", "/callback")
+    for visit in (here, called_back, turned_away):
+        await visit.status()
+        assert visit.headers[b"connection"] == b"close"
+    await newer.status()
+    assert b"connection" not in newer.headers
+
+
+# -- in front of the gateway --------------------------------------------------------------------------------------
+
+
+class Counter:
+    """A counter at which a customer is served until the test says that it is over."""
+
+    def __init__(self) -> None:
+        self.over, self.came = asyncio.Event(), asyncio.Event()
+
+        @get("/v1/counter", public=True)
+        async def counter() -> None:
+            self.came.set()
+            await self.over.wait()
+
+        self.plugin = Plugin(name="counter", summary="Keeps whoever comes.", routes=(counter,))
+
+
+@asynccontextmanager
+async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Counter]]:
+    """A gateway all of whose places are taken."""
+    counter = Counter()
+    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
+    async with running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base):
+        api = Api(base, None)
+        kept = asyncio.create_task(api.call("GET", "/v1/counter"))
+        await counter.came.wait()
+        try:
+            yield gateway, base, counter
+        finally:
+            counter.over.set()
+            await kept
+            await api.close()
+
+
+async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_calls_away(
+    values: dict[str, Any],
+) -> None:
+    async with busy(values) as (gateway, base, counter), shop(gateway, base, is_configured=False) as api:
+        refused = await api.pay("254711000001", 5, key="a")
+        assert (refused.status, refused.error["code"]) == (503, "SERVICE_UNAVAILABLE")
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.headers["X-Request-ID"] == refused.body["request_id"]
+        assert (await api.call("GET", "/health/live")).status == 200
+        assert (await api.call("GET", "/health/ready")).status == 200
+        body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 1032, "ResultDesc": "no"}}}
+        # Not from Safaricom, and told so by the callbacks plugin itself: it was let in.
+        assert (await api.call("POST", "/v1/webhooks/mpesa", body)).error["code"] == "CALLBACK_REFUSED"
+        counter.over.set()
+        await eventually(lambda: is_free(gateway))
+        assert (await api.pay("254711000001", 5, key="a")).error["code"] == "PROVIDER_NOT_CONFIGURED"
+
+
+async def is_free(gateway: Gateway) -> bool:
+    return gateway.asgi.gate.working == 0
+
+
+async def test_while_mpesa_thinks_another_call_is_worked_on(values: dict[str, Any]) -> None:
+    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0}, "simulator": {"slow_answer": 3}}
+    async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
+        pushing = asyncio.create_task(api.pay("254700000017", 5, key="slow"))
+        await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
+        assert (await api.call("GET", "/v1/merchant/me")).status == 200
+        assert not pushing.done()
+        assert (await pushing).status == 201
+
+
+def test_every_callback_and_health_check_has_priority_and_nothing_of_the_api_has(values: dict[str, Any]) -> None:
+    values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
+    del values["simulator"]
+    app = Gateway(GatewayConfig.from_values(values)).asgi.litestar
+    with_priority = {
+        route.path
+        for route in app.routes
+        if isinstance(route, HTTPRoute) and any(handler.opt.get("priority") for handler in route.route_handlers)
+    }
+    assert {
+        path for path in with_priority if not path.startswith(("/health/", "/v1/cb/", "/v1/webhooks/mpesa"))
+    } == set()
+    assert len(with_priority) == 7
+
+
+@pytest.mark.parametrize("path", ["/v1/cb/mine", "/v1/cb/stk/{mine:str}/more", "/health/live"])
+def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, Any], path: str) -> None:
+    @post(path, public=True)
+    async def mine() -> None: ...
+
+    plugin = Plugin(name="mine", summary="Stands in the way.", routes=(mine,))
+    with pytest.raises(PriorityRefused, match="give routes with priority addresses of their own"):
+        _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"http": {"at_once": 0}}, "`http.at_once`: .*>= 1"),
+        ({"http": {"unanswered": 0}}, "`http.unanswered`: .*>= 1"),
+        ({"http": {"connections": 0}}, "`http.connections`: .*>= 1"),
+        ({"http": {"queue": -1}}, "`http.queue`: .*>= 0"),
+        ({"http": {"wait": -1}}, "`http.wait`: .*>= 0"),
+        ({"database": {"reserve": -1}}, "`database.reserve`: .*>= 0"),
+    ],
+)
+def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigRefused, match=complaint):
+        GatewayConfig.from_values(changes)
+
+
+# -- connections --------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def hold(gateway: Gateway, count: int) -> AsyncGenerator[None]:
+    """So many connections to Postgres, all in use."""
+    over, held = asyncio.Event(), [asyncio.Event() for _ in range(count)]
+
+    async def one(event: asyncio.Event) -> None:
+        async with gateway.db.transaction():
+            event.set()
+            await over.wait()
+
+    tasks = [asyncio.create_task(one(event)) for event in held]
+    await asyncio.gather(*(event.wait() for event in held))
+    try:
+        yield
+    finally:
+        over.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_some_connections_to_postgres_are_left_to_callbacks(values: dict[str, Any]) -> None:
+    changes = {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": 5, "reserve": 2}}
+    async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay("254700000007", 5, key="silent")).data
+        body = {
+            "Body": {"stkCallback": {"CheckoutRequestID": made["provider_ref"], "ResultCode": 0, "ResultDesc": "ok"}}
+        }
+        address = await gateway.db.fetchval("SELECT callback_url FROM sim_push")
+        async with hold(gateway, 3):
+            waits = asyncio.create_task(api.call("GET", "/v1/merchant/me"))
+            ordinary = asyncio.create_task(gateway.db.fetchval("SELECT 1"))
+            with reserve():
+                assert await gateway.db.fetchval("SELECT 2") == 2
+            assert (await api.call("POST", address.removeprefix(base), body)).status == 200
+            assert (await api.call("GET", "/health/ready")).status == 200
+            assert not waits.done()
+            assert not ordinary.done()
+        assert (await waits).status == 200
+        assert await ordinary == 1
+
+
+@pytest.mark.parametrize(("pool_max", "ordinary"), [(1, 1), (2, 1), (5, 3), (8, 4), (20, 16)])
+async def test_a_small_pool_is_not_all_reserve(values: dict[str, Any], pool_max: int, ordinary: int) -> None:
+    values |= {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": pool_max}}
+    gateway = Gateway(GatewayConfig.from_values(values))
+    await gateway.db.start()
+    try:
+        async with hold(gateway, ordinary):
+            waits = asyncio.create_task(gateway.db.fetchval("SELECT 1"))
+            done, _ = await asyncio.wait([waits], timeout=0.2)
+            assert not done
+        assert await waits == 1
+    finally:
+        await gateway.db.stop()
+
+
+@asynccontextmanager
+async def served(gateway: Gateway, connections: int) -> AsyncGenerator[int]:
+    """The gateway behind the server that `mpesa-gateway serve` runs, and its port."""
+    with listening() as at:
+        config = uvicorn.Config(
+            gateway.asgi, http=GatewayProtocol, limit_concurrency=connections, log_config=None, lifespan="off"
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[at]))
+        await eventually(lambda: has_started(server))
+        try:
+            yield at.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def has_started(server: uvicorn.Server) -> bool:
+    return server.started
+
+
+async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str) -> Answer:
+    """One request on an open connection. Raises IncompleteReadError when it was hung up on."""
+    reader, writer = streams
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Answer(int(lines[0].split(" ")[1]), headers, msgspec.json.decode(body))
+
+
+async def test_too_many_connections_are_told_so_and_callbacks_find_room(values: dict[str, Any]) -> None:
+    config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
+    async with Gateway(config).running() as gateway, served(gateway, 4) as port:
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        assert (await ask(lines[0], "/v1/merchant/me")).status == 401
+        lines.append(await asyncio.open_connection("127.0.0.1", port))
+        crowded = await ask(lines[4], "/health/live")
+        assert crowded.status == 200
+        refused = await ask(lines[4], "/v1/merchant/me")
+        assert (refused.status, refused.error["code"]) == (503, "SERVICE_UNAVAILABLE")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+        assert refused.headers["x-request-id"] == refused.body["request_id"]
+        assert await lines[4][0].read() == b""
+        lines += [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await ask(lines[6], "/health/live")
+        assert (await ask(lines[5], "/health/live")).status == 200
+        for _, writer in lines:
+            writer.close()

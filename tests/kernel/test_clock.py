@@ -1,0 +1,93 @@
+"""One clock for all processes: Postgres', so that a machine whose clock is wrong holds nobody up."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock, SharedClock
+from mpesa_gateway.config import GatewayConfig
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+class Counter:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_until_it_has_been_compared_it_is_the_machines() -> None:
+    assert SharedClock(SetClock(NOON)).now() == NOON
+
+
+@pytest.mark.parametrize("wrong", [timedelta(seconds=90), timedelta(seconds=-90), timedelta(days=400)])
+async def test_a_wrong_machine_is_set_right_and_told_by_how_much(wrong: timedelta) -> None:
+    count = Counter()
+    clock = SharedClock(SetClock(NOON + wrong), count)
+
+    async def ask() -> datetime:
+        return NOON
+
+    assert await clock.agree(ask) == wrong
+    assert clock.now() == NOON
+    count.seconds += 7.5
+    assert clock.now() == NOON + timedelta(seconds=7.5)
+
+
+async def test_the_machine_may_be_set_while_it_works_and_time_goes_on_evenly() -> None:
+    machine, count = SetClock(NOON), Counter()
+    clock = SharedClock(machine, count)
+
+    async def ask() -> datetime:
+        return NOON
+
+    await clock.agree(ask)
+    machine.advance(timedelta(hours=-3))
+    count.seconds += 1
+    assert clock.now() == NOON + timedelta(seconds=1)
+
+
+async def test_half_of_the_way_is_added_and_a_slow_answer_moves_nothing() -> None:
+    count = Counter()
+    clock = SharedClock(SetClock(NOON), count)
+
+    async def ask() -> datetime:
+        # Two seconds there and two back.
+        count.seconds += 4
+        return NOON + timedelta(seconds=2)
+
+    await clock.agree(ask)
+    assert clock.now() == NOON + timedelta(seconds=4)
+
+    async def ask_again() -> datetime:
+        # All four on the way there: Postgres looked at its clock just before it answered.
+        count.seconds += 4
+        return NOON + timedelta(seconds=8)
+
+    await clock.agree(ask_again)
+    assert clock.now() == NOON + timedelta(seconds=8)
+
+
+async def test_a_running_gateway_tells_postgres_time(values: dict[str, Any]) -> None:
+    wrong = SharedClock(SetClock(NOON - timedelta(days=9000)))
+    async with Gateway(
+        GatewayConfig.from_values(values | {"worker": {"in_process": False}}), clock=wrong
+    ).running() as (gateway):
+        before = await gateway.db.fetchval("SELECT clock_timestamp()")
+        now = gateway.clock.now()
+        after = await gateway.db.fetchval("SELECT clock_timestamp()")
+    slack = timedelta(seconds=5)
+    assert before - slack < now < after + slack
+
+
+async def test_a_clock_that_was_passed_in_is_left_alone(values: dict[str, Any]) -> None:
+    clock = SetClock(NOON)
+    config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
+    async with Gateway(config, clock=clock).running() as gateway:
+        assert gateway.clock.now() == NOON

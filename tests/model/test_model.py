@@ -1,0 +1,164 @@
+"""Whatever happens, in whatever order: no money is lost, doubled or invented, and the merchant hears of it.
+
+`just model` plays many long examples, shrinks what it finds, and says what was reached.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model import books
+from tests.model.machine import Money
+from tests.model.stage import Stage
+from tests.model.wire import Plan
+
+EXAMPLES = int(os.environ.get("MPESA_GATEWAY_TEST_EXAMPLES") or "0")
+"""How many examples a long run plays; without it, a few short ones, and no time is spent on making them shorter."""
+
+SETTINGS = settings(
+    max_examples=EXAMPLES or 16,
+    stateful_step_count=50 if EXAMPLES else 25,
+    phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if EXAMPLES else ())),
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=(
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.large_base_example,
+    ),
+)
+
+
+@pytest.fixture
+def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:
+    """A gateway to play on."""
+    with Stage(database_url, valkey_url) as stage:
+        Money.stage = stage
+        yield stage
+
+
+def test_no_money_is_lost_doubled_or_invented(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    run_state_machine_as_test(Money, settings=SETTINGS)
+    stage.run(stage.gateway.audit.verify())
+    if EXAMPLES:
+        with capsys.disabled():
+            print(*(f"\n{times:6} {what}" for what, times in sorted(Money.reached.items())))  # noqa: T201
+
+
+SABOTAGE: dict[str, str] = {
+    "doubled: two prompts for one payment": """
+        INSERT INTO sim_push SELECT 'ws_CO_2', 'm-2', shortcode, receiver, phone, amount, reference, description,
+            callback_url, behaviour, state, result_code, NULL, created_at, ends_at, ended_at
+        FROM sim_push LIMIT 1
+    """,
+    "invented: paid with a receipt that M-Pesa never gave, or not for this amount": """
+        UPDATE sim_transaction SET amount = amount + 1
+    """,
+    "invented: paid with the money of another payer, or for another account": """
+        UPDATE sim_transaction SET reference = 'ANOTHER'
+    """,
+    "invented: paid, and nobody has paid": """
+        UPDATE payment SET receipt = NULL; UPDATE sim_push SET result_code = '1032' WHERE state = 'ended'
+    """,
+    "lost: M-Pesa said that it was paid, and nothing came of it": """
+        UPDATE payment SET status = 'failed', failure_reason = 'other', receipt = NULL, completed_at = NULL
+        WHERE status = 'completed'
+    """,
+    "refunds: more is promised than came in": """
+        INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, due_at,
+            created_at, updated_at)
+        SELECT 'rfd_2', merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at, created_at,
+            created_at FROM refund
+    """,
+    "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
+    "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
+    "refunds: what is set aside is not what is under way": """
+        UPDATE payment SET refund_reserved = 7 WHERE status = 'completed'
+    """,
+    "refunds: one reversal was sent twice": """
+        INSERT INTO sim_reversal SELECT 'AAAAAAAAAA', original, 1, 'twice', at FROM sim_reversal
+    """,
+    "events: a change of status without exactly one event": "DELETE FROM event WHERE kind = 'payment.completed'",
+    "events: an event without the change that it tells of": "DELETE FROM payment_step WHERE kind = 'completed'",
+    "events: a refund that failed, and not exactly one event": """
+        UPDATE refund SET status = 'failed', outcome = 'other', completed_at = NULL, reversal_receipt = NULL
+    """,
+    "events: money in an event that is not the payment's": """
+        UPDATE event SET payload = jsonb_set(payload, '{amount}', '"1.00"')
+    """,
+    "events: not exactly one delivery": "DELETE FROM attempt; DELETE FROM delivery",
+    "stuck: nobody will look at it again": """
+        ALTER TABLE callback DROP CONSTRAINT callback_check1;
+        UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = NULL
+    """,
+    "stuck: it is looked at too late": "UPDATE payment SET due_at = due_at + interval '1 day' WHERE status = 'pending'",
+    "keys: free to send again what has been sent": "UPDATE idempotency_key SET state = 'released'",
+}
+"""For each thing that must always be so: what a fault in the gateway could have left in the database."""
+
+SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
+    "lost: the payer paid, and the payment is not paid": """
+        UPDATE payment SET status = 'failed', failure_reason = 'other', receipt = NULL, completed_at = NULL
+        WHERE status = 'completed'
+    """,
+    "lost: money that stands nowhere": """
+        INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
+        FROM sim_transaction LIMIT 1
+    """,
+    "invented: paid, and the money is not in M-Pesa's ledger": """
+        UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE refunded = 0 AND receipt IS NOT NULL
+    """,
+    "refunds: what went back is not what the books say": "UPDATE sim_reversal SET amount = amount + 1",
+    "stuck: a payment that nobody ends": "SELECT 1",
+    "stuck: a success that is neither confirmed nor denied": """
+        UPDATE payment SET claim = '{}' WHERE status = 'pending'
+    """,
+    "stuck: a refund": """
+        UPDATE refund SET status = 'pending', outcome = NULL, completed_at = NULL, reversal = 'accepted',
+            reversal_receipt = NULL, due_at = created_at
+    """,
+    "stuck: a delivery": "SELECT 1",
+    "stuck: a subscriber": "SELECT 1",
+    "stuck: a reconciliation": """
+        INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
+            started_at, lease_until)
+        SELECT 'run_1', merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour', created_at,
+            created_at FROM refund
+    """,
+    "stuck: a callback that nobody has used": """
+        UPDATE callback SET verdict = 'unmatched', applied_at = NULL
+    """,
+}
+"""The same for what must be so once all has settled; ``SELECT 1`` where that is not so before."""
+
+
+@pytest.mark.parametrize("has_settled", [False, True])
+def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
+    money = Money()
+    money.begin(seed=1, confirm="never", bought=[(500, "254711000101", True), (70, "254711000102", True)])
+    money.refund(nth=1, amount=30, has_key=False, habit="before_ack", initiator="testapi", plan=Plan(), times=1)
+    money.request_a_payment(amount=70, phone="254700000020", reference=None, plan=Plan(), fault=None)
+    checks = books.SETTLED if has_settled else books.ALWAYS
+    sabotage = SABOTAGE_OF_THE_SETTLED if has_settled else SABOTAGE
+    assert set(sabotage) == set(checks)
+
+    async def look(statement: str) -> set[str]:
+        """What the books show after this, all of which is undone."""
+        async with stage.db.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            await connection.execute(statement)
+            wrong = await books.wrong(connection, stage.clock.now(), [], has_settled=has_settled)
+            await transaction.rollback()
+        return {sentence for sentence, _ in wrong}
+
+    before = stage.run(look("SELECT 1"))
+    assert before == {sentence for sentence, statement in sabotage.items() if statement == "SELECT 1"}
+    missed = [sentence for sentence, statement in sabotage.items() if sentence not in stage.run(look(statement))]
+    assert missed == []

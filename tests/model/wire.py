@@ -1,0 +1,147 @@
+"""The wire between the gateway and Daraja: the one place where a call is cut, lost or garbled, or a process dies."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+import niquests
+
+from mpesa_gateway.db.engine import Database
+
+OPERATIONS: dict[str, str] = {
+    "oauth": "/oauth/v1/generate",
+    "stkpush": "/mpesa/stkpush/v1/processrequest",
+    "stkquery": "/mpesa/stkpushquery/v1/query",
+    "transactionstatus": "/mpesa/transactionstatus/v1/query",
+    "reversal": "/mpesa/reversal/v1/request",
+    "pullregister": "/pulltransactions/v1/register",
+    "pullquery": "/pulltransactions/v1/query",
+}
+"""The simulator's names of Daraja's operations, and where each is asked for."""
+
+
+class ProcessDied(BaseException):
+    """The process that was calling is gone: nothing of it runs any more, and what it had not committed never was."""
+
+
+class Fate(Enum):
+    """What becomes of one call."""
+
+    FINE = "fine"
+    NEVER_CONNECTED = "never connected"
+    NEVER_ARRIVED = "cut on the way there"
+    DIES_BEFORE = "the process dies before the call"
+    ANSWER_LOST = "cut on the way back"
+    ANSWER_GARBLED = "answered with a page"
+    DIES_AFTER = "the process dies before it reads the answer"
+
+    def __repr__(self) -> str:
+        return f"Fate.{self.name}"
+
+
+class Act(Enum):
+    """What others do while a call is under way."""
+
+    PAY = "the payer pays and Daraja calls back"
+    CANCEL = "the payer cancels and Daraja calls back"
+    CALL_BACK = "Daraja makes the calls that it owes"
+    REPEAT = "the merchant sends the same request again"
+    ASK = "another worker asks about every payment and refund that is due"
+    WAIT = "more time passes than any lease lasts"
+    FLUSH = "Valkey is emptied"
+
+    def __repr__(self) -> str:
+        return f"Act.{self.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call will go."""
+
+    fate: Fate = Fate.FINE
+    before: tuple[Act, ...] = ()
+    after: tuple[Act, ...] = ()
+
+
+class Wire:
+    """Stands where the Daraja client's HTTP session stood, and passes on what it is not told to break."""
+
+    def __init__(
+        self,
+        session: Any,
+        db: Database,
+        perform: Callable[[Act], Awaitable[None]],
+        arrived: Callable[[str, Any], Awaitable[None]],
+    ) -> None:
+        """``perform`` does an act; ``arrived`` hears of each call that reached Daraja, its operation and body."""
+        self._session = session
+        self._db = db
+        self._perform = perform
+        self._arrived = arrived
+        self._plans: dict[str, Plan] = {}
+        self.hidden: frozenset[str] = frozenset()
+        """Receipts that the statement does not show yet."""
+
+    def plan(self, operation: str, plan: Plan) -> None:
+        """Say how the next call of an operation will go."""
+        self._plans[operation] = plan
+
+    def mend(self) -> None:
+        """From now on everything goes well."""
+        self._plans.clear()
+        self.hidden = frozenset()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def request(self, method: str, url: str, **options: Any) -> Any:
+        """As niquests' sessions have it."""
+        # The intent is committed before the call, and no connection to Postgres is held while others take their time.
+        assert not self._db.in_transaction, f"{url} is called inside a transaction"
+        operation = next(name for name, path in OPERATIONS.items() if path in url)
+        plan = self._plans.pop(operation, Plan())
+        for act in plan.before:
+            await self._perform(act)
+        if plan.fate is Fate.NEVER_CONNECTED:
+            raise niquests.exceptions.ConnectTimeout
+        if plan.fate is Fate.NEVER_ARRIVED:
+            raise niquests.exceptions.ReadTimeout
+        if plan.fate is Fate.DIES_BEFORE:
+            raise ProcessDied
+        response = await self._session.request(method, url, **options)
+        await self._arrived(operation, options.get("json"))
+        for act in plan.after:
+            await self._perform(act)
+        if plan.fate is Fate.ANSWER_LOST:
+            raise niquests.exceptions.ReadTimeout
+        if plan.fate is Fate.DIES_AFTER:
+            raise ProcessDied
+        if plan.fate is Fate.ANSWER_GARBLED:
+            return _answer(b"<html>We are improving our services. Please try again later.</html>")
+        if operation == "pullquery" and self.hidden and response.status_code == 200:
+            return _answer(_without(response.content or b"", self.hidden))
+        return response
+
+
+def _answer(body: bytes) -> niquests.Response:
+    made = niquests.Response()
+    made.status_code = 200
+    made._content = body  # pyright: ignore[reportPrivateUsage] - the library has no other way to make one
+    return made
+
+
+def _without(body: bytes, receipts: frozenset[str]) -> bytes:
+    """A statement without the rows of these receipts."""
+    try:
+        page = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body
+    if isinstance(page.get("Response"), list):
+        page["Response"] = [
+            [row for row in rows if not (isinstance(row, dict) and row.get("transactionId") in receipts)]
+            for rows in page["Response"]
+        ]
+    return msgspec.json.encode(page)

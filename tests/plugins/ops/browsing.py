@@ -1,0 +1,232 @@
+"""A browser without a screen: keeps cookies by their path, follows redirects, reads pages, fills in and sends forms."""
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from html.parser import HTMLParser
+from typing import Any, Self
+from urllib.parse import urljoin
+
+import niquests
+
+from mpesa_gateway.secret import Secret
+
+PASSWORD = Secret("a long enough password")
+
+_INLINE = {"a", "b", "code", "small", "strong", "em", "data", "time", "span", "svg", "use", "i"}
+_VOID = {"meta", "link", "input", "img", "br", "hr", "use", "path", "circle", "line", "rect"}
+
+
+@dataclass
+class Form:
+    """A form as it stands on a page: where it leads, how, and what is filled in already."""
+
+    action: str
+    method: str
+    fields: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    choices: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+class _Reader(HTMLParser):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.links: list[str] = []
+        self.forms: list[Form] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.untidy: list[str] = []
+        self._form: Form | None = None
+        self._select: str | None = None
+        self._textarea: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._part(tag)
+        found = {name: value or "" for name, value in attrs}
+        if len(found) != len(attrs):
+            self.untidy.append(f"<{tag}> has an attribute twice")
+        if tag not in _VOID:
+            self.open.append(tag)
+        for name in ("href", "src", "hx-get"):
+            link = found.get(name)
+            if link and not link.startswith(("data:", "#")):
+                self.links.append(urljoin(self.url, link))
+        if tag == "form":
+            self._form = Form(urljoin(self.url, found.get("action", "")), found.get("method", "get"))
+            self.forms.append(self._form)
+        if self._form is not None:
+            self._read_field(self._form, tag, found)
+
+    def _read_field(self, form: Form, tag: str, found: Mapping[str, str]) -> None:
+        name = found.get("name", "")
+        if tag in {"input", "button"} and name:
+            if found.get("type") in {"checkbox", "radio"}:
+                form.choices.setdefault(name, []).append(found.get("value", "on"))
+                if "checked" not in found:
+                    return
+            form.fields.setdefault(name, []).append(found.get("value", "on" if "type" in found else ""))
+        elif tag == "select":
+            self._select = name
+        elif tag == "option" and self._select:
+            form.choices.setdefault(self._select, []).append(found.get("value", ""))
+            if "selected" in found or self._select not in form.fields:
+                form.fields[self._select] = [found.get("value", "")]
+        elif tag == "textarea":
+            self._textarea = name
+            form.fields[name] = [""]
+
+    def _part(self, tag: str) -> None:
+        if tag not in _INLINE:
+            self.words.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._part(tag)
+        if not self.open or self.open.pop() != tag:
+            self.untidy.append(f"</{tag}> closes something else")
+        if tag == "form":
+            self._form = None
+        elif tag == "select":
+            self._select = None
+        elif tag == "textarea":
+            self._textarea = None
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.handle_endtag(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._textarea is not None and self._form is not None:
+            self._form.fields[self._textarea] = [data]
+        self.words.append(data)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a browser shows."""
+
+    status: int
+    url: str
+    headers: Mapping[str, str]
+    text: str
+
+    @cached_property
+    def _read(self) -> _Reader:
+        reader = _Reader(self.url)
+        reader.feed(self.text)
+        reader.close()
+        return reader
+
+    @property
+    def words(self) -> str:
+        """What there is to read, with single spaces."""
+        return " ".join("".join(self._read.words).split())
+
+    @property
+    def links(self) -> list[str]:
+        """Where the page's links and files lead."""
+        return self._read.links
+
+    @property
+    def forms(self) -> list[Form]:
+        """The page's forms."""
+        return self._read.forms
+
+    @property
+    def untidy(self) -> list[str]:
+        """What a validator would complain about first: tags that do not fit."""
+        return [*self._read.untidy, *(f"<{tag}> stays open" for tag in self._read.open)]
+
+    def form(self, ending: str) -> Form:
+        """The first form whose address ends so."""
+        found = [form for form in self.forms if form.action.endswith(ending)]
+        assert found, f"no form leads to …{ending}: {[form.action for form in self.forms]}"
+        return found[0]
+
+    def has_form(self, ending: str) -> bool:
+        """Whether a form leads to such an address."""
+        return any(form.action.endswith(ending) for form in self.forms)
+
+    def link(self, ending: str) -> str:
+        """The first link that ends so."""
+        found = [link for link in self.links if link.endswith(ending)]
+        assert found, f"no link ends with {ending}: {self.links}"
+        return found[0]
+
+    def field(self, name: str) -> str:
+        """The value of the first field with this name, in any form."""
+        found = [form.fields[name][0] for form in self.forms if name in form.fields]
+        assert found, self.text
+        return found[0]
+
+
+class Browser:
+    """Keeps cookies by their path, as browsers do, and says where a request comes from."""
+
+    def __init__(self, ops: str) -> None:
+        self.ops = ops
+        self._session = niquests.AsyncSession(retries=0)
+        self._session.trust_env = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    @property
+    def cookies(self) -> list[Any]:
+        """All cookies that are kept."""
+        return list(self._session.cookies)
+
+    def takes(self, cookies: list[Any]) -> None:
+        """Keep somebody else's cookies."""
+        for cookie in cookies:
+            self._session.cookies[cookie.name] = cookie.value
+
+    async def opens(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
+        """Open a page."""
+        url = path if path.startswith("http") else self.ops + path
+        return _page(await self._session.get(url, headers={"Accept": accept}, allow_redirects=follows))
+
+    async def sends(
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+        *,
+        follows: bool = True,
+    ) -> Page:
+        """Send a form, from our own page unless ``headers`` say otherwise."""
+        url = path if path.startswith("http") else self.ops + path
+        origin = re.sub(r"(http://[^/]+).*", r"\1", self.ops)
+        sent = {"Accept": "text/html", "Origin": origin}
+        sent = {name: value for name, value in (sent | dict(headers or {})).items() if value}
+        return _page(await self._session.post(url, data=dict(fields), headers=sent, allow_redirects=follows))
+
+    async def submits(self, page: Page, ending: str, **filled: Any) -> Page:
+        """Send the form of this page that leads to an address with this ending, with these fields filled in."""
+        form = page.form(ending)
+        assert form.method == "post"
+        unknown = set(filled) - set(form.fields) - set(form.choices)
+        assert not unknown, f"the form has no field {unknown}: {sorted(form.fields)}"
+        fields = form.fields | filled
+        return await self.sends(form.action, fields)
+
+    async def signs_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
+        """Fill in the login's form."""
+        return await self.sends("/login", {"name": name, "password": password.reveal()}, **options)
+
+
+def _page(response: niquests.Response) -> Page:
+    return Page(response.status_code or 0, str(response.url), response.headers, response.text or "")
+
+
+@asynccontextmanager
+async def signed_in(ops: str, name: str = "amina") -> AsyncGenerator[Browser]:
+    """A browser whose operator is in."""
+    async with Browser(ops) as browser:
+        assert (await browser.signs_in(name)).status == 200
+        yield browser

@@ -1,0 +1,75 @@
+"""What the tests of the operators' pages share: a gateway with all plugins, a shop on it, operators of each role."""
+
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.pages import Role
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
+from mpesa_gateway_ops.operators import Operators
+from tests.plugins.ops.browsing import PASSWORD, Browser, signed_in
+
+NAMES = {Role.ADMIN: "amina", Role.OPERATOR: "otieno", Role.VIEWER: "viola"}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A gateway at work, a shop, and who looks after it."""
+
+    gateway: Gateway
+    ops: str
+    api: Api
+    receiver: Receiver
+    merchant_id: str
+    browser: Callable[..., AbstractAsyncContextManager[Browser]]
+
+    async def acted(self) -> list[tuple[str, str | None]]:
+        """What operators did, newest first: the act and what it was about."""
+        entries = await self.gateway.audit.page(100, None, "operator.acted", None)
+        return [(entry.detail["act"], entry.subject_id) for entry in entries]
+
+
+class _Broken:
+    """Notes the parts of pages that failed, which a page itself survives."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def exception(self, event: str) -> None:
+        """A part has failed."""
+        self.parts.append(f"{event}: {sys.exc_info()[1]!r}")
+
+
+@pytest.fixture(autouse=True)
+def whole_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """No part of a page fails unseen; a test that makes one fail empties the list."""
+    broken = _Broken()
+    monkeypatch.setattr("mpesa_gateway_ops.desk.log", broken)
+    yield broken.parts
+    assert broken.parts == []
+
+
+@pytest.fixture
+async def desk(values: dict[str, Any]) -> AsyncGenerator[Desk]:
+    """A gateway with all plugins, a shop with credentials and a webhook, and three operators."""
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        for role, name in NAMES.items():
+            await gateway.services.get(Operators).create(name, PASSWORD, role=role, actor="test")
+        merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        ops = f"{base}/ops"
+
+        def browser(role: Role = Role.ADMIN) -> AbstractAsyncContextManager[Browser]:
+            return signed_in(ops, NAMES[role])
+
+        yield Desk(gateway, ops, api, receiver, merchant_id, browser)

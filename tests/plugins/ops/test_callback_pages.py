@@ -1,0 +1,133 @@
+"""The pages about callbacks: what came, what was refused and why, and taking either up again."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.pages import Role
+from mpesa_gateway.testing.serving import eventually
+from tests.plugins.ops.browsing import Page
+from tests.plugins.ops.conftest import Desk
+
+
+@pytest.fixture
+def values(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which nobody but Safaricom's own addresses may call back."""
+    return values | {"callbacks": {"enforce_allowlist": "always"}}
+
+
+def listed(page: Page) -> list[str]:
+    """The callbacks that a page lists."""
+    return re.findall(r'href="[^"]*callbacks/(?:refused/)?((?:cbk|ref)_\w{26})"', page.text)
+
+
+def let_in(_: object, __: str) -> None:
+    """A check that finds nothing wrong."""
+
+
+async def refused(desk: Desk, count: int = 1) -> None:
+    """Wait until so many have been refused."""
+
+    async def are_refused() -> bool:
+        return bool(await desk.gateway.db.fetchval("SELECT count(*) >= $1 FROM refused_callback", count))
+
+    assert await eventually(are_refused)
+
+
+async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(desk: Desk) -> None:
+    made = (await desk.api.pay("254711000001", key="order")).data
+    await refused(desk)
+    async with desk.browser(Role.OPERATOR) as browser:
+        assert "1 refused callback today" in (await browser.opens()).words
+        page = await browser.opens("/callbacks/refused")
+        assert "source it did not come from an address on the allowlist" in page.words
+        (refused_id,) = set(listed(page))
+        shown = await browser.opens(f"/callbacks/refused/{refused_id}")
+        assert shown.link(f"/payments/{made['id']}")
+        assert "254711000001" not in shown.text
+        assert "2547****001" in shown.text
+        assert not shown.has_form(refused_id)
+    async with desk.browser() as browser:
+        shown = await browser.opens(f"/callbacks/refused/{refused_id}")
+        assert shown.untidy == []
+        unsure = await browser.submits(shown, refused_id)
+        assert (unsure.status, "you vouch for where this came from" in unsure.words) == (422, True)
+        told = await browser.submits(unsure, refused_id, confirm=refused_id)
+        assert "It was taken, and went through the pipeline." in told.words
+        assert "applied" in told.words
+        assert (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+        again = await browser.sends(
+            f"/callbacks/refused/{refused_id}", {"form_token": told.field("form_token"), "confirm": refused_id}
+        )
+        assert (again.status, "replayed before" in again.words) == (409, True)
+        assert "refused callback" not in (await browser.opens()).words
+        payment = await browser.opens(f"/payments/{made['id']}")
+        assert "applied stk: result 0" in payment.words
+    entry = (await desk.gateway.audit.page(1, None, "callback.replayed", None))[0]
+    assert (entry.subject_id, entry.detail["reason"]) == (refused_id, "source")
+
+
+async def test_who_vouches_for_the_source_vouches_for_nothing_else(desk: Desk) -> None:
+    base, good = (
+        desk.ops.removesuffix("/ops"),
+        {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 1}}},
+    )
+    body = json.dumps(good).encode()
+    for path, sent, headers in (
+        ("/v1/cb/stk/nothing-like-a-token", body, {}),
+        ("/v1/webhooks/mpesa", b'{"Body": 1}', {}),
+        ("/v1/webhooks/mpesa", body, {"X-Mpesa-Signature": "AAAA"}),
+        ("/v1/webhooks/mpesa", body + b" " * 20_000, {}),
+    ):
+        assert (await desk.api.call("POST", path, raw=sent, headers=headers)).status == 403, path
+    assert base
+    await refused(desk, 4)
+    async with desk.browser() as browser:
+        ids = list(dict.fromkeys(listed(await browser.opens("/callbacks/refused"))))
+        long, signed, shapeless, tokenless = ids
+        token = (await browser.opens("/callbacks/refused")).field("form_token")
+        for refused_id, status, word in (
+            (long, 409, "not kept whole"),
+            (signed, 401, "signature does not fit"),
+            (shapeless, 422, "not a callback of this kind"),
+        ):
+            told = await browser.sends(f"/callbacks/refused/{refused_id}", {"form_token": token, "confirm": refused_id})
+            assert (told.status, word in told.words) == (status, True), told.words
+        # Without a token it is known by Daraja's handle alone, and waits for a payment that has it.
+        told = await browser.sends(f"/callbacks/refused/{tokenless}", {"form_token": token, "confirm": tokenless})
+        assert "waiting" in told.words
+    assert await desk.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
+
+
+async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpesa_gateway_callbacks.service.CallbackInbox._check_listed", let_in)
+    made = (await desk.api.pay("254711000001", key="order")).data
+    await desk.api.settled(made["id"], "completed")
+    body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_unknown", "ResultCode": 1, "ResultDesc": "x"}}}
+    assert (await desk.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens("/callbacks")
+        assert len(listed(page)) == 2
+        assert page.untidy == []
+        (waiting,) = listed(await browser.opens("/callbacks?verdict=waiting"))
+        (applied,) = listed(await browser.opens("/callbacks?verdict=applied"))
+        shown = await browser.opens(f"/callbacks/{applied}")
+        assert "254711000001" not in shown.text
+        told = await browser.submits(shown, "/offer")
+        assert "It went through the pipeline again: applied." in told.words
+        await desk.gateway.db.execute(
+            "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1", waiting
+        )
+        assert "1 callback that no payment could use" in (await browser.opens()).words
+        assert listed(await browser.opens("/callbacks?verdict=unmatched")) == [waiting]
+        told = await browser.submits(await browser.opens(f"/callbacks/{waiting}"), "/offer")
+        assert "It went through the pipeline again: waiting." in told.words
+        assert (await browser.opens("/callbacks/cbk_00000000000000000000000000")).status == 404
+        assert (await browser.opens("/callbacks?verdict=good")).status == 422
+    steps = (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
+    assert [step["kind"] for step in steps].count("completed") == 1
+    assert await desk.acted() == [("callbacks.offer", waiting), ("callbacks.offer", applied)]

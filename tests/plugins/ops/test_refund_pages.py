@@ -1,0 +1,104 @@
+"""The pages about refunds: sending money back with care, the list, and what waits for a person."""
+
+import re
+from typing import Any
+
+from mpesa_gateway.pages import Role
+from mpesa_gateway.testing.serving import eventually
+from tests.plugins.ops.browsing import Page
+from tests.plugins.ops.conftest import Desk
+
+
+def listed(page: Page) -> list[str]:
+    """The refunds that a page lists."""
+    return re.findall(r'href="[^"]*refunds/(rfd_\w{26})"', page.text)
+
+
+async def paid(desk: Desk, key: str = "order") -> dict[str, Any]:
+    """A paid payment of KES 500."""
+    return await desk.api.settled((await desk.api.pay("254711000001", key=key)).data["id"], "completed")
+
+
+async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: Desk) -> None:
+    payment = await paid(desk)
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens(f"/payments/{payment['id']}")
+        form = await browser.opens(page.link("/refund"))
+        assert "Up to KES 500 can go back." in form.words
+        assert form.untidy == []
+        unsure = await browser.submits(form, "/refund", amount="200")
+        assert (unsure.status, "tick the box" in unsure.words) == (422, True)
+        assert unsure.field("amount") == "200"
+        filled = {"amount": "200", "reason": "Broken jug", "confirm": payment["id"]}
+        wrong = await browser.submits(unsure, "/refund", **filled | {"amount": "2.50"})
+        assert "amount: M-Pesa moves whole shillings only" in wrong.words
+        assert wrong.field("reason") == "Broken jug"
+        told = await browser.submits(wrong, "/refund", **filled)
+        assert "M-Pesa was asked to send the money back." in told.words
+        again = await browser.submits(wrong, "/refund", **filled)
+        assert again.url.partition("?")[0] == told.url.partition("?")[0]
+
+        async def is_back() -> bool:
+            return "partially reversed" in (await browser.opens(f"/payments/{payment['id']}")).words
+
+        assert await eventually(is_back)
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert "Sent back KES 200" in page.words
+        assert listed(page) == [told.url.partition("?")[0].rpartition("/")[2]] * 3
+        shown = await browser.opens("/refunds?status=completed")
+        assert listed(shown) == [listed(page)[0]]
+        assert listed(await browser.opens("/refunds?status=failed")) == []
+        ended = await browser.opens(f"/refunds/{listed(page)[0]}")
+        assert "Broken jug" in ended.words
+        assert "applied reversal: result 0" in ended.words
+        assert ended.untidy == []
+        late = await browser.sends(f"/refunds/{listed(page)[0]}/query", {"form_token": page.field("form_token")})
+        assert "Not done: this refund has ended." in late.words
+    entry = (await desk.gateway.audit.page(1, None, "refund.requested", None))[0]
+    assert entry.actor.startswith("operator:opr_")
+
+
+async def test_what_cannot_go_back_is_told_and_a_viewer_has_no_form(desk: Desk) -> None:
+    failed = await desk.api.settled((await desk.api.pay("254700000001", key="fails")).data["id"], "failed")
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens(f"/payments/{failed['id']}/refund")
+        assert "Nothing of this payment can be sent back: it is failed" in page.words
+        refused = await browser.sends(
+            f"/payments/{failed['id']}/refund", {"form_token": page.field("form_token"), "confirm": failed["id"]}
+        )
+        assert (refused.status, "only money that has come in" in refused.words) == (409, True)
+        assert (await browser.opens("/payments/pay_00000000000000000000000000/refund")).status == 404
+    payment = await paid(desk)
+    async with desk.browser(Role.VIEWER) as browser:
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert not [link for link in page.links if link.endswith("/refund")]
+        assert (await browser.opens(f"/payments/{payment['id']}/refund")).status == 403
+
+
+async def test_a_refund_that_was_never_answered_is_decided_by_an_admin(desk: Desk) -> None:
+    assert (await desk.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
+    payment = await paid(desk)
+    made = (await desk.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
+    await desk.gateway.db.execute(
+        "UPDATE refund SET attention = 'look on its portal', due_at = NULL WHERE refund_id = $1", made["id"]
+    )
+    async with desk.browser(Role.OPERATOR) as browser:
+        front = await browser.opens()
+        assert "1 refund waits for somebody" in front.words
+        page = await browser.opens(front.link("/refunds?waiting=true"))
+        assert listed(page) == [made["id"]]
+        page = await browser.opens(f"/refunds/{made['id']}")
+        assert "Somebody has to look: look on its portal." in page.words
+        assert not page.has_form(f"/refunds/{made['id']}")
+    async with desk.browser() as browser:
+        page = await browser.opens(f"/refunds/{made['id']}")
+        undecided = await browser.submits(page, f"/refunds/{made['id']}", note="Saw it")
+        assert (undecided.status, "say whether the money went back" in undecided.words) == (422, True)
+        unsure = await browser.submits(undecided, f"/refunds/{made['id']}", outcome="failed", note="Saw it")
+        assert "this cannot be undone" in unsure.words
+        told = await browser.submits(
+            unsure, f"/refunds/{made['id']}", outcome="completed", note="Portal, 10:15", confirm=made["id"]
+        )
+        assert "The refund is completed." in told.words
+        assert "waits for somebody" not in (await browser.opens()).words
+    assert (await desk.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"

@@ -1,0 +1,182 @@
+"""Who may do what: roles, the host's own login, and the record of every act."""
+
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.pages import Act, Done, Page, Pages, Role, Shown, Visit
+from mpesa_gateway.plugin import Plugin, PluginRefused
+from mpesa_gateway.testing.serving import running_gateway
+from mpesa_gateway_ops.api import HostOperator
+from mpesa_gateway_ops.desk import Desk as Desk_
+from mpesa_gateway_ops.operators import Operators
+from tests.plugins.ops.browsing import PASSWORD, Browser, signed_in
+from tests.plugins.ops.conftest import Desk
+
+done: list[str] = []
+
+
+async def show(visit: Visit) -> Shown:
+    """A page of a stranger's plugin, with a template of its own."""
+    return Shown("shelf.html", {"said": visit.text("said"), "items": ["pay_00000000000000000000000000", "x"]})
+
+
+async def put(visit: Visit) -> Done:
+    """Something to do on it."""
+    done.append(visit.visitor.actor)
+    return Done("shelf", f"Put there by {visit.visitor.name}.")
+
+
+def _shelf(name: str = "shelf") -> Plugin:
+    pages = Pages(
+        templates="tests.plugins.ops.shelf",
+        pages=(
+            Page("shelf", "Shelf", show),
+            Page("shelf/hidden", "Hidden", show, role=Role.ADMIN),
+            Page("shelf/of/{item}", "One", show),
+        ),
+        acts=(
+            Act("shelf/put", "put", put, back="shelf"),
+            Act("shelf/burn", "burn", put, role=Role.ADMIN, back="shelf"),
+        ),
+    )
+    return Plugin(name=name, summary="A shelf.", pages=pages)
+
+
+@pytest.fixture
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with nothing but the pages."""
+    del values["simulator"]
+    return values | {"plugins": ["ops"]}
+
+
+async def test_a_role_sees_and_does_what_it_may_and_no_more(plain: dict[str, Any]) -> None:
+    done.clear()
+    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+        operators = gateway.services.get(Operators)
+        for name, role in (("viola", Role.VIEWER), ("otieno", Role.OPERATOR), ("amina", Role.ADMIN)):
+            await operators.create(name, PASSWORD, role=role, actor="test")
+        allowed: dict[str, list[int]] = {}
+        for name in ("viola", "otieno", "amina"):
+            async with signed_in(f"{base}/ops", name) as browser:
+                token = (await browser.opens("/shelf")).field("form_token")
+                answers = [
+                    await browser.opens("/shelf"),
+                    await browser.opens("/shelf/hidden"),
+                    await browser.sends("/shelf/put", {"form_token": token}),
+                    await browser.sends("/shelf/burn", {"form_token": token}),
+                ]
+                allowed[name] = [answer.status for answer in answers]
+                assert all("ask an admin" in answer.words for answer in answers if answer.status == 403)
+        assert allowed == {
+            "viola": [200, 403, 403, 403],
+            "otieno": [200, 403, 200, 403],
+            "amina": [200, 200, 200, 200],
+        }
+        assert len(done) == 3
+        entries = await gateway.audit.page(10, None, "operator.acted", None)
+        assert [(entry.actor, entry.detail["act"]) for entry in reversed(entries)] == [
+            (done[0], "shelf.put"),
+            (done[1], "shelf.put"),
+            (done[2], "shelf.burn"),
+        ]
+
+
+async def test_a_role_changes_from_the_next_page_on(plain: dict[str, Any]) -> None:
+    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+        operators = gateway.services.get(Operators)
+        await operators.create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+        async with signed_in(f"{base}/ops", "viola") as browser:
+            assert (await browser.opens("/shelf/hidden")).status == 403
+            await operators.set_role("viola", Role.ADMIN, actor="test")
+            assert (await browser.opens("/shelf/hidden")).status == 200
+            entry = (await gateway.audit.page(1, None, "operator.role_set", None))[0]
+            assert entry.detail == {"role": "admin"}
+
+
+async def test_a_strangers_page_is_in_the_frame_and_what_it_says_is_text(plain: dict[str, Any]) -> None:
+    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        async with signed_in(f"{base}/ops") as browser:
+            page = await browser.opens("/shelf/of/<b>")
+            assert page.status == 200
+            assert "SANDBOX" in page.words
+            assert page.untidy == []
+            again = await browser.submits(page, "/shelf/put")
+            assert again.url.startswith(f"{base}/ops/shelf?note=")
+            assert "Put there by amina." in again.words
+            # A note is told once, and to nobody else.
+            assert "Put there" not in (await browser.opens(again.url)).words
+            # The address of a button, loaded, leads to where the button is.
+            assert (await browser.opens("/shelf/put")).url == f"{base}/ops/shelf"
+
+
+async def test_two_pages_at_one_address_are_refused() -> None:
+    other = _shelf("other")
+    values = {"database": {"url": "postgresql://x"}, "valkey": {"url": "valkey://x"}, "plugins": ["ops"]}
+    values["security"] = {"master_key": "A" * 43 + "="}
+    gateway = Gateway(GatewayConfig.from_values(values), plugins=(_shelf(), other))
+    with pytest.raises(PluginRefused, match="/ops/shelf"):
+        gateway.services.get(Desk_)
+
+
+# -- the host's own login ---------------------------------------------------------------------------------------------
+
+
+async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> None:
+    plain["ops"] = {"login_url": "https://shop.example/login"}
+    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base), Browser(f"{base}/ops") as browser:
+        here: list[HostOperator] = []
+
+        @gateway.services.get(Operators).signed_in_by
+        async def who(scope: Any) -> HostOperator | None:
+            assert scope["type"] == "http"
+            return here[0] if here else None
+
+        assert who is gateway.ops.host_login
+        away = await browser.opens(follows=False)
+        assert (away.status, away.headers["Location"]) == (303, "https://shop.example/login")
+        # Our own passwords open nothing any more.
+        await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        assert "signed in where this gateway belongs" in (await browser.signs_in()).words
+        here.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
+        page = await browser.opens("/shelf")
+        assert "wanjiru, operator" in page.words
+        assert not page.has_form("/logout")
+        assert (await browser.sends("/shelf/put", {"form_token": "0" * 64})).status == 403
+        assert "Put there by wanjiru." in (await browser.submits(page, "/shelf/put")).words
+        assert (await browser.opens("/shelf/hidden")).status == 403
+        entry = (await gateway.audit.page(1, None, "operator.acted", None))[0]
+        assert entry.actor == "operator:host:wanjiru"
+        here.clear()
+        assert (await browser.opens(follows=False)).status == 303
+
+
+async def nobody(_: Any) -> HostOperator | None:
+    """A host's login that knows nobody."""
+    return None
+
+
+async def test_the_hosts_login_can_be_named_in_the_settings(plain: dict[str, Any]) -> None:
+    plain["ops"] = {"login": "tests.plugins.ops.test_roles:nobody"}
+    async with running_gateway(plain) as (gateway, base), Browser(f"{base}/ops") as browser:
+        assert gateway.ops.host_login is not None
+        page = await browser.opens(follows=False)
+        assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
+    gateway = Gateway(GatewayConfig.from_values(plain | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))
+    with pytest.raises(ConfigRefused, match=r"`ops\.login`: tests\.plugins\.ops\.nowhere:nobody cannot be imported"):
+        await gateway.start()
+    with pytest.raises(ConfigRefused, match=r"ops\.login"):
+        Gateway(GatewayConfig.from_values(plain | {"ops": {"login": "no callable"}}))
+
+
+async def test_every_act_of_every_plugin_has_a_name_and_somewhere_to_go_back_to(desk: Desk) -> None:
+    found = desk.gateway.services.get(Desk_)
+    acts = [(plugin.name, act) for plugin in desk.gateway.plugins for act in plugin.pages.acts]
+    assert len(acts) > 3
+    assert len({(plugin, act.name) for plugin, act in acts}) == len(acts)
+    for plugin, act in acts:
+        assert found.page_at(act.path) is not None or act.back, (plugin, act.name)
