@@ -56,6 +56,10 @@ test *arguments: ready
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}
 
+# Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
+bench *options: ready
+    .venv/bin/python -m bench.speed {{ options }}
+
 # Look for mistakes with ruff, and at the direction of imports
 lint: ready
     .venv/bin/ruff check
@@ -85,6 +89,8 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone -o requirements/run.txt
     {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
+    for peer in django fastapi; do {{ pin }} requirements/peer-$peer.in -o requirements/peer-$peer.txt; done
 
-compile := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
-    " --no-header --no-annotate --no-emit-index-url --emit-build-options pyproject.toml"
+pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
+    " --no-header --no-annotate --no-emit-index-url"
+compile := pin + " --emit-build-options pyproject.toml"

@@ -14,6 +14,7 @@ from litestar.di import Provide
 from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import DarajaClient
+from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.outbox import HANDLE, Outbox
@@ -137,8 +138,9 @@ class Gateway:
         self.db = Database(config.database)
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(self.db, self.clock, self.ids)
-        self.merchants = Merchants(self.db, self.clock, self.ids, self.audit)
-        self.api_keys = ApiKeys(self.db, self.vault, self.clock, self.ids, self.audit)
+        self.changes = Changes(self.db)
+        self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
+        self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = Services()
         for plugin in self.plugins:
             for port, factory in plugin.provides:
@@ -237,6 +239,7 @@ class Gateway:
             (*KERNEL_TABLES, *(model for plugin in self.plugins if plugin.tables for model in plugin.tables.models))
         )
         await self.vault.open()
+        await self.changes.start()
         self.valkey = connect(self.config.valkey)
         self.jobs = Jobs(self.config.valkey, self.jobs_by_name)
         self.limits = Limits(self.config, self.clock)
@@ -282,6 +285,7 @@ class Gateway:
             part = self.__dict__.pop(name, None)
             if part is not None:
                 await getattr(part, close)()
+        await self.changes.stop()
         await self.db.stop()
 
     async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
@@ -399,6 +403,10 @@ class _Door:
             self._app = RequestIds(self._gate, gateway.ids)
         return self._litestar
 
+    def build(self) -> None:
+        """Make the application now, so that the first request need not wait for it: it takes half a second."""
+        _ = self.litestar
+
     @property
     def gate(self) -> Gate:
         """Who is let in, who waits, and how many were turned away."""
@@ -434,7 +442,7 @@ class _Door:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            _ = self.litestar
+            self.build()
             await self._gateway.start()
         except Exception as problem:
             log.exception("start_failed")

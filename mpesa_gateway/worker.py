@@ -149,6 +149,7 @@ class Jobs:
         self._client = connect(config)
         self._queue = GatewayQueue(self._client, name=config.prefix)
         self._resting_until = 0.0
+        self._waking: set[asyncio.Task[bool]] = set()
 
     @property
     def queue(self) -> GatewayQueue:
@@ -156,8 +157,15 @@ class Jobs:
         return self._queue
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """Close the connections, once everybody has been woken."""
+        await asyncio.gather(*self._waking, return_exceptions=True)
         await self._queue.disconnect()
+
+    def wake(self, name: str, /, **kwargs: Any) -> None:
+        """Like ``enqueue``, without waiting for it: for whoever has somebody waiting for an answer meanwhile."""
+        task = asyncio.create_task(self.enqueue(name, **kwargs))
+        self._waking.add(task)
+        task.add_done_callback(self._waking.discard)
 
     async def enqueue(self, name: str, /, *, delay: float = 0, **kwargs: Any) -> bool:
         """Wake a job, ``delay`` seconds from now (whole seconds, rounded up).

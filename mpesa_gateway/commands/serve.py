@@ -115,6 +115,7 @@ class _Server(uvicorn.Server):
 async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
     gateway = Gateway(config)
     # The gateway is started by us and not by uvicorn, which would turn a clear refusal into a traceback.
+    gateway.asgi.build()
     server = _Server(_uvicorn_config(gateway.asgi, config, lifespan="off"), _where(config))
     loop = asyncio.get_running_loop()
 

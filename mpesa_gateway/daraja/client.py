@@ -459,7 +459,7 @@ class DarajaClient:
         began = time.perf_counter()
         status, error = 0, ""
         try:
-            # The library's own read timeout starts anew with each byte. While M-Pesa thinks, others are worked on.
+            # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._config.timeout):
                 with aside():
                     response = await self._session.request(

@@ -76,6 +76,14 @@ class _Engine(PostgresEngine):
         """Nothing: the gateway needs no extensions."""
 
 
+async def _leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
+    """Nothing: a connection goes back to the pool with no settings, locks or listeners of its own.
+
+    All that we set and lock ends with its transaction, and an open transaction is rolled back without this. asyncpg's
+    own way is to ask Postgres to reset everything, each time: a second trip after every query.
+    """
+
+
 class _Open:
     """The transaction that this task is in."""
 
@@ -138,7 +146,14 @@ class Database:
     async def start(self) -> None:
         """Open the pool. Raises what asyncpg raises when Postgres cannot be reached."""
         least, most = self._pool_size
-        await self.engine.start_connection_pool(min_size=least, max_size=most, max_inactive_connection_lifetime=300.0)
+        await self.engine.start_connection_pool(
+            min_size=least, max_size=most, max_inactive_connection_lifetime=300.0, reset=_leave_as_it_is
+        )
+
+    async def connect(self) -> "asyncpg.Connection[Row]":
+        """A connection outside the pool, for whoever keeps one. Raises what asyncpg raises without Postgres."""
+        connection: asyncpg.Connection[Row] = await asyncpg.connect(**self.engine.config)
+        return connection
 
     async def stop(self, patience: float = 10.0) -> None:
         """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""

@@ -18,6 +18,27 @@ ON CONFLICT (merchant_id, key) DO UPDATE SET state = 'in_flight', leased_until =
 RETURNING subject_id
 """
 
+CLAIMED = """
+claimed AS (
+    INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
+    SELECT merchant_id, idempotency_key, fingerprint, 'in_flight', subject_id, leased_until, asked_at FROM asked
+    -- Always in this order, so that two processes with the same keys wait for each other and not in a ring.
+    ORDER BY merchant_id, idempotency_key
+    ON CONFLICT (merchant_id, key) DO NOTHING
+    RETURNING subject_id
+)
+"""
+"""For a statement that claims many keys and writes what they are claimed for: a CTE that reads these columns of
+``asked`` and gives the subjects whose keys nobody has used before. All others are left to ``claim``."""
+
+SETTLED = """
+settled AS (
+    UPDATE idempotency_key SET state = 'settled' FROM told
+    WHERE idempotency_key.merchant_id = told.merchant_id AND key = idempotency_key AND state = 'in_flight'
+)
+"""
+"""Likewise, for a statement that writes the outcome of many: settles the keys in ``told``."""
+
 FIND = """
 SELECT fingerprint, state, subject_id, leased_until FROM idempotency_key WHERE merchant_id = $1 AND key = $2
 """

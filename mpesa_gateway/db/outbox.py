@@ -29,13 +29,16 @@ LEASE = timedelta(seconds=120)
 PAUSES = (5, 30, 120, 600, 1800, 3600)
 """Seconds until a failed subscriber is tried again; the last one repeats."""
 
-INSERT_EVENT = """
+INSERT_EVENTS = """
 INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-VALUES ($1, $2, NULLIF($3, ''), $4, $5, $6, $7::text::jsonb, $8)
+SELECT event_id, kind, NULLIF(merchant_id, ''), subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
+    AS t(event_id, kind, merchant_id, subject_id, occurred_at, payload, body)
 """
 
 INSERT_TASKS = """
-INSERT INTO event_task (event_id, subscriber, due_at) SELECT $1, unnest($2::text[]), $3
+INSERT INTO event_task (event_id, subscriber, due_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
 """
 
 CLAIM_TASK = """
@@ -89,38 +92,71 @@ class Outbox:
         Subscribers inside the transaction run now, the others after commit, each in a job of its own.
         Raises NotInTransaction when no transaction is open.
         """
+        return (await self._publish([event], at_once=False))[0]
+
+    async def publish_many(self, events: Sequence[E]) -> list[E]:
+        """The same for several events of one transaction, written in one trip to Postgres.
+
+        Subscribers that can take ``many`` get them all in one call.
+        """
+        return await self._publish(events, at_once=True)
+
+    async def _publish(self, events: Sequence[E], *, at_once: bool) -> list[E]:
         gateway = self._gateway
-        if not gateway.db.in_transaction:
-            raise NotInTransaction(f"publish {event.kind} inside the transaction that makes it true")
-        stamped = msgspec.structs.replace(event, event_id=gateway.ids.new("evt"), occurred_at=gateway.clock.now())
-        interested = [subscriber for subscriber in self._subscribers if isinstance(stamped, subscriber.event)]
-        durable = [subscriber.name for subscriber in interested if not subscriber.inside]
-        if durable or isinstance(stamped, PublicEvent):
-            await gateway.db.execute(
-                INSERT_EVENT,
-                stamped.event_id,
-                stamped.kind,
-                stamped.merchant_id,
-                stamped.subject_id,
-                stamped.occurred_at,
-                isinstance(stamped, PublicEvent),
-                dumps(stamped),
-                public_body(stamped) if isinstance(stamped, PublicEvent) else None,
-            )
-        if durable:
-            await gateway.db.execute(
-                INSERT_TASKS, stamped.event_id, durable, stamped.occurred_at + timedelta(seconds=15)
-            )
-
-            async def wake() -> None:
-                for name in durable:
-                    await gateway.jobs.enqueue(HANDLE, event_id=stamped.event_id, subscriber=name)
-
-            await gateway.db.after_commit(wake)
-        for subscriber in interested:
+        if events and not gateway.db.in_transaction:
+            raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
+        stamped = [
+            msgspec.structs.replace(event, event_id=gateway.ids.new("evt"), occurred_at=gateway.clock.now())
+            for event in events
+        ]
+        owed = [
+            (event, subscriber.name)
+            for event in stamped
+            for subscriber in self._subscribers
+            if not subscriber.inside and isinstance(event, subscriber.event)
+        ]
+        durable = {event.event_id for event, _ in owed}
+        await self._write([event for event in stamped if event.event_id in durable or isinstance(event, PublicEvent)])
+        if owed:
+            await self._owe(owed)
+        for subscriber in self._subscribers:
             if subscriber.inside:
-                await subscriber.handler(stamped, gateway)
+                heard = [event for event in stamped if isinstance(event, subscriber.event)]
+                if at_once and subscriber.many is not None and heard:
+                    await subscriber.many(heard, gateway)
+                else:
+                    for event in heard:
+                        await subscriber.handler(event, gateway)
         return stamped
+
+    async def _write(self, events: Sequence[Event]) -> None:
+        if events:
+            await self._gateway.db.execute(
+                INSERT_EVENTS,
+                [event.event_id for event in events],
+                [event.kind for event in events],
+                [event.merchant_id for event in events],
+                [event.subject_id for event in events],
+                [event.occurred_at for event in events],
+                [dumps(event) for event in events],
+                [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
+            )
+
+    async def _owe(self, owed: Sequence[tuple[Event, str]]) -> None:
+        """Note which durable subscribers have to hear of which event, and wake them after commit."""
+        db, jobs = self._gateway.db, self._gateway.jobs
+        await db.execute(
+            INSERT_TASKS,
+            [event.event_id for event, _ in owed],
+            [name for _, name in owed],
+            [event.occurred_at + timedelta(seconds=15) for event, _ in owed],
+        )
+
+        async def wake() -> None:
+            for event, name in owed:
+                await jobs.enqueue(HANDLE, event_id=event.event_id, subscriber=name)
+
+        await db.after_commit(wake)
 
     async def handle(self, event_id: str, subscriber_name: str) -> bool:
         """Run one durable subscriber on one event, unless that is done or another worker is at it.

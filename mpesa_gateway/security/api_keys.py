@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
 from mpesa_gateway.ids import Ids, base32
@@ -43,11 +44,26 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     last_used_at: datetime | None = None
 
 
+class _Known(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key as it is checked."""
+
+    caller: Caller
+    digest: bytes
+    is_active: bool
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
 class ApiKeys:
     """Creates, checks and revokes API keys."""
 
-    def __init__(self, db: Database, vault: Vault, clock: Clock, ids: Ids, audit: Audit) -> None:
+    def __init__(self, db: Database, changes: Changes, vault: Vault, clock: Clock, ids: Ids, audit: Audit) -> None:
         self._db = db
+        self._changes = changes
+        self._known: Remembered[_Known] = Remembered(changes)
+        changes.on("api_key", self._known.forget)
+        changes.on("merchant", self._known.forget_all)
+        self._touched: dict[str, datetime] = {}
         self._vault = vault
         self._clock = clock
         self._ids = ids
@@ -101,22 +117,35 @@ class ApiKeys:
         if text is None or found is None:
             raise InvalidKey(HEADER_HINT)
         key_id = f"key_{found[2]}"
-        row = await self._db.fetchrow(FIND_KEY, key_id)
+        known = await self._known.get(key_id, lambda: self._find(key_id))
         # The digest is computed and compared in any case: an unknown id must take as long as a wrong secret.
-        expected = bytes(row["digest"]) if row is not None else bytes(32)
-        is_right = hmac.compare_digest(self._digest(text), expected)
+        is_right = hmac.compare_digest(self._digest(text), known.digest if known is not None else bytes(32))
         now = self._clock.now()
-        if (
-            row is None
-            or not is_right
-            or not row["is_active"]
-            or row["revoked_at"] is not None
-            or (row["expires_at"] is not None and row["expires_at"] <= now)
-        ):
+        is_over = known is not None and known.expires_at is not None and known.expires_at <= now
+        if known is None or not is_right or not known.is_active or is_over:
             raise InvalidKey("this API key is unknown, revoked or expired: " + HEADER_HINT)
-        if row["last_used_at"] is None or row["last_used_at"] < now - _TOUCH_EVERY:
+        await self._touch(known, now)
+        return known.caller
+
+    async def _find(self, key_id: str) -> "_Known | None":
+        row = await self._db.fetchrow(FIND_KEY, key_id)
+        if row is None:
+            return None
+        return _Known(
+            caller=Caller(row["merchant_id"], key_id, frozenset(row["scopes"]), row["env"]),
+            digest=bytes(row["digest"]),
+            is_active=row["is_active"] and row["revoked_at"] is None,
+            expires_at=row["expires_at"],
+            last_used_at=row["last_used_at"],
+        )
+
+    async def _touch(self, known: "_Known", now: datetime) -> None:
+        """Note, once a minute, that a key is in use."""
+        key_id = known.caller.key_id
+        last = max(filter(None, (known.last_used_at, self._touched.get(key_id))), default=None)
+        if last is None or last < now - _TOUCH_EVERY:
+            self._touched[key_id] = now
             await self._db.execute(TOUCH_KEY, key_id, now)
-        return Caller(row["merchant_id"], key_id, frozenset(row["scopes"]), row["env"])
 
     async def list(self, merchant_id: str) -> list[ApiKey]:
         """A merchant's keys, newest first."""
@@ -142,6 +171,7 @@ class ApiKeys:
                     raise Conflict("this API key was revoked before")
                 raise NotFound("there is no such API key")
             await self._audit.record("api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id)
+        self._changes.tell("api_key", key_id)
         return _key(dict(row))
 
     def _digest(self, text: str) -> bytes:

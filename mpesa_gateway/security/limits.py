@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+from collections import Counter
+from collections.abc import Sequence
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
@@ -14,6 +16,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import RateLimited, TooManyFailures
 from mpesa_gateway.http.client_ip import read_address
+from mpesa_gateway.together import Together
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,7 @@ class Limits:
         )
         self._clock = clock
         self._resting_until = 0.0
+        self._counted: Together[str, None] = Together(self._count_calls, lanes=1)
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -79,22 +83,43 @@ class Limits:
 
     async def called(self, key_id: str) -> None:
         """Count a call with this key. Raises RateLimited beyond the limit."""
-        retry_after = await self._over(self._calls, self._call_limit, "key", key_id)
-        if retry_after:
-            raise RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
+        if not self._is_resting():
+            await self._counted.ask(key_id)
 
-    async def _over(self, limiter: RateLimiter, item: RateLimitItem, *who: str, counts: bool = True) -> int:
+    async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
+        """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""
+        over: dict[str, int] = {}
+        for key_id, calls in Counter(key_ids).items():
+            if calls > 1 and not await self._over(self._calls, self._call_limit, "key", key_id, cost=calls):
+                over[key_id] = 0
+        results: list[Exception | None] = []
+        for key_id in key_ids:
+            retry_after = over.get(key_id)
+            if retry_after is None:
+                retry_after = await self._over(self._calls, self._call_limit, "key", key_id)
+            results.append(
+                RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
+                if retry_after
+                else None
+            )
+        return results
+
+    def _is_resting(self) -> bool:
+        return asyncio.get_running_loop().time() < self._resting_until
+
+    async def _over(
+        self, limiter: RateLimiter, item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
+    ) -> int:
         """0 when within the limit, else the seconds until it is worth trying again."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._resting_until:
+        if self._is_resting():
             return 0
         try:
             async with asyncio.timeout(_PATIENCE * 2):
-                if await (limiter.hit if counts else limiter.test)(item, *who):
+                if await (limiter.hit if counts else limiter.test)(item, *who, cost=cost):
                     return 0
                 window = await limiter.get_window_stats(item, *who)
         except Exception as problem:  # noqa: BLE001 - whatever is wrong with counting, requests pass
-            self._resting_until = loop.time() + _REST
+            self._resting_until = asyncio.get_running_loop().time() + _REST
             log.warning("limits_unavailable", error=type(problem).__name__)
             return 0
         return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))

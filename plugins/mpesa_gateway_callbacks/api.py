@@ -29,6 +29,14 @@ class Callbacks(Protocol):
         """Say, in the subscriber's transaction, that a callback has done its work."""
         ...
 
+    def put_aside(self, callback_id: str) -> None:
+        """Say, while several callbacks are taken at once, that this one is to be offered by itself afterwards."""
+        ...
+
+    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+        """Those of these handles of Daraja's under which callbacks wait."""
+        ...
+
     async def apply_waiting(self, handle: str) -> int:
         """Publish again what waits under a ``handle`` of Daraja's that has just become known.
 

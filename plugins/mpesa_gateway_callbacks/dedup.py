@@ -1,8 +1,9 @@
 """A quick no to callbacks that we have had: remembered in Valkey, and in Postgres for when Valkey has forgotten."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 from valkey.exceptions import ValkeyError
@@ -26,14 +27,27 @@ class Dedup:
         self._gateway = gateway
         self._keep = keep
         self._resting_until = 0.0
+        self._noting: set[asyncio.Task[object]] = set()
 
-    async def has_seen(self, fingerprint: bytes) -> bool:
-        """Whether a callback with this fingerprint is known to be committed."""
-        return bool(await self._ask(self._gateway.valkey.exists, self._key(fingerprint)))
+    async def seen_among(self, fingerprints: Sequence[bytes]) -> set[bytes]:
+        """Those of these fingerprints whose callbacks are known to be committed."""
+        found = await self._ask(self._gateway.valkey.mget, [self._key(fingerprint) for fingerprint in fingerprints])
+        marks = cast("list[bytes | None]", found or [None] * len(fingerprints))
+        return {fingerprint for fingerprint, mark in zip(fingerprints, marks, strict=True) if mark is not None}
 
-    async def remember(self, fingerprint: bytes) -> None:
-        """Note a callback that has been committed."""
-        await self._ask(self._gateway.valkey.set, self._key(fingerprint), b"1", self._keep)
+    def remember(self, fingerprints: Sequence[bytes]) -> None:
+        """Note callbacks that have been committed. Nobody waits for it: Postgres knows them."""
+        if fingerprints:
+            pipeline = self._gateway.valkey.pipeline(transaction=False)
+            for fingerprint in fingerprints:
+                pipeline.set(self._key(fingerprint), b"1", ex=self._keep)
+            task = asyncio.create_task(self._ask(pipeline.execute))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
+
+    async def settle(self) -> None:
+        """Wait until everything is noted."""
+        await asyncio.gather(*self._noting)
 
     def _key(self, fingerprint: bytes) -> str:
         return f"{self._gateway.config.valkey.prefix}:callback:{fingerprint.hex()}"

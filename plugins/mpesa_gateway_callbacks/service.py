@@ -1,17 +1,19 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import asyncpg
 import structlog
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
@@ -27,6 +29,7 @@ from mpesa_gateway.security.signatures import (
 )
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.services import NotProvided
+from mpesa_gateway.together import Together
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.dedup import Dedup
@@ -84,6 +87,44 @@ class Incoming:
     signature: str | None = None
 
 
+Verdict = Literal["waiting", "applied", "aside"]
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A callback that has passed every check, on its way into the inbox. ``subject`` is what its token was made for."""
+
+    callback_id: str
+    incoming: Incoming
+    subject: Subject | None
+    report: Report
+    fingerprint: bytes
+    is_signed: bool
+
+    @property
+    def text(self) -> str:
+        """The body as it is kept."""
+        return self.incoming.body.decode("utf-8", "replace").replace("\x00", "")
+
+    def known(self, now: datetime) -> dict[str, Any]:
+        """What the inbox knows about it, for its event."""
+        return {
+            "merchant_id": self.subject.merchant_id if self.subject else "",
+            "subject_id": self.subject.subject_id if self.subject else "",
+            "callback_id": self.callback_id,
+            "env": self.subject.env if self.subject else None,
+            "received_at": now,
+        }
+
+
+class _OneByOne(Exception):
+    """One of several callbacks has been here before: that has to be looked at by itself."""
+
+
+_ODD: tuple[type[BaseException], ...] = (_OneByOne, AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+"""Why several callbacks are not kept in one go, with nothing wrong on our side."""
+
+
 class CallbackInbox:
     """Everything between Safaricom's POST and the plugin that asked for the callback."""
 
@@ -93,6 +134,9 @@ class CallbackInbox:
         self._settings = gateway.settings(CallbacksSettings)
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
+        self._kept: Together[_Arrival, bool | None] = Together(self._keep_together)
+        self._unkept: ContextVar[dict[str, Verdict] | None] = ContextVar("unkept_callbacks", default=None)
+        """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
@@ -107,7 +151,8 @@ class CallbackInbox:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     async def stop(self) -> None:
-        """Nothing is held open."""
+        """Finish what nobody waits for."""
+        await self._dedup.settle()
 
     def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
         """The address to give Daraja for one request; free of the words that Daraja's portal warns of."""
@@ -125,46 +170,138 @@ class CallbackInbox:
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
             report = _read(incoming)
-            await self._keep(incoming, subject, report, is_signed=is_signed)
+            fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
+            arrival = _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
+            is_new = await self._kept.ask(arrival)
+            if is_new is None:
+                is_new = await self._keep(arrival)
         except CallbackRefused as refusal:
             await self._keep_refused(incoming, subject, refusal)
             raise
-
-    async def _keep(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> None:
-        kind = incoming.kind
-        subject_id = subject.subject_id if subject else ""
-        fingerprint = _fingerprint(kind, subject_id, report)
-        if await self._dedup.has_seen(fingerprint) and await self._db.fetchval(tables.REPEATED, fingerprint):
+        if not is_new:
             await self._audit_repeat(incoming, subject, report)
-            return
+        log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
+
+    async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
+        """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
+
+        Whatever is odd about one, or has to wait for somebody, is left to whoever brought it, so that it holds up none
+        of the others.
+        """
+        seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
+        repeated = seen and await self._count_repeats(seen)
+        # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
+        fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
+        kept = await self._keep_at_once(list(fresh.values()))
+        self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
+        return [
+            True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
+            for arrival in arrivals
+        ]
+
+    async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> set[str]:
+        """Publish, and write the inbox last, each with its verdict: five trips to Postgres however many they are.
+
+        Gives those that were kept: all but those put aside, and none when one of them has been here before.
+        """
+        if not arrivals:
+            return set()
+        now = self._gateway.clock.now()
+        verdicts: dict[str, Verdict] = {
+            arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
+        }
+        token = self._unkept.set(verdicts)
+        try:
+            async with self._db.transaction():
+                await self._gateway.outbox.publish_many(
+                    [
+                        arrival.report.event(arrival.known(now))
+                        for arrival in arrivals
+                        if arrival.report.event is not None
+                    ]
+                )
+                kept = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
+                tag = await self._db.execute(
+                    tables.KEEP_MANY,
+                    [arrival.callback_id for arrival in kept],
+                    [arrival.incoming.kind for arrival in kept],
+                    [arrival.fingerprint for arrival in kept],
+                    [arrival.incoming.source for arrival in kept],
+                    [arrival.subject.env if arrival.subject else None for arrival in kept],
+                    [arrival.subject.subject_id if arrival.subject else "" for arrival in kept],
+                    [arrival.report.handle for arrival in kept],
+                    [arrival.report.result_code for arrival in kept],
+                    [arrival.text for arrival in kept],
+                    [arrival.subject.merchant_id if arrival.subject else "" for arrival in kept],
+                    ["verified" if arrival.is_signed else "none" for arrival in kept],
+                    now,
+                    now + timedelta(seconds=PAUSES[0]),
+                    [verdicts[arrival.callback_id] == "applied" for arrival in kept],
+                )
+                _require_all(tag, len(kept))
+        except _ODD:
+            return set()
+        except UNREACHABLE:
+            raise
+        except Exception:
+            # Each is offered by itself then, so that only the one that nobody can take has to wait.
+            log.exception("callbacks_one_by_one", count=len(arrivals))
+            return set()
+        finally:
+            self._unkept.reset(token)
+        return {arrival.callback_id for arrival in kept}
+
+    async def _count_repeats(self, fingerprints: Iterable[bytes]) -> set[bytes]:
+        """Count repetitions of callbacks that we have had; gives those that we have."""
+        rows = await self._db.fetch(tables.REPEATED, sorted(fingerprints))
+        return {bytes(row["fingerprint"]) for row in rows}
+
+    async def _keep(self, arrival: "_Arrival") -> bool:
+        """Keep one callback whatever is odd about it; False for one that we have had."""
+        incoming, subject, report = arrival.incoming, arrival.subject, arrival.report
         now = self._gateway.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 tables.KEEP,
-                self._gateway.ids.new("cbk"),
-                kind,
-                fingerprint,
+                arrival.callback_id,
+                incoming.kind,
+                arrival.fingerprint,
                 now,
                 incoming.source,
                 subject.env if subject else None,
-                subject_id,
+                subject.subject_id if subject else "",
                 report.handle,
                 report.result_code,
-                incoming.body.decode("utf-8", "replace").replace("\x00", ""),
+                arrival.text,
                 now + timedelta(seconds=PAUSES[0]),
                 subject.merchant_id if subject else "",
-                "verified" if is_signed else "none",
+                "verified" if arrival.is_signed else "none",
             )
-            if row is not None and row["is_new"]:
+            if row is None:
+                raise RuntimeError("the callback was not written")
+            if row["is_new"]:
                 await self._offer(report, row)
-        await self._dedup.remember(fingerprint)
-        if row is not None and not row["is_new"]:
-            await self._audit_repeat(incoming, subject, report)
-        log.info("callback_accepted", kind=kind, handle=report.handle, result_code=report.result_code)
+        self._dedup.remember([arrival.fingerprint])
+        return bool(row["is_new"])
 
     async def mark_applied(self, callback_id: str) -> None:
         """A subscriber has used this callback."""
+        unkept = self._unkept.get()
+        if unkept is not None and callback_id in unkept:
+            unkept[callback_id] = "applied"
+            return
         await self._db.execute(tables.APPLIED, callback_id, self._gateway.clock.now())
+
+    def put_aside(self, callback_id: str) -> None:
+        """See the port. Raises KeyError where it is offered by itself already."""
+        unkept = self._unkept.get()
+        if unkept is None or callback_id not in unkept:
+            raise KeyError(f"{callback_id} is not taken together with others")
+        unkept[callback_id] = "aside"
+
+    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+        """See the port."""
+        return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
 
     async def apply_waiting(self, handle: str) -> int:
         """Offer what waits under a handle of Daraja's that has just become known."""
@@ -449,6 +586,12 @@ class CallbackInbox:
 
 def _repeated(repeats: int) -> str:
     return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""
+
+
+def _require_all(tag: str, count: int) -> None:
+    """Undo the transaction, by an exception, unless this many callbacks were written."""
+    if tag != f"INSERT 0 {count}":
+        raise _OneByOne
 
 
 def _read(incoming: Incoming) -> Report:

@@ -52,8 +52,27 @@ ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
 RETURNING callback_id, merchant_id, subject_id, env, received_at, xmax = 0 AS is_new
 """
 
-REPEATED = "UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = $1 RETURNING true"
-"""Nothing where Postgres has lost, in a failover, what Valkey still remembers."""
+KEEP_MANY = """
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
+    merchant_id, signature, verdict, applied_at, due_at)
+SELECT callback_id, kind, fingerprint, $12::timestamptz, source, env, subject_id, handle, result_code, body,
+    merchant_id, signature,
+    CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
+    CASE WHEN is_applied THEN $12::timestamptz END,
+    CASE WHEN NOT is_applied THEN $13::timestamptz END
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $14::boolean[])
+    AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
+    is_applied)
+-- Always in this order, so that two processes with the same callbacks wait for each other and not in a ring.
+ORDER BY fingerprint
+ON CONFLICT (fingerprint) DO NOTHING
+"""
+
+REPEATED = """
+UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = ANY($1::bytea[]) RETURNING fingerprint
+"""
+"""Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'
@@ -61,7 +80,11 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 
 WAITING_FOR = """
 SELECT callback_id, kind, env, merchant_id, subject_id, body, received_at FROM callback
-WHERE handle = $1 AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+"""
+
+WAITING_AMONG = """
+SELECT handle FROM callback WHERE handle = ANY($1::text[]) AND handle <> '' AND verdict <> 'applied'
 """
 
 CLAIM_DUE = """

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
+from mpesa_gateway.db.changes import Remembered
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Checks, Invalid, NotFound, ProviderNotConfigured, ProviderUnavailable, checking
 from mpesa_gateway.phone import Msisdn
@@ -43,6 +44,9 @@ class CredentialStore:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(CredentialsSettings)
+        # As they are stored, sealed: they are opened for each call that needs them, and not kept open.
+        self._sealed: Remembered[Row] = Remembered(gateway.changes)
+        gateway.changes.on("credentials", self._sealed.forget)
 
     async def store(self, caller: Caller, body: SetProvider) -> ProviderView:
         """Store a merchant's configuration, replacing what was there. Raises Invalid with every bad field."""
@@ -81,11 +85,12 @@ class CredentialStore:
                 subject_id=merchant_id,
                 detail={"provider": "mpesa", "env": fields.env, "shortcode": fields.shortcode},
             )
+        self._gateway.changes.tell("credentials", merchant_id)
         return _view(await self.get(merchant_id))
 
     async def get(self, merchant_id: str) -> MpesaCredentials:
         """See the port."""
-        row = await self._db.fetchrow(tables.FIND, merchant_id)
+        row = await self._sealed.get(merchant_id, lambda: self._db.fetchrow(tables.FIND, merchant_id))
         if row is None:
             raise ProviderNotConfigured("no M-Pesa credentials are stored: PUT /v1/merchant/providers first")
         return self._opened(row)
@@ -119,6 +124,7 @@ class CredentialStore:
                 subject_id=caller.merchant_id,
                 detail={"provider": "mpesa"},
             )
+        self._gateway.changes.tell("credentials", caller.merchant_id)
 
     async def verify(self, merchant_id: str) -> Verification:
         """Fetch a token with the stored keys and say what works. Raises ProviderUnavailable without an answer."""

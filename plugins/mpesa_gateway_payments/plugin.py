@@ -1,5 +1,6 @@
 """The payments plugin, declared."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
@@ -26,6 +27,11 @@ async def take_stk_result(result: StkResulted, gateway: "Gateway") -> None:
     await gateway.services.get(PaymentService).take_result(result)
 
 
+async def take_stk_results(results: Sequence[StkResulted], gateway: "Gateway") -> None:
+    """Daraja told how several pushes ended."""
+    await gateway.services.get(PaymentService).take_results(results)
+
+
 async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None:
     """Daraja told how a transaction stands."""
     await gateway.services.get(StatusChecks).take_result(result)
@@ -39,7 +45,10 @@ plugin = Plugin(
     routes=routes,
     jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */5")),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
-    subscribers=(inside(StkResulted, take_stk_result), inside(StatusResulted, take_status_result)),
+    subscribers=(
+        inside(StkResulted, take_stk_result, many=take_stk_results),
+        inside(StatusResulted, take_status_result),
+    ),
     provides=(
         (PaymentService, PaymentService),
         (Payments, lambda gateway: gateway.services.get(PaymentService)),

@@ -36,6 +36,7 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.listing import export_payments, list_payments
+from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -73,6 +74,8 @@ class PaymentService:
         self._asking = asyncio.Semaphore(self._settings.asks_at_once)
         self._moves = Transitions(gateway)
         self._resting: dict[str, datetime] = {}
+        self._steps = Steps(gateway)
+        self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -112,13 +115,45 @@ class PaymentService:
     ) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
-        row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+        row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
+        if row is None:
+            row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
         pushed = await self._gateway.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
+
+    async def _insert_first(
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+    ) -> tuple[Row | None, MpesaCredentials | None]:
+        """The payment of a key that nobody has used before, as almost every key; None for any other."""
+        try:
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+            check_env(credentials, env)
+        except ProviderNotConfigured:
+            # A key that has been used is answered with what it made, whatever is configured now.
+            return None, None
+        payment_id = self._gateway.ids.new("pay")
+        reference = request.reference or credentials.account_reference
+        wanted = Wanted(
+            payment_id=payment_id,
+            merchant_id=merchant_id,
+            env=credentials.env,
+            shortcode=credentials.shortcode,
+            amount=int(request.amount),
+            phone=str(request.phone),
+            reference=reference or own_reference(payment_id),
+            reference_is_ours=reference is None,
+            description=request.description or self._settings.description,
+            callback_url=request.callback_url,
+            metadata=metadata_json(request.metadata),
+            idempotency_key=key,
+            fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
+            asked_at=self._gateway.clock.now(),
+        )
+        return await self._steps.insert(wanted), credentials
 
     async def _claim(
         self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
@@ -173,7 +208,7 @@ class PaymentService:
             reference is None,
             request.description or self._settings.description,
             request.callback_url,
-            msgspec.json.encode(dict(request.metadata or {})).decode(),
+            metadata_json(request.metadata),
             key,
             now + timedelta(seconds=self._settings.unsent_after),
             now + timedelta(seconds=self._settings.expire_after),
@@ -215,6 +250,9 @@ class PaymentService:
         return await self._record_ack(payment_id, merchant_id, key, ack)
 
     async def _record_ack(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+        row = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack))
+        if row is not None:
+            return row
         try:
             return await self._record_accepted(payment_id, merchant_id, key, ack)
         except asyncpg.UniqueViolationError:
@@ -304,6 +342,10 @@ class PaymentService:
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
+    async def take_results(self, results: Sequence[StkResulted]) -> None:
+        """The same for several callbacks of one transaction; the odd ones among them are put aside."""
+        await self._endings.take(results)
+
     async def _learn_checkout(self, payment_id: str, result: StkResulted) -> None:
         """The ack was lost, and the callback's token says whose it is: keep Daraja's ids, so that it can be asked."""
         try:
@@ -319,14 +361,7 @@ class PaymentService:
 
         False when it has to wait, because what another callback says is being confirmed.
         """
-        told = Told(
-            receipt=result.receipt,
-            amount=result.amount,
-            amount_text=result.amount_text,
-            phone=result.phone,
-            code=result.result_code,
-            text=result.result_desc,
-        )
+        told = _told(result)
         is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
         if not is_open or not self._wants_confirmation(row, told):
             await self._moves.take_money(row, told, Cause.CALLBACK)
@@ -519,6 +554,17 @@ def own_reference(payment_id: str) -> str:
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
+
+
+def _told(result: StkResulted) -> Told:
+    return Told(
+        receipt=result.receipt,
+        amount=result.amount,
+        amount_text=result.amount_text,
+        phone=result.phone,
+        code=result.result_code,
+        text=result.result_desc,
+    )
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:

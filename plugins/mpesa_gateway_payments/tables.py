@@ -3,6 +3,8 @@
 from piccolo.columns import JSONB, BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db import idempotency
+
 
 class PaymentRow(Table, tablename="payment"):
     """A merchant wants an amount from a payer."""
@@ -92,6 +94,28 @@ WITH made AS (
 SELECT * FROM made
 """
 
+INSERT_MANY = f"""
+WITH asked AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
+        $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
+        AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+), {idempotency.CLAIMED}, made AS (
+    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
+        updated_at)
+    SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at
+    FROM asked JOIN claimed USING (subject_id)
+    RETURNING *
+), step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
+    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
+)
+SELECT * FROM made
+"""  # noqa: S608 - put together from constants
+
 STEP = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALUES ($1, $2, $3, $4, $5, $6)
 """
@@ -108,6 +132,22 @@ UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_reque
 WHERE payment_id = $1
 RETURNING *
 """
+
+ACCEPTED_MANY = f"""
+WITH told AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
+    ORDER BY payment_id
+), {idempotency.SETTLED}, step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
+    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM told
+)
+UPDATE payment SET charge = 'accepted', merchant_request_id = told.merchant_request_id,
+    checkout_request_id = told.checkout_request_id, updated_at = $6::timestamptz,
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
+FROM told WHERE payment.payment_id = told.payment_id
+RETURNING payment.*
+"""  # noqa: S608 - put together from constants
 
 CHARGE = """
 UPDATE payment SET charge = $2, updated_at = $3 WHERE payment_id = $1 AND charge = 'sending'
@@ -183,6 +223,25 @@ RETURNING *
 """
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
+
+LOCK_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED"
+"""Nobody waits for one of many: what somebody else is at is taken by itself afterwards."""
+
+END_MANY = """
+WITH told AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
+), step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
+    SELECT payment_id, $7::timestamptz, status, 'callback', result_code, result_desc FROM told
+)
+UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
+    result_desc = told.result_desc, failure_reason = told.failure_reason,
+    completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
+    due_at = NULL
+FROM told
+WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
+"""
 
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 

@@ -55,7 +55,7 @@ def exported(row: Row) -> tuple[Any, ...]:
     return (*plain, row["mismatch"], row["received_amount"], row["received_receipt"], row["metadata"])
 
 
-def event_fields(row: Row) -> Mapping[str, Any]:
+def event_fields(row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
     """What every payment event carries."""
     fields: dict[str, Any] = {name: row[name] for name in _SHARED}
     completed_at = row["completed_at"]
@@ -77,5 +77,5 @@ _SHARED = tuple(
 )
 
 
-def _metadata(row: Row) -> dict[str, str]:
+def _metadata(row: Row | Mapping[str, Any]) -> dict[str, str]:
     return msgspec.json.decode(row["metadata"], type=dict[str, str])

@@ -92,19 +92,23 @@ class Deliveries:
 
     # -- owing ----------------------------------------------------------------------------------------------------
 
-    async def owe(self, event: PublicEvent) -> None:
-        """Inside the publisher's transaction: a delivery for the merchant's endpoint, sent after commit."""
-        delivery_id = await self._db.fetchval(
+    async def owe(self, events: Sequence[PublicEvent]) -> None:
+        """Inside the publisher's transaction: a delivery of each for the merchant's endpoint, sent after commit."""
+        rows = await self._db.fetch(
             tables.FAN_OUT,
-            self._gateway.ids.new("dlv"),
-            event.event_id,
-            event.merchant_id,
-            event.kind,
-            event.subject_id,
-            event.occurred_at,
+            [self._gateway.ids.new("dlv") for _ in events],
+            [event.event_id for event in events],
+            [event.merchant_id for event in events],
+            [event.kind for event in events],
+            [event.subject_id for event in events],
+            [event.occurred_at for event in events],
         )
-        if delivery_id is not None:
-            await self._db.after_commit(lambda: self._wake([delivery_id]))
+        if rows:
+            await self._db.after_commit(lambda: self._wake_soon([row["delivery_id"] for row in rows]))
+
+    async def _wake_soon(self, delivery_ids: Sequence[str]) -> None:
+        for start in range(0, len(delivery_ids), BATCH):
+            self._gateway.jobs.wake(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
 
     async def _wake(self, delivery_ids: Sequence[str]) -> None:
         for start in range(0, len(delivery_ids), BATCH):

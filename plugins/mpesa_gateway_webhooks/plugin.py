@@ -1,5 +1,6 @@
 """The webhooks plugin, declared."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 async def owe_delivery(event: PublicEvent, gateway: "Gateway") -> None:
     """Whatever merchants may hear of becomes a delivery in the same transaction."""
-    await gateway.services.get(Deliveries).owe(event)
+    await owe_deliveries([event], gateway)
+
+
+async def owe_deliveries(events: Sequence[PublicEvent], gateway: "Gateway") -> None:
+    """The same for several events of one transaction."""
+    await gateway.services.get(Deliveries).owe(events)
 
 
 _AAD = ("merchant_id", "'webhooks'", "'secret'")
@@ -30,7 +36,7 @@ plugin = Plugin(
     routes=routes,
     jobs=(Job(deliver, timeout=90), Job(sweep, timeout=30, cron="* * * * * */3")),
     publishes=(WebhookTest,),
-    subscribers=(inside(PublicEvent, owe_delivery),),
+    subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
     provides=((Endpoints, Endpoints), (Deliveries, Deliveries)),
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),

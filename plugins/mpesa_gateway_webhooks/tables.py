@@ -57,7 +57,10 @@ class AttemptRow(Table, tablename="attempt"):
 
 FAN_OUT = """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
-SELECT $1, $2, endpoint_id, merchant_id, $4, $5, $6, $6 FROM webhook_endpoint WHERE merchant_id = $3 AND is_active
+SELECT delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, at, at
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+    AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
+JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
 """
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "mpesa_gateway", *sorted((ROOT / "plugins").glob("mpesa_gateway_*")))
 """The packages that are shipped: the kernel, then the plugins."""
 
-_NOT_OURS = {".git", ".venv", "data", "dist", "__pycache__", "node_modules"}
+_NOT_OURS = {".git", ".venv", ".bench", "data", "dist", "__pycache__", "node_modules"}
 
 
 def shipped_modules() -> list[Path]:

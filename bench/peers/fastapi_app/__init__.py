@@ -1,0 +1,1 @@
+"""A shop's payments with FastAPI, SQLAlchemy and httpx."""

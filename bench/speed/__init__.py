@@ -1,0 +1,1 @@
+"""How fast the gateway is, beside what limits it and what others do: measured in rounds that take turns."""

@@ -1,0 +1,210 @@
+"""``python -m bench.speed``: how fast the gateway is, beside its limits and its peers, in rounds that take turns.
+
+Prints a table and writes every figure as JSON. What is asserted is only that every answer was right, never how fast.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+from rich.table import Table
+
+from bench.speed import seed, thin
+from bench.speed.contests import Contest, Contests, Effort
+from bench.speed.site import ROOT, Contestant, Site
+from mpesa_gateway import logs
+from mpesa_gateway.config import LogsConfig
+
+OPERATIONS = ("limits", "create", "callback", "read")
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often everybody has a turn.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="How long a turn counts.")
+@click.option("--clients", type=click.IntRange(1), default=32, show_default=True, help="Connections at a time.")
+@click.option("--payments", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stored before.")
+@click.option("--only", multiple=True, type=click.Choice(OPERATIONS), help="These operations and no others.")
+@click.option("--peers/--no-peers", default=True, help="Whether the peers take part.")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Keep the databases here for next time.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
+@click.option("--quick", is_flag=True, help="A few seconds of everything, to see that it works: not for its figures.")
+def speed(
+    rounds: int,
+    seconds: float,
+    clients: int,
+    payments: int,
+    only: tuple[str, ...],
+    data: Path | None,
+    report: Path | None,
+    *,
+    peers: bool,
+    quick: bool,
+) -> None:
+    """Measure the gateway beside its limits and its peers."""
+    logs.configure(LogsConfig(format="console", level="error"))
+    console = Console()
+    if quick:
+        rounds, seconds, clients, payments, peers = 1, 0.3, 8, 2000, False
+    effort = Effort(rounds, seconds, clients, most=int(1000 + 9000 * (seconds + 1)) if not quick else 3000)
+    folder = data or Path(tempfile.mkdtemp(prefix="mpesa-gateway-bench-"))
+    try:
+        run = Run(folder.resolve(), console, effort, payments, has_peers=peers)
+        result = asyncio.run(run.play(only or OPERATIONS))
+    finally:
+        if data is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    if report is not None:
+        report.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+class Run:
+    """One run: the site, the contests, and what came out."""
+
+    def __init__(self, folder: Path, console: Console, effort: Effort, payments: int, *, has_peers: bool) -> None:
+        self._site = Site(folder)
+        self._console = console
+        self._effort = effort
+        self._payments = payments
+        self._has_peers = has_peers
+
+    async def play(self, operations: tuple[str, ...]) -> dict[str, Any]:
+        """Run it all; gives the report."""
+        site = self._site
+        found: dict[str, Any] = {"run": self._about(), "contests": {}}
+        site.start()
+        try:
+            shop = await self._prepare()
+            contests = Contests(site, shop, self._effort)
+            gateway, thin_app = site.gateway(), site.thin()
+            peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
+            for contest in self._contests(contests, gateway, thin_app, peers, operations):
+                await contest.play(self._effort.rounds, self._say)
+                found["contests"][contest.name] = contest.summary()
+                self._print(contest)
+            found["memory_mb"] = {one.name: round(one.memory(), 1) for one in (gateway, thin_app, *peers)}
+        finally:
+            site.stop()
+        return found
+
+    def _contests(
+        self,
+        contests: Contests,
+        gateway: Contestant,
+        thin_app: Contestant,
+        peers: list[Contestant],
+        operations: tuple[str, ...],
+    ) -> list[Contest]:
+        double = Contestant("double", (self._site.double,))
+        made: list[Contest] = []
+        if "limits" in operations:
+            limits = {
+                "load generator's ceiling": contests.read(double, ["/"]),
+                "bare Litestar route": contests.read(thin_app, ["/bare"]),
+            }
+            made.append(Contest("limits", limits))
+        if "create" in operations:
+            entrants = {
+                "gateway": contests.create(gateway, "/v1/payments"),
+                "thin": contests.create(thin_app, "/create"),
+            }
+            made.append(Contest("create", entrants | {peer.name: contests.create(peer, "/create") for peer in peers}))
+            made.append(
+                Contest(
+                    "create, one client",
+                    {
+                        "gateway": contests.create(gateway, "/v1/payments", clients=1),
+                        "thin": contests.create(thin_app, "/create", clients=1),
+                    },
+                )
+            )
+        if "callback" in operations:
+            entrants = {"gateway": contests.gateway_callback(gateway), "thin": contests.thin_callback(thin_app)}
+            made.append(Contest("callback", entrants | {peer.name: contests.peer_callback(peer) for peer in peers}))
+            made.append(
+                Contest(
+                    "callback, one client",
+                    {
+                        "gateway": contests.gateway_callback(gateway, clients=1),
+                        "thin": contests.thin_callback(thin_app, clients=1),
+                    },
+                )
+            )
+        return made
+
+    async def _prepare(self) -> seed.Shop:
+        """Make and fill the databases, or find them as an earlier run has left them."""
+        site, remembered = self._site, self._site.folder / "shop.json"
+        if remembered.exists():
+            return seed.Shop(**json.loads(remembered.read_text(encoding="ascii")))
+        for name in ("gateway", "thin", "fastapi", "django"):
+            await seed.create_database(site.postgres.url, name)
+        self._say("opening the shop")
+        shop = await seed.open_shop(site.values, f"http://127.0.0.1:{site.double}/hook")
+        self._say(f"storing {self._payments:,} payments")
+        await seed.seed_gateway(site.database("gateway"), shop.merchant_id, self._payments)
+        await seed.seed_plain(site.database("thin"), [(thin.SCHEMA, ()), (thin.SEED, (self._payments,))])
+        if self._has_peers:
+            for peer in (site.fastapi("fastapi"), site.django("django")):
+                await seed.seed_plain(site.database(peer.name), [(seed.PEER_SEED, (self._payments,))])
+                peer.stop()
+        remembered.write_text(json.dumps(asdict(shop)), encoding="ascii")
+        return shop
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": _said(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
+            "python": platform.python_version(),
+            "machine": _machine(),
+            "payments": self._payments,
+            **asdict(self._effort),
+        }
+
+    def _print(self, contest: Contest) -> None:
+        table = Table(title=contest.name)
+        columns = ("", "median/s", "least", "most", "p50 ms", "p99 ms", "CPU µs", "gateway ÷ it", "least", "most")
+        for name in columns:
+            table.add_column(name, justify="left" if not name else "right")
+        for name, one in contest.summary().items():
+            rate, ratio = one["rate"], one.get("gateway_to_it")
+            table.add_row(
+                name,
+                *(f"{rate[which]:,.0f}" for which in ("median", "least", "most")),
+                f"{one['p50_ms']:.2f}",
+                f"{one['p99_ms']:.2f}",
+                " + ".join(f"{cpu:.0f} {part}" for part, cpu in one["cpu_us"].items() if cpu >= 1),
+                *([f"{ratio[which]:.2f}" for which in ("median", "least", "most")] if ratio else []),
+            )
+        self._console.print(table)
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {text}", highlight=False)
+
+
+def _said(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _machine() -> str:
+    model = ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+    return f"{len(os.sched_getaffinity(0))} cores, {model}"
+
+
+if __name__ == "__main__":
+    speed()

@@ -1,0 +1,208 @@
+"""What is measured: for each operation the requests that each contestant gets, and the rounds that take turns."""
+
+import json
+import secrets
+import statistics
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from bench.speed import thin
+from bench.speed.load import request, write_requests
+from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem
+from bench.speed.site import Contestant, Site, load
+from mpesa_gateway_callbacks.tokens import Subject, make_token
+
+Measure = Callable[[], Awaitable[dict[str, Any]]]
+"""One round of one contestant."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard everybody is asked: for how long each round goes on, over how many connections."""
+
+    rounds: int
+    seconds: float
+    clients: int
+    most: int
+    """Requests that one round can need at most: that many are prepared."""
+
+
+@dataclass
+class Contest:
+    """One operation, and who takes part in it."""
+
+    name: str
+    entrants: dict[str, Measure] = field(default_factory=dict[str, Measure])
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
+
+    async def play(self, rounds: int, say: Callable[[str], None]) -> None:
+        """Let everybody take turns. The order turns too, so that nobody always follows the same one."""
+        names = list(self.entrants)
+        for number in range(rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                result = await self.entrants[name]()
+                self.rounds.setdefault(name, []).append(result)
+                say(f"{self.name}, round {number + 1}: {name} {result['rate']:,.0f}/s, p50 {result['p50_ms']:.2f} ms")
+
+    def summary(self) -> dict[str, Any]:
+        """Median, least and most of each, and the median of our ratio to each within the rounds."""
+        found: dict[str, Any] = {}
+        ours = self.rounds.get("gateway", [])
+        for name, rounds in self.rounds.items():
+            rates = [one["rate"] for one in rounds]
+            found[name] = {
+                "rate": {"median": statistics.median(rates), "least": min(rates), "most": max(rates)},
+                "p50_ms": statistics.median(one["p50_ms"] for one in rounds),
+                "p99_ms": statistics.median(one["p99_ms"] for one in rounds),
+                "cpu_us": {
+                    part: statistics.median(one["cpu_us"][part] for one in rounds) for part in rounds[0]["cpu_us"]
+                },
+            }
+            if name != "gateway" and ours:
+                ratios = [mine["rate"] / theirs["rate"] for mine, theirs in zip(ours, rounds, strict=False)]
+                found[name]["gateway_to_it"] = {
+                    "median": statistics.median(ratios),
+                    "least": min(ratios),
+                    "most": max(ratios),
+                }
+        return found
+
+
+class Contests:
+    """Prepares requests and rows for each round, and makes the contests."""
+
+    def __init__(self, site: Site, shop: Shop, effort: Effort) -> None:
+        self._site = site
+        self._shop = shop
+        self._effort = effort
+        self._file = Path(tempfile.mkdtemp(dir=site.folder)) / "requests"
+
+    async def _load(
+        self, requests: Iterator[bytes], contestant: Contestant, expect: int, *, repeat: bool = False, clients: int = 0
+    ) -> dict[str, Any]:
+        write_requests(self._file, requests)
+        effort, site = self._effort, self._site
+        before = site.cpu() | {"app": contestant.cpu()}
+        found = await load(
+            self._file,
+            contestant.ports,
+            clients=clients or effort.clients,
+            seconds=effort.seconds,
+            expect=[expect],
+            repeat=repeat,
+        )
+        after = site.cpu() | {"app": contestant.cpu()}
+        answered = sum(found["statuses"].values())
+        found["cpu_us"] = {name: (after[name] - before[name]) / answered * 1e6 for name in before}
+        return found
+
+    # -- create ---------------------------------------------------------------------------------------------------
+
+    def create(self, contestant: Contestant, path: str, *, clients: int = 0) -> Measure:
+        """Payments, each under a key of its own."""
+
+        async def measure() -> dict[str, Any]:
+            return await self._load(self._creates(path), contestant, 201, clients=clients)
+
+        return measure
+
+    def _creates(self, path: str) -> Iterator[bytes]:
+        stem = secrets.token_hex(6)
+        body = json.dumps({"amount": 500, "phone": "254708374149"}).encode()
+        for number in range(self._effort.most):
+            headers = {"X-API-Key": self._shop.key, "Idempotency-Key": f"order-{stem}-{number}"}
+            yield request("POST", path, headers, body)
+
+    # -- callbacks ------------------------------------------------------------------------------------------------
+
+    def gateway_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
+        """Callbacks for pending payments, at the addresses that our own pushes hand out."""
+
+        async def measure() -> dict[str, Any]:
+            stem = id_stem()
+            await self._insert("gateway", "mpesa", SEED_PENDING, self._shop.merchant_id, stem, self._effort.most)
+            return await self._load(self._callbacks(stem), contestant, 200, clients=clients)
+
+        return measure
+
+    def _callbacks(self, stem: str) -> Iterator[bytes]:
+        key = bytes.fromhex(self._shop.callback_secret)
+        for number in range(1, self._effort.most + 1):
+            payment_id = f"{stem}{number:08}"
+            token = make_token(key, "stk", Subject("sandbox", self._shop.merchant_id, payment_id))
+            yield request("POST", f"/v1/cb/stk/{token}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
+
+    def thin_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
+        """Callbacks for the thin raw app, by its payment's id."""
+
+        async def measure() -> dict[str, Any]:
+            stem = id_stem()
+            await self._insert("thin", None, thin.SEED_PENDING, stem, self._effort.most)
+            requests = (
+                request("POST", f"/callback/{stem}{number}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
+                for number in range(1, self._effort.most + 1)
+            )
+            return await self._load(requests, contestant, 200, clients=clients)
+
+        return measure
+
+    def peer_callback(self, contestant: Contestant) -> Measure:
+        """Callbacks for a peer, by their CheckoutRequestID."""
+
+        async def measure() -> dict[str, Any]:
+            stem = id_stem()
+            await self._insert(contestant.name, None, PEER_PENDING, stem, self._effort.most)
+            requests = (
+                request("POST", "/callback", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
+                for number in range(1, self._effort.most + 1)
+            )
+            return await self._load(requests, contestant, 200)
+
+        return measure
+
+    async def _insert(self, database: str, schema: str | None, sql: str, *values: Any) -> None:
+        connection: asyncpg.Connection[Any] = await connect(self._site.database(database), schema)
+        try:
+            await connection.execute(sql, *values)
+        finally:
+            await connection.close()
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def read(self, contestant: Contestant, paths: list[str], *, clients: int = 0) -> Measure:
+        """GETs, over and over."""
+
+        async def measure() -> dict[str, Any]:
+            requests = (request("GET", path, {"X-API-Key": self._shop.key}) for path in paths)
+            return await self._load(requests, contestant, 200, repeat=True, clients=clients)
+
+        return measure
+
+
+def _result(checkout_request_id: str, seed: str) -> bytes:
+    """A successful result as Daraja posts it. The receipt is made from the end of the seed."""
+    receipt = ("B" + seed[6:12] + seed[-8:].rjust(8, "0")).upper().replace("_", "0")
+    items = {
+        "Amount": 500.0,
+        "MpesaReceiptNumber": receipt,
+        "TransactionDate": 20261124101512,
+        "PhoneNumber": 254708374149,
+    }
+    return json.dumps(
+        {
+            "Body": {
+                "stkCallback": {
+                    "MerchantRequestID": "29115-34620561-1",
+                    "CheckoutRequestID": checkout_request_id,
+                    "ResultCode": 0,
+                    "ResultDesc": "The service request is processed successfully.",
+                    "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
+                }
+            }
+        }
+    ).encode()

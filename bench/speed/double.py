@@ -1,0 +1,87 @@
+"""An instant Daraja, a process of its own, which takes every push at once; and the merchants' servers besides.
+
+``/hook`` answers webhooks at once, ``/silent`` never does: an endpoint that is down in the worst way. A statement is
+put there with ``POST /statement`` and given in pages of 100. The load generator's ceiling is read on ``/``.
+"""
+
+import asyncio
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+from bench.speed.wire import Served, response
+
+_TOKEN = response(b'{"access_token": "the-token-of-the-double", "expires_in": "3599"}')
+_OK = response(b"{}")
+_PAGE = 100
+_OFFSET = re.compile(rb'"OffSetValue":\s*"?([0-9]+)')
+
+
+class Double:
+    """What the double remembers."""
+
+    def __init__(self) -> None:
+        # No two runs on one database may give the same ids.
+        self._numbers = itertools.count(time.time_ns())
+        self.hooks = 0
+        self.statement: list[Any] = []
+        self._answers: dict[bytes, Callable[[bytes], bytes | None]] = {
+            b"POST /mpesa/stkpush/v1/processrequest": self._push,
+            b"POST /hook": self._hook,
+            b"POST /silent": lambda _: None,
+            b"GET /oauth": lambda _: _TOKEN,
+            b"POST /pulltransactions/v1/query": self._page,
+            b"POST /statement": self._keep,
+            b"GET /hooks": lambda _: response(str(self.hooks).encode()),
+        }
+
+    def handle(self, line: bytes, body: bytes) -> bytes | None:
+        """Answer one request."""
+        for start, answer in self._answers.items():
+            if line.startswith(start):
+                return answer(body)
+        return _OK
+
+    def _push(self, _: bytes) -> bytes:
+        number = b"%020d" % next(self._numbers)
+        return response(
+            b'{"MerchantRequestID": "m-%b", "CheckoutRequestID": "ws_CO_%b", "ResponseCode": "0", '
+            b'"ResponseDescription": "Success", "CustomerMessage": "Success"}' % (number, number)
+        )
+
+    def _hook(self, _: bytes) -> bytes:
+        self.hooks += 1
+        return _OK
+
+    def _keep(self, body: bytes) -> bytes:
+        self.statement = json.loads(body)
+        return _OK
+
+    def _page(self, body: bytes) -> bytes:
+        found = _OFFSET.search(body)
+        offset = int(found[1]) if found else 0
+        rows = self.statement[offset : offset + _PAGE]
+        code = "1000" if rows else "1001"
+        return response(
+            json.dumps({"ResponseRefID": "r", "ResponseCode": code, "ResponseMessage": "", "Response": [rows]}).encode()
+        )
+
+
+async def serve(port: int) -> None:
+    """Serve until killed."""
+    double = Double()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Served(double.handle), "127.0.0.1", port, backlog=1024
+    )
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(int(sys.argv[1])))

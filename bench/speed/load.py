@@ -1,0 +1,116 @@
+"""The load generator, a process of its own: sends prepared requests over kept connections, one at a time on each.
+
+Told what to do by a JSON object on stdin, says what it saw by one on stdout. The requests stand in a file, each after
+its length: nothing is put together while the clock runs. Also a module of functions for whoever starts it.
+"""
+
+import asyncio
+import contextlib
+import json
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.speed.wire import Client
+
+_LENGTH = struct.Struct(">I")
+
+
+def request(method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """A whole HTTP/1.1 request."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {value}" for name, value in headers.items())]
+    if body or method != "GET":
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def write_requests(path: Path, requests: Iterable[bytes]) -> None:
+    """Keep requests where the load generator finds them."""
+    with path.open("wb") as file:
+        for one in requests:
+            file.write(_LENGTH.pack(len(one)) + one)
+
+
+def _read_requests(path: Path) -> list[bytes]:
+    content = path.read_bytes()
+    found: list[bytes] = []
+    at = 0
+    while at < len(content):
+        (length,) = _LENGTH.unpack_from(content, at)
+        found.append(content[at + 4 : at + 4 + length])
+        at += 4 + length
+    return found
+
+
+class _Load:
+    def __init__(self, job: dict[str, Any]) -> None:
+        found = _read_requests(Path(job["requests"]))
+        # Requests that may be repeated go round; those that may not are used up.
+        self.source: Iterator[bytes] = cycle(found) if job["repeat"] else iter(found)
+        self.job = job
+        self.counted: list[float] = []
+        self.statuses: dict[int, int] = {}
+        self.example = b""
+        self.ran_dry = False
+        self.began = self.from_ = self.until = 0.0
+
+    async def client(self, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        clock = time.perf_counter
+        _, connection = await loop.create_connection(Client, "127.0.0.1", port)
+        expected = set(self.job["expect"])
+        try:
+            while clock() < self.until:
+                try:
+                    request_bytes = next(self.source)
+                except StopIteration:
+                    self.ran_dry = True
+                    return
+                sent = clock()
+                status = await connection.send(request_bytes)
+                done = clock()
+                self.statuses[status] = self.statuses.get(status, 0) + 1
+                if status not in expected and not self.example:
+                    self.example = connection.body[:300]
+                if self.from_ <= done < self.until:
+                    self.counted.append(done - sent)
+        finally:
+            connection.close()
+
+    async def run(self) -> dict[str, Any]:
+        ports: list[int] = self.job["ports"]
+        self.began = time.perf_counter()
+        self.from_ = self.began + self.job["warm_up"]
+        self.until = self.from_ + self.job["seconds"]
+        # An answer that never comes must not be waited for for ever.
+        async with asyncio.timeout(self.job["warm_up"] + self.job["seconds"] + 30):
+            await asyncio.gather(*(self.client(ports[n % len(ports)]) for n in range(self.job["clients"])))
+        # A source that ran dry ended the round early: what was counted was counted until then.
+        seconds = min(time.perf_counter(), self.until) - self.from_
+        ordered = sorted(self.counted) or [0.0]
+        return {
+            "rate": len(self.counted) / seconds if seconds > 0 else 0.0,
+            "requests": len(self.counted),
+            "p50_ms": ordered[len(ordered) // 2] * 1000,
+            "p99_ms": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] * 1000,
+            "statuses": self.statuses,
+            "ran_dry": self.ran_dry,
+            "example": self.example.decode("utf-8", "replace"),
+        }
+
+
+def main() -> None:
+    """Do what stdin says."""
+    job = json.loads(sys.stdin.read())
+    with contextlib.closing(uvloop.new_event_loop()) as loop:
+        sys.stdout.write(json.dumps(loop.run_until_complete(_Load(job).run())))
+
+
+if __name__ == "__main__":
+    main()

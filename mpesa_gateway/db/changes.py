@@ -1,0 +1,125 @@
+"""Remembers for a moment what hardly ever changes, such as an API key, and hears from Postgres at once when it does."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import structlog
+
+if TYPE_CHECKING:
+    from mpesa_gateway.db.engine import Database
+
+log = structlog.get_logger(__name__)
+
+V = TypeVar("V")
+
+_SECONDS = 1.0
+"""For how long something is remembered: the most that a change can go unheard when a message is lost."""
+
+_AWAY = 1.0
+"""Seconds between two attempts to listen while Postgres is away."""
+
+_MOST = 10_000
+"""Things that one memory holds; full, it is emptied."""
+
+
+class Changes:
+    """A connection of its own that listens. While there is none, nothing is remembered and Postgres is asked each time.
+
+    Triggers tell of every change, whoever makes it; ``tell`` says it in this process before the message has come round.
+    """
+
+    def __init__(self, db: "Database") -> None:
+        self._db = db
+        self._heard: dict[str, list[Callable[[str], None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.is_listening = False
+
+    @property
+    def may_remember(self) -> bool:
+        """Whether changes are heard; and what a transaction sees is its own affair."""
+        return self.is_listening and not self._db.in_transaction
+
+    async def start(self) -> None:
+        """Begin to listen. Postgres may be away."""
+        self._task = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def on(self, topic: str, forget: Callable[[str], None]) -> None:
+        """Call ``forget`` with the key of whatever changes."""
+        self._heard.setdefault(topic, []).append(forget)
+
+    def tell(self, topic: str, key: str) -> None:
+        """Something has changed, and the change is committed."""
+        for forget in self._heard.get(topic, ()):
+            forget(key)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._listen_once()
+            except Exception as problem:  # noqa: BLE001 - whatever is wrong, without listening nothing is remembered
+                log.info("changes_not_heard", error=type(problem).__name__)
+            await asyncio.sleep(_AWAY)
+
+    async def _listen_once(self) -> None:
+        lost = asyncio.Event()
+        connection = await self._db.connect()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(f"{self._db.schema}_changed", self._take)
+            self.is_listening = True
+            await lost.wait()
+        finally:
+            self.is_listening = False
+            # What was remembered is too old to be used by the time somebody listens again.
+            connection.terminate()
+
+    def _take(self, _: Any, __: int, ___: str, payload: object) -> None:
+        topic, _, key = str(payload).partition(":")
+        self.tell(topic, key)
+
+
+class Remembered(Generic[V]):
+    """What was found under a key, for a second at most."""
+
+    def __init__(
+        self, changes: Changes, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._changes = changes
+        self._seconds = seconds
+        self._clock = clock
+        self._found: dict[str, tuple[float, V]] = {}
+        self._changed = 0
+
+    async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
+        """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
+        known = self._found.get(key)
+        if known is not None and self._changes.may_remember and known[0] > self._clock():
+            return known[1]
+        before = self._changed
+        until = self._clock() + self._seconds
+        found = await find()
+        # What was read before a change was heard may be from before it.
+        if found is not None and self._changes.may_remember and before == self._changed:
+            if len(self._found) >= _MOST:
+                self._found.clear()
+            self._found[key] = (until, found)
+        return found
+
+    def forget(self, key: str) -> None:
+        """What is under this key has changed."""
+        self._changed += 1
+        self._found.pop(key, None)
+
+    def forget_all(self, _: str = "") -> None:
+        """Everything may have changed."""
+        self._changed += 1
+        self._found.clear()

@@ -1,0 +1,70 @@
+"""Does at once what many callers want at the same time, so that under load one trip to Postgres serves them all."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Together(Generic[T, R]):
+    """Gathers what is asked for while others are being served, and serves it next, all of it in one go.
+
+    Nobody is kept waiting for company: who comes while there is a free lane is served at once, alone. The busier it
+    is, the more are served together.
+    """
+
+    def __init__(
+        self, serve: Callable[[list[T]], Awaitable[Sequence[R | Exception]]], *, most: int = 64, lanes: int = 2
+    ) -> None:
+        """``serve`` gives a result, or the exception to raise, for each of what it is given, ``most`` at a time.
+
+        It runs outside its callers' contexts: in no transaction, and without what they have bound for the log.
+        """
+        self._serve = serve
+        self._most = most
+        self._lanes = lanes
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._lanes_open = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, what: T) -> R:
+        """The result for ``what``; raises the exception that it got. A caller that goes away is served all the same."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[R] = loop.create_future()
+        self._waiting.append((what, answer))
+        if self._lanes_open < self._lanes:
+            self._lanes_open += 1
+            task = loop.create_task(self._run(), context=Context())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return await answer
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                served = self._waiting[: self._most]
+                del self._waiting[: self._most]
+                await self._serve_these(served)
+        finally:
+            # Here and not when the task is seen to be done: who asks in between must find a lane free.
+            self._lanes_open -= 1
+
+    async def _serve_these(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:
+        try:
+            results = await self._serve([what for what, _ in served])
+        except Exception as problem:  # noqa: BLE001 - raised again by each of those who asked
+            results = [problem] * len(served)
+        except BaseException:
+            for _, answer in served:
+                answer.cancel()
+            raise
+        for (_, answer), result in zip(served, results, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)

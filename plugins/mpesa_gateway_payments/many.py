@@ -1,0 +1,213 @@
+"""Takes many payments one step further at once, where nothing about them is odd; the odd ones go one by one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+import structlog
+
+from mpesa_gateway.daraja.client import StkAck
+from mpesa_gateway.daraja.codes import Outcome, stk_outcome
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.phone import may_be
+from mpesa_gateway.together import Together
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.views import event_fields
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A payment as it is to be written, before its push. ``amount`` is in KES, ``metadata`` JSON."""
+
+    payment_id: str
+    merchant_id: str
+    env: str
+    shortcode: str
+    amount: int
+    phone: str
+    reference: str
+    reference_is_ours: bool
+    description: str
+    callback_url: str | None
+    metadata: str
+    idempotency_key: str
+    fingerprint: bytes
+    asked_at: datetime
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A payment whose push Daraja has taken."""
+
+    payment_id: str
+    merchant_id: str
+    idempotency_key: str
+    ack: StkAck
+
+
+class Steps:
+    """The two steps of a create, each one statement for all payments that are at it: half of a busy process's work."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(PaymentsSettings)
+        self._inserts: Together[Wanted, Row | None] = Together(self._insert)
+        self._acks: Together[Accepted, Row | None] = Together(self._accept)
+
+    async def insert(self, wanted: Wanted) -> Row | None:
+        """Claim the key and write the payment; None, with nothing done, where the key has been seen before."""
+        return await self._inserts.ask(wanted)
+
+    async def accept(self, accepted: Accepted) -> Row | None:
+        """Write that Daraja took the push; None where that has to be done by itself."""
+        return await self._acks.ask(accepted)
+
+    async def _insert(self, wanted: Sequence[Wanted]) -> list[Row | None]:
+        settings = self._settings
+        rows = await self._db.fetch(
+            tables.INSERT_MANY,
+            [one.payment_id for one in wanted],
+            [one.merchant_id for one in wanted],
+            [one.env for one in wanted],
+            [one.shortcode for one in wanted],
+            [one.amount for one in wanted],
+            [one.phone for one in wanted],
+            [one.reference for one in wanted],
+            [one.reference_is_ours for one in wanted],
+            [one.description for one in wanted],
+            [one.callback_url for one in wanted],
+            [one.metadata for one in wanted],
+            [one.idempotency_key for one in wanted],
+            [one.fingerprint for one in wanted],
+            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
+            [one.asked_at + timedelta(seconds=settings.unsent_after) for one in wanted],
+            [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
+            [one.asked_at for one in wanted],
+        )
+        made = {row["payment_id"]: row for row in rows}
+        return [made.get(one.payment_id) for one in wanted]
+
+    async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
+        now = self._gateway.clock.now()
+        try:
+            rows = await self._db.fetch(
+                tables.ACCEPTED_MANY,
+                [one.payment_id for one in accepted],
+                [one.merchant_id for one in accepted],
+                [one.idempotency_key for one in accepted],
+                [one.ack.merchant_request_id for one in accepted],
+                [one.ack.checkout_request_id for one in accepted],
+                now,
+                now + timedelta(seconds=self._settings.ask_after[0]),
+            )
+        except (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
+            return [None] * len(accepted)
+        known = {row["payment_id"]: row for row in rows}
+        # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+        waiting = await self._gateway.services.get(Callbacks).waiting_among(
+            [one.ack.checkout_request_id for one in accepted]
+        )
+        return [None if one.ack.checkout_request_id in waiting else known.get(one.payment_id) for one in accepted]
+
+
+class Endings:
+    """What callbacks do to payments, for several at once: one trip to look, one to write, whatever their number."""
+
+    def __init__(self, gateway: "Gateway", wants_confirmation: Callable[[Row, StkResulted], bool]) -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._wants_confirmation = wants_confirmation
+
+    async def take(self, results: Sequence[StkResulted]) -> None:
+        """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
+        callbacks = self._gateway.services.get(Callbacks)
+        by_payment = {result.subject_id: result for result in results if result.subject_id}
+        plain: list[tuple[Row, StkResulted, Outcome]] = []
+        for row in await self._db.fetch(tables.LOCK_MANY, list(by_payment)):
+            result = by_payment[row["payment_id"]]
+            outcome = stk_outcome(result.result_code, result.result_desc)
+            if self._is_plain(row, result, outcome):
+                plain.append((row, result, outcome))
+        taken = {result.callback_id for _, result, _ in plain}
+        for result in results:
+            if result.callback_id not in taken:
+                callbacks.put_aside(result.callback_id)
+        if plain:
+            await self._end(plain)
+
+    def _is_plain(self, row: Row, result: StkResulted, outcome: Outcome) -> bool:
+        """Whether a locked payment simply ends: everything fits, and nothing has happened to it but its push."""
+        if (
+            row["status"] != Status.PENDING.value
+            or row["mismatch"] is not None
+            or row["claim"] is not None
+            or row["merchant_id"] != result.merchant_id
+            or row["checkout_request_id"] is None
+            or row["checkout_request_id"] != result.checkout_request_id
+            or outcome.is_pending
+        ):
+            return False
+        if not outcome.is_paid:
+            return True
+        return (
+            result.amount == row["amount"]
+            and (result.phone is None or may_be(result.phone, row["phone"]))
+            and not self._wants_confirmation(row, result)
+        )
+
+    async def _end(self, plain: Sequence[tuple[Row, StkResulted, Outcome]]) -> None:
+        now = self._gateway.clock.now()
+        changes = [_change(result, outcome, now) for _, result, outcome in plain]
+        ended = await self._db.execute(
+            tables.END_MANY,
+            [row["payment_id"] for row, _, _ in plain],
+            [change["status"] for change in changes],
+            [change["receipt"] for change in changes],
+            [change["result_code"] for change in changes],
+            [change["result_desc"] for change in changes],
+            [change["failure_reason"] for change in changes],
+            now,
+        )
+        if ended != f"UPDATE {len(plain)}":
+            raise RuntimeError("a locked payment did not end")
+        events: list[PaymentEvent] = [
+            (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
+            for (row, _, _), change in zip(plain, changes, strict=True)
+        ]
+        await self._gateway.outbox.publish_many(events)
+        callbacks = self._gateway.services.get(Callbacks)
+        for (row, result, _), change in zip(plain, changes, strict=True):
+            await callbacks.mark_applied(result.callback_id)
+            word = "payment_completed" if change["failure_reason"] is None else "payment_failed"
+            log.info(word, payment_id=row["payment_id"], cause=Cause.CALLBACK.value, reason=change["failure_reason"])
+
+
+def _change(result: StkResulted, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    return {
+        "status": (Status.COMPLETED if outcome.is_paid else Status.FAILED).value,
+        "receipt": result.receipt if outcome.is_paid else None,
+        "result_code": result.result_code,
+        "result_desc": result.result_desc,
+        "failure_reason": None if outcome.is_paid else outcome.failure_reason,
+        "completed_at": now if outcome.is_paid else None,
+        "updated_at": now,
+    }
+
+
+def metadata_json(metadata: Mapping[str, str] | None) -> str:
+    """A payment's metadata as it is stored."""
+    return msgspec.json.encode(dict(metadata or {})).decode()
