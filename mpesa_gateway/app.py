@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import structlog
-from litestar import Litestar, Request
+from litestar import Litestar, Request, Response
 from litestar.di import Provide
 
 from mpesa_gateway.clock import Clock, SharedClock
@@ -18,13 +18,14 @@ from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.outbox import HANDLE, Outbox
-from mpesa_gateway.errors import UnsupportedMediaType
+from mpesa_gateway.errors import NotFound, ServiceUnavailable, UnsupportedMediaType
 from mpesa_gateway.events import Event
 from mpesa_gateway.http import admin, health, html
 from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import client_address, read_networks
-from mpesa_gateway.http.errors import handlers
-from mpesa_gateway.http.gate import Gate, priority_of, refuse
+from mpesa_gateway.http.doorstep import Doorstep
+from mpesa_gateway.http.errors import handlers, refuse
+from mpesa_gateway.http.gate import Gate, priority_of
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
@@ -90,10 +91,17 @@ class GatewayRequest(Request[Any, Any, Any]):
         return await super().json()
 
 
-async def before_request(request: Request[Any, Any, Any]) -> None:
+async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
     """Who calls, then what they send: the body is read for nobody who may not call."""
+    if request.method == "OPTIONS":
+        # Litestar's own answer leaves out the methods that the path got after its first one.
+        methods = request.app.state.methods.get(request.scope["path_template"], {"OPTIONS"})
+        return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(methods))})
+    if request.scope["path_template"] == "/schema/{path}":
+        raise NotFound("there is nothing at this address: the document is /schema/openapi.json, its page /schema")
     await admit(request)
     _refuse_other_media(request)
+    return None
 
 
 def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
@@ -384,7 +392,8 @@ class _Door:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._app: Any = None
+        self._app = RequestIds(self._when_started, gateway.ids)
+        self._inside: Any = None
         self._gate: Gate | None = None
         self._litestar: Litestar | None = None
 
@@ -400,7 +409,7 @@ class _Door:
                 priority=priority_of(self._litestar),
                 is_draining=lambda: gateway.is_draining,
             )
-            self._app = RequestIds(self._gate, gateway.ids)
+            self._inside = Doorstep(self._gate, gateway.config.http.body_timeout)
         return self._litestar
 
     def build(self) -> None:
@@ -418,10 +427,6 @@ class _Door:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        _ = self.litestar
-        if scope["type"] == "http" and not self._gateway.is_running:
-            await refuse(send, _NOT_STARTED, 5)
-            return
         inner = dict(scope)
         path, root = scope["path"], scope.get("root_path", "").rstrip("/")
         if root and (path == root or path.startswith(root + "/")):
@@ -433,6 +438,13 @@ class _Door:
             await self._app(inner, receive, send)
         finally:
             acting_from.reset(token)
+
+    async def _when_started(self, scope: Message, receive: Receive, send: Send) -> None:
+        _ = self.litestar
+        if scope["type"] == "http" and not self._gateway.is_running:
+            await refuse(send, ServiceUnavailable(_NOT_STARTED, retry_after=5))
+            return
+        await self._inside(scope, receive, send)
 
     def _client(self, scope: Message) -> str:
         peer = scope.get("client")

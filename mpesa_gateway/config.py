@@ -86,12 +86,14 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where ``mpesa-gateway serve`` listens, and how much it takes: in one request, and at a time.
+    """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. ``drain`` is for how long a server that is told to stop goes on serving, in seconds,
-    while /health/ready says that nothing new is to be sent to it.
+    ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
+    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain`` is
+    for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be sent
+    to it.
     """
 
     host: str = "127.0.0.1"
@@ -102,6 +104,10 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     queue: Room = 100
     wait: Pause = 1.0
     connections: Count = 1000
+    max_head_bytes: Count = 32_768
+    head_timeout: Seconds = 10.0
+    body_timeout: Seconds = 30.0
+    stall_timeout: Seconds = 60.0
     drain: Pause = 0.0
 
 

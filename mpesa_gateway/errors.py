@@ -30,6 +30,7 @@ class Code(StrEnum):
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
     PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
     CALLBACK_REFUSED = "CALLBACK_REFUSED"
     SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -131,6 +132,16 @@ class UnsupportedMediaType(Refused):
     status, code = 415, Code.UNSUPPORTED_MEDIA_TYPE
 
 
+class TooSlow(Refused):
+    """The body did not come in time."""
+
+    status, code, retryable = 408, Code.REQUEST_TIMEOUT, True
+
+
+class HungUp(Refused):
+    """The caller left before its body had come; nobody reads the answer."""
+
+
 class ProviderNotConfigured(Refused):
     """Credentials, or a field of them that this call needs, are missing."""
 
@@ -153,6 +164,12 @@ class ServiceUnavailable(Refused):
     """A part that the gateway cannot do without is away."""
 
     status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
+
+
+class InternalError(Refused):
+    """Something went wrong on our side: quote the request_id to whoever runs this gateway."""
+
+    status, code = 500, Code.INTERNAL_ERROR
 
 
 class Invalid(Refused):

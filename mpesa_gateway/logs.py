@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import MutableMapping
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
@@ -11,7 +12,6 @@ import structlog
 
 from mpesa_gateway.config import LogsConfig
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway.secret import Secret
 
 _FORBIDDEN = frozenset(
     {
@@ -26,6 +26,9 @@ _FORBIDDEN = frozenset(
 )
 
 
+_PLAIN = (int, float, datetime, timedelta)
+
+
 def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Mask, as a structlog processor: secrets become ``****``, phone numbers ``2547****678``, tracebacks too."""
     for name, value in event.items():
@@ -36,16 +39,17 @@ def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str
 def _masked(value: Any) -> Any:
     if isinstance(value, str):
         return mask_phones(value)
-    if isinstance(value, Secret):
-        return value.masked
     if isinstance(value, int) and not isinstance(value, bool) and 10**11 <= value < 10**12:
         return mask_phones(str(value))
     if isinstance(value, dict):
         pairs: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - whatever was logged
-        return {key: "****" if str(key).lower() in _FORBIDDEN else _masked(item) for key, item in pairs.items()}
-    if isinstance(value, list | tuple):
+        return {_masked(key): "****" if str(key).lower() in _FORBIDDEN else _masked(pairs[key]) for key in pairs}
+    if isinstance(value, list | tuple | set | frozenset):
         return [_masked(item) for item in cast("list[Any]", value)]
-    return value
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    # Of anything else a renderer would write the repr, and nobody knows what that shows.
+    return mask_phones(repr(value))
 
 
 class _Stderr:

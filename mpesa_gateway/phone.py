@@ -75,6 +75,11 @@ _SHORTEST = 9
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 
 
+_IN_HANDLE = re.compile(r"(ws_CO_[0-9]{17}[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
+"""Daraja's CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
+
+
 def mask_phones(text: str) -> str:
-    """Mask every Kenyan mobile number that stands in a text: ``2547****678``."""
-    return _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)
+    """Mask every Kenyan mobile number that stands in a text, also at the end of Daraja's handle: ``2547****678``."""
+    masked = _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)
+    return _IN_HANDLE.sub(lambda found: f"{found[1]}****{found[3]}", masked) if "ws_CO_" in masked else masked

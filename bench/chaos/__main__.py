@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 @click.option("--seed", type=int, help="Decides faults and buyers; without it, one is drawn and printed.")
 @click.option("--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of odd phones.")
 @click.option("--at-once", type=click.IntRange(1, 8), default=3, show_default=True, help="Faults at the same time.")
-@click.option("--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="How long faults last.")
+@click.option("--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="How long all wait.")
 @click.option("--only", multiple=True, type=click.Choice(sorted(FAULTS)), help="These faults and no others.")
 @click.option("--settle", type=click.IntRange(1), default=240, show_default=True, help="Seconds to settle afterwards.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")

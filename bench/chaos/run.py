@@ -76,7 +76,7 @@ class Run:
 
     async def play(self) -> Result:
         """Run it all."""
-        site, endpoint = Site(self._folder, self._rng), Endpoint(self._rng)
+        site, endpoint = Site(self._folder, self._rng, self._options.pace), Endpoint(self._rng)
         await endpoint.start()
         try:
             self._say("starting")
@@ -94,7 +94,7 @@ class Run:
         async with Gateway(config).running() as gateway, niquests.AsyncSession(pool_maxsize=200) as http:
             http.trust_env = False
             chaos = await self._open_shop(gateway, site, endpoint, http)
-            shop = Shoppers(site.base, chaos.api_key, self._rng, http)
+            shop = Shoppers(site.base, chaos.api_key, self._rng, http, pace=self._options.pace)
             await chaos.control("PATCH", "/knobs", {"chaos": self._options.misbehave, "seed": self._options.seed})
             until = time.monotonic() + self._options.seconds
 

@@ -34,6 +34,8 @@ class Shoppers:
     api_key: str
     rng: random.Random
     http: niquests.AsyncSession
+    pace: float = 1.0
+    """How long they wait, in proportion to the usual."""
     wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
@@ -66,10 +68,10 @@ class Shoppers:
             return
         chance = self.rng.random()
         if chance < 0.1:
-            await asyncio.sleep(self.rng.uniform(0, 3))
+            await asyncio.sleep(self.rng.uniform(0, 3) * self.pace)
             await self._post(f"/v1/payments/{payment_id}/query", "", None)
         elif chance < 0.15:
-            await asyncio.sleep(self.rng.uniform(1, 5))
+            await asyncio.sleep(self.rng.uniform(1, 5) * self.pace)
             await self._post(f"/v1/payments/mpesa/check-status/{payment_id}", "", None)
         elif chance < 0.4 and await self._is_paid(payment_id):
             await self._refund(payment_id, number, amount)
@@ -80,7 +82,7 @@ class Shoppers:
             answer = await self._call("GET", f"/v1/payments/{payment_id}")
             if answer[0] == 200 and answer[1]["data"]["receipt"] is not None:
                 return True
-            await asyncio.sleep(1)
+            await asyncio.sleep(self.pace)
         return False
 
     async def _refund(self, payment_id: str, number: int, amount: int) -> None:

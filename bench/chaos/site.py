@@ -1,6 +1,7 @@
 """The site that is broken: two APIs, two workers, Daraja, Postgres and Valkey, each a process of its own."""
 
 import asyncio
+import math
 import os
 import random
 import shutil
@@ -94,10 +95,11 @@ class Process:
 
 
 class Site:
-    """Everything that runs, in one folder."""
+    """Everything that runs, in one folder. ``pace`` is how long everybody waits, in proportion to the usual."""
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
+    def __init__(self, folder: Path, rng: random.Random, pace: float = 1.0) -> None:
         self.folder = folder
+        self._pace = pace
         self.standalone = Standalone(folder / "data")
         self._config = folder / "gateway.toml"
         self._simulator_config = folder / "simulator.toml"
@@ -229,6 +231,10 @@ class Site:
 
         return Process(name, start, log, port)
 
+    def _seconds(self, usual: float) -> int:
+        """A time that the gateway waits, whole seconds."""
+        return max(1, math.ceil(usual * self._pace))
+
     def _write_config(self) -> None:
         certificate = self.folder / "simulator-certificate.pem"
         certificate.write_bytes(make_certificate(SystemClock().now()))
@@ -242,12 +248,20 @@ class Site:
                 "sandbox_url": f"http://127.0.0.1:{self.to_daraja.port}/simulator",
                 "sandbox_certificate": str(certificate),
                 "connect_timeout": 2.0,
-                "timeout": 8.0,
+                "timeout": float(self._seconds(8)),
             },
             "worker": {"grace": 5},
             "limits": {"requests_per_second": 100_000, "burst": 100_000},
-            "payments": {"ask_after": [1, 2, 4, 8], "expire_after": 40, "unsent_after": 30, "hold": 12},
-            "refunds": {"ask_after": [1, 2, 4, 6, 6, 6], "hold": 12},
+            "payments": {
+                "ask_after": [1, 2, 4, 8],
+                "expire_after": self._seconds(40),
+                "unsent_after": self._seconds(30),
+                "hold": self._seconds(12),
+            },
+            "refunds": {
+                "ask_after": [self._seconds(usual) for usual in (1, 2, 4, 6, 6, 6)],
+                "hold": self._seconds(12),
+            },
             "reconciliation": {"pause": 0.2, "tries": 3},
             "webhooks": {
                 "timeout": 3.0,
@@ -263,9 +277,9 @@ class Site:
             "valkey": values["valkey"] | {"prefix": "simulator"},
             "simulator": {
                 "callback_delay": 0.2,
-                "late_delay": 6.0,
-                "slow_answer": 2.0,
-                "prompt_timeout": 2.0,
+                "late_delay": 6.0 * self._pace,
+                "slow_answer": 2.0 * self._pace,
+                "prompt_timeout": 2.0 * self._pace,
                 "callback_pause": 1.0,
             },
         }

@@ -20,7 +20,7 @@ from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.http.protocol import GatewayProtocol
+from mpesa_gateway.http.protocol import ServerConfig
 
 _GRACE = 5
 """Seconds that running requests get to finish, besides the time that a call to Daraja may take."""
@@ -77,17 +77,13 @@ def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
     return msgspec.structs.replace(config, http=http, public_url=public_url)
 
 
-def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfig:
+    return ServerConfig(
         app,
-        http=GatewayProtocol,
+        config.http,
         loop="uvloop",
-        ws="none",
-        access_log=False,
-        log_config=None,
         # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
         proxy_headers=False,
-        server_header=False,
         limit_concurrency=config.http.connections,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(config.daraja.timeout) + _GRACE,

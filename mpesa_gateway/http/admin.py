@@ -11,8 +11,10 @@ from litestar.params import FromPath, JSONBody
 from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Meta, Page, Success
+from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
+from mpesa_gateway.http.rules import Rule
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
@@ -25,10 +27,15 @@ def _name(text: str) -> str:
     return text
 
 
+_MERCHANT = path_id("merchant_id", "mer")
+_NAME = Rule(_name, minLength=1, maxLength=100, pattern=r"^(?=.*\S)[^\x00-\x1f\x7f]+$", examples=["Duka la Amina"])
+
+
 class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merchant to create."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _name}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _NAME}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"name": "Duka la Amina"}
 
     name: str
 
@@ -36,7 +43,13 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` decides sk_test_ or sk_live_."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _name}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _NAME}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "name": "till",
+        "env": "sandbox",
+        "scopes": ["payments:read", "payments:write"],
+        "expires_at": "2027-01-01T00:00:00Z",
+    }
 
     name: str
     env: Env = "sandbox"
@@ -74,7 +87,7 @@ async def list_merchants(
     return _page(found, filters.limit, lambda merchant: merchant.merchant_id, total)
 
 
-@get("/v1/admin/merchants/{merchant_id:str}", tags=["Administration"])
+@get("/v1/admin/merchants/{merchant_id:str}", tags=["Administration"], described=_MERCHANT)
 async def get_merchant(
     merchant_id: FromPath[str],
     caller: Admin,  # noqa: ARG001 - its annotation is the check
@@ -84,7 +97,13 @@ async def get_merchant(
     return Success(data=await gateway.merchants.require(merchant_id))
 
 
-@post("/v1/admin/merchants/{merchant_id:str}/deactivate", status_code=200, tags=["Administration"])
+@post(
+    "/v1/admin/merchants/{merchant_id:str}/deactivate",
+    status_code=200,
+    tags=["Administration"],
+    described=_MERCHANT,
+    refuses=(Conflict,),
+)
 async def deactivate_merchant(
     merchant_id: FromPath[str], data: JSONBody[Confirmation], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[Merchant]:
@@ -93,7 +112,7 @@ async def deactivate_merchant(
     return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
 
 
-@post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"])
+@post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT)
 async def create_key(
     merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
@@ -117,7 +136,7 @@ async def create_key(
     return Success(data=CreatedKey(api_key=secret.reveal(), key=key))
 
 
-@get("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"])
+@get("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT)
 async def list_keys(
     merchant_id: FromPath[str],
     caller: Admin,  # noqa: ARG001 - its annotation is the check
@@ -128,7 +147,13 @@ async def list_keys(
     return Success(data=await gateway.api_keys.list(merchant_id))
 
 
-@post("/v1/admin/merchants/{merchant_id:str}/keys/{key_id:str}/revoke", status_code=200, tags=["Administration"])
+@post(
+    "/v1/admin/merchants/{merchant_id:str}/keys/{key_id:str}/revoke",
+    status_code=200,
+    tags=["Administration"],
+    described=_MERCHANT,
+    refuses=(Conflict,),
+)
 async def revoke_key(
     merchant_id: FromPath[str],
     key_id: FromPath[str],

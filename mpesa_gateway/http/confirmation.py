@@ -1,12 +1,18 @@
 """The body of calls that cannot be undone: it repeats what it is about."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import msgspec
 
 from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.fields import example_id
 
 
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Proof that the caller means this very object: ``confirm`` repeats its id."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"confirm": example_id("mer")}
 
     confirm: str
 

@@ -116,6 +116,8 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
         raise ValueError("must not name port 0")
     if is_loopback and allow_loopback:
         return
+    if "[" in parts.netloc and not isinstance(literal, IPv6Address):
+        raise ValueError("must have nothing but an IPv6 address in brackets")
     _check_host(host, literal)
 
 

@@ -1,10 +1,11 @@
 """The shape of every answer: success with data, or failure with errors."""
 
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from mpesa_gateway.errors import Problem
+from mpesa_gateway.http.fields import No, Yes
 
 T = TypeVar("T")
 
@@ -12,7 +13,7 @@ T = TypeVar("T")
 class Success(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """One object."""
 
-    success: Literal[True] = True
+    success: Yes = True
     data: T
 
 
@@ -28,7 +29,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """Some objects of a list, newest first."""
 
-    success: Literal[True] = True
+    success: Yes = True
     data: list[T]
     meta: Meta
 
@@ -36,6 +37,6 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a request was not carried out."""
 
-    success: Literal[False] = False
+    success: No = False
     errors: list[Problem]
     request_id: str

@@ -9,9 +9,9 @@ from litestar.exceptions import HTTPException, ValidationException
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
-from mpesa_gateway.errors import Code, Problem, Refused
+from mpesa_gateway.errors import Code, InternalError, Problem, Refused, TooSlow
 from mpesa_gateway.http.envelope import Failure
-from mpesa_gateway.http.request_id import current_request_id
+from mpesa_gateway.http.request_id import Send, current_request_id
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +29,25 @@ def failure(problems: list[Problem], status: int, headers: dict[str, str] | None
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-def _refused(_: Request[Any, Any, Any], refusal: Refused) -> Response[bytes]:
-    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after is not None else None
+async def refuse(send: Send, refusal: Refused) -> None:
+    """Answer with a refusal where no route has been found yet."""
+    body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
+    lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal)
+    headers = [(name.lower().encode(), text.encode()) for name, text in lines.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _refused(request: Request[Any, Any, Any], refusal: Refused) -> Response[bytes]:
+    headers = _headers_of(refusal)
+    if isinstance(refusal, TooSlow) and str(request.scope.get("http_version", "")).startswith("1"):
+        # What is still to come of the body would be taken for the next request.
+        headers["Connection"] = "close"
     return failure(refusal.problems, refusal.status, headers)
+
+
+def _headers_of(refusal: Refused) -> dict[str, str]:
+    return {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
 
 
 def _http(_: Request[Any, Any, Any], problem: HTTPException) -> Response[bytes]:
@@ -73,7 +89,7 @@ def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[byte
 def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
     log.error("unexpected_error", exc_info=problem)
     message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
-    return failure([Problem(code=Code.INTERNAL_ERROR.value, message=message)], 500)
+    return failure(InternalError(message).problems, InternalError.status)
 
 
 def handlers() -> dict[int | type[Exception], Any]:

@@ -8,18 +8,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
 import structlog
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.errors import Code, Problem
+from mpesa_gateway.errors import ServiceUnavailable
 from mpesa_gateway.http.auth import PRIORITY
-from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.place import Place, holding
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send, current_request_id
+from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +146,7 @@ class Gate:
         if now - self._said_at >= _SAY_AGAIN:
             self._said_at = now
             log.warning("calls_turned_away", working=self.working, waiting=self.waiting, so_far=self.turned_away)
-        await refuse(send, _BUSY, RETRY_AFTER)
+        await refuse(send, ServiceUnavailable(_BUSY, retry_after=RETRY_AFTER))
 
 
 def _give_up(turn: "asyncio.Future[bool]") -> None:
@@ -164,19 +163,6 @@ def _closing(send: Send) -> Send:
         await send(message)
 
     return last
-
-
-async def refuse(send: Send, message: str, retry_after: int) -> None:
-    """Answer 503 in the envelope, before anything of the request was looked at."""
-    problem = Problem(code=Code.SERVICE_UNAVAILABLE.value, message=message, retryable=True)
-    body = msgspec.json.encode(Failure(errors=[problem], request_id=current_request_id()))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(retry_after).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def priority_of(app: Litestar) -> Callable[[str], bool]:

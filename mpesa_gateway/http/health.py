@@ -38,7 +38,7 @@ async def live() -> Success[dict[str, bool]]:
     return Success(data={"live": True})
 
 
-@get("/health/ready", public=True, priority=True, tags=["Operators"])
+@get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
     parts = await examine(gateway)

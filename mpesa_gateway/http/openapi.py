@@ -1,20 +1,65 @@
 """The API's own description: an OpenAPI 3.1 document, drawn from the routes themselves, and a page to read it on."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Request
+from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import Components as SpecComponents
+from litestar.openapi.spec import SecurityScheme
+from litestar.response import Stream
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway.errors import (
+    InsufficientScope,
+    InternalError,
+    Invalid,
+    InvalidKey,
+    NotFound,
+    PayloadTooLarge,
+    RateLimited,
+    Refused,
+    ServiceUnavailable,
+    TooManyFailures,
+    TooSlow,
+    UnsupportedMediaType,
+)
 from mpesa_gateway.http.auth import scope_of
+from mpesa_gateway.http.components import Components, is_moment, refine
+from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reference import render_reference
+
+ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"
+"""What a route may say in its decorator besides what its signature says.
+
+``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
+follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
+``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: not without Idempotency-Key.
+"""
+
+_TEXT = """\
+Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
+
+Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not come \
+in time 408, one with too long a head 431, all in the envelope of every refusal."""
+
+_REQUEST_ID = {
+    "X-Request-ID": {
+        "description": "The id of this request: yours if you sent a sane one.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    }
+}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+}
+_IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~](?:[ -~]*[!-~])?$"}
 
 
 class _Document(JsonRenderPlugin):
@@ -41,11 +86,11 @@ def openapi_config() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
-        description="Accept M-Pesa payments. Authenticate with an API key in the X-API-Key header.",
+        description=_TEXT,
         path="/schema",
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
-        components=Components(
+        components=SpecComponents(
             security_schemes={"api_key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header")}
         ),
         security=[{"api_key": []}],
@@ -53,22 +98,27 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
-    """Add what Litestar cannot see: the filters of lists, the scope of each call, and which calls need no key."""
+    """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
     if "x-complete" in document:
         return document
-    for path, method, handler in _operations(app):
-        operation: dict[str, Any] = document["paths"].get(path, {}).get(method, {})
-        if not operation:
-            continue
-        scope = scope_of(handler)
-        if scope is None:
-            operation["security"] = []
-        else:
-            operation["x-scope"] = scope.value
-            operation["security"] = [{"api_key": []}]
-        filters = handler.resolve_dependencies().get("filters")
-        if filters is not None:
-            operation.setdefault("parameters", []).extend(_filters(filters))
+    shown = [
+        (operation, handler)
+        for path, method, handler in _operations(app)
+        if (operation := document["paths"].get(path, {}).get(method))
+    ]
+    components = Components(
+        [_body(handler) for _, handler in shown if _body(handler) is not None],
+        [Failure, *(kind for _, handler in shown for kind in _answers(handler).values())],
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components.schemas)
+    names = Counter(handler.handler_name for _, handler in shown)
+    for operation, handler in shown:
+        _complete_operation(operation, handler, components)
+        operation["summary"] = handler.handler_name.replace("_", " ").capitalize()
+        if names[handler.handler_name] == 1:
+            operation["operationId"] = handler.handler_name
+    _forget_unused(document)
     document["x-complete"] = True
     return document
 
@@ -81,14 +131,146 @@ def _operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
                     yield route.path_format, method.lower(), handler
 
 
+def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
+    scope = scope_of(handler)
+    operation["security"] = [] if scope is None else [{"api_key": []}]
+    if scope is not None:
+        operation["x-scope"] = scope.value
+    operation.pop("deprecated", None)
+    _complete_parameters(operation, handler)
+    _complete_body(operation, handler, components)
+    refusals = _refusals(handler)
+    responses = operation["responses"]
+    for status in [status for status in responses if int(status) >= 400]:
+        del responses[status]
+    for status, kind in _answers(handler).items():
+        responses[str(status)] = _success(status, kind, handler, components, responses.get(str(status)))
+    for status in sorted({refusal.status for refusal in refusals}):
+        refused = _failure([each for each in refusals if each.status == status], components)
+        if status in _answers(handler):
+            # A status that means both: a load balancer is told the same, whoever reads on finds out.
+            shown = refused["content"]["application/json"]
+            shown["schema"] = {"anyOf": [components.reference(_answers(handler)[status]), shown["schema"]]}
+        responses[str(status)] = refused
+
+
+def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
+    described: Mapping[str, Mapping[str, Any]] = handler.opt.get(DESCRIBED, {})
+    for parameter in operation.get("parameters", ()):
+        parameter.pop("deprecated", None)
+        if parameter["in"] == "path":
+            parameter["schema"] = {"type": "string", "minLength": 1, **described.get(parameter["name"], {})}
+        elif parameter["name"] == "Idempotency-Key":
+            parameter["schema"] = dict(_IDEMPOTENCY_KEY)
+            parameter["required"] = bool(handler.opt.get(NEEDS_KEY))
+            parameter["example"] = "order-1041"
+    filters = handler.resolve_dependencies().get("filters")
+    if filters is not None:
+        operation.setdefault("parameters", []).extend(_filters(filters))
+
+
+def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
+    taken: dict[str, Any] | None = handler.opt.get(TAKES)
+    if taken is None:
+        reference = components.reference(_body(handler))
+        if reference is None:
+            return
+        taken = {"schema": reference}
+    operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
+
+
+def _body(handler: HTTPRouteHandler) -> Any:
+    data = handler.parsed_fn_signature.parameters.get("data")
+    return None if data is None else data.annotation
+
+
+def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
+    """What a route answers when it does what was asked, by status: a type, or a media type."""
+    said: dict[int, Any] = handler.opt.get(ANSWERS, {})
+    returned = handler.parsed_fn_signature.return_type
+    if returned.is_subclass_of(Stream):
+        return {handler.status_code: "text/csv"} | said
+    inner = [each.annotation for each in returned.inner_types]
+    kind = inner[0] if returned.is_subclass_of(Response) and inner else returned.annotation
+    return {handler.status_code: kind} | said
+
+
+def _refusals(handler: HTTPRouteHandler) -> list[type[Refused]]:
+    found: list[type[Refused]] = [*handler.opt.get(REFUSES, ())]
+    if scope_of(handler) is not None:
+        found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures]
+        if handler.http_methods & {"POST", "PUT", "PATCH"}:
+            found += [UnsupportedMediaType]
+    if _body(handler) is not None or TAKES in handler.opt:
+        found += [PayloadTooLarge, TooSlow]
+    if _body(handler) is not None:
+        found += [Invalid]
+    if "filters" in handler.resolve_dependencies():
+        found += [Invalid]
+    if any("{" in path for path in handler.paths):
+        found += [NotFound]
+    return list(dict.fromkeys([*found, InternalError, ServiceUnavailable]))
+
+
+def _success(
+    status: int, kind: Any, handler: HTTPRouteHandler, components: Components, known: dict[str, Any] | None
+) -> dict[str, Any]:
+    headers: dict[str, Any] = dict(_REQUEST_ID)
+    if "idempotency_key" in handler.parsed_fn_signature.parameters:
+        name, text = ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+        headers[name] = {"description": text, "schema": {"type": "string"}}
+    content: dict[str, Any] = (known or {}).get("content", {})
+    if isinstance(kind, str):
+        content = {kind: {"schema": {"type": "string"}}}
+    elif (reference := components.reference(kind)) is not None:
+        content = {"application/json": {"schema": reference}}
+    return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
+
+
+def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[str, Any]:
+    kinds = sorted(refusals, key=lambda refusal: refusal.code)
+    headers = dict(_REQUEST_ID)
+    if any(kind.retryable for kind in kinds):
+        headers |= _RETRY_AFTER
+    return {
+        "description": " ".join(f"`{kind.code}`: {_sentence(kind)}" for kind in kinds),
+        "headers": headers,
+        "content": {
+            "application/json": {
+                "schema": components.reference(Failure),
+                "examples": {kind.__name__: {"summary": _sentence(kind), "value": _example(kind)} for kind in kinds},
+            }
+        },
+    }
+
+
+def _sentence(refusal: type[Refused]) -> str:
+    return (refusal.__doc__ or "").partition("\n\n")[0]
+
+
+def _example(refusal: type[Refused]) -> dict[str, Any]:
+    problem: dict[str, Any] = {"code": refusal.code.value, "message": "what to do about it"}
+    if issubclass(refusal, Invalid):
+        problem["field"] = "phone"
+    if refusal.retryable is not None:
+        problem["retryable"] = refusal.retryable
+    return {"success": False, "errors": [problem], "request_id": "req_01jdk3v8rc4x9m2q7ztbn5wgae"}
+
+
 def _filters(provide: Provide) -> list[dict[str, Any]]:
     """The query parameters that a list reads, each with its schema."""
     kind: type[msgspec.Struct] = provide.dependency.query_type  # type: ignore[attr-defined]
     _, components = msgspec.json.schema_components([kind], ref_template="{name}")
-    return [
-        {"name": name, "in": "query", "required": False, "schema": _inline(schema, components)}
-        for name, schema in components[kind.__name__]["properties"].items()
-    ]
+    schema = components[kind.__name__]
+    refine(schema, kind)
+    moments = {field.encode_name for field in msgspec.structs.fields(kind) if is_moment(field.type)}
+    parameters: list[dict[str, Any]] = []
+    for name, part in schema["properties"].items():
+        found = _inline(part, components)
+        if name in moments:
+            found = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
+        parameters.append({"name": name, "in": "query", "required": False, "schema": found})
+    return parameters
 
 
 def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
@@ -98,4 +280,28 @@ def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
     if "anyOf" in schema:
         (present,) = [option for option in schema["anyOf"] if option.get("type") != "null"]
         return _inline(present, components)
-    return {name: value for name, value in schema.items() if not (name == "default" and value is None)}
+    return {name: value for name, value in schema.items() if not (name in {"default", "title"} and not value)}
+
+
+def _forget_unused(document: dict[str, Any]) -> None:
+    """Leave out the schemas that Litestar made for what is described here otherwise."""
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    used: set[str] = set()
+    waiting = _references(document["paths"])
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)
+            waiting |= _references(schemas.get(name, {}))
+    document["components"]["schemas"] = {name: schemas[name] for name in sorted(used & set(schemas))}
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+        found = {str(pairs["$ref"]).rpartition("/")[2]} if isinstance(pairs.get("$ref"), str) else set[str]()
+        return found.union(*map(_references, pairs.values()))
+    if isinstance(value, list | tuple):
+        parts: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+        return set[str]().union(*map(_references, parts))
+    return set()

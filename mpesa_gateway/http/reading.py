@@ -13,9 +13,20 @@ from mpesa_gateway.errors import Checks, Invalid
 S = TypeVar("S", bound=msgspec.Struct)
 
 _NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NUL = "must not contain NUL"
+_MOST_UNKNOWN = 20
+"""Unknown names that one answer lists: each comes with all known ones, and one body can hold thousands."""
+
 _SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
 
-_WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number", "object": "an object"}
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "float": "a number",
+    "object": "an object",
+    "datetime": "a time with its zone, such as 2026-11-23T10:15:00Z",
+}
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
@@ -41,14 +52,39 @@ def read_body(body: bytes, kind: type[S]) -> S:
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: Checks) -> None:
-    """Check well-typed values against the struct's own ``RULES``: field name to what raises ValueError."""
+    """Check well-typed values: what Postgres could not store, then the struct's own ``RULES``.
+
+    A rule is a field's name and what raises ValueError.
+    """
     rules: Mapping[str, Callable[[Any], Any]] = getattr(kind, "RULES", {})
-    for name, rule in rules.items():
-        if values.get(name) is not None:
-            checks.take(f"{path}{name}", rule, values[name])
     for name, value in values.items():
+        if value is None:
+            continue
         if isinstance(value, msgspec.Struct):
             _apply_rules(type(value), msgspec.structs.asdict(value), f"{path}{name}.", checks)
+        elif (problem := _unstorable(value)) is not None:
+            checks.fail(f"{path}{name}", problem)
+        elif name in rules:
+            checks.take(f"{path}{name}", rules[name], value)
+
+
+def _unstorable(value: Any) -> str | None:
+    """Why Postgres could not keep a value: text with NUL, or a time beyond its calendar once it is in UTC."""
+    if isinstance(value, str):
+        return _NUL if "\x00" in value else None
+    if isinstance(value, datetime):
+        try:
+            value.astimezone(UTC)
+        except (ValueError, OverflowError):
+            return "must be a time between the years 1 and 9999, in UTC"
+        return None
+    if isinstance(value, dict):
+        pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+        return next((problem for pair in pairs.items() for part in pair if (problem := _unstorable(part))), None)
+    if isinstance(value, list | tuple):
+        parts: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+        return next((problem for part in parts if (problem := _unstorable(part))), None)
+    return None
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
@@ -56,11 +92,12 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     checks = Checks()
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
-    for name, texts in values.items():
-        field = fields.get(name)
-        if field is None:
-            checks.fail(name, f"unknown parameter: remove it (known: {', '.join(sorted(fields))})")
-        elif len(texts) != 1:
+    unknown = [name for name in values if name not in fields]
+    for name in unknown[:_MOST_UNKNOWN]:
+        checks.fail(name[:64], f"unknown parameter: remove it (known: {', '.join(sorted(fields))})")
+    for name, field in fields.items():
+        texts = values.get(name, ("",))
+        if len(texts) != 1:
             checks.fail(name, "send this parameter once")
         elif texts[0] != "":
             try:
@@ -69,6 +106,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
                 checks.fail(name, _explain(str(problem)))
             except (ValueError, OverflowError):
                 checks.fail(name, "must be a time such as 2026-11-23T10:15:00Z or a date such as 2026-11-23")
+    _apply_rules(kind, found, "", checks)
     checks.settle()
     return kind(**found)
 
@@ -93,9 +131,9 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
         checks.fail(path or "body", "send a JSON object")
         return
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-    for name in given:
-        if name not in fields:
-            checks.fail(f"{path}{name[:64]}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
+    unknown = [name for name in given if name not in fields]
+    for name in unknown[:_MOST_UNKNOWN]:
+        checks.fail(f"{path}{name[:64]}", f"unknown field: remove it (known: {', '.join(sorted(fields))})")
     taken: dict[str, Any] = {}
     for name, field in fields.items():
         raw = given.get(name)

@@ -5,7 +5,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def servers() -> Iterator[Servers]:
 @pytest.fixture
 def database_url(servers: Servers) -> Iterator[str]:
     """An empty database for one test, dropped afterwards."""
+    with empty_database(servers) as url:
+        yield url
+
+
+@pytest.fixture
+def valkey_url(servers: Servers) -> str:
+    """An empty Valkey keyspace for one test."""
+    return empty_keyspace(servers)
+
+
+@contextmanager
+def empty_database(servers: Servers) -> Generator[str]:
+    """An empty database for the length of the block: for fixtures that several tests share."""
     name = f"test_{os.getpid()}_{next(_names)}"
     _run_sql(servers.database_url, f'CREATE DATABASE "{name}"')
     try:
@@ -60,9 +74,8 @@ def database_url(servers: Servers) -> Iterator[str]:
         _run_sql(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-@pytest.fixture
-def valkey_url(servers: Servers) -> str:
-    """An empty Valkey keyspace for one test."""
+def empty_keyspace(servers: Servers) -> str:
+    """The address of a Valkey keyspace that no running test uses, emptied."""
     url = f"{servers.valkey_url}/{servers.next_keyspace()}"
     _in_own_loop(_flush(url))
     return url

@@ -11,7 +11,8 @@ import niquests
 import uvicorn
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.config import GatewayConfig, HttpConfig
+from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
 from mpesa_gateway.security.sealing import generate
 
@@ -71,10 +72,15 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(app: Any, at: socket.socket) -> AsyncGenerator[str]:
-    """Serve an ASGI application on this socket for the length of the block; gives its base URL."""
+async def serving(
+    app: Any, at: socket.socket, http: HttpConfig | None = None, **more: Any
+) -> AsyncGenerator[str]:
+    """Serve an ASGI application on this socket for the length of the block, as `mpesa-gateway serve` does.
+
+    Gives its base URL.
+    """
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=5)
+        ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more)
     )
     task = asyncio.create_task(server.serve(sockets=[at]))
     try:
@@ -94,10 +100,11 @@ async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenera
     """A gateway of these settings, served, and its base URL. It is its own Daraja unless the settings name another."""
     at = listening()
     base = f"http://127.0.0.1:{at.getsockname()[1]}"
-    values = {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}} | values
+    daraja = {"sandbox_url": base + "/simulator"} | values.get("daraja", {})
+    values = {"public_url": base} | values | {"daraja": daraja}
     with at:
         gateway = Gateway(GatewayConfig.from_values(values), **options)
-        async with serving(gateway.asgi, at):
+        async with serving(gateway.asgi, at, gateway.config.http):
             yield gateway, base
 
 

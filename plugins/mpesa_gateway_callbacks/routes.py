@@ -12,8 +12,9 @@ from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
-from mpesa_gateway_callbacks.api import Kind
-from mpesa_gateway_callbacks.schemas import CallbackQuery, CallbackView, RefusedQuery, RefusedView
+from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.errors import ShapeRefused, SignatureRefused, SourceRefused, TokenRefused
+from mpesa_gateway_callbacks.schemas import Accepted, CallbackQuery, CallbackView, RefusedQuery, RefusedView
 from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 
@@ -37,6 +38,47 @@ _SPECIFIED: dict[tuple[str, str], Kind] = {
 }
 """The kinds by their place in the specification's addresses."""
 
+_SUBJECT: dict[str, dict[str, Any]] = {
+    "subject": {"enum": sorted({subject for subject, _ in _SPECIFIED})},
+    "ending": {"enum": sorted({ending for _, ending in _SPECIFIED})},
+}
+
+_STK_EXAMPLE = {
+    "Body": {
+        "stkCallback": {
+            "MerchantRequestID": "29115-34620561-1",
+            "CheckoutRequestID": "ws_CO_191220191020363925",
+            "ResultCode": 1032,
+            "ResultDesc": "Request cancelled by user",
+        }
+    }
+}
+
+_RESULT_EXAMPLE = {
+    "Result": {
+        "ResultType": 0,
+        "ResultCode": 0,
+        "ResultDesc": "The service request is processed successfully.",
+        "OriginatorConversationID": "10571-7910404-1",
+        "ConversationID": "AG_20191219_00004e48cf7e3533f581",
+        "TransactionID": "NLJ41HAY6Q",
+    }
+}
+
+_CALLBACK: dict[str, Any] = {
+    "status_code": 200,
+    "public": True,
+    "priority": True,
+    "tags": ["Callbacks"],
+    "answers": {200: Accepted},
+    "takes": {"schema": {"type": "object"}, "examples": {"stk": {"value": _STK_EXAMPLE}}},
+    "refuses": (SourceRefused, TokenRefused, SignatureRefused, ShapeRefused, AnotherSubject, NotFound),
+}
+
+_RESULT: dict[str, Any] = _CALLBACK | {
+    "takes": {"schema": {"type": "object"}, "examples": {"result": {"value": _RESULT_EXAMPLE}}}
+}
+
 
 async def _take(
     gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None, body: bytes
@@ -49,7 +91,7 @@ async def _take(
     return Response(_ACCEPTED, media_type="application/json")
 
 
-@post("/v1/webhooks/mpesa", status_code=200, public=True, priority=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa", **_CALLBACK)
 async def stk_callback(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody
 ) -> Response[bytes]:
@@ -57,7 +99,7 @@ async def stk_callback(
     return await _take(gateway, request, "stk", None, body)
 
 
-@post("/v1/webhooks/mpesa/{token:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
 async def stk_callback_with_token(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
 ) -> Response[bytes]:
@@ -65,7 +107,7 @@ async def stk_callback_with_token(
     return await _take(gateway, request, "stk", token, body)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
 async def result_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -77,13 +119,7 @@ async def result_callback(
     return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None, body)
 
 
-@post(
-    "/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}",
-    status_code=200,
-    public=True,
-    priority=True,
-    tags=["Callbacks"],
-)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
 async def result_callback_with_token(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -96,7 +132,7 @@ async def result_callback_with_token(
     return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token, body)
 
 
-@post("/v1/cb/{kind:str}/{token:str}", status_code=200, public=True, priority=True, tags=["Callbacks"])
+@post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_CALLBACK)
 async def neutral_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],

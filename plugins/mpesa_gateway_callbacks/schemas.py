@@ -9,6 +9,13 @@ from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
 
 
+class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
+    """The answer that Safaricom waits for: the callback is committed, or was before."""
+
+    result_code: Literal[0]
+    result_desc: Literal["Accepted"]
+
+
 class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
     """A callback that was taken. ``repeats`` counts how often it came again; ``verdict`` says what became of it."""
 

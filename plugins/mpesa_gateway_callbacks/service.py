@@ -170,8 +170,7 @@ class CallbackInbox:
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
             report = _read(incoming)
-            fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
-            arrival = _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
+            arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
             is_new = await self._kept.ask(arrival)
             if is_new is None:
                 is_new = await self._keep(arrival)
@@ -181,6 +180,10 @@ class CallbackInbox:
         if not is_new:
             await self._audit_repeat(incoming, subject, report)
         log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
+
+    def _arrival(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> "_Arrival":
+        fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
+        return _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
 
     async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
         """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
@@ -516,9 +519,9 @@ class CallbackInbox:
         incoming = Incoming(row["kind"], None, row["original"].encode(), row["source"], row["signature"])
         is_signed = await self._check_signature(incoming, subject)
         report = _read(incoming)
-        await self._keep(incoming, subject, report, is_signed=is_signed)
-        fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
-        kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, fingerprint)
+        arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
+        await self._keep(arrival)
+        kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
         if kept is None:
             raise Conflict("it was not kept: look at the log")
         async with self._db.transaction():

@@ -4,6 +4,7 @@ from litestar import delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
@@ -31,17 +32,22 @@ async def list_providers(caller: MerchantRead, services: NamedDependency[Service
     return Success(data=await services.get(CredentialStore).providers(caller.merchant_id))
 
 
-@delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"])
+@delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget the merchant's keys to M-Pesa."""
     await services.get(CredentialStore).remove(caller)
     return Success(data={"deleted": True})
 
 
-@post("/v1/merchant/providers/mpesa/verify", status_code=200, tags=["Merchant"])
+@post(
+    "/v1/merchant/providers/mpesa/verify",
+    status_code=200,
+    tags=["Merchant"],
+    refuses=(ProviderNotConfigured, ProviderUnavailable),
+)
 async def verify_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Verification]:
     """Try the stored keys: fetches an access token."""
-    return Success(data=await services.get(CredentialStore).verify(caller.merchant_id))
+    return Success(data=await services.get(CredentialStore).verify(caller))
 
 
 routes = (me, set_provider, list_providers, remove_provider, verify_provider)

@@ -1,45 +1,41 @@
 """Credentials as they go over the wire: whole on the way in, masked on the way out."""
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.http.fields import KeyId, Masked, MerchantId
+from mpesa_gateway.http.rules import PHONE, matching, one_of, printable
+from mpesa_gateway.security.scopes import Env, Scope
 
 
-def _matching(pattern: str, message: str) -> Callable[[str], str]:
-    compiled = re.compile(pattern, re.ASCII)
-
-    def check(text: str) -> str:
-        if compiled.fullmatch(text) is None:
-            raise ValueError(message)
-        return text
-
-    return check
-
-
-_secret = _matching(r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces")
-_shortcode = _matching(r"[0-9]{5,7}", "must be 5 to 7 digits")
+_SECRET = matching(
+    r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces", format="password"
+)
+_SHORTCODE = matching(r"[0-9]{5,7}", "must be 5 to 7 digits", examples=["174379"])
 
 
 class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A merchant's keys to M-Pesa, from Safaricom's developer portal."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "env": _matching("sandbox|live", "must be sandbox or live"),
-        "consumer_key": _secret,
-        "consumer_secret": _secret,
-        "passkey": _secret,
-        "security_credential": _secret,
-        "initiator_password": _matching(r"[!-~]{1,100}", "must be 1 to 100 printable ASCII characters without spaces"),
-        "shortcode": _shortcode,
-        "till_number": _shortcode,
-        "initiator": _matching(r"[ -~]{1,100}", "must be 1 to 100 printable ASCII characters"),
-        "nominated_number": Msisdn.parse,
-        "account_reference": _matching(r"[ -~]{1,12}", "must be 1 to 12 printable ASCII characters"),
+        "env": one_of(["sandbox", "live"]),
+        "consumer_key": _SECRET,
+        "consumer_secret": _SECRET,
+        "passkey": _SECRET,
+        "security_credential": _SECRET,
+        "initiator_password": matching(
+            r"[!-~]{1,100}", "must be 1 to 100 printable ASCII characters without spaces", format="password"
+        ),
+        "shortcode": _SHORTCODE,
+        "till_number": _SHORTCODE,
+        "initiator": printable(100, examples=["testapi"]),
+        "result_url": printable(500, format="uri", description="At this gateway, or a host that it allows."),
+        "timeout_url": printable(500, format="uri", description="At this gateway, or a host that it allows."),
+        "nominated_number": PHONE,
+        "account_reference": printable(12),
     }
 
     env: str
@@ -60,7 +56,17 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of a provider: what is left out is not kept."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"provider": _matching("mpesa", "must be mpesa")}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"provider": one_of(["mpesa"])}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "provider": "mpesa",
+        "mpesa": {
+            "env": "sandbox",
+            "consumer_key": "from-the-developer-portal",
+            "consumer_secret": "from-the-developer-portal-too",
+            "passkey": "of-the-online-shortcode",
+            "shortcode": "174379",
+        },
+    }
 
     provider: str
     mpesa: MpesaFields
@@ -69,14 +75,14 @@ class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class MpesaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stored configuration; secrets by their last four characters."""
 
-    env: str
-    consumer_key: str
-    consumer_secret: str
-    passkey: str
+    env: Env
+    consumer_key: Masked
+    consumer_secret: Masked
+    passkey: Masked
     shortcode: str
     till_number: str | None = None
     initiator: str | None = None
-    security_credential: str | None = None
+    security_credential: Masked | None = None
     result_url: str | None = None
     timeout_url: str | None = None
     nominated_number: str | None = None
@@ -86,7 +92,7 @@ class MpesaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     """A provider that a merchant has configured."""
 
-    provider: str
+    provider: Literal["mpesa"]
     config_summary: MpesaSummary
 
 
@@ -110,17 +116,17 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """The API key that is asking."""
 
-    id: str
-    env: str
-    scopes: list[str]
+    id: KeyId
+    env: Env
+    scopes: list[Scope]
 
 
 class MerchantView(msgspec.Struct, frozen=True, kw_only=True):
     """Who is asking: the merchant, the key, and what is configured."""
 
-    id: str
+    id: MerchantId
     name: str
-    env: str
+    env: Env
     is_active: bool
     created_at: datetime
     key: KeyView

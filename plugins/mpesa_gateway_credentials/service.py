@@ -12,7 +12,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_credentials import tables
-from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.api import MpesaCredentials, check_env
 from mpesa_gateway_credentials.schemas import (
     Check,
     KeyView,
@@ -126,9 +126,13 @@ class CredentialStore:
             )
         self._gateway.changes.tell("credentials", caller.merchant_id)
 
-    async def verify(self, merchant_id: str) -> Verification:
-        """Fetch a token with the stored keys and say what works. Raises ProviderUnavailable without an answer."""
-        credentials = await self.get(merchant_id)
+    async def verify(self, caller: Caller) -> Verification:
+        """Fetch a token with the stored keys and say what works.
+
+        Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
+        """
+        credentials = await self.get(caller.merchant_id)
+        check_env(credentials, caller.env)
         try:
             await self._gateway.daraja.verify(credentials.daraja)
         except Rejected as fault:

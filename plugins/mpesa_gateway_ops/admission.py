@@ -1,13 +1,14 @@
 """Who may see an operator's page: the cookie or the host's word, the check that our own page asks, and the role."""
 
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.errors import Invalid, UnsupportedMediaType
 from mpesa_gateway.http.html import root
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
@@ -22,6 +23,9 @@ POLLED = "ops_polled"
 """``ops_polled=True`` in a route's decorator: a script asks by itself, which keeps no session alive."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_MOST_FIELDS = 2000
+"""Of a form: those with the most have one for each row of a page."""
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -104,11 +108,21 @@ async def checked_form(request: Request[Any, Any, Any]) -> Form:
 
 
 async def form_of(request: Request[Any, Any, Any]) -> Form:
-    """The fields of a form, each with all that was sent under its name; files are no fields."""
+    """The fields of a form as our own pages send it, each with all that was sent under its name.
+
+    Raises UnsupportedMediaType, and Invalid for too many fields.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in {"", "application/x-www-form-urlencoded"}:
+        raise UnsupportedMediaType("send the form as application/x-www-form-urlencoded")
+    text = (await request.body()).decode("utf-8", "replace")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise Invalid.field_error("body", f"send at most {_MOST_FIELDS} fields") from None
     fields: Form = {}
-    for name, value in (await request.form()).multi_items():
-        if isinstance(value, str):
-            fields.setdefault(name, []).append(value.replace("\x00", ""))
+    for name, value in pairs:
+        fields.setdefault(name, []).append(value.replace("\x00", ""))
     return fields
 
 

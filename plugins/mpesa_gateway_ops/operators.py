@@ -148,7 +148,10 @@ class Operators:
             name = name.strip().lower()
             row = await self._db.fetchrow(tables.FIND, name) if _NAME.match(name) else None
             known_hash = None if row is None else str(row["password_hash"])
-            is_right = len(password.reveal()) <= LONGEST and await asyncio.to_thread(_verify, known_hash, password)
+            # What is no password at all is not worth the hashing, whoever has the name.
+            is_right = SHORTEST <= len(password.reveal()) <= LONGEST and await asyncio.to_thread(
+                _verify, known_hash, password
+            )
             if row is not None and is_right and row["is_active"]:
                 async with self._db.transaction():
                     now = self._gateway.clock.now()

@@ -80,16 +80,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Match:
-    """The payment that a statement line can belong to, and by what it was found.
+    """The payments that a statement line can belong to, and by what they were found.
 
-    By the ``rule`` there is a ``candidate`` only where exactly one payment fits, whoever asked for it; several are
-    ambiguous.
+    By the ``rule`` there is a ``candidate`` only where exactly one payment fits, whoever asked for it; several, some of
+    them perhaps other merchants', are ambiguous.
     """
 
     how: Literal["receipt", "reference", "rule"]
-    payment_id: str | None = None
+    payment_ids: tuple[str, ...] = ()
     candidate: Candidate | None = None
     is_ambiguous: bool = False
+
+    @property
+    def payment_id(self) -> str | None:
+        """The one payment that it is, None where that is not sure."""
+        return self.payment_ids[0] if self.payment_ids and not self.is_ambiguous else None
 
     BEFORE: ClassVar[timedelta] = timedelta(minutes=2)
     """How much earlier than our record of the payment M-Pesa's clock may put the money."""

@@ -26,12 +26,12 @@ class PaymentRecovery:
         known = await self._db.fetchrow(tables.FIND_ANYBODYS_BY_RECEIPT, env, line.receipt, merchant_id)
         if known is not None:
             # Where it is another merchant's, who has the same shortcode, it is nobody's here.
-            return Match("receipt", known["payment_id"] if known["merchant_id"] == merchant_id else None)
+            return Match("receipt", (known["payment_id"],) if known["merchant_id"] == merchant_id else ())
         reference = (line.reference or "").strip().upper()
         if reference:
             own = await self._db.fetchrow(tables.FIND_ANYBODYS_BY_OWN_REFERENCE, reference, env, shortcode)
             if own is not None:
-                return Match("reference", own["payment_id"] if own["merchant_id"] == merchant_id else None)
+                return Match("reference", (own["payment_id"],) if own["merchant_id"] == merchant_id else ())
         if line.amount is None or not line.moments:
             return Match("rule")
         rows = await self._db.fetch(
@@ -49,8 +49,9 @@ class PaymentRecovery:
             merchant_id,
         )
         own_rows = [row for row in rows if row["merchant_id"] == merchant_id]
+        payment_ids = tuple(row["payment_id"] for row in own_rows)
         if len(rows) != 1 or not own_rows:
-            return Match("rule", is_ambiguous=bool(own_rows))
+            return Match("rule", payment_ids, is_ambiguous=bool(own_rows))
         (row,) = own_rows
         candidate = Candidate(
             payment_id=row["payment_id"],
@@ -58,7 +59,7 @@ class PaymentRecovery:
             reference=row["reference"],
             created_at=row["created_at"],
         )
-        return Match("rule", row["payment_id"], candidate)
+        return Match("rule", payment_ids, candidate)
 
     async def settle(self, merchant_id: str, env: Env, payment_id: str, line: Statement) -> Finding:
         """See the port."""

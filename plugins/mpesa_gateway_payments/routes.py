@@ -7,13 +7,16 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody
 from litestar.response import Stream
 
-from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch, KeyRequired, read_key
+from mpesa_gateway.errors import Invalid, ProviderNotConfigured, ProviderRejected, ProviderUnavailable
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.schemas import (
     CheckStarted,
     CheckView,
@@ -26,13 +29,21 @@ from mpesa_gateway_payments.schemas import (
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.views import EXPORTED
 
+_PAYMENT = path_id("payment_id", "pay")
+
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(name="Idempotency-Key", description="Your name for this request: repeating it repeats no charge."),
 ]
 
 
-@post("/v1/payments", tags=["Payments"])
+@post(
+    "/v1/payments",
+    tags=["Payments"],
+    answers={200: Success[PaymentView]},
+    needs_key=True,
+    refuses=(KeyRequired, KeyInProgress, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+)
 async def create_payment(
     data: JSONBody[CreatePayment],
     caller: PaymentsWrite,
@@ -67,7 +78,7 @@ async def export_payments(
     return await stream_csv("payments.csv", EXPORTED, pages)
 
 
-@get("/v1/payments/{payment_id:str}", tags=["Payments"])
+@get("/v1/payments/{payment_id:str}", tags=["Payments"], described=_PAYMENT)
 async def get_payment(
     payment_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
@@ -75,15 +86,27 @@ async def get_payment(
     return Success(data=await services.get(PaymentService).get(caller.merchant_id, payment_id))
 
 
-@post("/v1/payments/{payment_id:str}/query", status_code=200, tags=["Payments"])
+@post(
+    "/v1/payments/{payment_id:str}/query",
+    status_code=200,
+    tags=["Payments"],
+    described=_PAYMENT,
+    refuses=(NotAsked, ProviderNotConfigured),
+)
 async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """Ask M-Pesa now how a pending payment stands."""
-    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id))
+    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id, caller.env))
 
 
-@post("/v1/payments/mpesa/check-status/{receipt:str}", status_code=200, tags=["Payments"])
+@post(
+    "/v1/payments/mpesa/check-status/{receipt:str}",
+    status_code=200,
+    tags=["Payments"],
+    described={"receipt": {"pattern": "^(?:[A-Z0-9]{6,20}|pay_[0-9a-z]{26})$", "examples": ["TKN4A1B2C3"]}},
+    refuses=(Invalid, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+)
 async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[CheckStarted]:
@@ -91,7 +114,7 @@ async def check_status(
     return Success(data=await services.get(StatusChecks).ask(caller.merchant_id, receipt, caller.env))
 
 
-@get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"])
+@get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"], described=path_id("check_id", "chk"))
 async def get_check(
     check_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[CheckView]:

@@ -7,28 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.daraja.codes import FailureReason
+from mpesa_gateway.http.fields import Amount, CheckId, MerchantId, PaymentId, Phone, Receipt
 from mpesa_gateway.http.query import Limit, Moment
-from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn
-from mpesa_gateway_payments.states import Status
-
-
-def _only(word: str, why: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text != word:
-            raise ValueError(f"must be {word}{why}")
-        return text
-
-    return check
-
-
-def _printable(most: int, why: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not 1 <= len(text) <= most or not text.isascii() or not text.isprintable():
-            raise ValueError(f"must be 1 to {most} printable ASCII characters{why}")
-        return text
-
-    return check
+from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
+from mpesa_gateway_payments.states import Cause, Status
 
 
 def _metadata(pairs: dict[str, str]) -> dict[str, str]:
@@ -40,18 +23,34 @@ def _metadata(pairs: dict[str, str]) -> dict[str, str]:
     return pairs
 
 
+_METADATA = Rule(
+    _metadata,
+    maxProperties=20,
+    propertyNames={"minLength": 1, "maxLength": 40},
+    additionalProperties={"type": "string", "maxLength": 500},
+    examples=[{"cart": "7"}],
+)
+
 class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A payment that a merchant wants."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "amount": Kes.parse_json,
-        "currency": _only("KES", ": M-Pesa moves no other currency"),
-        "provider": _only("mpesa", ""),
-        "phone": Msisdn.parse,
-        "callback_url": _printable(500, ""),
-        "reference": _printable(12, ": the payer sees it as the account"),
-        "description": _printable(13, ""),
-        "metadata": _metadata,
+        "amount": AMOUNT,
+        "currency": one_of(["KES"], ": M-Pesa moves no other currency"),
+        "provider": one_of(["mpesa"]),
+        "phone": PHONE,
+        "callback_url": printable(500, format="uri", description="Only for hosts that the configuration allows."),
+        "reference": printable(12, ": the payer sees it as the account", examples=["order 1041"]),
+        "description": printable(13, examples=["Shoes"]),
+        "metadata": _METADATA,
+    }
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "amount": "500.00",
+        "currency": "KES",
+        "provider": "mpesa",
+        "phone": "254708374149",
+        "reference": "order 1041",
+        "metadata": {"cart": "7"},
     }
 
     amount: msgspec.Raw
@@ -69,7 +68,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     kind: str
-    cause: str
+    cause: Cause
     result_code: str | None
     detail: str
 
@@ -77,7 +76,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
     """What M-Pesa reported instead of what was asked for."""
 
-    of: str
+    of: Literal["amount", "phone", "receipt", "unconfirmed"]
     received_amount: str | None
     received_receipt: str | None
 
@@ -85,23 +84,23 @@ class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
 class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     """A payment as merchants see it."""
 
-    id: str
-    merchant_id: str
-    amount: str
-    refunded_amount: str
-    currency: str
-    provider: str
-    status: str
+    id: PaymentId
+    merchant_id: MerchantId
+    amount: Amount
+    refunded_amount: Amount
+    currency: Literal["KES"]
+    provider: Literal["mpesa"]
+    status: Status
     provider_ref: str | None
     idempotency_key: str
     created_at: datetime
-    phone: str
+    phone: Phone
     reference: str
     description: str
-    receipt: str | None
+    receipt: Receipt | None
     result_code: str | None
     result_desc: str | None
-    failure_reason: str | None
+    failure_reason: FailureReason | None
     mismatch: Mismatch | None
     completed_at: datetime | None
     updated_at: datetime
@@ -116,6 +115,13 @@ class PaymentWithTimeline(PaymentView, frozen=True, kw_only=True):
 
 class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What payments can be filtered by, each alone or together."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "search": at_most(100),
+        "min_amount": WHOLE,
+        "max_amount": WHOLE,
+        "phone": PHONE,
+    }
 
     provider: Literal["mpesa"] | None = None
     status: Status | None = None
@@ -143,8 +149,23 @@ class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
     conversation_id: str = msgspec.field(name="ConversationID")
     response_code: str = msgspec.field(name="ResponseCode")
     response_description: str = msgspec.field(name="ResponseDescription")
-    check_id: str
-    payment_id: str | None
+    check_id: CheckId
+    payment_id: PaymentId | None
+
+
+CheckFinding = Literal[
+    "recovered",
+    "already_known",
+    "failed",
+    "mismatched",
+    "reversed",
+    "pending",
+    "not_found",
+    "not_ours",
+    "ambiguous",
+    "contradicted",
+    "unanswered",
+]
 
 
 class CheckView(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,12 +176,12 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
     unanswered.
     """
 
-    check_id: str
-    payment_id: str | None
-    receipt: str | None
-    state: str
+    check_id: CheckId
+    payment_id: PaymentId | None
+    receipt: Receipt | None
+    state: Literal["sending", "asked", "unsent", "refused", "unknown", "answered", "timed_out"]
     transaction_status: str | None
-    finding: str | None
+    finding: CheckFinding | None
     result_code: str | None
     result_desc: str | None
     created_at: datetime

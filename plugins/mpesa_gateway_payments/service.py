@@ -506,9 +506,10 @@ class PaymentService:
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
-    async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
-        """Ask Daraja at once. Raises NotFound, and NotAsked when there is nothing to ask about."""
+    async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
+        """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         row = await self._require(merchant_id, payment_id)
+        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)

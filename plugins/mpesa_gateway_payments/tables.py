@@ -150,7 +150,9 @@ RETURNING payment.*
 """  # noqa: S608 - put together from constants
 
 CHARGE = """
-UPDATE payment SET charge = $2, updated_at = $3 WHERE payment_id = $1 AND charge = 'sending'
+UPDATE payment SET charge = $2, updated_at = $3,
+    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
+WHERE payment_id = $1 AND charge = 'sending'
 RETURNING *
 """
 
@@ -305,7 +307,7 @@ WHERE env = $1 AND shortcode = $2 AND amount = $3 AND receipt IS NULL AND status
         WHERE created_at BETWEEN at - $7::interval AND at + $8::interval)
     AND ($9::text IS NULL OR phone ~ $9 OR '0' || substr(phone, 4) ~ $9 OR substr(phone, 4) ~ $9)
     AND ($10 = '' OR upper(reference) = $10)
-ORDER BY (merchant_id = $11) DESC LIMIT 2
+ORDER BY (merchant_id = $11) DESC, created_at DESC LIMIT 10
 """
 
 INSERT_CHECK = """

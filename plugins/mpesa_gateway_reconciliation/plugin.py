@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
+from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
@@ -27,9 +29,10 @@ plugin = Plugin(
     routes=routes,
     jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
     subscribers=(inside(StatusResulted, take_status_of_line),),
-    provides=((Reconciliation, Reconciliation),),
+    provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
+    pages=PAGES,
 )

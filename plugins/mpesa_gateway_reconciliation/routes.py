@@ -4,10 +4,13 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from mpesa_gateway.errors import ProviderNotConfigured, ProviderRejected, ProviderUnavailable
 from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
+from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
 from mpesa_gateway_reconciliation.schemas import (
     Assignment,
     LineView,
@@ -21,13 +24,24 @@ from mpesa_gateway_reconciliation.schemas import (
 from mpesa_gateway_reconciliation.service import Reconciliation
 
 
-@post("/v1/payments/mpesa/pull/register", status_code=200, tags=["Reconciliation"])
+@post(
+    "/v1/payments/mpesa/pull/register",
+    status_code=200,
+    tags=["Reconciliation"],
+    refuses=(ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+)
 async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
     """Enable Pull for the merchant's shortcode, once; doing it again is fine."""
     return Success(data=await services.get(Reconciliation).register(caller))
 
 
-@post("/v1/payments/mpesa/reconcile", status_code=200, tags=["Reconciliation"])
+@post(
+    "/v1/payments/mpesa/reconcile",
+    status_code=200,
+    tags=["Reconciliation"],
+    answers={202: Success[RunView]},
+    refuses=(RunInProgress, ProviderNotConfigured),
+)
 async def reconcile(
     caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]
 ) -> Response[Success[RunView]]:
@@ -48,6 +62,7 @@ async def list_runs(
     "/v1/payments/mpesa/reconciliations/{run_id:str}",
     dependencies={"filters": reads(RowsQuery)},
     tags=["Reconciliation"],
+    described=path_id("run_id", "run"),
 )
 async def get_run(
     run_id: FromPath[str],
@@ -59,7 +74,13 @@ async def get_run(
     return await services.get(Reconciliation).rows(caller.merchant_id, run_id, filters)
 
 
-@post("/v1/payments/mpesa/statement-lines/{line_id:str}/assign", status_code=200, tags=["Reconciliation"])
+@post(
+    "/v1/payments/mpesa/statement-lines/{line_id:str}/assign",
+    status_code=200,
+    tags=["Reconciliation"],
+    described=path_id("line_id", "lin"),
+    refuses=(LineSettled,),
+)
 async def assign_line(
     line_id: FromPath[str], data: JSONBody[Assignment], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[LineView]:

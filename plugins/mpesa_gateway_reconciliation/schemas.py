@@ -1,12 +1,14 @@
 """Reconciliation as it goes over the wire."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.envelope import Meta
+from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.api import Finding
@@ -24,6 +26,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to reconcile: the last two hours, or from ``start`` to ``end``, at most the last 48 hours."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+
     start: Moment | None = None
     end: Moment | None = None
 
@@ -31,9 +35,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
 
-    id: str
-    cause: str
-    status: str
+    id: RunId
+    cause: Literal["cron", "manual"]
+    status: Literal["running", "completed", "failed"]
     shortcode: str
     start: datetime
     end: datetime
@@ -56,15 +60,15 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
     ``asked_at`` is when M-Pesa was asked whose money it is, because several payments fit.
     """
 
-    id: str
-    receipt: str
+    id: LineId
+    receipt: Receipt
     amount: str
     phone: str | None
     reference: str | None
     kind: str | None
     at: datetime
-    finding: str
-    payment_id: str | None
+    finding: Literal["new"] | Finding
+    payment_id: PaymentId | None
     asked_at: datetime | None
 
 
@@ -77,7 +81,7 @@ class RunWithRows(RunView, frozen=True, kw_only=True):
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
     """A run, and where its rows stand in the whole."""
 
-    success: Literal[True] = True
+    success: Yes = True
     data: RunWithRows
     meta: Meta
 
@@ -101,6 +105,8 @@ class RowsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The payment that a person found a statement line to belong to."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"payment_id": example_id("pay")}
+
     payment_id: str
 
 
@@ -114,7 +120,7 @@ def run_with_rows(row: Row, rows: list[LineView]) -> RunWithRows:
     return RunWithRows(**_run_values(row), rows=rows)
 
 
-def line_view(row: Row, finding: str | None = None) -> LineView:
+def line_view(row: Row, finding: Finding | None = None) -> LineView:
     """A line's row as merchants see it."""
     return LineView(
         id=row["line_id"],

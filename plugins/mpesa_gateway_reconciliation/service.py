@@ -167,6 +167,10 @@ class Reconciliation:
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
         now = self._gateway.clock.now()
         end = window.end or now
+        with checking() as checks:
+            if end < now - FARTHEST:
+                # Before anything is reckoned with it: the calendar itself has a first day.
+                checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with checking() as checks:
             if start < now - FARTHEST:
@@ -328,17 +332,18 @@ class Reconciliation:
                     line = await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"])
                     if line is None:
                         continue
-                    # Somebody may have said meanwhile where it belongs.
-                    found = line if line["payment_id"] is not None else await self._find(line, credentials.shortcode)
-                    finding = "already_known" if found is line else found["finding"]
+                    # Somebody may have said meanwhile where it belongs, or that it has been seen to.
+                    is_known, is_open = line["payment_id"] is not None, line["set_aside_at"] is None
+                    found = await self._find(line, credentials.shortcode) if is_open and not is_known else line
+                    finding = "already_known" if is_known else found["finding"]
                     await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
-                if finding == "ambiguous":
+                if finding == "ambiguous" and is_open:
                     await self._ask_about(found, credentials)
             after = rows[-1]["line_id"]
 
     async def _find(self, row: Row, shortcode: str, source: Source = "statement") -> Row:
         """Find out what a locked line is, and settle it where it is sure; gives the line as it is now."""
-        recovery, line = self._gateway.services.get(Recovery), _statement(row, source)
+        recovery, line = self._gateway.services.get(Recovery), statement_of(row, source)
         env: Env = row["env"]
         match = await recovery.match(row["merchant_id"], env, shortcode, line)
         finding: Finding = "ambiguous" if match.is_ambiguous else "not_found"
@@ -435,8 +440,8 @@ class Reconciliation:
             if line is not None:
                 await self._find(line, credentials.shortcode, "status_query")
 
-    async def assign(self, caller: Caller, line_id: str, payment_id: str) -> LineView:
-        """A person says which payment a line belongs to. Raises NotFound, LineSettled."""
+    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
+        """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
         await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
@@ -445,7 +450,7 @@ class Reconciliation:
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
             recovery = self._gateway.services.get(Recovery)
-            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, _statement(row))
+            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, statement_of(row))
             if finding == "not_found":
                 raise LineSettled(f"this line is of {row['env']}, and that payment is not")
             if finding == "ambiguous":
@@ -457,7 +462,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
-                detail={"payment_id": payment_id, "finding": finding},
+                detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
             )
         if assigned is None:
             raise NotFound("there is no such statement line")
@@ -509,7 +514,8 @@ def _whole(amount: Kes | None) -> int | None:
     return int(amount) if amount is not None and int(amount) < 2**31 else None
 
 
-def _statement(row: Row, source: Source = "statement") -> Statement:
+def statement_of(row: Row, source: Source = "statement") -> Statement:
+    """A kept line as a statement's."""
     return Statement(
         receipt=row["receipt"],
         amount=None if row["amount"] is None else Kes(row["amount"]),

@@ -61,6 +61,9 @@ class LineRow(Table, tablename="statement_line"):
     asked_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
+    set_aside_at = Timestamptz(null=True, default=None)
+    set_aside_by = Text(null=True, default=None)
+    set_aside_reason = Text(null=True, default=None)
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
@@ -121,11 +124,11 @@ WITH given AS (
         reference, kind, organisation, payer_pattern, $14
     FROM given
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
-    RETURNING line_id, finding
+    RETURNING line_id, finding, set_aside_at
 )
 INSERT INTO reconciliation_line (run_id, line_id, finding)
-SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known' WHEN finding IN ('not_found', 'ambiguous')
-    THEN 'new' ELSE finding END
+SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
+    WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
 FROM kept
 ON CONFLICT (run_id, line_id) DO NOTHING
 RETURNING line_id
@@ -141,7 +144,7 @@ HAS_RIVAL = """
 SELECT EXISTS (
     SELECT 1 FROM statement_line
     WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous')
-        AND line_id <> $4
+        AND line_id <> $4 AND set_aside_at IS NULL
         AND (payer_pattern IS NULL OR $5 ~ payer_pattern OR '0' || substr($5, 4) ~ payer_pattern
             OR substr($5, 4) ~ payer_pattern)
         AND (COALESCE(reference, '') = '' OR upper(reference) = upper($6))
@@ -166,10 +169,11 @@ LOCK_ANY_LINE = "SELECT * FROM statement_line WHERE line_id = $1 FOR UPDATE"
 
 LOCK_OPEN_LIKE = """
 SELECT line_id FROM statement_line
-WHERE finding = 'ambiguous' AND line_id = ANY (ARRAY(
+WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
     SELECT $4 UNION ALL (
         SELECT line_id FROM statement_line
         WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding = 'ambiguous' AND asked_at IS NOT NULL
+            AND set_aside_at IS NULL
         ORDER BY line_id DESC LIMIT 100)))
 ORDER BY line_id FOR UPDATE
 """
@@ -215,3 +219,35 @@ ORDER BY line_id LIMIT $4
 """
 
 LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
+
+UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
+"""Lines that no payment explains, and that nobody has seen to."""
+
+FIND_ANY_RUN = "SELECT * FROM reconciliation_run WHERE run_id = $1"
+
+RUNS_OF_LINE = """
+SELECT reconciliation_run.run_id, started_at, reconciliation_line.finding
+FROM reconciliation_line JOIN reconciliation_run USING (run_id) WHERE line_id = $1 ORDER BY started_at DESC LIMIT 20
+"""
+
+LINES_OF_PAYMENT = "SELECT * FROM statement_line WHERE payment_id = $1 ORDER BY created_at LIMIT 20"
+
+COUNT_UNRESOLVED = f"""
+SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
+    SELECT open.finding FROM merchant CROSS JOIN LATERAL (
+        SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+        LIMIT 1000) AS open) AS lines
+"""  # noqa: S608 - the clause above
+
+SET_ASIDE = f"""
+UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, finding
+"""  # noqa: S608 - likewise
+
+SET_ASIDE_OF_RUN = f"""
+UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
+    AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
+"""  # noqa: S608 - likewise
+
+REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 ORDER BY registered_at DESC"

@@ -7,15 +7,20 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter, JSONBody
 from litestar.response import Stream
 
-from mpesa_gateway.db.idempotency import read_key
+from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch, KeyRequired, read_key
+from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, ProviderRejected, ProviderUnavailable
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin, RefundsRead, RefundsWrite
 from mpesa_gateway.services import Services
+from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.views import EXPORTED
+
+_REFUND = path_id("refund_id", "rfd")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -25,7 +30,21 @@ IdempotencyKey = Annotated[
 ]
 
 
-@post("/v1/refunds", tags=["Refunds"])
+@post(
+    "/v1/refunds",
+    tags=["Refunds"],
+    answers={200: Success[RefundView]},
+    refuses=(
+        KeyRequired,
+        KeyInProgress,
+        KeyMismatch,
+        NotFound,
+        Conflict,
+        ProviderNotConfigured,
+        ProviderRejected,
+        ProviderUnavailable,
+    ),
+)
 async def create_refund(
     data: JSONBody[CreateRefund],
     caller: RefundsWrite,
@@ -59,7 +78,7 @@ async def export_refunds(
     return await stream_csv("refunds.csv", EXPORTED, services.get(RefundService).export(caller.merchant_id, filters))
 
 
-@get("/v1/refunds/{refund_id:str}", tags=["Refunds"])
+@get("/v1/refunds/{refund_id:str}", tags=["Refunds"], described=_REFUND)
 async def get_refund(
     refund_id: FromPath[str], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Success[RefundView]:
@@ -67,15 +86,27 @@ async def get_refund(
     return Success(data=await services.get(RefundService).get(caller.merchant_id, refund_id))
 
 
-@post("/v1/refunds/{refund_id:str}/query", status_code=200, tags=["Refunds"])
+@post(
+    "/v1/refunds/{refund_id:str}/query",
+    status_code=200,
+    tags=["Refunds"],
+    described=_REFUND,
+    refuses=(RefundEnded, ProviderNotConfigured),
+)
 async def query_refund(
     refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """Ask M-Pesa now what became of a pending refund; the answer comes later."""
-    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, refund_id))
+    return Success(data=await services.get(RefundService).ask_now(caller, refund_id))
 
 
-@post("/v1/admin/refunds/{refund_id:str}/resolve", status_code=200, tags=["Administration"])
+@post(
+    "/v1/admin/refunds/{refund_id:str}/resolve",
+    status_code=200,
+    tags=["Administration"],
+    described=_REFUND,
+    refuses=(RefundEnded,),
+)
 async def resolve_refund(
     refund_id: FromPath[str], data: JSONBody[Resolution], caller: Admin, services: NamedDependency[Services]
 ) -> Success[RefundView]:

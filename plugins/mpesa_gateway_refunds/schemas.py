@@ -6,11 +6,15 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.http.fields import Amount, MerchantId, PaymentId, Receipt, RefundId, example_id
 from mpesa_gateway.http.query import Limit, Moment
+from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
 
 _LONGEST_REASON = 90
 """Characters of a reason: Daraja takes 2 to 100 as remarks."""
+
+_LONGEST_NOTE = 500
 
 
 def _reason(text: str) -> str:
@@ -20,6 +24,13 @@ def _reason(text: str) -> str:
         )
     return text
 
+
+_REASON = Rule(
+    _reason,
+    # Not only spaces at its ends.
+    pattern=r"^(?=\s*\S.*\S)[ -~]{2,90}$",
+    examples=["ordered twice"],
+)
 
 _ALL = msgspec.Raw(b"null")
 """No amount: all that is left of the payment."""
@@ -33,7 +44,20 @@ def read_amount(raw: msgspec.Raw) -> Kes | None:
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A refund that a merchant wants; without ``amount``, of all that is left of the payment."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"amount": read_amount, "reason": _reason}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "amount": Rule(
+            read_amount,
+            anyOf=[*AMOUNT.schema["anyOf"], {"type": "null"}],
+            description="Whole KES; all that is left without it.",
+            examples=["500.00"],
+        ),
+        "reason": _REASON,
+    }
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "payment_id": example_id("pay"),
+        "amount": "500.00",
+        "reason": "ordered twice",
+    }
 
     payment_id: str
     amount: msgspec.Raw = msgspec.field(default_factory=lambda: _ALL)
@@ -47,15 +71,15 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     person has to look: nobody says what became of it, or M-Pesa contradicts what is known.
     """
 
-    id: str
-    merchant_id: str
-    payment_id: str
-    amount: str
-    currency: str
-    provider: str
-    status: str
+    id: RefundId
+    merchant_id: MerchantId
+    payment_id: PaymentId
+    amount: Amount
+    currency: Literal["KES"]
+    provider: Literal["mpesa"]
+    status: Literal["pending", "completed", "failed"]
     reason: str
-    receipt: str
+    receipt: Receipt
     reversal_receipt: str | None
     provider_ref: str | None
     outcome: str | None
@@ -88,6 +112,13 @@ class RefundQuery(RefundFilters, frozen=True, kw_only=True):
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a person found out about a refund that needs attention. ``confirm`` repeats the refund's id."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"note": at_most(_LONGEST_NOTE)}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "outcome": "completed",
+        "confirm": example_id("rfd"),
+        "note": "the portal shows the reversal",
+    }
 
     outcome: Literal["completed", "failed"]
     confirm: str

@@ -407,6 +407,7 @@ class RefundService:
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
             refusal = refusal_of(fault)
         except Refused as problem:
+            # Such as: the credentials were removed meanwhile, or have no initiator any more.
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
             refusal = problem
         except asyncio.CancelledError:
@@ -442,14 +443,15 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
+    async def ask_now(self, caller: Caller, refund_id: str) -> RefundView:
         """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
-        row = await self._require(merchant_id, refund_id)
+        row = await self._require(caller.merchant_id, refund_id)
+        check_env(await self._gateway.services.get(Credentials).get(caller.merchant_id), caller.env)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
-        return await self.get(merchant_id, refund_id)
+        return await self.get(caller.merchant_id, refund_id)
 
     async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
         """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
@@ -465,14 +467,14 @@ class RefundService:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refund_id,
-                detail={"outcome": resolution.outcome, "note": resolution.note[:500]},
+                detail={"outcome": resolution.outcome, "note": resolution.note},
             )
         return await self.get(row["merchant_id"], refund_id)
 
     async def _resolve(self, row: Row, resolution: Resolution) -> None:
         if row["attention"] is None:
             raise RefundEnded("only a refund that needs attention is decided by hand")
-        note = resolution.note[:500]
+        note = resolution.note
         if row["status"] == resolution.outcome:
             await self._db.execute(tables.LOOKED_AT, row["refund_id"], self._gateway.clock.now())
         elif resolution.outcome == "completed":

@@ -1,16 +1,18 @@
 """Daraja's own paths under /simulator, and the control API that tests and demos turn the knobs with."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 from litestar import Request, Response, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, RawBody
 
+from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.query import Moment, reads
+from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
@@ -22,13 +24,6 @@ from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, pu
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
-def _habit(known: frozenset[str]) -> Callable[[str], str]:
-    def check(habit: str) -> str:
-        if habit not in known:
-            raise ValueError(f"must be one of {', '.join(sorted(known))}")
-        return habit
-
-    return check
 
 
 def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
@@ -38,9 +33,13 @@ def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
 
 def _read(body: bytes) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError:
-        raise Fault(400, "400.002.05", "Invalid Request Payload") from None
+        content = read_json(body)
+    except ValueError:
+        content = None
+    # NUL is text that no database of ours could keep.
+    if not isinstance(content, dict) or b"\\u0000" in body:
+        raise Fault(400, "400.002.05", "Invalid Request Payload")
+    return cast("dict[str, Any]", content)
 
 
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
@@ -167,6 +166,8 @@ async def one_push(services: NamedDependency[Services], checkout_request_id: Fro
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an open prompt is answered."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"answer": "pay"}
+
     answer: Literal["pay", "cancel", "wrong_pin", "no_funds", "ignore"]
 
 
@@ -176,6 +177,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public=True,
     priority=True,
     tags=["Simulator"],
+    refuses=(Conflict,),
 )
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]
@@ -209,6 +211,8 @@ async def repeat_callback(
 class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A callback that M-Pesa never sent; ``about`` is the push that it speaks of, its own without it."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"amount": 1}
+
     about: str | None = None
     amount: Annotated[int, msgspec.Meta(ge=1, le=250_000)] | None = None
     signature: Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[!-~]*$")] | None = None
@@ -238,6 +242,8 @@ async def forge_callback(
 
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault to play: for which operation, and how often."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
 
     operation: Literal["oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullregister", "pullquery"]
     fault: Literal[
@@ -279,6 +285,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Delays in seconds, the share of chaos, the seed of chance; those left out stay as they are."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"callback_delay": 0.3}
+
     callback_delay: Seconds | None = None
     late_delay: Seconds | None = None
     callback_jitter: Seconds | None = None
@@ -300,11 +308,12 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """How each operation behaves; those left out stay as they are. ``stkpush`` names what an unlisted phone does."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "stkpush": _habit(frozenset({"normal", *(behaviour.name for behaviour in BEHAVIOURS.values())})),
-        "transactionstatus": _habit(STATUS_HABITS),
-        "reversal": _habit(REVERSAL_HABITS),
-        "pullquery": _habit(PULL_HABITS),
+        "stkpush": one_of({"normal", *(behaviour.name for behaviour in BEHAVIOURS.values())}),
+        "transactionstatus": one_of(STATUS_HABITS),
+        "reversal": one_of(REVERSAL_HABITS),
+        "pullquery": one_of(PULL_HABITS),
     }
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"reversal": "late"}
 
     stkpush: str | None = None
     transactionstatus: Habit | None = None
@@ -324,7 +333,8 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
 class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Money that somebody pays without having been asked through us. ``amount`` is in KES."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": Msisdn.parse}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": PHONE}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"phone": "254708374149", "amount": 500, "shortcode": "174379"}
 
     phone: str
     amount: Annotated[int, msgspec.Meta(ge=1, le=250_000)]

@@ -84,7 +84,7 @@ class Simulator:
             key, _, secret = base64.b64decode(pair, validate=True).decode().partition(":")
         except ValueError:
             raise named_fault("400.008.01") from None
-        if not key or not secret or key.startswith("wrong"):
+        if not key or not secret or "\x00" in key or key.startswith("wrong"):
             raise named_fault("400.008.01")
         token = base64.urlsafe_b64encode(self._gateway.ids.token(21)).decode()
         lifetime = self._settings.token_lifetime

@@ -18,6 +18,9 @@ SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c
 _SHORTEST_CREDENTIAL = 64
 """Bytes: an RSA key's output is longer, a password in clear shorter."""
 
+_MOST_BITS = 128
+"""Of a number: none of Daraja's has more, and Python writes none of many thousand digits."""
+
 _PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
 _SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
 _TYPES = frozenset({"CustomerPayBillOnline", "CustomerBuyGoodsOnline"})
@@ -94,7 +97,7 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool) -> Push:
     """The push in a request body. Raises Fault for the first field that Daraja would refuse."""
     shortcode = read_signed(body)
     kind, amount, phone = body.get("TransactionType"), body.get("Amount"), _text(body, "PhoneNumber")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise _bad("TransactionType")
     # Text digits are taken as well: integrations send them, and Daraja answers.
     if isinstance(amount, str) and amount.isascii() and amount.isdigit() and len(amount) <= 6:
@@ -152,6 +155,8 @@ def read_signed(body: dict[str, Any]) -> str:
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _bad(name)
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise _bad(name)
     return str(value)
 
@@ -290,8 +295,11 @@ def _shortcode(body: dict[str, Any], name: str) -> str:
 
 def _callback_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> str:
     url = _text(body, name)
-    parts = urlsplit(url)
-    if parts.scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not parts.hostname:
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:
+        raise _bad(name) from None
+    if scheme not in ({"https"} if https_callbacks else {"http", "https"}) or not host:
         raise _bad(name)
     return url
 

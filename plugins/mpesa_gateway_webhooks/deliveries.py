@@ -26,6 +26,7 @@ from mpesa_gateway_webhooks.schemas import (
     DeliveryQuery,
     DeliveryView,
     DeliveryWithAttempts,
+    EventBody,
     EventQuery,
     Replayed,
     ReplayMany,
@@ -234,7 +235,7 @@ class Deliveries:
                 clauses.append(f"{name} = ${len(values)}")
         return await self._page("delivery", "created_at", "delivery_id", clauses, values, filters, _view)
 
-    async def events(self, merchant_id: str, filters: EventQuery) -> Page[dict[str, Any]]:
+    async def events(self, merchant_id: str, filters: EventQuery) -> Page[EventBody]:
         """The merchant's events, newest first: what webhooks carry, for those who would rather ask."""
         clauses: list[str] = ["merchant_id = $1", "is_public"]
         values: list[Any] = [merchant_id]
@@ -281,12 +282,12 @@ class Deliveries:
             event=await self.event(merchant_id, row["event_id"]),
         )
 
-    async def event(self, merchant_id: str, event_id: str) -> dict[str, Any]:
+    async def event(self, merchant_id: str, event_id: str) -> EventBody:
         """An event as its webhook carries it. Raises NotFound."""
         body = await self._db.fetchval(tables.FIND_EVENT, merchant_id, event_id)
         if body is None:
             raise NotFound("there is no such event")
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.json.decode(body, type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
         """Send a delivery again, whatever became of it, with the same webhook-id. Raises NotFound and Conflict."""
@@ -345,5 +346,5 @@ def _view(row: Row) -> DeliveryView:
     )
 
 
-def _event(row: Row) -> dict[str, Any]:
-    return msgspec.json.decode(row["body"], type=dict[str, Any])
+def _event(row: Row) -> EventBody:
+    return msgspec.json.decode(row["body"], type=EventBody)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.jobs import deliver, sweep
+from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
@@ -37,7 +39,7 @@ plugin = Plugin(
     jobs=(Job(deliver, timeout=90), Job(sweep, timeout=30, cron="* * * * * */3")),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
-    provides=((Endpoints, Endpoints), (Deliveries, Deliveries)),
+    provides=((Endpoints, Endpoints), (Deliveries, Deliveries), (WebhookDesk, WebhookDesk)),
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),
         migrations="mpesa_gateway_webhooks.migrations",
@@ -46,4 +48,5 @@ plugin = Plugin(
             SealedColumn(table="webhook_endpoint", key="endpoint_id", column="previous_secret", aad=_AAD),
         ),
     ),
+    pages=PAGES,
 )

@@ -1,12 +1,12 @@
 """Webhooks over HTTP."""
 
-from typing import Any
-
 from litestar import delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite, WebhooksRead, WebhooksWrite
 from mpesa_gateway.services import Services
@@ -16,6 +16,7 @@ from mpesa_gateway_webhooks.schemas import (
     DeliveryQuery,
     DeliveryView,
     DeliveryWithAttempts,
+    EventBody,
     EventQuery,
     Replayed,
     ReplayMany,
@@ -24,6 +25,8 @@ from mpesa_gateway_webhooks.schemas import (
     WebhookView,
     WebhookWithSecret,
 )
+
+_DELIVERY = path_id("delivery_id", "dlv")
 
 
 @put("/v1/merchant/webhook", status_code=200, tags=["Merchant"])
@@ -34,26 +37,26 @@ async def set_webhook(
     return Success(data=await services.get(Endpoints).set_url(caller, data.webhook_url))
 
 
-@get("/v1/merchant/webhook", tags=["Merchant"])
+@get("/v1/merchant/webhook", tags=["Merchant"], refuses=(NotFound,))
 async def get_webhook(caller: MerchantRead, services: NamedDependency[Services]) -> Success[WebhookView]:
     """The endpoint, its secret masked, and how it fares."""
     return Success(data=await services.get(Endpoints).view(caller.merchant_id))
 
 
-@delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"])
+@delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Deliver no more webhooks."""
     await services.get(Endpoints).remove(caller)
     return Success(data={"deleted": True})
 
 
-@post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"])
+@post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def rotate_secret(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
     """A new secret, shown now or never; the old one signs too for a day."""
     return Success(data=await services.get(Endpoints).rotate(caller))
 
 
-@post("/v1/merchant/webhook/test", status_code=200, tags=["Merchant"])
+@post("/v1/merchant/webhook/test", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[TestAnswer]:
     """Send a test webhook now and say what the server answered."""
     return Success(data=await services.get(Endpoints).test(caller, services.get(Deliveries).egress))
@@ -67,7 +70,7 @@ async def list_deliveries(
     return await services.get(Deliveries).page(caller.merchant_id, filters)
 
 
-@get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"])
+@get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"], described=_DELIVERY)
 async def get_delivery(
     delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[DeliveryWithAttempts]:
@@ -75,7 +78,13 @@ async def get_delivery(
     return Success(data=await services.get(Deliveries).get(caller.merchant_id, delivery_id))
 
 
-@post("/v1/webhooks/logs/{delivery_id:str}/replay", status_code=200, tags=["Webhooks"])
+@post(
+    "/v1/webhooks/logs/{delivery_id:str}/replay",
+    status_code=200,
+    tags=["Webhooks"],
+    described=_DELIVERY,
+    refuses=(Conflict,),
+)
 async def replay_delivery(
     delivery_id: FromPath[str], caller: WebhooksWrite, services: NamedDependency[Services]
 ) -> Success[DeliveryView]:
@@ -94,15 +103,15 @@ async def replay_deliveries(
 @get("/v1/events", dependencies={"filters": reads(EventQuery)}, tags=["Webhooks"])
 async def list_events(
     filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
-) -> Page[dict[str, Any]]:
+) -> Page[EventBody]:
     """What happened, newest first, as webhooks carry it."""
     return await services.get(Deliveries).events(caller.merchant_id, filters)
 
 
-@get("/v1/events/{event_id:str}", tags=["Webhooks"])
+@get("/v1/events/{event_id:str}", tags=["Webhooks"], described=path_id("event_id", "evt"))
 async def get_event(
     event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
-) -> Success[dict[str, Any]]:
+) -> Success[EventBody]:
     """One event."""
     return Success(data=await services.get(Deliveries).event(caller.merchant_id, event_id))
 

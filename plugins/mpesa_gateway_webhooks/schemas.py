@@ -1,17 +1,42 @@
 """Webhooks as they go over the wire."""
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.http.egress import LONGEST_URL
+from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked, example_id
 from mpesa_gateway.http.query import ListQuery, Moment
+from mpesa_gateway.http.rules import elsewhere
 
 DeliveryStatus = Literal["pending", "delivered", "dead", "cancelled"]
 
 
+class EventBody(msgspec.Struct, frozen=True, kw_only=True):
+    """An event, as its webhook carries it. What ``data`` holds depends on ``type``."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"data": elsewhere(type="object")}
+
+    id: EventId
+    type: str
+    created_at: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+    data: msgspec.Raw
+
+
 class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a merchant wants to hear of events."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "webhook_url": elsewhere(
+            format="uri",
+            maxLength=LONGEST_URL,
+            pattern="^[Hh][Tt][Tt][Pp][Ss]?://",
+            description="An https address out in the Internet (http for this machine itself, in the sandbox).",
+        )
+    }
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"webhook_url": "https://shop.example.co.ke/mpesa"}
 
     webhook_url: str
 
@@ -27,7 +52,7 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint and how it fares. ``failures`` counts failed attempts in a row."""
 
     webhook_url: str
-    webhook_secret: str
+    webhook_secret: Masked
     previous_secret_until: datetime | None
     failures: int
     paused_until: datetime | None
@@ -40,7 +65,7 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the merchant's server said to a test."""
 
     delivered: bool
-    event_id: str
+    event_id: EventId
     status: int | None
     ms: int | None
     error: str | None
@@ -50,7 +75,7 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP try."""
 
-    id: str
+    id: AttemptId
     at: datetime
     status: int | None
     ms: int | None
@@ -61,8 +86,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one endpoint."""
 
-    id: str
-    event_id: str
+    id: DeliveryId
+    event_id: EventId
     event_type: str
     payment_id: str
     status: DeliveryStatus
@@ -79,7 +104,7 @@ class DeliveryWithAttempts(DeliveryView, frozen=True, kw_only=True):
     """A delivery with everything that was tried."""
 
     attempt_log: list[AttemptView]
-    event: dict[str, Any]
+    event: EventBody
 
 
 class DeliveryQuery(ListQuery, frozen=True, kw_only=True):
@@ -100,6 +125,8 @@ class EventQuery(ListQuery, frozen=True, kw_only=True):
 
 class ReplayMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which deliveries to send again: those created since (and before ``until``)."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"since": "2026-11-23T00:00:00Z", "status": "dead"}
 
     since: Moment
     until: Moment | None = None

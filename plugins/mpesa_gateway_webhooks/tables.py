@@ -172,3 +172,66 @@ SELECT attempt_id AS id, at, status, ms, error, answer FROM attempt WHERE delive
 """
 
 FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND event_id = $2 AND is_public"
+
+# -- what operators look at -------------------------------------------------------------------------------------------
+
+_ENDPOINTS = """
+SELECT webhook_endpoint.*, merchant.name, merchant.env,
+    (SELECT count(*) FROM (SELECT 1 FROM delivery
+        WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending' LIMIT 1000) AS owed) AS owed,
+    (SELECT min(created_at) FROM (SELECT created_at FROM delivery
+        WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
+        ORDER BY due_at LIMIT 1000) AS oldest) AS oldest,
+    (SELECT count(*) FROM (SELECT 1 FROM delivery
+        WHERE delivery.merchant_id = webhook_endpoint.merchant_id AND status = 'dead' AND created_at >= $1
+        LIMIT 1000) AS lost) AS dead
+FROM webhook_endpoint JOIN merchant USING (merchant_id)
+"""
+
+ENDPOINTS = f"""{_ENDPOINTS}
+WHERE webhook_endpoint.is_active AND ($2::text IS NULL OR endpoint_id < $2) ORDER BY endpoint_id DESC LIMIT $3
+"""
+
+ENDPOINT = f"{_ENDPOINTS} WHERE endpoint_id = $2"
+
+ENDPOINT_OF_MERCHANT = f"{_ENDPOINTS} WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.is_active"
+
+OWED = """
+SELECT count(*) AS owed, min(created_at) AS oldest
+FROM (SELECT created_at FROM delivery WHERE status = 'pending' ORDER BY due_at LIMIT 10000) AS pending
+"""
+
+ILL_ENDPOINTS = """
+SELECT count(*) FROM webhook_endpoint WHERE is_active AND (failures >= $1 OR closed_until > $2)
+"""
+
+DEAD_SINCE = """
+SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT 1 FROM delivery
+    WHERE delivery.merchant_id = merchant.merchant_id AND status = 'dead' AND created_at >= $1 LIMIT 1000) AS lost
+"""
+
+FIND_ANY = """
+SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active, event.body, merchant.name, merchant.env
+FROM delivery JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
+    JOIN merchant ON merchant.merchant_id = delivery.merchant_id
+WHERE delivery_id = $1
+"""
+
+OF_PAYMENT = """
+SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active
+FROM delivery JOIN webhook_endpoint USING (endpoint_id)
+WHERE payment_id = $1 ORDER BY delivery.created_at DESC, delivery_id DESC LIMIT 50
+"""
+
+OF_EVENT = """
+SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active
+FROM delivery JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
+"""
+
+ATTEMPTS_OF_PAYMENT = """
+SELECT attempt.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
+FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, delivery_id DESC LIMIT 50) AS delivery
+    JOIN attempt USING (delivery_id) JOIN webhook_endpoint USING (endpoint_id)
+    JOIN event ON event.event_id = delivery.event_id
+ORDER BY attempt.at LIMIT 100
+"""

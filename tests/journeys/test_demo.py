@@ -153,6 +153,13 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
     assert "14/14" in played.stdout
     assert "\x1b" not in played.stdout
     assert logged_secrets(machine, key[0]) == []
+    lines = [json.loads(line) for line in (machine.data / "logs/api.log").read_text().splitlines() if line[:1] == "{"]
+    (created,) = [
+        line for line in lines if line["event"] == "request" and line.get("payment_id") == asked["data"]["id"]
+        if (line["method"], line["route"], line["status"]) == ("POST", "/v1/payments", 201)
+    ]  # fmt: skip
+    assert created["merchant_id"] == asked["data"]["merchant_id"]
+    assert created["request_id"].startswith("req_")
 
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import Answer, eventually
+from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 
 SILENT = "254700000007"
@@ -197,3 +198,16 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     check = await eventually(answered)
     assert (check["finding"], check["payment_id"]) == ("not_ours", None)
     assert (await town.api.call("GET", f"/v1/payments/{other['id']}")).data["status"] == "pending"
+
+
+async def test_a_refund_whose_credentials_were_removed_is_asked_about_later_and_fails_no_job(town: Town) -> None:
+    await habit(town, reversal="never")
+    payment = await paid(town)
+    refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
+    assert (await town.api.call("DELETE", "/v1/merchant/providers/mpesa")).status == 200
+    db, refund_id = town.gateway.db, refund["id"]
+    await db.execute("UPDATE refund SET due_at = now() - interval '1 s' WHERE refund_id = $1", refund_id)
+    assert await town.gateway.services.get(RefundService).ask(refund_id)
+    assert await db.fetchval("SELECT due_at > now() + interval '90 s' FROM refund WHERE refund_id = $1", refund_id)
+    refused = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
+    assert (refused.status, refused.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")

@@ -63,6 +63,43 @@ async def test_refunds_over_two_processes_never_exceed_the_payment(
             assert await gateway.db.fetchval("SELECT status FROM payment") == "partially_reversed"
 
 
+async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make_one_prompt(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with running_site(database_url, valkey_url, tmp_path) as site:
+        site.start_simulator()
+        site.start_api(0)
+        site.start_api(1)
+        await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with books(site) as gateway, shop(gateway, site.bases[0]) as first:
+            second, phones = Api(site.bases[1], first.key), Api(site.simulator, None)
+            busy = {"operation": "stkpush", "fault": "500.003.02", "times": 4}
+            assert (await phones.call("POST", "/simulator/control/faults", busy)).status == 200
+            statuses: set[int] = set()
+            ids: set[str] = set()
+
+            async def insist(number: int) -> None:
+                # As a shop does whose buyer waits: again and again, until there is a payment.
+                while True:
+                    answer = await (first, second)[number % 2].pay("254700000020", 50, key="one")
+                    statuses.add(answer.status)
+                    if answer.status in {200, 201}:
+                        ids.add(answer.data["id"])
+                        return
+                    assert answer.error["code"] in {"PROVIDER_UNAVAILABLE", "IDEMPOTENCY_IN_PROGRESS"}
+                    await asyncio.sleep(0.05)
+
+            async with asyncio.timeout(60):
+                await asyncio.gather(*map(insist, range(50)))
+            assert {201, 503} <= statuses <= {200, 201, 409, 503}
+            assert len(ids) == 1
+            assert await gateway.db.fetchval("SELECT count(*) FROM payment") == 1
+            assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+            assert await gateway.db.fetchval("SELECT state FROM idempotency_key") == "settled"
+            for api in (second, phones):
+                await api.close()
+
+
 async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:

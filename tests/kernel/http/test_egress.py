@@ -6,9 +6,10 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -18,8 +19,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from niquests.packages.urllib3.util import parse_url
 
-from mpesa_gateway.http.egress import Answer, Egress, EgressFailed, Forbidden, GuardedResolver, check_url, is_public
+from mpesa_gateway.http.egress import (
+    Answer,
+    Egress,
+    EgressFailed,
+    Forbidden,
+    GuardedResolver,
+    check_url,
+    is_public,
+    system_lookup,
+)
 from mpesa_gateway.testing.serving import listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
 
@@ -319,6 +330,269 @@ async def test_a_copy_of_the_resolver_is_as_careful() -> None:
     strict = GuardedResolver(Dns(["127.0.0.1"]), allow_loopback=False).recycle()
     with pytest.raises(Forbidden):
         await strict.getaddrinfo("shop.example", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+
+
+# -- the whole address space -------------------------------------------------------------------------------------------
+
+NOT_OUT_THERE = tuple(
+    map(
+        ip_network,
+        (
+            # IANA's IPv4 special-purpose address registry, what is not globally reachable, and multicast
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+            # the IPv6 one, and all that IANA has not given to anybody: only 2000::/3 is in use
+            "::/3",
+            "4000::/2",
+            "8000::/1",
+            "2001::/23",
+            "2001:db8::/32",
+            "2002::/16",
+            "3fff::/20",
+        ),
+    )
+)
+"""A table of this test's own: the code is not asked what it thinks of an address."""
+
+
+def is_out_there(address: Any) -> bool:
+    return not any(address.version == each.version and address in each for each in NOT_OUT_THERE)
+
+
+def edges() -> list[Any]:
+    """The first and the last address of each range, and their neighbours outside."""
+    found: set[Any] = set()
+    for each in NOT_OUT_THERE:
+        first, last, highest = int(each[0]), int(each[-1]), 2**each.max_prefixlen - 1
+        numbers = {number for number in (first - 1, first, last, last + 1) if 0 <= number <= highest}
+        found |= {type(each[0])(number) for number in numbers}
+    return sorted(found, key=lambda address: (address.version, int(address)))
+
+
+async def is_handed_over(address: Any, *, allow_loopback: bool = False) -> bool:
+    """Whether the resolver hands an address over; where it does not, it says Forbidden and nothing else."""
+    try:
+        found = await resolve(Dns([str(address)]), allow_loopback=allow_loopback)
+    except Forbidden:
+        return False
+    assert [entry[4][0] for entry in found] == [str(address)]
+    return True
+
+
+@pytest.mark.parametrize("address", edges(), ids=str)
+async def test_at_the_edges_of_every_range_the_resolver_knows_in_from_out(address: Any) -> None:
+    assert await is_handed_over(address) == is_out_there(address)
+
+
+@given(st.ip_addresses(v=4) | st.ip_addresses(v=6))
+async def test_any_address_is_handed_over_only_if_it_is_out_there(address: Any) -> None:
+    assert await is_handed_over(address) == is_out_there(address)
+
+
+@given(st.sampled_from(NOT_OUT_THERE), st.integers(0))
+async def test_no_address_of_a_range_that_is_not_out_there_is_handed_over(network: Any, offset: int) -> None:
+    address = network[offset % network.num_addresses]
+    assert not await is_handed_over(address)
+    # In the sandbox: this machine itself, and no other.
+    is_here = address in ip_network("127.0.0.0/8" if address.version == 4 else "::1/128")
+    if getattr(address, "ipv4_mapped", None) is None:
+        assert await is_handed_over(address, allow_loopback=True) == is_here
+
+
+def disguises(address: IPv4Address) -> list[Any]:
+    """An IPv4 address inside IPv6 ones: mapped, compatible, translated, 6to4, NAT64 in both prefixes, Teredo."""
+    number = int(address)
+    return [
+        IPv6Address(each)
+        for each in (
+            (0xFFFF << 32) | number,
+            number,
+            (0xFFFF << 48) | number,
+            (0x2002 << 112) | (number << 80) | 1,
+            (0x64FF9B << 96) | number,
+            (0x64FF9B0001 << 80) | number,
+            (0x20010000 << 96) | (0x4136E378 << 64) | (number ^ 0xFFFFFFFF),
+            (0x20010000 << 96) | (number << 64) | 0xFFFFFFFF,
+        )
+    ]
+
+
+@given(st.ip_addresses(v=4))
+async def test_no_ipv4_address_comes_in_by_a_disguise(address: Any) -> None:
+    for disguise in disguises(address):
+        assert not await is_handed_over(disguise), disguise
+        with pytest.raises(ValueError, match=r"^must "):
+            check_url(f"https://[{disguise}]/", allow_loopback=False)
+
+
+def spellings(address: IPv4Address) -> list[str]:
+    """What inet_aton and many a URL parser take for an IPv4 address, besides its usual form."""
+    a, b, c, d = address.packed
+    number = int(address)
+    return [
+        str(number),
+        hex(number),
+        f"0{number:o}",
+        f"{a}.{(b << 16) | (c << 8) | d}",
+        f"{a}.{b}.{(c << 8) | d}",
+        f"0x{a:x}.0x{b:x}.0x{c:x}.0x{d:x}",
+        f"0{a:o}.0{b:o}.0{c:o}.0{d:o}",
+        f"{a}.0x{b:x}.0{c:o}.{d}",
+        f"{a:03}.{b:03}.{c:03}.{d:03}",
+        f"{address}.",
+        f"0x{a:08x}.{b}.{c}.{d}",
+    ]
+
+
+@given(st.ip_addresses(v=4))
+def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
+    for text in spellings(address):
+        if text == str(address):
+            continue
+        for host in (text, text.upper()):
+            with pytest.raises(ValueError, match=r"^must "):
+                check_url(f"https://{host}/", allow_loopback=False)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1"])
+async def test_what_the_machine_itself_makes_of_such_a_spelling_is_refused_as_well(text: str) -> None:
+    """Even if one came past the first look: the machine's own resolver reads it, and its answer is looked at."""
+    for spelling in spellings(ip_address(text)):
+        resolver = GuardedResolver(system_lookup, allow_loopback=False)
+        try:
+            found = await resolver.getaddrinfo(spelling, 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+        except (Forbidden, socket.gaierror):
+            continue
+        # 010.000.000.001 is 8.0.0.1: another address, and out there.
+        assert all(is_out_there(ip_address(entry[4][0])) for entry in found), spelling
+
+
+@given(
+    st.sampled_from(["https://", "HTTPS://", "https:", "https:/", "https:///", "//", "http://"]),
+    st.text("abz019-._~%@:/?#[]\\\t\n \u3002\uff0e\u00e9\u2460xn", max_size=40),
+)
+def test_the_client_reads_a_url_that_is_taken_as_we_read_it(start: str, rest: str) -> None:
+    url = start + rest
+    try:
+        check_url(url, allow_loopback=False)
+    except ValueError:
+        return
+    theirs, ours = parse_url(url), urlsplit(url)
+    assert (theirs.scheme, theirs.auth) == ("https", None)
+    assert (theirs.host, theirs.port) == (ours.hostname, ours.port)
+
+
+TRICKS = (
+    "https://shop.example@127.0.0.1/",
+    "https://127.0.0.1#@shop.example/",
+    "https://127.0.0.1?@shop.example/",
+    "https://shop.example%40127.0.0.1/",
+    "https://shop.example%2f@127.0.0.1/",
+    "https://shop.example:443@127.0.0.1/",
+    "https://127.0.0.1\\@shop.example/",
+    "https://127.0.0.1%00.shop.example/",
+    "https://127.0.0.1%09/",
+    "https://127.0.0.1;shop.example/",
+    "https://[::1%25lo]/",
+    "https://[::1%lo]/",
+    "https://[fe80::1%eth0]/",
+    "https://[::ffff:127.0.0.1%lo]/",
+    "https://127\u30020\u30020\u30021/",
+    "https://127\uff0e0\uff0e0\uff0e1/",
+    "https://127\uff610\uff610\uff611/",
+    "https://\uff11\uff12\uff17.0.0.1/",
+    "https://\u24db\u24de\u24d2\u24d0\u24db\u24d7\u24de\u24e2\u24e3/",
+    "https://lo\u017fcalhost/",
+    "https://localhost\u3002/",
+    "https://localhost./",
+    "https://shop.example./",
+    "https://127.0.0.1.nip.io\u00ad/",
+    "https://shop.example\u200b/",
+    "https://[::]/",
+    "https://[0:0:0:0:0:0:0:0]/",
+    "https://[0000::1]/",
+    "https://[::0001]/",
+    "https://[::ffff:0:127.0.0.1]/",
+    "https://[v1.127.0.0.1]/",
+    "https://0/",
+    "https://00/",
+    "https://0x0/",
+    "https://0.0/",
+    "https://:80/",
+    "https://@/",
+    "https:127.0.0.1/",
+    "https:\\\\127.0.0.1/",
+)
+
+
+@pytest.mark.parametrize("url", TRICKS)
+async def test_a_trick_is_refused_before_any_name_is_looked_up(url: str) -> None:
+    dns = Dns(["8.8.8.8"])
+    async with egress(lookup=dns) as one:
+        assert await fails(one, url, allow_loopback=False) == "refused"
+    assert dns.asked == []
+
+
+@given(st.lists(st.ip_addresses(), min_size=1, max_size=6))
+async def test_a_name_is_called_only_if_all_its_addresses_are_out_there(addresses: list[Any]) -> None:
+    dns = Dns([str(address) for address in addresses])
+    if all(map(is_out_there, addresses)):
+        assert [entry[4][0] for entry in await resolve(dns)] == [str(address) for address in addresses]
+    else:
+        with pytest.raises(Forbidden):
+            await resolve(dns)
+    assert len(dns.asked) == 1
+
+
+async def test_nothing_is_connected_to_whatever_a_name_resolves_to() -> None:
+    """With the real client: each refusal comes from the resolver, before a socket exists."""
+    answers = [["10.0.0.1"], ["8.8.8.8", "192.168.0.1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"]]
+    answers += [[str(disguise)] for disguise in disguises(IPv4Address("127.0.0.1"))]
+    async with scripted(always(200)) as server:
+        port = server.base.rpartition(":")[2]
+        for each in answers:
+            async with egress(lookup=Dns(each)) as one:
+                for allow_loopback in (False, True):
+                    if allow_loopback and each == ["::ffff:127.0.0.1"]:
+                        continue
+                    url = f"https://shop.example:{port}/"
+                    assert await fails(one, url, allow_loopback=allow_loopback) == "refused", each
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("answers", [[], ["nonsense"], [""], ["127.0.0.1:80"], ["1.2.3"]], ids=str)
+async def test_what_is_no_answer_at_all_leads_nowhere(answers: list[str]) -> None:
+    async with egress(lookup=Dns(answers)) as one:
+        assert await fails(one, "https://shop.example/", allow_loopback=False) in {"dns", "bad_answer", "connect"}
+
+
+async def test_another_way_that_a_server_offers_is_not_taken() -> None:
+    """Alt-Svc and Link name other servers; neither is ever connected to."""
+    async with scripted(always(200)) as elsewhere:
+        port = elsewhere.base.rpartition(":")[2]
+        offers = {
+            "Alt_Svc": f'h3="127.0.0.1:{port}"; ma=3600, h2="127.0.0.1:{port}"; ma=3600',
+            "Link": f"<{elsewhere.base}/>; rel=preconnect",
+            "Refresh": f"0; url={elsewhere.base}/",
+            "Content_Location": f"{elsewhere.base}/",
+        }
+        async with egress() as one, scripted(always(200, b"", **offers)) as server:
+            for _ in range(3):
+                assert (await post(one, server.base)).status == 200
+    assert (len(server.asked), elsewhere.connections) == (3, 0)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.http import place as places
 from mpesa_gateway.http.gate import Gate, PriorityRefused
 from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.protocol import GatewayProtocol
+from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import Answer, Api, eventually, listening, running_gateway, shop
@@ -520,9 +520,7 @@ async def test_a_small_pool_is_not_all_reserve(values: dict[str, Any], pool_max:
 async def served(gateway: Gateway, connections: int) -> AsyncGenerator[int]:
     """The gateway behind the server that `mpesa-gateway serve` runs, and its port."""
     with listening() as at:
-        config = uvicorn.Config(
-            gateway.asgi, http=GatewayProtocol, limit_concurrency=connections, log_config=None, lifespan="off"
-        )
+        config = ServerConfig(gateway.asgi, gateway.config.http, limit_concurrency=connections, lifespan="off")
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[at]))
         await eventually(lambda: has_started(server))

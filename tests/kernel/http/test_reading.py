@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.query import Moment
 from mpesa_gateway.http.reading import read_body, read_query
 
 
@@ -48,10 +49,13 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     tags: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     inner: Inner | None = None
     size: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1
+    at: Moment | None = None
 
 
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A query string with a parameter of each sort."""
+
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": short}
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 50
     name: str | None = None
@@ -123,6 +127,13 @@ def test_a_good_body_becomes_a_struct() -> None:
         (b'{"count": 4, "note": "\xff"}', "body", "send a JSON object"),
         (b'{"count": 4, "note": "\\ud800"}', "body", "send a JSON object"),
         (b"[" * 50_000, "body", "send a JSON object"),
+        (b'{"count": 4, "note": "a\\u0000"}', "note", "must not contain NUL"),
+        (b'{"count": 4, "tags": {"a": "\\u0000"}}', "tags", "must not contain NUL"),
+        (b'{"count": 4, "tags": {"\\u0000": "a"}}', "tags", "must not contain NUL"),
+        (b'{"count": 4, "inner": {"code": "\\u0000"}}', "inner.code", "must not contain NUL"),
+        (b'{"count": 4, "at": "0001-01-01T00:00:00+14:00"}', "at", "between the years 1 and 9999"),
+        (b'{"count": 4, "at": "9999-12-31T23:59:59-14:00"}', "at", "between the years 1 and 9999"),
+        (b'{"count": 4, "at": "2026-11-24T00:00:00"}', "at", "a time with its zone"),
     ],
     ids=lambda value: value[:44].decode("latin-1") if isinstance(value, bytes) else "",
 )
@@ -161,6 +172,12 @@ def test_rules_speak_beside_wrong_types() -> None:
 def test_an_endless_name_is_cut_in_what_is_said_about_it() -> None:
     (field,) = body_problems(b'{"count": 4, "' + b"x" * 5000 + b'": 1}')
     assert field == "x" * 64
+
+
+def test_of_thousands_of_unknown_names_some_are_named() -> None:
+    names = {f"n{number}": 1 for number in range(5000)}
+    assert len(body_problems(msgspec.json.encode(names))) == 21
+    assert len(query_problems({name: ["1"] for name in names})) == 20
 
 
 def test_a_good_query_becomes_a_struct() -> None:
@@ -203,6 +220,8 @@ def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
         ("since", ["yesterday"], "2026-11-23"),
         ("since", ["2026-13-01"], "2026-11-23"),
         ("Limit", ["1"], "known: count, kind, limit, name, since"),
+        ("name", ["too long"], "at most 5"),
+        ("name", ["a\x00"], "must not contain NUL"),
     ],
 )
 def test_one_bad_parameter_is_named_and_explained(name: str, texts: list[str], said: str) -> None:

@@ -192,6 +192,18 @@ async def test_the_sweep_asks_about_what_is_due_and_time_ends_what_nobody_knows_
     assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
 
 
+async def test_a_push_whose_fate_is_unknown_ends_when_it_expires_however_long_an_unsent_one_may_wait(
+    values: dict[str, Any],
+) -> None:
+    values |= {"payments": {"expire_after": 2, "unsent_after": 3600}}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = await api.pay(PHONES + "018", key="unknown")
+        row = await gateway.db.fetchrow("SELECT charge, due_at = expires_at FROM payment")
+        assert row is not None
+        assert tuple(row) == ("unknown", True)
+        assert (await api.settled(made.data["id"], patience=60))["failure_reason"] == "expired"
+
+
 async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(town: Town) -> None:
     assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
     (pending,) = (await town.api.call("GET", "/v1/payments")).data

@@ -1,0 +1,116 @@
+"""The shapes of bodies and answers for the OpenAPI document, drawn from the very types that are read and written."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+
+_REFERENCE = "#/components/schemas/{name}"
+_MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
+
+
+class Components:
+    """The schemas of some types and of all that is inside them. A type that msgspec cannot describe has none."""
+
+    def __init__(self, bodies: Iterable[Any], answers: Iterable[Any]) -> None:
+        """``bodies`` are what is read, ``answers`` what is written: of those every field is always there."""
+        read = set(_structs(kind for kind in bodies if _is_described(kind)))
+        written = [kind for kind in answers if _is_described(kind)]
+        kinds = [*read, *written, *(each for each in _structs(written) if each not in read)]
+        self._references: dict[Any, dict[str, Any]] = {}
+        self.schemas: dict[str, dict[str, Any]] = {}
+        if not kinds:
+            return
+        references, schemas = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+        names = {name: _short(schema.get("title", name)) for name, schema in schemas.items()}
+        if len(set(names.values())) < len(names):
+            names = {name: name for name in schemas}
+        self._references = {kind: _renamed(each, names) for kind, each in zip(kinds, references, strict=True)}
+        self.schemas = {names[name]: _renamed(schema, names) for name, schema in schemas.items()}
+        for kind, reference in self._references.items():
+            if _is_struct(kind) and "$ref" in reference:
+                refine(self.schemas[reference["$ref"].rpartition("/")[2]], kind, is_written=kind not in read)
+
+    def reference(self, kind: Any) -> dict[str, Any] | None:
+        """The schema of a type, None where there is none."""
+        return self._references.get(kind)
+
+
+def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> None:
+    """Add what a struct's fields and its ``RULES`` and ``EXAMPLE`` say beyond their types."""
+    struct: Any = get_origin(kind) or kind
+    rules: Mapping[str, Any] = getattr(struct, "RULES", {})
+    for field in msgspec.structs.fields(kind):
+        part = schema["properties"][field.encode_name]
+        said: dict[str, Any] = getattr(rules.get(field.name), "schema", {})
+        if is_moment(field.type):
+            said = {"format": "date-time"} | said
+        if not part:
+            # Any value at all, as msgspec sees it: the rule knows better.
+            part.update(said)
+        elif said:
+            present = part if "anyOf" not in part else next(each for each in part["anyOf"] if each.get("type") != "null")
+            present.update(said)
+            for name in [name for name, value in present.items() if value is None and name != "default"]:
+                del present[name]
+    if hasattr(struct, "EXAMPLE"):
+        schema["examples"] = [dict(struct.EXAMPLE)]
+    schema.pop("title", None)
+    if is_written and not struct.__struct_config__.omit_defaults:
+        schema["required"] = list(schema["properties"])
+
+
+def is_moment(kind: Any) -> bool:
+    """Whether a field's type is a time, perhaps None too."""
+    if get_origin(kind) in {Union, UnionType}:
+        return any(is_moment(part) for part in get_args(kind))
+    return kind is datetime
+
+
+def _structs(kinds: Iterable[Any]) -> Iterator[Any]:
+    """Each struct in these types, those inside structs too, once."""
+    seen: list[Any] = []
+    waiting = list(kinds)
+    while waiting:
+        kind = waiting.pop()
+        if kind in seen:
+            continue
+        seen.append(kind)
+        if _is_struct(kind):
+            yield kind
+            waiting += [field.type for field in msgspec.structs.fields(kind)]
+        waiting += get_args(kind)
+
+
+def _is_struct(kind: Any) -> bool:
+    struct: Any = get_origin(kind) or kind
+    return isinstance(struct, type) and issubclass(struct, msgspec.Struct)
+
+
+def _is_described(kind: Any) -> bool:
+    try:
+        msgspec.json.schema_components([kind])
+    except TypeError:
+        return False
+    return True
+
+
+def _short(title: str) -> str:
+    """``Success[list[shop.views.ItemView]]`` as ``Success_list_ItemView``."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", _MODULE.sub("", title)).strip("_")
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The same schema with its references renamed."""
+    if isinstance(value, list):
+        parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+        return [_renamed(each, names) for each in parts]
+    if not isinstance(value, dict):
+        return value
+    pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+    if set(pairs) == {"$ref"}:
+        return {"$ref": _REFERENCE.format(name=names[pairs["$ref"].rpartition("/")[2]])}
+    return {name: _renamed(each, names) for name, each in pairs.items()}

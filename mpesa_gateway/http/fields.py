@@ -1,0 +1,48 @@
+"""Fields that many answers have, each described once for the OpenAPI document; nothing of it is checked."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from mpesa_gateway.errors import Code
+
+_ID = "[0-9a-z]{26}"
+
+
+def _id(prefix: str) -> Meta:
+    return Meta(extra_json_schema={"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]})
+
+
+def example_id(prefix: str) -> str:
+    """An identifier with this prefix, for examples."""
+    return f"{prefix}_01jdk3v8rc4x9m2q7ztbn5wgae"
+
+
+MerchantId = Annotated[str, _id("mer")]
+PaymentId = Annotated[str, _id("pay")]
+RefundId = Annotated[str, _id("rfd")]
+CheckId = Annotated[str, _id("chk")]
+EventId = Annotated[str, _id("evt")]
+DeliveryId = Annotated[str, _id("dlv")]
+AttemptId = Annotated[str, _id("att")]
+RunId = Annotated[str, _id("run")]
+LineId = Annotated[str, _id("lin")]
+AuditId = Annotated[str, _id("aud")]
+KeyId = Annotated[str, Meta(extra_json_schema={"pattern": "^key_[0-9a-z]{16}$", "examples": ["key_7c1mbp0xw4e2rk9d"]})]
+
+Amount = Annotated[str, Meta(extra_json_schema={"pattern": r"^[0-9]+\.[0-9]{2}$", "examples": ["500.00"]})]
+"""Money in KES."""
+
+Phone = Annotated[str, Meta(extra_json_schema={"pattern": "^254[17][0-9]{8}$", "examples": ["254708374149"]})]
+Receipt = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Z0-9]{6,20}$", "examples": ["TKN4A1B2C3"]})]
+Masked = Annotated[str, Meta(extra_json_schema={"examples": ["****ef12"]})]
+"""A secret by its last four characters."""
+
+ErrorCode = Annotated[str, Meta(extra_json_schema={"enum": [code.value for code in Code]})]
+Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
+No = Annotated[bool, Meta(extra_json_schema={"const": False})]
+
+
+def path_id(name: str, prefix: str) -> dict[str, dict[str, object]]:
+    """For a route's ``described``: the parameter of its path that is such an identifier."""
+    return {name: {"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]}}

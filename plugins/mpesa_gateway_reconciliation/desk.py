@@ -1,0 +1,128 @@
+"""Reconciliation as operators look at it, of all merchants together, and how they resolve what no rule can."""
+
+from typing import TYPE_CHECKING, Literal
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway_payments.api import Payments, PaymentView, Recovery
+from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.service import statement_of
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+RUNS = Listing("reconciliation_run", "started_at", "run_id")
+LINES = Listing("statement_line", "created_at", "line_id")
+
+_SHORTEST_REASON = 3
+_LONGEST_REASON = 500
+
+
+class LinesQuery(DeskQuery, frozen=True, kw_only=True):
+    """The filters of the lines that nobody has seen to."""
+
+    finding: Literal["not_found", "mismatched", "ambiguous"] | None = None
+
+
+class ReconciliationDesk:
+    """What operators ask of reconciliation."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    async def runs(self, query: DeskQuery, limit: int) -> Paged:
+        """A page of runs. Raises Invalid for a bad cursor."""
+        return await RUNS.page(self._db, query.merchant, Conditions(), query.cursor, limit)
+
+    async def run(self, run_id: str) -> Row:
+        """A run of whichever merchant. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_ANY_RUN, run_id)
+        if row is None:
+            raise NotFound("there is no such reconciliation run")
+        return row
+
+    async def run_lines(self, run_id: str, finding: str | None, after: str, limit: int) -> list[Row]:
+        """A run's lines after one of them, each with what it was found to be then."""
+        return await self._db.fetch(tables.RUN_LINES, run_id, finding, after, limit)
+
+    async def unresolved(self, query: LinesQuery, limit: int) -> Paged:
+        """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
+        found = Conditions()
+        found.add(tables.UNRESOLVED)
+        if query.finding is not None:
+            found.add("finding = {}", query.finding)
+        return await LINES.page(self._db, query.merchant, found, query.cursor, limit)
+
+    async def count_unresolved(self) -> tuple[int, int]:
+        """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""
+        row = await self._db.fetchrow(tables.COUNT_UNRESOLVED)
+        return (0, 0) if row is None else (row["gravely"], row["in_all"])
+
+    async def line(self, line_id: str) -> Row:
+        """A line of whichever merchant's statement. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_LINE, line_id)
+        if row is None:
+            raise NotFound("there is no such statement line")
+        return row
+
+    async def runs_of(self, line_id: str) -> list[Row]:
+        """The runs that have read a line, newest first."""
+        return await self._db.fetch(tables.RUNS_OF_LINE, line_id)
+
+    async def lines_of(self, payment_id: str) -> list[Row]:
+        """The lines that belong to a payment."""
+        return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
+
+    async def candidates(self, line: Row) -> list[PaymentView]:
+        """The payments that a line could belong to."""
+        payments = self._gateway.services.get(Payments)
+        recovery = self._gateway.services.get(Recovery)
+        match = await recovery.match(line["merchant_id"], line["env"], line["shortcode"], statement_of(line))
+        found = [await payments.find(payment_id) for payment_id in match.payment_ids[:10]]
+        return [payment for payment in found if payment is not None]
+
+    async def registrations(self, merchant_id: str) -> list[Row]:
+        """The shortcodes of a merchant that Pull is enabled for."""
+        return await self._db.fetch(tables.REGISTRATIONS, merchant_id)
+
+    async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
+        """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
+        now = self._gateway.clock.now()
+        _check(reason)
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.SET_ASIDE, line_id, now, actor, reason)
+            if row is None:
+                await self.line(line_id)
+                raise Conflict("this line belongs to a payment, or was set aside before")
+            await self._gateway.audit.record(
+                "statement_line.set_aside",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=line_id,
+                detail={"finding": row["finding"]},
+            )
+
+    async def set_aside_all(self, run_id: str, reason: str, *, actor: str) -> int:
+        """The same for all lines of a run that no payment of ours explains; gives their count.
+
+        Raises Invalid and NotFound.
+        """
+        now, run = self._gateway.clock.now(), await self.run(run_id)
+        _check(reason)
+        async with self._db.transaction():
+            rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
+            await self._gateway.audit.record(
+                "statement_lines.set_aside",
+                merchant_id=run["merchant_id"],
+                actor=actor,
+                subject_id=run_id,
+                detail={"count": len(rows)},
+            )
+        return len(rows)
+
+
+def _check(reason: str) -> None:
+    if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
+        raise Invalid.field_error("reason", "say in a few words what this money is (3 to 500 characters)")

@@ -1,0 +1,227 @@
+"""The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import DeskQuery
+from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.charts import Column, Series
+from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
+from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.api import Finding
+from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk
+from mpesa_gateway_reconciliation.schemas import Window
+from mpesa_gateway_reconciliation.service import Reconciliation
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_A_PAGE = 40
+_MERCHANTS = 200
+
+SERIES = (Series("good", "known or recovered"), Series("bad", "not explained"))
+
+
+async def runs(visit: Visit) -> Shown:
+    """The runs, newest first, and what there is to look at."""
+    gateway, query = visit.gateway, visit.read_query(DeskQuery)
+    desk = gateway.services.get(ReconciliationDesk)
+    page = await desk.runs(query, _A_PAGE)
+    with_statements = set(await gateway.services.get(Credentials).merchants_with_statements())
+    merchants = await gateway.merchants.page(_MERCHANTS)
+    gravely, in_all = await desk.count_unresolved()
+    return Shown(
+        "runs.html",
+        {
+            "rows": page.rows,
+            "query": query,
+            "merchants": merchants,
+            "can_run": [merchant for merchant in merchants if merchant.merchant_id in with_statements],
+            "names": await gateway.merchants.names([row["merchant_id"] for row in page.rows]),
+            "columns_": [_column(row) for row in reversed(page.rows)],
+            "series": SERIES,
+            "gravely": gravely,
+            "in_all": in_all,
+            "fields": {name: visit.text(name) for name in ("merchant", "start", "end")},
+        }
+        | visit.pager("reconciliation", page.next_cursor),
+    )
+
+
+def _column(row: Row) -> Column:
+    at = row["started_at"].astimezone(EAT)
+    open_ = row["not_found"] + row["mismatched"] + row["ambiguous"]
+    return Column("", f"{at.day} {at:%b %H:%M}", (row["already_known"] + row["recovered"], open_))
+
+
+async def run_now(visit: Visit) -> Done:
+    """Reconcile a window of one merchant's statement now."""
+    merchant = await visit.gateway.merchants.get(visit.text("merchant"))
+    if merchant is None:
+        raise Invalid.field_error("merchant", "choose whose statement to read")
+    wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
+    window = read_body(msgspec.json.encode(wanted), Window)
+    run = await visit.gateway.services.get(Reconciliation).run_now(visit.caller(merchant), window)
+    said = "The run goes on: look again in a moment." if run.status == "running" else f"The run is {run.status}."
+    return Done(f"reconciliation/{run.id}", said)
+
+
+class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
+    finding: Finding | None = None
+    cursor: str | None = None
+
+
+async def run(visit: Visit) -> Shown:
+    """A run with the lines that it read."""
+    desk, query = visit.gateway.services.get(ReconciliationDesk), visit.read_query(_RunQuery)
+    row = await desk.run(visit.values["run_id"])
+    after = decode_cursor(query.cursor, 1)[0] if query.cursor else ""
+    lines = await desk.run_lines(row["run_id"], query.finding, after, _A_PAGE + 1)
+    shown = lines[:_A_PAGE]
+    cursor = encode_cursor(shown[-1]["line_id"]) if len(lines) > _A_PAGE else None
+    return Shown(
+        "run.html",
+        {
+            "run": row,
+            "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
+            "lines": shown,
+            "query": query,
+            "findings": ("already_known", "recovered", "not_found", "mismatched", "ambiguous"),
+            "fields": {"reason": visit.text("reason")},
+        }
+        | visit.pager(f"reconciliation/{row['run_id']}", cursor),
+    )
+
+
+async def set_aside_all(visit: Visit) -> Done:
+    """See to all lines of a run that no payment of ours explains."""
+    run_id, desk = visit.values["run_id"], visit.gateway.services.get(ReconciliationDesk)
+    count = await desk.set_aside_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Done(f"reconciliation/{run_id}", f"{count} {'line was' if count == 1 else 'lines were'} set aside.")
+
+
+async def lines(visit: Visit) -> Shown:
+    """The lines that nobody has seen to."""
+    query = visit.read_query(LinesQuery)
+    page = await visit.gateway.services.get(ReconciliationDesk).unresolved(query, _A_PAGE)
+    return Shown(
+        "lines.html",
+        {
+            "lines": page.rows,
+            "query": query,
+            "merchants": await visit.gateway.merchants.page(_MERCHANTS),
+            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows]),
+        }
+        | visit.pager("reconciliation/lines", page.next_cursor),
+    )
+
+
+async def line(visit: Visit) -> Shown:
+    """A statement line, what it could belong to, and how to resolve it."""
+    desk = visit.gateway.services.get(ReconciliationDesk)
+    row = await desk.line(visit.values["line_id"])
+    is_open = row["payment_id"] is None
+    return Shown(
+        "line.html",
+        {
+            "line": row,
+            "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
+            "runs": await desk.runs_of(row["line_id"]),
+            "candidates": await desk.candidates(row) if is_open else (),
+            "is_open": is_open,
+            "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
+            "fields": {name: visit.text(name) for name in ("payment_id", "reason")},
+        },
+    )
+
+
+async def resolve(visit: Visit) -> Done:
+    """Say which payment a line belongs to, or that it has been seen to."""
+    desk, line_id, reason = (
+        visit.gateway.services.get(ReconciliationDesk),
+        visit.values["line_id"],
+        visit.text("reason"),
+    )
+    row = await desk.line(line_id)
+    if visit.text("how") == "aside":
+        await desk.set_aside(line_id, reason, actor=visit.visitor.actor)
+        return Done(f"reconciliation/lines/{line_id}", "Set aside: runs leave this line alone from now on.")
+    if not visit.text("payment_id"):
+        raise Invalid.field_error("payment_id", "choose the payment that this money is for")
+    merchant = await visit.gateway.merchants.require(row["merchant_id"])
+    service = visit.gateway.services.get(Reconciliation)
+    assigned = await service.assign(visit.caller(merchant), line_id, visit.text("payment_id"), reason=reason)
+    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
+
+
+async def register(visit: Visit) -> Done:
+    """Enable Pull for a merchant's shortcode."""
+    merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    told = await visit.gateway.services.get(Reconciliation).register(visit.caller(merchant))
+    said = f"M-Pesa says {told.response_code}: {told.response_desc}"
+    return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
+
+
+# -- what others' pages get -------------------------------------------------------------------------------------------
+
+
+async def registered(visit: Visit, merchant_id: str) -> Shown | None:
+    """Whether Pull is registered for a merchant."""
+    rows = await visit.gateway.services.get(ReconciliationDesk).registrations(merchant_id)
+    return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
+
+
+async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+    """The statement lines that belong to a payment."""
+    return [
+        Moment(
+            at=row["settled_at"] or row["created_at"],
+            source="M-Pesa's statement",
+            state=row["finding"].replace("_", " "),
+            text=mask_phones(
+                f"Receipt {row['receipt']}, KES {row['amount_text']}, reference {row['reference'] or 'none'}"
+            ),
+            about=row["line_id"],
+        )
+        for row in await gateway.services.get(ReconciliationDesk).lines_of(payment_id)
+    ]
+
+
+async def unresolved(gateway: "Gateway") -> Sequence[Concern]:
+    """Statement lines that contradict a payment or fit several; money that belongs to none is merely shown."""
+    gravely, in_all = await gateway.services.get(ReconciliationDesk).count_unresolved()
+    found = list[Concern]()
+    if gravely:
+        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} that only a person can assign"
+        found.append(Concern(text=text, to="reconciliation/lines", state="failed"))
+    if unexplained := in_all - gravely:
+        text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} that no payment of ours explains"
+        found.append(Concern(text=text, to="reconciliation/lines?finding=not_found"))
+    return found
+
+
+PAGES = Pages(
+    templates="mpesa_gateway_reconciliation",
+    pages=(
+        Page("reconciliation", "Reconciliation", runs, menu=Menu("Reconciliation", 30, "Money", "l")),
+        Page("reconciliation/lines", "Statement lines", lines),
+        Page("reconciliation/{run_id}", "Run", run, names="run"),
+        Page("reconciliation/lines/{line_id}", "Statement line", line, names="lin"),
+    ),
+    acts=(
+        Act("reconciliation", "run", run_now),
+        Act("reconciliation/{run_id}", "set_aside_all", set_aside_all),
+        Act("reconciliation/lines/{line_id}", "resolve", resolve),
+        Act("credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"),
+    ),
+    panels=(Panel("credentials", registered),),
+    traces=(Trace("payment", past_of_payment),),
+    concerns=(unresolved,),
+)

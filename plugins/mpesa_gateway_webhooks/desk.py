@@ -1,0 +1,125 @@
+"""Webhooks as operators look at them, of all merchants together, and what they do about them."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+DELIVERIES = Listing("delivery", "created_at", "delivery_id")
+
+ILL = 3
+"""Failures in a row from which an endpoint is worth a look."""
+
+_LATELY = timedelta(days=1)
+
+
+class DeliveriesQuery(DeskQuery, frozen=True, kw_only=True):
+    """The filters of the operators' list of deliveries."""
+
+    status: DeliveryStatus | None = None
+    event_type: str | None = None
+
+
+class WebhookDesk:
+    """What operators ask of webhooks."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    async def endpoints(self, before: str | None, limit: int) -> list[Row]:
+        """Active endpoints, newest first, each with what it is owed and what died of late."""
+        return await self._db.fetch(tables.ENDPOINTS, self._since(), before, limit)
+
+    async def endpoint(self, endpoint_id: str) -> Row:
+        """One endpoint. Raises NotFound."""
+        row = await self._db.fetchrow(tables.ENDPOINT, self._since(), endpoint_id)
+        if row is None:
+            raise NotFound("there is no such endpoint")
+        return row
+
+    async def endpoint_of(self, merchant_id: str) -> Row | None:
+        """A merchant's active endpoint."""
+        return await self._db.fetchrow(tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id)
+
+    async def merchant_of(self, endpoint_id: str) -> Merchant:
+        """The merchant of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
+        row = await self.endpoint(endpoint_id)
+        if not row["is_active"]:
+            raise Conflict("this endpoint was removed")
+        return await self._gateway.merchants.require(row["merchant_id"])
+
+    def masked_secret(self, row: Row) -> str:
+        """An endpoint's secret by its last four characters."""
+        return self._gateway.services.get(Endpoints).open(row["merchant_id"], row["secret"]).masked
+
+    async def deliveries(self, query: DeliveriesQuery, limit: int) -> Paged:
+        """A page of deliveries. Raises Invalid for a bad cursor."""
+        found = Conditions()
+        for value, clause in ((query.status, "status = {}"), (query.event_type, "event_type = {}")):
+            if value is not None:
+                found.add(clause, value)
+        return await DELIVERIES.page(self._db, query.merchant, found, query.cursor, limit)
+
+    async def delivery(self, delivery_id: str) -> Row:
+        """A delivery with its endpoint and the event that it carries. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_ANY, delivery_id)
+        if row is None:
+            raise NotFound("there is no such delivery")
+        return row
+
+    async def attempts(self, delivery_id: str) -> list[AttemptView]:
+        """What was tried."""
+        return [AttemptView(**dict(row)) for row in await self._db.fetch(tables.ATTEMPTS_OF, delivery_id)]
+
+    async def of_payment(self, payment_id: str) -> list[Row]:
+        """The deliveries about a payment, newest first."""
+        return await self._db.fetch(tables.OF_PAYMENT, payment_id)
+
+    async def of_event(self, event_id: str) -> list[Row]:
+        """The deliveries of an event."""
+        return await self._db.fetch(tables.OF_EVENT, event_id)
+
+    async def attempts_of_payment(self, payment_id: str) -> list[Row]:
+        """Every attempt to tell of a payment."""
+        return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
+
+    async def owed(self) -> tuple[int, datetime | None]:
+        """How many deliveries are owed (10,000 at most), and since when the oldest of them is."""
+        row = await self._db.fetchrow(tables.OWED)
+        return (0, None) if row is None else (row["owed"], row["oldest"])
+
+    async def count_ill(self) -> int:
+        """How many endpoints do not take what they are sent."""
+        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._gateway.clock.now()))
+
+    async def count_dead(self) -> int:
+        """How many deliveries of the last day have used up their attempts."""
+        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since()))
+
+    def _since(self) -> datetime:
+        return self._gateway.clock.now() - _LATELY
+
+
+def health_of(row: Row, now: datetime) -> str:
+    """A word for how an endpoint fares."""
+    if row["closed_until"] is not None and row["closed_until"] > now:
+        return "paused"
+    if row["failures"] >= ILL:
+        return "failing"
+    return "well" if row["last_success_at"] is not None else "new"
+
+
+def host_of(url: str) -> str:
+    """The host of an endpoint's address: its path may hold what is nobody else's business."""
+    return urlsplit(url).netloc

@@ -1,0 +1,236 @@
+"""The operators' pages about webhooks: endpoints and how they fare, what was tried and answered, and sending again."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mpesa_gateway.errors import Invalid
+from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.secret import Secret
+from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.desk import DeliveriesQuery, WebhookDesk, health_of, host_of
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.schemas import ReplayMany
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_A_PAGE = 50
+_MERCHANTS = 200
+_LATE = timedelta(minutes=10)
+"""How old the oldest owed delivery may be before somebody should look: a shop waits for it."""
+
+_STATUSES = ("pending", "delivered", "dead", "cancelled")
+
+
+class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+    cursor: str | None = None
+
+
+async def endpoints(visit: Visit) -> Shown:
+    """Every merchant's endpoint, and how it fares."""
+    query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
+    rows = await visit.gateway.services.get(WebhookDesk).endpoints(query.cursor, _A_PAGE + 1)
+    shown = rows[:_A_PAGE]
+    cursor = shown[-1]["endpoint_id"] if len(rows) > _A_PAGE else None
+    health = {row["endpoint_id"]: health_of(row, now) for row in shown}
+    return Shown("endpoints.html", {"rows": shown, "health": health} | visit.pager("webhooks", cursor))
+
+
+async def endpoint(visit: Visit) -> Shown:
+    """One endpoint."""
+    desk = visit.gateway.services.get(WebhookDesk)
+    row = await desk.endpoint(visit.values["endpoint_id"])
+    return Shown(
+        "endpoint.html",
+        {
+            "row": row,
+            "health": health_of(row, visit.gateway.clock.now()),
+            "secret": desk.masked_secret(row),
+            "statuses": _STATUSES,
+            "fields": {name: visit.text(name) for name in ("since", "until", "status")},
+        },
+        title=f"Webhook of {row['name']}",
+    )
+
+
+async def test(visit: Visit) -> Done:
+    """Send a test now."""
+    gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
+    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
+    egress = gateway.services.get(Deliveries).egress
+    answer = await gateway.services.get(Endpoints).test(visit.caller(merchant), egress)
+    said = answer.error or f"it answered HTTP {answer.status} in {answer.ms} ms"
+    return Done(f"webhooks/{endpoint_id}", f"A test was {'taken' if answer.delivered else 'not taken'}: {said}.")
+
+
+async def rotate(visit: Visit) -> Done:
+    """Make a new secret."""
+    gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
+    if visit.text("confirm") != endpoint_id:
+        raise Invalid.field_error("confirm", "tick the box: the merchant has to put the new secret in place")
+    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
+    made = await gateway.services.get(Endpoints).rotate(visit.caller(merchant))
+    said = "The new secret; the one before signs beside it for a while."
+    return Done(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
+
+
+async def resend_since(visit: Visit) -> Done:
+    """Send everything since a time again."""
+    gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
+    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
+    wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
+    which = read_body(msgspec.json.encode(wanted), ReplayMany)
+    done = await gateway.services.get(Deliveries).replay_many(visit.caller(merchant), which)
+    more = "; there are more: send again from where these end" if done.has_more else ""
+    return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries go out again{more}.")
+
+
+async def deliveries(visit: Visit) -> Shown:
+    """What was sent, or is owed."""
+    query = visit.read_query(DeliveriesQuery)
+    page = await visit.gateway.services.get(WebhookDesk).deliveries(query, _A_PAGE)
+    kinds = [kind for kind in visit.gateway.event_kinds if issubclass(visit.gateway.event_type(kind), PublicEvent)]
+    return Shown(
+        "deliveries.html",
+        {
+            "rows": page.rows,
+            "query": query,
+            "statuses": _STATUSES,
+            "kinds": kinds,
+            "merchants": await visit.gateway.merchants.page(_MERCHANTS),
+            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows]),
+        }
+        | visit.pager("webhooks/deliveries", page.next_cursor),
+    )
+
+
+async def delivery(visit: Visit) -> Shown:
+    """A delivery with each attempt: what was sent, and what was answered."""
+    desk = visit.gateway.services.get(WebhookDesk)
+    row = await desk.delivery(visit.values["delivery_id"])
+    return Shown(
+        "delivery.html",
+        {
+            "row": row,
+            "host": host_of(row["url"]),
+            "attempts": await desk.attempts(row["delivery_id"]),
+            "body": _pretty(row["body"]),
+        },
+        title=f"{row['event_type']} to {host_of(row['url'])}",
+    )
+
+
+async def resend(visit: Visit) -> Done:
+    """Send one delivery again."""
+    gateway, delivery_id = visit.gateway, visit.values["delivery_id"]
+    row = await gateway.services.get(WebhookDesk).delivery(delivery_id)
+    merchant = await gateway.merchants.require(row["merchant_id"])
+    await gateway.services.get(Deliveries).replay(visit.caller(merchant), delivery_id)
+    payment_id = row["payment_id"]
+    is_from_payment = visit.text("from") == payment_id and payment_id.startswith("pay_")
+    back = f"payments/{payment_id}" if is_from_payment else f"webhooks/deliveries/{delivery_id}"
+    return Done(back, "It goes out again, with the same webhook-id.")
+
+
+def _pretty(body: str) -> str:
+    return mask_phones(msgspec.json.format(body.encode(), indent=2).decode())
+
+
+# -- what others' pages get -------------------------------------------------------------------------------------------
+
+
+async def of_payment(visit: Visit, payment_id: str) -> Shown | None:
+    """The deliveries about a payment."""
+    rows = await visit.gateway.services.get(WebhookDesk).of_payment(payment_id)
+    return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None
+
+
+async def of_event(visit: Visit, event_id: str) -> Shown | None:
+    """The deliveries of an event."""
+    rows = await visit.gateway.services.get(WebhookDesk).of_event(event_id)
+    return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": ""}) if rows else None
+
+
+async def of_merchant(visit: Visit, merchant_id: str) -> Shown | None:
+    """A merchant's endpoint."""
+    row = await visit.gateway.services.get(WebhookDesk).endpoint_of(merchant_id)
+    health = None if row is None else health_of(row, visit.gateway.clock.now())
+    return Shown("endpoint_of.html", {"row": row, "health": health, "host": host_of})
+
+
+async def owed(visit: Visit, _: str) -> Shown | None:
+    """What merchants have not been told yet."""
+    desk = visit.gateway.services.get(WebhookDesk)
+    count, oldest = await desk.owed()
+    return Shown(
+        "owed.html", {"count": count, "oldest": oldest, "ill": await desk.count_ill(), "dead": await desk.count_dead()}
+    )
+
+
+async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+    """Every attempt to tell of a payment."""
+    return [
+        Moment(
+            at=row["at"],
+            source=f"webhook to {host_of(row['url'])}",
+            state="delivered" if row["status"] is not None and 200 <= row["status"] < 300 else "failed",
+            text=f"{row['event_type']}: {_said(row)}",
+            body=_pretty(row["body"]),
+            answer=mask_phones(row["answer"]),
+            about=row["delivery_id"],
+            ms=row["ms"],
+        )
+        for row in await gateway.services.get(WebhookDesk).attempts_of_payment(payment_id)
+    ]
+
+
+def _said(row: Any) -> str:
+    return row["error"] or f"HTTP {row['status']}"
+
+
+async def unheard(gateway: "Gateway") -> Sequence[Concern]:
+    """Merchants who do not hear of their money."""
+    desk, found = gateway.services.get(WebhookDesk), list[Concern]()
+    if ill := await desk.count_ill():
+        text = f"{ill} {'endpoint does' if ill == 1 else 'endpoints do'} not take what we send"
+        found.append(Concern(text=text, to="webhooks"))
+    if dead := await desk.count_dead():
+        text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} of today used up every attempt"
+        found.append(Concern(text=text, to="webhooks/deliveries?status=dead"))
+    count, oldest = await desk.owed()
+    if oldest is not None and gateway.clock.now() - oldest > _LATE:
+        minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
+        text = f"the oldest of {count} owed webhooks has waited {minutes:,} minutes"
+        found.append(Concern(text=text, to="webhooks/deliveries?status=pending"))
+    return found
+
+
+PAGES = Pages(
+    templates="mpesa_gateway_webhooks",
+    pages=(
+        Page("webhooks", "Webhooks", endpoints, menu=Menu("Webhooks", 50, "Merchants", "w")),
+        Page("webhooks/deliveries", "Deliveries", deliveries),
+        Page("webhooks/{endpoint_id}", "Webhook", endpoint, names="whe"),
+        Page("webhooks/deliveries/{delivery_id}", "Delivery", delivery, names="dlv"),
+    ),
+    acts=(
+        Act("webhooks/{endpoint_id}/test", "test", test, back="webhooks/{endpoint_id}"),
+        Act("webhooks/{endpoint_id}/rotate", "rotate", rotate, role=Role.ADMIN, back="webhooks/{endpoint_id}"),
+        Act("webhooks/{endpoint_id}", "resend_since", resend_since),
+        Act("webhooks/deliveries/{delivery_id}/resend", "resend", resend, back="webhooks/deliveries/{delivery_id}"),
+    ),
+    panels=(
+        Panel("payment", of_payment, 30),
+        Panel("event", of_event),
+        Panel("merchant", of_merchant, 30),
+        Panel("overview", owed, 50),
+    ),
+    traces=(Trace("payment", past_of_payment),),
+    concerns=(unheard,),
+)

@@ -1,0 +1,98 @@
+"""Requests handed over as an ASGI server would hand them over, so that no server refuses what is to be tried."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+HANGS = 30.0
+"""Seconds after which an answer counts as never coming."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an application answered. Header names are in lower case."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def header(self, name: bytes) -> bytes:
+        """The one header of this name, empty without it. Raises AssertionError for several."""
+        found = [value for each, value in self.headers if each == name]
+        assert len(found) <= 1, (name, found)
+        return found[0] if found else b""
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of a refusal."""
+        return [problem["code"] for problem in self.json["errors"]]
+
+
+async def ask(
+    app: Any,
+    method: str,
+    target: bytes,
+    headers: Headers = (),
+    body: Iterable[bytes] = (),
+    *,
+    path: str | None = None,
+) -> Said:
+    """One request; ``target`` is the path and query as they stand in the request line, ``path`` how a server reads it."""
+    raw_path, _, query = target.partition(b"?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(raw_path.decode("latin-1")) if path is None else path,
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(b"host", b"gateway"), *headers],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    chunks, sent = list(body) or [b""], list[Any]()
+    done = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if chunks:
+            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+        await done.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            done.set()
+
+    async with asyncio.timeout(HANGS):
+        await app(scope, receive, send)
+    heads = [message for message in sent if message["type"] == "http.response.start"]
+    assert len(heads) == 1, sent
+    pairs = tuple((bytes(name).lower(), bytes(value)) for name, value in heads[0]["headers"])
+    return Said(heads[0]["status"], pairs, b"".join(message.get("body", b"") for message in sent))
+
+
+def is_refusal(said: Said) -> bool:
+    """Whether this is a whole and honest refusal in the envelope. Raises AssertionError, showing it, otherwise."""
+    content = said.json
+    assert set(content) == {"success", "errors", "request_id"}, content
+    assert content["success"] is False
+    assert content["errors"], content
+    assert content["request_id"] == said.header(b"x-request-id").decode(), content
+    for problem in content["errors"]:
+        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider"}, problem
+        assert problem["message"]
+    return True

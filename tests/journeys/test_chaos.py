@@ -1,0 +1,481 @@
+"""``just chaos`` in short; and its judge, who must see every way in which books can be wrong."""
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import niquests
+import pytest
+from saq import Job, Status
+
+from bench.chaos.faults import FAULTS
+from bench.chaos.merchant import Endpoint
+from bench.chaos.queue import stuck_jobs
+from bench.chaos.run import Options, Run
+from bench.chaos.shoppers import Shoppers, Wish
+from bench.chaos.table import table
+from bench.chaos.verify import ALWAYS, AT_LAST, STILL_OPEN, Findings, verify
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
+
+LISTED = {
+    "kill -9 of an API, a worker, Valkey with and without its data, Postgres": {
+        "api_killed",
+        "worker_killed",
+        "valkey_killed",
+        "valkey_lost",
+        "postgres_killed",
+    },
+    "Valkey flushed": {"valkey_flushed"},
+    "Postgres connections dropped and refused": {"postgres_backends_terminated", "postgres_refuses_connections"},
+    "Daraja slow, 500, spike arrest, accepted-but-500, connection reset": {
+        "daraja_slow",
+        "daraja_answers_500",
+        "daraja_spike_arrest",
+        "accepted_but_500",
+        "daraja_resets",
+    },
+    "callbacks duplicated, reordered, late, before the ack, lost, with a wrong amount": {
+        "callbacks_doubled",
+        "callbacks_reordered",
+        "callbacks_late",
+        "callbacks_before_ack",
+        "callbacks_lost",
+        "callbacks_with_wrong_amount",
+    },
+    "the endpoint down, slow, 500, redirecting, hanging": {
+        "merchant_down",
+        "merchant_slow",
+        "merchant_answers_500",
+        "merchant_redirects",
+        "merchant_hangs",
+    },
+    "clock skew": {"api_clock_skewed", "worker_clock_skewed"},
+    "disk full": {"valkey_disk_full"},
+    "rolling restarts": {"api_replaced", "worker_replaced"},
+    "two at once": {"two_sweepers_at_once", "two_reconciliations_at_once", "two_crons_at_once"},
+}
+"""What has to be survived, and the faults that are it."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that Postgres may pass through, as another user too."""
+    found = Path(tempfile.mkdtemp(prefix="mpesa-gateway-tests-chaos-"))
+    found.chmod(0o711)
+    yield found
+    shutil.rmtree(found, ignore_errors=True)
+
+
+def test_every_fault_that_has_to_be_survived_is_there() -> None:
+    assert {name for names in LISTED.values() for name in names} <= set(FAULTS)
+
+
+async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(folder: Path) -> None:
+    said: list[str] = []
+    options = Options(seed=7, seconds=12, rate=3.0, pace=0.3, at_once=3, settle=240)
+    result = await Run(folder, options, said.append).play()
+    assert result.wrong == {}, said
+    assert result.counts == {}
+    assert result.figures["payments"] > 0
+    assert result.figures["completed"] > 0
+    assert result.figures["deliveries received"] >= result.figures["events"] > 0
+    assert result.faults
+    report = {"command": "just chaos", "commit": "none", "python": "3", "runs": [result.as_dict()]}
+    shown = table([report])
+    assert "| **lost** | **0** |" in shown
+    assert all(f"| `{name}` | {times} |" in shown for name, times in result.faults.items())
+
+
+# -- the judge ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Books:
+    """Everything that the judge looks at, of a run in which nothing went wrong."""
+
+    gateway: Gateway
+    endpoint: Endpoint
+    shop: Shoppers
+
+    async def judged(self, *changes: str) -> Findings:
+        """What is found once the books have been changed by hand, with all that guards them out of the way."""
+        findings = Findings()
+        with suppress(Undone):
+            async with self.gateway.db.transaction():
+                await self.gateway.db.execute(UNGUARD)
+                for change in changes:
+                    sql = change.format_map(NAMES)
+                    tag = await self.gateway.db.execute(sql)
+                    assert not tag.endswith(" 0"), f"changed nothing: {sql}"
+                findings = await verify(self.gateway, self.endpoint, self.shop)
+                raise Undone
+        return findings
+
+
+class Undone(Exception):
+    """The end of a change that was never meant."""
+
+
+UNGUARD = """
+DO $$
+DECLARE guard record;
+BEGIN
+    FOR guard IN
+        SELECT conrelid::regclass AS of, conname FROM pg_constraint
+        WHERE connamespace = 'mpesa'::regnamespace AND contype IN ('c', 'f', 'u', 'x') ORDER BY contype <> 'f'
+    LOOP
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', guard.of, guard.conname);
+    END LOOP;
+    FOR guard IN
+        SELECT indexrelid::regclass AS of FROM pg_index JOIN pg_class ON pg_class.oid = indrelid
+        WHERE relnamespace = 'mpesa'::regnamespace AND indisunique AND NOT indisprimary
+    LOOP
+        EXECUTE format('DROP INDEX %s', guard.of);
+    END LOOP;
+    FOR guard IN SELECT oid::regclass AS of FROM pg_class WHERE relnamespace = 'mpesa'::regnamespace AND relkind = 'r'
+    LOOP
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER USER', guard.of);
+    END LOOP;
+END
+$$
+"""
+
+
+@asynccontextmanager
+async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
+    """The books of a quiet afternoon: payments, refusals and refunds, everybody told."""
+    rng = random.Random(1)  # noqa: S311 - a seed is the point
+    endpoint = Endpoint(rng)
+    await endpoint.start()
+    values |= {"simulator": {"callback_delay": 0.05, "chaos": 0.3, "late_delay": 1.0, "seed": 3}}
+    values |= {"payments": {"ask_after": [1], "expire_after": 5}, "webhooks": {"retry_after": [1.0] * 20}}
+    try:
+        async with (
+            running_gateway(values) as (gateway, base),
+            shop(gateway, base) as api,
+            niquests.AsyncSession() as http,
+        ):
+            assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+            endpoint.secret = (await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": endpoint.url})).data[
+                "webhook_secret"
+            ]
+            http.trust_env = False
+            buyers = Shoppers(base, api.key or "", rng, http, pace=0.2)
+            until = time.monotonic() + 4
+            await buyers.flow(12.0, lambda: time.monotonic() > until)
+
+            async def has_settled() -> bool:
+                await api.call("POST", "/v1/payments/mpesa/reconcile", {})
+                return bool(await gateway.db.fetchval(STILL_OPEN) == 0)
+
+            await eventually(has_settled, 120)
+            yield Books(gateway, endpoint, buyers)
+    finally:
+        await endpoint.stop()
+
+
+NAMES = {
+    "one": "(SELECT payment_id FROM payment WHERE status = 'completed' ORDER BY payment_id LIMIT 1)",
+    "another": "(SELECT payment_id FROM payment WHERE status = 'completed' ORDER BY payment_id DESC LIMIT 1)",
+    "failed": "(SELECT payment_id FROM payment WHERE status = 'failed' ORDER BY payment_id LIMIT 1)",
+    "refund": "(SELECT refund_id FROM refund WHERE status = 'completed' ORDER BY refund_id LIMIT 1)",
+    "receipt": "(SELECT receipt FROM payment WHERE status = 'completed' ORDER BY payment_id LIMIT 1)",
+    "told": """(SELECT event_id FROM event WHERE kind = 'payment.completed' AND subject_id =
+        (SELECT payment_id FROM payment WHERE status = 'completed' ORDER BY payment_id LIMIT 1))""",
+    "push": "(SELECT min(checkout_request_id) FROM sim_push)",
+    "callback": "(SELECT min(callback_id) FROM callback)",
+    "run": "(SELECT min(run_id) FROM reconciliation_run)",
+}
+"""Rows that the forgeries below speak of."""
+
+
+def copy(of: str, where: str, **changes: str) -> str:
+    """SQL that writes a row once more, with changes."""
+    given = ", ".join(f"'{name}', {value}" for name, value in changes.items())
+    return f"{_COPY.format(of=of, given=given)} WHERE {where}"
+
+
+_COPY = (
+    "INSERT INTO {of} OVERRIDING SYSTEM VALUE SELECT copied.* FROM {of} kept, "
+    "jsonb_populate_record(kept, jsonb_build_object({given})) copied"
+)
+
+FORGERIES: dict[str, tuple[list[str], set[str]]] = {
+    "a completed payment without its money": (
+        ["DELETE FROM sim_transaction WHERE receipt = {receipt}"],
+        {"invented: a receipt that M-Pesa never gave", "invented: a payment that is completed and no money moved"},
+    ),
+    "money whose payment failed": (
+        ["UPDATE payment SET status = 'failed', receipt = NULL WHERE payment_id = {one}"],
+        {"lost: money that moved and no payment is completed with it"},
+    ),
+    "money that nobody has written down": (
+        [copy("sim_transaction", "kept.receipt = {receipt}", receipt="'NEW0000001'")],
+        {"lost: money that moved and no payment is completed with it"},
+    ),
+    "another amount": (
+        ["UPDATE payment SET amount = amount + 1 WHERE payment_id = {one}"],
+        {
+            "lost: money that moved and another amount is on the payment",
+            "untold: an event that says another amount or receipt than the payment",
+        },
+    ),
+    "a receipt on the wrong payment": (
+        [
+            "UPDATE payment SET receipt = {receipt} WHERE payment_id = {another}",
+            "UPDATE payment SET receipt = NULL WHERE payment_id = {one}",
+        ],
+        {
+            "invented: money on a payment that asked for another",
+            "invented: a payment that is completed and no money moved",
+            "lost: money that moved and no payment is completed with it",
+            "untold: an event that says another amount or receipt than the payment",
+        },
+    ),
+    "one receipt for two payments": (
+        ["UPDATE payment SET receipt = {receipt} WHERE payment_id = {another}"],
+        {"doubled: two payments for one receipt"},
+    ),
+    "a second payment for one key": (
+        [copy("payment", "kept.payment_id = {failed}", payment_id="'pay_copy'")],
+        {"doubled: two payments for one Idempotency-Key"},
+    ),
+    "a second prompt": (
+        [
+            copy(
+                "sim_push", "kept.receipt = {receipt}", checkout_request_id="'ws_CO_copy'", merchant_request_id="'copy'"
+            )
+        ],
+        {"doubled: two prompts for one payment", "doubled: two prompts for one Idempotency-Key"},
+    ),
+    "a second prompt under another reference": (
+        [copy("sim_push", "kept.receipt = {receipt}", checkout_request_id="'ws_CO_copy'", reference="'ANOTHER'")],
+        {"doubled: two prompts for one Idempotency-Key"},
+    ),
+    "a prompt on somebody else's phone": (
+        ["UPDATE sim_push SET phone = '254799999999' WHERE checkout_request_id = {push}"],
+        {"invented: a prompt that nobody asked for"},
+    ),
+    "a prompt for more": (
+        ["UPDATE sim_push SET amount = amount + 1 WHERE receipt = {receipt}"],
+        {"invented: a prompt that nobody asked for"},
+    ),
+    "a reversal too many": (
+        [
+            "INSERT INTO sim_reversal VALUES ('BACK000001', {receipt}, 1, 'copy-1', now())",
+            "INSERT INTO sim_reversal VALUES ('BACK000002', {receipt}, 250000, 'copy-2', now())",
+        ],
+        {
+            "doubled: more went back than came in",
+            "lost: what went back is not what the payment says",
+            "doubled: completed refunds and reversals differ in number",
+        },
+    ),
+    "a refund too many": (
+        [copy("refund", "kept.refund_id = {refund}", refund_id="'rfd_copy'", amount="300000")],
+        {
+            "doubled: more refunds than the payment has money for",
+            "doubled: completed refunds and reversals differ in number",
+            "untold: a refund that ended without exactly one event",
+        },
+    ),
+    "money set aside for nothing": (
+        ["UPDATE payment SET refund_reserved = 1 WHERE payment_id = {one}"],
+        {"lost: money set aside and no refund under way"},
+    ),
+    "a deleted event": (
+        [
+            "DELETE FROM attempt WHERE delivery_id IN (SELECT delivery_id FROM delivery WHERE event_id = {told})",
+            "DELETE FROM delivery WHERE event_id = {told}",
+            "DELETE FROM event WHERE event_id = {told}",
+        ],
+        {
+            "untold: a change of a payment without exactly one event, or an event without its change",
+            "invented: a webhook about an event that does not exist",
+        },
+    ),
+    "an event too many": (
+        [copy("event", "kept.event_id = {told}", event_id="'evt_copy'")],
+        {
+            "untold: a change of a payment without exactly one event, or an event without its change",
+            "untold: an event without its delivery",
+            "untold: an event that the merchant never took",
+        },
+    ),
+    "an event that was changed": (
+        ["""UPDATE event SET body = replace(body, '"amount"', '"Amount"') WHERE event_id = {told}"""],
+        {"untold: a webhook that says something else than its event"},
+    ),
+    "a payment that stands elsewhere": (
+        ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
+        {
+            "untold: a payment that stands where its timeline does not lead",
+            "lost: money that moved and no payment is completed with it",
+        },
+    ),
+    "money held in silence": (
+        ["UPDATE payment SET mismatch = 'amount' WHERE payment_id = {one}"],
+        {"untold: money that is held and nobody was told"},
+    ),
+    "a refund that nobody heard of": (
+        ["DELETE FROM event WHERE kind = 'payment.reversed' AND payload->>'refund_id' = {refund}"],
+        {"untold: a refund that ended without exactly one event"},
+    ),
+    "rows that nothing looks at": (
+        [
+            "UPDATE payment SET status = 'pending', due_at = NULL WHERE payment_id = {failed}",
+            "UPDATE refund SET status = 'pending', due_at = NULL, attention = NULL WHERE refund_id = {refund}",
+            "UPDATE delivery SET status = 'pending', due_at = NULL WHERE event_id = {told}",
+            "UPDATE callback SET verdict = 'waiting', due_at = NULL WHERE callback_id = {callback}",
+            "UPDATE payment SET claim = '{{}}' WHERE payment_id = {one}",
+        ],
+        {
+            "stuck: a row that nothing will ever look at again",
+            "stuck: a payment that is still pending",
+            "stuck: a refund that is still pending",
+            "stuck: a delivery that was not taken",
+            "stuck: a claim that nothing decided",
+            "stuck: a callback that nobody has used",
+        },
+    ),
+    "a subscriber that has not run": (
+        ["INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({told}, 'nobody', now())"],
+        {"stuck: a subscriber that has not run"},
+    ),
+    "a reconciliation that has not ended": (
+        ["UPDATE reconciliation_run SET status = 'running' WHERE run_id = {run}"],
+        {"stuck: a reconciliation that has not ended"},
+    ),
+    "an altered audit entry": (
+        ["UPDATE audit_entry SET actor = 'nobody' WHERE number = 2"],
+        {"altered: the audit log's chain is broken"},
+    ),
+    "a removed audit entry": (
+        ["DELETE FROM audit_entry WHERE number = 2"],
+        {"altered: the audit log's chain is broken"},
+    ),
+}
+"""What somebody, or a bug, could do to the books, and the least that must be said about it."""
+
+
+def sentences(findings: Findings) -> set[str]:
+    """What was found wrong, without how often."""
+    return {sentence.rpartition(" (")[0] for sentence in findings.wrong}
+
+
+def changed(deliveries: list[Any], **changes: Any) -> list[Any]:
+    """The deliveries, the first one with changes."""
+    return [replace(deliveries[0], **changes), *deliveries[1:]]
+
+
+MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
+    "an event that never arrived": (
+        lambda books: books.endpoint.deliveries.__delitem__(slice(0, 1)),
+        "untold: an event that the merchant never took",
+    ),
+    "an event that was refused each time": (
+        lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, is_taken=False)),
+        "untold: an event that the merchant never took",
+    ),
+    "another webhook-id": (
+        lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, webhook_id="evt_x")),
+        "untold: a webhook-id that is not its event's",
+    ),
+    "other words": (
+        lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, body=b"{}")),
+        "untold: a webhook that says something else than its event",
+    ),
+    "no signature": (
+        lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, is_signed=False)),
+        "untold: a webhook that is not signed",
+    ),
+    "a redirect that was followed": (
+        lambda books: books.endpoint.strayed.append("GET /elsewhere HTTP/1.1"),
+        "unexplained: a request at another address of the merchant's",
+    ),
+    "a payment that is not there": (
+        lambda books: books.shop.payments.update({"buy-0": "pay_gone"}),
+        "lost: a payment that a merchant was told of",
+    ),
+    "a refund that is not there": (
+        lambda books: books.shop.refunds.update({"refund-x": "rfd_gone"}),
+        "lost: a refund that a merchant was told of",
+    ),
+    "two answers for one key": (
+        lambda books: books.shop.conflicts.append("buy-0"),
+        "doubled: one key was answered with two objects",
+    ),
+    "an answer out of nowhere": (
+        lambda books: books.shop.unexplained.append("500 /v1/payments"),
+        "unexplained: an answer that nothing broken explains",
+    ),
+    "a prompt that was not wished for": (
+        lambda books: books.shop.wishes.update({"buy-0": Wish("254700000000", 1)}),
+        "invented: a prompt that nobody asked for",
+    ),
+}
+"""What the merchant or its buyers could have met, and what must be said about it."""
+
+
+async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: dict[str, Any]) -> None:
+    async with kept_books(values) as books:
+        good = await verify(books.gateway, books.endpoint, books.shop)
+        assert good.wrong == {}
+        assert good.figures["refunds completed"] > 0
+        assert good.figures["failed"] > 0
+        missed: dict[str, set[str]] = {}
+        seen: set[str] = set()
+        for forgery, (changes, expected) in FORGERIES.items():
+            found = sentences(await books.judged(*changes))
+            seen |= found
+            if not expected <= found:
+                missed[forgery] = expected - found
+        assert missed == {}
+        # A check that nothing can fail is none.
+        assert set(ALWAYS | AT_LAST) - seen == set()
+        for forgery, (mishear, sentence) in MISHEARD.items():
+            heard = Books(
+                books.gateway,
+                replace(books.endpoint, deliveries=list(books.endpoint.deliveries), strayed=[]),
+                replace(
+                    books.shop,
+                    payments=dict(books.shop.payments),
+                    refunds=dict(books.shop.refunds),
+                    wishes=dict(books.shop.wishes),
+                    conflicts=[],
+                    unexplained=[],
+                ),
+            )
+            mishear(heard)
+            found = sentences(await verify(heard.gateway, heard.endpoint, heard.shop))
+            assert sentence in found, forgery
+        assert (await verify(books.gateway, books.endpoint, books.shop)).wrong == {}
+
+
+async def test_jobs_that_stay_in_the_queue_are_found_and_those_that_go_on_are_not(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        queue = gateway.jobs.queue
+        assert await stuck_jobs(gateway, 1.0) == []
+        active = Job("payments.sweep", queue=queue, key="stuck", status=Status.ACTIVE, started=5)
+        moving = Job("payments.sweep", queue=queue, key="moving", status=Status.ACTIVE, started=5)
+        owed = Job("payments.sweep", queue=queue, key="cron:payments.sweep", status=Status.QUEUED)
+        redis: Any = queue.redis
+        for job in (active, moving, owed):
+            await redis.set(job.id, queue.serialize(job))
+        await redis.lpush(queue.namespace("active"), active.id, moving.id)
+        # On the list of what is owed at once, and on no list that anybody takes it from.
+        await redis.zadd(queue.namespace("incomplete"), {owed.id: 0})
+        looking = asyncio.create_task(stuck_jobs(gateway, 2.0))
+        await asyncio.sleep(0.6)
+        moving.started = 6
+        await redis.set(moving.id, queue.serialize(moving))
+        assert await looking == sorted([active.id, owed.id])

@@ -1,0 +1,460 @@
+"""Merchants side by side: every route, called with another's ids, with each right missing, and with keys that are none.
+
+The tables of this file name every operation of the route table. A new one fails here until somebody has said what
+keeps it from showing one merchant what belongs to another.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock, SystemClock
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values, running_gateway, shop
+from tests.asgi import Said, ask, is_refusal
+from tests.routes import Operation, operation, operations
+
+THEIRS = {
+    "GET /v1/payments/{payment_id}",
+    "POST /v1/payments/{payment_id}/query",
+    "POST /v1/payments/mpesa/check-status/{receipt}",
+    "GET /v1/payments/mpesa/checks/{check_id}",
+    "POST /v1/refunds",
+    "GET /v1/refunds/{refund_id}",
+    "POST /v1/refunds/{refund_id}/query",
+    "GET /v1/payments/mpesa/reconciliations/{run_id}",
+    "POST /v1/payments/mpesa/statement-lines/{line_id}/assign",
+    "GET /v1/webhooks/logs/{delivery_id}",
+    "POST /v1/webhooks/logs/{delivery_id}/replay",
+    "GET /v1/events/{event_id}",
+}
+"""They are given the id of an object, in their path or body: another merchant's is not found."""
+
+OWN = (
+    "GET /v1/merchant/me",
+    "GET /v1/merchant/providers",
+    "POST /v1/merchant/providers/mpesa/verify",
+    "GET /v1/merchant/webhook",
+    "GET /v1/payments",
+    "GET /v1/payments/export",
+    "GET /v1/refunds",
+    "GET /v1/refunds/export",
+    "GET /v1/payments/mpesa/reconciliations",
+    "POST /v1/payments/mpesa/pull/register",
+    "POST /v1/payments/mpesa/reconcile",
+    "GET /v1/webhooks/logs",
+    "POST /v1/webhooks/replay",
+    "GET /v1/events",
+    "GET /v1/audit/logs",
+    "POST /v1/merchant/webhook/test",
+    "POST /v1/payments",
+    "POST /v1/merchant/webhook/rotate",
+    "PUT /v1/merchant/webhook",
+    "DELETE /v1/merchant/webhook",
+    "PUT /v1/merchant/providers",
+    "DELETE /v1/merchant/providers/mpesa",
+)
+"""They are about the caller's own things alone; in this order, so that those that change them come last."""
+
+HOSTS = {
+    "GET /v1/admin/merchants",
+    "POST /v1/admin/merchants",
+    "GET /v1/admin/merchants/{merchant_id}",
+    "POST /v1/admin/merchants/{merchant_id}/deactivate",
+    "GET /v1/admin/merchants/{merchant_id}/keys",
+    "POST /v1/admin/merchants/{merchant_id}/keys",
+    "POST /v1/admin/merchants/{merchant_id}/keys/{key_id}/revoke",
+    "GET /v1/admin/callbacks",
+    "GET /v1/admin/callbacks/refused",
+    "POST /v1/admin/refunds/{refund_id}/resolve",
+}
+"""They are the host's, who looks after all merchants: no merchant's key opens them."""
+
+OPEN = {
+    "GET /health/live": "says that the process answers",
+    "GET /health/ready": "says how the gateway's parts are",
+    "POST /v1/webhooks/mpesa": "callbacks: the sender's address is the proof",
+    "POST /v1/webhooks/mpesa/{token}": "callbacks: the token is the proof",
+    "POST /v1/webhooks/mpesa/{subject}/{ending}": "callbacks: the sender's address is the proof",
+    "POST /v1/webhooks/mpesa/{subject}/{ending}/{token}": "callbacks: the token is the proof",
+    "POST /v1/cb/{kind}/{token}": "callbacks: the token is the proof",
+    "GET /schema": "the API's description",
+    "GET /schema/openapi.json": "the API's description",
+    "GET /schema/{path}": "nothing",
+    "GET /web/{digest}/{name}": "the files that our own pages share",
+}
+"""They take no key, for this reason. So do Daraja's stand-in and the operators' pages, whose own tests say why."""
+
+ELSEWHERE = ("/simulator/", "/ops")
+
+
+def test_the_tables_name_every_operation() -> None:
+    scoped = {str(each) for each in operations() if each.scope is not None}
+    assert scoped == THEIRS | set(OWN) | HOSTS
+    assert {str(each) for each in operations() if each.scope is Scope.ADMIN} == HOSTS
+    unscoped = {
+        str(each)
+        for each in operations()
+        if each.scope is None and each.method != "OPTIONS" and not each.path.startswith(ELSEWHERE)
+    }
+    assert unscoped == set(OPEN)
+
+
+@dataclass(frozen=True)
+class Merchant:
+    """A shop with something of everything, and how to call with its key."""
+
+    gateway: Gateway
+    api: Api
+    receiver: Receiver
+    ids: dict[str, str]
+
+    async def says(
+        self, each: Operation, ids: dict[str, str], body: Any = None, *, query: str = "", key: str = ""
+    ) -> Said:
+        """Call an operation with this merchant's API key, and a new Idempotency-Key where none is given."""
+        key = key or self.gateway.ids.new("key")
+        headers = [(b"x-api-key", (self.api.key or "").encode()), (b"idempotency-key", key.encode())]
+        target = "/".join(ids[part[1:-1]] if part.startswith("{") else part for part in each.path.split("/"))
+        return await call(self.gateway, each, target + query, headers, body)
+
+
+async def call(
+    gateway: Gateway, each: Operation, target: str, headers: list[tuple[bytes, bytes]], body: Any = None
+) -> Said:
+    content = () if body is None else (json.dumps(body).encode(),)
+    if content:
+        headers = [*headers, (b"content-type", b"application/json"), (b"content-length", str(len(content[0])).encode())]
+    return await ask(gateway.asgi, each.method, target.encode(), tuple(headers), content)
+
+
+@asynccontextmanager
+async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> AsyncGenerator[Merchant]:
+    """A merchant to whom everything has happened that can be looked at."""
+    async with receiving() as receiver, shop(gateway, base, webhook_url=receiver.url) as api:
+        credentials = INITIATED | {
+            "mpesa": INITIATED["mpesa"] | {"shortcode": shortcode, "consumer_key": f"consumer-{shortcode}"}
+        }
+        assert (await api.call("PUT", "/v1/merchant/providers", credentials)).status == 200
+        body = {"metadata": {"cart": f"of-{shortcode}"}}
+        payment = (await api.pay(phone, 500, key=f"key-{shortcode}", **body)).data
+        payment = await api.settled(payment["id"], "completed")
+        await receiver.wait_for(1)
+        walk_in = {"phone": phone, "amount": 77, "shortcode": shortcode, "reference": "walk-in"}
+        assert (await api.call("POST", "/simulator/control/ledger", walk_in)).status == 200
+        assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+        run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
+        rows = (await api.call("GET", f"/v1/payments/mpesa/reconciliations/{run['id']}")).data["rows"]
+        check = (await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+
+        async def answered() -> bool:
+            found = (await api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
+            return bool(found["finished_at"])
+
+        await eventually(answered)
+        refund = (await api.call("POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 100})).data
+        await receiver.wait_for(1, kind="payment.reversed")
+
+        async def delivered() -> Any:
+            log = (await api.call("GET", "/v1/webhooks/logs")).data
+            return log if len(log) == 2 and all(each["status"] == "delivered" for each in log) else None
+
+        delivery = (await eventually(delivered))[0]
+        me = (await api.call("GET", "/v1/merchant/me")).data
+        ids = {
+            "merchant_id": me["id"],
+            "key_id": me["key"]["id"],
+            "payment_id": payment["id"],
+            "receipt": payment["id"],
+            "refund_id": refund["id"],
+            "check_id": check["check_id"],
+            "run_id": run["id"],
+            "line_id": next(row["id"] for row in rows if row["finding"] == "not_found"),
+            "delivery_id": delivery["id"],
+            "event_id": delivery["event_id"],
+            "proof": payment["receipt"],
+            "phone": phone,
+            "key": f"key-{shortcode}",
+            "shortcode": shortcode,
+        }
+        yield Merchant(gateway, api, receiver, ids)
+
+
+@dataclass(frozen=True)
+class Street:
+    """Two merchants of one gateway."""
+
+    gateway: Gateway
+    one: Merchant
+    other: Merchant
+
+
+@pytest.fixture
+async def street(values: dict[str, Any]) -> AsyncGenerator[Street]:
+    values["simulator"]["callback_delay"] = 0.05
+    async with (
+        running_gateway(values) as (gateway, base),
+        merchant(gateway, base, "600111", "254711000111") as one,
+        merchant(gateway, base, "600222", "254722000222") as other,
+    ):
+        yield Street(gateway, one, other)
+
+
+BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
+    "POST /v1/refunds": lambda _, ids: {"payment_id": ids["payment_id"], "amount": 1},
+    "POST /v1/payments/mpesa/statement-lines/{line_id}/assign": lambda own, ids: {
+        "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
+    },
+}
+"""Bodies of those that take one: what is another's in them is given by ``ids``."""
+
+
+def never(ids: dict[str, str]) -> dict[str, str]:
+    """Ids like these, of nothing at all."""
+    return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
+
+
+def without_id(said: Said) -> tuple[int, Any]:
+    """An answer, all but its request id."""
+    return said.status, {name: value for name, value in said.json.items() if name != "request_id"}
+
+
+async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[str]]:
+    """Every row that belongs to a merchant, in every table; when a key was last used is nobody's secret."""
+    tables = await gateway.db.fetch(
+        "SELECT table_name FROM information_schema.columns "
+        "WHERE table_schema = current_schema() AND column_name = 'merchant_id' ORDER BY table_name"
+    )
+    found: dict[str, list[str]] = {}
+    for row in tables:
+        name = row["table_name"]
+        rows = await gateway.db.fetch(
+            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each "  # noqa: S608 - from the catalogue
+            "WHERE merchant_id = $1 ORDER BY 1",
+            merchant_id,
+        )
+        found[name] = [each["text"] for each in rows]
+    assert sum(map(len, found.values())) > 15
+    return found
+
+
+async def test_another_merchants_objects_are_not_there(street: Street) -> None:
+    one, other = street.one, street.other
+    before = await everything_of(street.gateway, one.ids["merchant_id"])
+    for name in sorted(THEIRS):
+        each = operation(name)
+        mixtures = [one.ids]
+        if "line_id" in each.parameters:
+            # Their own line, and a payment that is not theirs.
+            mixtures.append(one.ids | {"line_id": other.ids["line_id"]})
+        for ids in mixtures:
+            body = BODIES[name](other, ids) if each.body else None
+            said = await other.says(each, ids, body)
+            assert (said.status, said.codes) == (404, ["NOT_FOUND"]), (name, said)
+            assert is_refusal(said)
+            # And nothing tells it from what was never there.
+            missing = never(ids) if ids is one.ids else ids | {"payment_id": never(ids)["payment_id"]}
+            body = BODIES[name](other, missing) if each.body else None
+            assert without_id(await other.says(each, missing, body)) == without_id(said), name
+    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+    for name in sorted(THEIRS):
+        # They are there for whom they belong to.
+        own = await one.says(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
+        assert own.status != 404, (name, own)
+
+
+OWN_BODIES: dict[str, Any] = {
+    "POST /v1/payments": {"amount": 500, "phone": "254711000111", "metadata": {"cart": "of-600111"}},
+    "POST /v1/payments/mpesa/reconcile": {},
+    "POST /v1/webhooks/replay": {"since": "2020-01-01T00:00:00Z"},
+    "PUT /v1/merchant/webhook": {"webhook_url": "https://shop.example.co.ke/hooks"},
+    "PUT /v1/merchant/providers": INITIATED,
+}
+
+QUERIES = (
+    "",
+    "?count=true",
+    "?payment_id={payment_id}",
+    "?search={payment_id}",
+    "?search={proof}",
+    "?search={phone}",
+    "?search={key}",
+    "?phone={phone}",
+    "?type=payment.completed",
+    "?event_type=payment.completed",
+    "?since=2020-01-01",
+)
+
+
+async def test_lists_and_settings_are_the_callers_own(street: Street) -> None:
+    one, other = street.one, street.other
+    before = await everything_of(street.gateway, one.ids["merchant_id"])
+    secret = {name: value for name, value in one.ids.items() if name != "receipt"}
+    for name in OWN:
+        each = operation(name)
+        fields = set() if each.query is None else set(each.query.__struct_fields__)
+        for query in QUERIES:
+            asked = query.format(**one.ids)
+            if query and query[1:].partition("=")[0] not in fields:
+                continue
+            said = await other.says(each, {}, OWN_BODIES.get(name), query=asked, key=one.ids["key"])
+            assert said.status < 300, (name, said)
+            text = said.body.decode()
+            if name == "POST /v1/payments":
+                # The key is as another merchant's, and the request too: it is a payment of its own all the same.
+                assert said.json["data"]["id"] not in set(one.ids.values())
+                assert said.json["data"]["merchant_id"] == other.ids["merchant_id"]
+                text = text.replace(one.ids["phone"], "").replace(one.ids["key"], "").replace("of-600111", "")
+            elif "count=true" in query:
+                assert said.json["meta"]["total"] == len(said.json["data"])
+            shown = {found for found, value in secret.items() if value in text}
+            # What was asked for may be said again by nobody.
+            assert shown == set(), (name, query, shown)
+    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+
+
+async def test_a_cursor_of_another_merchant_shows_the_callers_own_list(street: Street) -> None:
+    for number in range(3):
+        await street.one.api.pay("254711000111", 5, key=f"more-{number}")
+    for path in ("/v1/payments", "/v1/events", "/v1/webhooks/logs", "/v1/audit/logs"):
+        page = await street.one.api.call("GET", f"{path}?limit=1")
+        cursor = page.body["meta"]["next_cursor"]
+        assert cursor, path
+        answer = await street.other.api.call("GET", f"{path}?cursor={cursor}")
+        assert answer.status == 200
+        text = json.dumps(answer.body)
+        assert not [name for name, value in street.one.ids.items() if name != "receipt" and value in text]
+
+
+async def test_no_merchants_key_opens_what_is_the_hosts(street: Street) -> None:
+    for name in sorted(HOSTS):
+        for ids in (street.one.ids, street.other.ids):
+            said = await street.other.says(operation(name), ids, {})
+            assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
+            assert "admin" in said.json["errors"][0]["message"]
+
+
+SCOPED = [each for each in operations() if each.scope is not None]
+
+
+def target_of(each: Operation) -> str:
+    return "/".join("x" if part.startswith("{") else part for part in each.path.split("/"))
+
+
+async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_at(values: dict[str, Any]) -> None:
+    async with running_gateway(values) as (gateway, base):
+        for missing in Scope:
+            rights = tuple(scope for scope in Scope if scope is not missing)
+            async with shop(gateway, base, scopes=rights, is_configured=False) as api:
+                headers = [(b"x-api-key", (api.key or "").encode())]
+                lacking = [each for each in SCOPED if each.scope is missing]
+                assert lacking, missing
+                for each in lacking:
+                    for body in (None, {}, "nonsense"):
+                        said = await call(gateway, each, target_of(each), headers, body)
+                        assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
+                        assert f" {missing.value}:" in said.json["errors"][0]["message"]
+                        assert is_refusal(said)
+                for each in SCOPED:
+                    if each.scope is not missing and each.method == "GET":
+                        assert (await call(gateway, each, target_of(each), headers)).status != 403, each
+
+
+async def test_a_key_that_is_none_opens_nothing_and_all_are_told_the_same(values: dict[str, Any]) -> None:
+    clock = SetClock(SystemClock().now())
+    values["limits"]["auth_failures"] = 1_000_000
+    async with running_gateway(values, clock=clock) as (gateway, _):
+
+        async def key(**more: Any) -> tuple[str, str, str]:
+            merchant = await gateway.merchants.create("Shop", actor="test")
+            made, secret = await gateway.api_keys.create(
+                merchant.merchant_id, name="test", scopes=tuple(Scope), env="sandbox", actor="test", **more
+            )
+            return merchant.merchant_id, made.key_id, secret.reveal()
+
+        good = (await key())[2]
+        revoked_of, revoked_id, revoked = await key()
+        _, _, expired = await key(expires_at=clock.now() + timedelta(seconds=10))
+        deactivated_of, _, deactivated = await key()
+        for text in (good, revoked, expired, deactivated):
+            said = await call(gateway, operation("GET /v1/payments"), "/v1/payments", [(b"x-api-key", text.encode())])
+            assert said.status == 200
+        await gateway.api_keys.revoke(revoked_of, revoked_id, actor="test")
+        await gateway.merchants.deactivate(deactivated_of, actor="test")
+        clock.advance(timedelta(seconds=11))
+        last = "0" if good[-1] != "0" else "1"
+        shown = {
+            "revoked": revoked,
+            "expired": expired,
+            "of a deactivated merchant": deactivated,
+            "another secret": good[:-1] + last,
+            "another's secret": good[:24] + revoked[24:],
+            "unknown": "sk_test_" + "0" * 48,
+            "for the other environment": good.replace("sk_test_", "sk_live_"),
+        }
+        malformed = ("", "nonsense", good.upper(), good + "0", f"Bearer {good}", f" {good}x", good[:-1], "sk_test_")
+        for each in SCOPED:
+            bare = await call(gateway, each, target_of(each), [], {})
+            assert (bare.status, bare.codes) == (401, ["AUTH_INVALID_KEY"]), each
+            assert is_refusal(bare)
+            for text in malformed:
+                said = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
+                assert without_id(said) == without_id(bare), (each, text)
+            answers = {
+                what: without_id(await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], "x"))
+                for what, text in shown.items()
+            }
+            for what, (status, content) in answers.items():
+                assert (status, content["errors"][0]["code"]) == (401, "AUTH_INVALID_KEY"), (each, what)
+                assert content == answers["unknown"][1], (each, what)
+
+
+ASKS_DARAJA = {
+    "POST /v1/merchant/providers/mpesa/verify",
+    "POST /v1/payments",
+    "POST /v1/payments/{payment_id}/query",
+    "POST /v1/payments/mpesa/check-status/{receipt}",
+    "POST /v1/refunds",
+    "POST /v1/refunds/{refund_id}/query",
+    "POST /v1/payments/mpesa/pull/register",
+    "POST /v1/payments/mpesa/reconcile",
+}
+"""They call Daraja with the stored credentials."""
+
+
+async def test_a_live_key_of_a_sandbox_merchant_moves_nothing(street: Street) -> None:
+    one = street.one
+    _, secret = await street.gateway.api_keys.create(
+        one.ids["merchant_id"], name="live", scopes=tuple(Scope), env="live", actor="test"
+    )
+    live = Merchant(street.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
+    before = await everything_of(street.gateway, one.ids["merchant_id"])
+    asked = await street.gateway.db.fetchval("SELECT count(*) FROM sim_push")
+    bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
+    for name in sorted(ASKS_DARAJA):
+        said = await live.says(operation(name), one.ids, bodies.get(name))
+        assert (said.status, said.codes) == (422, ["PROVIDER_NOT_CONFIGURED"]), (name, said)
+        assert "this API key is for live" in said.json["errors"][0]["message"], name
+    for body in (INITIATED, INITIATED | {"mpesa": INITIATED["mpesa"] | {"env": "live"}}):
+        said = await live.says(operation("PUT /v1/merchant/providers"), {}, body)
+        assert (said.status, said.codes[0]) == (422, "VALIDATION_ERROR")
+        assert "mpesa.env" in [problem["field"] for problem in said.json["errors"]]
+    said = await live.says(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
+    assert (said.status, said.json["errors"][0]["field"]) == (422, "webhook_url")
+    await live.api.close()
+    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+    assert await street.gateway.db.fetchval("SELECT count(*) FROM sim_push") == asked
+
+
+def test_the_gateway_for_tests_has_every_plugin() -> None:
+    from tests.routes import whole_gateway
+
+    served = Gateway.__name__, {plugin.name for plugin in whole_gateway().plugins}
+    assert served == ("Gateway", set(gateway_values("postgresql://x", "redis://x")["plugins"]))

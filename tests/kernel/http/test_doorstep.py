@@ -1,0 +1,143 @@
+"""Before a request is routed: addresses in one spelling only, bodies in time, and an answer with an id in any case."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.testing.serving import gateway_values, running_gateway
+from tests.asgi import ask, is_refusal
+from tests.conftest import Town
+from tests.routes import operations
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//ops",
+        "/ops//login",
+        "/v1/payments//",
+        "/./ops",
+        "/../ops",
+        "/v1/..",
+        "/v1/.",
+        "/v1/payments/a\\b",
+        "/v1/payments/a\x00",
+        "/v1/payments/a\nb",
+        "/v1/payments/a\x7f",
+        "/v1/payments/\ud800",
+    ],
+)
+async def test_an_odd_path_is_not_found(town: Town, path: str) -> None:
+    said = await ask(town.gateway.asgi, "GET", b"/", path=path)
+    assert (said.status, said.codes) == (404, ["NOT_FOUND"])
+    assert is_refusal(said)
+
+
+async def test_an_encoded_slash_is_none(town: Town) -> None:
+    for target in (b"/v1%2fmerchant", b"/v1%2Fmerchant", b"/v1/payments/a%5cb", b"/%2e%2e/ops", b"/v1/payments/%00"):
+        said = await ask(town.gateway.asgi, "GET", target)
+        assert (said.status, said.codes) == (404, ["NOT_FOUND"]), target
+
+
+async def test_a_path_is_judged_below_the_mount_path_as_well(town: Town) -> None:
+    said = await ask(town.gateway.asgi, "GET", b"/health/live")
+    assert said.status == 200
+    assert (await ask(town.gateway.asgi, "GET", b"/health/live/")).status == 200
+
+
+async def test_a_query_must_be_ascii(town: Town) -> None:
+    said = await ask(town.gateway.asgi, "GET", "/v1/payments?search=\u00e9".encode())
+    assert (said.status, said.codes) == (400, ["VALIDATION_ERROR"])
+    assert is_refusal(said)
+
+
+class Dripping:
+    """A body that never ends, or a caller who leaves."""
+
+    def __init__(self, *, leaves: bool) -> None:
+        self.leaves = leaves
+        self.sent: list[dict[str, Any]] = []
+        self.asked = 0
+
+    async def receive(self) -> dict[str, Any]:
+        self.asked += 1
+        if self.leaves and self.asked > 2:
+            return {"type": "http.disconnect"}
+        if not self.leaves and self.asked > 3:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def posts(self, gateway: Gateway, path: str, key: str) -> tuple[int, dict[bytes, bytes]]:
+        """Send it; gives the status and the headers of the answer."""
+        headers = [(b"content-type", b"application/json"), (b"x-api-key", key.encode()), (b"idempotency-key", b"a")]
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [*headers, (b"transfer-encoding", b"chunked")],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        async with asyncio.timeout(30):
+            await gateway.asgi(scope, self.receive, self.send)
+        return self.sent[0]["status"], dict(self.sent[0]["headers"])
+
+
+async def test_a_body_that_drips_is_answered_in_time_wherever_we_are_mounted(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"http": {"body_timeout": 0.2}}) as (gateway, _):
+        for path in ("/v1/webhooks/mpesa", "/simulator/mpesa/stkpush/v1/processrequest"):
+            dripping = Dripping(leaves=False)
+            status, headers = await dripping.posts(gateway, path, "")
+            assert status == 408, path
+            assert headers[b"connection"] == b"close"
+            assert b"REQUEST_TIMEOUT" in dripping.sent[1]["body"]
+
+
+async def test_who_leaves_before_the_body_is_whole_is_no_error_of_ours(
+    town: Town, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = await Dripping(leaves=True).posts(town.gateway, "/v1/payments", town.api.key or "")
+    assert status == 400
+    assert "unexpected_error" not in capsys.readouterr().out
+    assert (await town.api.call("GET", "/v1/payments")).data == []
+
+
+async def test_what_is_not_started_answers_with_an_id_and_a_next_step() -> None:
+    gateway = Gateway(GatewayConfig.from_values(gateway_values("postgresql://nowhere", "redis://nowhere")))
+    said = await ask(gateway.asgi, "GET", b"/v1/payments")
+    assert (said.status, said.codes) == (503, ["SERVICE_UNAVAILABLE"])
+    assert is_refusal(said)
+    assert int(said.header(b"retry-after")) > 0
+    assert "lifespan=gateway.lifespan" in said.json["errors"][0]["message"]
+
+
+async def test_every_path_says_which_methods_it_takes(town: Town) -> None:
+    taken: dict[str, set[str]] = {}
+    for each in operations():
+        taken.setdefault(each.path, set()).add(each.method)
+    for path, methods in taken.items():
+        target = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
+        said = await ask(town.gateway.asgi, "OPTIONS", target.encode())
+        assert (said.status, said.body) == (204, b"")
+        assert set(said.header(b"allow").decode().split(", ")) == methods, path
+        refused = await ask(town.gateway.asgi, "TRACE", target.encode())
+        assert (refused.status, refused.codes) == (405, ["METHOD_NOT_ALLOWED"])
+        assert set(refused.header(b"allow").decode().split(", ")) == methods
+
+
+async def test_beside_the_document_there_is_nothing(town: Town) -> None:
+    for target in (b"/schema/nothing", b"/schema/swagger", b"/schema/openapi.yaml"):
+        said = await ask(town.gateway.asgi, "GET", target)
+        assert (said.status, said.codes) == (404, ["NOT_FOUND"])
+        assert is_refusal(said)

@@ -1,0 +1,452 @@
+"""What comes over a raw connection to a serving process: refused in words, bounded in time, and never kept in memory."""
+
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from mpesa_gateway.config import HttpConfig
+from mpesa_gateway.http.protocol import ServerConfig
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
+from tests.kernel.cli.terminal import PATIENCE, Host, address_of
+
+MEBI = 1_048_576
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it stood on the wire. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Line:
+    """A connection to the process, open until the test ends."""
+
+    opened: ClassVar[list[socket.socket]] = []
+
+    def __init__(self, port: int, receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        self.opened.append(self.socket)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", port))
+        self._read = b""
+
+    def says(self, *parts: bytes) -> "Line":
+        """Send, as far as the other side takes it."""
+        try:
+            for part in parts:
+                self.socket.sendall(part)
+        except OSError:
+            pass
+        return self
+
+    def drips(self, byte: bytes, pause: float = 0.1) -> None:
+        """Send a byte now and then, until there is an answer, or nobody takes it any more."""
+        until = time.monotonic() + PATIENCE
+        while not select.select([self.socket], [], [], pause)[0]:
+            assert time.monotonic() < until, "dripped in vain"
+            try:
+                self.socket.sendall(byte)
+            except OSError:
+                return
+
+    def hears(self) -> Answer:
+        """The next answer."""
+        head = self._until(lambda read: b"\r\n\r\n" in read)
+        lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        headers = {name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
+        status, begun = int(lines[0].split(" ")[1]), len(head.partition(b"\r\n\r\n")[0]) + 4
+        size = begun if status < 200 else begun + int(headers.get("content-length", "0"))
+        whole = self._until(lambda read: len(read) >= size)
+        self._read = whole[size:]
+        return Answer(status, headers, whole[begun:size])
+
+    def ends(self) -> bytes:
+        """What is left until the other side closes; the connection has an end."""
+        rest = self._read
+        try:
+            while part := self.socket.recv(65_536):
+                rest += part
+        except ConnectionResetError:
+            pass
+        return rest
+
+    def _until(self, is_whole: Callable[[bytes], bool]) -> bytes:
+        while not is_whole(self._read):
+            part = self.socket.recv(65_536)
+            assert part, f"the connection ended after {self._read!r}"
+            self._read += part
+        return self._read
+
+
+@dataclass(frozen=True)
+class Process:
+    """A serving process, and a key that it takes."""
+
+    pid: int
+    port: int
+    key: str
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds in memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
+        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+    def line(self) -> Line:
+        """A new connection."""
+        return Line(self.port)
+
+    def head(self, request: str, *headers: str) -> bytes:
+        """A request line with its headers, the key among them."""
+        lines = [f"{request} HTTP/1.1", "Host: gateway", f"X-API-Key: {self.key}", *headers]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def serves(self) -> bool:
+        """Whether it does its work for others."""
+        answer = self.line().says(self.head("GET /v1/payments", "Connection: close")).hears()
+        assert answer.status == 200, answer
+        return True
+
+
+@pytest.fixture(autouse=True)
+def hangs_up() -> Iterator[None]:
+    yield
+    while Line.opened:
+        Line.opened.pop().close()
+
+
+@pytest.fixture(scope="module")
+def host(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with empty_database(servers) as database_url:
+        host = Host(
+            tmp_path_factory.mktemp("rude"),
+            {
+                "DATABASE__URL": database_url,
+                "VALKEY__URL": empty_keyspace(servers),
+                "SECURITY__MASTER_KEY": generate(),
+                "LIMITS__AUTH_FAILURES": "100000",
+                "LIMITS__REQUESTS_PER_SECOND": "100000",
+                "LIMITS__BURST": "200000",
+                "HTTP__WAIT": "30",
+                "HTTP__HEAD_TIMEOUT": "1.5",
+                "HTTP__BODY_TIMEOUT": "1.5",
+                "HTTP__STALL_TIMEOUT": "1.5",
+            },
+        )
+        yield host
+        host.stops_everything()
+
+
+@pytest.fixture(scope="module")
+def process(host: Host) -> Process:
+    merchant = host.gets("merchants", "create", "Shop")
+    key = host.gets("apikeys", "create", merchant, "--name", "test")
+    started = host.starts("serve", "--port", "0")
+    return Process(started.pid, int(address_of(started).rpartition(":")[2]), key)
+
+
+def refuses(answer: Answer, status: int, code: str) -> bool:
+    """Whether this is a refusal in the envelope with which the connection ends."""
+    content = json.loads(answer.body)
+    assert answer.status == status, answer
+    assert set(content) == {"success", "errors", "request_id"}
+    assert content["errors"][0]["code"] == code, content
+    assert content["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["connection"] == "close"
+    return True
+
+
+POST = "POST /v1/payments"
+JSON = "Content-Type: application/json"
+CHUNKED = "Transfer-Encoding: chunked"
+
+NO_HTTP = {
+    "zeros": b"\x00" * 500 + b"\r\n\r\n",
+    "noise": bytes(range(256)) * 4,
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x11" * 500,
+    "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "socks": b"\x05\x01\x00",
+    "redis": b"*1\r\n$4\r\nPING\r\n",
+    "an unknown method": b"FROB / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "connect": b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an unknown version": b"GET / HTTP/3.7\r\nHost: x\r\n\r\n",
+    "bare line feeds": b"GET / HTTP/1.1\nHost: x\n\n",
+    "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\r\n c\r\n\r\n",
+    "a space before the colon": b"GET / HTTP/1.1\r\nHost: x\r\nX-A : b\r\n\r\n",
+    "no colon": b"GET / HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
+    "nul in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\x00c\r\n\r\n",
+    "a return in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\rc\r\n\r\n",
+    "nul in the path": b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a space in the path": b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+    "bytes beyond ASCII in the path": b"GET /\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no host": b"GET /health/live HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /health/live HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "a length that is no number": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
+    "a negative length": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a length beyond all numbers": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "a length and chunks": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    ),
+    "another coding": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "chunked and more": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", NO_HTTP)
+def test_what_is_no_http_is_said_to_be_none_in_the_envelope(process: Process, what: str) -> None:
+    line = process.line().says(NO_HTTP[what])
+    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
+    assert line.ends() == b""
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"])
+def test_a_chunk_that_is_none_ends_the_request_and_the_connection(process: Process, chunk: bytes) -> None:
+    line = process.line().says(process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), chunk)
+    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
+    assert line.ends() == b""
+
+
+ENDLESS = {
+    "a path": (b"GET /", b"x" * 65_536),
+    "a query": (b"GET /?", b"a=1&" * 16_384),
+    "a header's name": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"x" * 65_536),
+    "a header's value": (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ", b"x" * 65_536),
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n" * 8192),
+    "empty lines": (b"", b"\r\n" * 32_768),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_an_endless_head_is_too_large_and_is_not_kept(process: Process, what: str) -> None:
+    start, more = ENDLESS[what]
+    assert process.serves()
+    before = process.memory
+    lines = [process.line().says(start) for _ in range(20)]
+    for _ in range(64):
+        for line in lines:
+            line.says(more)
+    for line in lines:
+        assert refuses(line.hears(), 431, "PAYLOAD_TOO_LARGE")
+    # 80 MiB were offered.
+    assert process.memory - before < 32 * MEBI
+    assert process.serves()
+
+
+def test_ten_thousand_headers_and_one_too_many(process: Process) -> None:
+    for count, status in ((10_000, 431), (200, 431), (90, 200)):
+        headers = [f"X-{number}: y" for number in range(count)]
+        answer = process.line().says(process.head("GET /v1/payments", *headers, "Connection: close")).hears()
+        assert answer.status == status, count
+
+
+@pytest.mark.parametrize("key", ["right", "wrong"])
+def test_an_endless_body_is_refused_and_is_not_kept(process: Process, key: str) -> None:
+    head = process.head(POST, JSON, CHUNKED, "Idempotency-Key: endless")
+    if key == "wrong":
+        head = head.replace(process.key.encode(), b"sk_test_" + b"0" * 48)
+    assert process.serves()
+    before = process.memory
+    lines = [process.line().says(head) for _ in range(10)]
+    chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+    for _ in range(128):
+        for line in lines:
+            line.says(chunk)
+    for line in lines:
+        answer = line.hears()
+        assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (
+            (413, "PAYLOAD_TOO_LARGE") if key == "right" else (401, "AUTH_INVALID_KEY")
+        )
+    # 80 MiB were offered.
+    assert process.memory - before < 32 * MEBI
+    assert process.serves()
+
+
+def test_a_body_that_claims_to_be_huge_is_refused_before_it_comes(process: Process) -> None:
+    line = process.line().says(process.head(POST, JSON, "Content-Length: 9999999999", "Idempotency-Key: huge"))
+    assert line.hears().status == 413
+    # And is not waited for, for ever.
+    assert line.ends() != b"9999999999"
+
+
+SLOW = {
+    "a request line": (b"GET /health", b"x"),
+    "headers": (b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-A: ", b"x"),
+    "empty lines": (b"\r\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_a_head_that_drips_is_cut_off(process: Process, what: str) -> None:
+    start, byte = SLOW[what]
+    line = process.line().says(start)
+    line.drips(byte)
+    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+    line.ends()
+
+
+def test_a_head_that_drips_after_an_answer_is_cut_off_too(process: Process) -> None:
+    line = process.line().says(process.head("GET /v1/payments"))
+    assert line.hears().status == 200
+    line.says(b"GET /hea").drips(b"x")
+    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+    line = process.line().says(process.head("GET /v1/payments"))
+    assert line.hears().status == 200
+    line.drips(b"\r\n")
+    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+
+
+def test_who_says_nothing_is_answered_nothing_and_let_go(process: Process) -> None:
+    assert process.line().ends() == b""
+    assert process.line().says(b"GET /health/live HTTP/1.1\r\nHo").ends().startswith(b"HTTP/1.1 408 ")
+
+
+BODIES = {
+    "a body": (["Content-Length: 1000"], b"{", b" "),
+    "a body that never begins": (["Content-Length: 1000"], b"", b""),
+    "chunks": ([CHUNKED], b"1\r\n{\r\n", b"1\r\n \r\n"),
+    "the length of a chunk": ([CHUNKED], b"1\r\n{\r\n", b"0"),
+    "a promised body": (["Content-Length: 1000", "Expect: 100-continue"], b"", b" "),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_a_body_that_drips_is_cut_off(process: Process, what: str) -> None:
+    headers, start, byte = BODIES[what]
+    line = process.line().says(process.head(POST, JSON, "Idempotency-Key: slow", *headers), start)
+    if what == "a promised body":
+        assert line.hears().status == 100
+    line.drips(byte)
+    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+    line.ends()
+
+
+def test_a_body_that_nobody_waits_for_cannot_keep_the_connection(process: Process) -> None:
+    for request, status in (("POST /v1/nothing", 404), ("GET /health/live", 200), ("POST /v1/payments", 401)):
+        line = process.line().says(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
+        assert line.hears().status == status
+        line.drips(b" ", pause=0.3)
+        assert b"HTTP/1.1 200" not in line.ends()
+
+
+def test_who_takes_nothing_of_what_he_asked_for_is_let_go(process: Process) -> None:
+    line = Line(process.port, receive_buffer=4096)
+    # Answers of some hundred kilobytes each, and nobody who reads them.
+    line.says(process.head("GET /schema/openapi.json") * 200)
+    until = time.monotonic() + PATIENCE
+    with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+        while time.monotonic() < until:
+            line.socket.sendall(b"\r\n")
+            time.sleep(0.2)
+
+
+def test_three_hundred_slow_clients_stop_nobody(process: Process) -> None:
+    before = process.memory
+    slow = [process.line().says(b"POST /v1/payments HTTP/1.1\r\nHost: x\r\nX-A: ") for _ in range(150)]
+    head = process.head(POST, JSON, "Idempotency-Key: crowd", "Content-Length: 60000")
+    slow += [process.line().says(head, b" " * 30_000) for _ in range(150)]
+    assert all(process.serves() for _ in range(20))
+    for line in slow:
+        assert line.ends().startswith(b"HTTP/1.1 408 ")
+    assert process.memory - before < 64 * MEBI
+
+
+def test_requests_in_one_packet_are_answered_in_their_order(process: Process) -> None:
+    heads = [process.head(f"GET {path}") for path in ("/v1/payments", "/v1/nothing", "/health/live", "/v1/refunds")]
+    line = process.line().says(b"".join(heads))
+    assert [line.hears().status for _ in heads] == [200, 404, 200, 200]
+    body = b'{"amount": "much"}'
+    post = process.head(POST, JSON, "Idempotency-Key: a", f"Content-Length: {len(body)}") + body
+    line.says(post * 3 + heads[0])
+    assert [line.hears().status for _ in range(4)] == [422, 422, 422, 200]
+
+
+def test_what_came_before_nonsense_is_answered_before_it_is_refused(process: Process) -> None:
+    good = process.head("GET /v1/payments")
+    line = process.line().says(good * 5 + b"nonsense\r\n\r\n" + good)
+    assert [line.hears().status for _ in range(5)] == [200] * 5
+    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
+    assert line.ends() == b""
+    line = process.line().says(good * 2 + process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), b"zz\r\n")
+    assert [line.hears().status for _ in range(2)] == [200] * 2
+    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
+
+
+def test_a_thousand_requests_in_one_packet(process: Process) -> None:
+    before = process.memory
+    line = process.line()
+    line.socket.settimeout(60)
+    line.says(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+    assert all(line.hears().status == 200 for _ in range(1000))
+    assert process.memory - before < 32 * MEBI
+
+
+def test_an_upgrade_is_not_taken_and_the_connection_has_an_end(process: Process) -> None:
+    for upgrade in ("websocket", "h2c"):
+        line = process.line().says(process.head("GET /v1/payments", "Connection: Upgrade", f"Upgrade: {upgrade}"))
+        assert line.hears().status == 200
+        line.says(b"\x81\x05hello").drips(b"\x00")
+        line.ends()
+
+
+ODD_PATHS = (
+    "//v1/payments",
+    "/v1//payments",
+    "/v1/payments//",
+    "/./v1/payments",
+    "/v1/merchant/../payments",
+    "/v1/merchant/%2e%2e/payments",
+    "/v1%2fpayments",
+    "/v1%2Fpayments",
+    "/v1%5cpayments",
+    "/v1\\payments",
+    "/%2fops",
+    "//ops",
+    "/%6fps/%2e%2e/v1/payments",
+    "/v1/payments/%00",
+    "/v1/payments%00",
+    "/v1/payments/%0d%0aX-Injected:%201",
+    "/v1/payments/" + "x" * 30_000,
+    "/" + "/".join("a" * 8000),
+    "*",
+)
+
+
+def test_another_spelling_of_a_path_leads_nowhere(process: Process) -> None:
+    for path in ODD_PATHS:
+        answer = process.line().says(process.head(f"GET {path}", "Connection: close")).hears()
+        content = json.loads(answer.body)
+        assert (answer.status, content["errors"][0]["code"]) == (404, "NOT_FOUND"), path
+        assert content["request_id"] == answer.headers["x-request-id"]
+        assert "x-injected" not in answer.headers
+
+
+def test_each_of_several_processes_is_as_careful(host: Host) -> None:
+    started = host.starts("serve", "--port", "0", "--workers", "2")
+    port = int(address_of(started).rpartition(":")[2])
+    for _ in range(10):
+        assert refuses(Line(port).says(b"GET /" + b"x" * 40_000).hears(), 431, "PAYLOAD_TOO_LARGE")
+    line = Line(port).says(b"GET /hea")
+    line.drips(b"x")
+    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+
+
+def test_the_bounds_are_the_settings() -> None:
+    bounds = HttpConfig(max_head_bytes=1000)
+    config = ServerConfig(print, bounds)
+    assert config.bounds is bounds

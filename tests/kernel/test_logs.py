@@ -1,0 +1,107 @@
+"""The log: one line an event, with the ids to find it by, and never a secret or a whole phone number."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.logs import mask
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.secret import Secret
+
+SCRIPT = """
+import logging, sys, warnings
+import structlog
+from mpesa_gateway import logs
+from mpesa_gateway.config import LogsConfig
+from mpesa_gateway.secret import Secret
+
+logs.configure(LogsConfig(format=sys.argv[1], level="info"))
+log = structlog.get_logger("ours")
+structlog.contextvars.bind_contextvars(request_id="req_1")
+log.debug("not_said")
+log.info("said", phone="254711000001", passkey="bfb279f9aa9b", key=Secret("hunter2hunter2"), handle="x\\ny")
+try:
+    raise LookupError("nobody at 0711000001")
+except LookupError:
+    log.exception("failed")
+logging.getLogger("theirs").warning("called %s", "+254711000001")
+logging.getLogger("saq").info("not_said")
+warnings.warn("an old way to call 254711000001")
+"""
+
+
+def written(form: str) -> str:
+    """What a process of ours writes with this format."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, form], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_whatever_is_logged_has_its_secrets_and_phone_numbers_masked(form: str) -> None:
+    log = written(form)
+    for word in ("711000001", "hunter2hunter2", "bfb279f9aa9b", "not_said", "\x1b"):
+        assert word not in log
+    for word in ("said", "2547****001", "****ter2", "failed", "LookupError", "07****001", "theirs", "req_1"):
+        assert word in log
+
+
+def test_as_json_each_line_is_one_event_with_its_level_time_and_ids() -> None:
+    lines = [json.loads(line) for line in written("json").splitlines()]
+    assert [(line["level"], line["event"]) for line in lines[:3]] == [
+        ("info", "said"),
+        ("error", "failed"),
+        ("warning", "called 2547****001"),
+    ]
+    assert {line["request_id"] for line in lines} == {"req_1"}
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+    assert "old way" in lines[3]["event"]
+    assert lines[0]["handle"] == "x\ny"
+
+
+PHONES = st.from_regex(r"(254|\+254|0)[17][0-9]{8}", fullmatch=True)
+
+
+@given(PHONES, st.sampled_from(["{}", "({})", "phone={}", "{} - JANE DOE", "'{}'", "tel:{},"]))
+def test_no_value_of_any_shape_shows_a_phone_number(phone: str, form: str) -> None:
+    text = form.format(phone)
+    values: list[Any] = [
+        text,
+        Msisdn.parse(phone),
+        int(Msisdn.parse(phone)),
+        [text, {"inner": (text,)}],
+        {"payer": text},
+        LookupError(text),
+        text.encode(),
+        {text},
+        {text: 1},
+    ]
+    shown = repr(mask(None, "info", {f"v{number}": value for number, value in enumerate(values)}))
+    assert phone not in shown
+    assert str(Msisdn.parse(phone))[3:] not in shown
+
+
+def test_what_is_no_phone_number_stays_as_it_is() -> None:
+    event: dict[str, Any] = {"ms": 1.5, "count": 254, "ok": True, "none": None, "amount": Kes(250_000), "id": "pay_01"}
+    assert mask(None, "info", dict(event)) == event
+
+
+@pytest.mark.parametrize("name", ["passkey", "Authorization", "X-API-Key", "consumer_secret", "password"])
+def test_what_is_called_a_secret_is_not_shown_at_any_depth(name: str) -> None:
+    event = mask(None, "info", {name: "hunter2", "headers": {name: "hunter2"}, "list": [{name: b"hunter2"}]})
+    assert "hunter2" not in repr(event)
+    assert "hunter2" not in repr(mask(None, "info", {"key": Secret("hunter2"), "of": {Secret("hunter2")}}))
+
+
+def test_darajas_own_handles_end_in_the_payers_number() -> None:
+    # ws_CO_, the time with milliseconds, and nine digits of the payer: so Daraja names pushes.
+    handle = "ws_CO_20062024144114958711000001"
+    assert mask_phones(f"callback for {handle} came") == "callback for ws_CO_200620241441149587****001 came"
+    assert mask_phones("ws_CO_19082026112835987") == "ws_CO_19082026112835987"
+    assert mask_phones("ws_CO_DMZ_401669274_11032019190235305") == "ws_CO_DMZ_401669274_11032019190235305"

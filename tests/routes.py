@@ -1,0 +1,88 @@
+"""The route table, whole: every call that a gateway with every installed plugin answers, so that none is forgotten."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import HTTPRoute
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.http.auth import scope_of
+from mpesa_gateway.http.openapi import complete
+from mpesa_gateway.plugin import GROUP
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.serving import gateway_values
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method at one path; ``path`` has its parameters in braces."""
+
+    method: str
+    path: str
+    handler: HTTPRouteHandler
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def scope(self) -> Scope | None:
+        """What its caller must be allowed to do, None where it needs no key."""
+        return scope_of(self.handler)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names in its path."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
+
+    @property
+    def body(self) -> type[msgspec.Struct] | None:
+        """What its body is read into, None where it takes none or any."""
+        data = self.handler.parsed_fn_signature.parameters.get("data")
+        return None if data is None else data.annotation
+
+    @property
+    def query(self) -> type[msgspec.Struct] | None:
+        """What its query string is read into."""
+        filters = self.handler.resolve_dependencies().get("filters")
+        return None if filters is None else filters.dependency.query_type  # type: ignore[attr-defined]
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is in the OpenAPI document."""
+        return self.handler.resolve_include_in_schema()
+
+
+def whole_gateway(**changes: Any) -> Gateway:
+    """A gateway that nobody starts, with every installed plugin."""
+    plugins = sorted(point.name for point in entry_points(group=GROUP))
+    values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=plugins, **changes)
+    return Gateway(GatewayConfig.from_values(values))
+
+
+@cache
+def operations() -> tuple[Operation, ...]:
+    """All of them, in the order of the table."""
+    return tuple(
+        Operation(str(method), route.path_format, handler)
+        for route in whole_gateway().asgi.litestar.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        for method in sorted(handler.http_methods)
+    )
+
+
+def operation(name: str) -> Operation:
+    """The one with this method and path, such as ``GET /v1/payments``."""
+    return next(each for each in operations() if str(each) == name)
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the same gateway."""
+    app = whole_gateway().asgi.litestar
+    return complete(app, msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema())))
