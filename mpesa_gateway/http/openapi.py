@@ -47,8 +47,8 @@ follow from its scope, its body and its parameters; ``takes={…}``: the JSON Sc
 _TEXT = """\
 Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
 
-Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not come \
-in time 408, one with too long a head 431, all in the envelope of every refusal."""
+Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not \
+come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
 _REQUEST_ID = {
     "X-Request-ID": {
@@ -56,9 +56,7 @@ _REQUEST_ID = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     }
 }
-_RETRY_AFTER = {
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
-}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~](?:[ -~]*[!-~])?$"}
 
 
@@ -217,7 +215,9 @@ def _success(
 ) -> dict[str, Any]:
     headers: dict[str, Any] = dict(_REQUEST_ID)
     if "idempotency_key" in handler.parsed_fn_signature.parameters:
-        name, text = ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+        name, text = (
+            ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+        )
         headers[name] = {"description": text, "schema": {"type": "string"}}
     content: dict[str, Any] = (known or {}).get("content", {})
     if isinstance(kind, str):

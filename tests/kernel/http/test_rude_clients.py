@@ -1,4 +1,4 @@
-"""What comes over a raw connection to a serving process: refused in words, bounded in time, and never kept in memory."""
+"""What comes over a raw connection to a serving process: refused in words, bounded in time, never kept in memory."""
 
 import json
 import select
@@ -215,7 +215,9 @@ def test_what_is_no_http_is_said_to_be_none_in_the_envelope(process: Process, wh
     assert line.ends() == b""
 
 
-@pytest.mark.parametrize("chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"])
+@pytest.mark.parametrize(
+    "chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"]
+)
 def test_a_chunk_that_is_none_ends_the_request_and_the_connection(process: Process, chunk: bytes) -> None:
     line = process.line().says(process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), chunk)
     assert refuses(line.hears(), 400, "VALIDATION_ERROR")
@@ -344,15 +346,19 @@ def test_a_body_that_nobody_waits_for_cannot_keep_the_connection(process: Proces
         assert b"HTTP/1.1 200" not in line.ends()
 
 
+def _nudge(line: Line) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        line.socket.sendall(b"\r\n")
+        time.sleep(0.2)
+
+
 def test_who_takes_nothing_of_what_he_asked_for_is_let_go(process: Process) -> None:
     line = Line(process.port, receive_buffer=4096)
     # Answers of some hundred kilobytes each, and nobody who reads them.
     line.says(process.head("GET /schema/openapi.json") * 200)
-    until = time.monotonic() + PATIENCE
     with pytest.raises(OSError, match=r"reset|[Bb]roken"):
-        while time.monotonic() < until:
-            line.socket.sendall(b"\r\n")
-            time.sleep(0.2)
+        _nudge(line)
 
 
 def test_three_hundred_slow_clients_stop_nobody(process: Process) -> None:
