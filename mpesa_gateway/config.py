@@ -23,6 +23,8 @@ NOT_OURS = ("TEST_",)
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+_SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
@@ -302,6 +304,7 @@ def _check(config: GatewayConfig) -> None:
     for name, secret in (("database.url", config.database.url), ("valkey.url", config.valkey.url)):
         if secret is not None and not secret:
             raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    _check_daraja(config.daraja)
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
@@ -309,6 +312,21 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def _check_daraja(config: DarajaConfig) -> None:
+    """Real money goes to Safaricom's live API and to nothing else; what is tried goes nowhere near it."""
+    sandbox, live = urlsplit(config.sandbox_url), urlsplit(config.live_url)
+    if sandbox.hostname == _LIVE_HOST:
+        raise ConfigRefused(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
+    if live.hostname == _SANDBOX_HOST:
+        raise ConfigRefused(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
+    if "simulator" in live.path.split("/"):
+        raise ConfigRefused("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
+    if config.sandbox_url.rstrip("/") == config.live_url.rstrip("/"):
+        raise ConfigRefused("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
+    if live.scheme != "https" and live.hostname not in _LOOPBACK:
+        raise ConfigRefused("setting `daraja.live_url`: must be https, since it carries the keys to real money")
 
 
 def shown(value: Any) -> Any:

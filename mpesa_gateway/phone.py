@@ -50,15 +50,22 @@ def may_be(told: str, asked: str) -> bool:
 
     What shows no digits, or is a digest, contradicts nothing.
     """
+    pattern = visible_pattern(told)
+    return pattern is None or any(re.search(pattern, form) for form in (asked, "0" + asked[3:], asked[3:]))
+
+
+def visible_pattern(told: str) -> str | None:
+    """What is visible of a number as a regular expression, for Python and Postgres alike; None where nothing is.
+
+    It is to be tried on the three forms of a number: ``2547…``, ``07…`` and ``7…``.
+    """
     text = _SEPARATORS.sub("", told).removeprefix("+").lower().replace("x", "*")
     if not _VISIBLE.match(text):
-        return True
-    forms = (asked, "0" + asked[3:], asked[3:])
+        return None
     if "*" not in text:
-        return text in forms or (len(text) < _SHORTEST and any(form.endswith(text) for form in forms))
-    same_length = re.compile(re.sub(r"\*", "[0-9]", text) + r"\Z")
-    any_length = re.compile(re.sub(r"\*+", "[0-9]+", text) + r"\Z")
-    return any(same_length.match(form) or any_length.match(form) for form in forms)
+        return f"{text}$" if len(text) < _SHORTEST else f"^{text}$"
+    same_length, any_length = text.replace("*", "[0-9]"), re.sub(r"\*+", "[0-9]+", text)
+    return f"^({same_length}|{any_length})$"
 
 
 _VISIBLE = re.compile(r"(?=.*[0-9])[0-9*]{1,15}\Z", re.ASCII)

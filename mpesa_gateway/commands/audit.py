@@ -12,14 +12,22 @@ def audit() -> None:
 
 
 @audit.command()
+@click.option(
+    "--noted", metavar="HEAD", help="The head that an earlier look printed: finds a log that was cut off since."
+)
 @pass_session
-def verify(session: Session) -> None:
+def verify(session: Session, noted: str | None) -> None:
     """Check the digest chain of every entry; exit with 1, naming the entry, if one was changed or removed."""
 
-    async def work(gateway: Gateway) -> int:
-        return await gateway.audit.verify()
+    async def work(gateway: Gateway) -> tuple[str, int]:
+        # The head first: what is added meanwhile must not be said to have been looked at.
+        return await gateway.audit.head(), await gateway.audit.verify(noted)
 
-    count = session.run(work)
+    try:
+        head, count = session.run(work)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), param_hint="--noted") from None
     click.echo(
         f"The audit log is whole: {count} {'entry' if count == 1 else 'entries'}, each chained to the one before."
     )
+    click.echo(f"Keep this elsewhere, for `--noted` next time: {head}")

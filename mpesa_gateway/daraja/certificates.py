@@ -2,7 +2,7 @@
 
 import base64
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -14,6 +14,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
+
+SOON = timedelta(days=30)
+"""How long before its end a certificate is called attention to."""
 
 
 class CertificateRefused(Exception):
@@ -84,3 +87,28 @@ def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
         raise CertificateRefused(
             f"daraja.{setting}: {problem}: download Safaricom's {env} certificate from the developer portal"
         ) from None
+
+
+def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
+    """Whether the configured certificate of an environment is fine, and until when, or what is wrong and the fix."""
+    try:
+        certificate = certificate_for(config, env)
+        certificate.check_time(now)
+    except CertificateRefused as problem:
+        return False, f"{env}: {problem}"
+    left = certificate.not_after - now
+    until = f"{env} until {certificate.not_after:%Y-%m-%d}"
+    if left > SOON:
+        return True, until
+    return False, f"{until}, in {left.days} days: download the next one from the developer portal"
+
+
+def describe_used(config: DarajaConfig, now: datetime, *, has_live: bool) -> tuple[bool, str]:
+    """The same for all that are in use: whose files are there, and the live one where there are live merchants."""
+    used: list[Env] = []
+    if Path(config.sandbox_certificate).exists():
+        used.append("sandbox")
+    if has_live or Path(config.live_certificate).exists():
+        used.append("live")
+    described = [describe(config, env, now) for env in used]
+    return all(is_fine for is_fine, _ in described), "; ".join(text for _, text in described) or "none in use"

@@ -541,7 +541,7 @@ def _fault(meaning: FaultMeaning, message: str | None) -> DarajaFault:
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
         kind = _StillPending
-    elif meaning.sent is Sent.UNKNOWN:
+    elif meaning.sent is not Sent.NO:
         kind = OutcomeUnknown
     elif meaning.retry in {Retry.BACK_OFF, Retry.NEW_TOKEN}:
         kind = NotSent

@@ -1,7 +1,7 @@
 """What goes over Daraja's wire: read in every shape it has been seen in, and refused when it is something else."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -9,8 +9,10 @@ import msgspec
 
 from mpesa_gateway.clock import EAT, from_daraja_timestamp
 from mpesa_gateway.money import Kes, NotAnAmount
+from mpesa_gateway.phone import Msisdn
 
 _RECEIPT = re.compile(r"[A-Z0-9]{6,20}\Z")
+_NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
 _MOST_DIGITS = 40
 _READER = msgspec.json.Decoder(float_hook=str)
 """Numbers with a point stay the text that they are: no float ever sees an amount."""
@@ -203,6 +205,20 @@ def read_receipt(text: str | None) -> str | None:
     """A receipt in its one form, capitals and digits; None for anything else."""
     upper = (text or "").strip().upper()
     return upper if _RECEIPT.match(upper) else None
+
+
+def read_payer(parties: Iterable[str]) -> str | None:
+    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop."""
+    for party in parties:
+        found = _NUMBER.match(party.strip())
+        if found is None:
+            continue
+        try:
+            return str(Msisdn.parse(found[0]))
+        except ValueError:
+            if "*" in found[0]:
+                return found[0]
+    return None
 
 
 def read_moments(text: str | None) -> tuple[datetime, ...]:

@@ -8,7 +8,7 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from mpesa_gateway.errors import Conflict
+from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.fields import path_id
@@ -117,7 +117,14 @@ async def create_key(
     merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
     """Create a key for a merchant. It is shown now or never."""
-    await gateway.merchants.require(merchant_id)
+    with checking() as checks:
+        if data.expires_at is not None and data.expires_at <= gateway.clock.now():
+            checks.fail("expires_at", "must be in the future: this key could never be used")
+        if not data.scopes:
+            checks.fail("scopes", "name at least one, or leave it out for everything but administration")
+    merchant: Merchant = await gateway.merchants.require(merchant_id)
+    if not merchant.is_active:
+        raise Conflict("this merchant is not active, so its keys would be refused")
     key, secret = await gateway.api_keys.create(
         merchant_id,
         name=data.name,

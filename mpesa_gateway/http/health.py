@@ -8,6 +8,7 @@ import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 
+from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.http.envelope import Success
 
@@ -39,7 +40,7 @@ async def live() -> Success[dict[str, bool]]:
 
 @get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey and the queue, each with its state; 503 when nothing is to be sent here."""
+    """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
     parts = await examine(gateway)
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
@@ -49,8 +50,8 @@ async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
 
 async def examine(gateway: "Gateway") -> dict[str, Part]:
     """Ask each part, at most two seconds."""
-    names = ("postgres", "migrations", "valkey", "queue")
-    checks = (_postgres(gateway), _migrations(gateway), _valkey(gateway), _queue(gateway))
+    names = ("postgres", "migrations", "valkey", "queue", "certificates")
+    checks = (_postgres(gateway), _migrations(gateway), _valkey(gateway), _queue(gateway), _certificates(gateway))
     return dict(zip(names, await asyncio.gather(*map(_part, checks)), strict=True))
 
 
@@ -94,6 +95,17 @@ async def _queue(gateway: "Gateway") -> str | None:
     if not workers:
         raise NotReady("no worker is running: start `mpesa-gateway worker`")
     return f"{workers} working, {waiting} waiting"
+
+
+async def _certificates(gateway: "Gateway") -> str | None:
+    """Safaricom's, as far as they are in use: a live merchant needs its own; what is there must not run out unseen."""
+    has_live = await gateway.merchants.any_live()
+    is_fine, said = await asyncio.to_thread(
+        describe_used, gateway.config.daraja, gateway.clock.now(), has_live=has_live
+    )
+    if not is_fine:
+        raise NotReady(said)
+    return said
 
 
 routes = (live, ready)

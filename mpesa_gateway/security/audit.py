@@ -1,6 +1,7 @@
 """Who did what, when: entries chained by their digests, so that a changed or missing one shows."""
 
 import hashlib
+import re
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,8 @@ _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big
 _FIRST = bytes(32)
 
 _OBSERVED_A_SECOND = 5
-"""How many entries about refused requests one process writes in a second: a flood must not fill the log."""
+"""How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
+one of one kind must not hide another."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +45,24 @@ class BrokenChain(Exception):
     """An audit entry was changed or is missing. The text names its number."""
 
 
+class _Observed:
+    """How much of one kind was seen in this second, and how much was left out since the last entry."""
+
+    def __init__(self) -> None:
+        self._second = self._count = self._left_out = 0
+
+    def admit(self, second: int) -> int | None:
+        """How many were left out before this one; None when this one is to be left out as well."""
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count > _OBSERVED_A_SECOND:
+            self._left_out += 1
+            return None
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
 class Audit:
     """Writes and verifies the audit log."""
 
@@ -50,7 +70,7 @@ class Audit:
         self._db = db
         self._clock = clock
         self._ids = ids
-        self._observed = (0, 0)
+        self._observed: dict[str, _Observed] = {}
 
     async def observe(
         self,
@@ -61,12 +81,14 @@ class Audit:
         subject_id: str | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: a few in a second, and a failure to write them stops nobody."""
-        now = int(self._clock.now().timestamp())
-        second, count = self._observed
-        self._observed = (now, count + 1 if second == now else 1)
-        if self._observed[1] > _OBSERVED_A_SECOND:
+        """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
+
+        The next entry after some that were left out says how many: ``left_out`` in its detail.
+        """
+        left_out = self._observed.setdefault(action, _Observed()).admit(int(self._clock.now().timestamp()))
+        if left_out is None:
             return
+        detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
             await self.record(action, merchant_id=merchant_id, actor=actor, subject_id=subject_id, detail=detail)
         except Exception as problem:  # noqa: BLE001 - the request was refused already
@@ -140,8 +162,28 @@ class Audit:
             )
         )
 
-    async def verify(self) -> int:
-        """Check every entry against the one before; gives their count. Raises BrokenChain."""
+    async def head(self) -> str:
+        """The newest entry's number and digest, ``120:ab12…``: noted elsewhere, it proves all that came before it."""
+        last = await self._db.fetchrow(LAST_ENTRY)
+        return f"{last['number']}:{bytes(last['digest']).hex()}" if last else f"0:{_FIRST.hex()}"
+
+    async def verify(self, noted: str | None = None) -> int:
+        """Check every entry against the one before; gives their count. Raises BrokenChain.
+
+        A chain does not tell of its own cut-off end, nor of having been written anew from some entry on: with a
+        ``noted`` head (of an earlier look, see ``head``) it does. Raises ValueError for a note that is none.
+        """
+        number, digest = _read_note(noted)
+        await self._verify_chain()
+        if number:
+            found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
+            if found is None:
+                raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
+            if bytes(found) != digest:
+                raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
+        return int(await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry"))
+
+    async def _verify_chain(self) -> None:
         previous, expected = _FIRST, 1
         while True:
             rows = await self._db.fetch(
@@ -150,7 +192,7 @@ class Audit:
                 expected,
             )
             if not rows:
-                return expected - 1
+                return
             for row in rows:
                 digest = _digest(
                     previous,
@@ -170,6 +212,18 @@ class Audit:
                 ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
                 previous, expected = digest, expected + 1
+
+
+_NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})\Z", re.ASCII)
+
+
+def _read_note(noted: str | None) -> tuple[int, bytes]:
+    if noted is None:
+        return 0, _FIRST
+    found = _NOTE.match(noted.strip())
+    if found is None:
+        raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
+    return int(found[1]), bytes.fromhex(found[2])
 
 
 def _digest(

@@ -63,6 +63,9 @@ PAUSES = (5, 15, 60, 300, 900, 3600)
 LEASE = timedelta(seconds=60)
 """For how long one sweeper has a waiting callback to itself."""
 
+_LOOK_AGAIN = timedelta(minutes=1)
+"""How often a certificate that cannot be used is read again."""
+
 _SHOWN = 2048
 """Characters of a refused callback that are kept."""
 
@@ -136,12 +139,12 @@ class CallbackInbox:
         """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
+        self._certificate_read_at: datetime | None = None
 
     async def start(self) -> None:
         """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
         try:
-            self._certificate = certificate_for(self._gateway.config.daraja, "live")
-            self._certificate.check_time(self._gateway.clock.now())
+            self._read_certificate()
         except CertificateRefused as problem:
             if self._settings.signature == "required" and await self._gateway.merchants.any_live():
                 raise ConfigRefused(f"callbacks.signature is `required`, and {problem}") from None
@@ -367,6 +370,27 @@ class CallbackInbox:
             raise SignatureRefused("the signature does not fit the body")
         return True
 
+    def _read_certificate(self) -> None:
+        """Raises CertificateRefused for one that cannot be used, today."""
+        self._certificate, self._certificate_read_at = None, self._gateway.clock.now()
+        certificate = certificate_for(self._gateway.config.daraja, "live")
+        certificate.check_time(self._certificate_read_at)
+        self._certificate = certificate
+
+    def _live_certificate(self) -> Certificate | None:
+        """The certificate, while it is valid; once it is not, its successor is looked for now and then."""
+        now = self._gateway.clock.now()
+        if self._certificate is not None and self._certificate.not_before <= now < self._certificate.not_after:
+            return self._certificate
+        if self._certificate_read_at is None or now - self._certificate_read_at >= _LOOK_AGAIN:
+            try:
+                self._read_certificate()
+            except CertificateRefused as problem:
+                log.warning("live_certificate_unavailable", problem=str(problem))
+        else:
+            self._certificate = None
+        return self._certificate
+
     async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
         if subject is not None and subject.env == "sandbox":
             try:
@@ -375,7 +399,8 @@ class CallbackInbox:
                 passkey = None
             return passkey is not None and is_signed_with_passkey(passkey, body, signature)
         # Without a token nobody knows whose passkey it would be: only Safaricom's own key is left.
-        return self._certificate is not None and is_signed_with_certificate(self._certificate, body, signature)
+        certificate = self._live_certificate()
+        return certificate is not None and is_signed_with_certificate(certificate, body, signature)
 
     # -- who waits ------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, Protocol
+from datetime import datetime, timedelta
+from typing import ClassVar, Literal, Protocol
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
@@ -52,7 +52,7 @@ class Statement:
     """Money as M-Pesa shows it on a statement or in a status answer.
 
     ``amount`` is in KES, None when it is not whole; ``phone`` is what is visible of the payer's number; ``moments`` are
-    the readings of its time, in UTC.
+    the readings of its time, in UTC; ``source`` says where M-Pesa showed it.
     """
 
     receipt: str
@@ -61,33 +61,62 @@ class Statement:
     phone: str | None
     reference: str | None
     moments: tuple[datetime, ...]
+    source: Literal["statement", "status_query"] = "statement"
 
 
 Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
 """What a statement line turned out to be."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A payment that a statement line can belong to; ``created_at`` is in UTC."""
+
+    payment_id: str
+    phone: Msisdn
+    reference: str
+    created_at: datetime
+
+
 @dataclass(frozen=True)
 class Match:
-    """The payments that a statement line can belong to, and by what they were found."""
+    """The payments that a statement line can belong to, and by what they were found.
+
+    By the ``rule`` there is a ``candidate`` only where exactly one payment fits, whoever asked for it; several, some of
+    them perhaps other merchants', are ambiguous.
+    """
 
     how: Literal["receipt", "reference", "rule"]
-    payment_ids: tuple[str, ...]
+    payment_ids: tuple[str, ...] = ()
+    candidate: Candidate | None = None
+    is_ambiguous: bool = False
+
+    @property
+    def payment_id(self) -> str | None:
+        """The one payment that it is, None where that is not sure."""
+        return self.payment_ids[0] if self.payment_ids and not self.is_ambiguous else None
+
+    BEFORE: ClassVar[timedelta] = timedelta(minutes=2)
+    """How much earlier than our record of the payment M-Pesa's clock may put the money."""
+
+    AFTER: ClassVar[timedelta] = timedelta(hours=24)
+    """How much later than the request a payer may still have paid."""
 
 
 class Recovery(Protocol):
     """Finds the payment that money belongs to, and completes it."""
 
     async def match(self, merchant_id: str, env: Env, shortcode: str, line: Statement) -> Match:
-        """The payments that a line can belong to.
+        """The payment that a line can belong to.
 
         By receipt, by our unique reference, or else by the rule of shortcode, amount, visible digits of the payer,
-        reference and time, among payments that have no receipt. Several by the rule are never to be guessed between.
+        reference and time, among payments that have no receipt, other merchants' of this shortcode included. Several
+        are never guessed between.
         """
         ...
 
-    async def settle(self, payment_id: str, line: Statement) -> Finding:
-        """Complete the payment with this money, or say why not: it is done already, or does not fit."""
+    async def settle(self, merchant_id: str, env: Env, payment_id: str, line: Statement) -> Finding:
+        """Complete this merchant's payment with this money, or say why not: it is done already, or does not fit."""
         ...
 
 
@@ -112,6 +141,7 @@ class Refundable:
 
     payment_id: str
     env: Env
+    shortcode: str
     amount: Kes
     payment_amount: Kes
     receipt: str

@@ -8,11 +8,10 @@ import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, Rejected
 from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
-from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.http.provider import refusal_of
-from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
-_NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
 
 
 class StatusChecks:
@@ -52,7 +50,7 @@ class StatusChecks:
         credentials = await self._gateway.services.get(Credentials).get(merchant_id)
         check_env(credentials, env)
         initiator = credentials.initiator_for("a status check")
-        payment, receipt, conversation_id = await self._subject(merchant_id, what, credentials.env)
+        payment, receipt, conversation_id = await self._subject(what, credentials)
         check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
@@ -97,19 +95,25 @@ class StatusChecks:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _subject(self, merchant_id: str, what: str, env: Env) -> tuple[Row | None, str | None, str | None]:
+    async def _subject(self, what: str, credentials: MpesaCredentials) -> tuple[Row | None, str | None, str | None]:
         """The payment where we know it, its receipt, and the conversation of its push."""
+        merchant_id = credentials.merchant_id
         if _PAYMENT_ID.match(what):
             payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
                 raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
+            if (payment["env"], payment["shortcode"]) != (credentials.env, credentials.shortcode):
+                raise NotAsked(
+                    f"this payment is of {payment['env']} and shortcode {payment['shortcode']}, and the stored "
+                    f"credentials are of {credentials.env} and {credentials.shortcode}: M-Pesa would not know it"
+                )
             return payment, payment["receipt"], payment["merchant_request_id"]
         receipt = read_receipt(what)
         if receipt is None:
             raise Invalid.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
-        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
+        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, credentials.env, receipt), receipt, None
 
     def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(
@@ -172,27 +176,25 @@ class StatusChecks:
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
         """What the answer means here; moves the payment where it says so. Gives the finding."""
-        if result.result_code != "0":
-            return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
-        state = transaction_state(result.transaction_status)
-        if state == "pending":
-            return "pending"
-        asked = check["receipt"]
-        if asked is not None and result.receipt is not None and asked != result.receipt:
-            return "contradicted"
+        state, asked = transaction_state(result.transaction_status), check["receipt"]
+        if (why_nothing := _says_nothing(result, state, asked)) is not None:
+            return why_nothing
         told = Told(
             receipt=result.receipt or asked,
             amount=result.amount,
             amount_text=result.amount_text,
-            phone=payer_of(result.payers),
+            phone=read_payer(result.payers),
             text=f"M-Pesa reports {result.transaction_status}",
         )
-        payment, finding = await self._payment(check, told, result)
+        payment, finding, is_sure = await self._payment(check, told, result)
         if payment is None:
             return finding
         if state == "completed":
             outcome = await self._moves.take_money(payment, told, Cause.STATUS_QUERY)
             return {"completed": "recovered", "known": "already_known"}.get(outcome, outcome)
+        if not is_sure:
+            # The payer tried, and it came to nothing: their next try may be the one that pays.
+            return "not_ours"
         return "reversed" if state == "reversed" else await self._fail(payment, told, result)
 
     async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
@@ -209,11 +211,10 @@ class StatusChecks:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
 
-    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str]:
-        """The locked payment that the answer is about; without one, why there is none."""
+    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str, bool]:
+        """The locked payment that the answer is about; without one, why there is none; and whether it was named."""
         if check["payment_id"] is not None:
-            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), ""
-        recovery = self._gateway.services.get(PaymentRecovery)
+            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), "", True
         statement = Statement(
             receipt=told.receipt or "",
             amount=told.amount,
@@ -222,24 +223,21 @@ class StatusChecks:
             reference=check["reference"],
             moments=(result.finished_at,) if result.finished_at else (),
         )
+        recovery = self._gateway.services.get(PaymentRecovery)
         match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)
-        if len(match.payment_ids) == 1:
-            return await self._db.fetchrow(tables.LOCK, match.payment_ids[0]), ""
-        return None, "ambiguous" if match.payment_ids else "not_ours"
+        if match.payment_id is None:
+            return None, "ambiguous" if match.is_ambiguous else "not_ours", False
+        return await self._db.fetchrow(tables.LOCK, match.payment_id), "", match.how == "receipt"
 
 
-def payer_of(parties: tuple[str, ...]) -> str | None:
-    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop."""
-    for party in parties:
-        found = _NUMBER.match(party.strip())
-        if found is None:
-            continue
-        try:
-            return str(Msisdn.parse(found[0]))
-        except ValueError:
-            if "*" in found[0]:
-                return found[0]
-    return None
+def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str | None:
+    """Why nothing follows from an answer, None where something does."""
+    if result.result_code != "0":
+        return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
+    if state == "pending":
+        return "pending"
+    is_other = asked is not None and result.receipt is not None and asked != result.receipt
+    return "contradicted" if is_other else None
 
 
 def _is_of_another(check: Row, result: StatusResulted) -> bool:

@@ -22,6 +22,7 @@ class PaymentRefunds:
         return Refundable(
             payment_id=payment_id,
             env=row["env"],
+            shortcode=row["shortcode"],
             amount=reserved,
             payment_amount=Kes(row["amount"]),
             receipt=row["receipt"],

@@ -9,7 +9,7 @@ import msgspec
 
 from mpesa_gateway.daraja.codes import FailureReason
 from mpesa_gateway.http.fields import Amount, CheckId, MerchantId, PaymentId, Phone, Receipt
-from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway_payments.states import Cause, Status
 
@@ -126,8 +126,8 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     provider: Literal["mpesa"] | None = None
     status: Status | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     search: str | None = None
     min_amount: Decimal | None = None
     max_amount: Decimal | None = None

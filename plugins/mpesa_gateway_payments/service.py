@@ -58,6 +58,10 @@ log = structlog.get_logger(__name__)
 _OPERATION = "payments.request"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
+_REST = 10
+"""Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
+_UNASKED = timedelta(hours=1)
+"""How much longer a payment stays open whose last question could not be put."""
 
 
 class PaymentService:
@@ -69,6 +73,7 @@ class PaymentService:
         self._settings = gateway.settings(PaymentsSettings)
         self._asking = asyncio.Semaphore(self._settings.asks_at_once)
         self._moves = Transitions(gateway)
+        self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
         self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
 
@@ -323,8 +328,9 @@ class PaymentService:
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
         outcome = stk_outcome(result.result_code, result.result_desc)
+        is_applied = True
         if outcome.is_paid:
-            await self._take_callback(row, result)
+            is_applied = await self._take_callback(row, result)
         elif not outcome.is_pending:
             await self._moves.fail(
                 row["payment_id"],
@@ -333,7 +339,8 @@ class PaymentService:
                 reason=outcome.failure_reason,
                 cause=Cause.CALLBACK,
             )
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        if is_applied:
+            await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -349,15 +356,21 @@ class PaymentService:
         except asyncpg.UniqueViolationError:
             raise AnotherSubject("this callback is about another payment than its address") from None
 
-    async def _take_callback(self, row: Row, result: StkResulted) -> None:
-        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that."""
+    async def _take_callback(self, row: Row, result: StkResulted) -> bool:
+        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that.
+
+        False when it has to wait, because what another callback says is being confirmed.
+        """
         told = _told(result)
-        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value} and row["mismatch"] is None
-        can_ask = row["checkout_request_id"] or result.checkout_request_id
-        if is_open and can_ask and self._wants_confirmation(row, told):
-            await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
-        else:
+        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
+        if not is_open or not self._wants_confirmation(row, told):
             await self._moves.take_money(row, told, Cause.CALLBACK)
+        elif row["mismatch"] is None and (row["checkout_request_id"] or result.checkout_request_id):
+            return await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
+        else:
+            # Nobody can be asked, or a person is looking at what came before: another callback proves nothing.
+            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        return True
 
     def _wants_confirmation(self, row: Row, told: Told) -> bool:
         if self._settings.confirm == "mismatch":
@@ -389,7 +402,7 @@ class PaymentService:
             return True
         try:
             async with self._asking:
-                outcome = await self._ask_daraja(row)
+                outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, payment_id, now)
@@ -397,7 +410,11 @@ class PaymentService:
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
-            if locked is not None:
+            if locked is None:
+                return True
+            if again_at is not None and now < locked["expires_at"] + _UNASKED:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
+            else:
                 await self._take_answer(locked, outcome, now)
         return True
 
@@ -429,22 +446,33 @@ class PaymentService:
         else:
             await self._moves.expire(payment_id)
 
-    async def _ask_daraja(self, row: Row) -> Outcome | None:
-        """Daraja's answer; None when there was none."""
+    async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
+        """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
+        merchant_id, now = row["merchant_id"], self._gateway.clock.now()
+        rests_until = self._resting.get(merchant_id)
+        if rests_until is not None and rests_until > now:
+            return None, rests_until
+        self._resting.pop(merchant_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
             if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
                 # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
                 log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
-                return None
+                return None, None
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
-        except (NotSent, OutcomeUnknown, Rejected) as fault:
+        except NotSent as fault:
+            # Its spike arrest counts every question: this merchant's others wait as well.
+            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+            self._resting[merchant_id] = again_at
+            log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
+            return None, again_at
+        except (OutcomeUnknown, Rejected) as fault:
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
-            return None
+            return None, None
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
-            return None
-        return answer.outcome
+            return None, None
+        return answer.outcome, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""

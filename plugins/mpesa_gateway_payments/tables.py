@@ -144,7 +144,7 @@ WITH told AS (
 )
 UPDATE payment SET charge = 'accepted', merchant_request_id = told.merchant_request_id,
     checkout_request_id = told.checkout_request_id, updated_at = $6::timestamptz,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL THEN $7::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
 FROM told WHERE payment.payment_id = told.payment_id
 RETURNING payment.*
 """  # noqa: S608 - put together from constants
@@ -284,23 +284,30 @@ SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id =
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
 
-FIND_ID_BY_RECEIPT = """
-SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3
-UNION ALL
-SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND received_receipt = $3
-LIMIT 1
+FIND_ANYBODYS_BY_RECEIPT = """
+SELECT payment_id, merchant_id FROM (
+    SELECT payment_id, merchant_id, 1 AS rank FROM payment WHERE env = $1 AND receipt = $2
+    UNION ALL
+    SELECT payment_id, merchant_id, 2 FROM payment WHERE env = $1 AND received_receipt = $2
+) AS found
+ORDER BY (merchant_id = $3) DESC, rank LIMIT 1
 """
 
-FIND_BY_OWN_REFERENCE = """
-SELECT payment_id FROM payment WHERE reference_is_ours AND merchant_id = $1 AND env = $2 AND reference = $3
+FIND_ANYBODYS_BY_OWN_REFERENCE = """
+SELECT payment_id, merchant_id FROM payment
+WHERE reference_is_ours AND reference = $1 AND env = $2 AND shortcode = $3
 """
 
 CANDIDATES = """
-SELECT payment_id, phone, reference, created_at FROM payment
-WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND shortcode = $4 AND created_at BETWEEN $5 AND $6
-    AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
+SELECT payment_id, merchant_id, phone, reference, created_at FROM payment
+WHERE env = $1 AND shortcode = $2 AND amount = $3 AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
     AND (mismatch IS NULL OR mismatch = 'unconfirmed')
-ORDER BY created_at LIMIT 50
+    AND created_at BETWEEN $4 AND $5
+    AND EXISTS (SELECT 1 FROM unnest($6::timestamptz[]) AS at
+        WHERE created_at BETWEEN at - $7::interval AND at + $8::interval)
+    AND ($9::text IS NULL OR phone ~ $9 OR '0' || substr(phone, 4) ~ $9 OR substr(phone, 4) ~ $9)
+    AND ($10 = '' OR upper(reference) = $10)
+ORDER BY (merchant_id = $11) DESC, created_at DESC LIMIT 10
 """
 
 INSERT_CHECK = """

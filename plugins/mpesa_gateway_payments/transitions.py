@@ -191,12 +191,17 @@ class Transitions:
         await self._publish_mismatch(held or row, of, told.amount_text, told.receipt)
         log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
 
-    async def claim(self, row: Row, told: Told, patience: timedelta) -> None:
-        """Remember what a callback says until a query has confirmed it; the query is due at once."""
+    async def claim(self, row: Row, told: Told, patience: timedelta) -> bool:
+        """Remember what a callback says until a query has confirmed it; the query is due at once.
+
+        False while what another callback says waits for that.
+        """
         now = self._gateway.clock.now()
         kept = await self._db.fetchrow(tables.CLAIM, row["payment_id"], dumps(told), now, now + patience)
-        if kept is not None:
-            await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
+        if kept is None:
+            return False
+        await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
+        return True
 
     async def drop_claim(self, payment_id: str, *, refuted: bool, text: str = "") -> None:
         """Forget what was to be confirmed: it has been, or M-Pesa says otherwise."""

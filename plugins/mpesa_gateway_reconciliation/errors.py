@@ -9,5 +9,9 @@ class RunInProgress(Conflict):
     retryable = True
 
 
+class RunLost(Exception):
+    """A run took so long that it was given up; another may be at work."""
+
+
 class LineSettled(Conflict):
     """The statement line belongs to a payment already."""

@@ -1,6 +1,9 @@
 """The reconciliation plugin, declared."""
 
-from mpesa_gateway.plugin import Job, Plugin, Tables
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.pages import PAGES
@@ -9,6 +12,15 @@ from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def take_status_of_line(result: StatusResulted, gateway: "Gateway") -> None:
+    """Daraja told what we asked about a statement line."""
+    await gateway.services.get(Reconciliation).take_status(result)
+
+
 plugin = Plugin(
     name="reconciliation",
     summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
@@ -16,6 +28,7 @@ plugin = Plugin(
     settings=ReconciliationSettings,
     routes=routes,
     jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
+    subscribers=(inside(StatusResulted, take_status_of_line),),
     provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),

@@ -8,7 +8,7 @@ import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.envelope import Meta
-from mpesa_gateway.http.fields import CheckId, LineId, PaymentId, Receipt, RunId, Yes, example_id
+from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.api import Finding
@@ -55,7 +55,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one."""
+    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one.
+
+    ``asked_at`` is when M-Pesa was asked whose money it is, because several payments fit.
+    """
 
     id: LineId
     receipt: Receipt
@@ -66,7 +69,7 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     finding: Literal["new"] | Finding
     payment_id: PaymentId | None
-    check_id: CheckId | None
+    asked_at: datetime | None
 
 
 class RunWithRows(RunView, frozen=True, kw_only=True):
@@ -117,7 +120,7 @@ def run_with_rows(row: Row, rows: list[LineView]) -> RunWithRows:
     return RunWithRows(**_run_values(row), rows=rows)
 
 
-def line_view(row: Row, finding: str | None = None) -> LineView:
+def line_view(row: Row, finding: Finding | None = None) -> LineView:
     """A line's row as merchants see it."""
     return LineView(
         id=row["line_id"],
@@ -129,7 +132,7 @@ def line_view(row: Row, finding: str | None = None) -> LineView:
         at=row["moments"][0],
         finding=cast(Literal["new"] | Finding, finding or row["finding"]),
         payment_id=row["payment_id"],
-        check_id=row["check_id"],
+        asked_at=row["asked_at"],
     )
 
 

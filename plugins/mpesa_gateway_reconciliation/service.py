@@ -4,25 +4,27 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from mpesa_gateway.daraja.client import DarajaFault, Rejected
-from mpesa_gateway.daraja.wire import StatementLine, StatementPage
+from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
+from mpesa_gateway.daraja.wire import StatementLine, StatementPage, read_payer
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured, Refused, checking
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured, checking
 from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import visible_pattern
 from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
-from mpesa_gateway_payments.api import Finding, Payments, Recovery, Statement, StatusQueries
+from mpesa_gateway_payments.api import Candidate, Finding, Match, Payments, Recovery, Statement
 from mpesa_gateway_reconciliation import tables
-from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
+from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress, RunLost
 from mpesa_gateway_reconciliation.schemas import (
     LineView,
     Registration,
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 FARTHEST = timedelta(hours=48)
 """How far back Pull reaches (Safaricom's portal)."""
 
@@ -58,7 +58,17 @@ _BEAT = 15.0
 
 _STOPPED = "the process that ran it was stopped"
 
-_MOST_PAGES = 1000
+_MOST_PAGES = 10_000
+_MOST_UNREADABLE = 10
+"""Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
+
+_ASK_AGAIN = timedelta(hours=1)
+"""How long M-Pesa has for its answer about an ambiguous line until it is asked once more."""
+
+_SETTLED = frozenset({"already_known", "recovered", "mismatched"})
+"""The findings that belong to a payment."""
+
+Source = Literal["statement", "status_query"]
 
 
 class Reconciliation:
@@ -129,7 +139,12 @@ class Reconciliation:
         return await self.get(caller.merchant_id, run["run_id"])
 
     async def run_due(self, merchant_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last run ended. False when one is running."""
+        """A regular run: the last two hours, or back to where the last regular one ended. False when one is running."""
+        # Before it begins: a run that waits for its turn would lose its lease.
+        async with self._slots:
+            return await self._run_due(merchant_id)
+
+    async def _run_due(self, merchant_id: str) -> bool:
         credentials = await self._gateway.services.get(Credentials).get(merchant_id)
         now = self._gateway.clock.now()
         reached = await self._db.fetchval(tables.REACHED, merchant_id, credentials.env, credentials.daraja.receiver)
@@ -139,8 +154,7 @@ class Reconciliation:
             run = await self._begin(credentials, "cron", start, now)
         except RunInProgress:
             return False
-        async with self._slots:
-            await self._run(run, credentials)
+        await self._run(run, credentials)
         return True
 
     async def wake_all(self) -> int:
@@ -196,8 +210,10 @@ class Reconciliation:
             await self._settle(run, credentials)
             error = None
         except DarajaFault as fault:
-            error = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
+            error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
+        except RunLost:
+            log.warning("reconciliation_given_up", run_id=run["run_id"])
         except Exception as problem:
             error = f"unexpected: {type(problem).__name__}"
             log.exception("reconciliation_failed", run_id=run["run_id"])
@@ -207,6 +223,16 @@ class Reconciliation:
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
+
+    async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
+        """A fault as the run's error, with what to do about it."""
+        said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
+        shortcode = credentials.daraja.receiver
+        if isinstance(fault, Rejected) and not await self._db.fetchval(
+            tables.REGISTERED, credentials.merchant_id, credentials.env, shortcode
+        ):
+            return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
+        return said
 
     async def _beat(self, run_id: str) -> None:
         """Show that the run is alive for as long as it is."""
@@ -228,19 +254,28 @@ class Reconciliation:
         await asyncio.gather(*at_work, return_exceptions=True)
 
     async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever."""
-        offset = 0
+        """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever.
+
+        Raises DarajaFault, also for a statement that has no end, and RunLost.
+        """
+        offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
                 lambda at=offset: self._gateway.daraja.pull_query(  # type: ignore[misc]
                     credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
-                )
+                ),
             )
             if page.rows == 0:
                 return
-            if await self._keep(run, page) == 0 and page.malformed < page.rows:
+            is_new = await self._keep(run, page) > 0
+            if not is_new and page.malformed < page.rows:
                 return
+            # A page without a readable row may be one of many, or the same one again and again.
+            unreadable = 0 if is_new else unreadable + 1
+            if unreadable == _MOST_UNREADABLE:
+                break
             offset += page.rows
+        raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
         """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
@@ -264,7 +299,7 @@ class Reconciliation:
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
-                raise RuntimeError("the run was given up meanwhile")
+                raise RunLost("the run was given up meanwhile")
             rows = await self._db.fetch(
                 tables.KEEP_LINES,
                 [self._gateway.ids.new("lin") for _ in kept],
@@ -282,6 +317,7 @@ class Reconciliation:
                 run["shortcode"],
                 now,
                 run["run_id"],
+                [None if line.phone is None else visible_pattern(line.phone) for line in kept],
             )
         return len(rows)
 
@@ -290,53 +326,119 @@ class Reconciliation:
     async def _settle(self, run: Row, credentials: MpesaCredentials) -> None:
         """Find out what each line of the run is that nothing is known of yet."""
         after = ""
-        while True:
-            rows = await self._db.fetch(tables.UNSETTLED, run["run_id"], after)
-            if not rows:
-                return
+        while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
             for row in rows:
-                finding, payment_id = await self._settle_line(row, credentials)
-                await self._db.execute(
-                    tables.SETTLE_LINE, run["run_id"], row["line_id"], finding, payment_id, self._gateway.clock.now()
-                )
-                if finding == "ambiguous":
-                    await self._ask_about(row)
+                async with self._db.transaction():
+                    line = await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"])
+                    if line is None:
+                        continue
+                    # Somebody may have said meanwhile where it belongs, or that it has been seen to.
+                    is_known, is_open = line["payment_id"] is not None, line["set_aside_at"] is None
+                    found = await self._find(line, credentials.shortcode) if is_open and not is_known else line
+                    finding = "already_known" if is_known else found["finding"]
+                    await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
+                if finding == "ambiguous" and is_open:
+                    await self._ask_about(found, credentials)
             after = rows[-1]["line_id"]
 
-    async def _settle_line(self, row: Row, credentials: MpesaCredentials) -> tuple[Finding, str | None]:
-        recovery, line = self._gateway.services.get(Recovery), statement_of(row)
+    async def _find(self, row: Row, shortcode: str, source: Source = "statement") -> Row:
+        """Find out what a locked line is, and settle it where it is sure; gives the line as it is now."""
+        recovery, line = self._gateway.services.get(Recovery), statement_of(row, source)
         env: Env = row["env"]
-        match = await recovery.match(row["merchant_id"], env, credentials.shortcode, line)
-        payment_id = next(iter(match.payment_ids), None)
-        if payment_id is None:
-            return "not_found", None
-        if match.how == "rule" and (len(match.payment_ids) > 1 or await self._has_rival(row, credentials, payment_id)):
-            return "ambiguous", None
-        finding = await recovery.settle(payment_id, line)
-        return finding, payment_id if finding in {"already_known", "recovered", "mismatched"} else None
+        match = await recovery.match(row["merchant_id"], env, shortcode, line)
+        finding: Finding = "ambiguous" if match.is_ambiguous else "not_found"
+        if match.candidate is not None and await self._has_rival(row, match.candidate):
+            finding = "ambiguous"
+        elif match.payment_id is not None:
+            finding = await recovery.settle(row["merchant_id"], env, match.payment_id, line)
+        payment_id = match.payment_id if finding in _SETTLED else None
+        found = await self._db.fetchrow(tables.FOUND, row["line_id"], finding, payment_id, self._gateway.clock.now())
+        if found is None:
+            raise RuntimeError("the line was not written")
+        return found
 
-    async def _has_rival(self, row: Row, credentials: MpesaCredentials, payment_id: str) -> bool:
+    async def _has_rival(self, row: Row, candidate: Candidate) -> bool:
         """Whether other money that belongs nowhere yet fits the same payment."""
-        recovery = self._gateway.services.get(Recovery)
-        env: Env = row["env"]
-        for rival in await self._db.fetch(tables.RIVALS, row["merchant_id"], env, row["amount"], row["line_id"]):
-            match = await recovery.match(row["merchant_id"], env, credentials.shortcode, statement_of(rival))
-            if payment_id in match.payment_ids:
-                return True
-        return False
-
-    async def _ask_about(self, row: Row) -> None:
-        """Let a status query decide between several payments, once: it shows the payer's whole number."""
-        if row["check_id"] is not None:
-            return
-        try:
-            check = await self._gateway.services.get(StatusQueries).ask(
-                row["merchant_id"], row["receipt"], reference=row["reference"]
+        return bool(
+            await self._db.fetchval(
+                tables.HAS_RIVAL,
+                row["merchant_id"],
+                row["env"],
+                row["amount"],
+                row["line_id"],
+                str(candidate.phone),
+                candidate.reference,
+                candidate.created_at - Match.BEFORE,
+                candidate.created_at + Match.AFTER,
             )
-        except Refused as problem:
-            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
+        )
+
+    async def _ask_about(self, row: Row, credentials: MpesaCredentials) -> None:
+        """Ask M-Pesa whose money an ambiguous line is: its answer shows the payer's whole number, and the time."""
+        now = self._gateway.clock.now()
+        if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
             return
-        await self._db.execute(tables.CHECKED, row["line_id"], check.check_id)
+        callbacks = self._gateway.services.get(Callbacks)
+
+        def address(kind: Kind) -> str:
+            return callbacks.url_for(
+                kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
+            )
+
+        try:
+            # Noted first: the answer may be quicker than the acknowledgement.
+            initiator = credentials.initiator_for("asking whose money a statement line is")
+            await self._db.execute(tables.ASKED, row["line_id"], now)
+            await self._gateway.daraja.transaction_status(
+                credentials.daraja,
+                initiator,
+                receipt=row["receipt"],
+                conversation_id=None,
+                result_url=address("status"),
+                timeout_url=address("status-timeout"),
+                remarks=f"status of {row['receipt']}",
+            )
+        except ProviderNotConfigured as problem:
+            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
+        except DarajaFault as fault:
+            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=fault.meaning)
+            await self._db.execute(tables.ASKED, row["line_id"], row["asked_at"])
+
+    async def take_status(self, result: StatusResulted) -> None:
+        """The answer to a question of ours about a line, inside the transaction that keeps the callback.
+
+        With the payer's whole number the rule is tried again, on every line that it may have left alone.
+        """
+        if not result.subject_id.startswith("lin_"):
+            return
+        asked = await self._db.fetchrow(tables.FIND_LINE, result.subject_id)
+        if asked is None:
+            return
+        # All in one order, so that two answers never wait for each other.
+        rows = await self._db.fetch(
+            tables.LOCK_OPEN_LIKE, asked["merchant_id"], asked["env"], asked["amount"], asked["line_id"]
+        )
+        line_ids = [row["line_id"] for row in rows]
+        is_answer = result.is_final and not result.timed_out and result.result_code == "0"
+        if is_answer and asked["line_id"] in line_ids and result.receipt in {None, asked["receipt"]}:
+            await self._learn(asked, result)
+            await self._find_again(asked, line_ids)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _learn(self, line: Row, result: StatusResulted) -> None:
+        payer = read_payer(result.payers)
+        pattern = None if payer is None else visible_pattern(payer)
+        moments = None if result.finished_at is None else [result.finished_at]
+        await self._db.execute(tables.LEARN, line["line_id"], payer, pattern, moments)
+
+    async def _find_again(self, asked: Row, line_ids: list[str]) -> None:
+        credentials = await self._gateway.services.get(Credentials).get(asked["merchant_id"])
+        if credentials.env != asked["env"]:
+            return
+        for line_id in line_ids:
+            line = await self._db.fetchrow(tables.FIND_LINE, line_id)
+            if line is not None:
+                await self._find(line, credentials.shortcode, "status_query")
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
         """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
@@ -347,18 +449,20 @@ class Reconciliation:
                 raise NotFound("there is no such statement line")
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
-            finding = await self._gateway.services.get(Recovery).settle(payment_id, statement_of(row))
-            if finding not in {"recovered", "already_known", "mismatched"}:
+            recovery = self._gateway.services.get(Recovery)
+            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, statement_of(row))
+            if finding == "not_found":
+                raise LineSettled(f"this line is of {row['env']}, and that payment is not")
+            if finding == "ambiguous":
                 raise LineSettled("this payment has another receipt: it was paid with other money")
+            assigned = await self._db.fetchrow(tables.FOUND, line_id, finding, payment_id, self._gateway.clock.now())
+            # Last: whoever waits for the audit log holds nothing that others need.
             await self._gateway.audit.record(
                 "statement_line.assigned",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
                 detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
-            )
-            assigned = await self._db.fetchrow(
-                tables.ASSIGN_LINE, line_id, finding, payment_id, self._gateway.clock.now()
             )
         if assigned is None:
             raise NotFound("there is no such statement line")
@@ -410,7 +514,7 @@ def _whole(amount: Kes | None) -> int | None:
     return int(amount) if amount is not None and int(amount) < 2**31 else None
 
 
-def statement_of(row: Row) -> Statement:
+def statement_of(row: Row, source: Source = "statement") -> Statement:
     """A kept line as a statement's."""
     return Statement(
         receipt=row["receipt"],
@@ -419,4 +523,5 @@ def statement_of(row: Row) -> Statement:
         phone=row["phone"],
         reference=row["reference"],
         moments=tuple(row["moments"]),
+        source=source,
     )

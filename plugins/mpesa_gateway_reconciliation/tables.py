@@ -57,7 +57,8 @@ class LineRow(Table, tablename="statement_line"):
     organisation = Text(null=True, default=None)
     finding = Text()
     payment_id = Text(null=True, default=None)
-    check_id = Text(null=True, default=None)
+    payer_pattern = Text(null=True, default=None)
+    asked_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
     set_aside_at = Timestamptz(null=True, default=None)
@@ -98,9 +99,10 @@ RETURNING *
 """
 
 REACHED = """
-SELECT max(window_end) FROM reconciliation_run WHERE merchant_id = $1 AND status = 'completed' AND env = $2
-    AND shortcode = $3
+SELECT max(window_end) FROM reconciliation_run
+WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' AND cause = 'cron'
 """
+"""Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
 PAGE_READ = """
 UPDATE reconciliation_run SET pages = pages + 1, malformed = malformed + $2, lease_until = $3
@@ -113,13 +115,13 @@ BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND sta
 KEEP_LINES = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],
-        $7::text[], $8::text[], $9::text[], $10::text[])
-        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation)
+        $7::text[], $8::text[], $9::text[], $10::text[], $16::text[])
+        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, payer_pattern)
 ), kept AS (
     INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
-        reference, kind, organisation, created_at)
+        reference, kind, organisation, payer_pattern, created_at)
     SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
-        reference, kind, organisation, $14
+        reference, kind, organisation, payer_pattern, $14
     FROM given
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
     RETURNING line_id, finding, set_aside_at
@@ -138,23 +140,50 @@ WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND line_id > $2
 ORDER BY line_id LIMIT 200
 """
 
-RIVALS = """
-SELECT * FROM statement_line
-WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous') AND line_id <> $4
-    AND set_aside_at IS NULL
-ORDER BY created_at DESC LIMIT 50
-"""
-
-SETTLE_LINE = """
-WITH line AS (
-    UPDATE statement_line SET finding = $3, payment_id = $4,
-        settled_at = CASE WHEN $4::text IS NOT NULL THEN $5::timestamptz END
-    WHERE line_id = $2
+HAS_RIVAL = """
+SELECT EXISTS (
+    SELECT 1 FROM statement_line
+    WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous')
+        AND line_id <> $4 AND set_aside_at IS NULL
+        AND (payer_pattern IS NULL OR $5 ~ payer_pattern OR '0' || substr($5, 4) ~ payer_pattern
+            OR substr($5, 4) ~ payer_pattern)
+        AND (COALESCE(reference, '') = '' OR upper(reference) = upper($6))
+        AND EXISTS (SELECT 1 FROM unnest(moments) AS at WHERE at BETWEEN $7::timestamptz AND $8::timestamptz)
 )
-UPDATE reconciliation_line SET finding = $3 WHERE run_id = $1 AND line_id = $2
 """
 
-CHECKED = "UPDATE statement_line SET check_id = $2 WHERE line_id = $1"
+FOUND = """
+UPDATE statement_line SET finding = $2, payment_id = $3,
+    settled_at = CASE WHEN $3::text IS NOT NULL THEN $4::timestamptz END
+WHERE line_id = $1
+RETURNING *
+"""
+
+FOUND_IN_RUN = "UPDATE reconciliation_line SET finding = $3 WHERE run_id = $1 AND line_id = $2"
+
+ASKED = "UPDATE statement_line SET asked_at = $2 WHERE line_id = $1"
+
+FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
+
+LOCK_ANY_LINE = "SELECT * FROM statement_line WHERE line_id = $1 FOR UPDATE"
+
+LOCK_OPEN_LIKE = """
+SELECT line_id FROM statement_line
+WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
+    SELECT $4 UNION ALL (
+        SELECT line_id FROM statement_line
+        WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding = 'ambiguous' AND asked_at IS NOT NULL
+            AND set_aside_at IS NULL
+        ORDER BY line_id DESC LIMIT 100)))
+ORDER BY line_id FOR UPDATE
+"""
+"""The line that was asked about and the newest that it may have left alone: the new number may decide those too."""
+
+LEARN = """
+UPDATE statement_line SET phone = COALESCE($2, phone), payer_pattern = COALESCE($3, payer_pattern),
+    moments = COALESCE($4::timestamptz[], moments)
+WHERE line_id = $1
+"""
 
 FINISH = """
 WITH counted AS (
@@ -191,16 +220,10 @@ ORDER BY line_id LIMIT $4
 
 LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
 
-ASSIGN_LINE = """
-UPDATE statement_line SET finding = $2, payment_id = $3, settled_at = $4 WHERE line_id = $1 RETURNING *
-"""
-
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""
 
 FIND_ANY_RUN = "SELECT * FROM reconciliation_run WHERE run_id = $1"
-
-FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
 
 RUNS_OF_LINE = """
 SELECT reconciliation_run.run_id, started_at, reconciliation_line.finding

@@ -8,7 +8,7 @@ from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, P
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.desk import RefundDesk, RefundsQuery, left_of
 from mpesa_gateway_refunds.schemas import Resolution
-from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.service import RefundService, subjects_of
 from mpesa_gateway_refunds.views import view
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Momen
     """What M-Pesa said about a payment's refunds."""
     rows = await gateway.services.get(RefundDesk).of_payment(payment_id)
     handles = [row["originator_conversation_id"] for row in rows if row["originator_conversation_id"]]
-    return await gateway.services.get(Callbacks).past([row["refund_id"] for row in rows], handles) if rows else ()
+    subjects = [subject for row in rows for subject in subjects_of(row["refund_id"])]
+    return await gateway.services.get(Callbacks).past(subjects, handles) if rows else ()
 
 
 async def past(gateway: "Gateway", refund_id: str) -> Sequence[Moment]:
@@ -120,7 +121,7 @@ async def past(gateway: "Gateway", refund_id: str) -> Sequence[Moment]:
         Moment(
             at=row["created_at"], source="refund", state="requested", text=f"Asked for: {row['reason'] or 'no reason'}"
         ),
-        *await gateway.services.get(Callbacks).past([refund_id], handles),
+        *await gateway.services.get(Callbacks).past(subjects_of(refund_id), handles),
     ]
     if row["attention"] is not None:
         moments.append(Moment(at=row["updated_at"], source="refund", state="attention", text=row["attention"]))

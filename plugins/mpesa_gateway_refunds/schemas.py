@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.http.fields import Amount, MerchantId, PaymentId, Receipt, RefundId, example_id
-from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
 
@@ -68,7 +68,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     """A refund as merchants see it.
 
     ``outcome`` is a stable word once it has ended; ``advice`` says what to do about a failure; ``attention`` why a
-    pending one waits for a person.
+    person has to look: nobody says what became of it, or M-Pesa contradicts what is known.
     """
 
     id: RefundId
@@ -97,8 +97,9 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     payment_id: str | None = None
     status: Literal["pending", "completed", "failed"] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    needs_attention: bool | None = None
 
 
 class RefundQuery(RefundFilters, frozen=True, kw_only=True):
@@ -110,7 +111,7 @@ class RefundQuery(RefundFilters, frozen=True, kw_only=True):
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person found out about a refund that M-Pesa never answered for. ``confirm`` repeats the refund's id."""
+    """What a person found out about a refund that needs attention. ``confirm`` repeats the refund's id."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"note": at_most(_LONGEST_NOTE)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {

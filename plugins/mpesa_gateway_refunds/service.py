@@ -5,13 +5,14 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -37,6 +38,15 @@ log = structlog.get_logger(__name__)
 
 _OPERATION = "refunds.request"
 _DONE = ReversalOutcome("reversed", "the money went back to the payer", "")
+
+_ABOUT_REVERSAL, _ABOUT_PAYMENT = "rfd", "rfp"
+"""What a question of ours is about, in the address that its answer comes to: a refund's reversal, or its payment."""
+
+_ASKING = timedelta(seconds=60)
+"""For how long one worker has a refund to itself while it asks M-Pesa."""
+
+_NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
 class RefundService:
@@ -89,13 +99,17 @@ class RefundService:
                 )
                 if not claim.is_ours:
                     return await self._require(caller.merchant_id, claim.subject_id), False
-                refund_id = claim.subject_id
+                if claim.subject_id != refund_id:
+                    # A result locks its refund and then the payment: whoever comes from here goes the same way.
+                    refund_id = claim.subject_id
+                    await self._db.fetchrow(tables.LOCK, refund_id)
             credentials.initiator_for("a refund")
             payments = self._gateway.services.get(RefundablePayments)
             refundable = await payments.reserve(caller.merchant_id, body.payment_id, amount, refund_id)
-            if refundable.env != credentials.env:
+            if (refundable.env, refundable.shortcode) != (credentials.env, credentials.shortcode):
                 raise Conflict(
-                    f"this payment is of {refundable.env}, and the stored credentials are of {credentials.env}"
+                    f"this payment is of {refundable.env} and shortcode {refundable.shortcode}, and the stored "
+                    f"credentials are of {credentials.env} and {credentials.shortcode}: its money is not theirs to move"
                 )
             row = await self._db.fetchrow(
                 tables.INSERT,
@@ -110,6 +124,7 @@ class RefundService:
                 key,
                 now + timedelta(seconds=self._settings.hold),
                 now,
+                refundable.shortcode,
             )
             if row is None:
                 raise Conflict("this refund is under way: look at it before asking again")
@@ -197,81 +212,120 @@ class RefundService:
             raise AnotherSubject("this result is about another payment's reversal")
         if result.timed_out:
             await self._db.execute(tables.ASK_NOW, row["refund_id"], self._gateway.clock.now())
-        elif result.is_final:
-            await self._end(row, result)
+        elif result.is_final and not await self._end(row, result):
+            # Its money is promised to another refund: offered again until that one has ended.
+            return
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
-    async def _end(self, row: Row, result: ReversalResulted) -> None:
+    async def _end(self, row: Row, result: ReversalResulted) -> bool:
+        """What M-Pesa says is done. False when it cannot be taken yet."""
         outcome = reversal_outcome(result.result_code, result.result_desc)
+        code, text = result.result_code, result.result_desc
         if outcome.word == "reversed":
             if result.amount_text is not None and result.amount != row["amount"]:
                 await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
-            else:
-                await self._complete(row, outcome, result.result_code, result.result_desc, result.reversal_receipt)
-        elif outcome.word == "already_reversed":
-            now = self._gateway.clock.now()
-            await self._db.execute(tables.VERIFY, row["refund_id"], result.result_code, result.result_desc, now)
+                return True
+            return await self._complete(row, outcome, code, text, result.reversal_receipt)
+        if row["status"] == "completed":
+            if outcome.word != "already_reversed":
+                await self._needs_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif outcome.word != "already_reversed":
+            await self._fail(row, outcome, code=code, text=text)
+        elif await self._says_how_much(row):
+            await self._db.execute(tables.VERIFY, row["refund_id"], code, text, self._gateway.clock.now())
         else:
-            await self._fail(row, outcome, code=result.result_code, text=result.result_desc)
+            await self._needs_attention(row, _NOT_HOW_MUCH)
+        return True
+
+    async def _says_how_much(self, row: Row) -> bool:
+        """Whether a payment that is reversed can only be so by the whole of this refund.
+
+        M-Pesa says that a payment was reversed, and not of which part it speaks.
+        """
+        return row["amount"] == row["payment_amount"] and not await self._db.fetchval(
+            tables.MAY_HAVE_GONE_BACK_IN_PART, row["payment_id"], row["refund_id"]
+        )
 
     async def take_status(self, result: StatusResulted) -> None:
         """The answer to a question of ours about a reversal, inside the transaction that keeps the callback."""
-        if not result.subject_id.startswith("rfd_"):
+        prefix, _, name = result.subject_id.partition("_")
+        if prefix not in {_ABOUT_REVERSAL, _ABOUT_PAYMENT}:
             return
-        row = await self._db.fetchrow(tables.LOCK, result.subject_id)
+        row = await self._db.fetchrow(tables.LOCK, f"{_ABOUT_REVERSAL}_{name}")
         if row is None:
             return
         if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":
-            await self._take_answer(row, result)
+            # What was asked decides what the answer is about, unless it names the payment's own receipt.
+            if prefix == _ABOUT_PAYMENT or result.receipt == row["receipt"]:
+                await self._take_answer_about_payment(row, result)
+            else:
+                await self._take_answer_about_reversal(row, result)
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
-    async def _take_answer(self, row: Row, result: StatusResulted) -> None:
+    async def _take_answer_about_payment(self, row: Row, result: StatusResulted) -> None:
+        """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
         state = transaction_state(result.transaction_status)
-        reversal = row["reversal"]
-        is_about_payment = result.receipt is None or result.receipt == row["receipt"]
-        if reversal == "verifying" and is_about_payment:
-            # M-Pesa said "already reversed"; it has to know the payment, and at our amount.
-            fits = result.amount is None or result.amount == row["payment_amount"]
-            if state in {"completed", "reversed"} and fits:
-                code, text = row["result_code"], row["result_desc"]
-                await self._complete(row, reversal_outcome("R000001"), code, text, None)
-            elif state != "pending":
-                await self._needs_attention(row, f"M-Pesa says both already reversed and {result.transaction_status}")
-        elif reversal == "accepted" and result.receipt != row["receipt"]:
-            # The question was about the reversal's own conversation.
-            if state == "completed":
-                await self._complete(row, _DONE, result.result_code, result.result_desc, result.receipt)
-            elif state == "failed":
-                outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
-                await self._fail(row, outcome, code=result.result_code, text=outcome.meaning)
-        elif state == "reversed":
-            await self._complete(row, _DONE, result.result_code, result.result_desc, None)
+        if result.receipt not in {None, row["receipt"]} or state == "pending":
+            return
+        is_verifying = row["reversal"] == "verifying"
+        if is_verifying and (state == "failed" or result.amount not in {None, row["payment_amount"]}):
+            of = "" if result.amount_text is None else f" of KES {result.amount_text}"
+            said = f"M-Pesa says both already reversed and {result.transaction_status}{of}"
+            await self._needs_attention(row, said)
+        elif is_verifying or state == "reversed":
+            if not await self._says_how_much(row):
+                await self._needs_attention(row, _NOT_HOW_MUCH)
+            elif is_verifying:
+                await self._complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
+            else:
+                await self._complete(row, _DONE, result.result_code, result.result_desc, None)
+
+    async def _take_answer_about_reversal(self, row: Row, result: StatusResulted) -> None:
+        """How the reversal itself stands, by the conversation that its ack named."""
+        state = transaction_state(result.transaction_status)
+        if state == "failed":
+            outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
+            await self._fail(row, outcome, code=result.result_code, text=outcome.meaning)
+        elif state == "completed" and result.amount_text is not None and result.amount != row["amount"]:
+            await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+        elif state == "completed":
+            await self._complete(row, _DONE, result.result_code, result.result_desc, result.receipt)
 
     async def _complete(
         self, row: Row, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
-    ) -> None:
-        """The one way to ``completed``; a refund that was given up and went through after all gets there as well."""
+    ) -> bool:
+        """The one way to ``completed``; a refund that was given up and went through after all gets there as well.
+
+        False when the payment has no money left for it, which another refund may still free.
+        """
+        if row["status"] == "completed":
+            return True
         now = self._gateway.clock.now()
         payments = self._gateway.services.get(RefundablePayments)
-        amount = Kes(row["amount"])
-        if row["status"] == "completed":
-            return
-        if row["status"] == "failed":
-            try:
-                async with self._db.savepoint():
-                    await payments.reserve(row["merchant_id"], row["payment_id"], amount, row["refund_id"])
-            except Conflict:
-                log.exception("refund_beyond_payment", refund_id=row["refund_id"])
-                return
+        payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
         shown = None if receipt == row["receipt"] else receipt
-        await self._db.fetchrow(tables.COMPLETE, row["refund_id"], outcome.word, code, text, shown, now)
-        await payments.reverse(row["payment_id"], row["refund_id"], amount, shown)
-        log.info("refund_completed", refund_id=row["refund_id"], outcome=outcome.word)
+        try:
+            async with self._db.savepoint():
+                if row["status"] == "failed":
+                    await payments.reserve(row["merchant_id"], payment_id, amount, refund_id)
+                await self._db.fetchrow(tables.COMPLETE, refund_id, outcome.word, code, text, shown, now)
+        except Conflict as problem:
+            why = f"M-Pesa carried this refund out after all, and its money is promised to another: {problem.message}"
+            await self._needs_attention(row, why)
+            return False
+        except asyncpg.UniqueViolationError:
+            await self._needs_attention(row, f"M-Pesa gives it the receipt {shown}, which another refund has")
+            return True
+        await payments.reverse(payment_id, refund_id, amount, shown)
+        log.info("refund_completed", refund_id=refund_id, outcome=outcome.word)
+        return True
 
     async def _fail(self, row: Row, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended") -> None:
         """The one way to ``failed``: what was set aside is free again, and the merchant hears of it."""
         now = self._gateway.clock.now()
-        failed = await self._db.fetchrow(tables.FAIL, row["refund_id"], outcome.word, code, text, reversal, now)
+        failed = await self._db.fetchrow(
+            tables.FAIL, row["refund_id"], outcome.word, code, text, reversal, now, outcome.advice
+        )
         if failed is None:
             return
         payments = self._gateway.services.get(RefundablePayments)
@@ -297,8 +351,9 @@ class RefundService:
         log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
 
     async def _needs_attention(self, row: Row, why: str) -> None:
-        await self._db.execute(tables.NEEDS_ATTENTION, row["refund_id"], why, self._gateway.clock.now())
-        log.error("refund_needs_attention", refund_id=row["refund_id"], why=why)
+        now = self._gateway.clock.now()
+        if await self._db.fetchval(tables.NEEDS_ATTENTION, row["refund_id"], why, now) is not None:
+            log.error("refund_needs_attention", refund_id=row["refund_id"], why=why)
 
     async def _find(self, result: QueryResulted) -> Row | None:
         if result.subject_id:
@@ -332,52 +387,69 @@ class RefundService:
     async def ask(self, refund_id: str, *, is_forced: bool = False) -> bool:
         """Ask M-Pesa what became of a reversal; False when it is not due, has ended, or another worker is asking.
 
-        By its conversation where the ack is known, else by the payment's receipt. It is never sent again.
+        By its conversation where the ack is known, else by the payment's receipt. It is never sent again. Raises
+        ProviderNotConfigured, ProviderRejected and ProviderUnavailable where somebody ``is_forced`` to hear of it.
         """
         now = self._gateway.clock.now()
-        row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, now + timedelta(seconds=60))
+        leased_until = now + _ASKING
+        row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
         if row is None:
             return False
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
             async with self._db.transaction():
-                await self._needs_attention(row, "M-Pesa has not said what became of the reversal: look on its portal")
+                await self._needs_attention(row, row["attention"] or _NEVER_SAID)
             return True
-        by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
+        refusal: Refused | None = None
         try:
-            credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
-            await self._gateway.daraja.transaction_status(
-                credentials.daraja,
-                credentials.initiator_for("a refund"),
-                receipt=None if by_conversation else row["receipt"],
-                conversation_id=row["originator_conversation_id"] if by_conversation else None,
-                result_url=self._address("status", credentials, refund_id),
-                timeout_url=self._address("status-timeout", credentials, refund_id),
-                remarks=f"reversal of {row['receipt']}",
-            )
+            await self._question(row)
         except DarajaFault as fault:
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
-        except ProviderNotConfigured as problem:
-            # The credentials were removed meanwhile, or have no initiator any more.
+            refusal = refusal_of(fault)
+        except Refused as problem:
+            # Such as: the credentials were removed meanwhile, or have no initiator any more.
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
+            refusal = problem
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
-            await self._db.execute(tables.ASK_NOW, refund_id, now)
+            await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, now)
             raise
-        await self._db.execute(tables.ASK_NOW, refund_id, self._next_ask(row, now))
+        # Unless the answer, or a result, was quicker.
+        await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, self._next_ask(row, now))
+        if is_forced and refusal is not None:
+            raise refusal
         return True
+
+    async def _question(self, row: Row) -> None:
+        """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
+        credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
+        check_env(credentials, row["env"])
+        if row["shortcode"] not in {None, credentials.shortcode}:
+            raise ProviderNotConfigured(f"the stored credentials are not those of shortcode {row['shortcode']}")
+        by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
+        about_reversal, about_payment = subjects_of(row["refund_id"])
+        subject = about_reversal if by_conversation else about_payment
+        await self._gateway.daraja.transaction_status(
+            credentials.daraja,
+            credentials.initiator_for("a refund"),
+            receipt=None if by_conversation else row["receipt"],
+            conversation_id=row["originator_conversation_id"] if by_conversation else None,
+            result_url=self._address("status", credentials, subject),
+            timeout_url=self._address("status-timeout", credentials, subject),
+            remarks=f"reversal of {row['receipt']}",
+        )
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
     async def ask_now(self, caller: Caller, refund_id: str) -> RefundView:
-        """Ask at once. Raises NotFound, ProviderNotConfigured, and RefundEnded without anything to ask about."""
+        """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
         row = await self._require(caller.merchant_id, refund_id)
         check_env(await self._gateway.services.get(Credentials).get(caller.merchant_id), caller.env)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
-        await self._db.execute(tables.ASK_NOW, refund_id, self._gateway.clock.now())
+        await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
         return await self.get(caller.merchant_id, refund_id)
 
@@ -388,8 +460,8 @@ class RefundService:
             row = await self._db.fetchrow(tables.LOCK, refund_id)
             if row is None:
                 raise NotFound("there is no such refund")
-            if row["status"] != "pending" or row["attention"] is None:
-                raise RefundEnded("only a pending refund that needs attention is decided by hand")
+            await self._resolve(row, resolution)
+            # Last: whoever waits for the audit log holds nothing that others need.
             await self._gateway.audit.record(
                 "refund.resolved",
                 merchant_id=row["merchant_id"],
@@ -397,12 +469,22 @@ class RefundService:
                 subject_id=refund_id,
                 detail={"outcome": resolution.outcome, "note": resolution.note},
             )
-            if resolution.outcome == "completed":
-                await self._complete(row, _DONE, "operator", resolution.note, None)
-            else:
-                outcome = ReversalOutcome("other", "an operator found that no money went back", "ask for it again")
-                await self._fail(row, outcome, code="operator", text=resolution.note)
         return await self.get(row["merchant_id"], refund_id)
+
+    async def _resolve(self, row: Row, resolution: Resolution) -> None:
+        if row["attention"] is None:
+            raise RefundEnded("only a refund that needs attention is decided by hand")
+        note = resolution.note
+        if row["status"] == resolution.outcome:
+            await self._db.execute(tables.LOOKED_AT, row["refund_id"], self._gateway.clock.now())
+        elif resolution.outcome == "completed":
+            if not await self._complete(row, _DONE, "operator", note, None):
+                raise RefundEnded("this payment has no money left for this refund: another one has it")
+        elif row["status"] == "pending":
+            outcome = ReversalOutcome("other", "an operator found that no money went back", "ask for it again")
+            await self._fail(row, outcome, code="operator", text=note)
+        else:
+            raise RefundEnded("this refund is completed and its payment reversed, which is not taken back")
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -437,8 +519,20 @@ class RefundService:
         return row
 
 
+def subjects_of(refund_id: str) -> list[str]:
+    """What callbacks about a refund are addressed to: the refund, and our questions about its payment."""
+    return [refund_id, f"{_ABOUT_PAYMENT}_{refund_id.partition('_')[2]}"]
+
+
 def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:
-    return merchant_id, filters.payment_id, filters.status, filters.since, filters.until
+    return (
+        merchant_id,
+        filters.payment_id,
+        filters.status,
+        filters.since,
+        filters.until,
+        filters.needs_attention,
+    )
 
 
 def _position(row: Row) -> tuple[datetime, str]:

@@ -11,6 +11,7 @@ class RefundRow(Table, tablename="refund"):
     merchant_id = Text()
     payment_id = Text()
     env = Text()
+    shortcode = Text(null=True, default=None)
     amount = Integer()
     payment_amount = Integer()
     receipt = Text()
@@ -22,6 +23,7 @@ class RefundRow(Table, tablename="refund"):
     conversation_id = Text(null=True, default=None)
     reversal_receipt = Text(null=True, default=None)
     outcome = Text(null=True, default=None)
+    advice = Text(null=True, default=None)
     result_code = Text(null=True, default=None)
     result_desc = Text(null=True, default=None)
     attention = Text(null=True, default=None)
@@ -34,10 +36,11 @@ class RefundRow(Table, tablename="refund"):
 
 INSERT = """
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
-    due_at, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+    due_at, created_at, updated_at, shortcode)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'sending', outcome = NULL, result_code = NULL,
-    result_desc = NULL, receipt = excluded.receipt, amount = excluded.amount, due_at = excluded.due_at,
+    result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
+    amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
     updated_at = excluded.updated_at
     WHERE refund.reversal = 'unsent'
 RETURNING *
@@ -57,6 +60,13 @@ WHERE refund_id = $1 AND reversal = 'sending' AND status = 'pending'
 
 LOCK = "SELECT * FROM refund WHERE refund_id = $1 FOR UPDATE"
 
+MAY_HAVE_GONE_BACK_IN_PART = """
+SELECT EXISTS (
+    SELECT 1 FROM refund WHERE payment_id = $1 AND refund_id <> $2 AND amount < payment_amount
+        AND reversal NOT IN ('unsent', 'refused')
+)
+"""
+
 LOCK_BY_HANDLE = """
 SELECT * FROM refund WHERE originator_conversation_id = $1 OR conversation_id = $2
 ORDER BY created_at DESC LIMIT 1 FOR UPDATE
@@ -64,28 +74,40 @@ ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 
 COMPLETE = """
 UPDATE refund SET status = 'completed', reversal = 'ended', outcome = $2, result_code = $3, result_desc = $4,
-    reversal_receipt = $5, attention = NULL, due_at = NULL, updated_at = $6, completed_at = $6
+    reversal_receipt = $5, advice = NULL, attention = NULL, due_at = NULL, updated_at = $6, completed_at = $6
 WHERE refund_id = $1 AND status <> 'completed'
 RETURNING *
 """
 
 FAIL = """
 UPDATE refund SET status = 'failed', reversal = $5, outcome = $2, result_code = $3, result_desc = $4,
-    attention = NULL, due_at = NULL, updated_at = $6
+    advice = $7, attention = NULL, due_at = NULL, updated_at = $6
 WHERE refund_id = $1 AND status = 'pending'
 RETURNING *
 """
 
 VERIFY = """
-UPDATE refund SET reversal = 'verifying', result_code = $2, result_desc = $3, asked = 0, due_at = $4, updated_at = $4
+UPDATE refund SET reversal = 'verifying', result_code = $2, result_desc = $3, asked = 0, due_at = $4,
+    attention = NULL, updated_at = $4
 WHERE refund_id = $1 AND status = 'pending'
 """
 
-ASK_NOW = "UPDATE refund SET due_at = $2, attention = NULL WHERE refund_id = $1 AND status = 'pending'"
+ASK_NOW = "UPDATE refund SET due_at = $2 WHERE refund_id = $1 AND status = 'pending' AND attention IS NULL"
+
+ASK_BY_HAND = "UPDATE refund SET due_at = $2 WHERE refund_id = $1 AND status = 'pending'"
+
+ASK_AGAIN = """
+UPDATE refund SET due_at = CASE WHEN attention IS NULL THEN $3::timestamptz END
+WHERE refund_id = $1 AND status = 'pending' AND due_at = $2
+"""
 
 NEEDS_ATTENTION = """
-UPDATE refund SET attention = $2, due_at = NULL, updated_at = $3 WHERE refund_id = $1 AND status = 'pending'
+UPDATE refund SET attention = $2, due_at = NULL, updated_at = $3
+WHERE refund_id = $1 AND (status <> 'failed' OR attention IS DISTINCT FROM $2)
+RETURNING refund_id
 """
+
+LOOKED_AT = "UPDATE refund SET attention = NULL, updated_at = $2 WHERE refund_id = $1"
 
 DUE = "SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
 
@@ -105,13 +127,13 @@ COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
 PAGE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
     AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5)
-    AND ($6::timestamptz IS NULL OR (created_at, refund_id) < ($6, $7))
-ORDER BY created_at DESC, refund_id DESC LIMIT $8
+    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
+    AND ($7::timestamptz IS NULL OR (created_at, refund_id) < ($7, $8))
+ORDER BY created_at DESC, refund_id DESC LIMIT $9
 """
 
 COUNT = """
 SELECT count(*) FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
     AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5)
+    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
 """

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway_refunds.schemas import RefundView
@@ -10,20 +9,18 @@ from mpesa_gateway_refunds.schemas import RefundView
 _PLAIN = tuple(
     name
     for name in RefundView.__struct_fields__
-    if name not in {"id", "amount", "currency", "provider", "provider_ref", "advice"}
+    if name not in {"id", "amount", "currency", "provider", "provider_ref"}
 )
 
 
 def view(row: Row) -> RefundView:
     """A refund's row as merchants see it."""
-    known = REVERSAL_RESULTS.get(row["result_code"] or "")
     return RefundView(
         id=row["refund_id"],
         amount=Kes(row["amount"]).wire,
         currency="KES",
         provider="mpesa",
         provider_ref=row["originator_conversation_id"],
-        advice=known.advice if known is not None and row["status"] == "failed" else None,
         **{name: row[name] for name in _PLAIN},
     )
 

@@ -17,6 +17,7 @@ Habit = Literal[
     "internal_error",
     "intermediate_first",
     "intermediate_last",
+    "refuses_part",
     "several_lists",
     "no_response_field",
     "http_500_when_empty",
@@ -27,6 +28,7 @@ Habit = Literal[
     "z_meaning_eat",
     "html_200",
     "cents",
+    "amount_number",
 ]
 """The habits of all operations but pushes, whose are the phones' (outcomes.py); from ``several_lists`` on they are
 Pull's, those before are for results."""
@@ -81,3 +83,7 @@ RESULT_HABITS: dict[str, Plan] = {
     "intermediate_last": Plan(bodies=_intermediate_last),
 }
 """The habits of status queries and reversals; ``internal_error`` refuses the request itself."""
+
+STATUS_HABITS: frozenset[str] = frozenset({*RESULT_HABITS, "internal_error"})
+REVERSAL_HABITS: frozenset[str] = STATUS_HABITS | {"refuses_part"}
+"""Those of reversals: Safaricom may refuse to send back a part."""

@@ -12,6 +12,8 @@ from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.validation import (
+    Fault,
+    Garbage,
     ReversalRequest,
     StatusRequest,
     named_fault,
@@ -51,8 +53,11 @@ _TEXTS: dict[str, str] = {
 }
 
 
-class AckLost(Exception):
+class AckLost(Garbage):
     """The request was taken, and its answer never says so."""
+
+    def __init__(self) -> None:
+        super().__init__(500, "<html>Internal Server Error</html>")
 
 
 class Results:
@@ -107,10 +112,17 @@ class Results:
         habit = await self.habit("reversal")
         if habit == "internal_error":
             raise named_fault("500.003.1001")
+        if habit == "refuses_part":
+            await self._refuse_part(request)
         envelope = await self._envelope("0", [], None)
         code, parameters, receipt = await self._carry_out(request, envelope["OriginatorConversationID"])
         envelope |= await self._envelope(code, parameters, receipt, like=envelope)
         return await self._take("reversal", envelope, request.result_url, request.timeout_url, habit)
+
+    async def _refuse_part(self, request: ReversalRequest) -> None:
+        row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
+        if row is not None and request.amount < row["amount"]:
+            raise Fault(400, "400.002.02", "Bad Request - Invalid Amount")
 
     async def _carry_out(
         self, request: ReversalRequest, conversation_id: str
@@ -213,7 +225,7 @@ class Results:
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: Habit
     ) -> tuple[dict[str, str], list[int]]:
         """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
-        plan = RESULT_HABITS[habit]
+        plan = RESULT_HABITS.get(habit, RESULT_HABITS["normal"])
         now = self._gateway.clock.now()
         delay = await self._knob("late_delay") if plan.is_late else await self._knob("callback_delay")
         owed: list[int] = []
@@ -304,13 +316,15 @@ def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
         "z_meaning_eat": f"{at:%Y-%m-%dT%H:%M:%S}Z",
     }.get(habit, f"{at:%Y-%m-%dT%H:%M:%S}+03:00")
     national = row["phone"][3:]
+    amounts: dict[str, Any] = {"cents": f"{row['amount']}.00", "amount_number": row["amount"]}
     return {
         "transactionId": row["receipt"],
         "trxDate": date,
         "msisdn": f"{national[:3]}***{national[-3:]}" if habit == "partial_msisdn" else national,
         "sender": "MPESA",
-        "transactiontype": "c2b-pay-bill-debit",
-        "billreference": row["reference"],
-        "amount": f"{row['amount']}.00" if habit == "cents" else str(row["amount"]),
+        "transactiontype": "c2b-buy-goods-debit" if row["is_till"] else "c2b-pay-bill-debit",
+        # A till's customers give no account, and what a push to one says of it is not on the statement.
+        "billreference": "" if row["is_till"] else row["reference"],
+        "amount": amounts.get(habit, str(row["amount"])),
         "organizationname": "Shop",
     }

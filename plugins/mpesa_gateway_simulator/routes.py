@@ -15,17 +15,15 @@ from mpesa_gateway.http.query import Moment, reads
 from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
-from mpesa_gateway_simulator.habits import PULL_HABITS, RESULT_HABITS, Habit
+from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
-from mpesa_gateway_simulator.results import AckLost
 from mpesa_gateway_simulator.service import Simulator
-from mpesa_gateway_simulator.validation import Fault
+from mpesa_gateway_simulator.validation import Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
 
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
-_RESULT_HABIT = one_of({*RESULT_HABITS, "internal_error"})
 
 
 def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
@@ -65,8 +63,8 @@ async def _answer(request: Request[Any, Any, Any], services: Services, operation
         return Response(await answer(authorization, _read(body)), status_code=200)
     except Fault as fault:
         return _fault(request.headers.get("x-request-id", "sim"), fault)
-    except AckLost:
-        return Response("<html>Internal Server Error</html>", status_code=500, media_type="text/html")
+    except Garbage as garbage:
+        return Response(garbage.body, status_code=garbage.status, media_type="text/html")
 
 
 @get("/simulator/oauth/v1/generate", **_DARAJA)
@@ -250,14 +248,26 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation: Literal["oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullregister", "pullquery"]
     fault: Literal[
         "400.002.02",
+        "400.002.05",
+        "400.003.01",
         "400.003.02",
         "400.008.01",
         "400.008.02",
+        "401.001",
+        "401.002.01",
+        "404.001.01",
         "404.001.03",
+        "405.001",
         "500.001.1001",
+        "500.002.1001",
         "500.003.02",
         "500.003.03",
         "500.003.1001",
+        "html_200",
+        "html_502",
+        "empty_200",
+        "empty_503",
+        "empty_504",
     ]
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
@@ -299,8 +309,8 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "stkpush": one_of({"normal", *(behaviour.name for behaviour in BEHAVIOURS.values())}),
-        "transactionstatus": _RESULT_HABIT,
-        "reversal": _RESULT_HABIT,
+        "transactionstatus": one_of(STATUS_HABITS),
+        "reversal": one_of(REVERSAL_HABITS),
         "pullquery": one_of(PULL_HABITS),
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"reversal": "late"}

@@ -167,7 +167,10 @@ RETURNING xmax = 0
 IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM sim_registration WHERE shortcode = $1)"
 
 STATEMENT = """
-SELECT * FROM sim_transaction WHERE shortcode = $1 AND at BETWEEN $2 AND $3 ORDER BY at, receipt OFFSET $4 LIMIT $5
+SELECT moved.*, COALESCE(push.receiver <> push.shortcode, false) AS is_till
+FROM sim_transaction AS moved LEFT JOIN sim_push AS push USING (checkout_request_id)
+WHERE moved.shortcode = $1 AND moved.at BETWEEN $2 AND $3
+ORDER BY moved.at, moved.receipt OFFSET $4 LIMIT $5
 """
 
 HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"

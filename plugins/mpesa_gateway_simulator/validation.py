@@ -48,14 +48,29 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-def named_fault(code: str) -> Fault:
+class Garbage(Exception):
+    """An answer that is no JSON, as Daraja's gateways give it when something is wrong behind them."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.body = body
+
+
+def named_fault(code: str) -> Fault | Garbage:
     """The fault with this code, as Daraja answers it. Raises KeyError for one that we cannot play."""
-    return {
+    faults: dict[str, Fault | Garbage] = {
         "400.002.02": Fault(400, "400.002.02", "Bad Request - Invalid PhoneNumber"),
+        "400.002.05": Fault(400, "400.002.05", "Invalid Request Payload"),
+        "400.003.01": Fault(400, "400.003.01", "Invalid Access Token"),
         "400.003.02": Fault(400, "400.003.02", "Bad Request"),
         "400.008.01": Fault(400, "400.008.01", "Invalid Authentication passed"),
         "400.008.02": Fault(400, "400.008.02", "Invalid grant type passed"),
+        "401.001": Fault(401, "401.001", "Invalid Access Token"),
+        "401.002.01": Fault(401, "401.002.01", "Error Occurred - Invalid Access Token"),
+        "404.001.01": Fault(404, "404.001.01", "Resource not found"),
         "404.001.03": Fault(404, "404.001.03", "Invalid Access Token"),
+        "405.001": Fault(405, "405.001", "Method Not Allowed"),
         "500.001.1001": Fault(
             500,
             "500.001.1001",
@@ -64,7 +79,14 @@ def named_fault(code: str) -> Fault:
         "500.003.02": Fault(500, "500.003.02", "Error Occurred: Spike Arrest Violation"),
         "500.003.03": Fault(500, "500.003.03", "Error Occurred: Quota Violation"),
         "500.003.1001": Fault(500, "500.003.1001", "Internal Server Error"),
-    }[code]
+        "500.002.1001": Fault(500, "500.002.1001", "Duplicate OriginatorConversationID"),
+        "html_200": Garbage(200, "<html>We are improving our services. Please try again later.</html>"),
+        "html_502": Garbage(502, "<html>Bad Gateway</html>"),
+        "empty_200": Garbage(200, ""),
+        "empty_503": Garbage(503, ""),
+        "empty_504": Garbage(504, ""),
+    }
+    return faults[code]
 
 
 def _bad(field: str) -> Fault:

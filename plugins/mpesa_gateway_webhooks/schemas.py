@@ -119,8 +119,8 @@ class EventQuery(ListQuery, frozen=True, kw_only=True):
     """The filters of the list of events."""
 
     type: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
 
 class ReplayMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

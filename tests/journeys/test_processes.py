@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from mpesa_gateway.testing.receiver import receiving
-from mpesa_gateway.testing.serving import Api, shop
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, shop
 from tests.journeys.site import books, running_site, until_up
 
 
@@ -30,6 +30,37 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
             assert len({answer.data["id"] for answer in answers if answer.status != 409}) == 1
             assert await gateway.db.fetchval("SELECT count(*) FROM payment") == 1
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
+
+
+async def test_refunds_over_two_processes_never_exceed_the_payment(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with running_site(database_url, valkey_url, tmp_path) as site:
+        for start in (site.start_simulator, lambda: site.start_api(0), lambda: site.start_api(1), site.start_worker):
+            start()
+        await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
+        async with books(site) as gateway, shop(gateway, site.bases[0]) as first:
+            assert (await first.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            second = Api(site.bases[1], first.key)
+            payment = await first.settled((await first.pay("254711000050", 100, key="paid")).data["id"], "completed")
+            keyed = {"Idempotency-Key": "one"}
+            body = {"payment_id": payment["id"], "amount": 30}
+            answers = await asyncio.gather(
+                *((first, second)[number % 2].call("POST", "/v1/refunds", body, headers=keyed) for number in range(10)),
+                *((first, second)[number % 2].call("POST", "/v1/refunds", body) for number in range(10)),
+            )
+            await second.close()
+            made = [answer.data["id"] for answer in answers if answer.status == 201]
+            assert len(set(made)) == len(made) == 3
+            assert {answer.status for answer in answers} <= {200, 201, 409}
+            assert len({answer.data["id"] for answer in answers[:10] if answer.status in {200, 201}}) <= 1
+
+            async def has_gone_back() -> bool:
+                return bool(await gateway.db.fetchval("SELECT refunded = 90 AND refund_reserved = 0 FROM payment"))
+
+            await eventually(has_gone_back, 30)
+            assert await gateway.db.fetchval("SELECT sum(amount) FROM sim_reversal") == 90
+            assert await gateway.db.fetchval("SELECT status FROM payment") == "partially_reversed"
 
 
 async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make_one_prompt(

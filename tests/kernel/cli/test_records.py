@@ -17,7 +17,15 @@ def test_a_merchant_from_first_to_last(host: Host) -> None:
     assert f"{merchant_id}\tDuka la Mtaa\tsandbox\tno" in host.gets("merchants", "list")
     assert is_refused(host.types("merchants", "deactivate", merchant_id, "--yes"), 1, "not active")
     assert is_refused(host.types("apikeys", "create", merchant_id), 1, "not active")
-    assert "2 entries" in host.gets("audit", "verify")
+    printed = host.gets("audit", "verify")
+    assert "2 entries" in printed
+    head = printed.split()[-1]
+    assert head.startswith("2:")
+    host.gets("merchants", "create", "Another")
+    assert "3 entries" in host.gets("audit", "verify", "--noted", head)
+    assert is_refused(host.types("audit", "verify", "--noted", "2:" + "0" * 64), 1, "written anew")
+    assert is_refused(host.types("audit", "verify", "--noted", "9:" + "0" * 64), 1, "cut off before it")
+    assert host.types("audit", "verify", "--noted", "yesterday").returncode == 2
 
 
 def test_an_empty_name_is_refused(host: Host) -> None:

@@ -1,6 +1,7 @@
 """API keys, limits and the audit log."""
 
 import asyncio
+import resource
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,12 +9,15 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.client_ip import client_address, read_networks
-from mpesa_gateway.security.audit import BrokenChain
+from mpesa_gateway.security.audit import Audit, BrokenChain, _digest
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.security.tables import INSERT_ENTRY
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from tests.conftest import Town
 
@@ -152,6 +156,160 @@ async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
     await db.execute("DELETE FROM audit_entry WHERE number = 2")
     with pytest.raises(BrokenChain, match="entry 2 "):
         await audit.verify()
+
+
+SWAP = """
+UPDATE audit_entry SET number = -number WHERE number IN (2, 3);
+UPDATE audit_entry SET number = 5 + number WHERE number < 0
+"""
+TAMPERED: dict[str, tuple[str, str]] = {
+    "another actor": ("UPDATE audit_entry SET actor = 'nobody' WHERE number = 3", "entry 3 "),
+    "another time": ("UPDATE audit_entry SET at = at + interval '1 second' WHERE number = 2", "entry 2 "),
+    "another detail": ("UPDATE audit_entry SET detail = '{}' WHERE number = 2", "entry 2 "),
+    "another merchant": ("UPDATE audit_entry SET merchant_id = 'mer_x' WHERE number = 4", "entry 4 "),
+    "nobody's": ("UPDATE audit_entry SET merchant_id = NULL WHERE number = 4", "entry 4 "),
+    "another digest": ("UPDATE audit_entry SET digest = previous_digest WHERE number = 4", "entry 4 "),
+    "removed": ("DELETE FROM audit_entry WHERE number = 2", "entry 2 "),
+    "the first removed": ("DELETE FROM audit_entry WHERE number = 1", "entry 1 "),
+    "removed and closed up": (
+        "DELETE FROM audit_entry WHERE number = 2; UPDATE audit_entry SET number = number - 1 WHERE number > 2",
+        "entry 2 ",
+    ),
+    "put in another order": (SWAP, "entry 2 "),
+}
+
+
+async def test_whatever_is_done_to_the_log_shows(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+        audit, db = gateway.audit, gateway.db
+        for number in range(6):
+            await audit.record(f"test.{number}", merchant_id="mer_test", actor="test", detail={"number": number})
+        assert await audit.verify() == 6
+        head = await audit.head()
+        await db.execute("ALTER TABLE audit_entry DISABLE TRIGGER USER")
+        await db.execute("ALTER TABLE audit_entry DROP CONSTRAINT audit_entry_number_check")
+        for name, (statement, where) in TAMPERED.items():
+            with pytest.raises(BrokenChain) as broken:
+                await _try(gateway, statement)
+            assert where in str(broken.value), name
+        assert await audit.verify(head) == 6
+        # A chain cannot know its own end: a head that was noted elsewhere does.
+        await db.execute("DELETE FROM audit_entry WHERE number > 4")
+        assert await audit.verify() == 4
+        with pytest.raises(BrokenChain, match="entry 6, which was noted, is missing"):
+            await audit.verify(head)
+        for number in range(3):
+            await audit.record(f"forged.{number}", merchant_id="mer_test", actor="test")
+        assert await audit.verify() == 7
+        with pytest.raises(BrokenChain, match="entry 6 is not the one that was noted"):
+            await audit.verify(head)
+
+
+async def _try(gateway: Gateway, statement: str) -> None:
+    """Tamper, verify, and undo it."""
+    async with gateway.db.transaction():
+        try:
+            for part in statement.split(";"):
+                await gateway.db.execute(part)
+            await gateway.audit.verify()
+        finally:
+            await gateway.db.execute("ROLLBACK")
+            await gateway.db.execute("BEGIN")
+
+
+async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False}
+    config = GatewayConfig.from_values(
+        {name: value for name, value in values.items() if name != "simulator"} | {"plugins": []}
+    )
+    async with Gateway(config).running() as gateway:
+        other = Audit(Database(config.database), gateway.clock, gateway.ids)
+        await other._db.start()
+        both = (gateway.audit, other)
+        await asyncio.gather(*(both[n % 2].record("test.acted", merchant_id=None, actor=f"{n}") for n in range(60)))
+        assert await gateway.audit.verify() == await other.verify() == 60
+        await other._db.stop()
+        # A long log is read a piece at a time.
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        previous, rows = bytes.fromhex((await gateway.audit.head()).partition(":")[2]), []
+        at = gateway.clock.now()
+        detail = "x" * 500
+        for number in range(61, 20_061):
+            entry_id = f"aud_{number}"
+            digest = _digest(previous, number, entry_id, at, None, "test", "test.acted", None, detail)
+            rows.append((number, entry_id, at, None, "test", "test.acted", None, detail, previous, digest))
+            previous = digest
+        await gateway.db.executemany(INSERT_ENTRY, rows)
+        del rows
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert await gateway.audit.verify() == 20_060
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 20_000, f"{grown} KiB more for a log of 20,000 entries"
+
+
+async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[str, Any]) -> None:
+    clock = SetClock(datetime(2026, 11, 23, 10, tzinfo=UTC))
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values), clock=clock).running() as gateway:
+        audit = gateway.audit
+
+        async def seen(action: str) -> list[Any]:
+            return [entry.detail.get("left_out") for entry in await audit.page(100, None, action, None)]
+
+        for _ in range(20):
+            await audit.observe("auth.failed", merchant_id=None, actor="unknown")
+        await audit.observe("scope.denied", merchant_id=None, actor="unknown")
+        assert (await seen("auth.failed"), await seen("scope.denied")) == ([None] * 5, [None])
+        clock.advance(timedelta(seconds=1))
+        await audit.observe("auth.failed", merchant_id=None, actor="unknown")
+        assert await seen("auth.failed") == [15, *[None] * 5]
+        assert await audit.verify() > 0
+
+
+async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
+    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as admin:
+        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
+        path = f"/v1/admin/merchants/{merchant['merchant_id']}"
+        past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+        for body, field in (
+            ({"name": "k", "expires_at": past}, "expires_at"),
+            ({"name": "k", "expires_at": "2030-01-01T00:00:00"}, "expires_at"),
+            ({"name": "k", "scopes": []}, "scopes"),
+            ({"name": "  "}, "name"),
+            ({"name": "k", "env": "test"}, "env"),
+        ):
+            refused = await admin.call("POST", f"{path}/keys", body)
+            assert (refused.status, refused.error["field"]) == (422, field), body
+        soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        made = (await admin.call("POST", f"{path}/keys", {"name": "k", "expires_at": soon})).data
+        assert made["key"]["expires_at"] is not None
+        assert made["key"]["last_used_at"] is None
+        api = Api(town.base, made["api_key"])
+        assert (await api.call("GET", "/v1/merchant/me")).status == 200
+        (listed,) = (await admin.call("GET", f"{path}/keys")).data
+        assert listed["last_used_at"] is not None
+        await town.gateway.db.execute("UPDATE api_key SET expires_at = now() WHERE key_id = $1", listed["key_id"])
+        assert (await api.call("GET", "/v1/merchant/me")).status == 401
+        await api.close()
+        await admin.call("POST", f"{path}/deactivate", {"confirm": merchant["merchant_id"]})
+        refused = await admin.call("POST", f"{path}/keys", {"name": "k"})
+        assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/payments?since=2026-11-23T10:00:00",
+        "/v1/payments/export?until=2026-11-23T10:00:00",
+        "/v1/refunds?since=2026-11-23T10:00:00",
+        "/v1/refunds/export?until=2026-11-23T10:00:00",
+        "/v1/events?since=2026-11-23T10:00:00",
+    ],
+)
+async def test_a_time_without_its_zone_is_refused_and_breaks_nothing(town: Town, path: str) -> None:
+    answer = await town.api.call("GET", path)
+    assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
 
 
 async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:

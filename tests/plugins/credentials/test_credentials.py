@@ -1,5 +1,6 @@
 """Credentials: stored whole, sealed at rest, shown by their last four characters, and tried on demand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.schemas import MpesaFields
-from mpesa_gateway_credentials.service import SECRET_FIELDS
+from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
+from tests.certificates import issue
 from tests.conftest import Town
+from tests.daraja import playing
 
 PROVIDERS = "/v1/merchant/providers"
 VERIFY = f"{PROVIDERS}/mpesa/verify"
@@ -296,3 +299,78 @@ def test_a_shortcode_is_five_to_seven_ascii_digits_and_nothing_else(text: str) -
     else:
         with pytest.raises(ValueError, match="must be 5 to 7 digits"):
             rule(text)
+
+
+# -- the initiator's password ---------------------------------------------------------------------------------------
+
+
+async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_kept(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    sandbox, live = issue(tmp_path / "sandbox.cer"), issue(tmp_path / "live.cer")
+    values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
+    values.pop("simulator")
+    values |= {
+        "public_url": "https://pay.example.co.ke",
+        "daraja": {"sandbox_certificate": str(sandbox.path), "live_certificate": str(live.path)},
+    }
+    async with (
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, is_configured=False) as test_shop,
+        shop(gateway, base, env="live", is_configured=False) as live_shop,
+    ):
+        for api, env, issued in ((test_shop, "sandbox", sandbox), (live_shop, "live", live)):
+            answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
+            assert answer.status == 200, answer.body
+            merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+            kept = await gateway.services.get(CredentialStore).get(merchant_id)
+            assert kept.security_credential is not None
+            assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
+            shown = answer.data["config_summary"]
+            assert shown["security_credential"] == kept.security_credential.masked
+            assert "initiator_password" not in shown
+        for table in ("provider_credentials", "audit_entry", "event"):
+            rows = await gateway.db.fetch(f"SELECT * FROM {table}")  # noqa: S608 - a name from this line
+            assert "Initiator-pw-7" not in str([dict(row) for row in rows])
+
+
+async def test_a_password_that_cannot_be_encrypted_here_is_refused_with_the_reason(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["daraja"] = {"sandbox_certificate": str(tmp_path / "a.cer"), "sandbox_url": "http://127.0.0.1:9"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        for word in ("cannot be read", "expired on"):
+            answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
+            assert (answer.status, answer.error["field"]) == (422, "mpesa.initiator_password")
+            assert word in answer.error["message"]
+            assert "Initiator-pw-7" not in str(answer.body)
+            issue(tmp_path / "a.cer", since=-10, days=5)
+        both = await put(api, initiator_password="Initiator-pw-7")
+        assert (both.status, both.error["field"]) == (422, "mpesa.initiator_password")
+        spaced = await put(api, security_credential=None, initiator_password="with space")
+        assert (spaced.status, spaced.error["field"]) == (422, "mpesa.initiator_password")
+
+
+async def test_each_environment_talks_to_its_own_daraja_only(values: dict[str, Any]) -> None:
+    values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
+    values.pop("simulator")
+    async with playing() as sandbox, playing() as live:
+        values |= {
+            "public_url": "https://pay.example.co.ke",
+            "daraja": {"sandbox_url": sandbox.base, "live_url": live.base},
+        }
+        async with (
+            running_gateway(values) as (gateway, base),
+            shop(gateway, base, is_configured=False) as test_shop,
+            shop(gateway, base, env="live", is_configured=False) as live_shop,
+        ):
+            assert (await put(test_shop)).status == 200
+            assert (await put(live_shop, env="live")).status == 200
+            for api, mine, other in ((test_shop, sandbox, live), (live_shop, live, sandbox)):
+                before = len(other.asked)
+                assert (await api.pay("0711000001", key="a")).status == 201
+                assert (await api.call("POST", VERIFY)).data["ok"] is True
+                assert (await api.call("POST", "/v1/payments/mpesa/check-status/TKN4A1B2C3")).status == 200
+                assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["status"] == "completed"
+                assert {name for name, _ in mine.asked} >= {"oauth", "stkpush", "transactionstatus", "pullquery"}
+                assert len(other.asked) == before

@@ -6,6 +6,7 @@ import io
 import resource
 from typing import Any
 
+import niquests
 import pytest
 
 from mpesa_gateway.http.csv import cell
@@ -95,6 +96,26 @@ async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(t
     await asyncio.sleep(0.2)
     pool: Any = town.gateway.db.engine.pool
     assert pool.get_idle_size() == pool.get_size()
+
+
+async def test_a_file_that_fails_in_the_middle_breaks_off_and_never_looks_whole(town: Town) -> None:
+    await town.gateway.db.execute(FILL, await merchant_of(town), 1, 60_000)
+    async with town.api.streaming("/v1/payments/export") as chunks:
+        taken = [await anext(chunks)]
+        await town.gateway.db.execute("ALTER TABLE payment RENAME TO payment_gone")
+        with pytest.raises(niquests.exceptions.ChunkedEncodingError):
+            taken += [chunk async for chunk in chunks]
+    assert taken[0].startswith(b"id,")
+    assert b"".join(taken).count(b"\n") < 60_001
+    await town.gateway.db.execute("ALTER TABLE payment_gone RENAME TO payment")
+    assert (await town.api.call("GET", "/v1/payments?limit=1")).status == 200
+
+
+async def test_a_file_that_cannot_even_begin_is_an_answer_like_any_other(town: Town) -> None:
+    await town.gateway.db.execute("ALTER TABLE payment RENAME TO payment_gone")
+    answer = await town.api.call("GET", "/v1/payments/export")
+    assert (answer.status, answer.error["code"]) == (500, "INTERNAL_ERROR")
+    await town.gateway.db.execute("ALTER TABLE payment_gone RENAME TO payment")
 
 
 @pytest.mark.usefixtures("initiated")

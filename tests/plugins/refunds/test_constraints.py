@@ -37,10 +37,6 @@ CASES = {
         UPDATE % ("outcome = 'reversed'", "failed"),
         UPDATE % ("outcome = 'already_reversed'", "failed"),
     ],
-    "refund_attention_while_pending": [
-        UPDATE % ("attention = 'look'", "completed"),
-        UPDATE % ("attention = 'look'", "failed"),
-    ],
     "refund_reversal_receipt_is_of_money": [
         UPDATE % ("reversal_receipt = 'SKE0000001'", "pending"),
         UPDATE % ("reversal_receipt = 'SKE0000001'", "failed"),
@@ -63,12 +59,18 @@ CASES = {
 
 
 def test_every_rule_has_a_statement_that_breaks_it() -> None:
-    assert set(CASES) == added("mpesa_gateway_refunds.migrations", "0002_what_always_holds.sql")
+    taken_back = {"refund_attention_while_pending"}
+    assert set(CASES) == added("mpesa_gateway_refunds.migrations", "0002_what_always_holds.sql") - taken_back
 
 
 async def test_the_table_refuses_what_must_not_be(town: Town) -> None:
     await town.gateway.db.execute(ROWS)
     assert await refusals(town.gateway.db, CASES) == {}
+
+
+async def test_somebody_may_have_to_look_at_what_has_ended(town: Town) -> None:
+    await town.gateway.db.execute(ROWS)
+    assert await town.gateway.db.execute("UPDATE refund SET attention = 'look'") == "UPDATE 3"
 
 
 async def test_what_was_never_sent_may_be_asked_for_again_with_another_amount(town: Town) -> None:

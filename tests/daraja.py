@@ -1,0 +1,173 @@
+"""A Daraja that answers as a test tells it to, word for word, and remembers what it was asked."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.testing.serving import eventually
+from tests.kernel.scripted import Asked, scripted, write
+
+PATHS = {
+    "/oauth/v1/generate": "oauth",
+    "/mpesa/stkpush/v1/processrequest": "stkpush",
+    "/mpesa/stkpushquery/v1/query": "stkquery",
+    "/mpesa/transactionstatus/v1/query": "transactionstatus",
+    "/mpesa/reversal/v1/request": "reversal",
+    "/pulltransactions/v1/register": "pullregister",
+    "/pulltransactions/v1/query": "pullquery",
+}
+
+Said = tuple[int, Any]
+"""An HTTP status, and JSON (or bytes, sent as they are)."""
+
+
+def fault(code: str, message: str, status: int = 500) -> Said:
+    """An answer in Daraja's error format."""
+    return status, {"requestId": "r-1", "errorCode": code, "errorMessage": message}
+
+
+PROCESSING = fault("500.001.1001", "The transaction is being processed")
+
+
+def stk_result(code: str, text: str = "said") -> Said:
+    """How a push stands, as STK query tells it."""
+    return 200, {"ResponseCode": "0", "ResponseDescription": "ok", "ResultCode": code, "ResultDesc": text}
+
+
+@dataclass
+class Daraja:
+    """What each operation answers: the next of the answers in line, else the usual one."""
+
+    base: str = ""
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
+    answers: dict[str, list[Said | Callable[[dict[str, Any]], Said]]] = field(
+        default_factory=dict[str, list[Said | Callable[[dict[str, Any]], Said]]]
+    )
+    held: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
+    _number: int = 0
+
+    def say(self, operation: str, *answers: Said | Callable[[dict[str, Any]], Said]) -> None:
+        """The next answers of an operation."""
+        self.answers.setdefault(operation, []).extend(answers)
+
+    def hold(self, operation: str) -> asyncio.Event:
+        """Keep an operation waiting for its answers until the event is set."""
+        self.held[operation] = asyncio.Event()
+        return self.held[operation]
+
+    def of(self, operation: str) -> list[dict[str, Any]]:
+        """What an operation was asked."""
+        return [body for name, body in self.asked if name == operation]
+
+    async def asked_about(self, operation: str, count: int = 1, patience: float = 15.0) -> list[dict[str, Any]]:
+        """Wait until an operation was asked so often. Raises TimeoutError after ``patience`` seconds."""
+
+        async def is_asked() -> bool:
+            return len(self.of(operation)) >= count
+
+        await eventually(is_asked, patience)
+        return self.of(operation)
+
+    async def answer(self, one: Asked, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        operation = PATHS[one.path.partition("?")[0]]
+        body: dict[str, Any] = msgspec.json.decode(one.body) if one.body else {}
+        self.asked.append((operation, body))
+        if operation in self.held:
+            await self.held[operation].wait()
+        line = self.answers.get(operation)
+        said = line.pop(0) if line else self._usual(operation)
+        status, content = said(body) if callable(said) else said
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        write(writer, status, raw, Content_Type="application/json")
+
+    def _usual(self, operation: str) -> Said:
+        self._number += 1
+        number = self._number
+        usual: dict[str, Said] = {
+            "oauth": (200, {"access_token": "token-of-tests", "expires_in": "3599"}),
+            "stkpush": (
+                200,
+                {
+                    "MerchantRequestID": f"m-{number}",
+                    "CheckoutRequestID": f"ws_CO_{number}",
+                    "ResponseCode": "0",
+                    "ResponseDescription": "Success",
+                    "CustomerMessage": "Success",
+                },
+            ),
+            "stkquery": PROCESSING,
+            "transactionstatus": ack(number),
+            "reversal": ack(number),
+            "pullregister": (200, {"ResponseStatus": "1000", "ShortCode": "174379", "ResponseDescription": "done"}),
+            "pullquery": (200, {"ResponseCode": "1001", "ResponseMessage": "No transactions", "Response": [[]]}),
+        }
+        return usual[operation]
+
+
+def ack(number: int) -> Said:
+    """The acknowledgement of a question or a reversal."""
+    return 200, {
+        "OriginatorConversationID": f"o-{number}",
+        "ConversationID": f"AG_{number}",
+        "ResponseCode": "0",
+        "ResponseDescription": "Accept the service request successfully.",
+    }
+
+
+def stk_callback(
+    handle: str | None,
+    code: Any = 0,
+    *,
+    amount: Any = 500,
+    receipt: str | None = "TKN4A1B2C3",
+    phone: Any = None,
+    has_metadata: bool = True,
+) -> dict[str, Any]:
+    """An STK callback as Daraja writes it."""
+    callback: dict[str, Any] = {"MerchantRequestID": "m", "ResultCode": code, "ResultDesc": "said"}
+    if handle is not None:
+        callback["CheckoutRequestID"] = handle
+    if code in {0, "0"} and has_metadata:
+        values = {"Amount": amount, "MpesaReceiptNumber": receipt, "PhoneNumber": phone}
+        items = [{"Name": name, "Value": value} for name, value in values.items() if value is not None]
+        callback["CallbackMetadata"] = {"Item": items}
+    return {"Body": {"stkCallback": callback}}
+
+
+def result(
+    code: Any = 0,
+    text: str = "said",
+    *,
+    kind: int = 0,
+    originator: str | None = None,
+    conversation: str | None = None,
+    transaction_id: str | None = None,
+    says: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result of a status query or a reversal as Daraja writes it; ``says`` are its parameters."""
+    content: dict[str, Any] = {"ResultType": kind, "ResultCode": code, "ResultDesc": text}
+    ids = {
+        "OriginatorConversationID": originator,
+        "ConversationID": conversation,
+        "TransactionID": transaction_id,
+    }
+    content |= {name: value for name, value in ids.items() if value is not None}
+    if says:
+        found = [{"Key": name, "Value": value} for name, value in says.items()]
+        content["ResultParameters"] = {"ResultParameter": found}
+    return {"Result": content}
+
+
+@asynccontextmanager
+async def playing() -> AsyncGenerator[Daraja]:
+    """Such a Daraja on a free port, for the length of the block."""
+    daraja = Daraja()
+    async with scripted(daraja.answer) as server:
+        daraja.base = server.base
+        yield daraja

@@ -1,0 +1,220 @@
+"""Forged callbacks of every kind: refused, kept, shown to the operator and to the shop, and nothing moves."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.security.scopes import Env, Scope
+from mpesa_gateway.testing.serving import INITIATED, shop
+from mpesa_gateway_callbacks.api import Callbacks, Kind
+from tests.conftest import Town
+from tests.daraja import Daraja, playing, result, stk_callback
+
+RECEIPT = "TKN4A1B2C3"
+SPECIFIED: dict[Kind, str] = {
+    "stk": "/v1/webhooks/mpesa",
+    "status": "/v1/webhooks/mpesa/transactionstatus/result",
+    "status-timeout": "/v1/webhooks/mpesa/transactionstatus/timeout",
+    "reversal": "/v1/webhooks/mpesa/reversal/result",
+    "reversal-timeout": "/v1/webhooks/mpesa/reversal/timeout",
+}
+"""The specification's addresses, which carry no token."""
+
+
+@pytest.fixture
+async def daraja() -> AsyncGenerator[Daraja]:
+    """Daraja, as this test tells it."""
+    async with playing() as found:
+        yield found
+
+
+@pytest.fixture
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """Nobody is asked about anything."""
+    return values | {
+        "daraja": {"sandbox_url": daraja.base},
+        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "refunds": {"ask_after": [3600]},
+    }
+
+
+class Victim:
+    """A shop with a payment that waits, a paid one, a check and a refund: what a forger would like to move."""
+
+    def __init__(self, town: Town) -> None:
+        self.town = town
+        self.pending: Any = None
+        self.paid: Any = None
+        self.check: Any = None
+        self.refund: Any = None
+
+    @classmethod
+    async def of(cls, town: Town, receipt: str = RECEIPT) -> "Victim":
+        """Set it up."""
+        victim = cls(town)
+        assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        victim.pending = (await town.api.pay("254711000001", 500, key="pending")).data
+        victim.paid = (await town.api.pay("254711000002", 60, key="paid")).data
+        body = stk_callback(victim.paid["provider_ref"], amount=60, receipt=receipt)
+        assert (await victim.post("stk", body)).status == 200
+        victim.check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{victim.pending['id']}")).data
+        victim.refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": victim.paid["id"]})).data
+        return victim
+
+    def subject(self, kind: Kind) -> str:
+        """What a callback of this kind would be about."""
+        subjects = {"status": self.check and self.check["check_id"], "reversal": self.refund and self.refund["id"]}
+        if kind == "pull":
+            return str(self.paid["merchant_id"])
+        if kind == "stk":
+            return str(self.pending["id"] if self.check else self.paid["id"])
+        return str(subjects[kind.partition("-")[0]])
+
+    def path(self, kind: Kind, env: Env = "sandbox", subject_id: str | None = None) -> str:
+        """Where Daraja would post it."""
+        url = self.town.gateway.services.get(Callbacks).url_for(
+            kind, env=env, merchant_id=self.paid["merchant_id"], subject_id=subject_id or self.subject(kind)
+        )
+        return url.removeprefix(self.town.base)
+
+    def lie(self, kind: Kind, receipt: str = "FORGED0001") -> dict[str, Any]:
+        """What a forger would have us believe."""
+        if kind == "stk":
+            return stk_callback(self.pending["provider_ref"], receipt=receipt)
+        if kind == "status":
+            return result(0, says={"ReceiptNo": receipt, "TransactionStatus": "Completed", "Amount": "500"})
+        if kind == "reversal":
+            return result(0, transaction_id=receipt, says={"Amount": "60"})
+        return result(1)
+
+    async def post(self, kind: Kind, body: Any, path: str | None = None, **headers: str) -> Any:
+        """Post it."""
+        return await self.town.api.call("POST", path or self.path(kind), body, headers=headers)
+
+    async def state(self) -> dict[str, Any]:
+        """Everything that a forger could have moved."""
+        db = self.town.gateway.db
+        return {
+            table: [dict(row) for row in await db.fetch(f"SELECT * FROM {table} ORDER BY 1")]  # noqa: S608
+            for table in ("payment", "payment_step", "status_check", "refund", "event", "callback")
+        }
+
+
+KINDS: tuple[Kind, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
+
+
+def broken(path: str) -> str:
+    """The address with another last letter."""
+    return path[:-1] + ("0" if path[-1] != "0" else "1")
+
+
+async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_moves_nothing(town: Town) -> None:
+    victim = await Victim.of(town)
+    before = await victim.state()
+    expected: list[tuple[str, str]] = []
+    for kind in KINDS:
+        lie, path = victim.lie(kind), victim.path(kind)
+        other = KINDS[KINDS.index(kind) - 1]
+        tries: list[tuple[int, str, str, dict[str, str]]] = [
+            (404, "token", broken(path), {}),
+            (404, "token", path.rpartition("/")[0] + "/nonsense", {}),
+            # A token that is right, for another kind of callback.
+            (404, "token", victim.path(other).replace(f"/cb/{other}/", f"/cb/{kind}/"), {}),
+            # Live money is told by Safaricom's own addresses only, and no header makes this machine one of them.
+            (403, "source", victim.path(kind, "live"), {"X-Forwarded-For": "196.201.214.200"}),
+            (401, "signature", path, {"X-Mpesa-Signature": "Zm9yZ2Vk"}),
+        ]
+        if kind in SPECIFIED:
+            tries.append((403, "source", SPECIFIED[kind], {}))
+        for status, reason, where, headers in tries:
+            answer = await victim.post(kind, lie, where, **headers)
+            assert (answer.status, answer.error["code"]) == (status, "CALLBACK_REFUSED"), (kind, where)
+            expected.append((kind, reason))
+        answer = await town.api.call("POST", path, raw=b"not a callback at all")
+        assert answer.status == 422
+        expected.append((kind, "shape"))
+    assert await victim.state() == before
+    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as operator:
+        shown = (await operator.call("GET", "/v1/admin/callbacks/refused?limit=100")).data
+        assert [(one["kind"], one["reason"]) for one in reversed(shown)] == expected
+        assert {one["source"] for one in shown} == {"127.0.0.1"}
+        assert any("FORGED0001" in one["body"] for one in shown)
+        own = {one["merchant_id"] for one in shown if one["reason"] in {"signature", "shape"}}
+        assert own == {victim.paid["merchant_id"]}
+        assert (await town.api.call("GET", "/v1/admin/callbacks/refused")).status == 403
+
+
+async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no_other(town: Town) -> None:
+    victim = await Victim.of(town)
+    assert (await victim.post("stk", victim.lie("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
+    (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
+    assert entry["detail"] == {
+        "kind": "stk",
+        "reason": "signature",
+        "from": "127.0.0.1",
+        "refused_id": entry["detail"]["refused_id"],
+    }
+    assert entry["subject_id"] == victim.pending["id"]
+    async with shop(town.gateway, town.base) as other:
+        assert (await other.call("GET", "/v1/audit/logs?action=callback.refused")).data == []
+
+
+async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothing(town: Town) -> None:
+    victim = await Victim.of(town)
+    for kind in ("stk", "status", "reversal"):
+        lie = victim.lie(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
+        if kind == "status":
+            # The STK callback has completed the payment: the check learns nothing new from its own receipt.
+            lie = victim.lie(kind, receipt="TRUE000000")
+        assert (await victim.post(kind, lie)).status == 200
+        before = await victim.state()
+        answers = await asyncio.gather(*(victim.post(kind, lie) for _ in range(5)))
+        assert [answer.body for answer in answers] == [{"ResultCode": 0, "ResultDesc": "Accepted"}] * 5
+        after = await victim.state()
+        repeats = [row.pop("repeats") for row in after["callback"] if row["kind"] == kind]
+        assert 5 in repeats
+        for row in before["callback"]:
+            row.pop("repeats", None)
+        for row in after["callback"]:
+            row.pop("repeats", None)
+        assert after == before
+    repeated = (await town.api.call("GET", "/v1/audit/logs?action=callback.repeated&limit=100")).data
+    # A few of a kind in a second stand there; the callbacks themselves say how often each came again.
+    assert 5 <= len(repeated) <= 15
+    assert repeated[-1]["detail"]["kind"] == "stk"
+    kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(3)]
+    assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
+
+
+async def test_another_merchants_address_moves_nothing_of_ours_and_ours_nothing_of_theirs(
+    town: Town, daraja: Daraja
+) -> None:
+    victim = await Victim.of(town)
+    async with shop(town.gateway, town.base) as api:
+        forger = await Victim.of(Town(town.gateway, town.base, api, town.receiver), receipt="OTHER00001")
+        before = await victim.state()
+        for kind in ("stk", "status", "reversal"):
+            # Their own address, telling of our request.
+            lie = victim.lie(kind)
+            if kind != "stk":
+                handle = await town.gateway.db.fetchval(
+                    "SELECT originator_conversation_id FROM refund WHERE refund_id = $1", victim.refund["id"]
+                )
+                lie["Result"]["OriginatorConversationID"] = handle
+            answer = await forger.post(kind, lie)
+            assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
+            # Their own address, with our subject put in by hand.
+            mine, theirs = victim.subject(kind), forger.subject(kind)
+            strange = forger.path(kind).replace(theirs[4:], mine[4:])
+            if strange != forger.path(kind):
+                assert (await forger.post(kind, victim.lie(kind), strange)).status == 404
+            # A token that we made for their merchant and our request, which no honest path makes.
+            url = town.gateway.services.get(Callbacks).url_for(
+                kind, env="sandbox", merchant_id=forger.paid["merchant_id"], subject_id=mine
+            )
+            answer = await api.call("POST", url.removeprefix(town.base), victim.lie(kind))
+            assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
+        assert await victim.state() == before
+    assert len(daraja.of("reversal")) == 2

@@ -1,0 +1,798 @@
+"""Reconciliation: every shape that a statement comes in is read, each line once, and no payment is ever guessed."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.clock import EAT, SetClock
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_reconciliation.service import Reconciliation
+from tests.conftest import Town
+from tests.daraja import Daraja, Said, fault, playing, result, stk_callback
+
+RUN = "/v1/payments/mpesa/reconcile"
+RUNS = "/v1/payments/mpesa/reconciliations"
+OWN = "a reference of the gateway's own"
+
+
+@pytest.fixture
+async def daraja() -> AsyncGenerator[Daraja]:
+    """Daraja, as this test tells it."""
+    async with playing() as found:
+        yield found
+
+
+@pytest.fixture
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """Nobody is asked about payments, and a page is asked for again without a pause."""
+    return values | {
+        "daraja": {"sandbox_url": daraja.base},
+        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "reconciliation": {"pause": 0.01, "tries": 2},
+    }
+
+
+@pytest.fixture
+async def town(town: Town) -> Town:
+    """The shop's credentials have an initiator and a nominated number."""
+    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return town
+
+
+def row(receipt: str, amount: Any = 500, phone: str | None = "711000001", reference: str = "", **more: Any) -> Any:
+    """A row of a statement, as Pull gives it."""
+    at = more.pop("at", datetime.now(UTC))
+    fields = {
+        "transactionId": receipt,
+        "trxDate": at if isinstance(at, str) else f"{at.astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+        "msisdn": phone,
+        "sender": "MPESA",
+        "transactiontype": "c2b-pay-bill-debit",
+        "billreference": reference,
+        "amount": amount,
+        "organizationname": "Shop",
+    }
+    return fields | more
+
+
+def page(*rows: Any, lists: Any = None) -> Said:
+    """One page of a statement."""
+    found = [list(rows)] if lists is None else lists
+    return 200, {"ResponseRefID": "1", "ResponseCode": "1000", "ResponseMessage": "Success", "Response": found}
+
+
+NOTHING: Said = (200, {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "none", "Response": [[]]})
+
+
+def statement(rows: list[Any], size: int = 100) -> Callable[[dict[str, Any]], Said]:
+    """A statement of these rows, in pages."""
+
+    def answer(body: dict[str, Any]) -> Said:
+        offset = int(body["OffSetValue"])
+        shown = rows[offset : offset + size]
+        return page(*shown) if shown else NOTHING
+
+    return answer
+
+
+async def run(town: Town, daraja: Daraja, *rows: Any) -> Any:
+    """A run over a statement of these rows; gives it once it has ended."""
+    daraja.answers["pullquery"] = [statement(list(rows))] * 50
+    found = (await town.api.call("POST", RUN, {})).data
+    daraja.answers["pullquery"] = []
+    return found
+
+
+async def rows_of(town: Town, found: Any, query: str = "") -> dict[str, Any]:
+    """The rows of a run by their receipts."""
+    answer = await town.api.call("GET", f"{RUNS}/{found['id']}{query}")
+    return {line["receipt"]: line for line in answer.data["rows"]}
+
+
+async def asked(town: Town, amount: int = 500, phone: str = "254711000001", key: str = "a", **more: Any) -> Any:
+    """A payment whose prompt is on the phone."""
+    return (await town.api.pay(phone, amount, key=key, **more)).data
+
+
+async def look(town: Town, payment: Any) -> Any:
+    """The payment as it is."""
+    return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+
+
+async def call_back(town: Town, payment: Any, **said: Any) -> None:
+    """M-Pesa's callback about a payment."""
+    url = town.gateway.services.get(Callbacks).url_for(
+        "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
+    )
+    body = stk_callback(payment["provider_ref"], **said)
+    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
+
+
+async def answer(town: Town, question: dict[str, Any], phone: str, **said: Any) -> None:
+    """M-Pesa's answer to a question about a line: who paid."""
+    says = {
+        "ReceiptNo": question["TransactionID"],
+        "TransactionStatus": "Completed",
+        "DebitPartyName": f"{phone} - JANE DOE",
+    }
+    body = result(0, says=says | said)
+    assert (await town.api.call("POST", question["ResultURL"].removeprefix(town.base), body)).status == 200
+
+
+# -- registration -------------------------------------------------------------------------------------------------
+
+
+async def test_registering_once_and_again_is_fine_and_what_is_sent_is_what_daraja_wants(
+    town: Town, daraja: Daraja
+) -> None:
+    said: tuple[tuple[Said, str], ...] = (
+        ((200, {"ResponseStatus": "1000", "ResponseDescription": "registered", "ShortCode": "174379"}), "1000"),
+        ((200, {"Response Status": 1001, "ResponseDescription": "already", "ShortCode": "174379"}), "1001"),
+    )
+    for one, code in said:
+        daraja.say("pullregister", one)
+        answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+        assert (answer.status, answer.data["response_code"], answer.data["shortcode"]) == (200, code, "174379")
+    sent = daraja.of("pullregister")[0]
+    assert "/v1/cb/pull/" in sent.pop("CallBackURL")
+    assert sent == {"ShortCode": "174379", "RequestType": "Pull", "NominatedNumber": "254708374149"}
+    actions = (await town.gateway.db.fetch("SELECT action FROM audit_entry")) or []
+    assert [one["action"] for one in actions].count("pull.registered") == 2
+    for refused, status in (
+        (fault("400.003.02", "Bad Request", 400), 502),
+        ((200, {"ResponseStatus": "1002", "ResponseDescription": "no"}), 502),
+        ((200, {}), 503),
+        ((500, b"<html>"), 503),
+        (fault("500.003.02", "Spike Arrest"), 503),
+    ):
+        daraja.say("pullregister", refused)
+        assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == status, refused
+
+
+async def test_without_a_nominated_number_it_is_named(town: Town) -> None:
+    await town.gateway.db.execute("UPDATE provider_credentials SET nominated_number = NULL")
+    answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+    assert (answer.status, answer.error["code"], answer.error["field"]) == (
+        422,
+        "PROVIDER_NOT_CONFIGURED",
+        "mpesa.nominated_number",
+    )
+
+
+async def test_what_pull_posts_by_itself_is_kept_and_nothing_follows(town: Town, daraja: Daraja) -> None:
+    await town.api.call("POST", "/v1/payments/mpesa/pull/register")
+    (sent,) = daraja.of("pullregister")
+    url = sent["CallBackURL"].removeprefix(town.base)
+    assert (await town.api.call("POST", url, {"anything": ["at", "all"]})).status == 200
+    assert (await town.api.call("POST", url, raw=b"[]")).status == 422
+    assert await town.gateway.db.fetchval("SELECT verdict FROM callback WHERE kind = 'pull'") == "applied"
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+EMPTY: tuple[Said, ...] = (
+    NOTHING,
+    (200, {"ResponseCode": "1001", "ResponseMessage": "No transactions"}),
+    (200, {"ResponseCode": 1001}),
+    (200, {"ResponseCode": "1001", "Response": "No transactions found"}),
+    (200, {"ResponseCode": "1001", "Response": None}),
+    (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[]]}),
+    (200, {"ResponseCode": "1000", "Response": []}),
+    (200, {"ResponseCode": "1000"}),
+    (200, {"ResponseCode": "1000", "Response": "None"}),
+    (500, {"ResponseCode": "1001", "ResponseMessage": "No transactions"}),
+    fault("500.003.1001", "No transactions found for the period"),
+    (404, {"errorCode": "404.003.02", "errorMessage": "No transaction found"}),
+)
+
+
+async def test_nothing_found_in_every_form_is_a_run_without_lines(town: Town, daraja: Daraja) -> None:
+    for said in EMPTY:
+        daraja.say("pullquery", said)
+        found = (await town.api.call("POST", RUN, {})).data
+        assert (found["status"], found["lines"], found["error"]) == ("completed", 0, None), said
+    assert len(daraja.of("pullquery")) == len(EMPTY)
+
+
+BROKEN: tuple[tuple[Said, int, str], ...] = (
+    ((200, b"<html>We are improving our services</html>"), 2, "without JSON"),
+    ((500, b""), 2, "without JSON"),
+    (fault("500.003.1001", "Internal Server Error"), 2, "internal error at M-Pesa"),
+    (fault("500.003.02", "Spike Arrest"), 2, "spike arrest"),
+    ((200, {"ResponseMessage": "Success"}), 2, "no statement"),
+    ((200, {"ResponseCode": "1002", "ResponseMessage": "no"}), 1, "did not accept"),
+    (fault("400.003.02", "Bad Request", 400), 1, "pull/register first"),
+)
+
+
+async def test_what_is_no_statement_is_asked_for_again_and_then_the_run_says_why_it_failed(
+    town: Town, daraja: Daraja
+) -> None:
+    for said, times, word in BROKEN:
+        before = len(daraja.of("pullquery"))
+        daraja.say("pullquery", *[said] * times)
+        found = (await town.api.call("POST", RUN, {})).data
+        assert (found["status"], len(daraja.of("pullquery")) - before) == ("failed", times), said
+        assert word in found["error"], found
+    # A page that comes at the second asking is as good as any.
+    daraja.say("pullquery", BROKEN[0][0], page(row("TKN4A1B2C3")), NOTHING)
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["lines"]) == ("completed", 1)
+    listed = (await town.api.call("GET", f"{RUNS}?limit=3&count=true")).body
+    assert (listed["meta"]["total"], listed["data"][0]["id"]) == (len(BROKEN) + 1, found["id"])
+
+
+async def test_pages_are_read_to_the_end_each_from_where_the_one_before_ended(town: Town, daraja: Daraja) -> None:
+    found = await run(town, daraja, *(row(f"ROW{number:07}", 1 + number) for number in range(230)))
+    assert (found["status"], found["pages"], found["lines"], found["not_found"]) == ("completed", 3, 230, 230)
+    asked = daraja.of("pullquery")
+    assert [one["OffSetValue"] for one in asked] == ["0", "100", "200", "230"]
+    assert {one["ShortCode"] for one in asked} == {"174379"}
+    start, end = (datetime.strptime(asked[0][name], "%Y-%m-%d %H:%M:%S") for name in ("StartDate", "EndDate"))  # noqa: DTZ007
+    assert timedelta(hours=2) <= end - start <= timedelta(hours=2, seconds=2)
+    now = datetime.now(EAT).replace(tzinfo=None)
+    assert abs(now - end) < timedelta(minutes=2)
+    # The rows come back in pages as well.
+    seen: list[str] = []
+    path = f"{RUNS}/{found['id']}?limit=100"
+    while path:
+        answer = await town.api.call("GET", path)
+        seen += [line["receipt"] for line in answer.data["rows"]]
+        meta = answer.body["meta"]
+        path = f"{RUNS}/{found['id']}?limit=100&cursor={meta['next_cursor']}" if meta["has_more"] else ""
+    assert len(set(seen)) == len(seen) == 230
+
+
+async def test_an_offset_that_is_not_honoured_does_not_loop_for_ever(town: Town, daraja: Daraja) -> None:
+    daraja.answers["pullquery"] = [page(*(row(f"ROW{number:07}") for number in range(100)))] * 50
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["lines"], len(daraja.of("pullquery"))) == ("completed", 100, 2)
+
+
+async def test_a_statement_without_an_end_and_without_a_readable_row_is_given_up(town: Town, daraja: Daraja) -> None:
+    daraja.answers["pullquery"] = [page({"trxDate": "never"}, "x", 5)] * 50
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["lines"], found["pages"]) == ("failed", 0, 10)
+    assert "cannot be read to its end" in found["error"]
+
+
+async def test_rows_come_in_several_lists_and_a_malformed_one_spoils_nothing(town: Town, daraja: Daraja) -> None:
+    broken: list[Any] = [
+        {},
+        {"transactionId": "no", "trxDate": "2026-11-23 13:15:12", "amount": "5"},
+        {"transactionId": "ROW0000009", "trxDate": "yesterday", "amount": "5"},
+        {"transactionId": "ROW0000010", "trxDate": "2026-11-23 13:15:12"},
+        {"transactionId": ["ROW0000011"], "trxDate": "2026-11-23 13:15:12", "amount": "5"},
+        {"transactionId": "ROW0000012", "trxDate": 5, "amount": {"of": 5}},
+        17,
+        True,
+    ]
+    lists = [[row("ROW0000001")], [], "text", None, [[row("row0000002")]], [*broken, row("ROW0000003")], broken[0]]
+    daraja.say("pullquery", page(lists=lists), NOTHING)
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["lines"], found["malformed"]) == ("completed", 3, len(broken) + 1)
+    assert sorted(await rows_of(town, found)) == ["ROW0000001", "ROW0000002", "ROW0000003"]
+
+
+async def test_a_line_is_kept_once_however_often_it_is_read(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    line = row("TKN4A1B2C3", reference="table 4")
+    first = await run(town, daraja, line, line, row("WALKIN0001", 7))
+    second = await run(town, daraja, row("WALKIN0001", 7), line)
+    assert (first["lines"], first["recovered"], first["not_found"]) == (2, 1, 1)
+    assert (second["lines"], second["already_known"], second["not_found"]) == (2, 1, 1)
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM statement_line") == 2
+    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await rows_of(town, first, "?outcome=recovered")).keys() == {"TKN4A1B2C3"}
+    assert (await rows_of(town, second, "?outcome=recovered")) == {}
+    refused = await town.api.call("GET", f"{RUNS}/{first['id']}?outcome=lost")
+    assert (refused.status, refused.error["field"]) == (422, "outcome")
+
+
+# -- findings -----------------------------------------------------------------------------------------------------
+
+
+async def test_each_finding_and_what_it_does(town: Town, daraja: Daraja) -> None:
+    known = await asked(town, 501, key="known")
+    await call_back(town, known, amount=501, receipt="KNOWN00001")
+    lost = await asked(town, 502, key="lost")
+    failed = await asked(town, 503, key="failed")
+    await call_back(town, failed, code=1037)
+    silent = await asked(town, 504, key="silent")
+    await call_back(town, silent, has_metadata=False)
+    other_amount = await asked(town, 505, key="other")
+    forged = await asked(town, 506, key="forged")
+    await call_back(town, forged, amount=506, receipt="FORGED0001")
+    twins = [await asked(town, 507, key=f"twin{number}", reference="table 4") for number in range(2)]
+    found = await run(
+        town,
+        daraja,
+        row("KNOWN00001", 501),
+        row("LOST000001", "502.00"),
+        row("FAILED0001", "503"),
+        row("SILENT0001", 504),
+        row("OTHER00001", 1, reference=other_amount["reference"]),
+        row("FORGED0001", 1),
+        row("TWIN000001", 507, reference="table 4"),
+        row("WALKIN0001", 508),
+        row("CENTS00001", "502.50"),
+        row("HUGE000001", "999999999999"),
+    )
+    words = ("already_known", "recovered", "not_found", "mismatched", "ambiguous")
+    assert {word: found[word] for word in words} == dict(zip(words, (1 + 1, 2, 3, 2, 1), strict=True)) | {
+        "already_known": 2
+    }
+    assert (found["status"], found["lines"], found["cause"]) == ("completed", 10, "manual")
+    lines = await rows_of(town, found)
+    assert {receipt: line["finding"] for receipt, line in lines.items()} == {
+        "KNOWN00001": "already_known",
+        "LOST000001": "recovered",
+        "FAILED0001": "recovered",
+        "SILENT0001": "already_known",
+        "OTHER00001": "mismatched",
+        "FORGED0001": "mismatched",
+        "TWIN000001": "ambiguous",
+        "WALKIN0001": "not_found",
+        "CENTS00001": "not_found",
+        "HUGE000001": "not_found",
+    }
+    assert lines["LOST000001"]["payment_id"] == lost["id"]
+    assert lines["LOST000001"]["phone"] in {"711000001", "711****001"}
+    for payment, receipt in ((lost, "LOST000001"), (failed, "FAILED0001"), (silent, "SILENT0001")):
+        after = await look(town, payment)
+        assert (after["status"], after["receipt"]) == ("completed", receipt)
+    assert (await look(town, other_amount))["mismatch"]["of"] == "amount"
+    # The receipt of KES 1 was passed off as that of KES 506: somebody has to hear of it.
+    assert (await look(town, forged))["mismatch"]["of"] == "amount"
+    mismatched = await town.receiver.wait_for(2, kind="payment.mismatched")
+    assert {one.json["data"]["payment_id"] for one in mismatched} == {other_amount["id"], forged["id"]}
+    for twin in twins:
+        assert (await look(town, twin))["status"] == "pending"
+    completed = await town.receiver.wait_for(5, kind="payment.completed")
+    assert {lost["id"], failed["id"]} <= {one.json["data"]["payment_id"] for one in completed}
+    async with shop(town.gateway, town.base) as other:
+        assert (await other.call("GET", f"{RUNS}/{found['id']}")).status == 404
+        assert (await other.call("GET", RUNS)).data == []
+
+
+def shifted(at: datetime, **by: float) -> datetime:
+    """A time a while later."""
+    return at + timedelta(**by)
+
+
+async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, daraja: Daraja) -> None:
+    """Each case is a payment of its own amount, and the one row that may be its money."""
+    now = datetime.now(UTC)
+    eat = now.astimezone(EAT)
+    cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+        ("whole number", {}, {"phone": "254711000001"}, "recovered"),
+        ("national number", {}, {"phone": "0711000001"}, "recovered"),
+        ("number as a number", {}, {"phone": 254711000001}, "recovered"),
+        ("masked", {}, {"phone": "2547****001"}, "recovered"),
+        ("masked with x", {}, {"phone": "711xxx001"}, "recovered"),
+        ("the end of it", {}, {"phone": "0001"}, "recovered"),
+        ("a digest", {}, {"phone": "9f86d081884c7d659a2feaa0c55ad015"}, "recovered"),
+        ("no number", {}, {"phone": None}, "recovered"),
+        ("another number", {}, {"phone": "254711000002"}, "not_found"),
+        ("another end", {}, {"phone": "2547****002"}, "not_found"),
+        ("the same reference", {"reference": "Table 4"}, {"reference": "TABLE 4"}, "recovered"),
+        ("another reference", {"reference": "table 4"}, {"reference": "table 5"}, "not_found"),
+        ("its own reference", {}, {"reference": OWN, "phone": "254799999999"}, "recovered"),
+        ("no zone, in East Africa", {}, {"at": f"{eat:%Y-%m-%d %H:%M:%S}"}, "recovered"),
+        ("no zone, in UTC", {}, {"at": f"{now:%Y-%m-%d %H:%M:%S}"}, "recovered"),
+        ("Z meaning East Africa", {}, {"at": f"{eat:%Y-%m-%dT%H:%M:%S}Z"}, "recovered"),
+        ("fourteen digits", {}, {"at": f"{eat:%Y%m%d%H%M%S}"}, "recovered"),
+        ("a minute before", {}, {"at": shifted(now, minutes=-1)}, "recovered"),
+        ("five minutes before", {}, {"at": shifted(now, minutes=-5)}, "not_found"),
+        ("twenty hours later", {}, {"at": shifted(now, hours=20)}, "recovered"),
+        ("two days later", {}, {"at": shifted(now, hours=48)}, "not_found"),
+    ]
+    rows: list[Any] = []
+    for number, (_, payment, line, _) in enumerate(cases):
+        made = await asked(town, 100 + number, key=f"k{number}", **payment)
+        if line.get("reference") == OWN:
+            line["reference"] = made["reference"].lower()
+        rows.append(row(f"CASE{number:06}", 100 + number, **line))
+    lines = await rows_of(town, await run(town, daraja, *rows))
+    found = {name: lines[f"CASE{number:06}"]["finding"] for number, (name, *_) in enumerate(cases)}
+    assert found == {name: finding for name, _, _, finding in cases}
+
+
+FILL = """
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
+SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '2547' || (22000000 + i)::text,
+    'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - interval '1 minute', now()
+FROM generate_series(1, 400) AS i
+"""
+
+
+async def test_a_busy_shop_with_one_price_is_not_guessed_for_nor_overlooked(town: Town, daraja: Daraja) -> None:
+    """Four hundred others have not paid their KES 500 today: the one who did is found among them."""
+    first = await asked(town, key="first")
+    await town.gateway.db.execute(FILL, first["merchant_id"])
+    second = await asked(town, key="second")
+    await town.gateway.db.execute(
+        "UPDATE payment SET created_at = now() - interval '10 minutes' WHERE payment_id = $1", first["id"]
+    )
+    late = await asked(town, key="late", phone="254711000009")
+    found = await run(town, daraja, row("TKN4A1B2C3", phone="711000001"), row("TKN4A1B2C4", phone="711000009"))
+    lines = await rows_of(town, found)
+    assert (lines["TKN4A1B2C3"]["finding"], lines["TKN4A1B2C4"]["finding"]) == ("ambiguous", "recovered")
+    assert (await look(town, late))["receipt"] == "TKN4A1B2C4"
+    for payment in (first, second):
+        assert (await look(town, payment))["status"] == "pending"
+
+
+# -- never guessed ------------------------------------------------------------------------------------------------
+
+
+async def test_two_lines_of_one_payer_for_one_payment_are_left_to_a_person(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    rows = [row(f"TWICE0000{number}", phone="711***001", reference="table 4") for number in (1, 2)]
+    found = await run(town, daraja, *rows)
+    assert found["ambiguous"] == 2
+    # M-Pesa is asked about each, once, and says that both are the same payer's.
+    questions = daraja.of("transactionstatus")
+    assert sorted(one["TransactionID"] for one in questions) == ["TWICE00001", "TWICE00002"]
+    for question in questions:
+        await answer(town, question, "254711000001")
+    assert (await look(town, payment))["status"] == "pending"
+    again = await run(town, daraja, *rows)
+    assert (again["ambiguous"], len(daraja.of("transactionstatus"))) == (2, 2)
+    # So a person says which one it is.
+    lines = await rows_of(town, again)
+    path = f"/v1/payments/mpesa/statement-lines/{lines['TWICE00002']['id']}/assign"
+    assert (await town.api.call("POST", path, {"payment_id": "pay_" + "0" * 26})).status == 404
+    assigned = (await town.api.call("POST", path, {"payment_id": payment["id"]})).data
+    assert (assigned["finding"], assigned["payment_id"]) == ("recovered", payment["id"])
+    refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
+    assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+    other = f"/v1/payments/mpesa/statement-lines/{lines['TWICE00001']['id']}/assign"
+    refused = await town.api.call("POST", other, {"payment_id": payment["id"]})
+    assert (refused.status, "another receipt" in refused.error["message"]) == (409, True)
+    after = await look(town, payment)
+    assert (after["status"], after["receipt"]) == ("completed", "TWICE00002")
+    (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=statement_line.assigned")).data
+    assert entry["detail"]["payment_id"] == payment["id"]
+    last = await run(town, daraja, *rows)
+    assert (last["already_known"], last["not_found"]) == (1, 1)
+    assert len(await town.receiver.wait_for(1, kind="payment.completed")) == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_two_lines_of_two_payers_are_decided_by_their_whole_numbers(
+    town: Town, daraja: Daraja, order: tuple[int, int]
+) -> None:
+    payment = await asked(town, reference="table 4")
+    payers = ("254711000001", "254799999001")
+    rows = [row(f"LINE00000{number}", phone="7***001", reference="table 4") for number in (0, 1)]
+    assert (await run(town, daraja, *rows))["ambiguous"] == 2
+    questions = sorted(daraja.of("transactionstatus"), key=lambda question: str(question["TransactionID"]))
+    assert (await look(town, payment))["status"] == "pending"
+    await answer(town, questions[order[0]], payers[order[0]])
+    # Who paid the first line does not say who paid the second; that somebody else paid the second says it all.
+    assert (await look(town, payment))["status"] == ("pending" if order[0] == 0 else "completed")
+    await answer(town, questions[order[1]], payers[order[1]])
+    after = await look(town, payment)
+    assert (after["status"], after["receipt"]) == ("completed", "LINE000000")
+    assert after["timeline"][-1]["cause"] == "status_query"
+    assert (await run(town, daraja, *rows))["not_found"] == 1
+
+
+async def test_two_payments_for_one_line_are_decided_by_the_payers_whole_number(town: Town, daraja: Daraja) -> None:
+    mine = await asked(town, key="mine", reference="table 4")
+    other = await asked(town, key="other", phone="254799999001", reference="table 4")
+    assert (await run(town, daraja, row("TKN4A1B2C3", phone="7***001", reference="table 4")))["ambiguous"] == 1
+    (question,) = daraja.of("transactionstatus")
+    # An answer about another transaction, one that is none, and one that is not the last.
+    url = question["ResultURL"].removeprefix(town.base)
+    says = {"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed", "DebitPartyName": "254711000001 - JANE"}
+    for body in (result(0, says=says), result(2032), result(0, kind=1, says=says | {"ReceiptNo": "TKN4A1B2C3"})):
+        assert (await town.api.call("POST", url, body)).status == 200
+    timeout = question["QueueTimeOutURL"].removeprefix(town.base)
+    assert (await town.api.call("POST", timeout, result(1))).status == 200
+    assert (await look(town, mine))["status"] == "pending"
+    await answer(town, question, "254711000001")
+    assert (await look(town, mine))["receipt"] == "TKN4A1B2C3"
+    assert (await look(town, other))["status"] == "pending"
+    # And again: a repeated answer changes nothing.
+    await answer(town, question, "254711000001", Amount="500")
+    assert await town.gateway.db.fetchval("SELECT finding FROM statement_line") == "recovered"
+
+
+async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered(town: Town, daraja: Daraja) -> None:
+    for number in range(2):
+        await asked(town, key=f"k{number}", reference="table 4")
+    line = row("TKN4A1B2C3", phone="7***001", reference="table 4")
+    daraja.say("transactionstatus", fault("500.003.02", "Spike Arrest"))
+    for times, lines in ((1, line), (2, line), (2, line)):
+        await run(town, daraja, lines)
+        assert len(daraja.of("transactionstatus")) == times
+    await town.gateway.db.execute("UPDATE statement_line SET asked_at = now() - interval '2 hours'")
+    await run(town, daraja, line)
+    assert len(daraja.of("transactionstatus")) == 3
+
+
+async def test_without_an_initiator_an_ambiguous_line_waits_for_a_person(town: Town, daraja: Daraja) -> None:
+    await town.gateway.db.execute("UPDATE provider_credentials SET initiator = NULL, security_credential = NULL")
+    for number in range(2):
+        await asked(town, key=f"k{number}", reference="table 4")
+    found = await run(town, daraja, row("TKN4A1B2C3", reference="table 4"))
+    assert (found["status"], found["ambiguous"], daraja.of("transactionstatus")) == ("completed", 1, [])
+
+
+async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_no_other_payment(
+    town: Town, daraja: Daraja
+) -> None:
+    """The payer paid twice under the code of the first payment; the second payment is not what they meant."""
+    paid = await asked(town, key="paid")
+    await call_back(town, paid, receipt="FIRST00001")
+    other = await asked(town, key="other")
+    found = await run(town, daraja, row("SECOND0001", reference=paid["reference"]))
+    assert found["ambiguous"] == 1
+    for question in daraja.of("transactionstatus"):
+        await answer(town, question, "254711000001")
+    assert (await look(town, other))["status"] == "pending"
+    assert (await look(town, paid))["receipt"] == "FIRST00001"
+
+
+async def test_two_merchants_with_one_shortcode_never_take_each_others_money(town: Town, daraja: Daraja) -> None:
+    async with shop(town.gateway, town.base) as api:
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        other = Town(town.gateway, town.base, api, town.receiver)
+        theirs = await asked(other, 501, key="theirs")
+        await call_back(other, theirs, amount=501, receipt="THEIRS0001")
+        mine = await asked(town, 501, key="mine")
+        pending = await asked(other, 502, key="pending")
+        also = await asked(town, 502, key="also")
+        coded = await asked(other, 503, key="coded")
+        bait = await asked(town, 503, key="bait")
+        rows = [row("THEIRS0001", 501), row("WHOSE00001", 502), row("CODED00001", 503, reference=coded["reference"])]
+        lines = await rows_of(town, await run(town, daraja, *rows))
+        assert [lines[name]["finding"] for name in ("THEIRS0001", "WHOSE00001", "CODED00001")] == [
+            "not_found",
+            "ambiguous",
+            "not_found",
+        ]
+        for payment in (mine, also, bait):
+            assert (await look(town, payment))["status"] == "pending"
+        lines = await rows_of(other, await run(other, daraja, *rows))
+        assert [lines[name]["finding"] for name in ("THEIRS0001", "WHOSE00001", "CODED00001")] == [
+            "already_known",
+            "ambiguous",
+            "recovered",
+        ]
+        assert (await look(other, pending))["status"] == "pending"
+
+
+async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_other(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town)
+    lines = await rows_of(town, await run(town, daraja, row("TKN4A1B2C3", 77)))
+    await town.gateway.db.execute("UPDATE statement_line SET env = 'live'")
+    path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
+    refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
+    assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+    assert (await look(town, payment))["status"] == "pending"
+    async with shop(town.gateway, town.base) as other:
+        assert (await other.call("POST", path, {"payment_id": payment["id"]})).status == 404
+
+
+async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town)
+    lines = await rows_of(town, await run(town, daraja, row("TKN4A1B2C3", reference="nobody's")))
+    line = lines["TKN4A1B2C3"]
+    assert line["finding"] == "not_found"
+    go = asyncio.Event()
+    daraja.held["pullquery"] = go
+    running = asyncio.create_task(run(town, daraja, row("TKN4A1B2C3", reference="nobody's")))
+    await daraja.asked_about("pullquery", 3)
+    path = f"/v1/payments/mpesa/statement-lines/{line['id']}/assign"
+    assert (await town.api.call("POST", path, {"payment_id": payment["id"]})).data["finding"] == "recovered"
+    go.set()
+    assert (await running)["already_known"] == 1
+    kept = await town.gateway.db.fetchrow("SELECT finding, payment_id FROM statement_line")
+    assert kept is not None
+    assert (kept["finding"], kept["payment_id"]) == ("recovered", payment["id"])
+
+
+# -- when ---------------------------------------------------------------------------------------------------------
+
+
+async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) -> None:
+    service, db = town.gateway.services.get(Reconciliation), town.gateway.db
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    go = daraja.hold("pullquery")
+    first = asyncio.create_task(town.api.call("POST", RUN, {}))
+    await daraja.asked_about("pullquery")
+    refused = await town.api.call("POST", RUN, {})
+    assert (refused.status, refused.error["code"], refused.error["retryable"]) == (409, "CONFLICT", True)
+    assert await service.run_due(merchant_id) is False
+    assert await db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
+    # Its process is gone, as far as anybody can tell: the next one takes over, and the first writes nothing more.
+    await db.execute("UPDATE reconciliation_run SET lease_until = now() - interval '1 second'")
+    second = asyncio.create_task(town.api.call("POST", RUN, {}))
+    await daraja.asked_about("pullquery", 2)
+    daraja.say("pullquery", page(row("TKN4A1B2C3")), page(row("TKN4A1B2C4")), NOTHING, NOTHING)
+    go.set()
+    given_up, taken = (await first).data, (await second).data
+    assert (given_up["status"], given_up["error"], given_up["pages"]) == (
+        "failed",
+        "the process that ran it was stopped",
+        0,
+    )
+    assert (taken["status"], taken["lines"]) == ("completed", 1)
+
+
+async def test_a_long_run_keeps_its_lease(town: Town, daraja: Daraja) -> None:
+    db = town.gateway.db
+    go = daraja.hold("pullquery")
+    running = asyncio.create_task(town.api.call("POST", RUN, {}))
+    await daraja.asked_about("pullquery")
+    await db.execute("UPDATE reconciliation_run SET lease_until = now() + interval '1 second'")
+    for number in range(2):
+        await asked(town, key=f"k{number}", reference="table 4")
+    hold = daraja.hold("transactionstatus")
+    daraja.say("pullquery", page(row("TKN4A1B2C3", reference="table 4")), NOTHING)
+    go.set()
+    await daraja.asked_about("transactionstatus")
+    # It is settling, which may take longer than reading.
+    assert await db.fetchval("SELECT lease_until > now() + interval '1 minute' FROM reconciliation_run")
+    hold.set()
+    assert (await running).data["status"] == "completed"
+
+
+async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
+    values["reconciliation"] |= {"at_once": 1}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
+        merchants = []
+        for api in (one, two):
+            assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])
+        go = daraja.hold("pullquery")
+        service = gateway.services.get(Reconciliation)
+        both = [asyncio.create_task(service.run_due(merchant_id)) for merchant_id in merchants]
+        await daraja.asked_about("pullquery")
+        await asyncio.sleep(0.2)
+        # The other one waits without a lease that could run out.
+        assert await gateway.db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
+        go.set()
+        assert await asyncio.gather(*both) == [True, True]
+        assert await gateway.db.fetchval("SELECT count(*) FROM reconciliation_run WHERE status = 'completed'") == 2
+
+
+async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
+    values: dict[str, Any], daraja: Daraja
+) -> None:
+    clock = SetClock(datetime(2026, 11, 23, 12, tzinfo=UTC))
+    values["worker"] = {"in_process": False}
+    async with running_gateway(values, clock=clock) as (gateway, base), shop(gateway, base) as api:
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        service = gateway.services.get(Reconciliation)
+
+        async def window() -> tuple[timedelta, timedelta]:
+            """How long ago the last question's window began and ended."""
+            sent = daraja.of("pullquery")[-1]
+            began, ended = (
+                datetime.strptime(sent[name], "%Y-%m-%d %H:%M:%S").replace(tzinfo=EAT)
+                for name in ("StartDate", "EndDate")
+            )
+            return clock.now() - began, clock.now() - ended
+
+        assert await service.run_due(merchant_id)
+        assert await window() == (timedelta(hours=48), timedelta(0))
+        clock.advance(timedelta(minutes=15))
+        assert await service.run_due(merchant_id)
+        assert await window() == (timedelta(hours=2), timedelta(0))
+        # Ten hours without a worker; then somebody looks at the last hour by hand, and a run fails.
+        clock.advance(timedelta(hours=10))
+        start = (clock.now() - timedelta(hours=1)).isoformat()
+        assert (await api.call("POST", RUN, {"start": start})).data["status"] == "completed"
+        assert await window() == (timedelta(hours=1), timedelta(0))
+        clock.advance(timedelta(minutes=5))
+        daraja.say("pullquery", (500, b""), (500, b""))
+        assert await service.run_due(merchant_id)
+        clock.advance(timedelta(minutes=15))
+        assert await service.run_due(merchant_id)
+        assert await window() == (timedelta(hours=10, minutes=30), timedelta(0))
+        clock.advance(timedelta(days=7))
+        assert await service.run_due(merchant_id)
+        assert await window() == (timedelta(hours=48), timedelta(0))
+        # Another shortcode has a statement of its own, which nobody has read.
+        await gateway.db.execute("UPDATE provider_credentials SET shortcode = '600001'")
+        clock.advance(timedelta(minutes=15))
+        assert await service.run_due(merchant_id)
+        assert await window() == (timedelta(hours=48), timedelta(0))
+        runs = (await api.call("GET", RUNS)).data
+        assert [one["cause"] for one in runs].count("cron") == 6
+        assert [one["status"] for one in runs].count("failed") == 1
+
+
+async def test_a_window_that_pull_cannot_give_is_refused(town: Town, daraja: Daraja) -> None:
+    now = datetime.now(UTC)
+    for body, fields in (
+        ({"start": shifted(now, hours=-49).isoformat()}, {"start"}),
+        ({"end": shifted(now, hours=1).isoformat()}, {"end"}),
+        ({"start": now.isoformat(), "end": shifted(now, hours=-1).isoformat()}, {"end"}),
+        ({"start": "yesterday"}, {"start"}),
+        ({"from": now.isoformat()}, {"from"}),
+    ):
+        refused = await town.api.call("POST", RUN, body)
+        assert (refused.status, {problem["field"] for problem in refused.body["errors"]}) == (422, fields)
+    assert daraja.of("pullquery") == []
+
+
+async def test_a_run_that_takes_long_is_answered_as_running_and_goes_on(values: dict[str, Any], daraja: Daraja) -> None:
+    values["reconciliation"] |= {"wait": 0.2}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        go = daraja.hold("pullquery")
+        running = await api.call("POST", RUN, {})
+        assert (running.status, running.data["status"]) == (202, "running")
+        go.set()
+
+        async def has_ended() -> bool:
+            found: Answer = await api.call("GET", f"{RUNS}/{running.data['id']}")
+            return bool(found.data["status"] == "completed")
+
+        await eventually(has_ended)
+
+
+async def test_every_merchant_with_a_nominated_number_has_its_regular_run(
+    values: dict[str, Any], daraja: Daraja
+) -> None:
+    async with (
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base) as one,
+        shop(gateway, base) as without,
+        shop(gateway, base) as gone,
+    ):
+        assert (await without.call("GET", "/v1/merchant/me")).status == 200
+        merchants: list[str] = []
+        for api in (one, gone):
+            assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])
+        await gateway.merchants.deactivate(merchants[1], actor="test")
+        assert await gateway.services.get(Reconciliation).wake_all() == 1
+        await daraja.asked_about("pullquery")
+
+        async def has_run() -> Any:
+            return await gateway.db.fetch("SELECT merchant_id FROM reconciliation_run WHERE status = 'completed'")
+
+        assert [found["merchant_id"] for found in await eventually(has_run)] == merchants[:1]
+
+
+async def test_a_question_about_a_line_is_not_a_check_of_somebodys(town: Town, daraja: Daraja) -> None:
+    """Its answer is for the line alone: the payments plugin must not act on it before the rivals were looked at."""
+    payment = await asked(town, reference="table 4")
+    await run(
+        town,
+        daraja,
+        *(row(f"TWICE0000{number}", phone="711***001", reference="table 4") for number in (1, 2)),
+    )
+    await answer(town, daraja.of("transactionstatus")[0], "254711000001")
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM status_check") == 0
+    assert (await look(town, payment))["status"] == "pending"
+    await town.gateway.services.get(CallbackInbox).sweep()
+    rows = await town.gateway.db.fetch("SELECT verdict FROM callback WHERE kind = 'status'")
+    assert [found["verdict"] for found in rows] == ["applied"]
+
+
+async def test_a_live_key_reconciles_nothing_of_the_sandbox(town: Town, daraja: Daraja) -> None:
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    _, secret = await town.gateway.api_keys.create(
+        merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+    )
+    api = Api(town.base, secret.reveal())
+    for path in (RUN, "/v1/payments/mpesa/pull/register"):
+        answer = await api.call("POST", path, {})
+        assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    await api.close()
+    assert daraja.of("pullquery") == daraja.of("pullregister") == []

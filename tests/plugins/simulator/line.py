@@ -1,0 +1,151 @@
+"""A merchant's line to the simulator, with no gateway between them."""
+
+import asyncio
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import niquests
+
+from mpesa_gateway.clock import SetClock, daraja_timestamp
+from mpesa_gateway.testing.receiver import Receiver
+from mpesa_gateway.testing.serving import eventually, running_gateway
+from mpesa_gateway_simulator.validation import SANDBOX_PASSKEY, SANDBOX_SHORTCODE
+
+PUSH = "/simulator/mpesa/stkpush/v1/processrequest"
+QUERY = "/simulator/mpesa/stkpushquery/v1/query"
+TOKEN = "/simulator/oauth/v1/generate?grant_type=client_credentials"
+
+QUICK = {"callback_delay": 0.05, "late_delay": 1.0, "slow_answer": 0.8, "prompt_timeout": 0.4, "callback_pause": 0.2}
+
+
+def basic(key: str, secret: str = "secret-of-tests") -> str:
+    """HTTP Basic, as Daraja wants it for a token."""
+    return "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()
+
+
+def signed(shortcode: str = SANDBOX_SHORTCODE, passkey: str = SANDBOX_PASSKEY, at: str | None = None) -> dict[str, Any]:
+    """Shortcode, timestamp and the password that fits them."""
+    timestamp = at or daraja_timestamp(datetime.now(UTC))
+    password = base64.b64encode(f"{shortcode}{passkey}{timestamp}".encode()).decode()
+    return {"BusinessShortCode": int(shortcode), "Timestamp": timestamp, "Password": password}
+
+
+class Line:
+    """A merchant's line to Daraja, with no gateway between them, and a server for the callbacks."""
+
+    def __init__(self, base: str, receiver: Receiver) -> None:
+        self.base = base
+        self.receiver = receiver
+        self.token = ""
+        self._session = niquests.AsyncSession(retries=0, pool_maxsize=50)
+        self._session.trust_env = False
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def call(self, method: str, path: str, json: Any = None, **headers: str) -> tuple[int, Any]:
+        """One request: its status, and its JSON or else its text."""
+        response = await self._session.request(method, self.base + path, json=json, headers=headers)
+        is_json = "json" in str(response.headers.get("content-type"))
+        return response.status_code or 0, response.json() if is_json else response.text
+
+    async def log_in(self, key: str = "key-of-tests") -> str:
+        """Fetch a token and use it from now on."""
+        status, answer = await self.call("GET", TOKEN, Authorization=basic(key))
+        assert status == 200, answer
+        self.token = answer["access_token"]
+        return self.token
+
+    def request(self, phone: str, amount: Any = 7, **changes: Any) -> dict[str, Any]:
+        """A push as it should be, with changes; None takes a field out."""
+        body = signed() | {
+            "TransactionType": "CustomerPayBillOnline",
+            "Amount": amount,
+            "PartyA": phone,
+            "PhoneNumber": phone,
+            "PartyB": SANDBOX_SHORTCODE,
+            "CallBackURL": f"{self.receiver.url}/{phone}",
+            "AccountReference": "ORDER-1",
+            "TransactionDesc": "Order 1",
+        }
+        return {name: value for name, value in (body | changes).items() if value is not None}
+
+    async def push(self, phone: str, amount: Any = 7, **changes: Any) -> tuple[int, Any]:
+        """Ask a phone to pay."""
+        return await self.send(self.request(phone, amount, **changes))
+
+    async def send(self, body: Any, path: str = PUSH) -> tuple[int, Any]:
+        """A request with our token."""
+        return await self.call("POST", path, body, Authorization=f"Bearer {self.token}")
+
+    async def query(self, checkout_request_id: str) -> tuple[int, Any]:
+        """Ask how a push stands."""
+        return await self.send(signed() | {"CheckoutRequestID": checkout_request_id}, QUERY)
+
+    async def control(self, method: str, path: str, json: Any = None) -> Any:
+        """The control API; raises AssertionError for a refused answer."""
+        status, answer = await self.call(method, f"/simulator/control/{path}", json)
+        assert status == 200, answer
+        return answer["data"]
+
+    async def prompts(self, phone: str) -> list[dict[str, Any]]:
+        """What a phone was asked, newest first."""
+        found: list[dict[str, Any]] = await self.control("GET", f"pushes?phone={phone}")
+        return found
+
+    async def prompt(self, phone: str) -> dict[str, Any]:
+        """The one thing that a phone was asked."""
+        (found,) = await self.prompts(phone)
+        return found
+
+    async def ended(self, phone: str) -> dict[str, Any]:
+        """What a phone was asked, once that has ended."""
+
+        async def has_ended() -> bool:
+            return bool((await self.prompt(phone))["state"] == "ended")
+
+        await eventually(has_ended)
+        return await self.prompt(phone)
+
+    async def moved(self, phone: str) -> list[tuple[str, int]]:
+        """Receipts and amounts of what a phone has really paid."""
+        return [(entry["receipt"], entry["amount"]) for entry in await self.control("GET", f"ledger?phone={phone}")]
+
+    def callbacks(self, phone: str) -> list[dict[str, Any]]:
+        """The callbacks about a phone."""
+        return [one.json["Body"]["stkCallback"] for one in self.receiver.received if one.path.endswith(phone)]
+
+    async def called_back(self, phone: str, count: int = 1) -> list[dict[str, Any]]:
+        """The callbacks about a phone, once so many have come; AssertionError if more do."""
+
+        async def have_come() -> bool:
+            return len(self.callbacks(phone)) >= count
+
+        await eventually(have_come)
+        await asyncio.sleep(0.3)
+        found = self.callbacks(phone)
+        assert len(found) == count
+        return found
+
+
+def metadata(callback: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a callback by name; what has no value is absent."""
+    items = callback["CallbackMetadata"]["Item"]
+    return {item["Name"]: item["Value"] for item in items if "Value" in item}
+
+
+@asynccontextmanager
+async def daraja(values: dict[str, Any], receiver: Receiver, clock: SetClock | None = None) -> AsyncGenerator[Line]:
+    """A gateway that is nothing but the simulator, and a line to it."""
+    changes: dict[str, Any] = {"plugins": ["simulator"], "worker": {"in_process": False}}
+    async with running_gateway(values | changes, **({} if clock is None else {"clock": clock})) as (_, base):
+        line = Line(base, receiver)
+        await line.log_in()
+        try:
+            yield line
+        finally:
+            await line.close()
