@@ -9,6 +9,7 @@ from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, S
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, sweep
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -61,4 +62,5 @@ plugin = Plugin(
     ),
     tables=Tables(models=(PaymentRow, PaymentStepRow, StatusCheckRow), migrations="mpesa_gateway_payments.migrations"),
     pages=PAGES,
+    invariants=INVARIANTS,
 )

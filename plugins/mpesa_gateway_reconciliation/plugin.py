@@ -2,6 +2,7 @@
 
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
@@ -22,4 +23,5 @@ plugin = Plugin(
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
     pages=PAGES,
+    invariants=INVARIANTS,
 )

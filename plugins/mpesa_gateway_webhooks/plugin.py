@@ -9,6 +9,7 @@ from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.events import WebhookTest
+from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, sweep
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
@@ -49,4 +50,5 @@ plugin = Plugin(
         ),
     ),
     pages=PAGES,
+    invariants=INVARIANTS,
 )
