@@ -22,6 +22,9 @@ _SHOWN = 5
 _COUNTED = 1000
 """Of what breaks an invariant, so many are counted: with more, the number matters no more."""
 
+_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAccessError)
+"""What Postgres says to a question that it cannot answer now, as opposed to being away."""
+
 _CHAIN = "The audit log's chain is whole: no entry was changed or removed"
 
 
@@ -57,7 +60,7 @@ async def read_ledger(
         began = time.perf_counter()
         try:
             found = await _ask(gateway, db, invariant, patience, grace)
-        except (*OVERBURDENED, asyncpg.SyntaxOrAccessError) as problem:
+        except _NO_ANSWER as problem:
             yield _unanswered(owner, invariant.name, invariant.sentence, problem, began)
             continue
         yield Proof(
@@ -96,7 +99,7 @@ async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Pr
             await Audit(db, gateway.clock, gateway.ids).verify()
     except BrokenChain as problem:
         found = str(problem)
-    except (*OVERBURDENED, asyncpg.SyntaxOrAccessError) as problem:
+    except _NO_ANSWER as problem:
         return _unanswered("kernel", name, _CHAIN, problem, began)
     return Proof(
         owner="kernel",

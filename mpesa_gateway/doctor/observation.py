@@ -53,6 +53,13 @@ class Examination:
     merchant: Merchant | None = None
 
     @property
+    def one(self) -> Merchant:
+        """The merchant that a check of each merchant is to look at. Raises RuntimeError in any other."""
+        if self.merchant is None:
+            raise RuntimeError("this check is not of_each_merchant, so there is no merchant to look at")
+        return self.merchant
+
+    @property
     def if_live(self) -> Level:
         """The level of what is a problem as soon as real money moves, and fine in the sandbox."""
         return Level.PROBLEM if self.is_live else Level.NOTE

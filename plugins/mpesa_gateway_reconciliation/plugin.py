@@ -2,6 +2,7 @@
 
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.pages import PAGES
@@ -23,5 +24,6 @@ plugin = Plugin(
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
     pages=PAGES,
+    checks=CHECKS,
     invariants=INVARIANTS,
 )

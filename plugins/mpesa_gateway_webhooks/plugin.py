@@ -7,6 +7,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
+from mpesa_gateway_webhooks.doctor import CHECKS
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
@@ -50,5 +51,6 @@ plugin = Plugin(
         ),
     ),
     pages=PAGES,
+    checks=CHECKS,
     invariants=INVARIANTS,
 )

@@ -53,16 +53,15 @@ def test_every_invariant_of_the_kernel_is_bent() -> None:
     assert named - set(BENDINGS) == {"kernel.rules_are_on"}
 
 
-async def proofs_of(values: dict[str, Any], *invariants: Invariant, **options: Any) -> list[Proof]:
+async def proofs_of(
+    values: dict[str, Any], *invariants: Invariant, patience: float = 30, grace: timedelta | None = None
+) -> list[Proof]:
     """What the books say about a host's own invariants, with the kernel's left out."""
     plugin = Plugin(name="own", summary="A host's own.", invariants=invariants)
     values["worker"] = {"in_process": False}
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
-        return [
-            proof
-            async for proof in read_ledger(gateway, gateway.db, **({"patience": 30} | options))
-            if proof.owner == "own"
-        ]
+        proofs = [proof async for proof in read_ledger(gateway, gateway.db, patience=patience, grace=grace)]
+    return [proof for proof in proofs if proof.owner == "own"]
 
 
 async def test_a_hosts_own_plugin_brings_its_own(values: dict[str, Any]) -> None:
