@@ -36,7 +36,7 @@ async def look_at_payments(gateway: "Gateway", examination: Examination) -> Asyn
         yield warning(
             "payments.held",
             f"{row['held']} payments hold money that is not what was asked for, and wait for a person",
-            "GET /v1/payments?status=pending shows them (mismatch); see what M-Pesa's portal says of each",
+            "see what M-Pesa's portal says of each, then say that it has been looked after (/ops, Payments)",
         )
 
 
