@@ -16,7 +16,7 @@ from mpesa_gateway_reconciliation.plugin import plugin as reconciliation
 from mpesa_gateway_refunds.plugin import plugin as refunds
 from mpesa_gateway_webhooks.plugin import plugin as webhooks
 
-ALWAYS: dict[str, str] = {
+_OUR_OWN: dict[str, str] = {
     "lost: money that moved and another amount is on the payment": """
         SELECT t.receipt FROM sim_transaction t JOIN payment p ON p.receipt = t.receipt WHERE p.amount <> t.amount
     """,
@@ -56,7 +56,7 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT event_id FROM event_task WHERE done_at IS NULL AND due_at IS NULL
     """,
 }
-"""What must select nothing at any moment, however much is broken; what the ledger asks comes to it below."""
+"""What the ledger cannot ask: it knows neither the simulator nor what is sent in chaos."""
 
 _WORDS = {
     "payments.receipt_pays_once": "doubled",
@@ -66,12 +66,13 @@ _WORDS = {
 }
 """What it would be called if one of the ledger's invariants were broken; any other is ``untold``."""
 
-ALWAYS |= {
+ALWAYS: dict[str, str] = _OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
     for plugin in (callbacks, credentials, payments, reconciliation, refunds, webhooks)
     for invariant in plugin.invariants
     if invariant.grace is None
 }
+"""What must select nothing at any moment, however much is broken."""
 
 AT_LAST: dict[str, str] = {
     "lost: money that moved and no payment is completed with it": """
