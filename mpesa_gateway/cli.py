@@ -8,6 +8,7 @@ from mpesa_gateway.commands.api_keys import apikeys
 from mpesa_gateway.commands.audit import audit
 from mpesa_gateway.commands.config import config
 from mpesa_gateway.commands.demo import demo
+from mpesa_gateway.commands.doctor import doctor
 from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
 from mpesa_gateway.commands.migrate import migrate
@@ -99,7 +100,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, demo, serve, worker, migrate, config, plugins, merchants, apikeys, keys, audit):
+for command in (up, demo, serve, worker, migrate, doctor, config, plugins, merchants, apikeys, keys, audit):
     cli.add_command(command)
 
 

@@ -38,6 +38,11 @@ class SharedClock:
         self._count = count
         self._anchor: tuple[datetime, float] | None = None
 
+    @property
+    def machine(self) -> Clock:
+        """This machine's own clock."""
+        return self._machine
+
     def now(self) -> datetime:
         """The present moment, aware, in UTC."""
         if self._anchor is None:

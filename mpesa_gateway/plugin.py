@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
 from mpesa_gateway.pages import NO_PAGES, Pages
 
@@ -117,6 +119,10 @@ class Plugin:
     tables: Tables | None = None
     commands: tuple[click.Command, ...] = ()
     pages: Pages = NO_PAGES
+    checks: tuple[Check, ...] = ()
+    """What ``mpesa-gateway doctor`` looks at for this plugin."""
+    invariants: tuple[Invariant, ...] = ()
+    """What always holds in this plugin's tables: ``mpesa-gateway doctor --ledger`` asks whether it does."""
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""

@@ -41,6 +41,8 @@ def _parts(plugin: Plugin) -> Iterator[tuple[str, list[str]]]:
     )
     yield "provides", [port.__name__ for port, _ in plugin.provides]
     yield "command", [str(command.name) for command in plugin.commands]
+    yield "check", list(dict.fromkeys(check.title for check in plugin.checks))
+    yield "invariant", [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants]
 
 
 def _route(route: Any) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import asyncpg
 import rich_click as click
@@ -18,6 +17,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
 from mpesa_gateway.db.engine import UNREACHABLE
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.server_address import address
 
 T = TypeVar("T")
 
@@ -132,14 +132,6 @@ async def reaching(url: Secret | None) -> AsyncGenerator[None]:
         raise Failed(
             f"cannot reach Postgres at {address(url)} ({type(problem).__name__}): start it, or correct `database.url`"
         ) from None
-
-
-def address(url: Secret | None) -> str:
-    """Host and port of a database address, without user and password."""
-    if url is None:
-        return "(not set)"
-    parts = urlsplit(url.reveal())
-    return parts.netloc.rpartition("@")[2] or parts.query.partition("host=")[2].partition("&")[0] or "(no host)"
 
 
 def actor() -> str:

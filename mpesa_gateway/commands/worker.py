@@ -10,8 +10,9 @@ from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import Failed, Session, address, pass_session, run, started
+from mpesa_gateway.commands.session import Failed, Session, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.server_address import address
 from mpesa_gateway.worker import run_worker
 
 

@@ -5,8 +5,10 @@ import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import niquests
 import structlog
@@ -377,6 +379,24 @@ class DarajaClient:
         """
         base, owner = self._base(credentials)
         await self._tokens.put(owner, await self._fetch_token(base, credentials))
+
+    async def server_time(self, env: Env) -> datetime | None:
+        """What time it is there, in UTC, by the Date of an answer; None for an answer without. Raises NotSent.
+
+        Nothing is asked for and nobody's credentials are used: whatever the answer is, Daraja can be reached.
+        """
+        if self._session is None:
+            raise NotSent("the Daraja client has not been started")
+        base = self._config.live_url if env == "live" else self._config.sandbox_url
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                response = await self._session.get(base.rstrip("/") + "/oauth/v1/generate", allow_redirects=False)
+        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+            raise NotSent(f"no answer from {urlsplit(base).hostname} ({type(problem).__name__})") from None
+        try:
+            return parsedate_to_datetime(response.headers.get("date") or "").astimezone(UTC)
+        except ValueError:
+            return None
 
     # -- the way there --------------------------------------------------------------------------------------------
 

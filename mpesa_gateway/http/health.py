@@ -5,11 +5,15 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.http.auth import address_of
+from mpesa_gateway.http.challenge import answer
+from mpesa_gateway.http.client_ip import read_address, within
 from mpesa_gateway.http.envelope import Success
 
 if TYPE_CHECKING:
@@ -32,10 +36,40 @@ class Health(msgspec.Struct, frozen=True):
     parts: dict[str, Part]
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """How a request reached us: who was connected, and whom we took for its client."""
+
+    peer: str
+    client: str
+    peer_is_trusted: bool
+    was_forwarded: bool
+
+
+class Live(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The process answers. ``proof`` and ``seen`` are for the doctor only."""
+
+    live: bool
+    proof: str | None = None
+    seen: Seen | None = None
+
+
 @get("/health/live", public=True, priority=True, tags=["Operators"])
-async def live() -> Success[dict[str, bool]]:
-    """The process answers."""
-    return Success(data={"live": True})
+async def live(
+    request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
+) -> Success[Live]:
+    """The process answers. `mpesa-gateway doctor` sends a ``challenge`` to find out whether it is this gateway."""
+    proof = None if challenge is None else answer(gateway.vault, challenge)
+    return Success(data=Live(live=True) if proof is None else Live(live=True, proof=proof, seen=_seen(request)))
+
+
+def _seen(request: Request[Any, Any, Any]) -> Seen:
+    peer = read_address(request.client.host if request.client else "")
+    return Seen(
+        peer=str(peer or "unknown"),
+        client=address_of(request),
+        peer_is_trusted=peer is not None and within(peer, request.app.state.gateway.trusted_proxies),
+        was_forwarded="x-forwarded-for" in request.headers,
+    )
 
 
 @get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})

@@ -49,6 +49,11 @@ class Sealer:
         """The id of the key that seals now."""
         return self._primary.key_id
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of all keys of the ring, the present one first."""
+        return tuple(self._keys)
+
     def seal(self, plaintext: str, *, aad: tuple[str, ...]) -> str:
         """Seal a text so that it opens only for the same ``aad`` (merchant, provider, field)."""
         nonce = secrets.token_bytes(_NONCE)

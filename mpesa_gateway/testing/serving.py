@@ -95,10 +95,13 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
 
 @asynccontextmanager
 async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenerator[tuple[Gateway, str]]:
-    """A gateway of these settings, served, and its base URL. It is its own Daraja unless the settings name another."""
+    """A gateway of these settings, served, and its base URL. It is its own Daraja unless the settings name another.
+
+    For live merchants too there is nobody but itself, and no Daraja there: no test leaves this machine.
+    """
     at = listening()
     base = f"http://127.0.0.1:{at.getsockname()[1]}"
-    daraja = {"sandbox_url": base + "/simulator"} | values.get("daraja", {})
+    daraja = {"sandbox_url": base + "/simulator", "live_url": base + "/nobody"} | values.get("daraja", {})
     values = {"public_url": base} | values | {"daraja": daraja}
     with at:
         gateway = Gateway(GatewayConfig.from_values(values), **options)

@@ -2,7 +2,9 @@
 
 from mpesa_gateway.plugin import Job, Plugin, Tables
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
+from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
 from mpesa_gateway_callbacks.pages import PAGES
 from mpesa_gateway_callbacks.routes import routes
@@ -20,4 +22,6 @@ plugin = Plugin(
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

@@ -157,3 +157,18 @@ DELETE FROM refused_callback WHERE refused_id IN (
     SELECT refused_id FROM refused_callback ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000
 )
 """
+
+REFUSED_LATELY = """
+SELECT reason, count(*) AS count FROM refused_callback WHERE at >= $1 GROUP BY reason ORDER BY count DESC, reason
+"""
+
+SOURCES_LATELY = """
+SELECT source FROM (
+    (SELECT source FROM refused_callback WHERE at >= $1 AND reason = 'source' ORDER BY at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT source FROM callback WHERE received_at >= $1 AND (env = 'live' OR NOT $2::boolean)
+        ORDER BY received_at DESC LIMIT 1000)
+) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
+"""
+
+WAITING_LONG = "SELECT count(*) FROM callback WHERE verdict = 'waiting' AND due_at IS NOT NULL AND received_at < $1"

@@ -3,6 +3,8 @@
 from mpesa_gateway.plugin import Plugin, SealedColumn, Tables
 from mpesa_gateway.security.signatures import CallbackSecrets
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_credentials.doctor import CHECKS
+from mpesa_gateway_credentials.invariants import INVARIANTS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
 from mpesa_gateway_credentials.settings import CredentialsSettings
@@ -31,4 +33,6 @@ plugin = Plugin(
             for field in SECRET_FIELDS
         ),
     ),
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

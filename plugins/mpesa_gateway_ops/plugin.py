@@ -5,6 +5,7 @@ from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_ops import failed_jobs, overview, search
 from mpesa_gateway_ops.commands import operators
 from mpesa_gateway_ops.desk import Desk
+from mpesa_gateway_ops.doctor import CHECKS
 from mpesa_gateway_ops.frame import Frame
 from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
@@ -27,4 +28,5 @@ plugin = Plugin(
         acts=(failed_jobs.RETRY, search.FIND),
         concerns=(overview.unwell,),
     ),
+    checks=CHECKS,
 )

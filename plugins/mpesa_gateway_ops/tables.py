@@ -76,3 +76,5 @@ INSERT INTO ops_note (note_id, owner, sealed, created_at) VALUES ($1, $2, $3, $4
 """
 
 TAKE_NOTE = "DELETE FROM ops_note WHERE note_id = $1 AND owner = $2 AND created_at >= $3 RETURNING sealed"
+
+COUNT_ACTIVE = "SELECT count(*) FROM ops_operator WHERE is_active"

@@ -8,7 +8,9 @@ from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, sweep
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -61,4 +63,6 @@ plugin = Plugin(
     ),
     tables=Tables(models=(PaymentRow, PaymentStepRow, StatusCheckRow), migrations="mpesa_gateway_payments.migrations"),
     pages=PAGES,
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

@@ -340,3 +340,15 @@ LOCK_CHECK_BY_HANDLE = """
 SELECT * FROM status_check WHERE originator_conversation_id = $1 OR ($1::text IS NULL AND conversation_id = $2)
 ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 """
+
+EXAMINE = f"""
+WITH lately AS (
+    SELECT payment_id FROM payment
+    WHERE merchant_id = $1 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
+    ORDER BY created_at DESC, payment_id DESC LIMIT 50
+)
+SELECT (SELECT count(*) FROM lately) AS ended,
+    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
+        AS by_callback,
+    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND {WAITS_FOR_A_PERSON}) AS held
+"""  # noqa: S608 - the clause above

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.doctor import CHECKS
+from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
@@ -35,4 +37,6 @@ plugin = Plugin(
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
     pages=PAGES,
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

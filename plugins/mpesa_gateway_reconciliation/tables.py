@@ -82,7 +82,7 @@ ON CONFLICT (merchant_id, env, shortcode) DO UPDATE SET response_code = excluded
 RETURNING *
 """
 
-REGISTERED = "SELECT EXISTS (SELECT 1 FROM pull_registration WHERE merchant_id = $1 AND env = $2 AND shortcode = $3)"
+REGISTERED_AT = "SELECT registered_at FROM pull_registration WHERE merchant_id = $1 AND env = $2 AND shortcode = $3"
 
 INTERRUPTED = """
 UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
@@ -103,6 +103,10 @@ SELECT max(window_end) FROM reconciliation_run
 WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' AND cause = 'cron'
 """
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
+
+LAST_ERROR = """
+SELECT error FROM reconciliation_run WHERE merchant_id = $1 ORDER BY started_at DESC, run_id DESC LIMIT 1
+"""
 
 PAGE_READ = """
 UPDATE reconciliation_run SET pages = pages + 1, malformed = malformed + $2, lease_until = $3

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_refunds.desk import RefundDesk
+from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.routes import routes
@@ -39,4 +41,6 @@ plugin = Plugin(
     provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

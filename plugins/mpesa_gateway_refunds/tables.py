@@ -137,3 +137,7 @@ SELECT count(*) FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR paym
     AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
     AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
 """
+
+NEEDING_ATTENTION = """
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND status = 'pending' AND attention IS NOT NULL
+"""

@@ -1,6 +1,7 @@
 """The simulator plugin, declared."""
 
 from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.settings import SimulatorSettings
@@ -16,4 +17,5 @@ plugin = Plugin(
         models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),
         migrations="mpesa_gateway_simulator.migrations",
     ),
+    checks=CHECKS,
 )

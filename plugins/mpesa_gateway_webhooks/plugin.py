@@ -7,8 +7,10 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
+from mpesa_gateway_webhooks.doctor import CHECKS
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.events import WebhookTest
+from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, sweep
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
@@ -49,4 +51,6 @@ plugin = Plugin(
         ),
     ),
     pages=PAGES,
+    checks=CHECKS,
+    invariants=INVARIANTS,
 )

@@ -235,3 +235,13 @@ FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, del
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt.at LIMIT 100
 """
+
+EXAMINE = """
+SELECT url, failures, closed_until, last_success_at,
+    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND status = 'dead' AND delivery.created_at >= $2)
+        AS dead,
+    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND status = 'pending' AND due_at <= $3) AS owed,
+    (SELECT last_error FROM delivery WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
+        AND last_error IS NOT NULL ORDER BY due_at DESC LIMIT 1) AS last_error
+FROM webhook_endpoint WHERE merchant_id = $1 AND is_active
+"""

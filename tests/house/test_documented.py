@@ -1,5 +1,6 @@
 """What is declared is documented: every setting, error code, event, scope and command is found where hosts look."""
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ import msgspec
 
 from mpesa_gateway.cli import cli
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode
+from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.errors import Code
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.security.scopes import Scope
-from tests.house.tree import PACKAGES, ROOT
+from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
+
+OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
+"""The name of something that the doctor sees: a group and a thing, ``postgres.durable``."""
 
 # In gateway.toml a setting without default, and the section of a plugin that is not enabled, stand as comments.
 SETTING = re.compile(r"^(?:# )?(?P<setting>\[[a-z_.]+\]|[a-z_]+ = .+)$")
@@ -129,6 +134,32 @@ def test_every_event_is_documented() -> None:
     kinds = {event.kind for plugin in plugins() for event in plugin.publishes if issubclass(event, PublicEvent)}
     assert kinds
     assert {kind for kind in kinds if f"`{kind}`" not in docs()} == set()
+
+
+def test_every_invariant_is_documented() -> None:
+    named = {f"kernel.{invariant.name}" for invariant in INVARIANTS} | {"kernel.audit_chain"}
+    named |= {f"{plugin.name}.{invariant.name}" for plugin in plugins() for invariant in plugin.invariants}
+    assert {name for name in named if f"`{name}`" not in docs()} == set()
+
+
+def test_every_line_of_the_doctor_is_documented() -> None:
+    named = set(_observed())
+    assert len(named) > 50
+    assert {name for name in named if f"`{name}`" not in docs()} == set()
+
+
+def _observed() -> Iterator[str]:
+    """The names of what checks see, as they stand in the code; one name for each environment where it is put in."""
+    for path in shipped_modules():
+        if path.parent.name != "doctor" and path.name != "doctor.py":
+            continue
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+                for word in ("sandbox", "live") if text in {"daraja.*", "certificate.*"} else ():
+                    yield text.replace("*", word)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and OBSERVED.match(node.value):
+                yield node.value
 
 
 def test_every_scope_is_documented() -> None:

@@ -17,6 +17,8 @@ from mpesa_gateway.plugin import Plugin, PluginRefused, load
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from tests.house.tree import ROOT
+from tests.ledger import broken
+from tests.looking import levels, seen_by
 from tests.plugins.ops.browsing import PASSWORD, signed_in
 
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
@@ -88,6 +90,19 @@ async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: di
             told = await browser.submits(page, "/back")
             assert "Taken back. Thanks Nobody has been thanked." in told.words
         assert await thanks(api) == []
+
+
+async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[str, Any], plugin: Plugin) -> None:
+    (check,) = plugin.checks
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
+        assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "note"}
+        made = await api.pay("254711000001", key="order")
+        await api.settled(made.data["id"], "completed")
+        await eventually(lambda: thanks(api))
+        assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "ok"}
+        assert await broken(gateway) == {}
+        await gateway.db.execute("INSERT INTO thank VALUES ('pay_unpaid', 'mer_1', 'x', now())")
+        assert await broken(gateway) == {"thanks.paid_first": ("pay_unpaid",)}
 
 
 async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:

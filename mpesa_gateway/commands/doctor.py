@@ -1,0 +1,134 @@
+"""``mpesa-gateway doctor``: whether everything is as going live needs it, and whether the books agree."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import rich_click as click
+from rich.console import Console
+
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import Session, pass_session, reaching, run
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.doctor.examination import Seen, examine
+from mpesa_gateway.doctor.ledger import Proof, invariants_of, read_ledger
+from mpesa_gateway.doctor.observation import Level
+from mpesa_gateway.doctor.printing import Printer
+from mpesa_gateway.http.auth import RouteRefused
+from mpesa_gateway.plugin import PluginRefused
+
+
+@click.command()
+@click.option("--live", is_flag=True, help="Examine as going live needs it, even if no merchant is live yet.")
+@click.option("--merchant", "merchants", multiple=True, metavar="MER_…", help="Only this merchant; repeat for more.")
+@click.option("--quiet", is_flag=True, help="Show only what is not as it should be.")
+@click.option("--ledger", is_flag=True, help="Ask the books instead: does everything agree that must agree?")
+@click.option(
+    "--statement-timeout",
+    type=click.FloatRange(0.1, 86_400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --ledger: how long one question may take.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 10_080),
+    metavar="MINUTES",
+    help="With --ledger: after how long what waits counts as stuck; without it 10, and 30 for reconciliations.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines for people.")
+@pass_session
+@click.pass_context
+def doctor(
+    context: click.Context,
+    session: Session,
+    live: bool,
+    merchants: tuple[str, ...],
+    quiet: bool,
+    ledger: bool,
+    statement_timeout: float,
+    grace: float | None,
+    as_json: bool,
+) -> None:
+    """Look for whatever stands in the way of money, or of news of it.
+
+    Says in plain words what is as it should be and what is not, each with its fix, and exits with 1 when there is a
+    problem. It changes nothing; run it before going live, after every change, and whenever something is odd.
+    """
+    logs.configure(LogsConfig(format="console", level="error"))
+    printer = Printer(Console(quiet=as_json), quiet=quiet)
+    if ledger:
+        if live or merchants:
+            raise click.UsageError("--ledger asks about all books: leave --live and --merchant out")
+        minutes = None if grace is None else timedelta(minutes=grace)
+        proofs = run(_read_ledger(Gateway(session.attached()), printer, statement_timeout, minutes))
+        _finish(context, {"holds": all(proof.holds for proof in proofs), "invariants": proofs}, as_json, "holds")
+        return
+    seen = _examine(session, printer, merchants, is_live=live)
+    levels = Counter(one.level for one in seen)
+    report = {
+        "ready": not levels[Level.PROBLEM],
+        "levels": {level.value: levels[level] for level in Level},
+        "observations": seen,
+    }
+    _finish(context, report, as_json, "ready")
+
+
+def _finish(context: click.Context, report: dict[str, Any], as_json: bool, good: str) -> None:
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+    if not report[good]:
+        context.exit(1)
+
+
+def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[Seen]:
+    """Everything that is seen, printed as it is. Settings that cannot be used are seen too, and nothing else then."""
+    try:
+        config = _alone(session.attached())
+        gateway = Gateway(config)
+        _ = gateway.asgi.litestar
+    except (ConfigRefused, PluginRefused, RouteRefused) as refusal:
+        seen = [Seen(title="Settings", name="settings.readable", level=Level.PROBLEM, text=str(refusal))]
+        printer.observation(seen[0])
+        printer.ends(seen)
+        return seen
+
+    async def work() -> list[Seen]:
+        found: list[Seen] = []
+        async for one in examine(gateway, is_live=is_live, merchant_ids=merchants):
+            found.append(one)
+            printer.observation(one)
+        return found
+
+    printer.begins(config.public_url, str(session.config_path or "the environment"))
+    with printer.waiting():
+        seen = run(work())
+    printer.ends(seen)
+    return seen
+
+
+def _alone(config: GatewayConfig) -> GatewayConfig:
+    """The configuration without a worker of our own: it would be the one that is then found to be alive."""
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))
+
+
+async def _read_ledger(gateway: Gateway, printer: Printer, patience: float, grace: timedelta | None) -> Sequence[Proof]:
+    db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=1))
+    async with reaching(gateway.config.database.url):
+        await db.start()
+    proofs: list[Proof] = []
+    try:
+        printer.ledger_begins(len(invariants_of(gateway)) + 1)
+        async with reaching(gateway.config.database.url):
+            async for proof in read_ledger(gateway, db, patience=patience, grace=grace):
+                proofs.append(proof)
+                printer.proof(proof)
+    finally:
+        await db.stop()
+    printer.ledger_ends(proofs)
+    return proofs

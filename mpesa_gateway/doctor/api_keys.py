@@ -1,0 +1,43 @@
+"""Looks whether a merchant has a key to call us with, and for how long."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.doctor.observation import Examination, Level, Observation, ok, warning
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_SOON = timedelta(days=14)
+
+KEYS = """
+SELECT count(*) AS count, max(last_used_at) AS last_used_at, max(COALESCE(expires_at, 'infinity')) AS until,
+    bool_or(expires_at IS NULL) AS is_endless
+FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $3)
+"""
+
+
+async def look_at_api_keys(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """The merchant's keys for the environment that it is in."""
+    merchant = examination.one
+    row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, merchant.env, examination.now)
+    create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if merchant.env == 'live' else ''}"
+    if row is None or row["count"] == 0:
+        yield Observation(
+            name="merchant.api_keys",
+            level=Level.PROBLEM if merchant.env == "live" else Level.NOTE,
+            text=f"no API key for {merchant.env} is valid: its shop cannot call us",
+            fix=create,
+        )
+        return
+    keys = f"{row['count']} valid API {'key' if row['count'] == 1 else 'keys'} for {merchant.env}"
+    if not row["is_endless"] and row["until"] - examination.now < _SOON:
+        yield warning(
+            "merchant.api_keys",
+            f"the last API key for {merchant.env} expires on {row['until']:%Y-%m-%d}: then its shop cannot call us",
+            f"make another one in time: {create}",
+        )
+        return
+    used = "never used" if row["last_used_at"] is None else f"last used {row['last_used_at']:%Y-%m-%d %H:%M} UTC"
+    yield ok("merchant.api_keys", f"{keys}, {used}")

@@ -1,0 +1,202 @@
+"""The whole examination: the kernel's looks, the plugins', then each merchant; one that breaks stops no other."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.db.engine import AlreadyBound, Database
+from mpesa_gateway.db.migrator import MigrationRefused
+from mpesa_gateway.doctor.api_keys import look_at_api_keys
+from mpesa_gateway.doctor.master_key import look_at_master_key
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, problem
+from mpesa_gateway.doctor.postgres import cannot_look_further, look_at_postgres
+from mpesa_gateway.doctor.public_address import look_at_public_address
+from mpesa_gateway.doctor.safaricom import look_at_certificates, look_at_daraja
+from mpesa_gateway.doctor.settings import look_at_settings
+from mpesa_gateway.doctor.valkey import look_at_valkey
+from mpesa_gateway.doctor.workers import look_at_workers
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.security.merchants import Merchant
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+WITHOUT_DATABASE = (
+    Check("Settings", look_at_settings),
+    Check("Valkey", look_at_valkey),
+    Check("Safaricom's certificates", look_at_certificates),
+)
+"""What can be looked at whatever Postgres does."""
+
+KERNEL = (
+    Check("Settings", look_at_settings),
+    Check("Valkey", look_at_valkey),
+    Check("Workers", look_at_workers),
+    Check("The public address", look_at_public_address),
+    Check("Daraja", look_at_daraja),
+    Check("Safaricom's certificates", look_at_certificates),
+    Check("The master key", look_at_master_key),
+    Check("API keys", look_at_api_keys, of_each_merchant=True),
+)
+
+_NEEDED = {"postgres.reachable", "postgres.writable", "postgres.migrations"}
+"""Without these the gateway cannot be started, and nothing in its tables be looked at."""
+
+_PATIENCE = 60.0
+"""Seconds that one check may take."""
+
+_AT_ONCE = 4
+"""Merchants that are looked at side by side: more would run into Daraja's spike arrest."""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One observation and where it belongs. ``merchant_id`` is None for what concerns the whole gateway."""
+
+    title: str
+    name: str
+    level: Level
+    text: str
+    fix: str | None = None
+    merchant_id: str | None = None
+
+
+async def examine(
+    gateway: "Gateway", *, is_live: bool = False, merchant_ids: Sequence[str] = ()
+) -> AsyncGenerator[Seen]:
+    """Look at everything, as going live needs it where ``is_live`` or where a merchant is live already.
+
+    The gateway is started for the looks, without migrating, unless it runs; ``merchant_ids`` are the merchants to look
+    at, without any all active ones. Besides fresh access tokens in Valkey nothing is changed. Raises NotFound for an
+    unknown merchant.
+    """
+    examination = Examination(now=gateway.clock.now(), is_live=is_live)
+    db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=2))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_close, db)
+        stops = ""
+        async for seen in _look(Check("Postgres", lambda g, e: look_at_postgres(g, db, e)), gateway, examination):
+            yield seen
+            if seen.level is Level.PROBLEM and seen.name in _NEEDED:
+                stops = seen.text
+        if not stops:
+            try:
+                await gateway.start(migrate_first=False)
+                stack.push_async_callback(gateway.stop)
+            except Exception as fault:
+                log.debug("start_failed", exc_info=True)
+                yield _seen("Start", _does_not_start(fault))
+                stops = "the gateway does not start"
+        if stops:
+            for check in WITHOUT_DATABASE:
+                async for seen in _look(check, gateway, examination):
+                    yield seen
+            yield _seen("The rest", cannot_look_further(stops))
+            return
+        async for seen in _look_at_all(gateway, examination, merchant_ids):
+            yield seen
+
+
+def _does_not_start(fault: Exception) -> Observation:
+    refused = isinstance(fault, ConfigRefused | MigrationRefused | AlreadyBound)
+    text = str(fault) if refused else f"{type(fault).__name__}: {fault}"
+    return problem("gateway.starts", f"the gateway does not start: {text}", "mend that, and look again")
+
+
+async def _look_at_all(
+    gateway: "Gateway", examination: Examination, merchant_ids: Sequence[str]
+) -> AsyncGenerator[Seen]:
+    merchants = await _chosen(gateway, merchant_ids)
+    examination = Examination(
+        now=examination.now,
+        is_live=examination.is_live or await gateway.merchants.any_live(),
+        merchants=tuple(merchants),
+    )
+    checks = [*KERNEL, *(check for plugin in gateway.plugins for check in plugin.checks)]
+    broken: set[str] = set()
+    for check in checks:
+        # What is not there is said once.
+        if check.of_each_merchant or (check.title == "Workers" and "valkey.reachable" in broken):
+            continue
+        async for seen in _look(check, gateway, examination):
+            yield seen
+            if seen.level is Level.PROBLEM:
+                broken.add(seen.name)
+    of_merchants = [check for check in checks if check.of_each_merchant]
+    queue = iter(merchants)
+    while batch := list(islice(queue, _AT_ONCE)):
+        for found in await asyncio.gather(*(_look_at(one, of_merchants, gateway, examination) for one in batch)):
+            for seen in found:
+                yield seen
+
+
+async def _look_at(
+    merchant: Merchant, checks: Sequence[Check], gateway: "Gateway", examination: Examination
+) -> list[Seen]:
+    mine = Examination(examination.now, examination.is_live, examination.merchants, merchant)
+    title = f"{merchant.name} ({merchant.merchant_id}, {merchant.env})"
+    return [
+        msgspec.structs.replace(seen, title=title, merchant_id=merchant.merchant_id)
+        for check in checks
+        async for seen in _look(check, gateway, mine)
+    ]
+
+
+async def _look(check: Check, gateway: "Gateway", examination: Examination) -> AsyncGenerator[Seen]:
+    """What one check sees. One that breaks, or takes too long, is itself something to see."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            async for observation in check.look(gateway, examination):
+                yield _seen(check.title, observation)
+    except Exception as fault:
+        log.debug("check_broke", check=check.title, exc_info=True)
+        text = f"this could not be looked at ({type(fault).__name__}: {fault})"
+        yield _seen(
+            check.title, problem("doctor.broke", text, "see what is said of Postgres and Valkey, then try again")
+        )
+
+
+def _seen(title: str, observation: Observation) -> Seen:
+    return Seen(
+        title=title,
+        name=observation.name,
+        level=observation.level,
+        # Checks keep numbers out of their texts; a driver's message may not.
+        text=mask_phones(observation.text),
+        fix=None if observation.fix is None else mask_phones(observation.fix),
+    )
+
+
+async def _chosen(gateway: "Gateway", merchant_ids: Sequence[str]) -> list[Merchant]:
+    """The merchants to look at. Raises NotFound, naming the one."""
+    if not merchant_ids:
+        return await _all_active(gateway)
+    found: list[Merchant] = []
+    for merchant_id in dict.fromkeys(merchant_ids):
+        merchant = await gateway.merchants.get(merchant_id)
+        if merchant is None:
+            raise NotFound(f"there is no merchant {merchant_id}: see `mpesa-gateway merchants list`")
+        found.append(merchant)
+    return found
+
+
+async def _all_active(gateway: "Gateway") -> list[Merchant]:
+    found: list[Merchant] = []
+    before: str | None = None
+    while page := await gateway.merchants.page(500, before):
+        found += (merchant for merchant in page if merchant.is_active)
+        before = page[-1].merchant_id
+    return list(reversed(found))
+
+
+async def _close(db: Database) -> None:
+    if db.is_running:
+        await db.stop()

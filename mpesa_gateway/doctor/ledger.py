@@ -1,0 +1,130 @@
+"""Asks the books, on a live system and without changing anything, whether everything agrees that must agree."""
+
+import time
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+import msgspec
+
+from mpesa_gateway.db.engine import OVERBURDENED, Database
+from mpesa_gateway.db.invariants import INVARIANTS
+from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.security.audit import Audit, BrokenChain
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_SHOWN = 5
+"""Examples of what breaks an invariant that are shown."""
+
+_COUNTED = 1000
+"""Of what breaks an invariant, so many are counted: with more, the number matters no more."""
+
+_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAccessError)
+"""What Postgres says to a question that it cannot answer now, as opposed to being away."""
+
+_CHAIN = "The audit log's chain is whole: no entry was changed or removed"
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What the books said about one invariant. Without an answer ``holds`` is None, and ``problem`` says why."""
+
+    owner: str
+    name: str
+    sentence: str
+    holds: bool | None
+    count: int = 0
+    is_more: bool = False
+    examples: tuple[str, ...] = ()
+    problem: str | None = None
+    seconds: float = 0.0
+
+
+def invariants_of(gateway: "Gateway") -> list[tuple[str, Invariant]]:
+    """Every invariant with whose it is: the kernel's, then those of the enabled plugins."""
+    brought = [(plugin.name, invariant) for plugin in gateway.plugins for invariant in plugin.invariants]
+    return [*(("kernel", invariant) for invariant in INVARIANTS), *brought]
+
+
+async def read_ledger(
+    gateway: "Gateway", db: Database, *, patience: float, grace: timedelta | None = None
+) -> AsyncGenerator[Proof]:
+    """Ask about one invariant after the other, each in a snapshot of its own that ends with the answer.
+
+    ``patience`` is for one statement, in seconds; ``grace`` replaces that of every invariant which has one. Nothing is
+    locked but against changes of the tables themselves. Raises what asyncpg raises when Postgres cannot be reached.
+    """
+    for owner, invariant in invariants_of(gateway):
+        began = time.perf_counter()
+        try:
+            found = await _ask(gateway, db, invariant, patience, grace)
+        except _NO_ANSWER as problem:
+            yield _unanswered(owner, invariant.name, invariant.sentence, problem, began)
+            continue
+        yield Proof(
+            owner=owner,
+            name=invariant.name,
+            sentence=invariant.sentence,
+            holds=not found,
+            count=min(len(found), _COUNTED),
+            is_more=len(found) > _COUNTED,
+            examples=tuple(found[:_SHOWN]),
+            seconds=time.perf_counter() - began,
+        )
+    yield await _verify_audit(gateway, db, patience)
+
+
+async def _ask(
+    gateway: "Gateway", db: Database, invariant: Invariant, patience: float, grace: timedelta | None
+) -> list[str]:
+    arguments = [] if invariant.grace is None else [gateway.clock.now() - (grace or invariant.grace)]
+    async with db.transaction():
+        await _be_gentle(db, patience)
+        # The query is the plugin's own.
+        rows = await db.fetch(
+            f"SELECT broken.id FROM ({invariant.sql}) AS broken (id) LIMIT {_COUNTED + 1}",  # noqa: S608
+            *arguments,
+        )
+    return [row["id"] for row in rows]
+
+
+async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Proof:
+    began = time.perf_counter()
+    name, found = "audit_chain", ""
+    try:
+        async with db.transaction():
+            await _be_gentle(db, patience)
+            await Audit(db, gateway.clock, gateway.ids).verify()
+    except BrokenChain as problem:
+        found = str(problem)
+    except _NO_ANSWER as problem:
+        return _unanswered("kernel", name, _CHAIN, problem, began)
+    return Proof(
+        owner="kernel",
+        name=name,
+        sentence=_CHAIN,
+        holds=not found,
+        count=int(bool(found)),
+        examples=(found,) if found else (),
+        seconds=time.perf_counter() - began,
+    )
+
+
+async def _be_gentle(db: Database, patience: float) -> None:
+    """One snapshot, nothing written, one core at most, and no longer than that."""
+    await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    await db.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+    await db.execute(f"SET LOCAL statement_timeout = {int(patience * 1000)}")
+
+
+def _unanswered(owner: str, name: str, sentence: str, problem: BaseException, began: float) -> Proof:
+    seconds = time.perf_counter() - began
+    if isinstance(problem, asyncpg.QueryCanceledError):
+        why = f"no answer within {seconds:.0f} seconds: ask at a quieter hour, or with a longer --statement-timeout"
+    elif isinstance(problem, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
+        why = "the database is not at this release: run `mpesa-gateway migrate`"
+    else:
+        why = f"Postgres did not answer ({type(problem).__name__}: {problem})"
+    return Proof(owner=owner, name=name, sentence=sentence, holds=None, problem=why, seconds=seconds)

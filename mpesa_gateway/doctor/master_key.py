@@ -1,0 +1,90 @@
+"""Looks at the master key: where it comes from, who else could read it, and what is sealed with which key."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.config import ENVIRONMENT
+from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.security.rotation import KERNEL_SEALED
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def look_at_master_key(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Where it is read from, what it has sealed, and a reminder of what no program can see."""
+    yield _source(gateway, examination)
+    used = await _used(gateway)
+    present, *old = gateway.sealer.key_ids
+    unknown = sorted(set(used) - {present, *old})
+    if unknown:
+        count = sum(used[key_id] for key_id in unknown)
+        yield problem(
+            "master_key.sealed",
+            f"{count} secrets are sealed with keys that are not listed ({', '.join(unknown)}): they cannot be read",
+            "put those keys behind the present one (security.old_master_keys, or further lines of the key file)",
+        )
+    elif left := sum(used[key_id] for key_id in old):
+        yield note(
+            "master_key.sealed",
+            f"{left} of {used.total()} secrets are sealed with a former key",
+            "run `mpesa-gateway keys rotate`",
+        )
+    else:
+        yield ok("master_key.sealed", f"it opens what is stored: {used.total()} secrets are sealed with it")
+    if idle := [key_id for key_id in old if not used[key_id]]:
+        yield note(
+            "master_key.old",
+            f"former keys are still listed, and nothing is sealed with them any more: {', '.join(idle)}",
+            "take them out of security.old_master_keys (or the key file), once no process runs that began with them",
+        )
+    if examination.is_live:
+        yield note(
+            "master_key.backup",
+            "without this key the stored credentials are lost, and nobody but you can see whether a copy is kept",
+            "keep one apart from the database's backups, and try once that you can restore both",
+        )
+
+
+def _source(gateway: "Gateway", examination: Examination) -> Observation:
+    file = gateway.config.security.master_key_file
+    if file is None:
+        if ENVIRONMENT + "SECURITY__MASTER_KEY" in os.environ:
+            return note(
+                "master_key.source",
+                "the master key is read from an environment variable, which every process of this account can read",
+                "keep it in a file of mode 0600, and name that in security.master_key_file",
+            )
+        return warning(
+            "master_key.source",
+            "the master key stands among the settings: whoever may read or copy those can open every credential",
+            "keep it in a file of mode 0600, and name that in security.master_key_file",
+        )
+    mode = stat.S_IMODE(Path(file).stat().st_mode)
+    if mode & 0o077:
+        return Observation(
+            name="master_key.source",
+            level=Level.PROBLEM if examination.is_live else Level.WARNING,
+            text=f"the master key is read from {file}, which others on this machine may read too (mode {mode:04o})",
+            fix=f"chmod 600 {file}",
+        )
+    return ok("master_key.source", f"the master key is read from {file}, which nobody else may read (mode {mode:04o})")
+
+
+async def _used(gateway: "Gateway") -> Counter[str]:
+    """How many stored secrets each key has sealed, by the key's id."""
+    columns = [*KERNEL_SEALED, *(c for plugin in gateway.plugins if plugin.tables for c in plugin.tables.sealed)]
+    used: Counter[str] = Counter()
+    for column in columns:
+        # Table and column names come from the plugins' own declarations, never from a caller.
+        rows = await gateway.db.fetch(
+            f"SELECT split_part({column.column}, '.', 2) AS key_id, count(*) AS count FROM {column.table} "  # noqa: S608
+            f"WHERE {column.column} IS NOT NULL GROUP BY 1"
+        )
+        for row in rows:
+            used[row["key_id"]] += row["count"]
+    return used

@@ -1,0 +1,165 @@
+"""Looks at Postgres, the only truth: is it there, is it the right one, and does it keep what it has committed."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from mpesa_gateway.clock import SharedClock
+from mpesa_gateway.db.engine import UNREACHABLE, Database
+from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.server_address import address
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_OLDEST = 150_000
+"""The oldest version that its makers still mend, as ``server_version_num``."""
+
+_SKEW, _FAR = 2.0, 15.0
+"""Seconds between this machine's clock and Postgres' that are normal, and that nearly are a job's heartbeat."""
+
+SETTINGS = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
+    current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('transaction_read_only') AS read_only, pg_is_in_recovery() AS is_standby,
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS connections,
+    (SELECT sum(numbackends)::int FROM pg_stat_database) AS used,
+    (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS is_encrypted,
+    COALESCE(inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() <<= '::1/128', true) AS is_local
+"""
+
+
+async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examination) -> AsyncIterator[Observation]:
+    """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
+
+    Where ``postgres.reachable`` or ``postgres.migrations`` is a problem, nothing can be asked of the tables.
+    """
+    where = address(gateway.config.database.url)
+    try:
+        await db.start()
+        row = await db.fetchrow(SETTINGS)
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as refusal:
+        yield problem("postgres.reachable", f"Postgres at {where} refuses us ({refusal})", "correct database.url")
+        return
+    except UNREACHABLE as fault:
+        yield problem(
+            "postgres.reachable",
+            f"Postgres at {where} cannot be reached ({type(fault).__name__}): every call is answered 503",
+            "start it, open the way to it, or correct database.url",
+        )
+        return
+    if row is None:
+        return
+    yield ok("postgres.reachable", f"Postgres {row['version']} answers at {where}")
+    for observation in (see_version(row), *see_role(row), *_durability(row, examination), *see_connections(row)):
+        yield observation
+    yield await _migrations(gateway, db)
+    yield await _clock(gateway, db)
+
+
+def see_version(row: asyncpg.Record) -> Observation:
+    """Whether its makers still mend it."""
+    if row["number"] < _OLDEST:
+        return warning(
+            "postgres.version",
+            f"version {row['version']} is not mended any more",
+            f"upgrade Postgres to {_OLDEST // 10_000} or newer; the gateway is tested with 18",
+        )
+    return ok("postgres.version", "its version is still maintained")
+
+
+def see_role(row: asyncpg.Record) -> Sequence[Observation]:
+    """Whether it takes what is written."""
+    if row["is_standby"] or row["read_only"] == "on":
+        what = "a standby, which" if row["is_standby"] else "set to read only, and"
+        return [
+            problem(
+                "postgres.writable",
+                f"this Postgres is {what} takes no payments",
+                "let database.url name the primary, such as with target_session_attrs=read-write and all hosts",
+            )
+        ]
+    return []
+
+
+def _durability(row: asyncpg.Record, examination: Examination) -> Sequence[Observation]:
+    weak = {
+        "fsync": "a power cut can destroy the database, answered payments included",
+        "full_page_writes": "a crash in the middle of a write can leave a page half written",
+        "synchronous_commit": "a crash can lose payments that were answered a moment before",
+    }
+    off = [name for name in weak if row[name] == "off"]
+    if not off:
+        return [ok("postgres.durable", "what it has committed survives a crash")]
+    return [
+        Observation(
+            name="postgres.durable",
+            level=Level.PROBLEM if examination.is_live else Level.WARNING,
+            text=f"{name} is off: {weak[name]}",
+            fix=f"set {name} = on (ALTER SYSTEM SET {name} = on; then reload), for this role and database too",
+        )
+        for name in off
+    ]
+
+
+def see_connections(row: asyncpg.Record) -> Sequence[Observation]:
+    """Whether there is room for more of them, and who could listen in."""
+    used, most = row["used"], row["connections"]
+    text = f"{used} of {most} connections are in use"
+    if used > most * 0.8:
+        fix = "raise max_connections, or lower database.pool_max: every process opens that many at most"
+        seen = [warning("postgres.connections", text, fix)]
+    else:
+        seen = [ok("postgres.connections", text)]
+    if not row["is_encrypted"] and not row["is_local"]:
+        seen.append(
+            warning(
+                "postgres.encrypted",
+                "the connection to Postgres crosses the network unencrypted",
+                "add ?sslmode=verify-full to database.url (and sslrootcert=…), and require TLS in pg_hba.conf",
+            )
+        )
+    return seen
+
+
+async def _migrations(gateway: "Gateway", db: Database) -> Observation:
+    try:
+        missing = await pending(db, gateway.migrations)
+    except MigrationRefused as refusal:
+        text, _, fix = str(refusal).rpartition(": ")
+        return problem("postgres.migrations", text, fix)
+    if not missing:
+        return ok("postgres.migrations", f"all {len(gateway.migrations)} migrations are applied")
+    names = ", ".join(f"{migration.owner}/{migration.name}" for migration in missing[:3])
+    more = ", …" if missing[3:] else ""
+    return problem(
+        "postgres.migrations",
+        f"{len(missing)} of {len(gateway.migrations)} migrations are not applied ({names}{more})",
+        "run `mpesa-gateway migrate`, or start any process of this release",
+    )
+
+
+async def _clock(gateway: "Gateway", db: Database) -> Observation:
+    machine = gateway.clock.machine if isinstance(gateway.clock, SharedClock) else gateway.clock
+    before = machine.now()
+    theirs: datetime = await db.fetchval("SELECT clock_timestamp()")
+    after = machine.now()
+    # What the question itself took says nothing.
+    off = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
+    ours_is = "ahead of" if before > theirs else "behind"
+    if off <= _SKEW:
+        return ok("postgres.clock", "its clock, which all our processes go by, and this machine's agree")
+    text = f"this machine's clock is {off:.0f} seconds {ours_is} Postgres', which all our processes go by"
+    fix = "let all machines take their time from NTP (timedatectl set-ntp true)"
+    if off <= _FAR:
+        return warning("postgres.clock", f"{text}: the times in its logs are wrong", fix)
+    return problem("postgres.clock", f"{text}: a worker here takes the jobs of others for dead", fix)
+
+
+def cannot_look_further(why: str) -> Observation:
+    """What is said where the tables cannot be asked."""
+    return note("doctor.stopped", f"everything else needs the database, and was not looked at: {why}")

@@ -1,0 +1,132 @@
+"""The doctor's words on a terminal: what was seen, how bad it is and what to do, at 80 columns and in any colours."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from textwrap import wrap
+
+from rich.console import Console
+from rich.text import Text
+
+from mpesa_gateway.doctor.examination import Seen
+from mpesa_gateway.doctor.ledger import Proof
+from mpesa_gateway.doctor.observation import Level
+
+_WIDEST = 100
+"""Columns beyond which lines become tiring."""
+
+_INDENT = 9
+"""Columns that the first word has."""
+
+_COLOURS = {
+    "ok": "green",
+    "note": "cyan",
+    "warning": "yellow",
+    "problem": "bold red",
+    "broken": "bold red",
+    "unknown": "yellow",
+}
+
+
+class Printer:
+    """Prints things as they are found, first the word that says how bad it is: it reads the same without colours."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """``quiet`` leaves out what is as it should be."""
+        self._console = console
+        self._quiet = quiet
+        self._title = ""
+
+    # -- the examination ------------------------------------------------------------------------------------------
+
+    def begins(self, public_url: str, source: str) -> None:
+        """Whose examination this is."""
+        self._line(f"Examining {public_url} (settings from {source})")
+
+    def waiting(self) -> AbstractContextManager[object]:
+        """Something moves while nothing is printed."""
+        return self._console.status("looking …")
+
+    def observation(self, seen: Seen) -> None:
+        """One thing that was seen, below its title."""
+        if self._quiet and seen.level is Level.OK:
+            return
+        if seen.title != self._title:
+            self._title = seen.title
+            self._line("")
+            self._line(seen.title, "bold")
+        self._row(seen.level.value, seen.text)
+        if seen.fix is not None:
+            self._row("", seen.fix, "fix: ")
+
+    def ends(self, seen: Sequence[Seen]) -> None:
+        """The sum of it, last, where the eye is: what has to be mended, once more and by itself."""
+        count = Counter(one.level for one in seen)
+        problems = [one for one in seen if one.level is Level.PROBLEM]
+        self._line("")
+        told = f"{_many(count[Level.WARNING], 'warning')}, {_many(count[Level.NOTE], 'note')}, {count[Level.OK]} ok"
+        if not problems:
+            self._line(f"No problem: {told}.", "bold green")
+            return
+        self._line(f"{_many(len(problems), 'problem')} ({told}). Mend first:", "bold red")
+        for number, one in enumerate(problems, 1):
+            where = "" if one.merchant_id is None else f"{one.title}: "
+            self._row(f"{number}.", f"{where}{one.text}")
+
+    # -- the ledger -----------------------------------------------------------------------------------------------
+
+    def ledger_begins(self, count: int) -> None:
+        """How much is asked."""
+        self._line(f"The ledger: {count} things that must hold, each asked in one moment of the books")
+
+    def proof(self, proof: Proof) -> None:
+        """One invariant, and the ids of what breaks it."""
+        level = {True: "ok", False: "broken", None: "unknown"}[proof.holds]
+        if self._quiet and proof.holds:
+            return
+        self._row(level, f"{proof.sentence} ({proof.owner}.{proof.name})")
+        if proof.holds is False:
+            number = f"{proof.count} or more" if proof.is_more else str(proof.count)
+            more = ", …" if proof.count > len(proof.examples) else ""
+            self._row("", f"{', '.join(proof.examples)}{more}", f"{number}: ")
+        if proof.problem is not None:
+            self._row("", proof.problem)
+
+    def ledger_ends(self, proofs: Sequence[Proof]) -> None:
+        """The sum of it."""
+        broken = [proof for proof in proofs if proof.holds is False]
+        unanswered = [proof for proof in proofs if proof.holds is None]
+        seconds = sum(proof.seconds for proof in proofs)
+        self._line("")
+        if not broken and not unanswered:
+            self._line(f"The books agree: all {len(proofs)} hold ({seconds:.1f} s).", "bold green")
+            return
+        parts: list[str] = []
+        if broken:
+            parts.append(f"{len(broken)} of {len(proofs)} do not hold")
+        if unanswered:
+            parts.append(f"{len(unanswered)} could not be asked")
+        self._line(f"{', '.join(parts)} ({seconds:.1f} s). What to do: docs/operating.md, The ledger.", "bold red")
+
+    # -- how a line looks -----------------------------------------------------------------------------------------
+
+    def _row(self, word: str, text: str, before: str = "") -> None:
+        width = self._width - _INDENT
+        first, *others = wrap(before + text, width, break_long_words=False, break_on_hyphens=False) or [""]
+        line = Text.assemble((f"{word:<{_INDENT}}", _COLOURS.get(word, "")), first)
+        line.stylize("bold", _INDENT, _INDENT + len(before))
+        self._console.print(line, soft_wrap=True)
+        for other in others:
+            self._console.print(Text(" " * _INDENT + other), soft_wrap=True)
+
+    def _line(self, text: str, style: str = "") -> None:
+        for line in wrap(text, self._width, break_long_words=False, break_on_hyphens=False) or [""]:
+            self._console.print(Text(line, style=style), soft_wrap=True)
+
+    @property
+    def _width(self) -> int:
+        return min(self._console.width, _WIDEST)
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -1,0 +1,228 @@
+"""Looks at the address that M-Pesa calls back: may it be called, does it lead here, who do callers appear to be."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.doctor import probe
+from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.errors import Code
+from mpesa_gateway.http import challenge
+from mpesa_gateway.http.egress import check_url, is_public, system_lookup
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.http.health import Live, Seen
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_SOON, _NOW = timedelta(days=21), timedelta(days=3)
+"""How long before its end a certificate should have been renewed by itself, and must be by hand."""
+
+_OUTSIDE = "if only this machine cannot reach it (no hairpin NAT), try from outside: curl -i"
+
+
+async def look_at_public_address(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """``public_url``: its form, where its name leads, and what answers there."""
+    url = gateway.config.public_url
+    for observation in (*see_form(url, examination), *await see_resolution(url, examination)):
+        yield observation
+    async for observation in _reach(gateway, examination):
+        yield observation
+
+
+def see_form(url: str, examination: Examination) -> Sequence[Observation]:
+    """Whether M-Pesa calls an address of this form."""
+    seen: list[Observation] = []
+    if urlsplit(url).scheme != "https":
+        seen.append(
+            Observation(
+                name="address.https",
+                level=examination.if_live,
+                text=f"public_url is {url}: M-Pesa calls back over https only, and live credentials are refused",
+                fix="put a TLS-terminating proxy in front, and set public_url to its https address",
+            )
+        )
+    else:
+        seen.append(ok("address.https", f"public_url is https: {url}"))
+    if words := filtered_words(url):
+        seen.append(
+            warning(
+                "address.words",
+                f"public_url has {', '.join(words)} in it: M-Pesa filters such addresses, and callbacks may never come",
+                "take another host name or path; what we add ourselves has none of those words",
+            )
+        )
+    else:
+        seen.append(ok("address.words", "it has none of the words that M-Pesa filters"))
+    if through := tunnel(url):
+        seen.append(
+            Observation(
+                name="address.tunnel",
+                level=examination.if_live,
+                text=f"public_url leads through a public tunnel ({through}), which Safaricom forbids for live",
+                fix="take a host name of your own",
+            )
+        )
+    return seen
+
+
+async def see_resolution(url: str, examination: Examination) -> Sequence[Observation]:
+    """Where its name leads."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        check_url(f"https://{parts.netloc}/", allow_loopback=False)
+    except ValueError as refusal:
+        why = str(refusal).partition(": ")[0]
+        return [
+            Observation(
+                name="address.public",
+                level=examination.if_live,
+                text=f"M-Pesa cannot reach {host}: an address {why}",
+                fix="set public_url to a host name that the Internet knows",
+            )
+        ]
+    try:
+        addresses = await system_lookup(host, parts.port or 443)
+    except OSError:
+        return [
+            Observation(
+                name="address.public",
+                level=examination.if_live,
+                text=f"the name {host} could not be resolved",
+                fix="make the DNS record (A, AAAA), or correct public_url",
+            )
+        ]
+    private = [address for address in addresses if not is_public(ip_address(address.partition("%")[0]))]
+    if private:
+        return [
+            warning(
+                "address.public",
+                f"seen from here {host} is {', '.join(dict.fromkeys(private))}, which the Internet cannot reach",
+                f"see what it is outside (dig +short {host} @1.1.1.1): M-Pesa has to reach it",
+            )
+        ]
+    return [ok("address.public", f"{host} resolves to {', '.join(dict.fromkeys(addresses))}")]
+
+
+async def _reach(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    nonce = gateway.ids.token(16)
+    url = gateway.url("/health/live")
+    try:
+        reply = await probe.get(f"{url}?challenge={challenge.ask(gateway.vault, nonce)}")
+    except probe.ProbeFailed as failure:
+        yield _unreached(url, failure, examination)
+        return
+    if reply.valid_until is not None:
+        yield _certificate(reply.valid_until, examination)
+    live = _read(reply.body)
+    if reply.status != 200 or live is None or live.proof != challenge.expected(gateway.vault, nonce):
+        yield _wrong_target(url, reply, live, examination)
+        return
+    yield ok("address.reached", f"{url} leads to this very gateway")
+    if live.seen is not None:
+        yield _proxies(live.seen, examination, is_https=url.startswith("https:"))
+    yield await _callback_path(gateway, examination)
+
+
+def _unreached(url: str, failure: probe.ProbeFailed, examination: Examination) -> Observation:
+    if failure.reason == "tls":
+        return Observation(
+            name="address.certificate",
+            level=examination.if_live,
+            text=f"nobody should trust the certificate of {url}: {failure}",
+            fix="renew it, or let the proxy send the whole chain (fullchain.pem) for this host name",
+        )
+    return Observation(
+        name="address.reached",
+        level=examination.if_live,
+        text=f"nothing answers at {url}: {failure}",
+        fix=f"start the gateway and the proxy, and open the port; {_OUTSIDE} {url}",
+    )
+
+
+def _certificate(until: datetime, examination: Examination) -> Observation:
+    left = until - examination.now
+    text = f"its TLS certificate is valid until {until:%Y-%m-%d}"
+    if left < _NOW:
+        fix = "renew it now: when it has expired M-Pesa calls back no more"
+        return problem("address.certificate", f"{text}, {left.days} days from now", fix)
+    if left < _SOON:
+        fix = "see why it has not been renewed by itself (certbot renew, or your proxy's log)"
+        return warning("address.certificate", f"{text}, {left.days} days from now", fix)
+    return ok("address.certificate", f"{text} ({left.days} days)")
+
+
+def _read(body: bytes) -> Live | None:
+    try:
+        return msgspec.json.decode(body, type=Success[Live]).data
+    except msgspec.MsgspecError:
+        return None
+
+
+def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: Examination) -> Observation:
+    fix = f"let the proxy pass {urlsplit(url).hostname} to this gateway, paths and query unchanged"
+    if 300 <= reply.status < 400:
+        text = f"{url} answers with a redirect to {reply.headers.get('location', '?')}: M-Pesa follows none"
+        fix = "set public_url to where it redirects to, or stop the redirect"
+    elif live is not None and live.proof is not None:
+        text = f"{url} answers with the proof of another request: something in between keeps answers"
+        fix = "keep the proxy and CDN from caching what this gateway answers"
+    elif live is not None:
+        text = f"{url} leads to another gateway: one with another database or master key, or of an older release"
+    elif reply.status == 503:
+        text = f"{url} answers HTTP 503: the proxy cannot reach the gateway, or the gateway has not been started"
+        fix = "start `mpesa-gateway serve`, and let the proxy pass requests to its http.host and http.port"
+    elif reply.status in {401, 403}:
+        text = f"{url} answers HTTP {reply.status}: somebody in front asks for a login, or keeps strangers out"
+        fix = "let everybody reach it: callbacks are checked by the gateway itself"
+    else:
+        name = reply.headers.get("server", "no name")
+        text = f"what answers at {url} is not this gateway (HTTP {reply.status}, {name})"
+    return Observation(name="address.reached", level=examination.if_live, text=text, fix=fix)
+
+
+def _proxies(seen: Seen, examination: Examination, *, is_https: bool) -> Observation:
+    if seen.was_forwarded and not seen.peer_is_trusted:
+        return Observation(
+            name="address.proxies",
+            level=examination.if_live,
+            text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
+            "caller counts as that proxy, so live callbacks are refused, and one caller's failures shut all out",
+            fix=f'add "{seen.peer}" to security.trusted_proxies',
+        )
+    if is_https and not seen.was_forwarded:
+        return warning(
+            "address.proxies",
+            f"the proxy at {seen.peer} does not say for whom it asks: every caller counts as {seen.client}",
+            "let it set X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for)",
+        )
+    if seen.was_forwarded:
+        text = f"the proxy at {seen.peer} is trusted; through it this request was seen as from {seen.client}"
+        if is_https and not is_public(ip_address(seen.client)):
+            fix = "if that is another proxy of yours and not this machine, add it to security.trusted_proxies"
+            return note("address.proxies", f"{text}, which is a private address", fix)
+        return ok("address.proxies", text)
+    return ok("address.proxies", f"no proxy is in between: this request was seen as from {seen.client}")
+
+
+async def _callback_path(gateway: "Gateway", examination: Examination) -> Observation:
+    """A GET where callbacks are POSTed: the gateway itself refuses it in its own words, and keeps nothing of it."""
+    url = gateway.url("/v1/cb/stk/doctor")
+    try:
+        reply = await probe.get(url)
+    except probe.ProbeFailed as failure:
+        return _unreached(url, failure, examination)
+    if reply.status == 405 and Code.METHOD_NOT_ALLOWED.value.encode() in reply.body:
+        return ok("address.callbacks", "the addresses of callbacks lead here as well")
+    return Observation(
+        name="address.callbacks",
+        level=examination.if_live,
+        text=f"{url} does not lead to this gateway (HTTP {reply.status}), although /health/live does",
+        fix="let the proxy pass every path to the gateway, or at least /v1/",
+    )

@@ -1,0 +1,125 @@
+"""Looks at what is Safaricom's: whether Daraja can be reached, what time it is there, and its certificates."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, read_certificate
+from mpesa_gateway.daraja.client import NotSent
+from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.security.scopes import Env
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_SKEW, _FAR = 5.0, 60.0
+"""Seconds between this machine's clock and Daraja's that are normal (its Date has whole seconds), and that are not."""
+
+_SOON = timedelta(days=30)
+"""How long before its end a certificate should be replaced."""
+
+
+async def look_at_daraja(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Whether each environment that is in use can be reached from here, and whether clocks agree."""
+    for env in _envs(examination):
+        before = gateway.clock.now()
+        try:
+            theirs = await gateway.daraja.server_time(env)
+        except NotSent as fault:
+            yield problem(
+                f"daraja.{env}",
+                f"Daraja's {env} cannot be reached: {fault.meaning}",
+                "open the way out to it (TCP 443, DNS), and see whether Safaricom announces maintenance",
+            )
+            continue
+        yield _clock(env, before, theirs, gateway.clock.now())
+
+
+def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime) -> Observation:
+    if theirs is None:
+        return note(f"daraja.{env}", f"Daraja's {env} answers, and does not say what time it is there")
+    off = max((before - theirs).total_seconds() - 1, (theirs - after).total_seconds(), 0.0)
+    if off <= _SKEW:
+        return ok(f"daraja.{env}", f"Daraja's {env} answers, and its clock and ours agree")
+    ours_is = "ahead of" if before > theirs else "behind"
+    text = f"the clock that we go by, which is Postgres', is {off:.0f} seconds {ours_is} Daraja's {env}"
+    fix = "let the machine that Postgres is on take its time from NTP (timedatectl set-ntp true)"
+    if off <= _FAR:
+        return warning(f"daraja.{env}", text, fix)
+    return problem(
+        f"daraja.{env}", f"{text}: requests carry a timestamp, and statements are asked for by this clock", fix
+    )
+
+
+async def look_at_certificates(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Whether Safaricom's certificate of each environment in use is there, valid, and that environment's."""
+    config = gateway.config.daraja
+    found: dict[Env, Certificate] = {}
+    for env in _envs(examination):
+        level = Level.PROBLEM if env == "live" else Level.NOTE
+        try:
+            found[env] = _read(config, env)
+        except CertificateRefused as refusal:
+            lost = "no initiator password can be encrypted"
+            lost += ", and signed callbacks are refused" if env == "live" else ""
+            fix = f"download it from Safaricom's developer portal (certs/README.md) as daraja.{env}_certificate"
+            yield Observation(name=f"certificate.{env}", level=level, text=f"{refusal}: {lost}", fix=fix)
+            continue
+        for observation in _validity(env, found[env], examination.now):
+            yield observation
+    if found and _is_same_key(_quietly(gateway, "sandbox"), _quietly(gateway, "live")):
+        yield Observation(
+            name="certificate.differ",
+            level=examination.if_live,
+            text="the files for sandbox and live hold the same certificate, and Safaricom's differ",
+            fix="download both again from the developer portal, and mind which is which",
+        )
+
+
+def _validity(env: Env, certificate: Certificate, now: datetime) -> Sequence[Observation]:
+    name, until = f"certificate.{env}", f"{certificate.not_after:%Y-%m-%d}"
+    download = f"download the present one from Safaricom's developer portal, as daraja.{env}_certificate"
+    seen: list[Observation] = []
+    if now >= certificate.not_after:
+        text = f"Safaricom's {env} certificate expired on {until}: what is encrypted with it may be refused"
+        seen.append(problem(name, text, download))
+    elif now < certificate.not_before:
+        text = f"Safaricom's {env} certificate is valid from {certificate.not_before:%Y-%m-%d} only"
+        seen.append(problem(name, text, "check this machine's clock, or download the certificate again"))
+    elif certificate.not_after - now < _SOON:
+        days = (certificate.not_after - now).days
+        text = f"Safaricom's {env} certificate expires on {until}, in {days} days"
+        seen.append(warning(name, text, f"{download}, and store the initiator passwords again"))
+    else:
+        seen.append(ok(name, f"Safaricom's {env} certificate is valid until {until} ({certificate.subject})"))
+    if env == "live" and any(word in certificate.subject.lower() for word in ("sandbox", "simulator")):
+        text = f"the certificate for live calls itself {certificate.subject}"
+        seen.append(problem("certificate.differ", text, download))
+    return seen
+
+
+def _read(config: DarajaConfig, env: Env) -> Certificate:
+    return read_certificate(Path(config.live_certificate if env == "live" else config.sandbox_certificate))
+
+
+def _quietly(gateway: "Gateway", env: Env) -> Certificate | None:
+    try:
+        return _read(gateway.config.daraja, env)
+    except CertificateRefused:
+        return None
+
+
+def _is_same_key(one: Certificate | None, other: Certificate | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one.public_key.public_numbers() == other.public_key.public_numbers()
+
+
+def _envs(examination: Examination) -> Sequence[Env]:
+    """The environments that are in use, or are about to be."""
+    used: set[Env] = {merchant.env for merchant in examination.merchants}
+    if examination.is_live:
+        used.add("live")
+    return sorted(used or {"sandbox"})

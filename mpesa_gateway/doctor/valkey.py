@@ -1,0 +1,104 @@
+"""Looks at Valkey: all of it may vanish, but it should not throw work away while it has it."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
+
+from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.server_address import address
+from mpesa_gateway.worker import connect
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_OLDEST = (6, 2)
+"""The first version with BLMOVE, by which the queue hands over a job without losing it on the way."""
+
+
+async def look_at_valkey(gateway: "Gateway", _: Examination) -> AsyncIterator[Observation]:
+    """Is it there, is it new enough, and what does it do when memory or power runs out."""
+    where = address(gateway.config.valkey.url)
+    client = connect(gateway.config.valkey)
+    try:
+        info: Mapping[str, Any] = await client.info()
+    except (AuthenticationError, ResponseError) as refusal:
+        yield problem("valkey.reachable", f"Valkey at {where} refuses us ({refusal})", "correct valkey.url")
+        return
+    except (ValkeyError, OSError, TimeoutError) as fault:
+        yield problem(
+            "valkey.reachable",
+            f"Valkey at {where} cannot be reached ({type(fault).__name__}): payments are taken, and what is to "
+            "follow them waits",
+            "start it, open the way to it, or correct valkey.url",
+        )
+        return
+    finally:
+        with suppress(ValkeyError, OSError, TimeoutError):
+            await client.aclose()
+    name, version = ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info["redis_version"])
+    yield ok("valkey.reachable", f"{name} {version} answers at {where}")
+    for observation in (*see_version(name, version), see_memory(info), *see_persistence(info)):
+        yield observation
+
+
+def see_version(name: str, version: str) -> Sequence[Observation]:
+    """Whether it has what the queue needs."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers >= _OLDEST:
+        return []
+    return [
+        problem(
+            "valkey.version", f"{name} {version} is too old for the queue", "upgrade it: 6.2 has what the queue needs"
+        )
+    ]
+
+
+def see_memory(info: Mapping[str, Any]) -> Observation:
+    """What it does when memory runs out."""
+    policy, most, used = (
+        info.get("maxmemory_policy", "unknown"),
+        int(info.get("maxmemory", 0)),
+        int(info["used_memory"]),
+    )
+    if policy not in {"noeviction", "unknown"}:
+        return warning(
+            "valkey.eviction",
+            f"maxmemory-policy is {policy}: short of memory it throws jobs and limits away, and work is late until a "
+            "sweeper finds it",
+            "set maxmemory-policy noeviction, and let nobody else keep a cache in the same Valkey",
+        )
+    if most and used > most * 0.9:
+        return warning(
+            "valkey.eviction",
+            f"{used * 100 // most} % of its maxmemory is used: at 100 % it takes no more jobs",
+            "raise maxmemory, or find out what else fills it (`valkey-cli --bigkeys`)",
+        )
+    return ok("valkey.eviction", "it throws nothing away when memory is short (noeviction)")
+
+
+def see_persistence(info: Mapping[str, Any]) -> Sequence[Observation]:
+    """What is left of it after a restart."""
+    failed = [
+        what
+        for what, status in (("AOF", "aof_last_write_status"), ("snapshot", "rdb_last_bgsave_status"))
+        if info.get(status, "ok") != "ok"
+    ]
+    if failed:
+        return [
+            problem(
+                "valkey.persistence",
+                f"its last {' and '.join(failed)} could not be written: it may refuse every job",
+                "look at its log: most often the disk is full",
+            )
+        ]
+    if info.get("aof_enabled"):
+        return [ok("valkey.persistence", "its jobs survive a restart (appendonly)")]
+    return [
+        note(
+            "valkey.persistence",
+            "without appendonly its jobs are gone after a restart: sweepers find the work in Postgres, seconds later",
+            "set appendonly yes",
+        )
+    ]

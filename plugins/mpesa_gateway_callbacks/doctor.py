@@ -1,0 +1,107 @@
+"""Looks whether Safaricom's callbacks are let in, and nobody else's."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, warning
+from mpesa_gateway.http.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.egress import is_public
+from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_LATELY = timedelta(days=7)
+_WIDE = 65_536
+"""Addresses on the allowlist beyond which it keeps hardly anybody out."""
+
+
+async def look_at_callbacks(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """The allowlist, the signatures, whom callers appear to be, and what was refused lately."""
+    for observation in _settings(gateway.settings(CallbacksSettings), examination):
+        yield observation
+    since = examination.now - _LATELY
+    yield await _sources(gateway, since)
+    refused = await gateway.db.fetch(tables.REFUSED_LATELY, since)
+    if refused:
+        reasons = ", ".join(f"{row['count']} for their {row['reason']}" for row in refused)
+        yield note(
+            "callbacks.refused",
+            f"refused in the last 7 days: {reasons}",
+            "GET /v1/admin/callbacks/refused shows each with its sender and content",
+        )
+    waiting = await gateway.db.fetchval(tables.WAITING_LONG, examination.now - timedelta(hours=1))
+    if waiting:
+        yield warning(
+            "callbacks.waiting",
+            f"{waiting} callbacks have waited for more than an hour for a payment that we do not know",
+            "GET /v1/admin/callbacks?verdict=waiting shows them; a restored database may lack what they are about",
+        )
+
+
+async def _sources(gateway: "Gateway", since: datetime) -> Observation:
+    """Whom we took for the senders of callbacks: an address inside is most likely a proxy that we do not know of."""
+    # A simulator on this very machine is no proxy.
+    is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
+    sources = [row["source"] for row in await gateway.db.fetch(tables.SOURCES_LATELY, since, is_simulated)]
+    inside = [source for source in sources if (found := read_address(source)) is not None and not is_public(found)]
+    if inside:
+        return warning(
+            "callbacks.sources",
+            f"callbacks of the last 7 days appear to come from {_some(inside)}, which is inside: most likely a proxy "
+            "of your own, which then stands for everybody",
+            f'add "{inside[0]}" to security.trusted_proxies; GET /v1/admin/callbacks/refused shows whom we see',
+        )
+    if sources:
+        return ok("callbacks.sources", f"callbacks of the last 7 days came from {_some(sources)}")
+    return note("callbacks.sources", "no callback has come from Safaricom in the last 7 days")
+
+
+def _settings(settings: CallbacksSettings, examination: Examination) -> Iterator[Observation]:
+    networks = read_networks(settings.allowlist, "callbacks.allowlist")
+    missing = [text for text in SAFARICOM if (found := read_address(text)) is None or not within(found, networks)]
+    if settings.enforce_allowlist == "never":
+        yield Observation(
+            name="callbacks.allowlist",
+            level=examination.if_live,
+            text="callbacks are taken from any address: only their token says who sends them",
+            fix='set callbacks.enforce_allowlist to "live"',
+        )
+    elif missing:
+        yield warning(
+            "callbacks.allowlist",
+            f"{len(missing)} of the addresses that Safaricom is known to call from are not on it, such as {missing[0]}",
+            "add them to callbacks.allowlist, or remove that setting: the default has them",
+        )
+    elif sum(network.num_addresses for network in networks) > _WIDE:
+        yield warning(
+            "callbacks.allowlist",
+            "the allowlist is so wide that it keeps hardly anybody out",
+            "remove callbacks.allowlist from the settings: the default has Safaricom's addresses",
+        )
+    else:
+        whose = "live ones and those without a token" if settings.enforce_allowlist == "live" else "all"
+        yield ok("callbacks.allowlist", f"callbacks ({whose}) are taken from Safaricom's addresses only")
+    if settings.signature == "required":
+        text = "only signed callbacks are taken, and Daraja is not known to sign any"
+        yield Observation(
+            name="callbacks.signature",
+            level=Level.WARNING,
+            text=text,
+            fix='set callbacks.signature to "if_present", unless you have seen signatures arrive',
+        )
+    elif settings.signature == "off":
+        text = "signatures are not looked at: a callback with a wrong one is taken"
+        yield warning("callbacks.signature", text, 'set callbacks.signature to "if_present"')
+    else:
+        yield ok("callbacks.signature", "a callback with a wrong signature is refused")
+
+
+def _some(sources: list[str]) -> str:
+    return ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+
+
+CHECKS = (Check("Callbacks", look_at_callbacks),)

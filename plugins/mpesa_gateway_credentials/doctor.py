@@ -1,0 +1,134 @@
+"""Looks whether a merchant's stored credentials are whole, and whether M-Pesa takes them."""
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
+from mpesa_gateway.daraja.client import NotSent, Rejected
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway_credentials import tables
+from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.service import CredentialStore
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+SANDBOX_SHORTCODE = "174379"
+"""Daraja's public one, which everybody's first payment uses."""
+
+_AGAIN = "store the credentials again: PUT /v1/merchant/providers"
+
+
+async def look_at_credentials(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Stored, readable, whole, at proper addresses, and good for an access token."""
+    merchant = examination.one
+    row = await gateway.db.fetchrow(tables.FIND, merchant.merchant_id)
+    if row is None:
+        yield Observation(
+            name="credentials.stored",
+            level=Level.WARNING if examination.is_live else Level.NOTE,
+            text="no M-Pesa credentials are stored: it cannot take payments",
+            fix="PUT /v1/merchant/providers, with its API key",
+        )
+        return
+    try:
+        credentials = await gateway.services.get(CredentialStore).get(merchant.merchant_id)
+    except CannotOpen as refusal:
+        yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
+        return
+    for observation in (*_completeness(credentials, examination), *_addresses(credentials, examination)):
+        yield observation
+    if credentials.security_credential is not None:
+        yield _security_credential(gateway, credentials, stored_at=row["updated_at"])
+    yield await _token(gateway, credentials)
+
+
+def _completeness(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
+    missing = [
+        f"mpesa.{name} ({purpose})"
+        for name, value, purpose in (
+            ("initiator", credentials.initiator, "refunds and status checks"),
+            ("initiator_password", credentials.security_credential, "refunds and status checks"),
+            ("nominated_number", credentials.nominated_number, "reconciliation"),
+        )
+        if value is None
+    ]
+    if missing:
+        level = Level.PROBLEM if credentials.env == "live" else Level.NOTE
+        text = f"not stored: {', '.join(missing)}"
+        yield Observation(name="credentials.whole", level=level, text=text, fix=f"{_AGAIN}, with those fields")
+    else:
+        yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are whole")
+    if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
+        text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode, and no shop's"
+        yield problem("credentials.live", text, f"{_AGAIN}, the live ones")
+    elif credentials.env == "sandbox" and examination.is_live:
+        yield note(
+            "credentials.live",
+            "it is in the sandbox: no real money moves",
+            "to go live: mpesa-gateway apikeys create --live, and PUT the live credentials with that key",
+        )
+
+
+def _addresses(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
+    """The merchant's own addresses for results, where it has set any."""
+    for name in ("result_url", "timeout_url"):
+        url: str | None = getattr(credentials, name)
+        if url is None:
+            continue
+        wrong = [f"has {word} in it, which M-Pesa filters" for word in filtered_words(url)]
+        if urlsplit(url).scheme != "https":
+            wrong.append("is not https")
+        if through := tunnel(url):
+            wrong.append(f"leads through a tunnel ({through})")
+        if wrong:
+            yield Observation(
+                name=f"credentials.{name}",
+                level=Level.PROBLEM if credentials.env == "live" else examination.if_live,
+                text=f"its {name} {' and '.join(wrong)}",
+                fix=f"{_AGAIN} without {name}: then our own address is used",
+            )
+
+
+def _security_credential(gateway: "Gateway", credentials: MpesaCredentials, *, stored_at: datetime) -> Observation:
+    """What can be known without Safaricom's private key: the form, and when it was made."""
+    name, again = "credentials.initiator", f"{_AGAIN}, with initiator_password: it is encrypted here"
+    secret = credentials.security_credential
+    try:
+        sealed = base64.b64decode(secret.reveal() if secret else "", validate=True)
+    except (binascii.Error, ValueError):
+        return problem(name, "its security_credential is not base64, so it is no encrypted password", again)
+    try:
+        certificate = certificate_for(gateway.config.daraja, credentials.env)
+    except CertificateRefused:
+        return note(name, f"whether its initiator's password was encrypted for {credentials.env} cannot be seen here")
+    numbers = certificate.public_key.public_numbers()
+    if len(sealed) != (numbers.n.bit_length() + 7) // 8 or int.from_bytes(sealed, "big") >= numbers.n:
+        text = f"its security_credential was not encrypted with the present {credentials.env} certificate"
+        return problem(name, text, again)
+    if stored_at < certificate.not_before:
+        text = f"its initiator's password was stored before the present {credentials.env} certificate was valid"
+        return warning(name, text, again)
+    return ok(name, f"its initiator's password fits the present {credentials.env} certificate")
+
+
+async def _token(gateway: "Gateway", credentials: MpesaCredentials) -> Observation:
+    try:
+        await gateway.daraja.verify(credentials.daraja)
+    except Rejected as fault:
+        text = f"M-Pesa gives no access token: {fault.meaning}"
+        return problem("credentials.token", text, fault.mitigation or _AGAIN)
+    except NotSent as fault:
+        return warning(
+            "credentials.token", f"whether M-Pesa takes the keys could not be seen: {fault.meaning}", "try again later"
+        )
+    return ok("credentials.token", "M-Pesa gives an access token for them")
+
+
+CHECKS = (Check("Credentials", look_at_credentials, of_each_merchant=True),)

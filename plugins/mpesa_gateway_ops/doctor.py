@@ -1,0 +1,27 @@
+"""Looks whether anybody can log in on the operators' pages."""
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, ok
+from mpesa_gateway_ops import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def look_at_operators(gateway: "Gateway", _: Examination) -> AsyncIterator[Observation]:
+    """Somebody is there to see the queue and the jobs that failed."""
+    count = await gateway.db.fetchval(tables.COUNT_ACTIVE)
+    if count:
+        who = "one operator" if count == 1 else f"{count} operators"
+        yield ok("ops.operators", f"{who} may log in at {gateway.url('/ops')}")
+    else:
+        yield note(
+            "ops.operators",
+            f"nobody can log in at {gateway.url('/ops')}: there is no operator",
+            "mpesa-gateway operators create NAME, or take ops out of `plugins`",
+        )
+
+
+CHECKS = (Check("Operators", look_at_operators),)

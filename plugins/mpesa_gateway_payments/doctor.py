@@ -1,0 +1,43 @@
+"""Looks whether a merchant's payments end as they should: by M-Pesa's own word, and none left lying."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, ok, warning
+from mpesa_gateway_payments import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_LATELY = timedelta(hours=24)
+_ENOUGH = 5
+"""Payments without a single callback that are no coincidence."""
+
+
+async def look_at_payments(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Whether callbacks come, and whether money waits for a person."""
+    merchant = examination.one
+    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY)
+    if row is None:
+        return
+    if row["ended"] >= _ENOUGH and row["by_callback"] == 0:
+        yield Observation(
+            name="payments.callbacks",
+            level=Level.PROBLEM if merchant.env == "live" else Level.WARNING,
+            text=f"none of its last {row['ended']} payments ended by a callback: they do not arrive here, and every "
+            "payment takes longer",
+            fix="see what is said above of public_url and of refused callbacks",
+        )
+    elif row["ended"]:
+        text = f"{row['by_callback']} of its last {row['ended']} payments ended by M-Pesa's callback"
+        yield ok("payments.callbacks", text)
+    if row["held"]:
+        yield warning(
+            "payments.held",
+            f"{row['held']} payments hold money that is not what was asked for, and wait for a person",
+            "see what M-Pesa's portal says of each, then say that it has been looked after (/ops, Payments)",
+        )
+
+
+CHECKS = (Check("Payments", look_at_payments, of_each_merchant=True),)

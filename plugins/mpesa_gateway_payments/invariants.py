@@ -1,0 +1,127 @@
+"""What always holds in the books of payments, besides what Postgres itself refuses."""
+
+from datetime import timedelta
+
+from mpesa_gateway.doctor.invariant import Invariant
+
+INVARIANTS = (
+    Invariant(
+        name="change_has_one_event",
+        sentence="Every change of a payment's status has exactly one event, and every such event its change",
+        sql="""
+            SELECT COALESCE(changed.payment_id, told.payment_id)
+            FROM (
+                SELECT payment_id, count(*) AS times, CASE
+                    WHEN kind = 'completed' THEN 'payment.completed'
+                    WHEN kind IN ('reversed', 'partially_reversed') THEN 'payment.reversed'
+                    ELSE 'payment.failed' END AS kind
+                FROM payment_step
+                WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
+                GROUP BY 1, 3
+            ) AS changed
+            FULL JOIN (
+                SELECT subject_id AS payment_id, count(*) AS times, kind FROM event
+                WHERE kind IN ('payment.completed', 'payment.failed', 'payment.reversed')
+                GROUP BY 1, 3
+            ) AS told ON told.payment_id = changed.payment_id AND told.kind = changed.kind
+            WHERE changed.times IS DISTINCT FROM told.times
+        """,
+    ),
+    Invariant(
+        name="status_is_its_timelines",
+        sentence="A payment's status is what its timeline says",
+        sql="""
+            SELECT payment.payment_id FROM payment LEFT JOIN (
+                SELECT payment_id, CASE
+                    WHEN bool_or(kind = 'reversed') THEN 'reversed'
+                    WHEN bool_or(kind = 'partially_reversed') THEN 'partially_reversed'
+                    WHEN bool_or(kind = 'completed') THEN 'completed'
+                    ELSE 'failed' END AS status
+                FROM payment_step
+                WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
+                GROUP BY payment_id
+            ) AS told ON told.payment_id = payment.payment_id
+            WHERE payment.status <> COALESCE(told.status, 'pending')
+        """,
+    ),
+    Invariant(
+        name="completed_has_its_time",
+        sentence="A payment that was paid has its time of completion, and no other has",
+        sql="""
+            SELECT payment_id FROM payment
+            WHERE (status IN ('completed', 'reversed', 'partially_reversed')) <> (completed_at IS NOT NULL)
+        """,
+    ),
+    Invariant(
+        name="receipt_pays_once",
+        sentence="A receipt pays for one payment",
+        sql="""
+            SELECT env || ' ' || receipt FROM payment WHERE receipt IS NOT NULL
+            GROUP BY env, receipt HAVING count(*) > 1
+        """,
+    ),
+    Invariant(
+        name="refunds_fit",
+        sentence="Never more goes back than came in, and only of what came in",
+        sql="""
+            SELECT payment_id FROM payment
+            WHERE refunded + refund_reserved > amount OR refunded < 0 OR refund_reserved < 0
+                OR (refunded + refund_reserved > 0 AND completed_at IS NULL)
+        """,
+    ),
+    Invariant(
+        name="mismatch_was_told",
+        sentence="Money that is not what was asked for was told to the merchant",
+        sql="""
+            SELECT payment_id FROM payment WHERE mismatch IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM event WHERE subject_id = payment_id AND kind = 'payment.mismatched')
+        """,
+    ),
+    Invariant(
+        name="success_counts",
+        sentence="A payment that M-Pesa reported as paid is completed, held, being confirmed, or was refuted",
+        sql="""
+            SELECT payment_id FROM payment
+            WHERE status IN ('pending', 'failed') AND mismatch IS NULL AND claim IS NULL
+                AND (EXISTS (SELECT 1 FROM callback WHERE subject_id = payment_id AND subject_id <> ''
+                        AND kind = 'stk' AND result_code = '0' AND verdict = 'applied')
+                    OR EXISTS (SELECT 1 FROM callback WHERE handle = checkout_request_id AND handle <> ''
+                        AND subject_id = '' AND kind = 'stk' AND result_code = '0' AND verdict = 'applied'))
+                AND NOT EXISTS (SELECT 1 FROM payment_step WHERE payment_step.payment_id = payment.payment_id
+                    AND payment_step.kind = 'unconfirmed')
+        """,
+    ),
+    Invariant(
+        name="pending_is_due",
+        sentence="A payment that is pending has a time when it is looked at again, or waits for a person",
+        sql="SELECT payment_id FROM payment WHERE status = 'pending' AND due_at IS NULL AND mismatch IS NULL",
+    ),
+    Invariant(
+        name="nothing_overdue",
+        sentence="No payment waits to be asked about",
+        sql="SELECT payment_id FROM payment WHERE due_at < $1",
+        grace=timedelta(minutes=10),
+    ),
+    Invariant(
+        name="key_names_its_payment",
+        sentence="An Idempotency-Key stands for the payment that was made with it",
+        sql="""
+            SELECT payment_id FROM payment JOIN idempotency_key
+                ON idempotency_key.merchant_id = payment.merchant_id AND idempotency_key.key = payment.idempotency_key
+            WHERE idempotency_key.subject_id <> payment.payment_id
+            UNION ALL
+            SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'pay~_%' ESCAPE '~'
+                AND NOT EXISTS (SELECT 1 FROM payment WHERE payment_id = subject_id)
+        """,
+    ),
+    Invariant(
+        name="key_is_settled",
+        sentence="An Idempotency-Key whose payment was sent is settled; one that is free again sent nothing",
+        sql="""
+            SELECT payment_id FROM payment JOIN idempotency_key
+                ON idempotency_key.merchant_id = payment.merchant_id AND idempotency_key.key = payment.idempotency_key
+            WHERE (charge IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
+                OR (state = 'released' AND charge <> 'released')
+        """,
+    ),
+)

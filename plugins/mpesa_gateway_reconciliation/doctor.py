@@ -1,0 +1,53 @@
+"""Looks whether a merchant's statements can be read, and whether they are."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_reconciliation import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_LATE = timedelta(hours=1)
+"""Without a completed run for so long something is wrong: one begins every 15 minutes."""
+
+
+async def look_at_reconciliation(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """Pull is registered, and the last run is not long ago."""
+    merchant_id = examination.one.merchant_id
+    try:
+        credentials = await gateway.services.get(Credentials).get(merchant_id)
+    except (ProviderNotConfigured, CannotOpen):
+        return
+    if credentials.nominated_number is None:
+        return
+    shortcode = credentials.daraja.receiver
+    registered_at = await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, credentials.env, shortcode)
+    if registered_at is None:
+        make = problem if credentials.env == "live" else note
+        text = f"Pull is not registered for {shortcode}: money whose callback is lost is not found on the statement"
+        yield make("reconciliation.registered", text, "POST /v1/payments/mpesa/pull/register, once, with its API key")
+        return
+    yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
+    reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
+    if max(reached or registered_at, registered_at) < examination.now - _LATE:
+        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id)
+        yield warning(
+            "reconciliation.runs",
+            f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",
+            "see GET /v1/payments/mpesa/reconciliations, and whether a worker runs; M-Pesa gives 48 hours back",
+        )
+    elif reached is not None:
+        yield ok("reconciliation.runs", f"its statement has been read up to {_when(reached)}")
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+CHECKS = (Check("Reconciliation", look_at_reconciliation, of_each_merchant=True),)

@@ -1,0 +1,41 @@
+"""What always holds between M-Pesa's statements and the payments, besides what Postgres itself refuses."""
+
+from datetime import timedelta
+
+from mpesa_gateway.doctor.invariant import Invariant
+
+INVARIANTS = (
+    Invariant(
+        name="lines_fit_their_payments",
+        sentence="A statement line that paid for a payment is its receipt and amount; what does not fit is marked",
+        sql="""
+            SELECT line_id FROM statement_line JOIN payment USING (payment_id)
+            WHERE (statement_line.merchant_id, statement_line.env) <> (payment.merchant_id, payment.env)
+                OR (finding IN ('already_known', 'recovered')
+                    AND (statement_line.receipt, statement_line.amount)
+                        IS DISTINCT FROM (payment.receipt, payment.amount))
+                OR (finding = 'mismatched' AND mismatch IS NULL
+                    AND statement_line.amount IS NOT DISTINCT FROM payment.amount)
+        """,
+    ),
+    Invariant(
+        name="runs_add_up",
+        sentence="A completed run knows what each of its lines is, and its counts are those of its lines",
+        sql="""
+            SELECT run_id FROM reconciliation_run LEFT JOIN reconciliation_line USING (run_id)
+            WHERE status = 'completed' GROUP BY run_id
+            HAVING lines <> count(line_id) OR already_known <> count(*) FILTER (WHERE finding = 'already_known')
+                OR recovered <> count(*) FILTER (WHERE finding = 'recovered')
+                OR not_found <> count(*) FILTER (WHERE finding = 'not_found')
+                OR mismatched <> count(*) FILTER (WHERE finding = 'mismatched')
+                OR ambiguous <> count(*) FILTER (WHERE finding = 'ambiguous')
+                OR count(*) FILTER (WHERE finding = 'new') > 0
+        """,
+    ),
+    Invariant(
+        name="runs_end",
+        sentence="No run is still called running whose process has stopped",
+        sql="SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until < $1",
+        grace=timedelta(minutes=30),
+    ),
+)

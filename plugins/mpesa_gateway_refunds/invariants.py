@@ -1,0 +1,71 @@
+"""What always holds in the books of refunds, besides what Postgres itself refuses."""
+
+from datetime import timedelta
+
+from mpesa_gateway.doctor.invariant import Invariant
+
+INVARIANTS = (
+    Invariant(
+        name="sums_are_the_payments",
+        sentence="What a payment has refunded and set aside are the sums of its refunds",
+        sql="""
+            SELECT payment.payment_id FROM payment LEFT JOIN (
+                SELECT payment_id, COALESCE(sum(amount) FILTER (WHERE status = 'completed'), 0) AS gone,
+                    COALESCE(sum(amount) FILTER (WHERE status = 'pending'), 0) AS reserved
+                FROM refund GROUP BY payment_id
+            ) AS refunds ON refunds.payment_id = payment.payment_id
+            WHERE refunded <> COALESCE(gone, 0) OR refund_reserved <> COALESCE(reserved, 0)
+        """,
+    ),
+    Invariant(
+        name="fits_its_payment",
+        sentence="A refund is of its payment's merchant, environment, amount and receipt",
+        sql="""
+            SELECT refund_id FROM refund JOIN payment USING (payment_id)
+            WHERE (refund.merchant_id, refund.env, refund.payment_amount, refund.receipt)
+                IS DISTINCT FROM (payment.merchant_id, payment.env, payment.amount, payment.receipt)
+        """,
+    ),
+    Invariant(
+        name="completed_was_told",
+        sentence="A refund that went through has exactly one event payment.reversed",
+        sql="""
+            SELECT refund_id FROM refund LEFT JOIN event ON event.subject_id = refund.payment_id
+                AND event.kind = 'payment.reversed' AND event.payload ->> 'refund_id' = refund.refund_id
+            WHERE status = 'completed' GROUP BY refund_id HAVING count(event_id) <> 1
+        """,
+    ),
+    Invariant(
+        name="failed_was_told",
+        sentence="A refund that failed has exactly one event refund.failed, unless nothing was ever sent",
+        sql="""
+            SELECT refund_id FROM refund
+            LEFT JOIN event ON event.subject_id = refund_id AND event.kind = 'refund.failed'
+            WHERE status = 'failed' AND reversal <> 'unsent' GROUP BY refund_id HAVING count(event_id) <> 1
+        """,
+    ),
+    Invariant(
+        name="pending_is_due",
+        sentence="A refund that is pending has a time when it is looked at again, or waits for a person",
+        sql="SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL",
+    ),
+    Invariant(
+        name="nothing_overdue",
+        sentence="No refund waits to be asked about",
+        sql="SELECT refund_id FROM refund WHERE due_at < $1",
+        grace=timedelta(minutes=10),
+    ),
+    Invariant(
+        name="key_names_its_refund",
+        sentence="An Idempotency-Key stands for the refund that was made with it, settled once its reversal was sent",
+        sql="""
+            SELECT refund_id FROM refund JOIN idempotency_key
+                ON idempotency_key.merchant_id = refund.merchant_id AND idempotency_key.key = refund.idempotency_key
+            WHERE subject_id <> refund_id OR (reversal IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
+                OR (state = 'released' AND reversal <> 'unsent')
+            UNION ALL
+            SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'rfd~_%' ESCAPE '~'
+                AND NOT EXISTS (SELECT 1 FROM refund WHERE refund_id = subject_id)
+        """,
+    ),
+)

@@ -1,0 +1,96 @@
+"""Looks whether a merchant hears of its money: where its webhooks go, and whether they arrive."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.http.egress import check_url
+from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.settings import WebhooksSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_LATELY = timedelta(days=7)
+
+
+async def look_at_settings(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """What is fine for trying webhooks out, and not beside real money."""
+    if gateway.settings(WebhooksSettings).allow_loopback:
+        text = "sandbox merchants may name this machine as their endpoint, and so reach what listens on it alone"
+        fix = "set webhooks.allow_loopback to false"
+        yield (warning if examination.is_live else note)("webhooks.allow_loopback", text, fix)
+    else:
+        yield ok("webhooks.allow_loopback", "no merchant's webhook may point at this machine")
+
+
+async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+    """The endpoint is set, may be called, and takes what is sent."""
+    merchant = examination.one
+    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now)
+    if row is None:
+        yield Observation(
+            name="webhooks.endpoint",
+            level=Level.WARNING if merchant.env == "live" else Level.NOTE,
+            text="no webhook is set: it hears of its payments only where it asks for them (GET /v1/events)",
+            fix="PUT /v1/merchant/webhook, with its API key",
+        )
+        return
+    host = urlsplit(str(row["url"])).hostname
+    try:
+        check_url(row["url"], allow_loopback=gateway.services.get(Endpoints).allows_loopback(merchant.env))
+    except ValueError as refusal:
+        text = f"its webhook at {host} is never called: the address {refusal}"
+        yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")
+        return
+    for observation in (*_health(row, host or "", examination), *_debts(row)):
+        yield observation
+
+
+def _health(row: Row, host: str, examination: Examination) -> Iterator[Observation]:
+    why = row["last_error"] or "see GET /v1/webhooks/logs"
+    if row["closed_until"] is not None and row["closed_until"] > examination.now:
+        yield Observation(
+            name="webhooks.endpoint",
+            level=Level.PROBLEM if examination.one.env == "live" else Level.WARNING,
+            text=f"its webhook at {host} failed {row['failures']} times in a row, and is not called for a while: {why}",
+            fix="let the shop mend its server; what is owed is sent as soon as it answers",
+        )
+    elif row["failures"]:
+        yield warning(
+            "webhooks.endpoint",
+            f"its webhook at {host} failed {row['failures']} times in a row: {why}",
+            "let the shop look at its server (POST /v1/merchant/webhook/test tries it)",
+        )
+    elif row["last_success_at"] is None:
+        yield note(
+            "webhooks.endpoint",
+            f"its webhook at {host} has taken nothing yet",
+            "POST /v1/merchant/webhook/test tries it",
+        )
+    else:
+        yield ok(
+            "webhooks.endpoint",
+            f"its webhook at {host} works; the last one was taken on {row['last_success_at']:%Y-%m-%d %H:%M} UTC",
+        )
+
+
+def _debts(row: Row) -> Iterator[Observation]:
+    if row["dead"]:
+        yield warning(
+            "webhooks.dead",
+            f"{row['dead']} webhooks of the last 7 days were given up: the shop has not heard of that money",
+            'once its server works: POST /v1/webhooks/replay {"since": …, "status": "dead"}',
+        )
+    if row["owed"]:
+        yield note("webhooks.owed", f"{row['owed']} webhooks are waiting to be sent")
+
+
+CHECKS = (
+    Check("Webhooks", look_at_settings),
+    Check("Webhooks", look_at_endpoint, of_each_merchant=True),
+)

@@ -1,0 +1,148 @@
+"""The examination as a whole: in order, for the right merchants, and with nothing that breaks stopping the rest."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.doctor.examination import Seen, examine
+from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, ok, problem
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.serving import running_gateway, shop
+from tests.conftest import Town
+
+
+async def examined(gateway: Gateway, **wishes: Any) -> list[Seen]:
+    """Everything that is seen."""
+    return [seen async for seen in examine(gateway, **wishes)]
+
+
+def problems(seen: list[Seen]) -> set[str]:
+    """The names of what has to be mended."""
+    return {one.name for one in seen if one.level is Level.PROBLEM}
+
+
+@pytest.mark.usefixtures("initiated")
+async def test_a_town_at_work_has_no_problem_and_goes_on(town: Town) -> None:
+    made = (await town.api.pay("254711000001", key="a")).data
+    await town.api.settled(made["id"], "completed")
+    seen = await examined(town.gateway)
+    assert problems(seen) == set()
+    titles = list(dict.fromkeys(one.title for one in seen))
+    assert titles[:4] == ["Postgres", "Settings", "Valkey", "Workers"]
+    assert titles[-1].startswith("Test shop (mer_")
+    assert {one.merchant_id for one in seen if one.title == titles[-1]} == {made["merchant_id"]}
+    # The same gateway goes on: the examination neither stopped it nor took its tables.
+    assert town.gateway.is_running
+    assert (await town.api.pay("254711000002", key="b")).status == 201
+
+
+async def test_before_going_live_the_same_town_has_a_lot_to_mend(town: Town) -> None:
+    found = problems(await examined(town.gateway, is_live=True))
+    assert {"address.https", "address.public", "certificate.live", "simulator.enabled", "settings.daraja"} <= found
+
+
+async def test_a_live_merchant_makes_it_so_by_itself(town: Town) -> None:
+    other = await town.gateway.merchants.create("Live", actor="test")
+    await town.gateway.merchants.set_env(other.merchant_id, "live")
+    assert "address.https" in problems(await examined(town.gateway))
+
+
+async def test_only_the_merchants_that_were_named_and_only_active_ones_else(town: Town) -> None:
+    other = await town.gateway.merchants.create("Other", actor="test")
+    gone = await town.gateway.merchants.create("Gone", actor="test")
+    await town.gateway.merchants.deactivate(gone.merchant_id, actor="test")
+
+    def merchants(seen: list[Seen]) -> list[str]:
+        return list(dict.fromkeys(one.title.partition(" (")[0] for one in seen if one.merchant_id))
+
+    assert merchants(await examined(town.gateway)) == ["Test shop", "Other"]
+    assert merchants(await examined(town.gateway, merchant_ids=[other.merchant_id])) == ["Other"]
+    assert merchants(await examined(town.gateway, merchant_ids=[gone.merchant_id])) == ["Gone"]
+    with pytest.raises(NotFound, match="mer_unknown"):
+        await examined(town.gateway, merchant_ids=["mer_unknown"])
+
+
+async def test_without_postgres_the_rest_that_can_be_seen_is_seen(values: dict[str, Any]) -> None:
+    config = GatewayConfig.from_values(values)
+    nowhere = msgspec.structs.replace(config.database, url=Secret("postgresql://mpesa:secret@127.0.0.1:9/shop"))
+    seen = await examined(Gateway(msgspec.structs.replace(config, database=nowhere)))
+    assert problems(seen) == {"postgres.reachable"}
+    assert [one.name for one in seen if one.name.startswith(("settings.r", "valkey.r", "certificate"))] == [
+        "settings.readable",
+        "valkey.reachable",
+        "certificate.sandbox",
+    ]
+    assert seen[-1].name == "doctor.stopped"
+    assert "secret" not in str(seen)
+
+
+async def test_migrations_that_are_missing_are_not_applied(values: dict[str, Any]) -> None:
+    gateway = Gateway(GatewayConfig.from_values(values))
+    assert problems(await examined(gateway)) == {"postgres.migrations"}
+    assert problems(await examined(gateway)) == {"postgres.migrations"}
+
+
+async def test_without_valkey_the_workers_are_not_asked_for(town: Town) -> None:
+    config = town.gateway.config
+    away = msgspec.structs.replace(config.valkey, url=Secret("valkey://127.0.0.1:9/0"))
+    town.gateway.config = msgspec.structs.replace(config, valkey=away)
+    seen = await examined(town.gateway)
+    assert problems(seen) == {"valkey.reachable"}
+    assert "Workers" not in {one.title for one in seen}
+
+
+async def test_another_master_key_is_the_reason_that_nothing_starts(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}):
+        pass
+    values["security"] = {"master_key": generate()}
+    seen = await examined(Gateway(GatewayConfig.from_values(values)))
+    assert problems(seen) == {"gateway.starts"}
+    assert "master key is not the one" in next(one.text for one in seen if one.name == "gateway.starts")
+
+
+async def fine(_: Gateway, __: Examination) -> AsyncIterator[Observation]:
+    """As it should be."""
+    yield ok("own.fine", "it is")
+
+
+async def breaks(_: Gateway, __: Examination) -> AsyncIterator[Observation]:
+    """Sees one thing and breaks."""
+    yield problem("own.seen", "call +254708374149 about it", "ring 0708374149")
+    raise LookupError("254708374149")
+
+
+async def greets(_: Gateway, examination: Examination) -> AsyncIterator[Observation]:
+    """Looks at each merchant."""
+    yield ok("own.greeting", f"hello {examination.one.name}")
+
+
+OWN = Plugin(
+    name="own",
+    summary="A host's own.",
+    checks=(Check("Own", breaks), Check("Own", fine), Check("Unseen", greets, of_each_merchant=True)),
+)
+
+
+async def test_a_hosts_own_checks_and_one_that_breaks(values: dict[str, Any]) -> None:
+    async with running_gateway(values, plugins=(OWN,)) as (gateway, base), shop(gateway, base):
+        seen = await examined(gateway)
+    assert [one.name for one in seen if one.title == "Own"] == ["own.seen", "doctor.broke", "own.fine"]
+    assert next(one.text for one in seen if one.name == "own.greeting") == "hello Test shop"
+    assert not [one for one in seen if one.title == "Unseen"]
+    assert "LookupError" in next(one.text for one in seen if one.name == "doctor.broke")
+    assert "254708374149" not in str(seen)
+    assert "0708374149" not in str(seen)
+
+
+async def test_a_check_of_no_merchant_has_none(values: dict[str, Any]) -> None:
+    plugin = Plugin(name="own", summary="Wrong.", checks=(Check("Own", greets),))
+    async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
+        seen = await examined(gateway)
+    assert "not of_each_merchant" in next(one.text for one in seen if one.title == "Own")

@@ -1,0 +1,183 @@
+"""What the doctor sees of Postgres: each thing as it should be, and as it should not."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.migrator import migrate
+from mpesa_gateway.doctor.observation import Examination, Observation
+from mpesa_gateway.doctor.postgres import look_at_postgres, see_connections, see_role, see_version
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.testing.serving import eventually
+from tests.looking import OffClock, levels
+
+
+async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, Observation]:
+    """What is seen of the gateway's Postgres."""
+    db = Database(gateway.config.database)
+    examination = Examination(now=gateway.clock.now(), is_live=is_live)
+    try:
+        return {found.name: found async for found in look_at_postgres(gateway, db, examination)}
+    finally:
+        if db.is_running:
+            await db.stop()
+
+
+@pytest.fixture
+def gateway(values: dict[str, Any]) -> Gateway:
+    """A gateway that has not been started."""
+    return Gateway(GatewayConfig.from_values(values))
+
+
+async def apply_migrations(gateway: Gateway) -> None:
+    """Bring its database to this release."""
+    db = Database(gateway.config.database)
+    await db.start()
+    await migrate(db, gateway.migrations)
+    await db.stop()
+
+
+@asynccontextmanager
+async def changed(url: str, change: str, undo: str, setting: str) -> AsyncGenerator[None]:
+    """A setting of the whole server, changed for the length of the block."""
+    connection = await asyncpg.connect(url)
+    before = await connection.fetchval("SELECT current_setting($1)", setting)
+
+    async def has_changed() -> bool:
+        return bool(await connection.fetchval("SELECT current_setting($1) <> $2", setting, before))
+
+    async def is_as_before() -> bool:
+        return not await has_changed()
+
+    try:
+        for statement in (change, "SELECT pg_reload_conf()"):
+            await connection.execute(statement)
+        await eventually(has_changed)
+        yield
+    finally:
+        for statement in (undo, "SELECT pg_reload_conf()"):
+            await connection.execute(statement)
+        await eventually(is_as_before)
+        await connection.close()
+
+
+async def test_as_it_should_be(gateway: Gateway) -> None:
+    await apply_migrations(gateway)
+    assert levels(await seen(gateway)) == {
+        f"postgres.{name}": "ok" for name in ("reachable", "version", "durable", "connections", "migrations", "clock")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("mpesa:", "mpesa:wrong"), "refuses us"),
+        (("/test_", "/gone_"), "refuses us"),
+        (("@127.0.0.1:", "@127.0.0.1:9/?old="), "cannot be reached"),
+    ],
+)
+async def test_one_that_does_not_let_us_in_and_its_password_is_not_told(
+    gateway: Gateway, change: tuple[str, str], words: str
+) -> None:
+    url = gateway.config.database.url
+    assert url is not None
+    password = url.reveal().partition("mpesa:")[2].partition("@")[0]
+    config = msgspec.structs.replace(
+        gateway.config,
+        database=msgspec.structs.replace(gateway.config.database, url=Secret(url.reveal().replace(*change))),
+    )
+    found = await seen(Gateway(config))
+    assert levels(found) == {"postgres.reachable": "problem"}
+    assert words in found["postgres.reachable"].text
+    assert password not in str(found)
+
+
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+async def test_one_that_forgets_in_a_crash(gateway: Gateway, database_url: str, setting: str) -> None:
+    await apply_migrations(gateway)
+    change, undo = f"ALTER SYSTEM SET {setting} = off", f"ALTER SYSTEM RESET {setting}"
+    async with changed(database_url, change, undo, setting):
+        found = (await seen(gateway))["postgres.durable"]
+        assert (found.level, setting in found.text) == ("problem", True)
+        assert (await seen(gateway, is_live=False))["postgres.durable"].level == "warning"
+
+
+async def test_one_whose_commits_do_not_wait_for_the_disk(gateway: Gateway, database_url: str) -> None:
+    await apply_migrations(gateway)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"ALTER ROLE mpesa IN DATABASE {_name(database_url)} SET synchronous_commit = off")
+    await connection.close()
+    found = (await seen(gateway))["postgres.durable"]
+    assert (found.level, "synchronous_commit" in found.text) == ("problem", True)
+
+
+async def test_one_that_takes_nothing(gateway: Gateway, database_url: str) -> None:
+    await apply_migrations(gateway)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"ALTER DATABASE {_name(database_url)} SET default_transaction_read_only = on")
+    await connection.close()
+    assert (await seen(gateway))["postgres.writable"].level == "problem"
+
+
+def test_a_standby() -> None:
+    row: Any = {"is_standby": True, "read_only": "on"}
+    (found,) = see_role(row)
+    assert (found.level, "standby" in found.text) == ("problem", True)
+
+
+def test_an_old_one() -> None:
+    old: Any = {"number": 130_004, "version": "13.4"}
+    assert see_version(old).level == "warning"
+
+
+async def test_one_that_is_nearly_full(gateway: Gateway, database_url: str) -> None:
+    await apply_migrations(gateway)
+    connections = [await asyncpg.connect(database_url) for _ in range(165)]
+    try:
+        found = (await seen(gateway))["postgres.connections"]
+    finally:
+        for connection in connections:
+            await connection.close()
+    assert (found.level, "max_connections" in (found.fix or "")) == ("warning", True)
+
+
+def test_a_connection_over_the_network_without_tls() -> None:
+    row: Any = {"used": 1, "connections": 100, "is_encrypted": False, "is_local": False}
+    assert {found.name: found.level for found in see_connections(row)} == {
+        "postgres.connections": "ok",
+        "postgres.encrypted": "warning",
+    }
+
+
+async def test_a_database_that_is_not_at_this_release(gateway: Gateway, database_url: str) -> None:
+    found = (await seen(gateway))["postgres.migrations"]
+    assert (found.level, "mpesa-gateway migrate" in (found.fix or "")) == ("problem", True)
+    await apply_migrations(gateway)
+    connection = await asyncpg.connect(database_url, server_settings={"search_path": "mpesa"})
+    await connection.execute("UPDATE migration SET digest = 'other' WHERE owner = 'payments' AND number = 1")
+    found = (await seen(gateway))["postgres.migrations"]
+    assert (found.level, "has changed since" in found.text) == ("problem", True)
+    await connection.execute("DELETE FROM migration WHERE owner = 'payments' AND number = 1")
+    found = (await seen(gateway))["postgres.migrations"]
+    assert "payments/0001_payments.sql" in found.text
+    await connection.close()
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (10, "warning"), (-10, "warning"), (100, "problem")])
+async def test_clocks_that_differ(values: dict[str, Any], ahead: int, level: str) -> None:
+    gateway = Gateway(GatewayConfig.from_values(values), clock=OffClock(ahead))
+    found = (await seen(gateway))["postgres.clock"]
+    assert found.level == level
+    if ahead:
+        assert ("ahead of" if ahead > 0 else "behind") in found.text
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]

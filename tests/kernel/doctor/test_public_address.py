@@ -1,0 +1,208 @@
+"""What the doctor sees of the address that M-Pesa calls back."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.doctor import public_address
+from mpesa_gateway.doctor.observation import Examination, Observation
+from mpesa_gateway.doctor.public_address import look_at_public_address, see_form, see_resolution
+from mpesa_gateway.http import challenge
+from mpesa_gateway.testing.serving import Api, running_gateway
+from tests.authority import authority, for_host
+from tests.looking import OffClock, levels, seen_by
+from tests.reverse_proxy import Proxy, proxying, says
+
+LIVE = Examination(now=OffClock(0).now(), is_live=True)
+SANDBOX = Examination(now=OffClock(0).now(), is_live=False)
+
+
+def form(url: str, examination: Examination = LIVE) -> dict[str, str]:
+    """How bad each thing about an address is."""
+    return levels({found.name: found for found in see_form(url, examination)})
+
+
+def test_an_address_that_may_be_called() -> None:
+    assert form("https://pay.example.co.ke/shop") == {"address.https": "ok", "address.words": "ok"}
+
+
+def test_addresses_that_mpesa_does_not_call() -> None:
+    assert form("http://pay.example.co.ke")["address.https"] == "problem"
+    assert form("http://127.0.0.1:8000", SANDBOX)["address.https"] == "note"
+    assert form("https://mpesa.example.co.ke")["address.words"] == "warning"
+    assert form("https://pay.example.co.ke/query")["address.words"] == "warning"
+    assert form("https://x.ngrok-free.app")["address.tunnel"] == "problem"
+    assert form("https://x.ngrok-free.app", SANDBOX)["address.tunnel"] == "note"
+
+
+async def resolved(url: str, examination: Examination = LIVE) -> Observation:
+    """What is said about where a name leads."""
+    (found,) = await see_resolution(url, examination)
+    return found
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "localhost", "[::1]", "192.168.1.1:8443", "169.254.169.254", "0x7f.1"])
+async def test_addresses_that_nobody_outside_can_reach(host: str) -> None:
+    found = await resolved(f"https://{host}")
+    assert (found.name, found.level) == ("address.public", "problem")
+    assert (await resolved(f"https://{host}", SANDBOX)).level == "note"
+
+
+async def test_where_a_name_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"inside.example": ["10.1.2.3"], "outside.example": ["8.8.8.8", "2001:4860:4860::8888"]}
+
+    async def lookup(host: str, _: int) -> list[str]:
+        if host not in known:
+            raise OSError("no such name")
+        return known[host]
+
+    monkeypatch.setattr(public_address, "system_lookup", lookup)
+    assert (await resolved("https://outside.example")).level == "ok"
+    inside = await resolved("https://inside.example")
+    assert (inside.level, "10.1.2.3" in inside.text) == ("warning", True)
+    assert (await resolved("https://nowhere.example")).level == "problem"
+
+
+@asynccontextmanager
+async def behind(
+    values: dict[str, Any], certificate: Path | None = None, **changes: Any
+) -> AsyncGenerator[tuple[Gateway, Proxy]]:
+    """A gateway whose public address is a proxy's."""
+    async with proxying(certificate) as proxy:
+        scheme, host = ("https", "localhost") if certificate else ("http", "127.0.0.1")
+        own = {"public_url": f"{scheme}://{host}:{proxy.port}", "worker": {"in_process": False}}
+        async with running_gateway(values | own | changes) as (gateway, base):
+            proxy.target = urlsplit(base).port or 0
+            yield gateway, proxy
+
+
+async def look(gateway: Gateway) -> dict[str, Observation]:
+    """What is seen of the gateway's address before going live, but for its form."""
+    found = await seen_by(look_at_public_address, gateway, is_live=True)
+    of_its_form = {"address.https", "address.words", "address.public"}
+    return {name: one for name, one in found.items() if name not in of_its_form}
+
+
+async def test_an_address_that_leads_here(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        found = await look(gateway)
+        assert levels(found) == {f"address.{name}": "ok" for name in ("reached", "proxies", "callbacks")}
+        assert "127.0.0.1" in found["address.proxies"].text
+
+
+async def test_nothing_answers(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"public_url": "http://127.0.0.1:9"}) as (gateway, _):
+        found = await look(gateway)
+    assert levels(found) == {"address.reached": "problem"}
+    assert "curl" in (found["address.reached"].fix or "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (says("200 OK", "hello"), "is not this gateway (HTTP 200, somebody)"),
+        (says("200 OK", '{"success": true, "data": {"live": true}}'), "another gateway"),
+        (says("200 OK", '{"success": true, "data": {"live": true, "proof": "0"}}'), "keeps answers"),
+        (says("301 Moved", "", "Location: https://elsewhere.example/"), "redirect to https://elsewhere.example/"),
+        (says("401 Unauthorized"), "asks for a login"),
+        (says("503 Service Unavailable"), "has not been started"),
+        (says("404 Not Found"), "is not this gateway (HTTP 404"),
+        (b"nonsense\r\n\r\n", "no HTTP answer"),
+    ],
+)
+async def test_something_else_answers(values: dict[str, Any], answer: bytes, words: str) -> None:
+    async with behind(values) as (gateway, proxy):
+        proxy.answer = lambda _: answer
+        found = await look(gateway)
+    assert levels(found) == {"address.reached": "problem"}
+    assert words in found["address.reached"].text
+    assert found["address.reached"].fix
+
+
+async def test_a_proxy_that_we_do_not_know_of(values: dict[str, Any]) -> None:
+    async with behind(values) as (gateway, proxy):
+        proxy.adds = "X-Forwarded-For: 41.90.0.1"
+        found = await look(gateway)
+        assert levels(found) == {"address.reached": "ok", "address.proxies": "problem", "address.callbacks": "ok"}
+        assert '"127.0.0.1"' in (found["address.proxies"].fix or "")
+
+
+async def test_a_proxy_that_is_trusted(values: dict[str, Any]) -> None:
+    values["security"] |= {"trusted_proxies": ["127.0.0.1/32"]}
+    async with behind(values) as (gateway, proxy):
+        proxy.adds = "X-Forwarded-For: 41.90.0.1"
+        found = (await look(gateway))["address.proxies"]
+        assert (found.level, "41.90.0.1" in found.text) == ("ok", True)
+
+
+async def test_a_proxy_that_passes_only_some_paths(values: dict[str, Any]) -> None:
+    async with behind(values) as (gateway, proxy):
+        proxy.answer = lambda path: None if path.startswith("/health") else says("404 Not Found")
+        found = await look(gateway)
+    assert levels(found) == {"address.reached": "ok", "address.proxies": "ok", "address.callbacks": "problem"}
+
+
+@pytest.mark.parametrize(
+    ("days", "level"),
+    [(60, "ok"), (10, "warning"), (1, "problem"), (-1, "problem")],
+    ids=["long", "soon", "now", "past"],
+)
+async def test_a_certificate_that_ends(
+    values: dict[str, Any], days: int, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path)))
+    async with behind(values, for_host(tmp_path, "localhost", until=timedelta(days=days, hours=1))) as (gateway, _):
+        found = await look(gateway)
+        assert found["address.certificate"].level == level
+        assert ("address.reached" in found) is (days > 0)
+
+
+async def test_a_certificate_that_is_anothers_or_nobodys(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = for_host(tmp_path, "other.example", until=timedelta(days=60))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path)))
+    async with behind(values, other) as (gateway, _):
+        found = await look(gateway)
+        assert levels(found) == {"address.certificate": "problem"}
+        assert "localhost" in found["address.certificate"].text
+        monkeypatch.delenv("SSL_CERT_FILE")
+        found = await look(gateway)
+        assert levels(found) == {"address.certificate": "problem"}
+        assert "fullchain" in (found["address.certificate"].fix or "")
+
+
+async def test_a_tls_proxy_that_does_not_say_for_whom_it_asks(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path)))
+    values["security"] |= {"trusted_proxies": ["127.0.0.1/32"]}
+    async with behind(values, for_host(tmp_path, "localhost", until=timedelta(days=60))) as (gateway, proxy):
+        found = (await look(gateway))["address.proxies"]
+        assert (found.level, "X-Forwarded-For" in (found.fix or "")) == ("warning", True)
+        proxy.adds = "X-Forwarded-For: 10.0.0.9"
+        found = (await look(gateway))["address.proxies"]
+        assert (found.level, "10.0.0.9" in found.text) == ("note", True)
+
+
+async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, base):
+        api = Api(base, None)
+        try:
+            nonce = bytes(16)
+            asked = challenge.ask(gateway.vault, nonce)
+            data = (await api.call("GET", f"/health/live?challenge={asked}")).data
+            assert data["proof"] == challenge.expected(gateway.vault, nonce)
+            assert data["seen"]["client"] == "127.0.0.1"
+            forged = asked[:-1] + ("0" if asked[-1] != "0" else "1")
+            for wrong in (forged, asked[:32], "", "x" * 64, asked.upper() + " "):
+                assert (await api.call("GET", f"/health/live?challenge={wrong}")).data == {"live": True}
+            assert (await api.call("GET", "/health/live")).data == {"live": True}
+        finally:
+            await api.close()

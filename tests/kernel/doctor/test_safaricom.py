@@ -1,0 +1,99 @@
+"""What the doctor sees of Daraja and of Safaricom's certificates."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.doctor.safaricom import look_at_certificates, look_at_daraja
+from mpesa_gateway.testing.serving import running_gateway
+from tests.authority import certificate
+from tests.looking import OffClock, levels, merchant_in, seen_by
+from tests.reverse_proxy import proxying, says
+
+
+def gateway_with(values: dict[str, Any], folder: Path, **certificates: Any) -> Gateway:
+    """A gateway with these certificates for sandbox and live: how each is made, None for a file that is not there."""
+    files: dict[str, str] = {}
+    for env, made in certificates.items():
+        files[f"{env}_certificate"] = str(folder / f"{env}.cer")
+        if made is not None:
+            (folder / f"{env}.cer").write_bytes(certificate(**made).public_bytes(Encoding.DER))
+    return Gateway(GatewayConfig.from_values(values | {"daraja": files}))
+
+
+LONG = timedelta(days=300, hours=1)
+SANDBOX = {"name": "sandbox.example", "until": LONG, "number": 1}
+LIVE = {"name": "live.example", "until": LONG, "number": 2}
+
+
+async def test_certificates_as_they_should_be(values: dict[str, Any], tmp_path: Path) -> None:
+    gateway = gateway_with(values, tmp_path, sandbox=SANDBOX, live=LIVE)
+    merchants = (merchant_in("sandbox", gateway), merchant_in("live", gateway))
+    found = await seen_by(look_at_certificates, gateway, is_live=True, merchants=merchants)
+    assert levels(found) == {"certificate.live": "ok", "certificate.sandbox": "ok"}
+    assert f"{gateway.clock.now() + LONG:%Y-%m-%d}" in found["certificate.live"].text
+
+
+@pytest.mark.parametrize(
+    ("live", "level", "words"),
+    [
+        (None, "problem", "cannot be read"),
+        ({"until": timedelta(days=-2)}, "problem", "expired on"),
+        ({"until": timedelta(days=10, hours=1)}, "warning", "in 10 days"),
+        ({"until": LONG, "since": timedelta(days=2)}, "problem", "is valid from"),
+    ],
+)
+async def test_a_live_certificate_that_is_missing_or_not_valid(
+    values: dict[str, Any], tmp_path: Path, live: Any, level: str, words: str
+) -> None:
+    gateway = gateway_with(values, tmp_path, live=live)
+    found = (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.live"]
+    assert (found.level, words in found.text, bool(found.fix)) == (level, True, True)
+
+
+async def test_what_nobody_needs_yet_is_not_looked_at(values: dict[str, Any], tmp_path: Path) -> None:
+    gateway = gateway_with(values, tmp_path, sandbox=None, live=None)
+    assert levels(await seen_by(look_at_certificates, gateway)) == {"certificate.sandbox": "note"}
+
+
+async def test_the_same_certificate_for_both(values: dict[str, Any], tmp_path: Path) -> None:
+    gateway = gateway_with(values, tmp_path, sandbox=LIVE, live=LIVE)
+    assert (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.differ"].level == "problem"
+    assert (await seen_by(look_at_certificates, gateway))["certificate.differ"].level == "note"
+
+
+@pytest.mark.parametrize("name", ["sandbox.example", "mpesa-gateway simulator"])
+async def test_a_live_certificate_that_calls_itself_another(values: dict[str, Any], tmp_path: Path, name: str) -> None:
+    gateway = gateway_with(values, tmp_path, live=LIVE | {"name": name})
+    found = (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.differ"]
+    assert (found.level, name in found.text) == ("problem", True)
+
+
+@pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (20, "warning"), (-20, "warning"), (300, "problem")])
+async def test_darajas_clock_and_ours(values: dict[str, Any], ahead: int, level: str) -> None:
+    async with running_gateway(values, clock=OffClock(ahead)) as (gateway, _):
+        found = (await seen_by(look_at_daraja, gateway))["daraja.sandbox"]
+    assert found.level == level
+    if ahead:
+        assert ("ahead of" if ahead > 0 else "behind") in found.text
+
+
+async def test_a_daraja_that_cannot_be_reached(values: dict[str, Any]) -> None:
+    daraja = {"sandbox_url": "http://127.0.0.1:9", "live_url": "http://127.0.0.1:9"}
+    async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
+        merchants = (merchant_in("sandbox", gateway),)
+        found = await seen_by(look_at_daraja, gateway, is_live=True, merchants=merchants)
+    assert levels(found) == {"daraja.live": "problem", "daraja.sandbox": "problem"}
+
+
+async def test_a_daraja_that_does_not_say_what_time_it_is(values: dict[str, Any]) -> None:
+    async with proxying() as proxy:
+        proxy.answer = lambda _: says("400 Bad Request", "{}")
+        daraja = {"sandbox_url": f"http://127.0.0.1:{proxy.port}"}
+        async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
+            assert levels(await seen_by(look_at_daraja, gateway)) == {"daraja.sandbox": "note"}

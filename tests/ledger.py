@@ -1,0 +1,73 @@
+"""The books of a test, read as `doctor --ledger` reads them, and bent in ways that Postgres would not let by."""
+
+import asyncio
+from datetime import timedelta
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.doctor.ledger import read_ledger
+
+
+async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, tuple[str, ...]]:
+    """The invariants that do not hold, with examples of what breaks them. Raises AssertionError for one unanswered."""
+    found: dict[str, tuple[str, ...]] = {}
+    async for proof in read_ledger(gateway, gateway.db, patience=30, grace=grace):
+        assert proof.holds is not None, proof.problem
+        if not proof.holds:
+            found[f"{proof.owner}.{proof.name}"] = proof.examples
+    return found
+
+
+async def lay_bare(gateway: Gateway) -> None:
+    """Drop every check and unique index, as if a restore had gone wrong: now anything can be written.
+
+    The worker stops first, so that nobody mends what is bent.
+    """
+    worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
+    assert worker is not None
+    worker.cancel()
+    await asyncio.wait([worker])
+    rows = await gateway.db.fetch(
+        "SELECT conrelid::regclass::text AS table, conname FROM pg_constraint "
+        "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u')"
+    )
+    for row in rows:
+        await gateway.db.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']}")
+    indexes = await gateway.db.fetch(
+        "SELECT indexrelid::regclass::text AS name FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+        "WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indisprimary"
+    )
+    for row in indexes:
+        await gateway.db.execute(f"DROP INDEX {row['name']}")
+
+
+async def bend(gateway: Gateway, statement: str) -> list[str]:
+    """Change the books past every trigger and foreign key; gives the first column of what is returned."""
+    async with gateway.db.transaction():
+        await gateway.db.execute("SET LOCAL session_replication_role = replica")
+        rows = await gateway.db.fetch(statement)
+    assert rows, f"nothing to bend: {statement}"
+    return [str(row[0]) for row in rows]
+
+
+async def each_is_noticed(
+    gateway: Gateway, bendings: dict[str, str], also: dict[str, str] | None = None
+) -> dict[str, list[str]]:
+    """Bend the books in one way after the other; gives what was not noticed, or not as what it is, by its invariant.
+
+    Each statement (`;` between them) returns the ids that the invariant must name, and must break no other but the
+    one that ``also`` names for it.
+    """
+    missed: dict[str, list[str]] = {}
+    before = await broken(gateway)
+    assert before == {}
+    for name, statements in bendings.items():
+        for statement in statements.split(";"):
+            ids = await bend(gateway, statement)
+            after = await broken(gateway)
+            new = {key: set(found) - set(before.get(key, ())) for key, found in after.items()}
+            new = {key: found for key, found in new.items() if found}
+            new.pop((also or {}).get(name, ""), None)
+            if new != {name: set(ids)}:
+                missed.setdefault(name, []).append(f"{statement}: {new}, not {ids}")
+            before = after
+    return missed

@@ -1,0 +1,47 @@
+"""Checks of the doctor, asked one by one, on a gateway that runs."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.doctor.observation import Examination, Look, Observation
+from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import Env
+
+
+class OffClock:
+    """A clock that is so many seconds ahead."""
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = timedelta(seconds=ahead)
+
+    def now(self) -> datetime:
+        """What it takes for the present moment."""
+        return datetime.now(UTC) + self._ahead
+
+
+async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, Observation]:
+    """What a check sees, by name. Raises AssertionError when it says two things under one name."""
+    wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
+    examination = Examination(**(wishes | examined))
+    found: dict[str, Observation] = {}
+    async for observation in look(gateway, examination):
+        assert observation.name not in found
+        found[observation.name] = observation
+    return found
+
+
+def levels(seen: dict[str, Observation]) -> dict[str, str]:
+    """How bad each is, by name."""
+    return {name: observation.level.value for name, observation in seen.items()}
+
+
+async def only_merchant(gateway: Gateway) -> Merchant:
+    """The merchant of a test's one shop."""
+    (merchant,) = await gateway.merchants.page(10)
+    return merchant
+
+
+def merchant_in(env: Env, gateway: Gateway) -> Merchant:
+    """A merchant of an environment, for checks that look at no row of it."""
+    return Merchant(merchant_id="mer_1", name="Shop", env=env, is_active=True, created_at=gateway.clock.now())

@@ -1,0 +1,101 @@
+"""What the doctor sees of callbacks: each thing as it should be, and as it should not."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.testing.serving import running_gateway
+from mpesa_gateway_callbacks.doctor import look_at_callbacks
+from mpesa_gateway_callbacks.settings import SAFARICOM
+from tests.looking import levels, seen_by
+
+KEPT = """
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
+    subject_id, env, merchant_id)
+VALUES ($1, 'stk', sha256($1::text::bytea), now() - interval '2 hours', $2, '', '0', '{}', now(), 'pay_1', $3, 'mer_1')
+"""
+REFUSED = """
+INSERT INTO refused_callback (refused_id, kind, at, source, reason, body)
+SELECT 'ref_' || $1 || $2 || n, 'stk', now(), $1, $2, '' FROM generate_series(1, $3::int) AS n
+"""
+
+
+async def look(values: dict[str, Any], *, is_live: bool = True, **settings: Any) -> dict[str, Observation]:
+    """What is seen with these settings of callbacks."""
+    own = {"callbacks": settings, "worker": {"in_process": False}}
+    async with running_gateway(values | own) as (gateway, _):
+        return await seen_by(look_at_callbacks, gateway, is_live=is_live)
+
+
+async def test_as_they_should_be(values: dict[str, Any]) -> None:
+    assert levels(await look(values)) == {
+        "callbacks.allowlist": "ok",
+        "callbacks.signature": "ok",
+        "callbacks.sources": "note",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "live", "sandbox"),
+    [
+        ({"enforce_allowlist": "never"}, "problem", "note"),
+        ({"allowlist": list(SAFARICOM[1:])}, "warning", "warning"),
+        ({"allowlist": []}, "warning", "warning"),
+        ({"allowlist": ["0.0.0.0/0"]}, "warning", "warning"),
+        ({"allowlist": ["196.201.212.0/22"]}, "ok", "ok"),
+        ({"enforce_allowlist": "always"}, "ok", "ok"),
+    ],
+)
+async def test_an_allowlist_that_lets_the_wrong_ones_in(
+    values: dict[str, Any], settings: dict[str, Any], live: str, sandbox: str
+) -> None:
+    assert (await look(values, **settings))["callbacks.allowlist"].level == live
+    assert (await look(values, is_live=False, **settings))["callbacks.allowlist"].level == sandbox
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+async def test_signatures_that_keep_all_out_or_nobody(values: dict[str, Any], mode: str) -> None:
+    assert (await look(values, signature=mode))["callbacks.signature"].level == "warning"
+
+
+async def sources(gateway: Gateway) -> Observation:
+    """What is said of those who sent callbacks."""
+    return (await seen_by(look_at_callbacks, gateway, is_live=True))["callbacks.sources"]
+
+
+async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        await gateway.db.execute(REFUSED, "196.201.214.200", "token", 3)
+        await gateway.db.execute(KEPT, "cbk_1", "127.0.0.1", "sandbox")
+        # The simulator is no proxy.
+        assert (await sources(gateway)).level == "note"
+        await gateway.db.execute(KEPT, "cbk_2", "196.201.214.200", "live")
+        found = await sources(gateway)
+        assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
+        await gateway.db.execute(REFUSED, "10.0.0.7", "source", 2)
+        found = await sources(gateway)
+        assert (found.level, '"10.0.0.7"' in (found.fix or "")) == ("warning", True)
+
+
+async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(values: dict[str, Any]) -> None:
+    daraja = {"sandbox_url": DarajaConfig().sandbox_url}
+    async with running_gateway(values | {"worker": {"in_process": False}, "daraja": daraja}) as (gateway, _):
+        await gateway.db.execute(KEPT, "cbk_1", "10.0.0.7", "sandbox")
+        assert (await sources(gateway)).level == "warning"
+
+
+async def test_what_was_refused_and_what_waits(values: dict[str, Any]) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        await gateway.db.execute(REFUSED, "41.90.0.1", "token", 3)
+        await gateway.db.execute(REFUSED, "41.90.0.1", "source", 1)
+        await gateway.db.execute(KEPT, "cbk_1", "196.201.214.200", "live")
+        found = await seen_by(look_at_callbacks, gateway)
+        assert found["callbacks.refused"].level == "note"
+        assert "3 for their token, 1 for their source" in found["callbacks.refused"].text
+        assert (found["callbacks.waiting"].level, found["callbacks.waiting"].text[:1]) == ("warning", "1")
+        later = gateway.clock.now() + timedelta(days=8)
+        assert "callbacks.refused" not in await seen_by(look_at_callbacks, gateway, now=later)

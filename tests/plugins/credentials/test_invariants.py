@@ -1,0 +1,22 @@
+"""Merchants and their credentials, bent past Postgres' own rules: it shows."""
+
+from mpesa_gateway_credentials.plugin import plugin
+from tests.conftest import Town
+from tests.ledger import each_is_noticed, lay_bare
+
+BENDINGS = {
+    "credentials.env_is_the_merchants": """
+        UPDATE merchant SET env = 'live' WHERE name = 'Other' RETURNING merchant_id;
+        UPDATE provider_credentials SET env = 'live' RETURNING merchant_id
+    """,
+}
+
+
+def test_every_invariant_is_bent() -> None:
+    assert set(BENDINGS) == {f"credentials.{invariant.name}" for invariant in plugin.invariants}
+
+
+async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+    await town.gateway.merchants.create("Other", actor="test")
+    await lay_bare(town.gateway)
+    assert await each_is_noticed(town.gateway, BENDINGS) == {}

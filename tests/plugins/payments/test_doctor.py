@@ -1,0 +1,48 @@
+"""What the doctor sees of a merchant's payments."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway_payments.doctor import look_at_payments
+from tests.conftest import Town
+from tests.looking import levels, only_merchant, seen_by
+
+SILENT = "254700000007"
+"""Pays, and Daraja never calls back."""
+
+
+@pytest.fixture
+def values(values: dict[str, Any]) -> dict[str, Any]:
+    """Questions are asked soon."""
+    return values | {"payments": {"ask_after": [1]}, "simulator": {"callback_delay": 0.05}}
+
+
+async def look(town: Town, env: str = "sandbox") -> dict[str, Observation]:
+    """What is seen of the one merchant's payments."""
+    merchant = msgspec.structs.replace(await only_merchant(town.gateway), env=env)
+    return await seen_by(look_at_payments, town.gateway, merchant=merchant)
+
+
+async def test_callbacks_that_come_and_callbacks_that_do_not(town: Town) -> None:
+    assert await look(town) == {}
+    made = [(await town.api.pay(SILENT, 100 + n, key=f"silent-{n}")).data for n in range(5)]
+    for payment in made:
+        await town.api.settled(payment["id"], "completed")
+    found = (await look(town, "live"))["payments.callbacks"]
+    assert (found.level, "none of its last 5" in found.text) == ("problem", True)
+    assert (await look(town))["payments.callbacks"].level == "warning"
+    heard = (await town.api.pay("254711000001", key="heard")).data
+    await town.api.settled(heard["id"], "completed")
+    found = (await look(town, "live"))["payments.callbacks"]
+    assert (found.level, "1 of its last 6" in found.text) == ("ok", True)
+
+
+async def test_money_that_waits_for_a_person(town: Town) -> None:
+    await town.api.pay("254700000020", key="held")
+    await town.gateway.db.execute("UPDATE payment SET mismatch = 'amount', received_amount = '5', due_at = NULL")
+    found = await look(town)
+    assert levels(found) == {"payments.held": "warning"}
+    assert found["payments.held"].text.startswith("1 ")

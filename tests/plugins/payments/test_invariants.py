@@ -1,0 +1,114 @@
+"""The books of payments agree while money flows, and where they are bent past Postgres' own rules, it shows."""
+
+import asyncio
+
+import pytest
+
+from mpesa_gateway_payments.plugin import plugin
+from tests.conftest import Town
+from tests.ledger import broken, each_is_noticed, lay_bare
+
+pytestmark = pytest.mark.usefixtures("initiated")
+
+PAID, DECLINED, ASKED, ELSEWHERE = "25471100000", "254700000001", "254700000020", "254700000011"
+
+BENDINGS = {
+    "payments.change_has_one_event": """
+        INSERT INTO event SELECT 'evt_1', 'payment.completed', merchant_id, payment_id, now(), false, '{}', NULL
+        FROM payment WHERE idempotency_key = 'paid-1' RETURNING subject_id;
+        INSERT INTO event SELECT 'evt_2', 'payment.failed', merchant_id, payment_id, now(), false, '{}', NULL
+        FROM payment WHERE idempotency_key = 'asked-1' RETURNING subject_id;
+        DELETE FROM event USING payment WHERE subject_id = payment_id AND idempotency_key = 'paid-2'
+        AND kind = 'payment.completed' RETURNING payment_id
+    """,
+    "payments.status_is_its_timelines": """
+        UPDATE payment SET status = 'reversed' WHERE idempotency_key = 'paid-3' RETURNING payment_id;
+        UPDATE payment SET status = 'failed', failure_reason = 'other', due_at = NULL
+        WHERE idempotency_key = 'asked-2' RETURNING payment_id;
+        UPDATE payment SET status = 'pending', due_at = now() WHERE idempotency_key = 'declined-1' RETURNING payment_id
+    """,
+    "payments.completed_has_its_time": """
+        UPDATE payment SET completed_at = NULL WHERE idempotency_key = 'paid-4' RETURNING payment_id;
+        UPDATE payment SET completed_at = now() WHERE idempotency_key = 'asked-3' RETURNING payment_id
+    """,
+    "payments.receipt_pays_once": """
+        UPDATE payment SET receipt = other.receipt FROM payment AS other
+        WHERE payment.idempotency_key = 'paid-5' AND other.idempotency_key = 'paid-6'
+        RETURNING 'sandbox ' || payment.receipt
+    """,
+    "payments.refunds_fit": """
+        UPDATE payment SET refunded = amount, refund_reserved = 1 WHERE idempotency_key = 'paid-7' RETURNING payment_id
+    """,
+    "payments.mismatch_was_told": """
+        UPDATE payment SET mismatch = 'phone' WHERE idempotency_key = 'paid-8' RETURNING payment_id
+    """,
+    "payments.success_counts": """
+        UPDATE callback SET result_code = '0' FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'declined-2' RETURNING payment_id;
+        UPDATE callback SET result_code = '0', subject_id = '' FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'declined-3' RETURNING payment_id
+    """,
+    "payments.pending_is_due": """
+        UPDATE payment SET due_at = NULL WHERE idempotency_key = 'asked-4' RETURNING payment_id
+    """,
+    "payments.nothing_overdue": """
+        UPDATE payment SET due_at = now() - interval '11 minutes', claim = '{}', checkout_request_id = NULL
+        WHERE idempotency_key = 'asked-5' RETURNING payment_id
+    """,
+    "payments.key_names_its_payment": """
+        UPDATE idempotency_key SET key = 'unknown', subject_id = 'pay_nowhere'
+        WHERE key = 'paid-9' RETURNING subject_id;
+        UPDATE idempotency_key SET subject_id = 'something else' FROM payment
+        WHERE key = idempotency_key AND key = 'paid-10' RETURNING payment_id
+    """,
+    "payments.key_is_settled": """
+        UPDATE idempotency_key SET state = 'in_flight' FROM payment
+        WHERE key = idempotency_key AND key = 'paid-11' RETURNING payment_id;
+        UPDATE idempotency_key SET state = 'released' FROM payment
+        WHERE key = idempotency_key AND key = 'asked-6' RETURNING payment_id
+    """,
+}
+
+
+def test_every_invariant_is_bent() -> None:
+    assert set(BENDINGS) == {f"payments.{invariant.name}" for invariant in plugin.invariants}
+
+
+async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+    wanted = [
+        *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 12)),
+        *((f"declined-{number}", DECLINED, "failed") for number in range(1, 4)),
+        *((f"asked-{number}", ASKED, "pending") for number in range(1, 7)),
+    ]
+    made = {key: (await town.api.pay(phone, key=key)).data["id"] for key, phone, _ in wanted}
+    for key, _, status in wanted:
+        if status != "pending":
+            await town.api.settled(made[key], status)
+    await lay_bare(town.gateway)
+    also = {"payments.refunds_fit": "refunds.sums_are_the_payments"}
+    assert await each_is_noticed(town.gateway, BENDINGS, also) == {}
+
+
+async def test_the_books_agree_at_every_moment_while_money_flows(town: Town) -> None:
+    flowing = asyncio.Event()
+
+    async def flow() -> None:
+        for number in range(12):
+            phone = (f"{PAID}{number:04d}"[:12], DECLINED, ELSEWHERE)[number % 3]
+            made = (await town.api.pay(phone, 300 + number, key=f"flow-{number}")).data
+            if number % 3 == 0:
+                await town.api.settled(made["id"], "completed")
+                await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "amount": 100})
+        await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})
+        flowing.set()
+
+    flow_task = asyncio.create_task(flow())
+    looks = 0
+    while not flowing.is_set():
+        assert await broken(town.gateway) == {}
+        looks += 1
+        assert not flow_task.done() or flow_task.exception() is None
+    await flow_task
+    assert looks > 1
+    assert await town.gateway.db.fetchval("SELECT count(DISTINCT status) FROM payment") >= 3
+    assert await broken(town.gateway) == {}

@@ -1,0 +1,63 @@
+"""Events and their deliveries, bent past Postgres' own rules: it shows."""
+
+from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_webhooks.plugin import plugin
+from tests.conftest import Town
+from tests.ledger import broken, each_is_noticed, lay_bare
+
+BENDINGS = {
+    "webhooks.event_has_its_delivery": """
+        DELETE FROM delivery USING payment WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-1'
+        RETURNING event_id
+    """,
+    "webhooks.delivery_is_its_events": """
+        UPDATE delivery SET merchant_id = 'mer_other' FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-2' RETURNING delivery_id;
+        UPDATE delivery SET event_type = 'payment.failed' FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-3' RETURNING delivery_id;
+        UPDATE delivery SET payment_id = 'pay_other' FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-4' RETURNING delivery_id
+    """,
+    "webhooks.nothing_overdue": """
+        UPDATE delivery SET status = 'pending', due_at = now() - interval '11 minutes' FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-5' RETURNING delivery_id
+    """,
+}
+
+
+def test_every_invariant_is_bent() -> None:
+    assert set(BENDINGS) == {f"webhooks.{invariant.name}" for invariant in plugin.invariants}
+
+
+async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+    # The endpoint was set some time ago.
+    await town.gateway.db.execute("UPDATE webhook_endpoint SET created_at = now() - interval '2 minutes'")
+    for number in range(1, 6):
+        made = await town.api.pay(f"25471100000{number}", key=f"paid-{number}")
+        await town.api.settled(made.data["id"], "completed")
+    await lay_bare(town.gateway)
+    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+
+
+async def test_what_happened_before_an_endpoint_was_set_or_after_it_was_removed_owes_it_nothing(town: Town) -> None:
+    assert (await town.api.call("DELETE", "/v1/merchant/webhook")).status == 200
+    await town.gateway.db.execute(
+        "UPDATE webhook_endpoint SET created_at = now() - interval '9 minutes', "
+        "updated_at = now() - interval '5 minutes'"
+    )
+    made = await town.api.pay("254711000001", key="unheard")
+    await town.api.settled(made.data["id"], "completed")
+    assert await broken(town.gateway) == {}
+    await town.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() + interval '5 minutes'")
+    assert set(await broken(town.gateway)) == {"webhooks.event_has_its_delivery"}
+
+
+async def test_an_endpoint_that_is_left_in_peace_keeps_nobody_waiting(town: Town) -> None:
+    made = await town.api.pay("254711000001", key="one")
+    await town.api.settled(made.data["id"], "completed")
+    await eventually(lambda: town.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))
+    await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+    await town.gateway.db.execute(
+        "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = now() - interval '1 hour'"
+    )
+    assert await broken(town.gateway) == {}
