@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -59,9 +60,11 @@ class _Stderr:
         self.name = name
 
     def msg(self, line: str) -> None:
-        """Write one line."""
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        """Write one line. Where that is not possible the line is lost, and whoever wrote it goes on."""
+        # A full disk, a reader that has gone: after a push, an exception from here would lose its acknowledgement.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
     debug = info = warning = error = critical = exception = log = msg
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_as_json_each_line_is_one_event_with_its_level_time_and_ids() -> None:
     assert all(line["timestamp"].endswith("Z") for line in lines)
     assert "old way" in lines[3]["event"]
     assert lines[0]["handle"] == "x\ny"
+
+
+def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT + "\nprint('went on')", "json"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+        )
+    assert done.stdout == b"went on\n"
 
 
 PHONES = st.from_regex(r"(254|\+254|0)[17][0-9]{8}", fullmatch=True)
