@@ -80,7 +80,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     host: str = "127.0.0.1"
     port: int = 8000
     max_body_bytes: int = 65_536
-    at_once: int = 32
+    at_once: int = 16
     unanswered: int = 256
     queue: int = 100
     wait: float = 1.0

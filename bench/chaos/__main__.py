@@ -4,7 +4,6 @@ Exits with 1 when anything was lost, doubled, invented or left untold. The seed 
 they last; the machine decides the rest, so a seed is a place to start looking and no recording.
 """
 
-import asyncio
 import json
 import platform
 import random
@@ -23,6 +22,7 @@ from rich.table import Table
 from bench.chaos.display import Display
 from bench.chaos.faults import FAULTS
 from bench.chaos.git import commit
+from bench.chaos.loop import run
 from bench.chaos.run import Options, Result, Run
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
@@ -68,7 +68,7 @@ def _run(console: Console, options: Options, *, keep: bool) -> Result:
     )
     try:
         with Display(console) as display:
-            result = asyncio.run(Run(folder, options, display.say).play())
+            result = run(Run(folder, options, display.say).play())
         keep = keep or bool(result.wrong)
     except BaseException:
         keep = True

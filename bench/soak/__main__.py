@@ -3,7 +3,6 @@
 Exits with 1 when anything was lost, grew, was refused without a word, or did not recover within seconds.
 """
 
-import asyncio
 import json
 import platform
 import random
@@ -21,6 +20,7 @@ from rich.tree import Tree
 
 from bench.chaos.display import Display
 from bench.chaos.git import commit
+from bench.chaos.loop import run
 from bench.soak.run import Options, Result, Soak
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
@@ -46,7 +46,7 @@ def soak(seed: int | None, report: Path | None, *, keep: bool, **told: Any) -> N
     console.print(f"seed {options.seed}; logs in {folder}", highlight=False)
     try:
         with Display(console) as display:
-            result = asyncio.run(Soak(folder, options, display.say).play())
+            result = run(Soak(folder, options, display.say).play())
     except BaseException:
         keep = True
         raise

@@ -19,6 +19,7 @@ from bench.chaos.verify import Findings, verify
 from bench.soak.client import Client
 from bench.soak.figures import percentile, trend
 from bench.soak.load import Load, Phase
+from bench.soak.logs import seconds_of
 from bench.soak.watch import Watch
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
@@ -96,7 +97,7 @@ class Soak:
 
     async def play(self) -> Result:
         """Run it all."""
-        site, endpoint = Site(self._folder, self._rng), Endpoint(self._rng)
+        site, endpoint = Site(self._folder, self._rng, is_measured=True), Endpoint(self._rng)
         await endpoint.start()
         try:
             self._say("starting")
@@ -118,7 +119,7 @@ class Soak:
     async def _phases(self, site: Site, endpoint: Endpoint, gateway: Gateway, chaos: Chaos, load: Load) -> None:
         await self._ramp(load)
         await self._soak(site, chaos, load)
-        await self._overload(gateway, load)
+        await self._overload(site, gateway, load)
         self._say("settling")
         began = time.monotonic()
         is_settled = await settle(gateway, chaos, self._options.settle)
@@ -165,9 +166,9 @@ class Soak:
         watch = Watch(site, max(1.0, seconds / 120))
         until = time.monotonic() + seconds
         # No process is replaced: the memory of one that lives for a minute says nothing.
+        left_out = {"postgres_refuses_connections"} | (set() if site.has_own_disk else {"valkey_disk_full"})
         names = sorted(name for name, (area, _) in FAULTS.items() if area not in {"api", "worker"})
-        if not site.has_own_disk:
-            names.remove("valkey_disk_full")
+        names = [name for name in names if name not in left_out]
         watching = asyncio.create_task(watch.look())
         breaking = asyncio.create_task(rage(chaos, names, lambda: time.monotonic() > until, at_once=1, rest=(4, 12)))
         phase = await load.flow(rate, seconds, is_patient=True)
@@ -205,7 +206,7 @@ class Soak:
 
     # -- far too much ---------------------------------------------------------------------------------------------
 
-    async def _overload(self, gateway: Gateway, load: Load) -> None:
+    async def _overload(self, site: Site, gateway: Gateway, load: Load) -> None:
         """Three times the capacity: an honest no to most, callbacks before all, and soon as if nothing had been."""
         if not self._options.overload:
             return
@@ -218,6 +219,9 @@ class Soak:
         took = time.monotonic() - counted
         ended = gateway.clock.now()
         recovered = await self._recover(load)
+        at_gateway = await asyncio.to_thread(
+            seconds_of, [api.log for api in site.apis], "/v1/cb/{kind}/{token}", began, ended
+        )
         rows = await gateway.db.fetch(_CALLBACKS, began, ended)
         waits = [row["seconds"] for row in rows]
         refused = [row["status"] for row in rows if row["status"] != 200]
@@ -231,6 +235,7 @@ class Soak:
             "calls that were served": _waits(phase.seconds),
             "callbacks": len(rows),
             "callbacks not taken": len(refused),
+            "callbacks, at the gateway (s)": _percentiles(at_gateway),
             "callbacks, from money moved to taken (s)": _percentiles(waits),
             "seconds until recovered": recovered,
         }
