@@ -99,7 +99,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     host: str = "127.0.0.1"
     port: Port = 8000
     max_body_bytes: Count = 65_536
-    at_once: Count = 32
+    at_once: Count = 16
     unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0

@@ -4,31 +4,28 @@ Exits with 1 when anything was lost, doubled, invented or left untold. The seed 
 they last; the machine decides the rest, so a seed is a place to start looking and no recording.
 """
 
-import asyncio
 import json
 import platform
 import random
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import rich_click as click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.chaos.display import Display
 from bench.chaos.faults import FAULTS
+from bench.chaos.git import commit
+from bench.chaos.loop import run
 from bench.chaos.run import Options, Result, Run
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
-
-ROOT = Path(__file__).parents[2]
 
 
 @click.command()
@@ -70,8 +67,8 @@ def _run(console: Console, options: Options, *, keep: bool) -> Result:
         highlight=False,
     )
     try:
-        with _Display(console) as display:
-            result = asyncio.run(Run(folder, options, display.say).play())
+        with Display(console) as display:
+            result = run(Run(folder, options, display.say).play())
         keep = keep or bool(result.wrong)
     except BaseException:
         keep = True
@@ -81,38 +78,6 @@ def _run(console: Console, options: Options, *, keep: bool) -> Result:
             shutil.rmtree(folder, ignore_errors=True)
     _show(console, result)
     return result
-
-
-class _Display:
-    """What goes on: one moving line on a terminal, one line for each step elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = time.monotonic()
-        self._line = ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        self._task = self._progress.add_task("", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Show what goes on now."""
-        self._progress.update(self._task, description=text)
-        if not self._console.is_terminal and text.partition(":")[0] != self._line:
-            self._line = text.partition(":")[0]
-            self._console.print(f"{time.monotonic() - self._began:6.1f} {text}", highlight=False)
 
 
 def _show(console: Console, result: Result) -> None:
@@ -140,18 +105,6 @@ def command(seed: int, runs: int, options: Options) -> str:
     for name in options.only:
         told += ["--only", name]
     return shlex.join(told)
-
-
-def commit() -> str:
-    """The commit that runs, with ``-dirty`` where files are changed; empty outside a clone."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip()
 
 
 if __name__ == "__main__":

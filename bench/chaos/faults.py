@@ -504,8 +504,12 @@ async def _mend(chaos: Chaos) -> None:
         await asyncio.sleep(0.1)
 
 
-async def rage(chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 3) -> None:
+async def rage(
+    chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 3, rest: tuple[float, float] = (0, 1.5)
+) -> None:
     """Break one thing after the other, ``at_once`` at a time, never two in the same area, until told to stop.
+
+    ``rest`` is how long nothing new is broken after each, at least and at most, in seconds.
 
     They are dealt from a shuffled deck: each comes once before any comes again, whatever the seed.
     """
@@ -534,6 +538,6 @@ async def rage(chaos: Chaos, names: list[str], until: Callable[[], bool], at_onc
                 await made(chaos)
             finally:
                 chaos.busy.discard(area)
-            await asyncio.sleep(chaos.rng.uniform(0, 1.5) * chaos.pace)
+            await asyncio.sleep(chaos.rng.uniform(*rest) * chaos.pace)
 
     await asyncio.gather(*(one() for _ in range(at_once)))

@@ -11,19 +11,16 @@ from typing import Any
 import asyncpg
 import niquests
 
-from bench.chaos.faults import FAULTS, Chaos, rage
+from bench.chaos.faults import FAULTS, rage
 from bench.chaos.merchant import Endpoint
+from bench.chaos.opening import open_shop, settle
 from bench.chaos.queue import stuck_jobs
 from bench.chaos.shoppers import Shoppers
 from bench.chaos.site import Site
-from bench.chaos.verify import ALWAYS, LEFT_TO_A_PERSON, STILL_OPEN, Findings, look, verify
+from bench.chaos.verify import ALWAYS, Findings, look, verify
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import UNREACHABLE
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
-from mpesa_gateway.standalone.sandbox import CREDENTIALS
-
-_ACTOR = "cli:chaos"
 
 _AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
 """What asking Postgres may meet while it is broken."""
@@ -93,7 +90,8 @@ class Run:
         config = GatewayConfig.load(self._folder / "gateway.toml", {})
         async with Gateway(config).running() as gateway, niquests.AsyncSession(pool_maxsize=200) as http:
             http.trust_env = False
-            chaos = await self._open_shop(gateway, site, endpoint, http)
+            chaos = await open_shop(gateway, site, endpoint, http, self._rng, self._say)
+            chaos.pace = self._options.pace
             shop = Shoppers(site.base, chaos.api_key, self._rng, http, pace=self._options.pace)
             await chaos.control("PATCH", "/knobs", {"chaos": self._options.misbehave, "seed": self._options.seed})
             until = time.monotonic() + self._options.seconds
@@ -110,7 +108,7 @@ class Run:
             await asyncio.gather(watching, return_exceptions=True)
             self._say("all is mended: settling")
             began = time.monotonic()
-            is_settled = await self._settle(gateway, chaos)
+            is_settled = await settle(gateway, chaos, self._options.settle)
             findings = await verify(gateway, endpoint, shop)
             findings.figures["seconds to settle"] = round(time.monotonic() - began, 1)
             if not is_settled:
@@ -131,38 +129,6 @@ class Run:
                 findings.wrong,
             )
 
-    async def _open_shop(self, gateway: Gateway, site: Site, endpoint: Endpoint, http: niquests.AsyncSession) -> Chaos:
-        """A merchant that is ready to sell, and all that the faults need."""
-        merchant = await gateway.merchants.create("Chaos", actor=_ACTOR)
-        _, key = await gateway.api_keys.create(
-            merchant.merchant_id, name="chaos", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
-        )
-        _, operator_key = await gateway.api_keys.create(
-            merchant.merchant_id, name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
-        )
-        for method, path, body in (
-            ("PUT", "/v1/merchant/providers", CREDENTIALS),
-            ("PUT", "/v1/merchant/webhook", {"webhook_url": endpoint.url}),
-            ("POST", "/v1/payments/mpesa/pull/register", None),
-        ):
-            answer = await http.request(method, site.base + path, json=body, headers={"X-API-Key": key.reveal()})
-            data = answer.json().get("data")
-            if data is None:
-                raise RuntimeError(f"{method} {path}: {answer.text}")
-            endpoint.secret = data.get("webhook_secret", endpoint.secret)
-        return Chaos(
-            site=site,
-            endpoint=endpoint,
-            rng=self._rng,
-            http=http,
-            merchant_id=merchant.merchant_id,
-            api_key=key.reveal(),
-            operator_key=operator_key.reveal(),
-            crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),
-            say=self._say,
-            pace=self._options.pace,
-        )
-
     @staticmethod
     async def _watch(gateway: Gateway, findings: Findings) -> None:
         """What must hold at any moment is looked at again and again, whenever Postgres can be asked."""
@@ -177,28 +143,3 @@ class Run:
             except _AWAY:
                 continue
             findings.figures["looks into the books meanwhile"] += 1
-
-    async def _settle(self, gateway: Gateway, chaos: Chaos) -> bool:
-        """Reconcile and wait until nothing is under way any more; gives whether that came in time."""
-        await chaos.control("PATCH", "/knobs", {"chaos": 0})
-        until = time.monotonic() + self._options.settle
-        while time.monotonic() < until:
-            left = await gateway.db.fetchval(STILL_OPEN)
-            self._say(f"settling: {left} left")
-            if left == 0:
-                return True
-            await chaos.ask("POST", "/v1/payments/mpesa/reconcile", {})
-            await self._decide(gateway, chaos)
-            await asyncio.sleep(2)
-        return False
-
-    @staticmethod
-    async def _decide(gateway: Gateway, chaos: Chaos) -> None:
-        """Play the person who looks at M-Pesa's portal and ends the refunds that nobody ever answered for."""
-        for row in await gateway.db.fetch(LEFT_TO_A_PERSON):
-            body = {
-                "outcome": "completed" if row["went_back"] else "failed",
-                "confirm": row["refund_id"],
-                "note": "seen on the portal",
-            }
-            await chaos.ask("POST", f"/v1/admin/refunds/{row['refund_id']}/resolve", body, as_operator=True)

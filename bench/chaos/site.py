@@ -95,11 +95,15 @@ class Process:
 
 
 class Site:
-    """Everything that runs, in one folder. ``pace`` is how long everybody waits, in proportion to the usual."""
+    """Everything that runs, in one folder. ``pace`` is how long everybody waits, in proportion to the usual.
 
-    def __init__(self, folder: Path, rng: random.Random, pace: float = 1.0) -> None:
+    ``is_measured`` leaves out the wire to Postgres, through which nothing goes at full speed: it cannot be cut then.
+    """
+
+    def __init__(self, folder: Path, rng: random.Random, pace: float = 1.0, *, is_measured: bool = False) -> None:
         self.folder = folder
         self._pace = pace
+        self._is_measured = is_measured
         self.standalone = Standalone(folder / "data")
         self._config = folder / "gateway.toml"
         self._simulator_config = folder / "simulator.toml"
@@ -235,13 +239,17 @@ class Site:
         """A time that the gateway waits, whole seconds."""
         return max(1, math.ceil(usual * self._pace))
 
+    def _database_url(self) -> str:
+        url = self.standalone.postgres.url
+        return url if self._is_measured else _at_port(url, self.to_postgres.port)
+
     def _write_config(self) -> None:
         certificate = self.folder / "simulator-certificate.pem"
         certificate.write_bytes(make_certificate(SystemClock().now()))
         values: dict[str, Any] = {
             "public_url": self.base,
             "plugins": PLUGINS,
-            "database": {"url": _at_port(self.standalone.postgres.url, self.to_postgres.port), "pool_max": 15},
+            "database": {"url": self._database_url()},
             "valkey": {"url": self.standalone.valkey.url},
             "security": {"master_key": generate()},
             "daraja": {
@@ -273,7 +281,7 @@ class Site:
         simulator = values | {
             "public_url": self.daraja,
             "plugins": ["simulator"],
-            "database": values["database"] | {"url": self.standalone.postgres.url},
+            "database": {"url": self.standalone.postgres.url},
             "valkey": values["valkey"] | {"prefix": "simulator"},
             "simulator": {
                 "callback_delay": 0.2,

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bench.chaos.merchant import Endpoint
-from bench.chaos.shoppers import Shoppers
+from bench.chaos.shoppers import Wish
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_callbacks.plugin import plugin as callbacks
@@ -152,6 +152,16 @@ _FIGURES: dict[str, str] = {
 }
 
 
+class Buyers(Protocol):
+    """Who bought: what they wished for by Idempotency-Key, and what they were answered."""
+
+    wishes: dict[str, Wish]
+    payments: dict[str, str | None]
+    refunds: dict[str, str | None]
+    conflicts: list[str]
+    unexplained: list[str]
+
+
 @dataclass
 class Findings:
     """What was found wrong (a sentence, and up to five examples), and the figures of the run."""
@@ -174,7 +184,7 @@ async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> 
         findings.note(sentence, [row[0] for row in await gateway.db.fetch(sql)])
 
 
-async def verify(gateway: Gateway, endpoint: Endpoint, shop: Shoppers) -> Findings:
+async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings:
     """Look for everything that must not be, once all has settled."""
     findings = Findings()
     await look(gateway, ALWAYS | AT_LAST, findings)
@@ -190,7 +200,7 @@ async def verify(gateway: Gateway, endpoint: Endpoint, shop: Shoppers) -> Findin
     return findings
 
 
-async def _check_prompts(findings: Findings, gateway: Gateway, shop: Shoppers) -> None:
+async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
     """What phones were asked is what buyers wanted, once for each Idempotency-Key: each buyer has its own number."""
     keys = {wish.phone: key for key, wish in shop.wishes.items()}
     prompts = await gateway.db.fetch("SELECT phone, amount FROM sim_push")
@@ -206,7 +216,7 @@ async def _check_prompts(findings: Findings, gateway: Gateway, shop: Shoppers) -
     findings.figures["prompts"] = len(prompts)
 
 
-async def _check_answers(findings: Findings, gateway: Gateway, shop: Shoppers) -> None:
+async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
     """What merchants were answered is what is in the books."""
     findings.note("doubled: one key was answered with two objects", shop.conflicts)
     findings.note("unexplained: an answer that nothing broken explains", shop.unexplained)

@@ -1,0 +1,18 @@
+"""Which commit runs, for reports."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def commit() -> str:
+    """The commit that runs, with ``-dirty`` where files are changed; empty outside a clone."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()

@@ -1,0 +1,83 @@
+"""How a run begins and ends: a merchant that is ready to sell, and the wait until nothing is under way any more."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import niquests
+
+from bench.chaos.faults import Chaos
+from bench.chaos.merchant import Endpoint
+from bench.chaos.site import Site
+from bench.chaos.verify import LEFT_TO_A_PERSON, STILL_OPEN
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.standalone.sandbox import CREDENTIALS
+
+_ACTOR = "cli:chaos"
+
+
+async def open_shop(
+    gateway: Gateway,
+    site: Site,
+    endpoint: Endpoint,
+    http: niquests.AsyncSession,
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> Chaos:
+    """A merchant that is ready to sell, and all that the faults need."""
+    merchant = await gateway.merchants.create("Chaos", actor=_ACTOR)
+    _, key = await gateway.api_keys.create(
+        merchant.merchant_id, name="chaos", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
+    )
+    _, operator_key = await gateway.api_keys.create(
+        merchant.merchant_id, name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
+    )
+    for method, path, body in (
+        ("PUT", "/v1/merchant/providers", CREDENTIALS),
+        ("PUT", "/v1/merchant/webhook", {"webhook_url": endpoint.url}),
+        ("POST", "/v1/payments/mpesa/pull/register", None),
+    ):
+        answer = await http.request(method, site.base + path, json=body, headers={"X-API-Key": key.reveal()})
+        data = answer.json().get("data")
+        if data is None:
+            raise RuntimeError(f"{method} {path}: {answer.text}")
+        endpoint.secret = data.get("webhook_secret", endpoint.secret)
+    return Chaos(
+        site=site,
+        endpoint=endpoint,
+        rng=rng,
+        http=http,
+        merchant_id=merchant.merchant_id,
+        api_key=key.reveal(),
+        operator_key=operator_key.reveal(),
+        crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),
+        say=say,
+    )
+
+
+async def settle(gateway: Gateway, chaos: Chaos, patience: float) -> bool:
+    """Reconcile and wait until nothing is under way any more; gives whether that came within ``patience`` seconds."""
+    await chaos.control("PATCH", "/knobs", {"chaos": 0})
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        left = await gateway.db.fetchval(STILL_OPEN)
+        chaos.say(f"settling: {left} left")
+        if left == 0:
+            return True
+        await chaos.ask("POST", "/v1/payments/mpesa/reconcile", {})
+        await _decide(gateway, chaos)
+        await asyncio.sleep(2)
+    return False
+
+
+async def _decide(gateway: Gateway, chaos: Chaos) -> None:
+    """Play the person who looks at M-Pesa's portal and ends the refunds that nobody ever answered for."""
+    for row in await gateway.db.fetch(LEFT_TO_A_PERSON):
+        body = {
+            "outcome": "completed" if row["went_back"] else "failed",
+            "confirm": row["refund_id"],
+            "note": "seen on the portal",
+        }
+        await chaos.ask("POST", f"/v1/admin/refunds/{row['refund_id']}/resolve", body, as_operator=True)
