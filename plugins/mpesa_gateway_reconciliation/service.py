@@ -229,7 +229,7 @@ class Reconciliation:
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.daraja.receiver
         if isinstance(fault, Rejected) and not await self._db.fetchval(
-            tables.REGISTERED, credentials.merchant_id, credentials.env, shortcode
+            tables.REGISTERED_AT, credentials.merchant_id, credentials.env, shortcode
         ):
             return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
         return said

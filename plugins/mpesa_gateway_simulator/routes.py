@@ -24,8 +24,6 @@ from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, pu
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
-
-
 def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
     body = {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
     return Response(body, status_code=fault.status)
