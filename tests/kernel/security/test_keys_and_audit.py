@@ -15,7 +15,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.client_ip import client_address, read_networks
-from mpesa_gateway.security.audit import Audit, BrokenChain, _digest
+from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - a test may look behind the door
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.security.tables import INSERT_ENTRY
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
@@ -224,15 +224,17 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
         {name: value for name, value in values.items() if name != "simulator"} | {"plugins": []}
     )
     async with Gateway(config).running() as gateway:
-        other = Audit(Database(config.database), gateway.clock, gateway.ids)
-        await other._db.start()
+        database = Database(config.database)
+        other = Audit(database, gateway.clock, gateway.ids)
+        await database.start()
         both = (gateway.audit, other)
         await asyncio.gather(*(both[n % 2].record("test.acted", merchant_id=None, actor=f"{n}") for n in range(60)))
         assert await gateway.audit.verify() == await other.verify() == 60
-        await other._db.stop()
+        await database.stop()
         # A long log is read a piece at a time.
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        previous, rows = bytes.fromhex((await gateway.audit.head()).partition(":")[2]), []
+        previous = bytes.fromhex((await gateway.audit.head()).partition(":")[2])
+        rows: list[tuple[Any, ...]] = []
         at = gateway.clock.now()
         detail = "x" * 500
         for number in range(61, 20_061):
@@ -272,13 +274,14 @@ async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
         past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
-        for body, field in (
+        cases: tuple[tuple[dict[str, Any], str], ...] = (
             ({"name": "k", "expires_at": past}, "expires_at"),
             ({"name": "k", "expires_at": "2030-01-01T00:00:00"}, "expires_at"),
             ({"name": "k", "scopes": []}, "scopes"),
             ({"name": "  "}, "name"),
             ({"name": "k", "env": "test"}, "env"),
-        ):
+        )
+        for body, field in cases:
             refused = await admin.call("POST", f"{path}/keys", body)
             assert (refused.status, refused.error["field"]) == (422, field), body
         soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()

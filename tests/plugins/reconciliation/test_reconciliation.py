@@ -67,7 +67,8 @@ def page(*rows: Any, lists: Any = None) -> Said:
     return 200, {"ResponseRefID": "1", "ResponseCode": "1000", "ResponseMessage": "Success", "Response": found}
 
 
-NOTHING: Said = (200, {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "none", "Response": [[]]})
+NO_ROWS: list[list[Any]] = [[]]
+NOTHING: Said = (200, {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "none", "Response": NO_ROWS})
 
 
 def statement(rows: list[Any], size: int = 100) -> Callable[[dict[str, Any]], Said]:
@@ -144,13 +145,14 @@ async def test_registering_once_and_again_is_fine_and_what_is_sent_is_what_daraj
     assert sent == {"ShortCode": "174379", "RequestType": "Pull", "NominatedNumber": "254708374149"}
     actions = (await town.gateway.db.fetch("SELECT action FROM audit_entry")) or []
     assert [one["action"] for one in actions].count("pull.registered") == 2
-    for refused, status in (
+    refusals: tuple[tuple[Said, int], ...] = (
         (fault("400.003.02", "Bad Request", 400), 502),
         ((200, {"ResponseStatus": "1002", "ResponseDescription": "no"}), 502),
         ((200, {}), 503),
         ((500, b"<html>"), 503),
         (fault("500.003.02", "Spike Arrest"), 503),
-    ):
+    )
+    for refused, status in refusals:
         daraja.say("pullregister", refused)
         assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == status, refused
 
@@ -182,7 +184,7 @@ EMPTY: tuple[Said, ...] = (
     (200, {"ResponseCode": 1001}),
     (200, {"ResponseCode": "1001", "Response": "No transactions found"}),
     (200, {"ResponseCode": "1001", "Response": None}),
-    (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[]]}),
+    (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": NO_ROWS}),
     (200, {"ResponseCode": "1000", "Response": []}),
     (200, {"ResponseCode": "1000"}),
     (200, {"ResponseCode": "1000", "Response": "None"}),
@@ -651,7 +653,7 @@ async def test_a_long_run_keeps_its_lease(town: Town, daraja: Daraja) -> None:
 async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"at_once": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
-        merchants = []
+        merchants: list[str] = []
         for api in (one, two):
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])

@@ -46,7 +46,7 @@ class Desk:
         made = (await self.town.api.pay("254711000001", amount, key=key)).data
         self.merchant_id = made["merchant_id"]
         body = stk_callback(made["provider_ref"], amount=amount, receipt=receipt)
-        assert (await self._post("stk", made["id"], body)).status == 200
+        assert (await self.post("stk", made["id"], body)).status == 200
         assert (await self.payment(made["id"]))["status"] == "completed"
         return str(made["id"])
 
@@ -57,7 +57,7 @@ class Desk:
 
     async def result(self, refund: Any, body: dict[str, Any], kind: Kind = "reversal") -> Answer:
         """What M-Pesa says of a reversal, to the address that was made for it."""
-        return await self._post(kind, refund["id"], body)
+        return await self.post(kind, refund["id"], body)
 
     async def done(self, refund: Any, receipt: str = REVERSAL, amount: str | None = None) -> Answer:
         """M-Pesa says that it carried the reversal out."""
@@ -100,7 +100,7 @@ class Desk:
         heard = sorted(one.headers["x-event-type"] for one in self.town.receiver.received)
         assert [kind for kind in heard if kind != "payment.completed"] == sorted(kinds)
 
-    async def _post(self, kind: Kind, subject_id: str, body: dict[str, Any]) -> Answer:
+    async def post(self, kind: Kind, subject_id: str, body: dict[str, Any]) -> Answer:
         url = self.town.gateway.services.get(Callbacks).url_for(
             kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id
         )
@@ -175,7 +175,7 @@ async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(de
     pending = (await desk.town.api.pay("254711000002", 60, key="open")).data
     answer = await desk.ask(pending["id"])
     assert (answer.status, answer.error["message"].startswith("this payment is pending")) == (409, True)
-    await desk._post("stk", pending["id"], stk_callback(pending["provider_ref"], has_metadata=False))
+    await desk.post("stk", pending["id"], stk_callback(pending["provider_ref"], has_metadata=False))
     answer = await desk.ask(pending["id"])
     assert (answer.status, "receipt" in answer.error["message"]) == (409, True)
     assert (await desk.ask("pay_" + "0" * 26)).status == 404

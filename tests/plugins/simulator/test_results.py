@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -108,9 +108,10 @@ class Asking:
 
 def parameters(result: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a result, the first value of each."""
-    entries = result["ResultParameters"]["ResultParameter"]
+    entries: Any = result["ResultParameters"]["ResultParameter"]
     found: dict[str, Any] = {}
-    for entry in [entries] if isinstance(entries, dict) else entries:
+    several: list[dict[str, Any]] = [entries] if isinstance(entries, dict) else entries
+    for entry in several:
         found.setdefault(entry["Key"], entry.get("Value"))
     return found
 
@@ -353,7 +354,7 @@ async def test_a_tills_statement_names_no_account(asking: Asking) -> None:
     assert (row["billreference"], row["amount"]) == ("", "7")
 
 
-STATEMENTS: dict[str, Any] = {
+STATEMENTS: dict[str, Callable[[Any], bool]] = {
     "normal": lambda answer: answer["Response"][0][0]["trxDate"].endswith("+03:00"),
     "several_lists": lambda answer: [len(rows) for rows in answer["Response"]] == [1, 0, 1],
     "malformed_row": lambda answer: answer["Response"][0][0] == "not a row" and len(answer["Response"][0]) == 5,
@@ -369,7 +370,7 @@ STATEMENTS: dict[str, Any] = {
     "http_500_when_empty": lambda answer: len(answer["Response"][0]) == 2,
     "text": lambda answer: len(answer["Response"][0]) == 2,
 }
-EMPTY: dict[str, Any] = {
+EMPTY: dict[str, Callable[[Any], bool]] = {
     "normal": lambda answer: answer["Response"] == [[]],
     "no_response_field": lambda answer: "Response" not in answer,
     "text": lambda answer: answer["Response"] == "No transactions found",
