@@ -86,6 +86,10 @@ class Outbox:
             raise ValueError(f"subscriber {subscriber.name} is registered twice: give each handler a name of its own")
         self._subscribers.append(subscriber)
 
+    def is_owed(self, event: Event) -> bool:
+        """Whether a subscriber has to hear of such an event after commit."""
+        return any(not subscriber.inside and isinstance(event, subscriber.event) for subscriber in self._subscribers)
+
     async def publish(self, event: E) -> E:
         """Write the event in the open transaction; gives it back with its id and time.
 

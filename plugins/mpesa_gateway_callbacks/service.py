@@ -210,19 +210,17 @@ class CallbackInbox:
         if not arrivals:
             return set()
         now = self._gateway.clock.now()
+        events = [arrival.report.event(arrival.known(now)) for arrival in arrivals if arrival.report.event is not None]
+        if any(map(self._gateway.outbox.is_owed, events)):
+            # One that is put aside is published again, and whoever hears of it after commit would hear of it twice.
+            return set()
         verdicts: dict[str, Verdict] = {
             arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
         }
         token = self._unkept.set(verdicts)
         try:
             async with self._db.transaction():
-                await self._gateway.outbox.publish_many(
-                    [
-                        arrival.report.event(arrival.known(now))
-                        for arrival in arrivals
-                        if arrival.report.event is not None
-                    ]
-                )
+                await self._gateway.outbox.publish_many(events)
                 kept = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
                 tag = await self._db.execute(
                     tables.KEEP_MANY,

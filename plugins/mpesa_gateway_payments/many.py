@@ -77,8 +77,17 @@ class Steps:
         return await self._acks.ask(accepted)
 
     async def _insert(self, wanted: Sequence[Wanted]) -> list[Row | None]:
+        try:
+            rows = await self._insert_rows(wanted)
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError):
+            # Something is wrong with one of them: each by itself then, so that it spoils no others.
+            return [None] * len(wanted)
+        made = {row["payment_id"]: row for row in rows}
+        return [made.get(one.payment_id) for one in wanted]
+
+    async def _insert_rows(self, wanted: Sequence[Wanted]) -> list[Row]:
         settings = self._settings
-        rows = await self._db.fetch(
+        return await self._db.fetch(
             tables.INSERT_MANY,
             [one.payment_id for one in wanted],
             [one.merchant_id for one in wanted],
@@ -98,8 +107,6 @@ class Steps:
             [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
             [one.asked_at for one in wanted],
         )
-        made = {row["payment_id"]: row for row in rows}
-        return [made.get(one.payment_id) for one in wanted]
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
         now = self._gateway.clock.now()
@@ -118,10 +125,21 @@ class Steps:
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
-        waiting = await self._gateway.services.get(Callbacks).waiting_among(
-            [one.ack.checkout_request_id for one in accepted]
-        )
-        return [None if one.ack.checkout_request_id in waiting else known.get(one.payment_id) for one in accepted]
+        handles = {one.ack.checkout_request_id: one.payment_id for one in accepted}
+        for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
+            known[handles[handle]] = await self._apply(handles[handle], handle)
+        return [known.get(one.payment_id) for one in accepted]
+
+    async def _apply(self, payment_id: str, handle: str) -> Row:
+        """The payment after what waits under its handle has been offered."""
+        async with self._db.transaction():
+            # The payment before its callbacks, as everywhere, so that nobody waits in a ring.
+            await self._db.fetchrow(tables.LOCK, payment_id)
+            await self._gateway.services.get(Callbacks).apply_waiting(handle)
+            row = await self._db.fetchrow(tables.LOCK, payment_id)
+        if row is None:
+            raise RuntimeError(f"{payment_id} is gone")
+        return row
 
 
 class Endings:

@@ -14,6 +14,7 @@ from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest
@@ -387,6 +388,57 @@ async def test_an_ack_with_a_handle_that_is_anothers_is_an_unknown_outcome(stree
     assert (again.status, street.daraja.pushed) == (200, 2)
 
 
+async def test_a_callback_that_waited_for_its_ack_is_applied_with_it_and_the_push_is_noted_once(
+    values: dict[str, Any],
+) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with on_street(values) as street:
+        pushing = asyncio.create_task(street.api.pay(PHONE, 500, key="a"))
+        await street.daraja.pushing.wait()
+        answer = await street.api.call("POST", "/v1/webhooks/mpesa", paid("ws_CO_1"))
+        assert answer.status == 200
+        street.daraja.push.set()
+        payment = (await pushing).data
+        assert payment["status"] == "completed"
+        assert [step["kind"] for step in (await street.find(payment))["timeline"]] == ["requested", "sent", "completed"]
+
+
+async def test_what_is_to_be_confirmed_is_asked_about_at_once_though_the_ack_comes_later(
+    values: dict[str, Any],
+) -> None:
+    values["payments"] = {"confirm": "always"}
+    async with on_street(values) as street:
+        pushing = asyncio.create_task(street.api.pay(PHONE, 500, key="a"))
+        await street.daraja.pushing.wait()
+        row = await street.gateway.db.fetchrow("SELECT payment_id AS id, merchant_id FROM payment")
+        assert row is not None
+        await street.call_back(dict(row), paid("ws_CO_1"))
+        street.daraja.push.set()
+        assert (await pushing).data["status"] == "pending"
+        assert await street.gateway.db.fetchval("SELECT due_at <= updated_at FROM payment WHERE claim IS NOT NULL")
+
+
+async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, Any]) -> None:
+    values["http"] = {"wait": 60}
+    async with on_street(values) as street:
+        street.daraja.push.set()
+        async with shop(street.gateway, street.base) as odd:
+            merchant_id = (await odd.call("GET", "/v1/merchant/me")).data["id"]
+            # As only a mistake of ours could store it.
+            await street.gateway.db.execute(
+                "ALTER TABLE provider_credentials DROP CONSTRAINT provider_credentials_account_reference_check"
+            )
+            await street.gateway.db.execute(
+                "UPDATE provider_credentials SET account_reference = 'far too long for it' WHERE merchant_id = $1",
+                merchant_id,
+            )
+            answers = await asyncio.gather(
+                *((odd, street.api)[number % 2].pay(PHONE, 500, key=f"k{number}") for number in range(40))
+            )
+        assert [answer.error for answer in answers[1::2] if answer.status != 201] == []
+        assert {answer.status for answer in answers[::2]} == {500}
+
+
 # -- callbacks twice over ---------------------------------------------------------------------------------------------
 
 
@@ -408,6 +460,19 @@ async def test_a_copy_without_a_token_does_not_keep_the_one_with_a_token_waiting
         assert (await street.find(payment))["status"] == "pending"
         await street.call_back(payment, paid("ws_CO_same"))
         assert (await street.find(payment))["status"] == "completed"
+
+
+async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(street: Street) -> None:
+    @street.gateway.on(StkResulted)
+    async def hear(_: StkResulted) -> None:
+        raise AssertionError
+
+    payment = await street.asks()
+    await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
+    refused = await street.api.call("POST", street.address(payment), paid("ws_CO_another"))
+    assert refused.status == 403
+    assert hear.__name__ == "hear"
+    assert await street.events() == ["callback.stk_resulted", "payment.completed", "payment.mismatched"]
 
 
 async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(street: Street) -> None:
