@@ -166,7 +166,9 @@ class Soak:
         watch = Watch(site, max(1.0, seconds / 120))
         until = time.monotonic() + seconds
         # No process is replaced: the memory of one that lives for a minute says nothing.
-        left_out = {"postgres_refuses_connections"} | (set() if site.has_own_disk else {"valkey_disk_full"})
+        left_out = {"postgres_refuses_connections"}
+        if not site.has_own_disk:
+            left_out.add("valkey_disk_full")
         names = sorted(name for name, (area, _) in FAULTS.items() if area not in {"api", "worker"})
         names = [name for name in names if name not in left_out]
         watching = asyncio.create_task(watch.look())
