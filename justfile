@@ -56,6 +56,10 @@ test *arguments: ready
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}
 
+# Measure what this machine carries, hold 70 % of it for ten minutes while things break, and then offer three times as much
+soak *options: ready
+    .venv/bin/python -m bench.soak {{ options }}
+
 # Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
