@@ -398,6 +398,11 @@ class DarajaClient:
         except ValueError:
             return None
 
+    async def token_until(self, credentials: DarajaCredentials) -> datetime | None:
+        """Until when the shared token of these credentials is used, in UTC; None where there is none at present."""
+        _, owner = self._base(credentials)
+        return await self._tokens.until(owner)
+
     # -- the way there --------------------------------------------------------------------------------------------
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:

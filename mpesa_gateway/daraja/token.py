@@ -80,6 +80,11 @@ class Tokens:
             self._tokens[owner] = token
             return token.text
 
+    async def until(self, owner: str) -> datetime | None:
+        """Until when the present token of an owner is used, None where there is none."""
+        token = self._tokens.get(owner) or self._opened(owner, await self._sealed(owner))
+        return token.until if token is not None and token.until > self._clock.now() else None
+
     async def drop(self, owner: str, text: str) -> None:
         """Forget a token that Daraja refused, unless another has taken its place."""
         held = self._tokens.get(owner)

@@ -21,14 +21,15 @@ from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Env, Scope
 
 
-def _name(text: str) -> str:
+def name_of(text: str) -> str:
+    """The name of a merchant or a key, as it may be. Raises ValueError."""
     if not 1 <= len(text.strip()) <= 100 or not text.isprintable():
         raise ValueError("must be 1 to 100 printable characters")
     return text
 
 
 _MERCHANT = path_id("merchant_id", "mer")
-_NAME = Rule(_name, minLength=1, maxLength=100, pattern=r"^(?=.*\S)[^\x00-\x1f\x7f]+$", examples=["Duka la Amina"])
+_NAME = Rule(name_of, minLength=1, maxLength=100, pattern=r"^(?=.*\S)[^\x00-\x1f\x7f]+$", examples=["Duka la Amina"])
 
 
 class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

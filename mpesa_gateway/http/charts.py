@@ -8,6 +8,9 @@ from markupsafe import Markup
 _HEIGHT = 100
 _STEP = 10
 _GAP = 1.6
+_FEWEST = 24
+"""Columns that a chart is wide: fewer stand at its right end, where the newest are."""
+
 _TICKS = (1.0, 2.0, 2.5, 4.0, 5.0, 10.0)
 
 
@@ -33,10 +36,12 @@ def columns(
 ) -> Markup:
     """A chart of stacked columns. ``shown`` writes a value as people read it."""
     top = _ceiling(max((sum(column.parts) for column in given), default=0))
-    drawn = Markup("").join(_column(index, column, series, top, shown) for index, column in enumerate(given))
+    width = max(_FEWEST, len(given))
+    drawn = Markup("").join(
+        _column(index, column, series, top, shown) for index, column in enumerate(given, width - len(given))
+    )
     lines = Markup("").join(
-        Markup('<line x1="0" x2="{}" y1="{}" y2="{}"/>').format(len(given) * _STEP, y, y)
-        for y in (0, _HEIGHT / 2, _HEIGHT)
+        Markup('<line x1="0" x2="{}" y1="{}" y2="{}"/>').format(width * _STEP, y, y) for y in (0, _HEIGHT / 2, _HEIGHT)
     )
     axis = Markup("").join(Markup("<span>{}</span>").format(column.label) for column in given)
     scale = Markup("").join(Markup("<span>{}</span>").format(shown(value)) for value in (top, top / 2, 0))
@@ -52,7 +57,7 @@ def columns(
         title,
         Markup("<ul data-legend>{}</ul>").format(legend) if legend else "",
         scale,
-        max(1, len(given)) * _STEP,
+        width * _STEP,
         _HEIGHT,
         lines,
         drawn,

@@ -72,7 +72,7 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
         _WARN,
         (
             *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "unsent"),
-            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held"),
+            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing"),
         ),
     ),
 )

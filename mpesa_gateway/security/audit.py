@@ -11,6 +11,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_ENTRY
@@ -123,19 +124,30 @@ class Audit:
             )
 
     async def page(
-        self, limit: int, merchant_id: str | None, action: str | None, before: str | None
+        self,
+        limit: int,
+        merchant_id: str | None,
+        action: str | None,
+        before: str | None,
+        *,
+        subject_id: str | None = None,
     ) -> list[AuditEntry]:
         """Entries, newest first, from just before the one with this number. Raises Invalid for another cursor."""
         if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
             raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
+        found = Conditions()
+        for value, clause in (
+            (merchant_id, "merchant_id = {}"),
+            (action, "action = {}"),
+            (subject_id, "subject_id = {}"),
+            (None if before is None else int(before), "number < {}"),
+        ):
+            if value is not None:
+                found.add(clause, value)
         rows = await self._db.fetch(
-            "SELECT entry_id, number, at, merchant_id, actor, action, subject_id, detail FROM audit_entry "
-            "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2) "
-            "AND ($3::bigint IS NULL OR number < $3) ORDER BY number DESC LIMIT $4",
-            merchant_id,
-            action,
-            None if before is None else int(before),
-            limit,
+            "SELECT entry_id, number, at, merchant_id, actor, action, subject_id, detail FROM audit_entry "  # noqa: S608
+            f"WHERE {found.where} ORDER BY number DESC LIMIT {limit}",
+            *found.values,
         )
         return [
             AuditEntry(

@@ -5,6 +5,7 @@ from mpesa_gateway.security.signatures import CallbackSecrets
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.doctor import CHECKS
 from mpesa_gateway_credentials.invariants import INVARIANTS
+from mpesa_gateway_credentials.pages import PAGES
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
 from mpesa_gateway_credentials.settings import CredentialsSettings
@@ -35,4 +36,5 @@ plugin = Plugin(
     ),
     checks=CHECKS,
     invariants=INVARIANTS,
+    pages=PAGES,
 )

@@ -1,5 +1,7 @@
 """Stores, shows, checks and removes merchants' keys to M-Pesa."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -35,6 +37,15 @@ SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credent
 def aad(merchant_id: str, field: str) -> tuple[str, ...]:
     """What a secret field is sealed for."""
     return (merchant_id, "mpesa", field)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A merchant's credentials, opened, with the merchant's name and when they were stored."""
+
+    credentials: MpesaCredentials
+    merchant_name: str
+    stored_at: datetime
 
 
 class CredentialStore:
@@ -110,6 +121,11 @@ class CredentialStore:
         """What is configured, masked."""
         row = await self._db.fetchrow(tables.FIND, merchant_id)
         return [] if row is None else [_view(self._opened(row))]
+
+    async def page(self, before: str | None, limit: int) -> list[Stored]:
+        """All merchants' credentials, those of the newest first, from just before the merchant with this id."""
+        rows = await self._db.fetch(tables.LIST, before, limit)
+        return [Stored(self._opened(row), row["name"], row["updated_at"]) for row in rows]
 
     async def remove(self, caller: Caller) -> None:
         """Forget the configuration. Payments that are under way still end by their callbacks. Raises NotFound."""

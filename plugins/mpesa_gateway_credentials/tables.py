@@ -48,3 +48,8 @@ WHERE nominated_number IS NOT NULL AND merchant.is_active ORDER BY merchant_id
 """
 
 REMOVE = "DELETE FROM provider_credentials WHERE merchant_id = $1 RETURNING env"
+
+LIST = """
+SELECT provider_credentials.*, merchant.name FROM provider_credentials JOIN merchant USING (merchant_id)
+WHERE $1::text IS NULL OR merchant_id < $1 ORDER BY merchant_id DESC LIMIT $2
+"""

@@ -109,10 +109,17 @@ class Frame:
                 Markup("{}").format(shown) if path is None else Markup('<a href="{}">{}</a>').format(url(path), shown)
             )
 
+        def brief(object_id: str | None) -> Markup:
+            """An id by its ends, for tables; whole under the pointer."""
+            if not object_id or not _IDS.fullmatch(object_id):
+                return ident(object_id)
+            short = Markup('<code title="{}">{}…{}</code>').format(object_id, object_id[:4], object_id[-6:])
+            return ident(object_id, short)
+
         def linked(text: str) -> Markup:
             """A sentence in which each id leads to its page."""
             parts = _IDS.split(mask_phones(text))
-            return Markup("").join(ident(part, part) if index % 2 else part for index, part in enumerate(parts))
+            return Markup("").join(brief(part) if index % 2 else part for index, part in enumerate(parts))
 
         def phone(number: str | None) -> str:
             """Whole for those who may act for the payer, masked for those who only look."""
@@ -125,6 +132,7 @@ class Frame:
             "asset": html.asset,
             "url": url,
             "ident": ident,
+            "brief": brief,
             "linked": linked,
             "phone": phone,
             "mask": mask_phones,

@@ -2,7 +2,16 @@
 
 from mpesa_gateway.pages import Pages
 from mpesa_gateway.plugin import Plugin, Tables
-from mpesa_gateway_ops import failed_jobs, overview, search
+from mpesa_gateway_ops import (
+    audit_pages,
+    event_pages,
+    failed_jobs,
+    merchant_pages,
+    overview,
+    queue_pages,
+    search,
+    system_pages,
+)
 from mpesa_gateway_ops.commands import operators
 from mpesa_gateway_ops.desk import Desk
 from mpesa_gateway_ops.doctor import CHECKS
@@ -24,9 +33,18 @@ plugin = Plugin(
     commands=(operators,),
     pages=Pages(
         templates="mpesa_gateway_ops",
-        pages=(overview.PAGE, failed_jobs.PAGE, search.PAGE),
-        acts=(failed_jobs.RETRY, search.FIND),
-        concerns=(overview.unwell,),
+        pages=(
+            overview.PAGE,
+            *event_pages.PAGES,
+            *merchant_pages.PAGES,
+            queue_pages.PAGE,
+            failed_jobs.PAGE,
+            audit_pages.PAGE,
+            system_pages.PAGE,
+            search.PAGE,
+        ),
+        acts=(failed_jobs.RETRY, search.FIND, audit_pages.VERIFY, *event_pages.ACTS, *merchant_pages.ACTS),
+        concerns=(overview.unwell, event_pages.stuck),
     ),
     checks=CHECKS,
 )

@@ -60,6 +60,10 @@ class ReconciliationDesk:
         row = await self._db.fetchrow(tables.COUNT_UNRESOLVED)
         return (0, 0) if row is None else (row["gravely"], row["in_all"])
 
+    async def count_failing(self) -> int:
+        """How many merchants' last run failed."""
+        return int(await self._db.fetchval(tables.COUNT_FAILING))
+
     async def line(self, line_id: str) -> Row:
         """A line of whichever merchant's statement. Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_LINE, line_id)

@@ -195,9 +195,12 @@ async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Momen
 
 
 async def unresolved(gateway: "Gateway") -> Sequence[Concern]:
-    """Statement lines that contradict a payment or fit several; money that belongs to none is merely shown."""
-    gravely, in_all = await gateway.services.get(ReconciliationDesk).count_unresolved()
-    found = list[Concern]()
+    """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
+    desk, found = gateway.services.get(ReconciliationDesk), list[Concern]()
+    if failing := await desk.count_failing():
+        text = f"the statement of {failing} {'merchant' if failing == 1 else 'merchants'} could not be read last time"
+        found.append(Concern(text=text, to="reconciliation"))
+    gravely, in_all = await desk.count_unresolved()
     if gravely:
         text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} that only a person can assign"
         found.append(Concern(text=text, to="reconciliation/lines", state="failed"))

@@ -255,3 +255,9 @@ WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND 
 """  # noqa: S608 - likewise
 
 REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 ORDER BY registered_at DESC"
+
+COUNT_FAILING = """
+SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT status FROM reconciliation_run
+    WHERE reconciliation_run.merchant_id = merchant.merchant_id ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
+WHERE last.status = 'failed'
+"""

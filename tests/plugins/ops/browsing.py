@@ -140,14 +140,14 @@ class Page:
         return [*self._read.untidy, *(f"<{tag}> stays open" for tag in self._read.open)]
 
     def form(self, ending: str) -> Form:
-        """The first form whose address ends so."""
-        found = [form for form in self.forms if form.action.endswith(ending)]
+        """The first form to be sent whose address ends so."""
+        found = [form for form in self.forms if form.action.endswith(ending) and form.method == "post"]
         assert found, f"no form leads to …{ending}: {[form.action for form in self.forms]}"
         return found[0]
 
     def has_form(self, ending: str) -> bool:
         """Whether a form leads to such an address."""
-        return any(form.action.endswith(ending) for form in self.forms)
+        return any(form.action.endswith(ending) and form.method == "post" for form in self.forms)
 
     def link(self, ending: str) -> str:
         """The first link that ends so."""
@@ -209,7 +209,6 @@ class Browser:
     async def submits(self, page: Page, ending: str, **filled: Any) -> Page:
         """Send the form of this page that leads to an address with this ending, with these fields filled in."""
         form = page.form(ending)
-        assert form.method == "post"
         unknown = set(filled) - set(form.fields) - set(form.choices)
         assert not unknown, f"the form has no field {unknown}: {sorted(form.fields)}"
         fields = form.fields | filled

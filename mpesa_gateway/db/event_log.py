@@ -1,0 +1,68 @@
+"""What happened, looked at afterwards: events of one merchant or of all, and how far each subscriber has got."""
+
+from collections.abc import Sequence
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.errors import NotFound
+
+EVENTS = Listing("event", "occurred_at", "event_id")
+
+STUCK = 3
+"""Failed tries from which a subscriber's work on an event is worth a look."""
+
+_FIND = "SELECT event.*, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
+
+_TASKS = "SELECT * FROM event_task WHERE event_id = $1 ORDER BY subscriber"
+
+_STUCK = """
+SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)
+WHERE done_at IS NULL AND attempts >= $1 ORDER BY due_at LIMIT 100
+"""
+
+_WAKE = """
+UPDATE event_task SET due_at = $3
+WHERE event_id = $1 AND subscriber = $2 AND done_at IS NULL RETURNING event_id
+"""
+
+
+class EventsQuery(DeskQuery, frozen=True, kw_only=True):
+    """The filters of the list of events."""
+
+    kind: str | None = None
+
+
+class EventLog:
+    """Reads the outbox, and wakes what is stuck in it."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+
+    async def page(self, query: EventsQuery, limit: int) -> Paged:
+        """A page of the events that merchants hear of. Raises Invalid for a bad cursor."""
+        found = Conditions()
+        found.add("is_public")
+        if query.kind is not None:
+            found.add("kind = {}", query.kind)
+        return await EVENTS.page(self._db, query.merchant, found, query.cursor, limit)
+
+    async def get(self, event_id: str) -> Row:
+        """An event, of whichever kind. Raises NotFound."""
+        row = await self._db.fetchrow(_FIND, event_id)
+        if row is None:
+            raise NotFound("there is no such event")
+        return row
+
+    async def tasks(self, event_id: str) -> Sequence[Row]:
+        """What subscribers have done, or owe, about an event."""
+        return await self._db.fetch(_TASKS, event_id)
+
+    async def stuck(self) -> Sequence[Row]:
+        """What has failed several times and is not done, the longest due first; 100 at most."""
+        return await self._db.fetch(_STUCK, STUCK)
+
+    async def wake(self, event_id: str, subscriber: str) -> bool:
+        """Make a subscriber's work due now; False when it is done, or there is none."""
+        return await self._db.fetchval(_WAKE, event_id, subscriber, self._clock.now()) is not None

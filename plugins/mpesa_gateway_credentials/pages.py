@@ -1,0 +1,129 @@
+"""The operators' pages about credentials: whether each merchant's keys to M-Pesa work, and for how long they will."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Panel, Shown, Visit
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_credentials.service import CredentialStore
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_A_PAGE = 50
+_SOON = timedelta(days=30)
+"""How long before its end a certificate of Safaricom's is worth a word."""
+
+_ENVS: tuple[Env, ...] = ("sandbox", "live")
+
+
+class _Query(msgspec.Struct, frozen=True, kw_only=True):
+    cursor: str | None = None
+
+
+class CertificateHealth(msgspec.Struct, frozen=True):
+    """How one of Safaricom's certificates is: a word of state, until when, and what is wrong."""
+
+    env: Env
+    state: str
+    until: datetime | None
+    problem: str
+
+
+def certificates(gateway: "Gateway") -> list[CertificateHealth]:
+    """Safaricom's certificates as they are configured, each with its state."""
+    return [_certificate(gateway, env) for env in _ENVS]
+
+
+def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
+    now = gateway.clock.now()
+    try:
+        certificate = certificate_for(gateway.config.daraja, env)
+    except CertificateRefused as problem:
+        return CertificateHealth(env, "missing", None, str(problem))
+    try:
+        certificate.check_time(now)
+    except CertificateRefused as problem:
+        return CertificateHealth(env, "expired", certificate.not_after, str(problem))
+    state = "expiring" if certificate.not_after - now < _SOON else "valid"
+    return CertificateHealth(env, state, certificate.not_after, "")
+
+
+async def credentials(visit: Visit) -> Shown:
+    """Every merchant's credentials, and how they are."""
+    query, gateway = visit.read_query(_Query), visit.gateway
+    found = await gateway.services.get(CredentialStore).page(query.cursor, _A_PAGE + 1)
+    shown = found[:_A_PAGE]
+    cursor = shown[-1].credentials.merchant_id if len(found) > _A_PAGE else None
+    rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in shown]
+    return Shown(
+        "credentials.html",
+        {"rows": rows, "certificates": certificates(gateway)} | visit.pager("credentials", cursor),
+    )
+
+
+async def of_merchant(visit: Visit) -> Shown:
+    """One merchant's credentials, masked, and what can be tried with them."""
+    gateway = visit.gateway
+    merchant = await gateway.merchants.require(visit.values["merchant_id"])
+    store = gateway.services.get(CredentialStore)
+    views = await store.providers(merchant.merchant_id)
+    until = None
+    if views:
+        until = await gateway.daraja.token_until((await store.get(merchant.merchant_id)).daraja)
+    summary: dict[str, str] = msgspec.to_builtins(views[0].config_summary) if views else {}
+    return Shown(
+        "credentials_of.html",
+        {
+            "merchant": merchant,
+            "summary": summary,
+            "until": until,
+            "certificates": [each for each in certificates(gateway) if each.env == merchant.env],
+        },
+        title=f"Credentials of {merchant.name}",
+    )
+
+
+async def verify(visit: Visit) -> Done:
+    """Fetch a token with the stored keys now."""
+    merchant_id = visit.values["merchant_id"]
+    told = await visit.gateway.services.get(CredentialStore).verify(merchant_id)
+    said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
+    return Done(f"credentials/{merchant_id}", f"{'They work' if told.ok else 'They do not work'}: {said}")
+
+
+async def summary(visit: Visit, merchant_id: str) -> Shown | None:
+    """What is stored for a merchant, for the merchant's own page."""
+    views = await visit.gateway.services.get(CredentialStore).providers(merchant_id)
+    return Shown("summary.html", {"summary": views[0].config_summary if views else None, "merchant_id": merchant_id})
+
+
+async def endangered(gateway: "Gateway") -> Sequence[Concern]:
+    """Certificates that end soon, or have, while somebody uses them."""
+    used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
+    found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]
+    return [
+        Concern(
+            text=f"Safaricom's {each.env} certificate is {each.state}"
+            + (f", until {each.until:%Y-%m-%d}" if each.until else ""),
+            to="credentials",
+            state="attention" if each.state == "expiring" else "failed",
+        )
+        for each in found
+    ]
+
+
+PAGES = Pages(
+    templates="mpesa_gateway_credentials",
+    pages=(
+        Page("credentials", "Credentials", credentials, menu=Menu("Credentials", 53, "Merchants", "d")),
+        Page("credentials/{merchant_id}", "Credentials", of_merchant, place="credentials"),
+    ),
+    acts=(Act("credentials/{merchant_id}/verify", "verify", verify, back="credentials/{merchant_id}"),),
+    panels=(Panel("merchant", summary, 20),),
+    concerns=(endangered,),
+)

@@ -1,0 +1,65 @@
+"""The audit log as a page, and the check that nobody has changed it."""
+
+from datetime import datetime
+from typing import cast
+
+import msgspec
+
+from mpesa_gateway.pages import Act, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.security.audit import BrokenChain
+from mpesa_gateway_ops.operators import Operators
+
+_A_PAGE = 50
+_MERCHANTS = 200
+
+
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The filters of the audit log."""
+
+    merchant: str | None = None
+    action: str | None = None
+    subject: str | None = None
+    cursor: str | None = None
+
+
+async def audit(visit: Visit) -> Shown:
+    """Who did what, newest first."""
+    query, gateway = visit.read_query(AuditQuery), visit.gateway
+    found = await gateway.audit.page(_A_PAGE + 1, query.merchant, query.action, query.cursor, subject_id=query.subject)
+    shown = found[:_A_PAGE]
+    cursor = str(shown[-1].number) if len(found) > _A_PAGE else None
+    rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in shown]
+    operators = {f"operator:{each.operator_id}": each.name for each in await gateway.services.get(Operators).list()}
+    return Shown(
+        "audit.html",
+        {
+            "rows": rows,
+            "query": query,
+            "operators": operators,
+            "merchants": await gateway.merchants.page(_MERCHANTS),
+        }
+        | visit.pager("audit", cursor),
+    )
+
+
+def _detail(detail: dict[str, object]) -> str:
+    return ", ".join(f"{name}: {_text(value)}" for name, value in detail.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, cast("list[object]", value)))
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+async def verify(visit: Visit) -> Done:
+    """Check every entry against the one before."""
+    try:
+        count = await visit.gateway.audit.verify()
+    except BrokenChain as problem:
+        return Done("audit", f"The log was tampered with: {problem}.")
+    return Done("audit", f"All {count:,} entries are as they were written.")
+
+
+PAGE = Page("audit", "Audit", audit, menu=Menu("Audit", 82, "Gateway", "a"))
+VERIFY = Act("audit/verify", "verify_audit", verify, back="audit")

@@ -1,0 +1,79 @@
+"""The pages about events: what merchants hear of, how far each subscriber has got, and waking what is stuck."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.event_log import EventLog, EventsQuery
+from mpesa_gateway.db.outbox import HANDLE
+from mpesa_gateway.errors import Conflict
+from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.phone import mask_phones
+
+_A_PAGE = 50
+_MERCHANTS = 200
+
+
+def _log(gateway: Gateway) -> EventLog:
+    return EventLog(gateway.db, gateway.clock)
+
+
+async def events(visit: Visit) -> Shown:
+    """The list, newest first."""
+    gateway, query = visit.gateway, visit.read_query(EventsQuery)
+    page = await _log(gateway).page(query, _A_PAGE)
+    return Shown(
+        "events.html",
+        {
+            "rows": page.rows,
+            "stuck": await _log(gateway).stuck(),
+            "query": query,
+            "kinds": [kind for kind in gateway.event_kinds if issubclass(gateway.event_type(kind), PublicEvent)],
+            "merchants": await gateway.merchants.page(_MERCHANTS),
+            "names": await gateway.merchants.names([row["merchant_id"] for row in page.rows]),
+        }
+        | visit.pager("events", page.next_cursor),
+    )
+
+
+async def event(visit: Visit) -> Shown:
+    """One event: what it says, and who has heard."""
+    log = _log(visit.gateway)
+    row = await log.get(visit.values["event_id"])
+    text: str = row["body"] or row["payload"]
+    return Shown(
+        "event.html",
+        {
+            "row": row,
+            "tasks": await log.tasks(row["event_id"]),
+            "body": mask_phones(bytes(msgspec.json.format(text.encode(), indent=2)).decode()),
+        },
+        title=row["kind"],
+    )
+
+
+async def wake(visit: Visit) -> Done:
+    """Let a subscriber try again now."""
+    event_id, subscriber = visit.values["event_id"], visit.text("subscriber")
+    if not await _log(visit.gateway).wake(event_id, subscriber):
+        raise Conflict("there is nothing left to do: it was done meanwhile")
+    await visit.gateway.jobs.enqueue(HANDLE, event_id=event_id, subscriber=subscriber)
+    return Done(f"events/{event_id}", "It is tried again now.")
+
+
+async def stuck(gateway: Gateway) -> Sequence[Concern]:
+    """Events that a subscriber cannot cope with."""
+    count = len(await _log(gateway).stuck())
+    if not count:
+        return ()
+    text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} that a subscriber fails on"
+    return (Concern(text=text, to="events"),)
+
+
+PAGES = (
+    Page("events", "Events", events, menu=Menu("Events", 51, "Merchants", "e")),
+    Page("events/{event_id}", "Event", event, names="evt", place="event"),
+)
+ACTS = (Act("events/{event_id}/wake", "wake_subscriber", wake, back="events/{event_id}"),)

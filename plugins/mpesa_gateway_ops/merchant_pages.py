@@ -1,0 +1,131 @@
+"""The pages about merchants and their API keys: made, shown once, revoked."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from mpesa_gateway.errors import Invalid, checking
+from mpesa_gateway.http.admin import name_of
+from mpesa_gateway.pages import Act, Done, Menu, Page, Role, Shown, Visit
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+
+_A_PAGE = 50
+
+
+class _Query(msgspec.Struct, frozen=True, kw_only=True):
+    cursor: str | None = None
+
+
+async def merchants(visit: Visit) -> Shown:
+    """All merchants, newest first."""
+    query = visit.read_query(_Query)
+    found = await visit.gateway.merchants.page(_A_PAGE + 1, query.cursor)
+    shown = found[:_A_PAGE]
+    cursor = shown[-1].merchant_id if len(found) > _A_PAGE else None
+    return Shown("merchants.html", {"rows": shown, "name": visit.text("name")} | visit.pager("merchants", cursor))
+
+
+async def create(visit: Visit) -> Done:
+    """Make a merchant."""
+    with checking() as checks:
+        name = checks.take("name", name_of, visit.text("name"))
+    merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
+    return Done(f"merchants/{merchant.merchant_id}", f"{merchant.name} is a merchant now. Next, it needs an API key.")
+
+
+async def merchant(visit: Visit) -> Shown:
+    """One merchant, its keys, and what the plugins know of it."""
+    found = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    return Shown(
+        "merchant.html",
+        {
+            "merchant": found,
+            "keys": await visit.gateway.api_keys.list(found.merchant_id),
+            "scopes": [scope.value for scope in Scope],
+            "chosen": visit.form.get("scopes", [scope.value for scope in MERCHANT_SCOPES]),
+            "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},
+        },
+        title=found.name,
+    )
+
+
+async def create_key(visit: Visit) -> Done:
+    """Make an API key, which is shown once."""
+    found = await visit.gateway.merchants.require(visit.values["merchant_id"])
+    with checking() as checks:
+        name = checks.take("name", name_of, visit.text("name"))
+        scopes = checks.take("scopes", _scopes, tuple(visit.form.get("scopes", ())))
+        expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
+        env = checks.take("env", _env, visit.text("env"))
+    _, secret = await visit.gateway.api_keys.create(
+        found.merchant_id,
+        name=name or "",
+        scopes=scopes or (),
+        env="live" if env == "live" else "sandbox",
+        actor=visit.visitor.actor,
+        expires_at=expires_at,
+    )
+    return Done(f"merchants/{found.merchant_id}", f"The API key `{name}`:", secret)
+
+
+def _scopes(texts: tuple[str, ...]) -> tuple[Scope, ...]:
+    if not texts:
+        raise ValueError("choose at least one")
+    return tuple(Scope(text) for text in texts)
+
+
+def _env(text: str) -> str:
+    if text not in {"sandbox", "live"}:
+        raise ValueError("choose sandbox or live")
+    return text
+
+
+def _moment(text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a date such as 2027-01-31, or a time such as 2027-01-31T10:00Z") from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def revoke_key(visit: Visit) -> Done:
+    """Refuse a key from now on."""
+    merchant_id, key_id = visit.values["merchant_id"], visit.values["key_id"]
+    _confirmed(visit, key_id)
+    key = await visit.gateway.api_keys.revoke(merchant_id, key_id, actor=visit.visitor.actor)
+    return Done(f"merchants/{merchant_id}", f"The key `{key.name}` opens nothing any more.")
+
+
+async def deactivate(visit: Visit) -> Done:
+    """Refuse all of a merchant's keys from now on."""
+    merchant_id = visit.values["merchant_id"]
+    _confirmed(visit, merchant_id)
+    found = await visit.gateway.merchants.deactivate(merchant_id, actor=visit.visitor.actor)
+    return Done(f"merchants/{merchant_id}", f"{found.name} is not active any more: its keys are refused.")
+
+
+def _confirmed(visit: Visit, subject_id: str) -> None:
+    if visit.text("confirm") != subject_id:
+        raise Invalid.field_error("confirm", "tick the box: this cannot be undone")
+
+
+PAGES = (
+    Page("merchants", "Merchants", merchants, menu=Menu("Merchants and keys", 52, "Merchants", "m")),
+    Page("merchants/{merchant_id}", "Merchant", merchant, names="mer", place="merchant"),
+)
+ACTS = (
+    Act("merchants", "create_merchant", create, role=Role.ADMIN),
+    Act("merchants/{merchant_id}", "create_key", create_key, role=Role.ADMIN),
+    Act(
+        "merchants/{merchant_id}/deactivate", "deactivate", deactivate, role=Role.ADMIN, back="merchants/{merchant_id}"
+    ),
+    Act(
+        "merchants/{merchant_id}/keys/{key_id}/revoke",
+        "revoke_key",
+        revoke_key,
+        role=Role.ADMIN,
+        back="merchants/{merchant_id}",
+    ),
+)

@@ -1,0 +1,50 @@
+"""The page about the system itself: how its parts are, which versions run, what is enabled, every setting, masked."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from mpesa_gateway import toml
+from mpesa_gateway.config import shown
+from mpesa_gateway.http.health import examine
+from mpesa_gateway.pages import Menu, Page, Shown, Visit
+from mpesa_gateway_ops.desk import calmly
+
+_PACKAGES = ("mpesa-gateway", "litestar", "uvicorn", "asyncpg", "piccolo", "saq", "valkey", "niquests", "cryptography")
+
+
+async def system(visit: Visit) -> Shown:
+    """Everything that one is asked for when asking for help."""
+    gateway = visit.gateway
+    values: dict[str, Any] = shown(gateway.config)
+    values.pop("sections", None)
+    values |= {
+        plugin.name: shown(gateway.settings(plugin.settings))
+        for plugin in gateway.plugins
+        if plugin.settings.__struct_fields__
+    }
+    postgres = await calmly(gateway.db.fetchval("SHOW server_version"))
+    valkey = await calmly(gateway.valkey.info("server"))
+    return Shown(
+        "system.html",
+        {
+            "parts": await examine(gateway),
+            "versions": {
+                **{name: version(name) for name in _PACKAGES},
+                "Python": platform.python_version(),
+                "Postgres": postgres or "does not answer",
+                "Valkey": _valkey_version(valkey),
+            },
+            "plugins": gateway.plugins,
+            "settings": toml.dumps(values),
+        },
+    )
+
+
+def _valkey_version(info: Any) -> str:
+    if info is None:
+        return "does not answer"
+    return str(info.get("valkey_version") or info.get("redis_version") or "unknown")
+
+
+PAGE = Page("system", "System", system, menu=Menu("System", 83, "Gateway", "s"), place="system")

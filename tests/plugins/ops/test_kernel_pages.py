@@ -1,0 +1,237 @@
+"""The pages about what belongs to the kernel: merchants and keys, events, audit, system; credentials beside them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SystemClock
+from mpesa_gateway.pages import Role
+from mpesa_gateway.plugin import Plugin, on
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.standalone.sandbox import make_certificate
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway
+from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_payments.events import PaymentCompleted
+from tests.plugins.ops.browsing import PASSWORD, signed_in
+from tests.plugins.ops.conftest import Desk
+
+
+async def test_a_merchant_and_a_key_are_made_and_the_key_works_until_it_is_revoked(desk: Desk) -> None:
+    base = desk.ops.removesuffix("/ops")
+    async with desk.browser() as browser:
+        page = await browser.opens("/merchants")
+        nameless = await browser.submits(page, "/merchants", name="\u0007")
+        assert (nameless.status, "name: must be 1 to 100 printable characters" in nameless.words) == (422, True)
+        shown = await browser.submits(page, "/merchants", name="Kilimani <Books>")
+        assert "Kilimani <Books> is a merchant now." in shown.words
+        assert shown.untidy == []
+        merchant_id = shown.url.partition("?")[0].rpartition("/")[2]
+        assert "This merchant has no API key" in shown.words
+        wrong = await browser.submits(shown, merchant_id, name="", scopes=[], expires_at="soon")
+        assert wrong.status == 422
+        assert all(f"{field}:" in wrong.words for field in ("name", "scopes", "expires_at"))
+        made = await browser.submits(
+            wrong, merchant_id, name="Web", scopes=["merchant:read"], env="sandbox", expires_at="2100-01-31"
+        )
+        found = re.search(r"sk_test_[0-9a-z]{48}", made.text)
+        assert found is not None
+        assert found[0] not in (await browser.opens(made.url)).text
+        api = Api(base, found[0])
+        try:
+            assert (await api.call("GET", "/v1/merchant/me")).data["name"] == "Kilimani <Books>"
+            assert (await api.call("GET", "/v1/payments")).status == 403
+            page = await browser.opens(f"/merchants/{merchant_id}")
+            assert (await browser.submits(page, "/revoke")).words.count("tick the box") == 1
+            key_id = page.form("/revoke").choices["confirm"][0]
+            assert "opens nothing any more" in (await browser.submits(page, "/revoke", confirm=key_id)).words
+            assert (await api.call("GET", "/v1/merchant/me")).status == 401
+        finally:
+            await api.close()
+        page = await browser.opens(f"/merchants/{merchant_id}")
+        assert not page.has_form("/revoke")
+        gone = await browser.submits(page, "/deactivate", confirm=merchant_id)
+        assert "is not active any more" in gone.words
+        assert not gone.has_form(merchant_id)
+        late = await browser.sends(
+            f"/merchants/{merchant_id}/deactivate", {"form_token": page.field("form_token"), "confirm": merchant_id}
+        )
+        assert "Not done: this merchant is not active." in late.words
+    assert [act for act, _ in await desk.acted()][:3] == ["ops.deactivate", "ops.deactivate", "ops.revoke_key"]
+
+
+async def test_who_is_no_admin_sees_keys_and_makes_none(desk: Desk) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens(f"/merchants/{desk.merchant_id}")
+        assert "payments:write" in page.words
+        assert [form.action for form in page.forms if "merchants" in form.action] == []
+        assert page.link(f"/credentials/{desk.merchant_id}")
+        assert "new http://127.0.0.1" in page.words
+        token = page.field("form_token")
+        for path in ("/merchants", f"/merchants/{desk.merchant_id}", f"/merchants/{desk.merchant_id}/deactivate"):
+            assert (await browser.sends(path, {"form_token": token})).status == 403
+        assert (await browser.opens("/merchants/mer_00000000000000000000000000")).status == 404
+
+
+async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens("/credentials")
+        assert "none at present" in page.words
+        assert "missing live daraja.live_certificate" in page.words
+        assert page.untidy == []
+        shown = await browser.opens(page.link(f"/credentials/{desk.merchant_id}"))
+        assert "consumer secret ****ests" in shown.words
+        assert "consumer-secret-of-tests" not in shown.text
+        told = await browser.submits(shown, "/verify")
+        assert "They work: M-Pesa gave an access token" in told.words
+        assert "valid used until" in told.words
+        assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
+        fault = {"operation": "oauth", "fault": "400.008.01"}
+        assert (await desk.api.call("POST", "/simulator/control/faults", fault)).status == 200
+        assert "They do not work:" in (await browser.submits(shown, "/verify")).words
+        await desk.api.call("DELETE", "/v1/merchant/providers/mpesa")
+        assert "has stored no keys to M-Pesa" in (await browser.opens(shown.url)).words
+
+
+async def test_a_certificate_tells_until_when_it_is_valid(values: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "sandbox.pem"
+    path.write_bytes(make_certificate(SystemClock().now()))
+    async with running_gateway(values) as (first, base):
+        values["daraja"] = {"sandbox_url": f"{base}/simulator", "sandbox_certificate": str(path)}
+        await first.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    async with running_gateway(values) as (_, base), signed_in(f"{base}/ops") as browser:
+        assert re.search(r"valid sandbox, until \d+ \w+ 20", (await browser.opens("/credentials")).words)
+
+
+async def test_events_are_listed_by_kind_and_show_what_they_say(desk: Desk) -> None:
+    payment = await desk.api.settled((await desk.api.pay("254711000001", key="a")).data["id"], "completed")
+    await desk.api.settled((await desk.api.pay("254700000001", key="b")).data["id"], "failed")
+    async with desk.browser(Role.VIEWER) as browser:
+        page = await browser.opens("/events")
+        assert page.words.count("payment.failed") >= 2
+        page = await browser.opens("/events?kind=payment.completed")
+        (event_id,) = set(re.findall(r"events/(evt_\w{26})", page.text))
+        shown = await browser.opens(f"/events/{event_id}")
+        assert shown.link(f"/payments/{payment['id']}")
+        assert "2547****001" in shown.text
+        assert "254711000001" not in shown.text
+        assert shown.untidy == []
+        assert (await browser.opens("/events/evt_00000000000000000000000000")).status == 404
+
+
+broken = True
+
+
+async def cope(_: PaymentCompleted, __: Gateway) -> None:
+    """A subscriber that fails until it is mended."""
+    if broken:
+        raise RuntimeError("no")
+
+
+async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: dict[str, Any]) -> None:
+    global broken  # noqa: PLW0603 - the subscriber is a function, as a host's are
+    broken = True
+    coping = Plugin(name="coping", summary="Copes.", subscribers=(on(PaymentCompleted, cope),))
+    async with running_gateway(values, plugins=(coping,)) as (gateway, base):
+        await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.OPERATOR, actor="test")
+        merchant = await gateway.merchants.create("Shop", actor="test")
+        event = PaymentCompleted(
+            merchant_id=merchant.merchant_id,
+            subject_id="pay_00000000000000000000000000",
+            payment_id="pay_00000000000000000000000000",
+            amount="1.00",
+            currency="KES",
+            provider="mpesa",
+            status="completed",
+            phone="254711000001",
+            reference="x",
+            receipt=None,
+            provider_ref=None,
+            result_code=None,
+            result_desc=None,
+            failure_reason=None,
+            metadata={},
+            created_at="x",
+            completed_at=None,
+        )
+        async with gateway.db.transaction():
+            await gateway.outbox.publish(event)
+
+        async def has_failed() -> bool:
+            return bool(await gateway.db.fetchval("SELECT count(*) FROM event_task WHERE last_error IS NOT NULL"))
+
+        assert await eventually(has_failed)
+        await gateway.db.execute("UPDATE event_task SET attempts = 3, due_at = due_at + interval '1 hour'")
+        async with signed_in(f"{base}/ops") as browser:
+            assert "1 event that a subscriber fails on" in (await browser.opens()).words
+            page = await browser.opens("/events")
+            assert "failing payment.completed" in page.words
+            page = await browser.opens(next(link for link in page.links if "/events/evt_" in link))
+            assert "RuntimeError" in page.words
+            broken = False
+            assert "It is tried again now." in (await browser.submits(page, "/wake")).words
+
+            async def is_done() -> bool:
+                return "done" in (await browser.opens(page.url)).words
+
+            assert await eventually(is_done)
+            assert "nothing left to do" in (await browser.submits(page, "/wake")).words
+
+
+async def test_the_audit_log_is_searched_and_its_chain_verified(desk: Desk) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens("/audit")
+        assert "operator.signed_in" in page.words
+        assert "otieno operator" in page.words
+        assert page.untidy == []
+        only = await browser.opens("/audit?action=webhook.set")
+        assert "webhook.set" in only.words
+        assert "operator.signed_in" not in only.words
+        about = await browser.opens(f"/audit?subject={desk.merchant_id}")
+        assert "merchant.created" in about.words
+        assert "Nothing like it is on record." in (await browser.opens("/audit?action=nothing")).words
+        assert (await browser.opens("/audit?cursor=x")).status == 422
+        assert re.search(r"All \d+ entries are as they were written\.", (await browser.submits(page, "/verify")).words)
+        for number in range(60):
+            await desk.gateway.audit.record("test.noted", merchant_id=None, actor="test", detail={"number": number})
+        page = await browser.opens("/audit?action=test.noted")
+        older = await browser.opens(next(link for link in page.links if "cursor=" in link))
+        assert "number: 59" in page.words
+        assert "number: 0 " in older.words
+    async with desk.browser(Role.VIEWER) as browser:
+        assert not (await browser.opens("/audit")).has_form("/verify")
+
+
+async def test_the_system_tells_its_versions_and_settings_without_secrets(desk: Desk) -> None:
+    master_key = desk.gateway.config.security.master_key
+    assert isinstance(master_key, Secret)
+    async with desk.browser(Role.VIEWER) as browser:
+        page = await browser.opens("/system")
+        assert page.untidy == []
+        assert re.search(r"Postgres \d+\.\d", page.words)
+        assert re.search(r"Valkey \d+\.\d", page.words)
+        assert "idle_minutes = 60" in page.words
+        assert "[simulator]" in page.words
+        assert master_key.reveal() not in page.text
+        url = desk.gateway.config.database.url
+        assert url is not None
+        assert url.reveal() not in page.text
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.ADMIN])
+async def test_every_page_of_the_menu_opens_empty_and_leads_only_to_us(values: dict[str, Any], role: Role) -> None:
+    async with running_gateway(values) as (gateway, base):
+        await gateway.services.get(Operators).create("amina", PASSWORD, role=role, actor="test")
+        async with signed_in(f"{base}/ops") as browser:
+            front = await browser.opens()
+            assert "nothing needs attention" in front.words
+            menu = [link for link in front.links if link.startswith(f"{base}/ops/")]
+            assert len(menu) >= 12
+            for link in menu:
+                page = await browser.opens(link)
+                assert page.status == 200, link
+                assert page.untidy == [], link
+                assert all(found.startswith(base) for found in page.links), link
+                assert "style=" not in page.text or "/queues" in link, link

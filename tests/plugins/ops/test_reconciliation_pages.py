@@ -1,0 +1,141 @@
+"""The pages about reconciliation: runs and their findings, and what a person resolves that no rule can."""
+
+import re
+from typing import Any
+
+from mpesa_gateway.pages import Role
+from tests.plugins.ops.browsing import Browser, Page
+from tests.plugins.ops.conftest import Desk
+
+
+def lines(page: Page) -> list[str]:
+    """The statement lines that a page lists."""
+    return re.findall(r'href="[^"]*lines/(lin_\w{26})"', page.text)
+
+
+async def somebody_pays(desk: Desk, amount: int, reference: str = "WALKIN", phone: str = "254799000111") -> str:
+    """Money that nobody asked for through us; gives its receipt."""
+    body = {"phone": phone, "amount": amount, "shortcode": "174379", "reference": reference}
+    answer = await desk.api.call("POST", "/simulator/control/ledger", body)
+    return str(answer.data["receipt"])
+
+
+async def registered(desk: Desk) -> None:
+    """Pull is enabled for the shop's shortcode."""
+    assert (await desk.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+
+
+async def reconciled(desk: Desk, browser: Browser, **filled: Any) -> Page:
+    """Read the statement from the page."""
+    page = await browser.opens("/reconciliation")
+    return await browser.submits(page, "/reconciliation", merchant=desk.merchant_id, **filled)
+
+
+async def test_a_statement_is_read_from_the_page_and_its_findings_shown(desk: Desk) -> None:
+    silent = (await desk.api.pay("254700000007", key="silent")).data
+    await somebody_pays(desk, 4321)
+    async with desk.browser(Role.OPERATOR) as browser:
+        assert "No statement has been read yet" in (await browser.opens("/reconciliation")).words
+        bad = await reconciled(desk, browser, start="2020-01-01T00:00:00Z")
+        assert (bad.status, "start: must be within the last 48 hours" in bad.words) == (422, True)
+        assert bad.field("start") == "2020-01-01T00:00:00Z"
+        unregistered = await reconciled(desk, browser)
+        assert "The run is failed." in unregistered.words
+        assert "the statement of 1 merchant could not be read last time" in (await browser.opens()).words
+        await registered(desk)
+        run = await reconciled(desk, browser)
+        assert "The run is completed." in run.words
+        assert "could not be read" not in (await browser.opens()).words
+        assert "1 pages, 2 lines" in run.words
+        assert run.untidy == []
+        assert len(lines(run)) == 2
+        recovered = await browser.opens(run.url.partition("?")[0] + "?finding=recovered")
+        assert len(lines(recovered)) == 1
+        assert recovered.link(f"/payments/{silent['id']}")
+        listing = await browser.opens("/reconciliation")
+        assert "1 lines that nobody has seen to" in listing.words
+        assert "known or recovered 1, not explained 1" in listing.text
+        assert listing.untidy == []
+        payment = await browser.opens(f"/payments/{silent['id']}")
+        assert "recovered Receipt" in payment.words
+    assert (await desk.acted())[0][0] == "reconciliation.run"
+
+
+async def test_money_of_nobodys_is_set_aside_with_a_reason_and_left_alone(desk: Desk) -> None:
+    await registered(desk)
+    await somebody_pays(desk, 100)
+    await somebody_pays(desk, 200)
+    async with desk.browser(Role.OPERATOR) as browser:
+        await reconciled(desk, browser)
+        assert "2 statement lines that no payment of ours explains" in (await browser.opens()).words
+        listing = await browser.opens("/reconciliation/lines")
+        assert len(lines(listing)) == 2
+        line_id = lines(listing)[0]
+        page = await browser.opens(f"/reconciliation/lines/{line_id}")
+        assert page.untidy == []
+        token = page.field("form_token")
+        empty = await browser.sends(f"/reconciliation/lines/{line_id}", {"form_token": token, "how": "aside"})
+        assert (empty.status, "reason: say in a few words" in empty.words) == (422, True)
+        filled = {"form_token": token, "how": "aside", "reason": "Paid at the till"}
+        told = await browser.sends(f"/reconciliation/lines/{line_id}", filled)
+        assert "Set aside: runs leave this line alone" in told.words
+        assert "Paid at the till" in told.words
+        again = await browser.sends(f"/reconciliation/lines/{line_id}", filled)
+        assert (again.status, "set aside before" in again.words) == (409, True)
+        run = await reconciled(desk, browser)
+        assert "not found set aside" in run.words
+        left = lines(await browser.opens("/reconciliation/lines?finding=not_found"))
+        assert len(left) == 1
+        assert left[0] != line_id
+        told = await browser.submits(run, run.url.partition("?")[0].rpartition("/")[2], reason="All at the till")
+        assert "1 line was set aside." in told.words
+        assert "that no payment of ours explains" not in (await browser.opens()).words
+    row = await desk.gateway.db.fetchrow("SELECT * FROM statement_line WHERE line_id = $1", line_id)
+    assert row is not None
+    assert row["set_aside_by"].startswith("operator:opr_")
+    entries = await desk.gateway.audit.page(10, None, "statement_line.set_aside", None)
+    assert [(entry.subject_id, entry.detail["finding"]) for entry in entries] == [(line_id, "not_found")]
+
+
+async def test_an_ambiguous_line_is_assigned_to_one_of_the_payments_that_it_fits(desk: Desk) -> None:
+    await registered(desk)
+    assert (await desk.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})).status == 200
+    made = [
+        (await desk.api.pay("254700000006", 77, key=key, reference="ONE-SHOP")).data["id"]
+        for key in ("first", "second")
+    ]
+    await somebody_pays(desk, 77, "ONE-SHOP", "254700000006")
+    async with desk.browser(Role.OPERATOR) as browser:
+        await reconciled(desk, browser)
+        front = await browser.opens()
+        assert "1 statement line that only a person can assign" in front.words
+        (line_id,) = lines(await browser.opens("/reconciliation/lines?finding=ambiguous"))
+        page = await browser.opens(f"/reconciliation/lines/{line_id}")
+        assert sorted(page.form(line_id).choices["payment_id"]) == sorted(made)
+        unchosen = await browser.submits(page, line_id)
+        assert "choose the payment that this money is for" in unchosen.words
+        told = await browser.submits(page, line_id, payment_id=made[1], reason="She called")
+        assert "Assigned: recovered." in told.words
+        assert not told.has_form(line_id)
+        late = await browser.sends(
+            f"/reconciliation/lines/{line_id}",
+            {"form_token": page.field("form_token"), "how": "assign", "payment_id": made[0]},
+        )
+        assert (late.status, "belongs to a payment already" in late.words) == (409, True)
+    assert (await desk.api.call("GET", f"/v1/payments/{made[1]}")).data["status"] == "completed"
+    entry = (await desk.gateway.audit.page(1, None, "statement_line.assigned", None))[0]
+    assert entry.detail["reason"] == "She called"
+
+
+async def test_pull_is_registered_from_the_page_of_the_credentials(desk: Desk) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens(f"/credentials/{desk.merchant_id}")
+        assert "not registered" in page.words
+        assert not page.has_form("/pull")
+    async with desk.browser() as browser:
+        page = await browser.opens(f"/credentials/{desk.merchant_id}")
+        told = await browser.submits(page, "/pull")
+        assert "Pull is registered for 174379." in told.words
+        assert "registered shortcode 174379 (sandbox)" in told.words
+        for path in ("/reconciliation/run_00000000000000000000000000", "/reconciliation/lines/lin_0"):
+            assert (await browser.opens(path)).status == 404

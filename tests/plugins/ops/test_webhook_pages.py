@@ -1,0 +1,129 @@
+"""The pages about webhooks: endpoints and how they fare, attempts, sending again, a new secret, a test."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.pages import Role
+from mpesa_gateway.testing.serving import eventually
+from tests.plugins.ops.browsing import Page
+from tests.plugins.ops.conftest import Desk
+
+
+def listed(page: Page) -> list[str]:
+    """The deliveries that a page lists."""
+    return re.findall(r'href="[^"]*deliveries/(dlv_\w{26})"', page.text)
+
+
+async def told(desk: Desk, key: str = "order") -> dict[str, Any]:
+    """A paid payment whose webhook has been sent."""
+    payment = await desk.api.settled((await desk.api.pay("254711000001", key=key)).data["id"], "completed")
+
+    async def is_sent() -> bool:
+        return bool(
+            await desk.gateway.db.fetchval(
+                "SELECT count(*) FROM delivery WHERE payment_id = $1 AND attempts > 0", payment["id"]
+            )
+        )
+
+    assert await eventually(is_sent)
+    return payment
+
+
+async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: Desk) -> None:
+    payment = await told(desk)
+    async with desk.browser(Role.OPERATOR) as browser:
+        page = await browser.opens("/webhooks/deliveries?status=delivered&event_type=payment.completed")
+        (delivery_id,) = listed(page)
+        assert page.untidy == []
+        assert listed(await browser.opens("/webhooks/deliveries?status=dead")) == []
+        shown = await browser.opens(f"/webhooks/deliveries/{delivery_id}")
+        assert "delivered HTTP 2" in shown.words
+        assert "X-Payments-Signature" in shown.words
+        assert "2547****001" in shown.text
+        assert "254711000001" not in shown.text
+        assert shown.untidy == []
+        again = await browser.submits(shown, "/resend")
+        assert "It goes out again, with the same webhook-id." in again.words
+
+        async def came_twice() -> bool:
+            return len(desk.receiver.received) == 2
+
+        assert await eventually(came_twice)
+        assert len({one.headers["webhook-id"] for one in desk.receiver.received}) == 1
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert "delivered payment.completed: HTTP 2" in page.words
+        back = await browser.submits(page, f"{delivery_id}/resend")
+        assert back.url.startswith(f"{desk.ops}/payments/{payment['id']}?note=")
+        event = await browser.opens(shown.link("/events/" + page_event(shown)))
+        assert listed(event) == [delivery_id]
+    assert [act for act, _ in await desk.acted()] == ["webhooks.resend"] * 2
+
+
+def page_event(page: Page) -> str:
+    """The event that a delivery carries."""
+    found = re.search(r"evt_\w{26}", page.text)
+    assert found is not None
+    return found[0]
+
+
+async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_again(desk: Desk) -> None:
+    desk.receiver.status = 500
+    await told(desk, "one")
+    await told(desk, "two")
+    await desk.gateway.db.execute("UPDATE webhook_endpoint SET failures = 3")
+    await desk.gateway.db.execute("UPDATE delivery SET status = 'dead', due_at = NULL, leased_until = NULL")
+    async with desk.browser(Role.OPERATOR) as browser:
+        front = await browser.opens()
+        assert "1 endpoint does not take what we send" in front.words
+        assert "2 deliveries of today used up every attempt" in front.words
+        page = await browser.opens("/webhooks")
+        assert "failing" in page.words
+        assert page.untidy == []
+        endpoint_id = next(iter(re.findall(r"whe_\w{26}", page.text)))
+        shown = await browser.opens(f"/webhooks/{endpoint_id}")
+        assert re.search(r"Secret \*{4}", shown.words)
+        assert not shown.has_form("/rotate")
+        failed = await browser.submits(shown, "/test")
+        assert "A test was not taken: it answered HTTP 500" in failed.words
+        desk.receiver.status = 200
+        assert "A test was taken: it answered HTTP 200" in (await browser.submits(shown, "/test")).words
+        bad = await browser.submits(shown, endpoint_id, since="yesterday")
+        assert (bad.status, "since" in bad.words, bad.field("since")) == (422, True, "yesterday")
+        since = rfc3339(desk.gateway.clock.now() - timedelta(hours=1))
+        done = await browser.submits(bad, endpoint_id, since=since, status="dead")
+        assert "2 deliveries go out again." in done.words
+
+        async def are_taken() -> bool:
+            return len(listed(await browser.opens("/webhooks/deliveries?status=delivered"))) == 2
+
+        assert await eventually(are_taken)
+
+
+async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
+    async with desk.browser() as browser:
+        page = await browser.opens("/webhooks")
+        page = await browser.opens(next(link for link in page.links if "/webhooks/whe_" in link))
+        unsure = await browser.submits(page, "/rotate")
+        assert "tick the box" in unsure.words
+        made = await browser.submits(page, "/rotate", confirm=page.form("/rotate").choices["confirm"][0])
+        found = re.search(r"whsec_[A-Za-z0-9+/=]+", made.text)
+        assert found is not None
+        again = await browser.opens(made.url)
+        assert found[0] not in again.text
+        assert "the one before signs too" in again.words
+        assert found[0] not in str(await desk.gateway.db.fetch("SELECT * FROM ops_note"))
+
+
+async def test_what_is_owed_for_long_is_a_concern(desk: Desk) -> None:
+    desk.receiver.status = 500
+    await told(desk)
+    await desk.gateway.db.execute("UPDATE delivery SET created_at = created_at - interval '1 hour'")
+    async with desk.browser(Role.VIEWER) as browser:
+        front = await browser.opens()
+        assert "the oldest of 1 owed webhooks has waited 6" in front.words
+        assert re.search(r"Owed 1 Oldest owed \d", front.words)
+        page = await browser.opens(front.link("/webhooks/deliveries?status=pending"))
+        assert len(listed(page)) == 1
+        assert not page.has_form("/resend")
