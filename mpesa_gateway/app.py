@@ -29,6 +29,7 @@ from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.logs import trace
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit, acting_from
@@ -449,7 +450,7 @@ class _Door:
             _ = self.litestar
             await self._gateway.start()
         except Exception as problem:
-            log.exception("start_failed")
+            log.error("start_failed", exception=trace(problem))
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
         await send({"type": "lifespan.startup.complete"})

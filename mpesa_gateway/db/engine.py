@@ -13,6 +13,7 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
+from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
@@ -239,9 +240,9 @@ class Database:
         for callback in current.after_commit:
             try:
                 await callback()
-            except Exception:
+            except Exception as problem:
                 # The commit stands. What was to follow it is owed by Postgres and found by a sweeper.
-                log.exception("after_commit_failed")
+                log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:

@@ -31,7 +31,9 @@ def mark_scopes(app: Litestar) -> None:
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
-        app.state.methods[route.path_format] = {str(method) for each in route.route_handlers for method in each.http_methods}
+        app.state.methods[route.path_format] = {
+            str(method) for each in route.route_handlers for method in each.http_methods
+        }
         for handler in route.route_handlers:
             caller = handler.parsed_fn_signature.parameters.get("caller")
             if caller is not None:

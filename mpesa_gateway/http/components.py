@@ -52,7 +52,9 @@ def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> No
             # Any value at all, as msgspec sees it: the rule knows better.
             part.update(said)
         elif said:
-            present = part if "anyOf" not in part else next(each for each in part["anyOf"] if each.get("type") != "null")
+            present = (
+                part if "anyOf" not in part else next(each for each in part["anyOf"] if each.get("type") != "null")
+            )
             present.update(said)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]

@@ -41,9 +41,7 @@ class Doorstep:
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(
-        (name == b"content-length" and value != b"0") or name == b"transfer-encoding" for name, value in headers
-    )
+    return any((name == b"content-length" and value != b"0") or name == b"transfer-encoding" for name, value in headers)
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:

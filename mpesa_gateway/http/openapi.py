@@ -56,9 +56,7 @@ _REQUEST_ID = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     }
 }
-_RETRY_AFTER = {
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
-}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~](?:[ -~]*[!-~])?$"}
 
 
@@ -217,7 +215,9 @@ def _success(
 ) -> dict[str, Any]:
     headers: dict[str, Any] = dict(_REQUEST_ID)
     if "idempotency_key" in handler.parsed_fn_signature.parameters:
-        name, text = ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+        name, text = (
+            ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+        )
         headers[name] = {"description": text, "schema": {"type": "string"}}
     content: dict[str, Any] = (known or {}).get("content", {})
     if isinstance(kind, str):

@@ -43,7 +43,9 @@ class ServerConfig(uvicorn.Config):
     """How we serve: uvicorn's settings, with our protocol and its bounds. A process of several is handed it whole."""
 
     def __init__(self, app: Any, bounds: HttpConfig, **more: Any) -> None:
-        super().__init__(app, http=GatewayProtocol, ws="none", access_log=False, log_config=None, server_header=False, **more)
+        super().__init__(
+            app, http=GatewayProtocol, ws="none", access_log=False, log_config=None, server_header=False, **more
+        )
         self.bounds = bounds
 
 
@@ -235,4 +237,6 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 def _head_too_large(bounds: HttpConfig) -> HeadTooLarge:
-    return HeadTooLarge(f"send at most {_MOST_HEADERS} headers, and {bounds.max_head_bytes} bytes with the request line")
+    return HeadTooLarge(
+        f"send at most {_MOST_HEADERS} headers, and {bounds.max_head_bytes} bytes with the request line"
+    )

@@ -34,9 +34,7 @@ def matching(pattern: str, message: str, **schema: Any) -> Rule:
 
 def printable(most: int, why: str = "", *, least: int = 1, **schema: Any) -> Rule:
     """So many printable ASCII characters, spaces too."""
-    return matching(
-        rf"[ -~]{{{least},{most}}}", f"must be {least} to {most} printable ASCII characters{why}", **schema
-    )
+    return matching(rf"[ -~]{{{least},{most}}}", f"must be {least} to {most} printable ASCII characters{why}", **schema)
 
 
 def one_of(words: Iterable[str], why: str = "") -> Rule:

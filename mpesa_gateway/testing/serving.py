@@ -72,9 +72,7 @@ def listening() -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(
-    app: Any, at: socket.socket, http: HttpConfig | None = None, **more: Any
-) -> AsyncGenerator[str]:
+async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, **more: Any) -> AsyncGenerator[str]:
     """Serve an ASGI application on this socket for the length of the block, as `mpesa-gateway serve` does.
 
     Gives its base URL.

@@ -10,10 +10,7 @@ from mpesa_gateway.http.fields import KeyId, Masked, MerchantId
 from mpesa_gateway.http.rules import PHONE, matching, one_of, printable
 from mpesa_gateway.security.scopes import Env, Scope
 
-
-_SECRET = matching(
-    r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces", format="password"
-)
+_SECRET = matching(r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces", format="password")
 _SHORTCODE = matching(r"[0-9]{5,7}", "must be 5 to 7 digits", examples=["174379"])
 
 

@@ -31,6 +31,7 @@ _METADATA = Rule(
     examples=[{"cart": "7"}],
 )
 
+
 class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A payment that a merchant wants."""
 

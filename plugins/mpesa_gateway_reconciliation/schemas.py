@@ -1,7 +1,7 @@
 """Reconciliation as it goes over the wire."""
 
-from datetime import datetime
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec

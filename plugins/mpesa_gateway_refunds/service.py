@@ -16,6 +16,7 @@ from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
@@ -259,8 +260,8 @@ class RefundService:
             try:
                 async with self._db.savepoint():
                     await payments.reserve(row["merchant_id"], row["payment_id"], amount, row["refund_id"])
-            except Conflict:
-                log.exception("refund_beyond_payment", refund_id=row["refund_id"])
+            except Conflict as problem:
+                log.error("refund_beyond_payment", refund_id=row["refund_id"], exception=trace(problem))
                 return
         shown = None if receipt == row["receipt"] else receipt
         await self._db.fetchrow(tables.COMPLETE, row["refund_id"], outcome.word, code, text, shown, now)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked, example_id
+from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked
 from mpesa_gateway.http.query import ListQuery, Moment
 from mpesa_gateway.http.rules import elsewhere
 

@@ -58,7 +58,7 @@ TOKENS = (
     b'"\\ud800"',
     b'"\\udfff\\ud800"',
     b'"\\ud83d\\ude00"',
-    "\"\U0001f600\u202e\u0627\u0644\u0639\u200f\ufeff\"".encode(),
+    '"\U0001f600\u202e\u0627\u0644\u0639\u200f\ufeff"'.encode(),
     b'"\xff\xfe"',
     b'"\xed\xa0\x80"',
     b'"' + b"x" * 30_000 + b'"',
@@ -388,10 +388,19 @@ def test_anything_at_all(house: House, operation: Operation) -> None:
 
     @settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck], database=None)
     @given(
-        segment=st.text(min_size=1, max_size=30).map(lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="").encode()),
+        segment=st.text(min_size=1, max_size=30).map(
+            lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="").encode()
+        ),
         query=st.binary(max_size=100),
-        headers=st.lists(st.tuples(st.sampled_from([b"content-type", b"accept", b"x-request-id", b"idempotency-key"]), st.binary(max_size=40)), max_size=3).map(tuple),
-        body=st.lists(st.binary(max_size=200), max_size=4).map(tuple) | objects.map(lambda content: (json.dumps(content).encode(),)),
+        headers=st.lists(
+            st.tuples(
+                st.sampled_from([b"content-type", b"accept", b"x-request-id", b"idempotency-key"]),
+                st.binary(max_size=40),
+            ),
+            max_size=3,
+        ).map(tuple),
+        body=st.lists(st.binary(max_size=200), max_size=4).map(tuple)
+        | objects.map(lambda content: (json.dumps(content).encode(),)),
     )
     def any_request(segment: bytes, query: bytes, headers: Headers, body: tuple[bytes, ...]) -> None:
         target = placed(operation, segment) + b"?" + query
@@ -439,10 +448,15 @@ def put(content: Any, path: tuple[Any, ...], token: bytes) -> bytes:
     if not path:
         return token
     if isinstance(content, list):
-        items = [put(each, path[1:], token) if at == path[0] else json.dumps(each).encode() for at, each in enumerate(content)]
+        items = [
+            put(each, path[1:], token) if at == path[0] else json.dumps(each).encode()
+            for at, each in enumerate(content)
+        ]
         return b"[" + b", ".join(items) + b"]"
     members = (
-        json.dumps(name).encode() + b": " + (put(each, path[1:], token) if name == path[0] else json.dumps(each).encode())
+        json.dumps(name).encode()
+        + b": "
+        + (put(each, path[1:], token) if name == path[0] else json.dumps(each).encode())
         for name, each in content.items()
     )
     return b"{" + b", ".join(members) + b"}"
@@ -467,7 +481,13 @@ def test_any_request_to_the_simulator(house: House) -> None:
     pair = b64encode(b"key:secret")
     oauth = operation("GET /simulator/oauth/v1/generate")
     target = b"/simulator/oauth/v1/generate?grant_type=client_credentials"
-    for text in (b"", b"Basic", b"Basic \xff", b"Basic " + b64encode(b"\x00:\x00"), b"Basic " + b64encode(b"\xff:\xff")):
+    for text in (
+        b"",
+        b"Basic",
+        b"Basic \xff",
+        b"Basic " + b64encode(b"\x00:\x00"),
+        b"Basic " + b64encode(b"\xff:\xff"),
+    ):
         assert is_well_answered(oauth, house.say(oauth, target, ((b"authorization", text),)))
     issued = house.say(oauth, target, ((b"authorization", b"Basic " + pair),))
     headers = ((b"authorization", b"Bearer " + issued.json["access_token"].encode()),)
@@ -499,7 +519,12 @@ def test_any_request_to_the_simulator(house: House) -> None:
         "/simulator/mpesa/stkpushquery/v1/query": signed | {"CheckoutRequestID": "ws_CO_1"},
         "/simulator/mpesa/transactionstatus/v1/query": initiator
         | addresses
-        | {"CommandID": "TransactionStatusQuery", "TransactionID": "NLJ41HAY6Q", "PartyA": "174379", "IdentifierType": "4"},
+        | {
+            "CommandID": "TransactionStatusQuery",
+            "TransactionID": "NLJ41HAY6Q",
+            "PartyA": "174379",
+            "IdentifierType": "4",
+        },
         "/simulator/mpesa/reversal/v1/request": initiator
         | addresses
         | {

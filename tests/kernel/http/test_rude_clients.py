@@ -215,7 +215,9 @@ def test_what_is_no_http_is_said_to_be_none_in_the_envelope(process: Process, wh
     assert line.ends() == b""
 
 
-@pytest.mark.parametrize("chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"])
+@pytest.mark.parametrize(
+    "chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"]
+)
 def test_a_chunk_that_is_none_ends_the_request_and_the_connection(process: Process, chunk: bytes) -> None:
     line = process.line().says(process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), chunk)
     assert refuses(line.hears(), 400, "VALIDATION_ERROR")
