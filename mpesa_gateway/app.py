@@ -449,7 +449,7 @@ class _Door:
         try:
             _ = self.litestar
             await self._gateway.start()
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the server is told
             log.error("start_failed", exception=trace(problem))
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return

@@ -89,9 +89,8 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
     ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
-    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain`` is
-    for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be sent
-    to it.
+    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent; ``drain``
+    is for how long a server that is told to stop goes on, while /health/ready says that nothing new is to come to it.
     """
 
     host: str = "127.0.0.1"

@@ -42,7 +42,7 @@ def masked(text: str) -> str:
 def trace(problem: BaseException) -> str:
     """How an exception came about, masked, for an entry's ``exception``.
 
-    As text, and not as ``exc_info``: a host's own renderer may show the variables of each frame, credentials among them.
+    As text, and not as ``exc_info``: a host's own renderer may show the variables of each frame, secrets among them.
     """
     return masked("".join(traceback.format_exception(problem)).rstrip())
 

@@ -290,7 +290,7 @@ async def keep_working(build: Callable[[], GatewayWorker]) -> None:
     while True:
         try:
             await run_worker(build())
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - another worker follows
             log.error("worker_ended", exception=trace(problem))
         # SAQ's worker takes a cancellation as the wish to stop, and returns.
         if task is not None and task.cancelling():

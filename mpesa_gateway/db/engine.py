@@ -240,7 +240,7 @@ class Database:
         for callback in current.after_commit:
             try:
                 await callback()
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 - see below
                 # The commit stands. What was to follow it is owed by Postgres and found by a sweeper.
                 log.error("after_commit_failed", exception=trace(problem))
 

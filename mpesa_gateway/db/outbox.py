@@ -143,7 +143,7 @@ class Outbox:
         try:
             event = loads(row["payload"], gateway.event_type(row["kind"]))
             await subscriber.handler(event, gateway)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
             log.error(
                 "subscriber_failed",

@@ -41,14 +41,15 @@ ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "
 
 ``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
 follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
-``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: not without Idempotency-Key.
+``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
+Idempotency-Key.
 """
 
 _TEXT = """\
 Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
 
-Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not come \
-in time 408, one with too long a head 431, all in the envelope of every refusal."""
+Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not \
+come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
 _REQUEST_ID = {
     "X-Request-ID": {

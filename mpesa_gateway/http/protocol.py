@@ -1,4 +1,4 @@
-"""HTTP at our own door: nobody holds a connection by being slow, fills memory with headers, or meets another envelope."""
+"""HTTP at our own door: nobody holds a connection by being slow, or memory by headers, and every refusal has a form."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import HttpConfig
@@ -87,17 +87,26 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes; what follows a refusal is not read."""
-        if self._refusal is not None:
+        if self._is_refused:
             return
         if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._refusal is None and self._is_in_head and self._is_awaited:
+        self._look_at_head()
+
+    def _look_at_head(self) -> None:
+        """Part of a head has come: it must not grow for ever, nor come for ever."""
+        if not self._is_refused and self._is_in_head and self._is_awaited:
             if self._head_bytes > self._bounds.max_head_bytes:
                 self._refuse(_head_too_large(self._bounds))
             elif "head" not in self._timers:
                 # A byte of the next request ends uvicorn's own waiting for it.
                 self._wait("head", self._bounds.head_timeout, self._head_is_late)
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether nothing more is read of this connection."""
+        return self._refusal is not None
 
     @property
     def _is_awaited(self) -> bool:
@@ -123,7 +132,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The whole head of a request. One that cannot be taken never reaches the application."""
-        if self._refusal is not None:
+        if self._is_refused:
             return
         self._wait_no_more("head")
         self._is_in_head = self._has_begun = False
@@ -132,7 +141,7 @@ class GatewayProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if size > self._bounds.max_head_bytes or len(self.headers) > _MOST_HEADERS:
             self._refuse(_head_too_large(self._bounds))
-        elif hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+        elif hosts > 1 or (not hosts and cast(Any, self.parser).get_http_version() == "1.1"):
             self._refuse(NoHttp("send one Host header (RFC 9112, section 3.2)"))
         else:
             if self._most is not None and max(len(self.connections), len(self.tasks)) > self._most:
@@ -142,12 +151,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        if self._refusal is None:
+        if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The whole request; another may follow."""
-        if self._refusal is None:
+        if not self._is_refused:
             self._wait_no_more("body")
             self._is_in_head, self._head_bytes = True, 0
             super().on_message_complete()
@@ -163,7 +172,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
-        if self._refusal is None:
+        if not self._is_refused:
             self._refuse(NoHttp(f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1 (RFC 9112)"))
 
     def _refuse(self, refusal: Refused) -> None:
@@ -171,7 +180,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._refusal = refusal
         for name in ("head", "body"):
             self._wait_no_more(name)
-        cycle = self.cycle
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             self._say_and_close(refusal)
         elif cycle.more_body:

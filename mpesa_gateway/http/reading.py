@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -80,9 +80,9 @@ def _unstorable(value: Any) -> str | None:
         return None
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-        return next((problem for pair in pairs.items() for part in pair if (problem := _unstorable(part))), None)
+        return _unstorable([*pairs, *pairs.values()])
     if isinstance(value, list | tuple):
-        parts: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+        parts: Sequence[Any] = cast("Sequence[Any]", value)
         return next((problem for part in parts if (problem := _unstorable(part))), None)
     return None
 

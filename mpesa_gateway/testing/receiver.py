@@ -31,7 +31,7 @@ class Receiver:
     status: int = 200
     delay: float = 0.0
     answer: Callable[[Received, int], int] | None = None
-    says: Callable[[Received], bytes] = lambda _: b"ok"
+    says: Callable[[Received], bytes] | None = None
     received: list[Received] = field(default_factory=list[Received])
     _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -64,7 +64,7 @@ class Receiver:
                 status = self.status if self.answer is None else self.answer(one, len(self.received))
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                said = self.says(one)
+                said = b"ok" if self.says is None else self.says(one)
                 writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):

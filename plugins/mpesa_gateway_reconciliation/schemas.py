@@ -117,7 +117,7 @@ def run_with_rows(row: Row, rows: list[LineView]) -> RunWithRows:
     return RunWithRows(**_run_values(row), rows=rows)
 
 
-def line_view(row: Row, finding: str | None = None) -> LineView:
+def line_view(row: Row, finding: Any = None) -> LineView:
     """A line's row as merchants see it."""
     return LineView(
         id=row["line_id"],

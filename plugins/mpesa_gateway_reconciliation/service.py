@@ -199,7 +199,7 @@ class Reconciliation:
         except DarajaFault as fault:
             error = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - it is the run that failed
             error = f"unexpected: {type(problem).__name__}"
             log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
         finally:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from niquests.packages.urllib3.util import parse_url
+from urllib3_future.util import parse_url
 
 from mpesa_gateway.http.egress import (
     Answer,
@@ -470,7 +470,7 @@ def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
 @pytest.mark.parametrize("text", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1"])
 async def test_what_the_machine_itself_makes_of_such_a_spelling_is_refused_as_well(text: str) -> None:
     """Even if one came past the first look: the machine's own resolver reads it, and its answer is looked at."""
-    for spelling in spellings(ip_address(text)):
+    for spelling in spellings(IPv4Address(text)):
         resolver = GuardedResolver(system_lookup, allow_loopback=False)
         try:
             found = await resolver.getaddrinfo(spelling, 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
