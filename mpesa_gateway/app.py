@@ -30,6 +30,7 @@ from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.logs import trace
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit, acting_from
@@ -456,8 +457,8 @@ class _Door:
         try:
             self.build()
             await self._gateway.start()
-        except Exception as problem:
-            log.exception("start_failed")
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the server is told
+            log.error("start_failed", exception=trace(problem))
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
         await send({"type": "lifespan.startup.complete"})

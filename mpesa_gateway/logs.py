@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import sys
+import traceback
 from collections.abc import MutableMapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -28,6 +30,25 @@ _FORBIDDEN = frozenset(
 
 
 _PLAIN = (int, float, datetime, timedelta)
+_SECRET = re.compile(
+    r"\b(sk_(?:live|test)_)[0-9a-z]{48}"  # an API key
+    r"|\b(whsec_)[A-Za-z0-9+/]{43}="  # a webhook secret
+    r"|(\b[sl]-mer_[0-9a-z]{26}-[a-z]{3}_[0-9a-z]{26}\.)[A-Za-z0-9_-]{22}"  # the token of a callback address
+)
+"""What is a secret of ours wherever it stands: nothing writes these down, and should it happen, they are not read."""
+
+
+def masked(text: str) -> str:
+    """A text without whole phone numbers, and without the secrets that are known by their form."""
+    return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))
+
+
+def trace(problem: BaseException) -> str:
+    """How an exception came about, masked, for an entry's ``exception``.
+
+    As text, and not as ``exc_info``: a host's own renderer may show the variables of each frame, secrets among them.
+    """
+    return masked("".join(traceback.format_exception(problem)).rstrip())
 
 
 def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -39,7 +60,7 @@ def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str
 
 def _masked(value: Any) -> Any:
     if isinstance(value, str):
-        return mask_phones(value)
+        return masked(value)
     if isinstance(value, int) and not isinstance(value, bool) and 10**11 <= value < 10**12:
         return mask_phones(str(value))
     if isinstance(value, dict):
@@ -118,6 +139,9 @@ def configure(config: LogsConfig) -> None:
         logging.getLogger(name).propagate = True
     # SAQ tells of every job it takes and finishes; those lines are ours to write, and only when one fails.
     logging.getLogger("saq").setLevel(logging.WARNING)
+    # Where a request goes is in its path: a callback's token, or what a merchant put into the address of a webhook.
+    for name in ("niquests", "urllib3", "urllib3_future"):
+        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
     # Access lines carry the path, and a callback's path carries its token; our own request lines carry the route.
     logging.getLogger("uvicorn.access").disabled = True
     logging.captureWarnings(capture=True)

@@ -19,6 +19,7 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.config import ValkeyConfig
+from mpesa_gateway.logs import trace
 from mpesa_gateway.plugin import Job
 
 if TYPE_CHECKING:
@@ -245,6 +246,10 @@ def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> Gateway
     )
 
 
+class JobFailed(Exception):
+    """A job raised. The text is how that came about, without secrets and whole phone numbers."""
+
+
 Runner = Callable[..., Coroutine[Any, Any, None]]
 
 
@@ -255,6 +260,9 @@ def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
         beat = asyncio.create_task(_beat(context["job"], job.heartbeat / 3))
         try:
             await job.fn(gateway, **kwargs)
+        except Exception as problem:  # noqa: BLE001 - whatever a job raises, it failed
+            # SAQ keeps and logs what it sees of a failure as it is: a database's error can quote a whole row.
+            raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
 
@@ -290,8 +298,8 @@ async def keep_working(build: Callable[[], GatewayWorker]) -> None:
     while True:
         try:
             await run_worker(build())
-        except Exception:
-            log.exception("worker_ended")
+        except Exception as problem:  # noqa: BLE001 - another worker follows
+            log.error("worker_ended", exception=trace(problem))
         # SAQ's worker takes a cancellation as the wish to stop, and returns.
         if task is not None and task.cancelling():
             return

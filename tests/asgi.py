@@ -47,7 +47,7 @@ async def ask(
     *,
     path: str | None = None,
 ) -> Said:
-    """One request; ``target`` is path and query as they stand in the request line, ``path`` how a server reads it."""
+    """One request; ``target`` is the path and query as in the request line, ``path`` what a server makes of it."""
     raw_path, _, query = target.partition(b"?")
     scope = {
         "type": "http",

@@ -57,10 +57,14 @@ class Operation:
         return self.handler.resolve_include_in_schema()
 
 
-def whole_gateway(**changes: Any) -> Gateway:
+def installed() -> list[str]:
+    """The names of all plugins that could be enabled."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def whole_gateway() -> Gateway:
     """A gateway that nobody starts, with every installed plugin."""
-    plugins = sorted(point.name for point in entry_points(group=GROUP))
-    values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=plugins, **changes)
+    values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=installed())
     return Gateway(GatewayConfig.from_values(values))
 
 

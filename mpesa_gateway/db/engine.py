@@ -14,6 +14,7 @@ from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.columns import Columns
+from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
@@ -257,9 +258,9 @@ class Database:
         for callback in current.after_commit:
             try:
                 await callback()
-            except Exception:
+            except Exception as problem:  # noqa: BLE001 - see below
                 # The commit stands. What was to follow it is owed by Postgres and found by a sweeper.
-                log.exception("after_commit_failed")
+                log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:

@@ -10,6 +10,7 @@ import structlog
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.logs import trace
 from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.stored import dumps, loads
 
@@ -182,9 +183,15 @@ class Outbox:
         try:
             event = loads(row["payload"], gateway.event_type(row["kind"]))
             await subscriber.handler(event, gateway)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
-            log.exception("subscriber_failed", event_id=event_id, subscriber=subscriber_name, attempts=attempts)
+            log.error(
+                "subscriber_failed",
+                event_id=event_id,
+                subscriber=subscriber_name,
+                attempts=attempts,
+                exception=trace(problem),
+            )
             await gateway.db.execute(
                 "UPDATE event_task SET leased_until = NULL, due_at = $3, last_error = $4 "
                 "WHERE event_id = $1 AND subscriber = $2",

@@ -30,7 +30,7 @@ LONGEST_URL = 2048
 _READ = 65_536
 """Bytes of an answer that are read; the rest is left where it is."""
 
-_SHOWN = 1024
+SHOWN = 1024
 """Characters of an answer that are kept."""
 
 _NEVER = tuple(
@@ -270,7 +270,7 @@ class Egress:
             if not is_whole:
                 # What is left unread would be taken for the next answer on this connection.
                 await response.close()
-        return response.status_code or 0, read[: _SHOWN * 4].decode("utf-8", "replace").replace("\x00", "")[:_SHOWN]
+        return response.status_code or 0, read[: SHOWN * 4].decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
 
 
 def _failure(problem: BaseException) -> EgressFailed:

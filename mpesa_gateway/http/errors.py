@@ -12,6 +12,7 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
 from mpesa_gateway.errors import Code, InternalError, Problem, Refused, TooSlow
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.request_id import Send, current_request_id
+from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[byte
 
 
 def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
-    log.error("unexpected_error", exc_info=problem)
+    log.error("unexpected_error", exception=trace(problem))
     message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
     return failure(InternalError(message).problems, InternalError.status)
 

@@ -41,7 +41,8 @@ ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "
 
 ``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
 follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
-``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: not without Idempotency-Key.
+``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
+Idempotency-Key.
 """
 
 _TEXT = """\

@@ -1,4 +1,4 @@
-"""HTTP at our own door: nobody holds a connection by being slow, fills memory with headers, or meets another form."""
+"""HTTP at our own door: nobody holds a connection by being slow, or memory by headers, and every refusal has a form."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import HttpConfig
@@ -87,21 +87,26 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes; what follows a refusal is not read."""
-        if not self._is_listening():
+        if self._is_refused:
             return
         if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._is_listening() and self._is_in_head and self._is_awaited:
+        self._look_at_head()
+
+    def _look_at_head(self) -> None:
+        """Part of a head has come: it must not grow for ever, nor come for ever."""
+        if not self._is_refused and self._is_in_head and self._is_awaited:
             if self._head_bytes > self._bounds.max_head_bytes:
                 self._refuse(_head_too_large(self._bounds))
             elif "head" not in self._timers:
                 # A byte of the next request ends uvicorn's own waiting for it.
                 self._wait("head", self._bounds.head_timeout, self._head_is_late)
 
-    def _is_listening(self) -> bool:
-        """Whether nothing has been refused on this connection yet."""
-        return self._refusal is None
+    @property
+    def _is_refused(self) -> bool:
+        """Whether nothing more is read of this connection."""
+        return self._refusal is not None
 
     @property
     def _is_awaited(self) -> bool:
@@ -127,7 +132,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The whole head of a request. One that cannot be taken never reaches the application."""
-        if self._refusal is not None:
+        if self._is_refused:
             return
         self._wait_no_more("head")
         self._is_in_head = self._has_begun = False
@@ -146,12 +151,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        if self._refusal is None:
+        if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The whole request; another may follow."""
-        if self._refusal is None:
+        if not self._is_refused:
             self._wait_no_more("body")
             self._is_in_head, self._head_bytes = True, 0
             super().on_message_complete()
@@ -167,7 +172,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
-        if self._refusal is None:
+        if not self._is_refused:
             self._refuse(NoHttp(f"{msg[:1].lower()}{msg[1:].rstrip('.')}: send HTTP/1.1 (RFC 9112)"))
 
     def _refuse(self, refusal: Refused) -> None:
@@ -175,7 +180,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._refusal = refusal
         for name in ("head", "body"):
             self._wait_no_more(name)
-        cycle: Any = self.cycle
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is None or cycle.response_complete:
             self._say_and_close(refusal)
         elif cycle.more_body:

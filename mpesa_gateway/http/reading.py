@@ -80,7 +80,7 @@ def _unstorable(value: Any) -> str | None:
         return None
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-        return next((problem for pair in pairs.items() for part in pair if (problem := _unstorable(part))), None)
+        return _unstorable([*pairs, *pairs.values()])
     if isinstance(value, list | tuple):
         parts = cast("Sequence[Any]", value)
         return next((problem for part in parts if (problem := _unstorable(part))), None)

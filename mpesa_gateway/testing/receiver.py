@@ -25,12 +25,13 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What came in, and what is answered: a status, or a function of the request and its number."""
+    """What came in, and what is answered: a status, or a function of the request and its number; and the body."""
 
     url: str = ""
     status: int = 200
     delay: float = 0.0
     answer: Callable[[Received, int], int] | None = None
+    says: Callable[[Received], bytes] | None = None
     received: list[Received] = field(default_factory=list[Received])
     _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -63,7 +64,8 @@ class Receiver:
                 status = self.status if self.answer is None else self.answer(one, len(self.received))
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: 2\r\n\r\nok".encode())
+                said = b"ok" if self.says is None else self.says(one)
+                writer.write(f"HTTP/1.1 {status} Said\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return

@@ -18,6 +18,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.scopes import Env
@@ -407,9 +408,9 @@ class CallbackInbox:
             await self._offer(read_report(row["kind"], row["body"].encode()), row)
         except AnotherSubject:
             await self._db.execute(tables.GIVE_UP, row["callback_id"])
-        except NotACallback:
+        except NotACallback as problem:
             # Taken by an earlier release, perhaps: it must not keep the others waiting.
-            log.exception("callback_not_read", callback_id=row["callback_id"])
+            log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
     async def _offer(self, report: Report, row: Row) -> None:
         """Publish inside the open transaction. A subscriber that fails is tried again later; the callback stays.
@@ -433,8 +434,8 @@ class CallbackInbox:
                 await self._gateway.outbox.publish(event)
         except AnotherSubject:
             raise
-        except Exception:
-            log.exception("callback_not_applied", callback_id=row["callback_id"])
+        except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
+            log.error("callback_not_applied", callback_id=row["callback_id"], exception=trace(problem))
 
     # -- what is refused ------------------------------------------------------------------------------------------
 

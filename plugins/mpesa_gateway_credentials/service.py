@@ -12,7 +12,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Checks, Invalid, NotFound, ProviderNotConfigured, ProviderUnavailable, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import Caller, Env
+from mpesa_gateway.security.scopes import Caller, Env, Scope
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, check_env
 from mpesa_gateway_credentials.schemas import (
@@ -173,7 +173,7 @@ class CredentialStore:
             env=merchant.env,
             is_active=merchant.is_active,
             created_at=merchant.created_at,
-            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(caller.scopes)),
+            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(map(Scope, caller.scopes))),
             providers=[view.provider for view in await self.providers(caller.merchant_id)],
         )
 

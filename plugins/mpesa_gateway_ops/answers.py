@@ -14,6 +14,7 @@ from mpesa_gateway.errors import NotFound, Refused, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.html import headers, moved
 from mpesa_gateway.http.request_id import current_request_id
+from mpesa_gateway.logs import trace
 from mpesa_gateway_ops.admission import home, known_session
 from mpesa_gateway_ops.errors import NotSignedIn
 from mpesa_gateway_ops.frame import Frame
@@ -53,7 +54,7 @@ def _answer_http(request: Request[Any, Any, Any], problem: HTTPException) -> Res
 
 
 def _answer_unexpected(request: Request[Any, Any, Any], problem: Exception) -> Response[Any]:
-    log.error("unexpected_error", exc_info=problem)
+    log.error("unexpected_error", exception=trace(problem))
     gateway: Gateway = request.app.state.gateway
     message = f"something went wrong on our side: the log has more under {current_request_id()}"
     return gateway.services.get(Frame).refusal(request, known_session(request), message, 500)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
+from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Act, Concern, Menu, Page, Visit
 from mpesa_gateway.plugin import PluginRefused
 
@@ -91,8 +92,8 @@ async def calmly(work: Awaitable[T]) -> T | None:
     """What the work gives; None, with a line in the log, when it fails: a part of a page must not take it all down."""
     try:
         return await work
-    except Exception:
-        log.exception("part_of_page_failed")
+    except Exception as problem:  # noqa: BLE001 - see above
+        log.error("part_of_page_failed", exception=trace(problem))
         return None
 
 

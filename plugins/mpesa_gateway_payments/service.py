@@ -256,7 +256,7 @@ class PaymentService:
         try:
             return await self._record_accepted(payment_id, merchant_id, key, ack)
         except asyncpg.UniqueViolationError:
-            log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)  # noqa: TRY400
+            log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
         return await self._record_unknown(payment_id, merchant_id, key, fault)
 

@@ -16,6 +16,7 @@ from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import visible_pattern
 from mpesa_gateway.security.scopes import Caller, Env
@@ -214,9 +215,9 @@ class Reconciliation:
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
             log.warning("reconciliation_given_up", run_id=run["run_id"])
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - it is the run that failed
             error = f"unexpected: {type(problem).__name__}"
-            log.exception("reconciliation_failed", run_id=run["run_id"])
+            log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
         finally:
             # Cancelled too: nobody should wait for the lease of a run that was told to stop.
             beat.cancel()

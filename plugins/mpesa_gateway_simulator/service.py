@@ -14,6 +14,7 @@ import structlog
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.outcomes import ANSWERS, CHAOS, PREFIX, RESULT_TEXTS, Behaviour, behaviour_of, by_name
 from mpesa_gateway_simulator.results import AckLost, Results
@@ -319,8 +320,8 @@ class Simulator:
                 worked = await self._end_due() + await self._send_due() + await self._send_results()
                 if not worked:
                     await self._rest()
-            except Exception:
-                log.exception("simulator_dispatch_failed")
+            except Exception as problem:  # noqa: BLE001 - it must not stop calling back
+                log.error("simulator_dispatch_failed", exception=trace(problem))
                 await asyncio.sleep(_LONGEST_SLEEP)
 
     async def _rest(self) -> None:

@@ -14,9 +14,10 @@ import structlog
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
+from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
@@ -137,7 +138,7 @@ class Deliveries:
             raise
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
-                log.error("delivery_broke", delivery_id=row["delivery_id"], exc_info=result)
+                log.error("delivery_broke", delivery_id=row["delivery_id"], exception=trace(result))
         return len(rows)
 
     async def _deliver_one(self, row: Row, batch: _Batch) -> None:
@@ -202,7 +203,8 @@ class Deliveries:
                 status,
                 answer.ms if isinstance(answer, Answer) else None,
                 error,
-                answer.body_start if isinstance(answer, Answer) else "",
+                # What a merchant's server says is anything at all: some say again what they were sent.
+                masked(answer.body_start)[:SHOWN] if isinstance(answer, Answer) else "",
             )
             if is_taken:
                 await self._db.execute(tables.DELIVERED, delivery_id, now, status)

@@ -46,6 +46,18 @@ def test_time_is_passed_in() -> None:
     assert seen == []
 
 
+def test_no_logger_is_handed_an_exception() -> None:
+    """A renderer that gets one may show the variables of each frame: logs.trace writes it as masked text."""
+    seen = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in shipped_modules()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        if _last_two(node.func) == "log.exception" or any(each.arg == "exc_info" for each in node.keywords)
+    ]
+    assert seen == []
+
+
 def test_chance_is_passed_in() -> None:
     seen = {
         name_of(path)

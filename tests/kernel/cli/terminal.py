@@ -32,13 +32,14 @@ class Host:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         return ours | self.outside | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
 
-    def types(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+    def types(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; ``reads`` is what it finds on its standard input."""
         return subprocess.run(
             [*COMMAND, *words],
             cwd=self.folder,
             env=self._environ,
             capture_output=True,
+            input=reads,
             text=True,
             timeout=PATIENCE,
             check=False,
@@ -59,18 +60,19 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def starts(self, *words: str) -> "subprocess.Popen[str]":
-        """Leave a command running; its log is in ``<first word>.log``."""
-        with (self.folder / f"{words[0]}.log").open("w") as log:
+    def starts(self, *words: str, log: str = "") -> "subprocess.Popen[str]":
+        """Leave a command running; its log is in ``<first word>.log``, or in the file that ``log`` names."""
+        with (self.folder / (log or f"{words[0]}.log")).open("w") as file:
             process = subprocess.Popen(
-                [*COMMAND, *words], cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=log, text=True
+                [*COMMAND, *words], cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=file, text=True
             )
         self._processes.append(process)
         return process
 
     def stops_everything(self) -> None:
         """End what was left running."""
-        for process in self._processes:
+        while self._processes:
+            process = self._processes.pop()
             if process.poll() is None:
                 process.kill()
             process.communicate()

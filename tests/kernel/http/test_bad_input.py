@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -22,7 +22,7 @@ from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_k
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.asgi import Headers, Said, ask, is_refusal
-from tests.routes import Operation, document, operation, operations
+from tests.routes import Operation, document, installed, operation, operations
 
 TAKEN = [each for each in operations() if each.method != "OPTIONS"]
 
@@ -225,6 +225,7 @@ def house(servers: Servers) -> Iterator[House]:
             daraja={"timeout": 1.0, "connect_timeout": 1.0},
             limits={"auth_failures": 1_000_000, "requests_per_second": 100_000, "burst": 1_000_000},
             worker={"in_process": False},
+            plugins=installed(),
         )
         stack = AsyncExitStack()
 
@@ -265,10 +266,11 @@ def is_well_answered(operation: Operation, said: Said) -> bool:
 def placed(operation: Operation, *segments: bytes) -> bytes:
     """The operation's path with these parts in place of its parameters, the last of them repeating."""
     waiting = [*segments]
-    return b"/".join(
-        (waiting.pop(0) if len(waiting) > 1 else waiting[0]) if part.startswith("{") else part.encode()
-        for part in operation.path.split("/")
-    )
+
+    def next_one() -> bytes:
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    return b"/".join(next_one() if part.startswith("{") else part.encode() for part in operation.path.split("/"))
 
 
 @pytest.mark.parametrize("operation", [each for each in TAKEN if each.parameters], ids=str)
@@ -386,9 +388,7 @@ def test_anything_at_all(house: House, operation: Operation) -> None:
     names = [] if operation.body is None else [*operation.body.__struct_fields__]
     objects = st.dictionaries(st.sampled_from(names) if names else st.text(max_size=8), MEMBERS, max_size=6)
 
-    @settings(
-        max_examples=8, deadline=None, suppress_health_check=list(HealthCheck.__members__.values()), database=None
-    )
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
     @given(
         segment=st.text(min_size=1, max_size=30).map(
             lambda text: quote(text.encode("utf-8", "surrogatepass"), safe="").encode()
@@ -440,34 +440,27 @@ CALLBACKS = {
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place in a JSON value where another could stand."""
     yield path
-    members: Iterable[tuple[Any, Any]] = ()
-    if isinstance(content, dict):
-        members = cast("dict[str, Any]", content).items()
-    elif isinstance(content, list):
-        elements: list[Any] = content  # pyright: ignore[reportUnknownVariableType] - JSON
-        members = enumerate(elements)
-    for name, member in members:
-        yield from places(member, (*path, name))
+    for name in members_of(content):
+        yield from places(content[name], (*path, name))
+
+
+def members_of(content: Any) -> list[Any]:
+    """The names or numbers of what is inside a JSON value."""
+    whole: Any = content
+    return list(whole) if isinstance(content, dict) else list(range(len(whole))) if isinstance(content, list) else []
 
 
 def put(content: Any, path: tuple[Any, ...], token: bytes) -> bytes:
     """A JSON value with these very bytes at one of its places."""
     if not path:
         return token
-    if isinstance(content, list):
-        elements: list[Any] = content  # pyright: ignore[reportUnknownVariableType] - JSON
-        items = [
-            put(each, path[1:], token) if at == path[0] else json.dumps(each).encode()
-            for at, each in enumerate(elements)
-        ]
-        return b"[" + b", ".join(items) + b"]"
-    members = (
-        json.dumps(name).encode()
-        + b": "
-        + (put(each, path[1:], token) if name == path[0] else json.dumps(each).encode())
-        for name, each in content.items()
-    )
-    return b"{" + b", ".join(members) + b"}"
+    parts = [
+        (name, put(content[name], path[1:], token) if name == path[0] else json.dumps(content[name]).encode())
+        for name in members_of(content)
+    ]
+    if isinstance(content, dict):
+        return b"{" + b", ".join(json.dumps(name).encode() + b": " + part for name, part in parts) + b"}"
+    return b"[" + b", ".join(part for _, part in parts) + b"]"
 
 
 @pytest.mark.parametrize("kind", ["stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull"])

@@ -1,0 +1,583 @@
+"""After everything that can happen to a merchant: no secret anywhere, and no phone number where none is needed.
+
+The processes are those that a host runs, two of each kind: one writes its log as JSON, the other for people, both at
+debug level. Everything that they kept, wrote and answered is then searched.
+"""
+
+import base64
+import json
+import re
+import secrets
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+import niquests
+import pytest
+import valkey.asyncio
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SystemClock
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import free_port
+from mpesa_gateway.standalone.sandbox import make_certificate
+from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
+from mpesa_gateway.testing.receiver import Received, Receiver, receiving
+from mpesa_gateway.testing.serving import Answer, Api, eventually
+from tests.house.tree import ROOT
+from tests.kernel.cli.terminal import Host, address_of
+
+PAYERS = {
+    "pays": "254711000001",
+    "cancels": "254700000001",
+    "pays another amount": "254700000011",
+    "loses the ack": "254700000014",
+    "is refused": "254700000015",
+    "meets spike arrest": "254700000016",
+    "meets an internal error": "254700000018",
+    "walks in": "254799123456",
+    "is asked for by name": "0112345678",
+}
+NOMINATED = "254733987654"
+PLUGINS = "credentials,callbacks,payments,refunds,reconciliation,webhooks,ops"
+
+
+def random_secret(size: int = 40) -> str:
+    """A secret that nothing else contains."""
+    return secrets.token_hex(size // 2)
+
+
+@dataclass
+class Story:
+    """What was kept secret, and what was heard on the way."""
+
+    secret: dict[str, str] = field(default_factory=dict[str, str])
+    heard: list[tuple[str, Answer]] = field(default_factory=list[tuple[str, Answer]])
+
+    def keeps(self, name: str, value: str) -> str:
+        """Note a secret."""
+        self.secret[name] = value
+        return value
+
+
+class Shop:
+    """Calls one process after the other, and keeps what they say."""
+
+    def __init__(self, bases: list[str], key: str | None, story: Story) -> None:
+        self._apis = [Api(base, key) for base in bases]
+        self._story = story
+        self._turn = 0
+
+    async def says(
+        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str
+    ) -> Answer:
+        """One request. ``Idempotency_Key="a"`` becomes a header."""
+        self._turn += 1
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = await self._apis[self._turn % 2].call(method, path, body, raw=raw, headers=named)
+        self._story.heard.append((f"{method} {path}", answer))
+        return answer
+
+    async def pays(self, who: str, amount: Any = 500, **more: Any) -> Answer:
+        """Ask a payer for money."""
+        body = {"amount": amount, "phone": PAYERS[who]} | more
+        return await self.says("POST", "/v1/payments", body, Idempotency_Key=f"{who}-{amount}-{self._turn}")
+
+    async def settled(self, payment: Mapping[str, Any]) -> Any:
+        """The payment, once it has ended or is held."""
+
+        async def look() -> Any:
+            found = (await self.says("GET", f"/v1/payments/{payment['id']}")).data
+            return found if found["status"] != "pending" or found["mismatch"] else None
+
+        return await eventually(look)
+
+    async def close(self) -> None:
+        for api in self._apis:
+            await api.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """The processes, what they keep their things in, and a look into it."""
+
+    host: Host
+    bases: list[str]
+    simulator: str
+    database_url: str
+    daraja_url: str
+    valkey_urls: list[str]
+    gateway: Gateway
+
+    async def breaks(self, *statements: str) -> None:
+        """Change the gateway's tables so that something goes wrong."""
+        for statement in statements:
+            await self.gateway.db.execute(statement)
+
+    async def at_daraja(self, sql: str) -> list[str]:
+        """The first column of a query on the simulator's own database."""
+        connection = await asyncpg.connect(self.daraja_url, server_settings={"search_path": "mpesa"})
+        try:
+            return [row[0] for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[Site]:
+    """Two that serve, two that work, and Daraja, which keeps its things elsewhere."""
+    with empty_database(servers) as database_url, empty_database(servers) as daraja_url:
+        ports, daraja = [free_port(), free_port()], free_port()
+        keyspaces = [empty_keyspace(servers), empty_keyspace(servers)]
+        master = story.keeps("master key", generate())
+        (folder / "certificate.pem").write_bytes(make_certificate(SystemClock().now()))
+        shared = {"LOGS__LEVEL": "debug", "SECURITY__MASTER_KEY": master}
+        ours = shared | {
+            "DATABASE__URL": database_url,
+            "VALKEY__URL": keyspaces[0],
+            "PLUGINS": PLUGINS,
+            "PUBLIC_URL": f"http://127.0.0.1:{ports[0]}",
+            "DARAJA__SANDBOX_URL": f"http://127.0.0.1:{daraja}/simulator",
+            "DARAJA__SANDBOX_CERTIFICATE": str(folder / "certificate.pem"),
+            "PAYMENTS__ASK_AFTER": "[1, 2, 4]",
+            "PAYMENTS__EXPIRE_AFTER": "600",
+            "REFUNDS__ASK_AFTER": "[1, 2, 4]",
+            "WEBHOOKS__RETRY_AFTER": "[1, 1, 1, 1]",
+            "WEBHOOKS__BREAKER_PAUSE": "0.5",
+            "RECONCILIATION__PAUSE": "0.2",
+        }
+        theirs = shared | {
+            "DATABASE__URL": daraja_url,
+            "VALKEY__URL": keyspaces[1],
+            "PLUGINS": "simulator",
+            "PUBLIC_URL": f"http://127.0.0.1:{daraja}",
+            "SIMULATOR__CALLBACK_DELAY": "0.1",
+            "LOGS__FORMAT": "console",
+        }
+        host = Host(folder, ours)
+        try:
+            host.gets("migrate")
+            operator = story.keeps("operator's password", random_secret())
+            assert host.types("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
+            for form, port in zip(("json", "console"), ports, strict=True):
+                host.variables = ours | {"LOGS__FORMAT": form}
+                address_of(host.starts("serve", "--port", str(port), log=f"serve.{form}.log"))
+                host.starts("worker", log=f"worker.{form}.log")
+            host.variables = theirs
+            address_of(host.starts("serve", "--port", str(daraja), log="simulator.console.log"))
+            values = {
+                "plugins": PLUGINS.split(","),
+                "database": {"url": database_url},
+                "valkey": {"url": keyspaces[0]},
+                "security": {"master_key": master},
+            }
+            async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+                bases = [f"http://127.0.0.1:{port}" for port in ports]
+                yield Site(host, bases, f"http://127.0.0.1:{daraja}", database_url, daraja_url, keyspaces, gateway)
+        finally:
+            host.stops_everything()
+
+
+async def everything_happens(town: Site, story: Story, receiver: Receiver) -> None:
+    """From the first key to the last fault."""
+    gateway = town.gateway
+    merchant = await gateway.merchants.create("Duka", actor="test")
+    _, key = await gateway.api_keys.create(
+        merchant.merchant_id, name="test", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+    )
+    _, admin_key = await gateway.api_keys.create(
+        merchant.merchant_id, name="admin", scopes=tuple(Scope), env="sandbox", actor="test"
+    )
+    story.keeps("API key", key.reveal())
+    story.keeps("admin's API key", admin_key.reveal())
+    shop, host, stranger = (Shop(town.bases, each, story) for each in (key.reveal(), admin_key.reveal(), None))
+    phone = Api(town.simulator, None)
+    try:
+        await keys_are_made(host, stranger, story)
+        await credentials_are_stored(town, shop, story)
+        await webhooks_are_set(shop, story, receiver)
+        payment = await payments_end_in_every_way(town, shop, phone)
+        await money_goes_back_and_is_asked_about(town, shop, phone, payment)
+        await strangers_call_back(town, stranger, phone, payment)
+        await everything_breaks(town, shop, stranger, receiver)
+        await operators_look(town, story)
+        for path in ("/v1/events", "/v1/webhooks/logs", "/v1/payments", "/v1/audit/logs", "/v1/refunds"):
+            assert (await shop.says("GET", path)).status == 200
+        for path in ("/v1/admin/callbacks", "/v1/admin/callbacks/refused", "/v1/audit/logs", "/v1/admin/merchants"):
+            assert (await host.says("GET", path)).status == 200
+    finally:
+        for each in (shop, host, stranger, phone):
+            await each.close()
+
+
+async def keys_are_made(host: Shop, stranger: Shop, story: Story) -> None:
+    made = (await host.says("POST", "/v1/admin/merchants", {"name": "Another"})).data
+    path = f"/v1/admin/merchants/{made['merchant_id']}/keys"
+    key = await host.says("POST", path, {"name": "till", "scopes": ["payments:read"]})
+    text = story.keeps("a key made over HTTP", key.data["api_key"])
+    story.heard.remove((f"POST {path}", key))
+    for shown in (text, text[:-1] + "x", "sk_live_" + text[8:], f"Bearer {text}"):
+        for path in ("/v1/payments", "/v1/merchant/me"):
+            await stranger.says("GET", path, X_API_Key=shown)
+    key_id = key.data["key"]["key_id"]
+    path = f"/v1/admin/merchants/{made['merchant_id']}/keys/{key_id}/revoke"
+    assert (await host.says("POST", path, {"confirm": key_id})).status == 200
+
+
+async def credentials_are_stored(town: Site, shop: Shop, story: Story) -> None:
+    names = ("consumer_key", "consumer_secret", "passkey", "initiator_password")
+    mpesa = {name: story.keeps(name, random_secret()) for name in names} | {
+        "env": "sandbox",
+        "shortcode": "600777",
+        "initiator": "testapi",
+        "nominated_number": NOMINATED,
+    }
+    assert (await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})).status == 200
+    # What is wrong with a secret is said without the secret.
+    for name in names:
+        spoilt = mpesa | {name: mpesa[name] + " \u00e9"}
+        answer = await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": spoilt})
+        assert (answer.status, answer.error["field"]) == (422, f"mpesa.{name}")
+        body = {
+            "provider": "mpesa",
+            "mpesa": mpesa | {"env": mpesa[name], "shortcode": [mpesa[name]], "more": mpesa[name]},
+        }
+        assert (await shop.says("PUT", "/v1/merchant/providers", body)).status == 422
+    whole = json.dumps({"provider": "mpesa", "mpesa": mpesa}).encode()
+    for raw in (whole[:-5], whole + b"}", whole.replace(b'"mpesa": {', b'"mpesa": [{')):
+        assert (await shop.says("PUT", "/v1/merchant/providers", raw=raw)).status == 422
+    await shop.says("PUT", "/v1/merchant/providers", raw=whole, Content_Type="text/plain")
+    await shop.says("PUT", "/v1/merchant/nothing", raw=whole)
+    assert (await shop.says("POST", "/v1/merchant/providers/mpesa/verify")).data["ok"]
+    (credential,) = await town.gateway.db.fetch("SELECT merchant_id, security_credential FROM provider_credentials")
+    opened = town.gateway.sealer.open(
+        credential["security_credential"], aad=(credential["merchant_id"], "mpesa", "security_credential")
+    )
+    story.keeps("security credential", opened)
+
+
+async def webhooks_are_set(shop: Shop, story: Story, receiver: Receiver) -> None:
+    token = story.keeps("what a merchant put into a webhook's address", random_secret())
+    url = f"{receiver.url}/{token}?key={token}"
+    for number, (method, path, body) in enumerate(
+        (
+            ("PUT", "/v1/merchant/webhook", {"webhook_url": url}),
+            ("POST", "/v1/merchant/webhook/rotate", None),
+            ("PUT", "/v1/merchant/webhook", {"webhook_url": url}),
+        )
+    ):
+        answer = await shop.says(method, path, body)
+        story.keeps(f"webhook secret {number}", answer.data["webhook_secret"])
+        story.heard.remove((f"{method} {path}", answer))
+    assert (await shop.says("POST", "/v1/merchant/webhook/test")).data["delivered"]
+    refused = await shop.says("PUT", "/v1/merchant/webhook", {"webhook_url": f"https://10.0.0.1/{token}"})
+    assert refused.status == 422
+
+
+async def payments_end_in_every_way(town: Site, shop: Shop, phone: Api) -> Any:
+    paid = await shop.settled((await shop.pays("pays", 500)).data)
+    assert paid["status"] == "completed"
+    assert (await shop.settled((await shop.pays("cancels", 501)).data))["status"] == "failed"
+    assert (await shop.settled((await shop.pays("pays another amount", 502)).data))["mismatch"]["of"] == "amount"
+    assert (await shop.settled((await shop.pays("loses the ack", 503)).data))["status"] == "completed"
+    assert (await shop.pays("is refused", 504)).status == 502
+    assert (await shop.pays("meets spike arrest", 505)).status == 503
+    assert (await shop.pays("meets an internal error", 506)).status in {201, 502, 503}
+    assert (await shop.pays("is asked for by name", 507, reference="x" * 40)).status == 422
+    for operation in ("oauth", "stkpush"):
+        for fault in ("400.002.02", "400.008.01", "404.001.03", "500.001.1001", "500.003.02", "500.003.1001"):
+            order = {"operation": operation, "fault": fault, "times": 2}
+            assert (await phone.call("POST", "/simulator/control/faults", order)).status == 200
+            if operation == "oauth":
+                await town.gateway.valkey.flushdb()
+                await shop.says("POST", "/v1/merchant/providers/mpesa/verify")
+            await shop.pays("pays", 508)
+            await phone.call("POST", "/simulator/control/faults", order | {"times": 0})
+    return paid
+
+
+async def money_goes_back_and_is_asked_about(town: Site, shop: Shop, phone: Api, payment: Any) -> None:
+    asked = (await shop.says("POST", f"/v1/payments/mpesa/check-status/{payment['receipt']}")).data
+
+    async def answered() -> bool:
+        found = (await shop.says("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+        return bool(found["state"] == "answered")
+
+    await eventually(answered)
+    refund = (await shop.says("POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 100})).data
+
+    async def refunded() -> bool:
+        return bool((await shop.says("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed")
+
+    await eventually(refunded)
+    await phone.call("PATCH", "/simulator/control/habits", {"reversal": "timeout", "transactionstatus": "text_code"})
+    assert (await shop.says("POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 7})).status == 201
+    walk_in = {"phone": PAYERS["walks in"], "amount": 77, "shortcode": "600777", "reference": PAYERS["walks in"]}
+    assert (await phone.call("POST", "/simulator/control/ledger", walk_in)).status == 200
+    assert (await shop.says("POST", "/v1/payments/mpesa/pull/register")).status == 200
+    run = (await shop.says("POST", "/v1/payments/mpesa/reconcile", {})).data
+    assert run["status"] == "completed"
+    rows = (await shop.says("GET", f"/v1/payments/mpesa/reconciliations/{run['id']}")).data["rows"]
+    line = next(row for row in rows if row["finding"] == "not_found")
+    path = f"/v1/payments/mpesa/statement-lines/{line['id']}/assign"
+    assert (await shop.says("POST", path, {"payment_id": payment["id"]})).status == 409
+    assert town.gateway.is_running
+
+
+def stk(amount: int, receipt: str, phone: str, code: int = 0, **more: str) -> dict[str, Any]:
+    items = {"Amount": amount, "MpesaReceiptNumber": receipt, "PhoneNumber": int(phone)}
+    return {
+        "Body": {
+            "stkCallback": {
+                "MerchantRequestID": "29115-34620561-1",
+                "CheckoutRequestID": "ws_CO_191220191020363925",
+                "ResultCode": code,
+                "ResultDesc": f"paid by {phone}",
+                "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
+            }
+            | more
+        }
+    }
+
+
+async def strangers_call_back(town: Site, stranger: Shop, phone: Api, payment: Any) -> None:
+    handle = payment["provider_ref"]
+    forged = await phone.call("POST", f"/simulator/control/pushes/{handle}/forge", {"amount": 9, "signature": "AAAA"})
+    assert forged.data["status"] in {401, 403, 404, 422}
+    await phone.call("POST", f"/simulator/control/pushes/{handle}/forge", {"amount": 9})
+    addresses = await town.at_daraja("SELECT callback_url FROM sim_push")
+    right = urlsplit(addresses[0]).path
+    payer = PAYERS["walks in"]
+    for path in ("/v1/webhooks/mpesa", f"/v1/cb/stk/{payer}", right[:-3] + "xxx", right):
+        for body in (
+            stk(9, "FORGED0001", payer),
+            {"phone": payer, "note": f"call {payer}"},
+            stk(9, "FORGED0001", payer, CheckoutRequestID=f"ws_CO_{payer}"),
+        ):
+            assert (await stranger.says("POST", path, body, X_Mpesa_Signature="AAAA")).status < 500
+            await stranger.says("POST", path, body)
+        await stranger.says("POST", path, raw=f"not JSON, but {payer}".encode())
+    for path in (f"/v1/payments/{payer}", f"/v1/payments?phone={payer}", f"/{payer}", f"/v1/webhooks/mpesa/{payer}/x"):
+        await stranger.says("GET", path)
+        await stranger.says("POST", path, {})
+
+
+async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
+    """Postgres refuses rows, and says which: its errors quote them whole."""
+    await town.breaks(
+        "ALTER TABLE payment ADD CONSTRAINT trap_1 CHECK (amount <> 13) NOT VALID",
+        "ALTER TABLE payment ADD CONSTRAINT trap_2 CHECK (status <> 'failed' OR amount <> 14) NOT VALID",
+        "ALTER TABLE provider_credentials ADD CONSTRAINT trap CHECK (account_reference <> 'trap') NOT VALID",
+        "ALTER TABLE callback ADD CONSTRAINT trap CHECK (result_code <> '77') NOT VALID",
+        "ALTER TABLE attempt ADD CONSTRAINT trap CHECK (status <> 418) NOT VALID",
+    )
+    broken = await shop.pays("pays", 13, metadata={"order": "13"})
+    assert (broken.status, broken.error["code"]) == (500, "INTERNAL_ERROR")
+    assert (await shop.pays("cancels", 14)).status == 201
+    mpesa = dict.fromkeys(("consumer_key", "consumer_secret", "passkey"), "x" * 20)
+    mpesa |= {"env": "sandbox", "shortcode": "600777", "account_reference": "trap", "nominated_number": NOMINATED}
+    answer = await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})
+    assert answer.status == 500
+    right = urlsplit((await town.at_daraja("SELECT callback_url FROM sim_push ORDER BY created_at DESC"))[0]).path
+    assert (await stranger.says("POST", right, stk(14, "TRAP000001", PAYERS["pays"], 77))).status == 500
+    receiver.status = 418
+    assert (await shop.settled((await shop.pays("pays", 15)).data))["status"] == "completed"
+
+    async def failed() -> bool:
+        return await town.gateway.jobs.queue.count_failed() > 0
+
+    await eventually(failed, 60)
+    await town.breaks("ALTER TABLE attempt DROP CONSTRAINT trap")
+    receiver.status = 500
+    assert (await shop.settled((await shop.pays("pays", 16)).data))["status"] == "completed"
+
+    async def tried() -> bool:
+        return bool(await town.gateway.db.fetchval("SELECT count(*) > 2 FROM attempt WHERE status = 500"))
+
+    await eventually(tried, 60)
+    receiver.status = 200
+
+
+async def operators_look(town: Site, story: Story) -> None:
+    for base in town.bases:
+        session = niquests.AsyncSession(retries=0)
+        session.trust_env = False
+        origin = {"Origin": base, "Accept": "text/html"}
+        right, wrong = story.secret["operator's password"], story.keeps("a wrong password", random_secret())
+        for password in (wrong, right):
+            fields = {"name": "amina", "password": password}
+            said = await session.post(f"{base}/ops/login", data=fields, headers=origin, allow_redirects=False)
+            assert said.status_code == (303 if password is right else 401)
+        (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]
+        story.keeps(f"operator's session at {base}", str(cookie))
+        for page in ("/ops", "/ops/queues/", "/ops/queues/api/queues", "/ops/queues/api/queues/mpesa"):
+            said = await session.get(base + page, headers={"Accept": "text/html"})
+            assert said.status_code == 200, page
+        await session.close()
+
+
+# -- what is searched --------------------------------------------------------------------------------------------------
+
+
+async def rows_of(url: str) -> AsyncGenerator[tuple[str, str]]:
+    """Every value of every column of every table, as text, with where it stands."""
+    connection = await asyncpg.connect(url)
+    try:
+        columns = await connection.fetch(
+            "SELECT table_schema, table_name, column_name FROM information_schema.columns "
+            "WHERE table_schema NOT IN ('pg_catalog', 'information_schema')"
+        )
+        assert len(columns) > 150
+        for schema, table, column in columns:
+            where = f"{table}.{column}"
+            # bytea as the text that it may hold, everything else as Postgres writes it.
+            rows = await connection.fetch(f'SELECT "{column}" AS value FROM "{schema}"."{table}"')  # noqa: S608 - the catalogue's
+            for row in rows:
+                value = row["value"]
+                if value is not None:
+                    yield where, value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    finally:
+        await connection.close()
+
+
+async def keys_of(url: str) -> AsyncGenerator[tuple[str, str]]:
+    """Every key of Valkey, and all that it holds."""
+    client: Any = valkey.asyncio.from_url(url)  # type: ignore[no-untyped-call]
+    try:
+        async for key in client.scan_iter("*"):
+            name = key.decode("latin-1")
+            yield name, name
+            kind = (await client.type(key)).decode()
+            read = {"string": "get", "hash": "hgetall", "list": "lrange", "set": "smembers", "zset": "zrange"}[kind]
+            part = (0, -1) if kind in {"list", "zset"} else ()
+            yield name, str(await getattr(client, read)(key, *part))
+    finally:
+        await client.aclose()
+
+
+def forms_of(secret: str) -> Iterator[str]:
+    """A secret as it may stand somewhere: any twelve characters of it in a row, in hex, in base64, in a URL."""
+    # Of an API key, the first part tells which one it is, and is shown.
+    core = secret[24:] if secret.startswith("sk_") else secret.removeprefix("whsec_")
+    assert len(core) >= 20, secret
+    yield from (core[start : start + 12] for start in range(len(core) - 16))
+    text = core.encode()
+    yield text.hex()
+    yield quote(core, safe="")
+    for before in range(3):
+        # base64 of anything that has it at this offset; what is at the ends depends on its neighbours.
+        yield base64.b64encode(b"\x00" * before + text)[4 if before else 0 : -4].decode()
+
+
+def finds(text: str, needles: Mapping[str, str]) -> set[str]:
+    """Which secrets a text holds, by their names."""
+    return {name for needle, name in needles.items() if needle in text}
+
+
+def phones_in(text: str) -> set[str]:
+    """Which payers' numbers a text shows whole, in whichever form."""
+    numbers = [*PAYERS.values(), NOMINATED]
+    return {number for number in numbers if re.search(rf"(?<![0-9a-f]){number[-9:]}(?![0-9])|{number}", text)}
+
+
+def documented_columns() -> set[str]:
+    """The columns that docs/security.md says hold phone numbers, each with its reason."""
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    section = page.partition("### Where a phone number stands")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| .{20,} \|$", section, re.MULTILINE))
+
+
+@pytest.fixture
+async def told(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Story, Site, list[Received]]]:
+    """The whole story, with everything standing still."""
+    story = Story()
+
+    async with receiving() as receiver, site(servers, tmp_path, story) as town:
+        receiver.says = lambda one: one.body
+        await everything_happens(town, story, receiver)
+        for name in ("api_key_pepper", "callback_tokens", "cursors"):
+            story.keeps(f"the gateway's own {name}", base64.b64encode(town.gateway.vault.secret(name)).decode())
+        for number, token in enumerate(await town.at_daraja("SELECT token FROM sim_token")):
+            story.keeps(f"access token {number}", token)
+        for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_push")):
+            story.keeps(f"callback token {number}", url.rpartition(".")[2])
+        for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_result")):
+            story.keeps(f"result token {number}", url.rpartition(".")[2])
+        for name, url in (("Postgres", town.database_url), ("Valkey", town.valkey_urls[0])):
+            story.keeps(f"password of {name}", str(urlsplit(url).password))
+        town.host.stops_everything()
+        yield story, town, receiver.received
+
+
+async def test_nothing_that_is_kept_written_or_answered_holds_a_secret_or_a_number_too_many(
+    told: tuple[Story, Site, list[Received]],
+) -> None:
+    story, town, webhooks = told
+    needles = {form: name for name, secret in story.secret.items() for form in forms_of(secret)}
+    assert len(story.secret) > 30
+
+    # The logs: neither.
+    logs = sorted(town.host.folder.glob("*.log"))
+    assert [log.name for log in logs] == [
+        "serve.console.log",
+        "serve.json.log",
+        "simulator.console.log",
+        "worker.console.log",
+        "worker.json.log",
+    ]
+    for log in logs:
+        text = log.read_text(encoding="utf-8")
+        assert len(text) > 100, log.name
+        assert finds(text, needles) == set(), log.name
+        assert phones_in(text) == set(), log.name
+    everything = "".join(log.read_text(encoding="utf-8") for log in logs)
+    # They were written at all, and of the accidents too.
+    for word in ("unexpected_error", "CheckViolationError", "callback_refused", "delivery_failed", "JobFailed"):
+        assert word in everything, word
+    assert "Failing row contains" in everything
+    assert "2547****001" in everything
+
+    # Valkey: neither.
+    count = 0
+    for url in town.valkey_urls:
+        async for where, text in keys_of(url):
+            count += 1
+            assert finds(text, needles) == set(), where
+            assert phones_in(text) == set(), (where, text)
+    assert count > 20
+
+    # Postgres: no secret, and numbers where docs/security.md says why.
+    seen: dict[str, set[str]] = {}
+    async for where, text in rows_of(town.database_url):
+        if where == "webhook_endpoint.url":
+            # Where the merchant wants to be called is the merchant's, whatever they put into it.
+            assert finds(text, needles) == {"what a merchant put into a webhook's address"}
+            continue
+        assert finds(text, needles) == set(), where
+        for number in phones_in(text):
+            seen.setdefault(where, set()).add(number)
+    documented = documented_columns()
+    assert set(seen) - documented == set()
+    assert {"payment.phone", "callback.body", "event.body", "provider_credentials.nominated_number"} <= set(seen)
+    columns = {where async for where, _ in rows_of(town.database_url)}
+    assert {each for each in documented - columns if each != "payment.claim"} == set()
+
+    # Answers: no secret but where it was shown once, and in refusals no number either.
+    refused = 0
+    for asked, answer in story.heard:
+        text = json.dumps(answer.body) + str(dict(answer.headers))
+        found = finds(text, needles) - {"what a merchant put into a webhook's address"}
+        assert found == set(), (asked, found)
+        if answer.status >= 400:
+            refused += 1
+            assert phones_in(text) == set(), (asked, text)
+    assert refused > 60
+    for webhook in webhooks:
+        text = webhook.body.decode() + str(webhook.headers)
+        assert finds(text, needles) == set()
