@@ -633,24 +633,6 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
     assert (taken["status"], taken["lines"]) == ("completed", 1)
 
 
-async def test_a_long_run_keeps_its_lease(town: Town, daraja: Daraja) -> None:
-    db = town.gateway.db
-    go = daraja.hold("pullquery")
-    running = asyncio.create_task(town.api.call("POST", RUN, {}))
-    await daraja.asked_about("pullquery")
-    await db.execute("UPDATE reconciliation_run SET lease_until = now() + interval '1 second'")
-    for number in range(2):
-        await asked(town, key=f"k{number}", reference="table 4")
-    hold = daraja.hold("transactionstatus")
-    daraja.say("pullquery", page(row("TKN4A1B2C3", reference="table 4")), NOTHING)
-    go.set()
-    await daraja.asked_about("transactionstatus")
-    # It is settling, which may take longer than reading.
-    assert await db.fetchval("SELECT lease_until > now() + interval '1 minute' FROM reconciliation_run")
-    hold.set()
-    assert (await running).data["status"] == "completed"
-
-
 async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"at_once": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
