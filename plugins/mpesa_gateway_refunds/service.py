@@ -19,7 +19,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
-from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
@@ -443,15 +443,18 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, caller: Caller, refund_id: str) -> RefundView:
-        """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
-        row = await self._require(caller.merchant_id, refund_id)
-        check_env(await self._gateway.services.get(Credentials).get(caller.merchant_id), caller.env)
+    async def ask_now(self, merchant_id: str, refund_id: str, env: Env | None = None) -> RefundView:
+        """Ask at once, for a key of ``env``.
+
+        Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked.
+        """
+        row = await self._require(merchant_id, refund_id)
+        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
-        return await self.get(caller.merchant_id, refund_id)
+        return await self.get(merchant_id, refund_id)
 
     async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
         """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""

@@ -193,10 +193,10 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     await town.gateway.db.execute("UPDATE sim_result SET due_at = now()")
 
     async def answered() -> Any:
-        return await town.gateway.db.fetchrow("SELECT * FROM status_check WHERE state = 'answered'")
+        return await town.gateway.db.fetchrow("SELECT * FROM statement_line WHERE finding <> 'ambiguous'")
 
-    check = await eventually(answered)
-    assert (check["finding"], check["payment_id"]) == ("not_ours", None)
+    line = await eventually(answered)
+    assert (line["finding"], line["payment_id"]) == ("not_found", None)
     assert (await town.api.call("GET", f"/v1/payments/{other['id']}")).data["status"] == "pending"
 
 

@@ -241,7 +241,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which, plan=plans, habit=st.sampled_from(RESULT_HABITS))
     def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
         refund_id = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller, refund_id))
+        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, refund_id))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments.service import PaymentService
 from tests.conftest import Town
 from tests.daraja import PROCESSING, Daraja, Said, fault, playing, stk_callback, stk_result
+from tests.stored import change_credentials
 
 PHONE = "254711000001"
 
@@ -167,8 +168,10 @@ async def test_a_question_is_put_to_the_daraja_that_was_asked_for_the_money_or_t
     await town.api.call("PUT", "/v1/merchant/providers", INITIATED)
     # The shop has gone live, or has moved to another shortcode, and this payment is still open.
     for env, shortcode in (("live", "174379"), ("sandbox", "600001")):
-        await town.gateway.db.execute("UPDATE provider_credentials SET env = $1, shortcode = $2", env, shortcode)
-        assert (await query(town, payment))["status"] == "pending"
+        await change_credentials(town.gateway, env=env, shortcode=shortcode)
+        # By itself, not by hand: a key of the sandbox is refused before any question.
+        assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+        assert (await look(town, payment))["status"] == "pending"
         assert daraja.of("stkquery") == []
 
 
@@ -302,11 +305,11 @@ async def test_a_live_key_asks_nothing_about_a_sandbox_payment(town: Town, daraj
     answer = await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     # The shop goes live, and asks about what it did in the sandbox.
-    await town.gateway.db.execute("UPDATE provider_credentials SET env = 'live'")
+    await change_credentials(town.gateway, env="live")
     answer = await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     await api.close()
     assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
-    await town.gateway.db.execute("UPDATE provider_credentials SET env = 'sandbox', shortcode = '600001'")
+    await change_credentials(town.gateway, env="sandbox", shortcode="600001")
     answer = await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
     assert daraja.of("transactionstatus") == []

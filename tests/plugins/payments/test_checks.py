@@ -14,6 +14,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, playing, result, stk_callback
+from tests.stored import change_credentials
 
 CHECK = "/v1/payments/mpesa/check-status/"
 RECEIPT = "TKN4A1B2C3"
@@ -159,7 +160,7 @@ async def test_what_daraja_does_not_take_is_said_and_kept(town: Town, daraja: Da
         assert (await town.api.call("POST", CHECK + RECEIPT)).status == status, said
         row = await town.gateway.db.fetchval("SELECT state FROM status_check ORDER BY created_at DESC LIMIT 1")
         assert row == state, said
-    await town.gateway.db.execute("UPDATE provider_credentials SET initiator = NULL, security_credential = NULL")
+    await change_credentials(town.gateway, initiator=None, security_credential=None)
     refused = await town.api.call("POST", CHECK + RECEIPT)
     assert (refused.status, refused.error["field"]) == (422, "mpesa.initiator")
 
@@ -382,7 +383,7 @@ async def test_an_answer_may_come_before_the_ack_with_a_token_and_without(town: 
     assert await found(town, await asking) == ("answered", "recovered")
     # Without a token: the specification's address, where only Daraja's ids say what it is about.
     url = f"{town.base}/v1/webhooks/mpesa/transactionstatus/result"
-    await town.gateway.db.execute("UPDATE provider_credentials SET result_url = $1", url)
+    await change_credentials(town.gateway, result_url=url)
     inbox: Any = town.gateway.services.get(CallbackInbox)
     inbox._allowlist = (*inbox._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     other = await asked(town, key="other")

@@ -15,6 +15,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, playing, result, stk_callback
+from tests.stored import change_credentials
 
 RUN = "/v1/payments/mpesa/reconcile"
 RUNS = "/v1/payments/mpesa/reconciliations"
@@ -158,7 +159,7 @@ async def test_registering_once_and_again_is_fine_and_what_is_sent_is_what_daraj
 
 
 async def test_without_a_nominated_number_it_is_named(town: Town) -> None:
-    await town.gateway.db.execute("UPDATE provider_credentials SET nominated_number = NULL")
+    await change_credentials(town.gateway, nominated_number=None)
     answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     assert (answer.status, answer.error["code"], answer.error["field"]) == (
         422,
@@ -523,7 +524,7 @@ async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered
 
 
 async def test_without_an_initiator_an_ambiguous_line_waits_for_a_person(town: Town, daraja: Daraja) -> None:
-    await town.gateway.db.execute("UPDATE provider_credentials SET initiator = NULL, security_credential = NULL")
+    await change_credentials(town.gateway, initiator=None, security_credential=None)
     for number in range(2):
         await asked(town, key=f"k{number}", reference="table 4")
     found = await run(town, daraja, row("TKN4A1B2C3", reference="table 4"))
@@ -632,24 +633,6 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
     assert (taken["status"], taken["lines"]) == ("completed", 1)
 
 
-async def test_a_long_run_keeps_its_lease(town: Town, daraja: Daraja) -> None:
-    db = town.gateway.db
-    go = daraja.hold("pullquery")
-    running = asyncio.create_task(town.api.call("POST", RUN, {}))
-    await daraja.asked_about("pullquery")
-    await db.execute("UPDATE reconciliation_run SET lease_until = now() + interval '1 second'")
-    for number in range(2):
-        await asked(town, key=f"k{number}", reference="table 4")
-    hold = daraja.hold("transactionstatus")
-    daraja.say("pullquery", page(row("TKN4A1B2C3", reference="table 4")), NOTHING)
-    go.set()
-    await daraja.asked_about("transactionstatus")
-    # It is settling, which may take longer than reading.
-    assert await db.fetchval("SELECT lease_until > now() + interval '1 minute' FROM reconciliation_run")
-    hold.set()
-    assert (await running).data["status"] == "completed"
-
-
 async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"at_once": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
@@ -708,7 +691,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         assert await service.run_due(merchant_id)
         assert await window() == (timedelta(hours=48), timedelta(0))
         # Another shortcode has a statement of its own, which nobody has read.
-        await gateway.db.execute("UPDATE provider_credentials SET shortcode = '600001'")
+        await change_credentials(gateway, shortcode="600001")
         clock.advance(timedelta(minutes=15))
         assert await service.run_due(merchant_id)
         assert await window() == (timedelta(hours=48), timedelta(0))

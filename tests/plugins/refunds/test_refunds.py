@@ -15,6 +15,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, playing, result, stk_callback
+from tests.stored import change_credentials
 
 RECEIPT = "TKN4A1B2C3"
 REVERSAL = "TKN9REV001"
@@ -191,8 +192,8 @@ async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(de
 
 async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not_reversed(desk: Desk) -> None:
     payment_id = await desk.paid()
-    db = desk.town.gateway.db
-    await db.execute("UPDATE provider_credentials SET shortcode = '600001'")
+    gateway = desk.town.gateway
+    await change_credentials(gateway, shortcode="600001")
     answer = await desk.ask(payment_id, key="r")
     assert (answer.status, "600001" in answer.error["message"]) == (409, True)
     _, secret = await desk.town.gateway.api_keys.create(
@@ -202,13 +203,13 @@ async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     # The shop has gone live, and wants to refund what it tried in the sandbox.
-    await db.execute("UPDATE provider_credentials SET shortcode = '174379', env = 'live'")
+    await change_credentials(gateway, shortcode="174379", env="live")
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
     assert (answer.status, "of sandbox" in answer.error["message"]) == (409, True)
     assert desk.daraja.of("reversal") == []
     assert await desk.books(payment_id) == ("completed", 0, 0)
-    await db.execute("UPDATE provider_credentials SET env = 'sandbox'")
+    await change_credentials(gateway, env="sandbox")
     assert (await desk.ask(payment_id, key="r")).status == 201
 
 
@@ -347,9 +348,8 @@ async def test_a_result_may_come_before_its_ack(desk: Desk) -> None:
 async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: Desk) -> None:
     """The specification's own address carries no token: Daraja's ids are all there is."""
     payment_id = await desk.paid()
-    db = desk.town.gateway.db
     url = f"{desk.town.base}/v1/webhooks/mpesa/reversal/result"
-    await db.execute("UPDATE provider_credentials SET result_url = $1", url)
+    await change_credentials(desk.town.gateway, result_url=url)
     inbox: Any = desk.town.gateway.services.get(CallbackInbox)
     inbox._allowlist = (*inbox._allowlist, *_loopback())
     desk.daraja.say("reversal", ack(77))
@@ -676,7 +676,7 @@ async def test_asking_takes_no_attention_away_that_a_result_has_called_for_meanw
 async def test_other_credentials_are_not_asked_about_an_old_refund(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id)).data
-    await desk.town.gateway.db.execute("UPDATE provider_credentials SET shortcode = '600001'")
+    await change_credentials(desk.town.gateway, shortcode="600001")
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
