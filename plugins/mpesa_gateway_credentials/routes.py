@@ -47,7 +47,7 @@ async def remove_provider(caller: MerchantWrite, services: NamedDependency[Servi
 )
 async def verify_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Verification]:
     """Try the stored keys: fetches an access token."""
-    return Success(data=await services.get(CredentialStore).verify(caller))
+    return Success(data=await services.get(CredentialStore).verify(caller.merchant_id, caller.env))
 
 
 routes = (me, set_provider, list_providers, remove_provider, verify_provider)

@@ -142,13 +142,13 @@ class CredentialStore:
             )
         self._gateway.changes.tell("credentials", caller.merchant_id)
 
-    async def verify(self, caller: Caller) -> Verification:
-        """Fetch a token with the stored keys and say what works.
+    async def verify(self, merchant_id: str, env: Env | None = None) -> Verification:
+        """Fetch a token with the stored keys and say what works. ``env`` is that of the API key that asks, if one does.
 
         Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
         """
-        credentials = await self.get(caller.merchant_id)
-        check_env(credentials, caller.env)
+        credentials = await self.get(merchant_id)
+        check_env(credentials, env)
         try:
             await self._gateway.daraja.verify(credentials.daraja)
         except Rejected as fault:
