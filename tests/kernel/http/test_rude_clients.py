@@ -152,7 +152,10 @@ def host(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "LIMITS__AUTH_FAILURES": "100000",
                 "LIMITS__REQUESTS_PER_SECOND": "100000",
                 "LIMITS__BURST": "200000",
+                # How many calls are let in at a time is for others to test.
                 "HTTP__WAIT": "30",
+                "HTTP__QUEUE": "1000",
+                "HTTP__UNANSWERED": "1000",
                 "HTTP__HEAD_TIMEOUT": "1.5",
                 "HTTP__BODY_TIMEOUT": "1.5",
                 "HTTP__STALL_TIMEOUT": "1.5",
