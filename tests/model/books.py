@@ -12,7 +12,8 @@ WITH push AS (
 ), paid AS (
     SELECT * FROM payment WHERE status IN ('completed', 'reversed', 'partially_reversed')
 ), forged AS (
-    SELECT unnest($1::text[]) AS payment_id
+    -- Who lies may plant a receipt, which no query confirms; never money.
+    SELECT payment_id FROM push WHERE payment_id = ANY($1::text[]) AND result_code = '0'
 ), clock AS (
     SELECT $2::timestamptz AS now
 ), went_back AS (
@@ -21,7 +22,7 @@ WITH push AS (
     FROM sim_reversal GROUP BY original
 )
 """
-"""``forged``: payments about which somebody has lied to us. Reversals by hand, on the portal, are called portal-…"""
+"""``forged``: paid payments about which somebody has lied. Reversals by hand, on the portal, are called portal-…"""
 
 ALWAYS: dict[str, str] = {
     "doubled: two prompts for one payment": """
@@ -141,7 +142,7 @@ SETTLED: dict[str, str] = {
     "invented: paid, and the money is not in M-Pesa's ledger": """
         SELECT payment_id FROM paid p
         WHERE NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt AND t.amount = p.amount)
-            AND NOT (p.mismatch = 'receipt' AND payment_id IN (SELECT payment_id FROM forged))
+            AND payment_id NOT IN (SELECT payment_id FROM forged)
     """,
     "refunds: what went back is not what the books say": """
         SELECT p.payment_id FROM payment p LEFT JOIN went_back w ON w.original = p.receipt
@@ -150,7 +151,7 @@ SETTLED: dict[str, str] = {
     """,
     "stuck: a payment that nobody ends": """
         SELECT payment_id FROM payment p WHERE status = 'pending' AND NOT (
-            mismatch IS NOT NULL AND (payment_id IN (SELECT payment_id FROM forged)
+            mismatch IS NOT NULL AND (payment_id = ANY($1::text[])
                 OR EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.received_receipt)))
     """,
     "stuck: a success that is neither confirmed nor denied": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",

@@ -36,7 +36,7 @@ from tests.model.choices import (
     which,
 )
 from tests.model.stage import SWEEPS, Stage
-from tests.model.wire import Act, Plan, ProcessDied
+from tests.model.wire import Act, Plan, ProcessDied, live
 
 T = TypeVar("T")
 
@@ -451,7 +451,10 @@ class Money(RuleBasedStateMachine):
         self.under_way = ("payment", key)
         try:
             made = await stage.payments.request(stage.caller.merchant_id, asked.request, idempotency_key=key)
-        except (ProcessDied, KeyInProgress, ProviderRejected, ProviderUnavailable):
+        except ProcessDied:
+            live()
+            return
+        except (KeyInProgress, ProviderRejected, ProviderUnavailable):
             return
         finally:
             self.under_way = None
@@ -503,7 +506,10 @@ class Money(RuleBasedStateMachine):
             self.under_way = ("refund", key)
         try:
             made, _ = await self.stage.refunds.request(self.stage.caller, body, key)
-        except (ProcessDied, Conflict, ProviderRejected, ProviderUnavailable):
+        except ProcessDied:
+            live()
+            return
+        except (Conflict, ProviderRejected, ProviderUnavailable):
             return
         finally:
             self.under_way = None
@@ -648,12 +654,12 @@ async def _mortal(work: Awaitable[Any]) -> None:
     try:
         await work
     except ProcessDied:
-        return
+        live()
 
 
 async def _refusable(work: Awaitable[Any]) -> None:
     """Do this; being refused for what the object is, or by Daraja, is fine, and so is the process's death."""
     try:
-        await work
-    except (ProcessDied, Conflict, NotFound, ProviderRejected, ProviderUnavailable):
+        await _mortal(work)
+    except (Conflict, NotFound, ProviderRejected, ProviderUnavailable):
         return

@@ -37,7 +37,7 @@ from mpesa_gateway_simulator.validation import ReversalRequest
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import ReplayMany
-from tests.model.wire import Act, Wire
+from tests.model.wire import Act, MortalDatabase, Wire, live
 
 T = TypeVar("T")
 
@@ -124,7 +124,13 @@ class Stage:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the loop turn until this is done."""
-        return self._runner.run(work)
+
+        async def do() -> T:
+            # Whoever died in the step before was somebody else.
+            live()
+            return await work
+
+        return self._runner.run(do())
 
     def _listen(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if event.get("exc_info"):
@@ -155,6 +161,7 @@ class Stage:
         )
         self.gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=self._random)
         self.gateway.on(PaymentCompleted)(self._fulfil)
+        cast(Any, self.gateway.db).__class__ = MortalDatabase
         await self._serve(at)
         self._find_parts()
         # Daraja calls back when the model says so, and not by itself.

@@ -1,9 +1,11 @@
 """The wire between the gateway and Daraja: the one place where a call is cut, lost or garbled, or a process dies."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import niquests
@@ -24,6 +26,40 @@ OPERATIONS: dict[str, str] = {
 
 class ProcessDied(BaseException):
     """The process that was calling is gone: nothing of it runs any more, and what it had not committed never was."""
+
+
+_is_dead: ContextVar[bool] = ContextVar("is_dead", default=False)
+
+
+def die() -> NoReturn:
+    """End the process that is calling, as SIGKILL would. Raises ProcessDied."""
+    _is_dead.set(True)
+    raise ProcessDied
+
+
+def live() -> None:
+    """Go on as another process."""
+    _is_dead.set(False)
+
+
+class MortalDatabase(Database):
+    """The way to Postgres, which whoever has died goes no more: what cleans up behind an exception is not done."""
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[Any]:
+        """A connection, for the living."""
+        if _is_dead.get():
+            raise ProcessDied
+        async with super().connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None]:
+        """A transaction, for the living."""
+        if _is_dead.get():
+            raise ProcessDied
+        async with super().transaction():
+            yield
 
 
 class Fate(Enum):
@@ -110,7 +146,7 @@ class Wire:
         if plan.fate is Fate.NEVER_ARRIVED:
             raise niquests.exceptions.ReadTimeout
         if plan.fate is Fate.DIES_BEFORE:
-            raise ProcessDied
+            die()
         response = await self._session.request(method, url, **options)
         await self._arrived(operation, options.get("json"))
         for act in plan.after:
@@ -118,7 +154,7 @@ class Wire:
         if plan.fate is Fate.ANSWER_LOST:
             raise niquests.exceptions.ReadTimeout
         if plan.fate is Fate.DIES_AFTER:
-            raise ProcessDied
+            die()
         if plan.fate is Fate.ANSWER_GARBLED:
             return _answer(b"<html>We are improving our services. Please try again later.</html>")
         if operation == "pullquery" and self.hidden and response.status_code == 200:
