@@ -16,7 +16,7 @@ from mpesa_gateway_reconciliation.plugin import plugin as reconciliation
 from mpesa_gateway_refunds.plugin import plugin as refunds
 from mpesa_gateway_webhooks.plugin import plugin as webhooks
 
-_OUR_OWN: dict[str, str] = {
+OUR_OWN: dict[str, str] = {
     "lost: money that moved and another amount is on the payment": """
         SELECT t.receipt FROM sim_transaction t JOIN payment p ON p.receipt = t.receipt WHERE p.amount <> t.amount
     """,
@@ -66,7 +66,7 @@ _WORDS = {
 }
 """What it would be called if one of the ledger's invariants were broken; any other is ``untold``."""
 
-ALWAYS: dict[str, str] = _OUR_OWN | {
+ALWAYS: dict[str, str] = OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
     for plugin in (callbacks, credentials, payments, reconciliation, refunds, webhooks)
     for invariant in plugin.invariants

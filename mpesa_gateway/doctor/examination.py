@@ -22,6 +22,7 @@ from mpesa_gateway.doctor.settings import look_at_settings
 from mpesa_gateway.doctor.valkey import look_at_valkey
 from mpesa_gateway.doctor.workers import look_at_workers
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.logs import trace
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
 
@@ -91,8 +92,8 @@ async def examine(
             try:
                 await gateway.start(migrate_first=False)
                 stack.push_async_callback(gateway.stop)
-            except Exception as fault:
-                log.debug("start_failed", exc_info=True)
+            except Exception as fault:  # noqa: BLE001 - whatever it is, it is what stops the start
+                log.debug("start_failed", exception=trace(fault))
                 yield _seen("Start", _does_not_start(fault))
                 stops = "the gateway does not start"
         if stops:
@@ -156,8 +157,8 @@ async def _look(check: Check, gateway: "Gateway", examination: Examination) -> A
         async with asyncio.timeout(_PATIENCE):
             async for observation in check.look(gateway, examination):
                 yield _seen(check.title, observation)
-    except Exception as fault:
-        log.debug("check_broke", check=check.title, exc_info=True)
+    except Exception as fault:  # noqa: BLE001 - whatever it is, it stops no other check
+        log.debug("check_broke", check=check.title, exception=trace(fault))
         text = f"this could not be looked at ({type(fault).__name__}: {fault})"
         yield _seen(
             check.title, problem("doctor.broke", text, "see what is said of Postgres and Valkey, then try again")

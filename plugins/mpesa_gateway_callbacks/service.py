@@ -245,9 +245,8 @@ class CallbackInbox:
             return set()
         except UNREACHABLE:
             raise
-        except Exception:
-            # Each is offered by itself then, so that only the one that nobody can take has to wait.
-            log.exception("callbacks_one_by_one", count=len(arrivals))
+        except Exception as problem:  # noqa: BLE001 - each is offered by itself then: only what nobody can take has to wait
+            log.error("callbacks_one_by_one", count=len(arrivals), exception=trace(problem))
             return set()
         finally:
             self._unkept.reset(token)

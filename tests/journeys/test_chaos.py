@@ -21,7 +21,7 @@ from bench.chaos.queue import stuck_jobs
 from bench.chaos.run import Options, Run
 from bench.chaos.shoppers import Shoppers, Wish
 from bench.chaos.table import table
-from bench.chaos.verify import ALWAYS, AT_LAST, STILL_OPEN, Findings, verify
+from bench.chaos.verify import AT_LAST, OUR_OWN, STILL_OPEN, Findings, verify
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
 
@@ -243,7 +243,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "one receipt for two payments": (
         ["UPDATE payment SET receipt = {receipt} WHERE payment_id = {another}"],
-        {"doubled: two payments for one receipt"},
+        {"doubled: A receipt pays for one payment, not so"},
     ),
     "a second payment for one key": (
         [copy("payment", "kept.payment_id = {failed}", payment_id="'pay_copy'")],
@@ -283,14 +283,14 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     "a refund too many": (
         [copy("refund", "kept.refund_id = {refund}", refund_id="'rfd_copy'", amount="300000")],
         {
-            "doubled: more refunds than the payment has money for",
+            "lost: What a payment has refunded and set aside are the sums of its refunds, not so",
             "doubled: completed refunds and reversals differ in number",
-            "untold: a refund that ended without exactly one event",
+            "untold: A refund that went through has exactly one event payment.reversed, not so",
         },
     ),
     "money set aside for nothing": (
         ["UPDATE payment SET refund_reserved = 1 WHERE payment_id = {one}"],
-        {"lost: money set aside and no refund under way"},
+        {"lost: What a payment has refunded and set aside are the sums of its refunds, not so"},
     ),
     "a deleted event": (
         [
@@ -299,14 +299,14 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             "DELETE FROM event WHERE event_id = {told}",
         ],
         {
-            "untold: a change of a payment without exactly one event, or an event without its change",
+            "untold: Every change of a payment's status has exactly one event, and every such event its change, not so",
             "invented: a webhook about an event that does not exist",
         },
     ),
     "an event too many": (
         [copy("event", "kept.event_id = {told}", event_id="'evt_copy'")],
         {
-            "untold: a change of a payment without exactly one event, or an event without its change",
+            "untold: Every change of a payment's status has exactly one event, and every such event its change, not so",
             "untold: an event without its delivery",
             "untold: an event that the merchant never took",
         },
@@ -318,17 +318,17 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     "a payment that stands elsewhere": (
         ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
         {
-            "untold: a payment that stands where its timeline does not lead",
+            "untold: A payment's status is what its timeline says, not so",
             "lost: money that moved and no payment is completed with it",
         },
     ),
     "money held in silence": (
         ["UPDATE payment SET mismatch = 'amount' WHERE payment_id = {one}"],
-        {"untold: money that is held and nobody was told"},
+        {"untold: Money that is not what was asked for was told to the merchant, not so"},
     ),
     "a refund that nobody heard of": (
         ["DELETE FROM event WHERE kind = 'payment.reversed' AND payload->>'refund_id' = {refund}"],
-        {"untold: a refund that ended without exactly one event"},
+        {"untold: A refund that went through has exactly one event payment.reversed, not so"},
     ),
     "rows that nothing looks at": (
         [
@@ -440,8 +440,8 @@ async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: d
             if not expected <= found:
                 missed[forgery] = expected - found
         assert missed == {}
-        # A check that nothing can fail is none.
-        assert set(ALWAYS | AT_LAST) - seen == set()
+        # A check that nothing can fail is none; the ledger's invariants have bent books of their own.
+        assert set(OUR_OWN | AT_LAST) - seen == set()
         for forgery, (mishear, sentence) in MISHEARD.items():
             heard = Books(
                 books.gateway,

@@ -84,7 +84,7 @@ async def test_darajas_clock_and_ours(values: dict[str, Any], ahead: int, level:
 
 
 async def test_a_daraja_that_cannot_be_reached(values: dict[str, Any]) -> None:
-    daraja = {"sandbox_url": "http://127.0.0.1:9", "live_url": "http://127.0.0.1:9"}
+    daraja = {"sandbox_url": "http://127.0.0.1:9", "live_url": "http://127.0.0.1:19"}
     async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
         merchants = (merchant_in("sandbox", gateway),)
         found = await seen_by(look_at_daraja, gateway, is_live=True, merchants=merchants)
