@@ -1,7 +1,8 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -193,7 +194,8 @@ class CallbackInbox:
         of the others.
         """
         seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
-        repeated = seen and await self._count_repeats(seen)
+        again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
+        repeated = await self._count_repeats(again) if again else set[bytes]()
         # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
         kept = await self._keep_at_once(list(fresh.values()))
@@ -252,9 +254,10 @@ class CallbackInbox:
             self._unkept.reset(token)
         return {arrival.callback_id for arrival in kept}
 
-    async def _count_repeats(self, fingerprints: Iterable[bytes]) -> set[bytes]:
+    async def _count_repeats(self, times: Counter[bytes]) -> set[bytes]:
         """Count repetitions of callbacks that we have had; gives those that we have."""
-        rows = await self._db.fetch(tables.REPEATED, sorted(fingerprints))
+        fingerprints = sorted(times)
+        rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
         return {bytes(row["fingerprint"]) for row in rows}
 
     async def _keep(self, arrival: "_Arrival") -> bool:

@@ -70,7 +70,8 @@ ON CONFLICT (fingerprint) DO NOTHING
 """
 
 REPEATED = """
-UPDATE callback SET repeats = repeats + 1 WHERE fingerprint = ANY($1::bytea[]) RETURNING fingerprint
+UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
+WHERE callback.fingerprint = again.fingerprint RETURNING callback.fingerprint
 """
 """Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 

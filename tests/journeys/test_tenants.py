@@ -289,7 +289,7 @@ QUERIES = (
     "?phone={phone}",
     "?type=payment.completed",
     "?event_type=payment.completed",
-    "?since=2020-01-01",
+    "?since=2020-01-01T00:00:00Z",
 )
 
 

@@ -43,7 +43,7 @@ def in_database(host: Host, *statements: str) -> None:
 def narrow(host: Host) -> Host:
     """A host whose terminal has 80 columns, and whose Daraja nobody is."""
     host.outside = {"COLUMNS": "80", "PATH": os.environ["PATH"]}
-    host.variables |= {"DARAJA__SANDBOX_URL": "http://127.0.0.1:9", "DARAJA__LIVE_URL": "http://127.0.0.1:9"}
+    host.variables |= {"DARAJA__SANDBOX_URL": "http://127.0.0.1:9", "DARAJA__LIVE_URL": "http://127.0.0.1:19"}
     return host
 
 
