@@ -67,7 +67,7 @@ def test_rotation_seals_everything_again(host: Host) -> None:
     address = address_of(host.starts("serve", "--port", "0"))
 
     printed = host.gets("keys", "rotate", "--generate")
-    assert "3 sealed again in gateway_secret.sealed" in printed
+    assert "4 sealed again in gateway_secret.sealed" in printed
     new, kept = ring.read_text().split()
     assert kept == old
     assert ring.stat().st_mode & 0o777 == 0o600

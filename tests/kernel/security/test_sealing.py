@@ -89,7 +89,7 @@ async def test_everything_is_sealed_again_and_the_old_key_may_go(values: dict[st
     async with Gateway(GatewayConfig.from_values(both)).running() as gateway:
         columns = [*KERNEL_SEALED, *(c for plugin in gateway.plugins if plugin.tables for c in plugin.tables.sealed)]
         done = await reseal(gateway.db, gateway.sealer, columns)
-        assert done["gateway_secret.sealed"] == 3
+        assert done["gateway_secret.sealed"] == 4
         assert done["provider_credentials.passkey"] == 1
         assert done["webhook_endpoint.secret"] == done["webhook_endpoint.previous_secret"] == 1
         assert set((await reseal(gateway.db, gateway.sealer, columns)).values()) == {0}
