@@ -72,6 +72,10 @@ async def test_a_column_that_is_added_meanwhile_is_not_seen_and_breaks_no_transa
         await db.execute("ALTER TABLE sale ADD COLUMN IF NOT EXISTS note text")
 
 
+LEAVING = {"statement_line": {"check_id"}}
+"""Columns that this release uses no more, and a later one takes away (docs/releasing.md)."""
+
+
 async def test_tables_know_every_column_that_they_have(values: dict[str, Any]) -> None:
     models: list[type[Table]] = [*KERNEL_TABLES]
     for package in PACKAGES[1:]:
@@ -84,4 +88,4 @@ async def test_tables_know_every_column_that_they_have(values: dict[str, Any]) -
                 "SELECT column_name FROM information_schema.columns WHERE table_schema = 'mpesa' AND table_name = $1",
                 name,
             )
-            assert {row["column_name"] for row in rows} == set(columns), name
+            assert {row["column_name"] for row in rows} - LEAVING.get(name, set()) == set(columns), name
