@@ -110,7 +110,7 @@ async def test_a_worker_that_is_told_to_stop_hands_on_what_it_cannot_finish(
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         # One whole call may take so long that only a job that is handed on can be done in the time of this test.
-        site.values |= {"webhooks": {"timeout": 100}, "worker": {"grace": 1}}
+        site.values |= {"webhooks": {"timeout": 15}, "worker": {"grace": 1}}
         site.start_api(0)
         worker = site.start_worker()
         await asyncio.gather(until_up(f"{site.bases[0]}/health/ready"), until_up(f"{site.simulator}/health/live"))
@@ -278,6 +278,8 @@ async def live_a_day(town: Town, day: str) -> None:
     await api.settled(paid["id"], "partially_reversed")
     assert (await api.call("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed"
     silent = (await api.pay("254700000007", 9, key=f"silent-{day}")).data
+    paying = "SELECT count(*) FROM sim_transaction WHERE reference = $1"
+    await eventually(lambda: town.gateway.db.fetchval(paying, silent["reference"]))
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["status"] == "completed"
     await api.settled(silent["id"], "completed")
     assert (await api.call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")).status == 200
