@@ -14,7 +14,7 @@ import structlog
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
@@ -195,10 +195,12 @@ class CallbackInbox:
         """
         seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
         again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
-        repeated = await self._count_repeats(again) if again else set[bytes]()
         # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
-        kept = await self._keep_at_once(list(fresh.values()))
+        # What is done together is done outside its callers' contexts, and with that outside their right to the reserve.
+        with reserve():
+            repeated = await self._count_repeats(again) if again else set[bytes]()
+            kept = await self._keep_at_once(list(fresh.values()))
         self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
         return [
             True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
