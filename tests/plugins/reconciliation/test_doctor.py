@@ -8,6 +8,7 @@ import pytest
 from mpesa_gateway.doctor.observation import Observation
 from mpesa_gateway.testing.serving import SANDBOX
 from mpesa_gateway_reconciliation.doctor import look_at_reconciliation
+from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by
 
@@ -23,7 +24,8 @@ async def look(town: Town, **examined: Any) -> dict[str, Observation]:
 async def test_registered_and_read(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     assert levels(await look(town)) == {"reconciliation.registered": "ok"}
-    await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    assert await town.gateway.services.get(Reconciliation).run_due(merchant_id)
     assert levels(await look(town)) == {"reconciliation.registered": "ok", "reconciliation.runs": "ok"}
 
 
