@@ -170,6 +170,7 @@ HABITS: dict[str, tuple[int, int]] = {
     "ack_lost": (1, 0),
     "internal_error": (0, 0),
     "intermediate_first": (2, 0),
+    "intermediate_last": (2, 0),
 }
 """How many results and timeouts each habit makes of one question."""
 
@@ -208,6 +209,8 @@ async def test_results_misbehave_as_they_are_told(asking: Asking, operation: str
             assert isinstance(found[0]["ResultParameters"]["ResultParameter"], dict)
         if habit == "intermediate_first":
             assert [one["ResultType"] for one in found] == [1, 0]
+        if habit == "intermediate_last":
+            assert [one["ResultType"] for one in found] == [0, 1]
         asking.line.receiver.received.clear()
         if operation == "reversal":
             # Whatever the merchant hears, the money went back; only a refused request moves nothing.
