@@ -338,7 +338,7 @@ async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it
 
 async def test_events_are_listed_and_filtered(town: Town) -> None:
     payment = await paid(town)
-    (event,) = (await town.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01")).data
+    (event,) = (await town.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01T00:00:00Z")).data
     assert event["data"]["payment_id"] == payment["id"]
     assert (await town.api.call("GET", f"/v1/events/{event['id']}")).data == event
     assert (await town.api.call("GET", "/v1/events?type=payment.failed")).data == []
