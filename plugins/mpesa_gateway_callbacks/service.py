@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -227,24 +227,7 @@ class CallbackInbox:
             async with self._db.transaction():
                 await self._gateway.outbox.publish_many(events)
                 kept = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
-                tag = await self._db.execute(
-                    tables.KEEP_MANY,
-                    [arrival.callback_id for arrival in kept],
-                    [arrival.incoming.kind for arrival in kept],
-                    [arrival.fingerprint for arrival in kept],
-                    [arrival.incoming.source for arrival in kept],
-                    [arrival.subject.env if arrival.subject else None for arrival in kept],
-                    [arrival.subject.subject_id if arrival.subject else "" for arrival in kept],
-                    [arrival.report.handle for arrival in kept],
-                    [arrival.report.result_code for arrival in kept],
-                    [arrival.text for arrival in kept],
-                    [arrival.subject.merchant_id if arrival.subject else "" for arrival in kept],
-                    ["verified" if arrival.is_signed else "none" for arrival in kept],
-                    now,
-                    now + timedelta(seconds=PAUSES[0]),
-                    [verdicts[arrival.callback_id] == "applied" for arrival in kept],
-                )
-                _require_all(tag, len(kept))
+                await self._write(kept, verdicts, now)
         except _ODD:
             return set()
         except UNREACHABLE:
@@ -256,6 +239,28 @@ class CallbackInbox:
             self._unkept.reset(token)
         return {arrival.callback_id for arrival in kept}
 
+    async def _write(self, arrivals: Sequence["_Arrival"], verdicts: Mapping[str, Verdict], now: datetime) -> None:
+        """Write callbacks with their verdicts, each or none. Raises _OneByOne when one of them has been here before."""
+        tag = await self._db.execute(
+            tables.KEEP_MANY,
+            [arrival.callback_id for arrival in arrivals],
+            [arrival.incoming.kind for arrival in arrivals],
+            [arrival.fingerprint for arrival in arrivals],
+            [arrival.incoming.source for arrival in arrivals],
+            [arrival.subject.env if arrival.subject else None for arrival in arrivals],
+            [arrival.subject.subject_id if arrival.subject else "" for arrival in arrivals],
+            [arrival.report.handle for arrival in arrivals],
+            [arrival.report.result_code for arrival in arrivals],
+            [arrival.text for arrival in arrivals],
+            [arrival.subject.merchant_id if arrival.subject else "" for arrival in arrivals],
+            ["verified" if arrival.is_signed else "none" for arrival in arrivals],
+            now,
+            now + timedelta(seconds=PAUSES[0]),
+            [verdicts[arrival.callback_id] == "applied" for arrival in arrivals],
+        )
+        if tag != f"INSERT 0 {len(arrivals)}":
+            raise _OneByOne
+
     async def _count_repeats(self, times: Counter[bytes]) -> set[bytes]:
         """Count repetitions of callbacks that we have had; gives those that we have."""
         fingerprints = sorted(times)
@@ -263,32 +268,33 @@ class CallbackInbox:
         return {bytes(row["fingerprint"]) for row in rows}
 
     async def _keep(self, arrival: "_Arrival") -> bool:
-        """Keep one callback whatever is odd about it; False for one that we have had."""
-        incoming, subject, report = arrival.incoming, arrival.subject, arrival.report
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            row = await self._db.fetchrow(
-                tables.KEEP,
-                arrival.callback_id,
-                incoming.kind,
-                arrival.fingerprint,
-                now,
-                incoming.source,
-                subject.env if subject else None,
-                subject.subject_id if subject else "",
-                report.handle,
-                report.result_code,
-                arrival.text,
-                now + timedelta(seconds=PAUSES[0]),
-                subject.merchant_id if subject else "",
-                "verified" if arrival.is_signed else "none",
-            )
-            if row is None:
-                raise RuntimeError("the callback was not written")
-            if row["is_new"]:
-                await self._offer(report, row)
+        """Keep one callback whatever is odd about it; False for one that we have had.
+
+        As where several are kept, what it is about is locked before the callback is written: of two that are the same
+        one then waits for the other, and they do not wait for each other.
+        """
+        if not await self._count_repeats(Counter([arrival.fingerprint])):
+            try:
+                await self._keep_new(arrival)
+            except _OneByOne:
+                # The same has been kept in this moment.
+                await self._count_repeats(Counter([arrival.fingerprint]))
+            else:
+                self._dedup.remember([arrival.fingerprint])
+                return True
         self._dedup.remember([arrival.fingerprint])
-        return bool(row["is_new"])
+        return False
+
+    async def _keep_new(self, arrival: "_Arrival") -> None:
+        now = self._gateway.clock.now()
+        verdicts: dict[str, Verdict] = {arrival.callback_id: "waiting"}
+        token = self._unkept.set(verdicts)
+        try:
+            async with self._db.transaction():
+                await self._offer(arrival.report, arrival.known(now))
+                await self._write([arrival], verdicts, now)
+        finally:
+            self._unkept.reset(token)
 
     async def mark_applied(self, callback_id: str) -> None:
         """A subscriber has used this callback."""
@@ -416,7 +422,7 @@ class CallbackInbox:
             # Taken by an earlier release, perhaps: it must not keep the others waiting.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
-    async def _offer(self, report: Report, row: Row) -> None:
+    async def _offer(self, report: Report, row: Row | Mapping[str, Any]) -> None:
         """Publish inside the open transaction. A subscriber that fails is tried again later; the callback stays.
 
         Raises AnotherSubject when the subscriber finds that the content is not about what the token was made for.
@@ -439,6 +445,9 @@ class CallbackInbox:
         except AnotherSubject:
             raise
         except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
+            unkept = self._unkept.get()
+            if unkept is not None and row["callback_id"] in unkept:
+                unkept[row["callback_id"]] = "waiting"
             log.error("callback_not_applied", callback_id=row["callback_id"], exception=trace(problem))
 
     # -- what is refused ------------------------------------------------------------------------------------------
@@ -592,12 +601,6 @@ class CallbackInbox:
 
 def _repeated(repeats: int) -> str:
     return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""
-
-
-def _require_all(tag: str, count: int) -> None:
-    """Undo the transaction, by an exception, unless this many callbacks were written."""
-    if tag != f"INSERT 0 {count}":
-        raise _OneByOne
 
 
 def _read(incoming: Incoming) -> Report:

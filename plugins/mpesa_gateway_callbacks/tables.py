@@ -44,14 +44,6 @@ class RefusedRow(Table, tablename="refused_callback"):
     callback_id = Text(null=True, default=None)
 
 
-KEEP = """
-INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code,
-    body, due_at, merchant_id, signature)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-ON CONFLICT (fingerprint) DO UPDATE SET repeats = callback.repeats + 1
-RETURNING callback_id, merchant_id, subject_id, env, received_at, xmax = 0 AS is_new
-"""
-
 KEEP_MANY = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     merchant_id, signature, verdict, applied_at, due_at)

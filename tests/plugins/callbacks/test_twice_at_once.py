@@ -1,0 +1,73 @@
+"""One callback that comes twice in the same moment: the second waits for the first, and neither for the other."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.plugin import Plugin, inside
+from mpesa_gateway.testing.serving import eventually, running_gateway, shop
+from mpesa_gateway_callbacks.events import StkResulted
+
+ASKS = "254700000020"
+
+
+class Pause:
+    """Holds up the first who hears of a result, in the middle of its transaction, until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.is_reached = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    async def hear(self, _: StkResulted, __: Gateway) -> None:
+        """Wait, the first time."""
+        if not self.is_reached.is_set():
+            self.is_reached.set()
+            await self.may_go_on.wait()
+
+    @property
+    def plugin(self) -> Plugin:
+        """What listens after payments have heard of the result, and taken their lock."""
+        return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hear),))
+
+
+async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(values: dict[str, Any]) -> None:
+    pause = Pause()
+    async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay(ASKS, key="order")).data
+        prompt = f"/simulator/control/pushes/{made['provider_ref']}"
+        # Nobody but us calls back.
+        await gateway.db.execute(
+            "UPDATE sim_push SET state = 'ended', result_code = '0', receipt = 'TKN4A1B2C3', ended_at = now()"
+        )
+        said = {
+            "CheckoutRequestID": made["provider_ref"],
+            "ResultCode": 0,
+            "CallbackMetadata": {
+                "Item": [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": "TKN4A1B2C3"}]
+            },
+        }
+        body = msgspec.json.encode({"Body": {"stkCallback": said}}).decode()
+        await gateway.db.execute(
+            "INSERT INTO sim_callback (checkout_request_id, body) VALUES ($1, $2)", made["provider_ref"], body
+        )
+        first = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
+        await pause.is_reached.wait()
+        second = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
+
+        async def is_waiting() -> bool:
+            """The second waits for the payment, which the first has locked."""
+            return bool(
+                await gateway.db.fetchval(
+                    "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND wait_event_type = 'Lock')"
+                )
+            )
+
+        await eventually(is_waiting)
+        pause.may_go_on.set()
+        assert [(await answer).data for answer in (first, second)] == [{"status": 200}] * 2
+        rows = await gateway.db.fetch("SELECT verdict, repeats FROM callback")
+        assert [tuple(row) for row in rows] == [("applied", 1)]
+        assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
