@@ -13,7 +13,7 @@ class NotAPhone(ValueError):
 
 
 class Msisdn(str):
-    """A Kenyan mobile number as M-Pesa wants it: 12 digits, ``2547XXXXXXXX`` or ``2541XXXXXXXX``."""
+    """A Kenyan mobile number as M-Pesa wants it: 12 digits that begin with 2547 or 2541."""
 
     __slots__ = ()
 
@@ -46,7 +46,7 @@ class Msisdn(str):
 
 
 def may_be(told: str, asked: str) -> bool:
-    """Whether a number as Daraja tells it, perhaps partly masked or cut, can be ``asked`` (``2547XXXXXXXX``).
+    """Whether a number as Daraja tells it, perhaps partly masked or cut, can be ``asked``, which is whole.
 
     What shows no digits, or is a digest, contradicts nothing.
     """

@@ -13,7 +13,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import may_be
-from mpesa_gateway.stored import dumps
+from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
@@ -66,6 +66,14 @@ class Transitions:
 
         Gives ``completed``, ``known`` or ``mismatched``. ``row`` is locked by the caller.
         """
+        outcome = await self._take_money(row, told, cause)
+        claim = None if row["claim"] is None else loads(row["claim"], Told)
+        if claim is not None and claim.receipt not in {None, told.receipt}:
+            # Other money was quicker than the answer about this: perhaps the payer has paid twice.
+            await self.hold(row, "unconfirmed", claim, Cause.CALLBACK)
+        return outcome
+
+    async def _take_money(self, row: Row, told: Told, cause: Cause) -> str:
         if told.amount_text is not None and told.amount != row["amount"]:
             await self.hold(row, "amount", told, cause)
             return "mismatched"

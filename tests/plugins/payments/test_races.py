@@ -17,7 +17,7 @@ from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gate
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.api import PaymentRequest, Recovery, Statement
 from mpesa_gateway_payments.service import PaymentService
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
@@ -322,6 +322,44 @@ async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its
         street.daraja.says = PAID
         await street.payments.ask(payment["id"], is_forced=True)
         assert (await street.find(payment))["receipt"] == "TKN4A1B2C3"
+
+
+async def other_money(street: Street, payment: dict[str, Any], receipt: str, amount: int = 500) -> str:
+    """M-Pesa's statement shows money for a payment; gives what it turned out to be."""
+    line = Statement(
+        receipt=receipt, amount=Kes(amount), amount_text=f"{amount}.00", phone=None, reference=None, moments=()
+    )
+    recovery = street.gateway.services.get(Recovery)
+    return str(await recovery.settle(payment["merchant_id"], "sandbox", payment["id"], line))
+
+
+@pytest.mark.parametrize(
+    ("receipt", "amount", "status", "mismatch", "told"),
+    [
+        # Two receipts for one payment: the payer may have paid twice, and nobody has said that the first is not true.
+        ("OTHER00001", 500, "completed", "unconfirmed", [("unconfirmed", "TKN4A1B2C3")]),
+        # What was waiting has been proved.
+        ("TKN4A1B2C3", 500, "completed", None, []),
+        ("OTHER00001", 499, "pending", "amount", [("amount", "OTHER00001"), ("unconfirmed", "TKN4A1B2C3")]),
+    ],
+)
+async def test_what_waits_to_be_confirmed_is_told_when_other_money_comes_first(
+    values: dict[str, Any], receipt: str, amount: int, status: str, mismatch: str | None, told: list[tuple[str, str]]
+) -> None:
+    values["payments"] = {"confirm": "always"}
+    async with on_street(values) as street:
+        payment = await street.asks()
+        await street.call_back(payment, paid("ws_CO_1"))
+        assert (await street.find(payment))["timeline"][-1]["kind"] == "confirming"
+        await other_money(street, payment, receipt, amount)
+        found = await street.find(payment)
+        assert (found["status"], (found["mismatch"] or {}).get("of")) == (status, mismatch)
+        assert await street.gateway.db.fetchval("SELECT claim IS NULL FROM payment")
+        rows = await street.gateway.db.fetch(
+            "SELECT payload->>'mismatch' AS of, payload->>'received_receipt' AS receipt FROM event "
+            "WHERE kind = 'payment.mismatched' ORDER BY event_id"
+        )
+        assert sorted((row["of"], row["receipt"]) for row in rows) == sorted(told)
 
 
 # -- the push, its record and its callback ----------------------------------------------------------------------------
