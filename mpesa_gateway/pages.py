@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Problem
 from mpesa_gateway.http.reading import read_query
 from mpesa_gateway.secret import Secret
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 Q = TypeVar("Q", bound=msgspec.Struct)
+
+_OFFERED = 200
+"""Merchants, the newest, that a list can be filtered by."""
 
 
 class Role(StrEnum):
@@ -80,6 +84,14 @@ class Visit:
             "here": here,
             "here_is_older": any(self.query.get("cursor", ())),
             "next": next_cursor and "&".join(part for part in (here, urlencode({"cursor": next_cursor})) if part),
+        }
+
+    async def whose(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
+        """What a list of many merchants' rows needs: whom its filter (``whose.html``) offers, and whose they are."""
+        merchants = self.gateway.merchants
+        return {
+            "merchants": await merchants.page(_OFFERED),
+            "names": await merchants.names([row["merchant_id"] for row in rows]),
         }
 
     def text(self, name: str) -> str:

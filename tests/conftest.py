@@ -9,6 +9,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, running_gateway, shop
+from tests.daraja import Daraja, playing
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class Town:
 def values(database_url: str, valkey_url: str) -> dict[str, Any]:
     """Settings for a gateway of this test's own."""
     return gateway_values(database_url, valkey_url)
+
+
+@pytest.fixture
+async def daraja() -> AsyncGenerator[Daraja]:
+    """Daraja, as this test tells it."""
+    async with playing() as found:
+        yield found
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_ops.operators import Operators
 
 _A_PAGE = 50
-_MERCHANTS = 200
 
 
 class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +35,8 @@ async def audit(visit: Visit) -> Shown:
             "rows": rows,
             "query": query,
             "operators": operators,
-            "merchants": await gateway.merchants.page(_MERCHANTS),
         }
+        | await visit.whose()
         | visit.pager("audit", cursor),
     )
 

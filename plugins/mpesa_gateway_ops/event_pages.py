@@ -13,7 +13,6 @@ from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Shown, Visit
 from mpesa_gateway.phone import mask_phones
 
 _A_PAGE = 50
-_MERCHANTS = 200
 
 
 def _log(gateway: Gateway) -> EventLog:
@@ -31,9 +30,8 @@ async def events(visit: Visit) -> Shown:
             "stuck": await _log(gateway).stuck(),
             "query": query,
             "kinds": [kind for kind in gateway.event_kinds if issubclass(gateway.event_type(kind), PublicEvent)],
-            "merchants": await gateway.merchants.page(_MERCHANTS),
-            "names": await gateway.merchants.names([row["merchant_id"] for row in page.rows]),
         }
+        | await visit.whose(page.rows)
         | visit.pager("events", page.next_cursor),
     )
 

@@ -22,16 +22,13 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
-_MERCHANTS = 200
-"""Merchants that a menu of choice holds; beyond that one types an id."""
-
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
 
 async def payments(visit: Visit) -> Shown:
     """The list, newest first."""
-    desk, merchants = visit.gateway.services.get(PaymentDesk), await visit.gateway.merchants.page(_MERCHANTS)
+    desk = visit.gateway.services.get(PaymentDesk)
     filters, problems = DeskFilters(), visit.problems
     try:
         filters = visit.read_query(DeskFilters)
@@ -40,7 +37,8 @@ async def payments(visit: Visit) -> Shown:
     except Invalid as refused:
         problems, payer = (*problems, *refused.problems), None
         page = await desk.page(DeskFilters(), _A_PAGE)
-    names = await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows])
+    whose = await visit.whose(page.rows)
+    merchants = whose["merchants"]
     chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
@@ -58,11 +56,10 @@ async def payments(visit: Visit) -> Shown:
             "chosen": chosen,
             "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
             "payer": payer,
-            "names": names,
-            "merchants": merchants,
             "statuses": [status.value for status in Status],
             "one_merchant": merchants[0].merchant_id if len(merchants) == 1 else filters.merchant,
-        },
+        }
+        | whose,
     )
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 40
-_MERCHANTS = 200
 
 SERIES = (Series("good", "known or recovered"), Series("bad", "not explained"))
 
@@ -35,22 +34,21 @@ async def runs(visit: Visit) -> Shown:
     desk = gateway.services.get(ReconciliationDesk)
     page = await desk.runs(query, _A_PAGE)
     with_statements = set(await gateway.services.get(Credentials).merchants_with_statements())
-    merchants = await gateway.merchants.page(_MERCHANTS)
+    whose = await visit.whose(page.rows)
     gravely, in_all = await desk.count_unresolved()
     return Shown(
         "runs.html",
         {
             "rows": page.rows,
             "query": query,
-            "merchants": merchants,
-            "can_run": [merchant for merchant in merchants if merchant.merchant_id in with_statements],
-            "names": await gateway.merchants.names([row["merchant_id"] for row in page.rows]),
+            "can_run": [merchant for merchant in whose["merchants"] if merchant.merchant_id in with_statements],
             "columns_": [_column(row) for row in reversed(page.rows)],
             "series": SERIES,
             "gravely": gravely,
             "in_all": in_all,
             "fields": {name: visit.text(name) for name in ("merchant", "start", "end")},
         }
+        | whose
         | visit.pager("reconciliation", page.next_cursor),
     )
 
@@ -116,9 +114,8 @@ async def lines(visit: Visit) -> Shown:
         {
             "lines": page.rows,
             "query": query,
-            "merchants": await visit.gateway.merchants.page(_MERCHANTS),
-            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows]),
         }
+        | await visit.whose(page.rows)
         | visit.pager("reconciliation/lines", page.next_cursor),
     )
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
-_MERCHANTS = 200
 
 
 async def refunds(visit: Visit) -> Shown:
@@ -27,9 +26,8 @@ async def refunds(visit: Visit) -> Shown:
         {
             "rows": page.rows,
             "query": query,
-            "merchants": await visit.gateway.merchants.page(_MERCHANTS),
-            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows]),
         }
+        | await visit.whose(page.rows)
         | visit.pager("refunds", page.next_cursor),
     )
 

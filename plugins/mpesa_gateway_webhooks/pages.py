@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
-_MERCHANTS = 200
 _LATE = timedelta(minutes=10)
 """How old the oldest owed delivery may be before somebody should look: a shop waits for it."""
 
@@ -103,9 +102,8 @@ async def deliveries(visit: Visit) -> Shown:
             "query": query,
             "statuses": _STATUSES,
             "kinds": kinds,
-            "merchants": await visit.gateway.merchants.page(_MERCHANTS),
-            "names": await visit.gateway.merchants.names([row["merchant_id"] for row in page.rows]),
         }
+        | await visit.whose(page.rows)
         | visit.pager("webhooks/deliveries", page.next_cursor),
     )
 

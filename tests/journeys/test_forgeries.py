@@ -1,7 +1,6 @@
 """Forged callbacks of every kind: refused, kept, shown to the operator and to the shop, and nothing moves."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from mpesa_gateway.security.scopes import Env, Scope
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from tests.conftest import Town
-from tests.daraja import Daraja, playing, result, stk_callback
+from tests.daraja import Daraja, result, stk_callback
 
 RECEIPT = "TKN4A1B2C3"
 SPECIFIED: dict[Kind, str] = {
@@ -21,13 +20,6 @@ SPECIFIED: dict[Kind, str] = {
     "reversal-timeout": "/v1/webhooks/mpesa/reversal/timeout",
 }
 """The specification's addresses, which carry no token."""
-
-
-@pytest.fixture
-async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
-    async with playing() as found:
-        yield found
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Daraja is asked about what no callback has ended; whatever it says, late, twice or wrongly, moves money once."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
 
@@ -13,17 +12,10 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments.service import PaymentService
 from tests.conftest import Town
-from tests.daraja import PROCESSING, Daraja, Said, fault, playing, stk_callback, stk_result
+from tests.daraja import PROCESSING, Daraja, Said, fault, stk_callback, stk_result
 from tests.stored import change_credentials
 
 PHONE = "254711000001"
-
-
-@pytest.fixture
-async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
-    async with playing() as found:
-        yield found
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Status checks: what M-Pesa answers, late, twice, wrongly or never, moves the right payment once, or none."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,19 +12,12 @@ from mpesa_gateway.testing.serving import INITIATED, Answer, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
 from tests.conftest import Town
-from tests.daraja import Daraja, ack, fault, playing, result, stk_callback
+from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import change_credentials
 
 CHECK = "/v1/payments/mpesa/check-status/"
 RECEIPT = "TKN4A1B2C3"
 PHONE = "254711000001"
-
-
-@pytest.fixture
-async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
-    async with playing() as found:
-        yield found
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Reconciliation: every shape that a statement comes in is read, each line once, and no payment is ever guessed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,19 +14,12 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
-from tests.daraja import Daraja, Said, fault, playing, result, stk_callback
+from tests.daraja import Daraja, Said, fault, result, stk_callback
 from tests.stored import change_credentials
 
 RUN = "/v1/payments/mpesa/reconcile"
 RUNS = "/v1/payments/mpesa/reconciliations"
 OWN = "a reference of the gateway's own"
-
-
-@pytest.fixture
-async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
-    async with playing() as found:
-        yield found
 
 
 @pytest.fixture

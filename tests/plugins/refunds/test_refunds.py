@@ -1,7 +1,6 @@
 """Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each rightly."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 import asyncpg
@@ -14,18 +13,11 @@ from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
-from tests.daraja import Daraja, ack, fault, playing, result, stk_callback
+from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import change_credentials
 
 RECEIPT = "TKN4A1B2C3"
 REVERSAL = "TKN9REV001"
-
-
-@pytest.fixture
-async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
-    async with playing() as found:
-        yield found
 
 
 @pytest.fixture
