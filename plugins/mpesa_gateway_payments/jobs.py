@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.tally import PaymentTally
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -16,3 +17,8 @@ async def ask(gateway: "Gateway", *, payment_id: str) -> None:
 async def sweep(gateway: "Gateway") -> None:
     """Wake a job for every payment that is due."""
     await gateway.services.get(PaymentService).wake_due()
+
+
+async def tally(gateway: "Gateway") -> None:
+    """Count the hours of which payments have changed."""
+    await gateway.services.get(PaymentTally).count()

@@ -11,10 +11,11 @@ from litestar import Response
 from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Role, Shown, Trace, Visit
+from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
+from mpesa_gateway_payments.figures import figures
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.views import EXPORTED, view
 
@@ -278,6 +279,7 @@ PAGES = Pages(
         Act("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
         Act("payments/{payment_id}/look-after", "look_after", look_after, back="payments/{payment_id}"),
     ),
+    panels=(Panel("overview", figures, 10),),
     traces=(Trace("payment", past),),
     concerns=(held,),
     finder=find,

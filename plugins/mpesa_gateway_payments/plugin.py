@@ -11,14 +11,15 @@ from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.invariants import INVARIANTS
-from mpesa_gateway_payments.jobs import ask, sweep
+from mpesa_gateway_payments.jobs import ask, sweep, tally
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
 from mpesa_gateway_payments.routes import routes
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusCheckRow
+from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow
+from mpesa_gateway_payments.tally import PaymentTally
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -45,7 +46,11 @@ plugin = Plugin(
     requires=("credentials", "callbacks"),
     settings=PaymentsSettings,
     routes=routes,
-    jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */5")),
+    jobs=(
+        Job(ask, timeout=90),
+        Job(sweep, timeout=30, cron="* * * * * */5"),
+        Job(tally, timeout=60, cron="* * * * * */20"),
+    ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
     subscribers=(
         inside(StkResulted, take_stk_result, many=take_stk_results),
@@ -60,8 +65,12 @@ plugin = Plugin(
         (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
         (RefundablePayments, PaymentRefunds),
         (PaymentDesk, PaymentDesk),
+        (PaymentTally, PaymentTally),
     ),
-    tables=Tables(models=(PaymentRow, PaymentStepRow, StatusCheckRow), migrations="mpesa_gateway_payments.migrations"),
+    tables=Tables(
+        models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow),
+        migrations="mpesa_gateway_payments.migrations",
+    ),
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,

@@ -8,6 +8,7 @@ import pytest
 
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually, shop
+from mpesa_gateway_payments.tally import PaymentTally
 from tests.plugins.ops.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
@@ -232,3 +233,20 @@ async def test_times_are_east_african_and_utc_under_the_pointer(desk: Desk) -> N
     async with desk.browser() as browser:
         page = await browser.opens("/payments")
     assert f'title="{row["created_at"]:%Y-%m-%d %H:%M:%S} UTC">{local.day} {local:%b %H:%M:%S}</time>' in page.text
+
+
+async def test_the_overview_draws_how_payments_do(desk: Desk) -> None:
+    async with desk.browser(Role.VIEWER) as browser:
+        before = await browser.opens("")
+        assert "No payment in the last 30 days" in before.words
+        await paid(desk, "254711000001", amount=1200, key="a")
+        await paid(desk, "254711000002", amount=300, key="b")
+        await paid(desk, "254700000001", amount=50, key="c")
+        await desk.gateway.services.get(PaymentTally).count()
+        page = await browser.opens("")
+        assert page.untidy == []
+        for words in ("KES 1,500 2 payments", "66.7 % of those that ended", "100 % of those that were paid"):
+            assert words in page.words, page.words
+        assert "cancelled by user 1" in page.words
+        assert "Payments, last 24 hours" in page.words
+        assert "real money only" not in page.words

@@ -1,0 +1,135 @@
+"""How payments do, hour by hour: counted beside them every few seconds, so that looking at it costs next to nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway_payments import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+HOURS, DAYS = 24, 30
+
+WAITS = (10, 20, 30, 60, 120)
+"""Seconds from asking to money at which one class of waits ends and the next begins."""
+
+_LATE = timedelta(minutes=5)
+"""A step may become visible so much later than its time says: its transaction was still open."""
+
+_FIRST = timedelta(days=DAYS + 2)
+"""How far back the first count of all goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Payments that were asked for in one hour or day, in East Africa Time. Amounts are in KES."""
+
+    since: datetime
+    asked: int = 0
+    paid: int = 0
+    failed: int = 0
+    taken: int = 0
+    returned: int = 0
+    waits: tuple[int, ...] = (0,) * (len(WAITS) + 1)
+
+    @property
+    def is_open(self) -> int:
+        """Those that have not ended."""
+        return self.asked - self.paid - self.failed
+
+    @property
+    def rate(self) -> float | None:
+        """The share of those that ended which were paid, None where none has ended."""
+        ended = self.paid + self.failed
+        return self.paid / ended if ended else None
+
+    def __add__(self, other: "Figures") -> "Figures":
+        """Both together, since this one's beginning."""
+        return Figures(
+            since=self.since,
+            asked=self.asked + other.asked,
+            paid=self.paid + other.paid,
+            failed=self.failed + other.failed,
+            taken=self.taken + other.taken,
+            returned=self.returned + other.returned,
+            waits=tuple(map(sum, zip(self.waits, other.waits, strict=True))),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tallied:
+    """The figures of one environment: hours and days from the oldest to the present one, which is not over.
+
+    ``reasons`` says why payments of these days failed, the most frequent first; ``counted_at`` how new all of it is.
+    """
+
+    env: str
+    hours: Sequence[Figures]
+    days: Sequence[Figures]
+    reasons: Sequence[tuple[str, int]]
+    counted_at: datetime
+
+
+class PaymentTally:
+    """Counts payments, and gives what was counted."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._db = gateway.db
+        self._clock = gateway.clock
+
+    async def count(self) -> int:
+        """Count again each hour of which a payment has changed since the last time; gives how many that were.
+
+        Two at once count the same, and so does one that is repeated.
+        """
+        now = self._clock.now()
+        last = await self._db.fetchval(tables.TALLIED_AT)
+        since = now - _FIRST if last is None else last - _LATE
+        tag = await self._db.execute(tables.TALLY, since, now, list(WAITS))
+        counted = int(tag.rpartition(" ")[2])
+        log.debug("payments_tallied", hours=counted)
+        return counted
+
+    async def read(self) -> Tallied | None:
+        """The last hours and days, of real money where there was any; None before the first payment."""
+        now = self._clock.now().astimezone(EAT)
+        this_hour = now.replace(minute=0, second=0, microsecond=0)
+        today = this_hour.replace(hour=0)
+        first = today - DAY * (DAYS - 1)
+        env = await self._db.fetchval(tables.TALLIED_ENV, first)
+        if env is None:
+            return None
+        rows = await self._db.fetch(tables.TALLIED, env, first)
+        known = {
+            row["hour"].astimezone(EAT): Figures(
+                since=row["hour"].astimezone(EAT),
+                asked=row["asked"],
+                paid=row["paid"],
+                failed=row["failed"],
+                taken=row["taken"],
+                returned=row["returned"],
+                waits=tuple(row["waits"]),
+            )
+            for row in rows
+        }
+        days = {first + DAY * number: Figures(since=first + DAY * number) for number in range(DAYS)}
+        for hour, figures in known.items():
+            day = hour.replace(hour=0)
+            if day in days:
+                days[day] += figures
+        hours = [this_hour - HOUR * number for number in reversed(range(HOURS))]
+        return Tallied(
+            env=env,
+            hours=[known.get(hour, Figures(since=hour)) for hour in hours],
+            days=list(days.values()),
+            reasons=[(row["reason"], row["count"]) for row in await self._db.fetch(tables.TALLIED_REASONS, env, first)],
+            counted_at=await self._db.fetchval(tables.TALLIED_AT),
+        )

@@ -1,0 +1,148 @@
+"""What the overview draws: each hour counted once, and again when a payment of it changes."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.tally import PaymentTally, Tallied
+from tests.conftest import Town
+
+FILL = """
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, idempotency_key, status, failure_reason, receipt, completed_at, expires_at,
+    created_at, updated_at, due_at)
+SELECT 'pay_' || lpad($2, 26, '0'), $1, 'sandbox', 'mpesa', '174379', $3, 'KES', '254711000001', 'ROW', false,
+    'Payment', $2, $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
+"""
+
+STEP = """
+INSERT INTO payment_step (payment_id, at, kind, cause, detail)
+VALUES ('pay_' || lpad($1, 26, '0'), $2, 'requested', 'merchant', '')
+"""
+
+
+class Books:
+    """Payments written as if they had been asked for long ago."""
+
+    def __init__(self, town: Town, merchant_id: str) -> None:
+        self._town = town
+        self._merchant_id = merchant_id
+        self._number = 0
+
+    async def write(self, at: datetime, amount: int, status: str, waits: float = 5, reason: str | None = None) -> str:
+        """One payment; gives its id."""
+        self._number += 1
+        name, is_paid = f"{self._number:026d}", status == "completed"
+        ended = at + timedelta(seconds=waits) if is_paid else None
+        receipt = f"TALLY{self._number:05d}" if is_paid else None
+        db = self._town.gateway.db
+        await db.execute(FILL, self._merchant_id, name, amount, status, reason, receipt, at, ended)
+        await db.execute(STEP, name, at)
+        return f"pay_{name}"
+
+
+async def counted(town: Town) -> Tallied:
+    """The figures, counted now."""
+    tally = town.gateway.services.get(PaymentTally)
+    await tally.count()
+    found = await tally.read()
+    assert found is not None
+    return found
+
+
+async def books(town: Town) -> Books:
+    return Books(town, (await town.api.call("GET", "/v1/merchant/me")).data["id"])
+
+
+async def test_nothing_is_told_before_the_first_payment(town: Town) -> None:
+    tally = town.gateway.services.get(PaymentTally)
+    assert await tally.count() == 0
+    assert await tally.read() is None
+
+
+async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(town: Town) -> None:
+    now = town.gateway.clock.now()
+    midnight = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
+    desk = await books(town)
+    written = (
+        (midnight - timedelta(seconds=1), 70, "completed", 12.0, None),
+        (now - timedelta(hours=30), 40, "failed", 0, "cancelled_by_user"),
+        (now - timedelta(days=20), 900, "completed", 500.0, None),
+        (now - timedelta(days=20), 60, "failed", 0, "insufficient_funds"),
+        (now - timedelta(days=20), 50, "failed", 0, "cancelled_by_user"),
+    )
+    for at, amount, status, waits, reason in written:
+        await desk.write(at, amount, status, waits, reason)
+    found = await counted(town)
+    days = {day.since: day for day in found.days}
+    assert [day.since for day in found.days] == [midnight - timedelta(days=number) for number in range(29, -1, -1)]
+    assert [hour.since for hour in found.hours] == [
+        found.hours[-1].since - timedelta(hours=number) for number in range(23, -1, -1)
+    ]
+    assert found.hours[-1].since <= now < found.hours[-1].since + timedelta(hours=1)
+    yesterday = days[midnight - timedelta(days=1)]
+    assert yesterday.taken == 70
+    assert yesterday.waits[1] == 1
+    old = days[(now - timedelta(days=20)).astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)]
+    assert (old.asked, old.paid, old.failed, old.taken) == (3, 1, 2, 900)
+    assert old.waits == (0, 0, 0, 0, 0, 1)
+    assert days[midnight].asked == sum(1 for at, *_ in written if at >= midnight)
+    assert sum(day.asked for day in found.days) == len(written)
+    assert found.reasons == [("cancelled_by_user", 2), ("insufficient_funds", 1)]
+    assert old.rate == 1 / 3
+    assert days[midnight - timedelta(days=25)].rate is None
+
+
+async def test_what_changes_later_is_counted_where_it_was_asked_for(town: Town) -> None:
+    """A payment that comes to its end after the count, and one that goes back."""
+    open_one = (await town.api.pay("254700000006", 55, key="open")).data
+    paid = (await town.api.pay("254711000018", 60, key="paid")).data
+    await town.api.settled(paid["id"], "completed")
+    first = (await counted(town)).days[-1]
+    assert (first.asked, first.is_open, first.paid, first.taken, first.returned) == (2, 1, 1, 60, 0)
+    await town.gateway.db.execute(
+        "UPDATE payment SET status = 'failed', failure_reason = 'expired', due_at = NULL WHERE payment_id = $1",
+        open_one["id"],
+    )
+    await town.gateway.db.execute(
+        "INSERT INTO payment_step (payment_id, at, kind, cause, detail) VALUES ($1, $2, 'expired', 'expiry', '')",
+        open_one["id"],
+        town.gateway.clock.now(),
+    )
+    later = await counted(town)
+    assert (later.days[-1].asked, later.days[-1].is_open, later.days[-1].failed) == (2, 0, 1)
+    assert later.reasons == [("expired", 1)]
+    # Counting again changes nothing, as often as it is done.
+    assert (await counted(town)).days == later.days
+
+
+async def test_only_hours_in_which_something_changed_are_read_again(town: Town) -> None:
+    desk, tally = await books(town), town.gateway.services.get(PaymentTally)
+    now = town.gateway.clock.now()
+    for days in range(5):
+        await desk.write(now - timedelta(days=days), 10, "completed")
+    assert await tally.count() == 5
+    assert await tally.count() == 1
+    rows = await town.gateway.db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now))
+    plan = "\n".join(row[0] for row in rows)
+    assert "payment_merchant" in plan, plan
+
+
+def _tally_sql(now: datetime) -> str:
+    """The statement with its values in place, to be explained."""
+    stamp = f"'{now.astimezone(UTC).isoformat()}'::timestamptz"
+    values: dict[str, Any] = {"$1": stamp, "$2": stamp, "$3": "'{10,20,30,60,120}'"}
+    return re.sub(r"\$[123]", lambda found: values[found[0]], tables.TALLY)
+
+
+async def test_the_worker_counts_by_itself(town: Town) -> None:
+    await (await books(town)).write(town.gateway.clock.now(), 10, "completed")
+    await town.gateway.jobs.enqueue("payments.tally")
+
+    async def is_counted() -> bool:
+        return await town.gateway.services.get(PaymentTally).read() is not None
+
+    await eventually(is_counted)
