@@ -1,0 +1,1 @@
+"""A tiny shop whose buyers pay by M-Pesa."""
