@@ -14,28 +14,28 @@ from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
-from mpesa_gateway.http.rules import Rule
+from mpesa_gateway.http.rules import matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Env, Scope
 
 
-def name_of(text: str) -> str:
-    """The name of a merchant or a key, as it may be. Raises ValueError."""
-    if not 1 <= len(text.strip()) <= 100 or not text.isprintable():
-        raise ValueError("must be 1 to 100 printable characters")
-    return text
-
+NAME = matching(
+    # Not only spaces; nothing that controls, is not seen, or turns the text around.
+    r"(?=.*[^ ])[^\x00-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]{1,100}",
+    "must be 1 to 100 printable characters",
+    examples=["Duka la Amina"],
+)
+"""The name of a merchant or a key."""
 
 _MERCHANT = path_id("merchant_id", "mer")
-_NAME = Rule(name_of, minLength=1, maxLength=100, pattern=r"^(?=.*\S)[^\x00-\x1f\x7f]+$", examples=["Duka la Amina"])
 
 
 class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merchant to create."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _NAME}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"name": "Duka la Amina"}
 
     name: str
@@ -44,7 +44,7 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` decides sk_test_ or sk_live_."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": _NAME}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "till",
         "env": "sandbox",

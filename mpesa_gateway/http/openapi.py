@@ -270,7 +270,9 @@ def _filters(provide: Provide) -> list[dict[str, Any]]:
         found = _inline(part, components)
         if name in moments:
             found = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
-        parameters.append({"name": name, "in": "query", "required": False, "schema": found})
+        # A form sends its empty fields too: they count as left out.
+        said = {"name": name, "in": "query", "required": False, "allowEmptyValue": True, "schema": found}
+        parameters.append(said)
     return parameters
 
 

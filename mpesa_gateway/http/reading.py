@@ -1,9 +1,12 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import UnionType
+from decimal import Decimal
+from functools import reduce
+from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
@@ -18,6 +21,12 @@ _MOST_UNKNOWN = 20
 """Unknown names that one answer lists: each comes with all known ones, and one body can hold thousands."""
 
 _SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
+
+_MOST_DIGITS = 15
+"""Of a whole number that is written with a fraction or an exponent: what a float can hold to the last digit."""
+
+_EXACT = msgspec.json.Decoder(float_hook=Decimal)
+_AS_NUMBERS = msgspec.json.Encoder(decimal_format="number")
 
 _WORDS = {
     "str": "text",
@@ -34,7 +43,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
     """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
     checks = Checks()
     try:
-        decoded = msgspec.json.decode(body, type=kind)
+        decoded = _decode(body, kind)
     except msgspec.ValidationError as problem:
         try:
             _examine(body, kind, "", checks)
@@ -49,6 +58,28 @@ def read_body(body: bytes, kind: type[S]) -> S:
     _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
     checks.settle()
     return decoded
+
+
+def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
+    """Decode JSON as this type. To JSON there is one kind of number: ``4.0`` is as whole as ``4``."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as problem:
+        if "got `float`" not in str(problem):
+            raise
+        return msgspec.json.decode(_AS_NUMBERS.encode(_whole(_EXACT.decode(body))), type=kind)
+
+
+def _whole(value: Any) -> Any:
+    """The same with every number as an integer that is one, digit for digit."""
+    if isinstance(value, Decimal):
+        return int(value) if value.adjusted() < _MOST_DIGITS and value == value.to_integral_value() else value
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value)
+        return {name: _whole(part) for name, part in pairs.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in cast("list[Any]", value)]
+    return value
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: Checks) -> None:
@@ -101,7 +132,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
             checks.fail(name, "send this parameter once")
         elif texts[0] != "":
             try:
-                found[name] = msgspec.convert(_aware(texts[0], field.type), field.type, strict=False)
+                found[name] = msgspec.convert(_aware(texts[0], field.type), _present(field.type), strict=False)
             except msgspec.ValidationError as problem:
                 checks.fail(name, _explain(str(problem)))
             except (ValueError, OverflowError):
@@ -109,6 +140,13 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     _apply_rules(kind, found, "", checks)
     checks.settle()
     return kind(**found)
+
+
+def _present(kind: Any) -> Any:
+    """A parameter's type once it is there: the word ``null`` is a text like any other, and no way to leave it out."""
+    if get_origin(kind) not in {Union, UnionType}:
+        return kind
+    return reduce(operator.or_, (part for part in get_args(kind) if part is not NoneType))
 
 
 def _aware(text: str, kind: Any) -> str:
@@ -142,7 +180,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
                 checks.fail(f"{path}{name}", "is required")
             continue
         try:
-            taken[name] = msgspec.json.decode(raw, type=field.type)
+            taken[name] = _decode(raw, field.type)
         except msgspec.ValidationError as problem:
             inner = _struct_in(field.type)
             if inner is not None and bytes(raw)[:1] == b"{":

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from mpesa_gateway.errors import Invalid, checking
-from mpesa_gateway.http.admin import name_of
+from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.pages import Act, Done, Menu, Page, Role, Shown, Visit
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 
@@ -28,7 +28,7 @@ async def merchants(visit: Visit) -> Shown:
 async def create(visit: Visit) -> Done:
     """Make a merchant."""
     with checking() as checks:
-        name = checks.take("name", name_of, visit.text("name"))
+        name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
     return Done(f"merchants/{merchant.merchant_id}", f"{merchant.name} is a merchant now. Next, it needs an API key.")
 
@@ -53,7 +53,7 @@ async def create_key(visit: Visit) -> Done:
     """Make an API key, which is shown once."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     with checking() as checks:
-        name = checks.take("name", name_of, visit.text("name"))
+        name = checks.take("name", NAME, visit.text("name"))
         scopes = checks.take("scopes", _scopes, tuple(visit.form.get("scopes", ())))
         expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))

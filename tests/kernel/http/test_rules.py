@@ -1,0 +1,51 @@
+"""What a rule lets through is what the OpenAPI document says of it, character for character."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.http.admin import NAME
+from tests.routes import document
+
+
+@pytest.mark.parametrize(
+    "name", ["Duka la Amina", "d", " d ", "Café №1", "دكان", "店", "😀", "\U0001fabf", "\ue000", "n" * 100]
+)
+def test_names_of_every_script_are_taken(name: str) -> None:
+    assert NAME(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a\n", "a\tb", "a\x00", "a\x7f", "a\x85", "\xa0", "a\xadb", "a\u200bb", "a\u202eb", "\u3000", "n" * 101],
+)
+def test_what_is_not_seen_or_turns_the_text_around_is_no_name(name: str) -> None:
+    with pytest.raises(ValueError, match="1 to 100 printable characters"):
+        NAME(name)
+
+
+PATTERN: str = document()["components"]["schemas"]["NewMerchant"]["properties"]["name"]["pattern"]
+
+
+@given(st.text(max_size=8) | st.text(st.sampled_from(" a\xa0\u200f\u2010\u2028\u3000\ufeff\n"), max_size=4))
+def test_the_document_says_of_a_name_what_the_gateway_does(name: str) -> None:
+    try:
+        NAME(name)
+    except ValueError:
+        assert re.match(PATTERN[:-1] + r"\Z", name) is None
+    else:
+        assert re.match(PATTERN, name) is not None
+
+
+def test_every_parameter_of_a_list_may_be_empty_and_the_document_says_so() -> None:
+    queries = [
+        parameter
+        for path in document()["paths"].values()
+        for operation in path.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "query" and parameter["name"] != "challenge"
+    ]
+    assert len(queries) > 50
+    assert [parameter for parameter in queries if parameter.get("allowEmptyValue") is not True] == []
