@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import msgspec
+
+from mpesa_gateway.http.reading import is_moment
 
 _REFERENCE = "#/components/schemas/{name}"
 _MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
@@ -63,13 +63,6 @@ def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> No
     schema.pop("title", None)
     if is_written and not struct.__struct_config__.omit_defaults:
         schema["required"] = list(schema["properties"])
-
-
-def is_moment(kind: Any) -> bool:
-    """Whether a field's type is a time, perhaps None too."""
-    if get_origin(kind) in {Union, UnionType}:
-        return any(is_moment(part) for part in get_args(kind))
-    return kind is datetime
 
 
 def _structs(kinds: Iterable[Any]) -> Iterator[Any]:

@@ -32,8 +32,9 @@ from mpesa_gateway.errors import (
     UnsupportedMediaType,
 )
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.components import Components, is_moment, refine
+from mpesa_gateway.http.components import Components, refine
 from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
 
 ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"

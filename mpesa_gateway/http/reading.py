@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import reduce
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -36,6 +36,7 @@ _WORDS = {
     "object": "an object",
     "datetime": "a time with its zone, such as 2026-11-23T10:15:00Z",
 }
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d(?:T\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))?", re.ASCII)
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
@@ -150,16 +151,22 @@ def _present(kind: Any) -> Any:
 
 
 def _aware(text: str, kind: Any) -> str:
-    """A bare date or a time without zone is taken as UTC."""
-    if not _is_moment(kind):
+    """A time with its zone, in UTC; a bare date is its beginning there. Raises ValueError for any other spelling."""
+    if not is_moment(kind):
         return text
     # A plus sign that was not percent-encoded arrives as a space.
-    moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    text = text.upper().replace(" ", "+")
+    if _MOMENT.fullmatch(text) is None:
+        raise ValueError("neither a time of RFC 3339 nor a date")
+    moment = datetime.fromisoformat(text)
     return (moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
-def _is_moment(kind: Any) -> bool:
-    return kind is datetime or (get_origin(kind) in {Union, UnionType} and datetime in get_args(kind))
+def is_moment(kind: Any) -> bool:
+    """Whether a field's type is a time, perhaps None too, whatever else is said of it."""
+    if get_origin(kind) in {Annotated, Union, UnionType}:
+        return any(is_moment(part) for part in get_args(kind))
+    return kind is datetime
 
 
 def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: Checks) -> None:

@@ -62,6 +62,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     count: bool = False
     kind: Literal["a", "b"] | None = None
     since: datetime | None = None
+    until: Moment | None = None
     is_open: bool | None = None
     most: int | None = None
 
@@ -218,17 +219,18 @@ def test_a_good_query_becomes_a_struct() -> None:
     ("text", "moment"),
     [
         ("2026-11-23", datetime(2026, 11, 23, tzinfo=UTC)),
-        ("2026-11-23T10:15:00", datetime(2026, 11, 23, 10, 15, tzinfo=UTC)),
+        ("2026-11-23t10:15:00z", datetime(2026, 11, 23, 10, 15, tzinfo=UTC)),
         ("2026-11-23T10:15:00+03:00", datetime(2026, 11, 23, 7, 15, tzinfo=UTC)),
         ("2026-11-23T10:15:00 03:00", datetime(2026, 11, 23, 7, 15, tzinfo=UTC)),
         ("2026-11-23T10:15:00.25Z", datetime(2026, 11, 23, 10, 15, 0, 250_000, tzinfo=UTC)),
     ],
 )
 def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
-    read = read_query({"since": [text]}, Filters).since
-    assert read == moment
-    assert read is not None
-    assert read.tzinfo is not None
+    read = read_query({"since": [text], "until": [text]}, Filters)
+    for found in (read.since, read.until):
+        assert found == moment
+        assert found is not None
+        assert found.tzinfo is not None
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,14 @@ def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
         ("most", ["null"], "a whole number"),
         ("since", ["yesterday"], "2026-11-23"),
         ("since", ["2026-13-01"], "2026-11-23"),
-        ("Limit", ["1"], "known: count, is_open, kind, limit, most, name, since"),
+        ("since", ["2026-11-23T10:15:00"], "2026-11-23"),
+        ("until", ["2026-11-23T10:15:00"], "2026-11-23"),
+        ("until", ["20261123"], "2026-11-23"),
+        ("until", ["2026-W47-1"], "2026-11-23"),
+        ("until", ["0.5"], "2026-11-23"),
+        ("until", ["1700000000"], "2026-11-23"),
+        ("until", ["null"], "2026-11-23"),
+        ("Limit", ["1"], "known: count, is_open, kind, limit, most, name, since, until"),
         ("name", ["too long"], "at most 5"),
         ("name", ["a\x00"], "must not contain NUL"),
     ],

@@ -233,6 +233,8 @@ async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town)
     assert await count("status=failed") == 0
     assert await count(f"until={first['created_at']}") == 0
     assert await count(f"since={first['created_at']}") == 7
+    assert await count("since=2000-01-01") == 7
+    assert await count("until=2000-01-01") == 0
     assert await count("phone=254711000001&reference=REF1&min_amount=200") == 1
     for text in (first["id"], first["receipt"], first["receipt"].lower(), first["provider_ref"], "k0"):
         found = (await town.api.call("GET", f"/v1/payments?search={text}")).data
@@ -257,6 +259,9 @@ async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town)
         ("limit=101", "limit"),
         ("cursor=nonsense", "cursor"),
         ("since=yesterday", "since"),
+        ("since=0.5", "since"),
+        ("since=2026-11-23T10:15:00", "since"),
+        ("status=null", "status"),
         ("phone=12", "phone"),
         ("min_amount=abc", "min_amount"),
         ("search=" + "x" * 101, "search"),
