@@ -9,6 +9,7 @@ import msgspec
 from mpesa_gateway.http.reading import is_moment
 
 _REFERENCE = "#/components/schemas/{name}"
+_NO_NUL = r"^[^\x00]*$"
 _MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
 
 
@@ -40,7 +41,7 @@ class Components:
 
 
 def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> None:
-    """Add what a struct's fields and its ``RULES`` and ``EXAMPLE`` say beyond their types."""
+    """Add what a struct says beyond its fields' types: ``RULES`` of each, ``TOGETHER`` between them, ``EXAMPLE``."""
     struct: Any = get_origin(kind) or kind
     rules: Mapping[str, Any] = getattr(struct, "RULES", {})
     for field in msgspec.structs.fields(kind):
@@ -58,11 +59,21 @@ def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> No
             present.update(said)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
+        if not is_written:
+            _forbid_nul(part)
+    schema.update(getattr(struct, "TOGETHER", {}))
     if hasattr(struct, "EXAMPLE"):
         schema["examples"] = [dict(struct.EXAMPLE)]
     schema.pop("title", None)
     if is_written and not struct.__struct_config__.omit_defaults:
         schema["required"] = list(schema["properties"])
+
+
+def _forbid_nul(part: dict[str, Any]) -> None:
+    """Say of text that anything may be in it but what no database of ours keeps."""
+    for option in (part, *part.get("anyOf", ())):
+        if option.get("type") == "string" and not {"pattern", "enum", "const", "format"} & option.keys():
+            option["pattern"] = _NO_NUL
 
 
 def _structs(kinds: Iterable[Any]) -> Iterator[Any]:

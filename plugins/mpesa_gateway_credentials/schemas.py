@@ -14,6 +14,14 @@ _SECRET = matching(r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characte
 _SHORTCODE = matching(r"[0-9]{5,7}", "must be 5 to 7 digits", examples=["174379"])
 
 
+_NO, _TEXT = {"type": "null"}, {"type": "string"}
+
+
+def _initiated_by(secret: str, other: str) -> dict[str, Any]:
+    """The schema of who may ask and send back: an initiator with one form of its password."""
+    return {"required": ["initiator", secret], "properties": {"initiator": _TEXT, secret: _TEXT, other: _NO}}
+
+
 class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A merchant's keys to M-Pesa, from Safaricom's developer portal."""
 
@@ -33,6 +41,23 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "timeout_url": printable(500, format="uri", description="At this gateway, or a host that it allows."),
         "nominated_number": PHONE,
         "account_reference": printable(12),
+    }
+
+    TOGETHER: ClassVar[Mapping[str, Any]] = {
+        "anyOf": [
+            {
+                "properties": {
+                    "env": {"const": "sandbox"},
+                    "initiator": _NO,
+                    "initiator_password": _NO,
+                    "security_credential": _NO,
+                }
+            },
+            _initiated_by("initiator_password", "security_credential"),
+            _initiated_by("security_credential", "initiator_password"),
+        ],
+        "if": {"properties": {"env": {"const": "live"}}},
+        "then": {"required": ["nominated_number"], "properties": {"nominated_number": _TEXT}},
     }
 
     env: str

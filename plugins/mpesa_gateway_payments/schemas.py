@@ -26,8 +26,8 @@ def _metadata(pairs: dict[str, str]) -> dict[str, str]:
 _METADATA = Rule(
     _metadata,
     maxProperties=20,
-    propertyNames={"minLength": 1, "maxLength": 40},
-    additionalProperties={"type": "string", "maxLength": 500},
+    propertyNames={"minLength": 1, "maxLength": 40, "pattern": r"^[^\x00]*$"},
+    additionalProperties={"type": "string", "maxLength": 500, "pattern": r"^[^\x00]*$"},
     examples=[{"cart": "7"}],
 )
 

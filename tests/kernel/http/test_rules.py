@@ -39,6 +39,20 @@ def test_the_document_says_of_a_name_what_the_gateway_does(name: str) -> None:
         assert re.match(PATTERN, name) is not None
 
 
+def test_no_text_that_is_read_may_hold_nul_and_the_document_says_so() -> None:
+    schemas = document()["components"]["schemas"]
+    note, confirm = (schemas["Resolution"]["properties"][name] for name in ("note", "confirm"))
+    assert (note["pattern"], note["maxLength"], confirm["pattern"]) == (r"^[^\x00]*$", 500, r"^[^\x00]*$")
+    (search,) = (
+        parameter["schema"]
+        for parameter in document()["paths"]["/v1/payments"]["get"]["parameters"]
+        if parameter["name"] == "search"
+    )
+    assert re.match(search["pattern"], "a b\n")
+    assert not re.match(search["pattern"], "a\x00")
+    assert "pattern" not in schemas["PaymentView"]["properties"]["description"]
+
+
 def test_every_parameter_of_a_list_may_be_empty_and_the_document_says_so() -> None:
     queries = [
         parameter

@@ -1,0 +1,86 @@
+"""Refusals of what the OpenAPI document allows that are right, because no JSON Schema can say why: each with its reason.
+
+Nothing else is excluded. An entry counts for the calls, the code and the fields that it names; a run that never needs
+one of them fails, so that none outlives its reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """A 422 of these calls, with this code, for one of these fields (None where it is for none)."""
+
+    why: str
+    calls: frozenset[str]
+    fields: frozenset[str | None]
+    code: str = "VALIDATION_ERROR"
+
+
+BEYOND: tuple[Beyond, ...] = (
+    Beyond(
+        "a cursor is a place in a list, which only the page before can give",
+        frozenset(
+            {
+                "GET /v1/admin/merchants",
+                "GET /v1/admin/callbacks",
+                "GET /v1/admin/callbacks/refused",
+                "GET /v1/audit/logs",
+                "GET /v1/events",
+                "GET /v1/payments",
+                "GET /v1/payments/mpesa/reconciliations",
+                "GET /v1/payments/mpesa/reconciliations/{run_id}",
+                "GET /v1/refunds",
+                "GET /v1/webhooks/logs",
+            }
+        ),
+        frozenset({"cursor"}),
+    ),
+    Beyond(
+        "confirm repeats the identifier in the path",
+        frozenset(
+            {
+                "POST /v1/admin/merchants/{merchant_id}/deactivate",
+                "POST /v1/admin/merchants/{merchant_id}/keys/{key_id}/revoke",
+                "POST /v1/admin/refunds/{refund_id}/resolve",
+            }
+        ),
+        frozenset({"confirm"}),
+    ),
+    Beyond(
+        "a key ends in the future of the call",
+        frozenset({"POST /v1/admin/merchants/{merchant_id}/keys"}),
+        frozenset({"expires_at"}),
+    ),
+    Beyond(
+        "a statement is read of the last 48 hours before the call, from its start to its end",
+        frozenset({"POST /v1/payments/mpesa/reconcile"}),
+        frozenset({"start", "end"}),
+    ),
+    Beyond(
+        "the host of an address is this gateway's own, or one that its settings name",
+        frozenset({"POST /v1/payments", "PUT /v1/merchant/providers"}),
+        frozenset({"callback_url", "mpesa.result_url", "mpesa.timeout_url"}),
+    ),
+    Beyond(
+        "credentials are of the environment of the API key that asks",
+        frozenset({"PUT /v1/merchant/providers"}),
+        frozenset({"mpesa.env"}),
+    ),
+    Beyond(
+        "an Idempotency-Key goes with one body, and an earlier request had it with another",
+        frozenset({"POST /v1/payments", "POST /v1/refunds"}),
+        frozenset({None}),
+        "IDEMPOTENCY_MISMATCH",
+    ),
+)
+
+
+def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:
+    """The entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), None where there is none."""
+    for each in BEYOND:
+        if call in each.calls and each.code == problem["code"] and problem.get("field") in each.fields:
+            return each
+    return None

@@ -1,0 +1,108 @@
+"""The gateway that is tried: a process of its own with every plugin, real servers, and the simulator as its Daraja."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from mpesa_gateway.config import ENVIRONMENT
+from mpesa_gateway.plugin import GROUP
+from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.process import free_port, launch, stop, tail
+from mpesa_gateway.standalone.standalone import Standalone
+
+PATIENCE = 60.0
+"""Seconds for the gateway to serve."""
+
+
+class Site:
+    """A gateway at work in a folder, from ``start`` to ``close``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._standalone = Standalone(folder / "data")
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.base = ""
+        self.settings: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start it all. Raises RuntimeError when it does not serve."""
+        self._standalone.start()
+        port = free_port()
+        self.base = f"http://127.0.0.1:{port}"
+        self.settings = self._settings()
+        with self._log.open("wb") as output:
+            self._process = launch(
+                self._command("serve", "--with-worker", "--port", str(port)),
+                output=output,
+                death_signal=signal.SIGKILL,
+                env=self._environ(),
+            )
+        until = time.monotonic() + PATIENCE
+        while not self._answers():
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise RuntimeError(f"the gateway does not serve:\n{tail(self._log)}")
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """Stop it all."""
+        if self._process is not None:
+            stop(self._process, (signal.SIGTERM,), 15)
+        self._standalone.stop()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process that was started is the one that still answers."""
+        return self._process is not None and self._process.poll() is None and self._answers()
+
+    @property
+    def memory(self) -> float:
+        """What the serving process holds at this moment, in MiB."""
+        pid = 0 if self._process is None else self._process.pid
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+
+    @property
+    def mishaps(self) -> list[str]:
+        """The lines of its log about errors that nobody expected."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if "unexpected_error" in line or "Traceback" in line]
+
+    def audit(self) -> int:
+        """Whether the books agree: the exit status of ``doctor --ledger``, which prints what it asked."""
+        return subprocess.run(self._command("doctor", "--ledger"), env=self._environ(), check=False).returncode
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.base}/health/live", timeout=5) as answer:  # noqa: S310 - our own
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "mpesa_gateway.cli", *words]
+
+    def _environ(self) -> dict[str, str]:
+        others = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
+        return others | {ENVIRONMENT + name: value for name, value in self.settings.items()}
+
+    def _settings(self) -> dict[str, str]:
+        """Everything enabled, and no limit in the way."""
+        return {
+            "PLUGINS": ",".join(sorted(point.name for point in entry_points(group=GROUP))),
+            "PUBLIC_URL": self.base,
+            "DATABASE__URL": self._standalone.postgres.url,
+            "VALKEY__URL": self._standalone.valkey.url,
+            "SECURITY__MASTER_KEY": generate(),
+            "DARAJA__SANDBOX_URL": f"{self.base}/simulator",
+            "DARAJA__TIMEOUT": "5",
+            "LIMITS__AUTH_FAILURES": "1000000",
+            "LIMITS__REQUESTS_PER_SECOND": "100000",
+            "LIMITS__BURST": "1000000",
+            "SIMULATOR__CALLBACK_DELAY": "0.05",
+        }
