@@ -60,6 +60,10 @@ chaos *options: ready
 soak *options: ready
     .venv/bin/python -m bench.soak {{ options }}
 
+# Try every call of the API as the OpenAPI document describes it, and as it does not
+schemathesis *options: ready
+    .venv/bin/python -m bench.schema {{ options }}
+
 # Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
@@ -93,7 +97,7 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone -o requirements/run.txt
     {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
-    for peer in django fastapi; do {{ pin }} requirements/peer-$peer.in -o requirements/peer-$peer.txt; done
+    for it in peer-django peer-fastapi schemathesis; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"

@@ -1,4 +1,4 @@
-"""Refusals of what the OpenAPI document allows that are right, because no JSON Schema can say why: each with its reason.
+"""Refusals of what the OpenAPI document allows that are right, each with the reason that no schema of ours can say.
 
 Nothing else is excluded. An entry counts for the calls, the code and the fields that it names; a run that never needs
 one of them fails, so that none outlives its reason.
@@ -75,11 +75,23 @@ BEYOND: tuple[Beyond, ...] = (
         frozenset({None}),
         "IDEMPOTENCY_MISMATCH",
     ),
+    Beyond(
+        "what M-Pesa sends is M-Pesa's to describe: all of it is kept, and what can be understood is taken",
+        frozenset(
+            {
+                "POST /v1/cb/{kind}/{token}",
+                "POST /v1/webhooks/mpesa/{token}",
+                "POST /v1/webhooks/mpesa/{subject}/{ending}/{token}",
+            }
+        ),
+        frozenset({None}),
+        "CALLBACK_REFUSED",
+    ),
 )
 
 
 def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:
-    """The entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), None where there is none."""
+    """The entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), None without one."""
     for each in BEYOND:
         if call in each.calls and each.code == problem["code"] and problem.get("field") in each.fields:
             return each

@@ -10,10 +10,12 @@ import urllib.request
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import ENVIRONMENT
 from mpesa_gateway.plugin import GROUP
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import free_port, launch, stop, tail
+from mpesa_gateway.standalone.sandbox import make_certificate
 from mpesa_gateway.standalone.standalone import Standalone
 
 PATIENCE = 60.0
@@ -26,6 +28,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self._standalone = Standalone(folder / "data")
         self._log = folder / "log"
+        self._certificate = folder / "sandbox-certificate.pem"
         self._process: subprocess.Popen[bytes] | None = None
         self.base = ""
         self.settings: dict[str, str] = {}
@@ -33,6 +36,7 @@ class Site:
     def start(self) -> None:
         """Start it all. Raises RuntimeError when it does not serve."""
         self._standalone.start()
+        self._certificate.write_bytes(make_certificate(SystemClock().now()))
         port = free_port()
         self.base = f"http://127.0.0.1:{port}"
         self.settings = self._settings()
@@ -100,6 +104,7 @@ class Site:
             "VALKEY__URL": self._standalone.valkey.url,
             "SECURITY__MASTER_KEY": generate(),
             "DARAJA__SANDBOX_URL": f"{self.base}/simulator",
+            "DARAJA__SANDBOX_CERTIFICATE": str(self._certificate),
             "DARAJA__TIMEOUT": "5",
             "LIMITS__AUTH_FAILURES": "1000000",
             "LIMITS__REQUESTS_PER_SECOND": "100000",

@@ -1,5 +1,6 @@
-"""What is there before the first call: two shops with payments, a refund, a check, a statement, and what follows them."""
+"""What is there before the first call: some shops, payments, a refund, a check, a statement, and what follows them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from mpesa_gateway.app import Gateway
@@ -10,28 +11,51 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually
 PATIENCE = 60.0
 """Seconds for each thing to come about."""
 
+_OTHERS = 6
+"""Merchants besides the one that asks: one after the other goes out of business."""
+
 _NOBODY = "http://127.0.0.1:9/nobody"
 """A webhook address where nothing listens: its deliveries stay owed."""
 
 
-async def fill(settings: dict[str, str], base: str) -> tuple[str, dict[str, list[str]]]:
-    """Make it all; gives a key that may do anything, and the identifiers of what there is by their names in paths."""
+@dataclass(frozen=True)
+class Stock:
+    """A key that may do anything, whose it is, and the identifiers of what there is, by their names in paths."""
+
+    key: str
+    merchant_id: str
+    known: dict[str, list[str]]
+
+
+async def fill(settings: dict[str, str], base: str) -> Stock:
+    """Make it all."""
     gateway = Gateway(GatewayConfig.load(None, {ENVIRONMENT + name: value for name, value in settings.items()}))
     async with gateway.running():
         merchant = await gateway.merchants.create("Schemathesis", actor="bench")
         _, secret = await gateway.api_keys.create(
             merchant.merchant_id, name="all", scopes=tuple(Scope), env="sandbox", actor="bench"
         )
-        other = await gateway.merchants.create("Another shop", actor="bench")
-        key, _ = await gateway.api_keys.create(
-            other.merchant_id, name="spare", scopes=(Scope.PAYMENTS_READ,), env="sandbox", actor="bench"
-        )
-    api = Api(base, secret.reveal())
-    try:
-        known = await _trade(api)
-    finally:
-        await api.close()
-    return secret.reveal(), known | {"merchant_id": [other.merchant_id], "key_id": [key.key_id]}
+        others = [await gateway.merchants.create(f"Shop {number}", actor="bench") for number in range(_OTHERS)]
+        keys = [
+            (
+                await gateway.api_keys.create(
+                    other.merchant_id, name="spare", scopes=(Scope.PAYMENTS_READ,), env="sandbox", actor="bench"
+                )
+            )[0]
+            for other in others
+        ]
+        api = Api(base, secret.reveal())
+        try:
+            known = await _trade(api)
+        finally:
+            await api.close()
+        told = await gateway.db.fetch("SELECT callback_url FROM sim_push UNION SELECT callback_url FROM sim_result")
+    known |= {
+        "merchant_id": [other.merchant_id for other in others],
+        "key_id": [key.key_id for key in keys],
+    }
+    known["token"] = sorted(row["callback_url"].rpartition("/")[2] for row in told)
+    return Stock(secret.reveal(), merchant.merchant_id, known)
 
 
 async def _trade(api: Api) -> dict[str, list[str]]:
@@ -47,7 +71,9 @@ async def _trade(api: Api) -> dict[str, list[str]]:
     cancelled = (await api.pay("254700000001", 7, key="stock-cancelled")).data
     await api.settled(cancelled["id"], "failed", patience=PATIENCE)
     waiting = (await api.pay("254700000020", 8, key="stock-waiting")).data
-    refund = await done("POST", "/v1/refunds", {"payment_id": paid[0]["id"], "amount": 100, "reason": "broken"}, "stock")
+    refund = await done(
+        "POST", "/v1/refunds", {"payment_id": paid[0]["id"], "amount": 100, "reason": "broken"}, "stock"
+    )
     check = await done("POST", f"/v1/payments/mpesa/check-status/{payments[0]['receipt']}")
     walk_in = {"phone": "254722000001", "amount": 77, "shortcode": INITIATED["mpesa"]["shortcode"]}
     await done("POST", "/simulator/control/ledger", walk_in)
@@ -70,7 +96,5 @@ async def _trade(api: Api) -> dict[str, list[str]]:
         "line_id": [line["id"] for line in await eventually(lines, PATIENCE)],
         "delivery_id": [delivery["id"] for delivery in await eventually(deliveries, PATIENCE)],
         "event_id": [event["id"] for event in await done("GET", "/v1/events")],
-        "checkout_request_id": [
-            push["checkout_request_id"] for push in await done("GET", "/simulator/control/pushes")
-        ],
+        "checkout_request_id": [push["checkout_request_id"] for push in await done("GET", "/simulator/control/pushes")],
     }

@@ -14,12 +14,11 @@ from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
-from mpesa_gateway.http.rules import matching
+from mpesa_gateway.http.rules import elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Env, Scope
-
 
 NAME = matching(
     # Not only spaces; nothing that controls, is not seen, or turns the text around.
@@ -44,7 +43,7 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` decides sk_test_ or sk_live_."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME, "scopes": elsewhere(minItems=1)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "till",
         "env": "sandbox",
@@ -113,7 +112,7 @@ async def deactivate_merchant(
     return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
 
 
-@post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT)
+@post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT, refuses=(Conflict,))
 async def create_key(
     merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:

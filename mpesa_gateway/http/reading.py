@@ -44,7 +44,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
     """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
     checks = Checks()
     try:
-        decoded = _decode(body, kind)
+        decoded: S = _decode(body, kind)
     except msgspec.ValidationError as problem:
         try:
             _examine(body, kind, "", checks)
@@ -79,7 +79,7 @@ def _whole(value: Any) -> Any:
         pairs = cast("dict[str, Any]", value)
         return {name: _whole(part) for name, part in pairs.items()}
     if isinstance(value, list):
-        return [_whole(part) for part in cast("list[Any]", value)]
+        return [_whole(part) for part in value]  # pyright: ignore[reportUnknownVariableType] - JSON
     return value
 
 
@@ -147,7 +147,8 @@ def _present(kind: Any) -> Any:
     """A parameter's type once it is there: the word ``null`` is a text like any other, and no way to leave it out."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
-    return reduce(operator.or_, (part for part in get_args(kind) if part is not NoneType))
+    parts = (part for part in get_args(kind) if part is not NoneType)
+    return reduce(cast("Callable[[Any, Any], Any]", operator.or_), parts)
 
 
 def _aware(text: str, kind: Any) -> str:

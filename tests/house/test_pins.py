@@ -22,6 +22,21 @@ def test_everything_is_pinned_and_the_fork_of_urllib3_is_built(name: str) -> Non
     assert [line for line in pins if not PIN.match(line)] == []
 
 
+@pytest.mark.parametrize("name", ["peer-django", "peer-fastapi", "schemathesis"])
+def test_an_environment_of_its_own_is_pinned_too(name: str) -> None:
+    pins = lines(f"{name}.txt")
+    assert [line for line in pins if not PIN.match(line)] == []
+    wanted = {name_of(line) for line in lines(f"{name}.in") if not line.startswith("#")}
+    assert wanted
+    assert wanted <= {line.partition("==")[0] for line in pins}
+
+
+def test_schemathesis_has_the_real_urllib3() -> None:
+    names = {line.partition("==")[0] for line in lines("schemathesis.txt")}
+    assert "urllib3" in names
+    assert not names & {"urllib3-future", "niquests"}
+
+
 def test_tests_run_with_what_is_shipped() -> None:
     assert set(lines("run.txt")) <= set(lines("test.txt"))
 
@@ -32,4 +47,9 @@ def test_every_dependency_is_pinned(name: str, groups: list[str]) -> None:
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["standalone"]]
     wanted += [line for group in groups for line in project["dependency-groups"][group]]
     pinned = {line.partition("==")[0] for line in lines(name)}
-    assert {re.split(r"[\[<>=;~ ]", line, maxsplit=1)[0] for line in wanted} <= pinned
+    assert {name_of(line) for line in wanted} <= pinned
+
+
+def name_of(requirement: str) -> str:
+    """The package that a requirement asks for."""
+    return re.split(r"[\[<>=;~ ]", requirement, maxsplit=1)[0]

@@ -53,6 +53,19 @@ def test_no_text_that_is_read_may_hold_nul_and_the_document_says_so() -> None:
     assert "pattern" not in schemas["PaymentView"]["properties"]["description"]
 
 
+def test_what_a_new_key_needs_is_in_the_document() -> None:
+    create = document()["paths"]["/v1/admin/merchants/{merchant_id}/keys"]["post"]
+    assert "`CONFLICT`" in create["responses"]["409"]["description"]
+    assert document()["components"]["schemas"]["NewKey"]["properties"]["scopes"]["minItems"] == 1
+
+
+def test_what_belongs_together_in_credentials_is_in_the_document() -> None:
+    fields = document()["components"]["schemas"]["MpesaFields"]
+    ways = [tuple(way.get("required", ())) for way in fields["anyOf"]]
+    assert ways == [(), ("initiator", "initiator_password"), ("initiator", "security_credential")]
+    assert fields["then"]["required"] == ["nominated_number"]
+
+
 def test_every_parameter_of_a_list_may_be_empty_and_the_document_says_so() -> None:
     queries = [
         parameter
