@@ -1,7 +1,7 @@
 """Refusals of what the OpenAPI document allows that are right, each with the reason that no schema of ours can say.
 
-Nothing else is excluded. An entry counts for the calls, the code and the fields that it names; a run that never needs
-one of them fails, so that none outlives its reason.
+Nothing else is excluded. An entry counts for the calls, the code and the fields that it names, and a run says how often
+it was needed.
 """
 
 from collections.abc import Mapping
