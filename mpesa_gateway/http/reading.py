@@ -1,11 +1,9 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -147,8 +145,11 @@ def _present(kind: Any) -> Any:
     """A parameter's type once it is there: the word ``null`` is a text like any other, and no way to leave it out."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
-    parts = (part for part in get_args(kind) if part is not NoneType)
-    return reduce(cast("Callable[[Any, Any], Any]", operator.or_), parts)
+    present: Any = None
+    for part in get_args(kind):
+        if part is not NoneType:
+            present = part if present is None else present | part
+    return present
 
 
 def _aware(text: str, kind: Any) -> str:
