@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mpesa_gateway.config import Count, Pause
+from mpesa_gateway.config import Count, Days, Pause
 
 
 class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -13,7 +13,8 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     ``window_hours`` is how far back a regular run looks; after missed runs it reaches back to where the last one ended,
     48 hours at most, which is all that Pull gives. ``at_once`` bounds how many merchants one worker reconciles at a
     time; ``tries`` and ``pause`` say how often and how patiently one page is asked for; ``wait`` is how long a manual
-    run is waited for before it is answered as still running.
+    run is waited for before it is answered as still running. ``keep_days`` is for how long runs and lines are kept, in
+    days, 0 for ever; a line that waits for a person stays.
     """
 
     window_hours: Annotated[float, msgspec.Meta(gt=0, le=48)] = 2.0
@@ -21,3 +22,4 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     tries: Count = 4
     pause: Pause = 5.0
     wait: Pause = 25.0
+    keep_days: Days = 731
