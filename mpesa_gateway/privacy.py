@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.db.engine import OVERBURDENED
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.phone import Msisdn, may_be
 from mpesa_gateway.plugin import Eraser
@@ -24,6 +26,9 @@ ERASED = "erased"
 
 YOUNGEST = timedelta(hours=48)
 """Younger records are left alone: M-Pesa's statements reach back so far, and need the number to be matched."""
+
+_TAG = 8
+"""So many characters of an identifier keep two apart that were made in the same millisecond."""
 
 _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
 """Numbers with a point stay as they stand."""
@@ -41,18 +46,32 @@ EVENTS_OF = "SELECT event_id, payload::text AS payload, body FROM event WHERE su
 CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE event_id = $1"
 
 
-class Number:
-    """A phone number to erase, in every form in which it stands in texts."""
+LOCKS = "SET LOCAL lock_timeout = '200ms'"
+"""Less than Postgres waits until it looks for a ring of waiters and ends one of them: that shall be us, not money."""
 
-    def __init__(self, phone: Msisdn) -> None:
+
+class Number:
+    """A phone number to erase, in every form in which it stands in texts.
+
+    Daraja's name of a push (CheckoutRequestID) has been seen to end in it. ``tag`` is what keeps such names apart once
+    the number is gone from them.
+    """
+
+    def __init__(self, phone: Msisdn, tag: str = "") -> None:
         self.phone = phone
         national = phone[3:]
         self.forms = (str(phone), f"+{phone}", f"0{national}", national)
         self._anywhere = re.compile(rf"(?<![0-9])(?:\+?254|0)?{national}(?![0-9])", re.ASCII)
+        self._in_handle = re.compile(rf"(ws_CO_[0-9]{{17}}){national}(?![0-9A-Za-z])", re.ASCII)
+        self._nameless = rf"\g<1>{ERASED}{tag}"
 
     def is_in(self, text: str | None) -> bool:
         """Whether the number stands in a text, whole or masked."""
         return text is not None and self.without(text) != text
+
+    def is_in_json(self, text: str) -> bool:
+        """Whether the number stands anywhere in a JSON text."""
+        return self.without_in_json(text) != text
 
     def without(self, text: str) -> str:
         """The text with ``erased`` where the number was."""
@@ -60,7 +79,7 @@ class Number:
         if party is not None and (party[0] in self.forms or ("*" in party[0] and may_be(party[0], self.phone))):
             # The name behind the number is the payer's too.
             return ERASED
-        return self._anywhere.sub(ERASED, text)
+        return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))
 
     def without_in_json(self, text: str) -> str:
         """A JSON text with ``erased`` for the number, wherever it stands: itself unchanged where it does not."""
@@ -78,15 +97,28 @@ class Number:
             return value if cleaned == value else cleaned
         if isinstance(value, int) and not isinstance(value, bool):
             return ERASED if str(value) in self.forms else value
+        if isinstance(value, msgspec.Raw):
+            return ERASED if bytes(value).decode().partition(".")[0] in self.forms else value
         if isinstance(value, list):
             items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
             each = [self._cleaned(item) for item in items]
             return items if all(new is old for new, old in zip(each, items, strict=True)) else each
         if isinstance(value, dict):
             pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-            changed = {name: self._cleaned(item) for name, item in pairs.items()}
-            return pairs if all(changed[name] is pairs[name] for name in pairs) else changed
+            changed: dict[str, Any] = {}
+            for name, item in pairs.items():
+                cleaned = self.without(name)
+                while cleaned in changed:
+                    cleaned += "_"
+                changed[cleaned] = self._cleaned(item)
+            return pairs if all(changed.get(name, pairs) is pairs[name] for name in pairs) else changed
         return value
+
+
+def may_be_handle(told: str, known: str) -> bool:
+    """Whether Daraja's name of a push is the one that we know, from which the payer's number may have been erased."""
+    before, erased, _ = known.partition(ERASED)
+    return told == known or (bool(erased) and told.startswith(before) and told[len(before) :].isdecimal())
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,16 @@ class Erasure:
     cases: int = 0
     erased: Counter[str] = field(default_factory=Counter[str])
     left: list[Left] = field(default_factory=list[Left])
+
+    def add(self, other: "Erasure") -> None:
+        """Count another one in."""
+        self.cases += other.cases
+        self.erased.update(other.erased)
+        self.left += other.left
+
+    def counted(self) -> dict[str, int]:
+        """The numbers alone, which name nobody."""
+        return {"cases": self.cases, "left": len({left.subject_id for left in self.left}), **self.erased}
 
 
 class _Undone(Exception):
@@ -182,22 +224,28 @@ class Privacy:
             raise Invalid.field_error(
                 "before", "must be at least 48 hours ago: until then a late callback or statement needs the number"
             )
-        number, done, seen = Number(phone), Erasure(), set[str]()
-        for merchant in await self._merchants(merchant_id):
-            async for root in self._roots(merchant, number):
-                if root not in seen:
-                    seen.add(root)
-                    case = Case(merchant, root, number, before, frozenset({root}))
-                    await self._erase_case(case, done, is_rehearsal=is_rehearsal)
+        merchants = await self._merchants(merchant_id)
         if not is_rehearsal:
-            await self._gateway.audit.record(
-                "privacy.erased",
-                merchant_id=merchant_id,
-                actor=actor,
-                detail={"cases": done.cases, "left": len({left.subject_id for left in done.left}), **done.erased},
-            )
+            # Said before anything is done, so that nothing is ever done unsaid.
+            await self._record("privacy.erasing", merchant_id, actor, {"before": rfc3339(before)})
+        done, seen = Erasure(), set[str]()
+        for merchant in merchants:
+            here = Erasure()
+            async for root in self._roots(merchant, Number(phone)):
+                if root not in seen:
+                    number = Number(phone, root[-_TAG:])
+                    case = Case(merchant, root, number, before, frozenset({root}))
+                    seen |= await self._erase_case(case, here, is_rehearsal=is_rehearsal)
+            if not is_rehearsal and (here.cases or here.left or merchant_id):
+                await self._record("privacy.erased", merchant, actor, here.counted())
+            done.add(here)
+        if not is_rehearsal and merchant_id is None:
+            await self._record("privacy.erased", None, actor, done.counted())
         log.info("privacy_erased", cases=done.cases, left=len(done.left), rehearsal=is_rehearsal)
         return done
+
+    async def _record(self, action: str, merchant_id: str | None, actor: str, detail: dict[str, Any]) -> None:
+        await self._gateway.audit.record(action, merchant_id=merchant_id, actor=actor, detail=detail)
 
     async def _merchants(self, merchant_id: str | None) -> Iterable[str]:
         if merchant_id is not None:
@@ -207,29 +255,39 @@ class Privacy:
 
     async def _roots(self, merchant_id: str, number: Number) -> AsyncGenerator[str]:
         """Everything of this payer's, by its identifier, page by page."""
-        for eraser in self._erasers:
+        # What others build on comes last: a payment is found as such before the callbacks about it are looked through.
+        for eraser in reversed(self._erasers):
             after = ""
             while eraser.find is not None and (page := await eraser.find(self._gateway, merchant_id, number, after)):
                 for root in page:
                     yield root
                 after = page[-1]
 
-    async def _erase_case(self, case: Case, done: Erasure, *, is_rehearsal: bool) -> None:
+    async def _erase_case(self, case: Case, done: Erasure, *, is_rehearsal: bool) -> frozenset[str]:
+        """Erase one case, or say why not; gives all that belongs to it."""
+        here = Erasure()
         try:
             async with self._gateway.db.transaction():
+                await self._gateway.db.execute(LOCKS)
                 case = await self._widened(case)
                 why = await self._objection(case)
                 if why is not None:
                     done.left.append(Left(case.root, why))
-                    return
+                    return case.ids
                 for eraser in self._erasers:
-                    done.erased.update(await eraser.erase(self._gateway, case))
+                    here.erased.update(await eraser.erase(self._gateway, case))
                     if eraser.keeps is not None:
-                        done.left += [Left(case.root, why) for why in await eraser.keeps(self._gateway, case)]
-                done.cases += 1
+                        here.left += [Left(case.root, why) for why in await eraser.keeps(self._gateway, case)]
+                here.cases = int(here.erased.total() > 0)
                 _undo(is_rehearsal)
         except _Undone:
-            return
+            pass
+        except OVERBURDENED:
+            # Whoever is at it goes first.
+            done.left.append(Left(case.root, "it is being changed in this moment"))
+            return case.ids
+        done.add(here)
+        return case.ids
 
     async def _objection(self, case: Case) -> str | None:
         for eraser in self._erasers:

@@ -18,7 +18,7 @@ def privacy() -> None:
 
 
 @privacy.command()
-@click.argument("phone")
+@click.argument("phone", required=False)
 @click.option("--merchant", "merchant_id", metavar="MERCHANT_ID", help="Only from this merchant's records.")
 @click.option(
     "--before",
@@ -29,12 +29,15 @@ def privacy() -> None:
 @YES
 @pass_session
 def erase(
-    session: Session, phone: str, merchant_id: str | None, before: datetime | None, *, dry_run: bool, yes: bool
+    session: Session, phone: str | None, merchant_id: str | None, before: datetime | None, *, dry_run: bool, yes: bool
 ) -> None:
     """Erase the number PHONE from old, settled records, everywhere it stands. What was paid stays.
 
-    With - for PHONE it is read from the first line of standard input, so that it stands in no shell's history.
+    Without PHONE it is asked for, and with - it is the first line of standard input: so it stands neither in a shell's
+    history nor in the list of processes.
     """
+    if phone is None:
+        phone = click.prompt("Phone number", err=True) if sys.stdin.isatty() else "-"
     number = _read(sys.stdin.readline() if phone == "-" else phone)
     whose = f"the records of {merchant_id}" if merchant_id else "every merchant's records"
     if not dry_run:

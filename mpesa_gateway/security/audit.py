@@ -193,11 +193,14 @@ class Audit:
 
         Only an unbroken stretch from the beginning may go: up to the first entry that is not older.
         """
+        # Looked for before others are kept from writing: what is old changes no more.
+        last = await self._db.fetchrow(LAST_BEFORE, before)
+        if last is None:
+            return
         async with self._db.transaction():
             await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            last = await self._db.fetchrow(LAST_BEFORE, before)
             cut = await self._cut()
-            if last is None or (cut is not None and last["number"] <= cut.through):
+            if cut is not None and last["number"] <= cut.through:
                 return
             await self.record(
                 CUT,

@@ -40,5 +40,5 @@ plugin = Plugin(
             prefix="cbk",
         ),
     ),
-    erasers=(CALLBACKS,),
+    erasers=CALLBACKS,
 )

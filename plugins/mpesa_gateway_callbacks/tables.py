@@ -145,20 +145,20 @@ COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
 """
 
-WAITING_OF_CASE = """
-SELECT callback_id FROM callback WHERE subject_id = ANY($1::text[]) AND subject_id <> '' AND verdict = 'waiting'
-UNION ALL
-SELECT callback_id FROM callback WHERE handle = ANY($1::text[]) AND handle <> '' AND verdict = 'waiting'
-LIMIT 1
-"""
-
 OF_CASE = """
-SELECT callback_id, body FROM callback
-WHERE (subject_id = ANY($1::text[]) AND subject_id <> '') OR (handle = ANY($1::text[]) AND handle <> '')
+SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
+WHERE callback_id = ANY($1::text[]) OR (subject_id = ANY($1::text[]) AND subject_id <> '')
+    OR (handle = ANY($1::text[]) AND handle <> '')
 FOR UPDATE
 """
 
-ERASE = "UPDATE callback SET body = $2, fingerprint = $3 WHERE callback_id = $1"
+WITH_NUMBER = """
+SELECT callback_id, CASE WHEN merchant_id IN ($1, '') AND body LIKE $2 THEN body END AS body
+FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
+"""
+"""Looks at the next so many, and gives what those say that it may stand in."""
+
+ERASE = "UPDATE callback SET body = $2, handle = $3, fingerprint = $4 WHERE callback_id = $1"
 
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback

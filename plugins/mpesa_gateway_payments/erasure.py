@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 
+_TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
+"""Where else in a payment the number may stand: in what the merchant wrote, and in Daraja's own words and names."""
+
+_NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
+
 
 async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str) -> Sequence[str]:
     rows = await gateway.db.fetch(
@@ -29,7 +34,7 @@ async def _widen(gateway: "Gateway", case: Case) -> set[str]:
     checks = await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named)
     named = [row["checkout_request_id"] for row in rows]
     for check in checks:
-        named += [check["check_id"], check["originator_conversation_id"], check["conversation_id"]]
+        named += [check[name] for name in _NAMES_OF_CHECK]
     return {name for name in named if name}
 
 
@@ -53,32 +58,24 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
     payments = 0
     for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
         is_payers = row["phone"] == case.number.phone
-        received = row["received_phone"]
-        texts = {name: row[name] and without(row[name]) for name in ("reference", "description", "result_desc")}
-        await gateway.db.execute(
-            tables.ERASE,
-            row["payment_id"],
-            ERASED if is_payers else row["phone"],
-            gateway.clock.now() if is_payers else row["erased_at"],
-            None if case.number.is_in(received) else received,
-            texts["reference"],
-            texts["description"],
-            texts["result_desc"],
-            case.number.without_in_json(row["metadata"]),
-        )
-        # The number could be found again from the fingerprint of the request, by trying all that there are.
-        await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
-        payments += 1
+        cleaned = {name: row[name] and without(row[name]) for name in _TEXTS} | {
+            "phone": ERASED if is_payers else row["phone"],
+            "erased_at": gateway.clock.now() if is_payers else row["erased_at"],
+            "received_phone": None if case.number.is_in(row["received_phone"]) else row["received_phone"],
+            "metadata": case.number.without_in_json(row["metadata"]),
+        }
+        if any(cleaned[name] != row[name] for name in cleaned):
+            await gateway.db.execute(tables.ERASE, row["payment_id"], *(cleaned[name] for name in tables.ERASED))
+            # The number could be found again from the fingerprint of the request, by trying all that there are.
+            await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+            payments += 1
     for step in await gateway.db.fetch(tables.STEPS_OF_CASE, case.named):
         if case.number.is_in(step["detail"]):
             await gateway.db.execute(tables.ERASE_STEP, step["payment_id"], step["number"], without(step["detail"]))
     for check in await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named):
-        if case.number.is_in(check["result_desc"]) or case.number.is_in(check["reference"]):
-            cleaned = (
-                (check["result_desc"] and without(check["result_desc"])),
-                (check["reference"] and without(check["reference"])),
-            )
-            await gateway.db.execute(tables.ERASE_CHECK, check["check_id"], *cleaned)
+        texts = [check["result_desc"], check["reference"], check["asked_for"]]
+        if any(case.number.is_in(text) for text in texts):
+            await gateway.db.execute(tables.ERASE_CHECK, check["check_id"], *(text and without(text) for text in texts))
     return {"payments": payments}
 
 

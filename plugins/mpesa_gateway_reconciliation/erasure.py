@@ -21,7 +21,8 @@ async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str
 
 async def _widen(gateway: "Gateway", case: Case) -> set[str]:
     """The lines of the case's payments: M-Pesa may have been asked whose money they are."""
-    return {row["line_id"] for row in await gateway.db.fetch(tables.LINES_OF_CASE, case.named)}
+    rows = await gateway.db.fetch(tables.LINES_OF_CASE, case.named)
+    return {name for row in rows for name in (row["line_id"], row["payment_id"]) if name}
 
 
 async def _objects(gateway: "Gateway", case: Case) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.db import idempotency
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.privacy import Case
 from mpesa_gateway_refunds import tables
@@ -17,7 +18,7 @@ async def _widen(gateway: "Gateway", case: Case) -> set[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
     for row in rows:
-        named += subjects_of(row["refund_id"])
+        named += [row["payment_id"], *subjects_of(row["refund_id"])]
     return {name for name in named if name}
 
 
@@ -38,6 +39,9 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
             await gateway.db.execute(
                 tables.ERASE, row["refund_id"], *(text and case.number.without(text) for text in texts)
             )
+            if row["idempotency_key"] is not None:
+                # As for payments: the fingerprint is of a text that had the number.
+                await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
             count += 1
     return {"refunds": count}
 

@@ -4,16 +4,21 @@ from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import asyncpg
 import pytest
 
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.privacy import Erasure, Number, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import Callbacks
 from tests.conftest import Town
+from tests.daraja import stk_callback
+from tests.ledger import broken
 
 PAYER = Msisdn("254711000001")
 OTHER = "254711000002"
@@ -27,9 +32,16 @@ LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement_lin
 
 
 @pytest.fixture
-async def town(values: dict[str, Any]) -> AsyncGenerator[Town]:
+def confirm() -> str:
+    """Which successes are confirmed before they count."""
+    return "never"
+
+
+@pytest.fixture
+async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
     """Everything that a payment needs, running, with a clock that we set."""
     values["simulator"] = {"callback_delay": 0}
+    values["payments"] = {"confirm": confirm}
     async with (
         receiving() as receiver,
         running_gateway(values, clock=SetClock(datetime(2026, 11, 24, 8, 0, tzinfo=UTC))) as (gateway, base),
@@ -102,6 +114,49 @@ async def a_payment_with_everything(town: Town) -> dict[str, Any]:
     return found
 
 
+async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
+    """Give a push the name that Daraja would, which ends in the payer's number; and an address of the merchant's."""
+    name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
+    for change in (
+        "UPDATE payment SET checkout_request_id = $2, callback_url = 'https://shop.example/paid?by=%2B254711000001' "
+        "WHERE checkout_request_id = $1",
+        "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
+        "UPDATE event SET payload = replace(payload::text, $1, $2)::jsonb, body = replace(body, $1, $2)",
+    ):
+        await db.execute(change, payment["provider_ref"], name)
+    return name
+
+
+async def receive_unmatched(town: Town, days: int) -> None:
+    """A callback of so many days ago that nobody could use, and that names the payer."""
+    at = town.gateway.clock.now() - timedelta(days=days)
+    await town.gateway.db.execute(
+        "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
+        "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', $3, 'unmatched')",
+        f"{Ids.least('cbk', at)}{days:016}",
+        at,
+        f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
+    )
+
+
+async def failed(town: Town, key: str) -> dict[str, Any]:
+    """A payment of which M-Pesa says that the payer did not answer, while the prompt is still open on their phone."""
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
+    payment = (await town.api.pay(PAYER, 500, key=key)).data
+    await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
+    said = stk_callback(payment["provider_ref"], 1037)
+    assert (await town.api.call("POST", await address(town, payment), said)).status == 200
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
+    return await town.api.settled(payment["id"], "failed")
+
+
+async def address(town: Town, payment: dict[str, Any]) -> str:
+    """Where Daraja calls back about a payment."""
+    callbacks = town.gateway.services.get(Callbacks)
+    url = callbacks.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
+    return url.removeprefix(town.base)
+
+
 async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
     """Callbacks that are refused: one to no address of ours, one to a payment's own that says nothing."""
     address: str = await town.gateway.db.fetchval(
@@ -142,9 +197,12 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     # The two prompts, which nobody has answered, wait on.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
+    assert not any((await Retention(town.gateway).forget()).values())
+    assert await counts(town) == before
     later(town, timedelta(days=3653))
     await Retention(town.gateway).forget()
     after = await counts(town)
+    assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_line": 1, "audit_entry": 1}
     assert await town.gateway.audit.verify() == 1
@@ -195,7 +253,10 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
     await told(town)
     await stranger_posts(town, payment)
+    await as_daraja_names_it(town, payment)
     later(town, timedelta(hours=60))
+    await receive_unmatched(town, 8)
+    await receive_unmatched(town, 9)
     before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
     tables = {line.partition(":")[0] for line in await standing(town)}
     assert tables == {
@@ -209,12 +270,13 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     }
 
     rehearsed = await erase(town, is_rehearsal=True)
+    assert await town.gateway.audit.page(10, None, "privacy.erasing", None) == []
     assert {line.partition(":")[0] for line in await standing(town)} == tables
     done = await erase(town)
-    assert (done.erased, done.cases, done.left) == (rehearsed.erased, 4, [])
+    assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
     assert done.erased == {
         "payments": 2,
-        "callbacks": 4,
+        "callbacks": 6,
         "refused callbacks": 2,
         "events": 3,
         "refunds": 1,
@@ -226,13 +288,19 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
 
     shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     assert (shown["phone"], shown["reference"], shown["description"]) == ("erased", "erased", "erased")
+    assert shown["provider_ref"] == f"ws_CO_24112026110000123erased{payment['id'][-8:]}"
+    told_of = {callback["handle"] for callback in await db.fetch("SELECT handle FROM callback WHERE kind = 'stk'")}
+    assert shown["provider_ref"] in told_of
     assert shown["metadata"] == {"phone": "erased", "note": "Call erased after five", "other": OTHER}
     assert (shown["amount"], shown["receipt"]) == ("500.00", payment["receipt"])
     events = (await town.api.call("GET", "/v1/events")).data
     assert {event["data"].get("phone") for event in events} == {"erased", OTHER}
-    (entry,) = await town.gateway.audit.page(10, None, "privacy.erased", None)
-    assert (entry.detail["payments"], entry.detail["left"]) == (2, 0)
-    assert await town.gateway.audit.verify() > 0
+    for_all, for_merchant = await town.gateway.audit.page(10, None, "privacy.erased", None)
+    assert (for_all.detail["payments"], for_all.detail["left"], for_all.actor) == (2, 0, "test")
+    assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
+    (intent,) = await town.gateway.audit.page(10, None, "privacy.erasing", None)
+    assert intent.number < for_merchant.number < for_all.number
+    assert await broken(town.gateway) == {}
     # A second time there is nothing left to do.
     assert (await erase(town)).cases == 0
 
@@ -272,6 +340,72 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
     assert refund["status"] == "pending"
     with pytest.raises(Invalid, match="at least 48 hours ago"):
         await erase(town, before=town.gateway.clock.now())
+
+
+async def test_what_somebody_else_is_changing_is_left_and_nobody_waits_in_a_ring(
+    town: Town, database_url: str
+) -> None:
+    busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
+    await told(town)
+    later(town, timedelta(hours=60))
+    schema = {"search_path": town.gateway.config.database.schema}
+    other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
+    async with other.transaction():
+        await other.execute("SELECT FROM callback WHERE subject_id = $1 FOR UPDATE", busy["id"])
+        done = await erase(town)
+        assert (done.cases, done.erased["payments"]) == (1, 1)
+        assert {left.why for left in done.left} == {"it is being changed in this moment"}
+        assert busy["id"] in {left.subject_id for left in done.left}
+        phones = await other.fetch("SELECT payment_id FROM payment WHERE phone = 'erased'")
+        assert [row["payment_id"] for row in phones] == [free["id"]]
+    await other.close()
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+
+
+async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> None:
+    await receive_unmatched(town, 1)
+    await receive_unmatched(town, 3)
+    done = await erase(town)
+    assert (done.erased["callbacks"], len(done.left)) == (1, 1)
+    assert "is too recent" in done.left[0].why
+    assert len(await standing(town)) == 1
+
+
+@pytest.mark.parametrize("confirm", ["never", "always"])
+async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Town) -> None:
+    payment = await failed(town, "late")
+    await told(town)
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
+    prompt = payment["provider_ref"]
+    assert (await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})).status == 200
+    shown = await town.api.settled(payment["id"], "completed")
+    assert (shown["phone"], shown["mismatch"]) == ("erased", None)
+    await told(town)
+    assert await broken(town.gateway) == {}
+    # The callback has brought the number again: it goes as well, once it is old enough.
+    assert (await erase(town)).cases == 0
+    assert len(await standing(town)) == 1
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+
+
+async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: Town) -> None:
+    payment = await failed(town, "late")
+    name = await as_daraja_names_it(town, payment)
+    await told(town)
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    path = await address(town, payment)
+    for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
+        assert (await town.api.call("POST", path, stk_callback(other))).status == 403, other
+    assert (await town.api.call("POST", path, stk_callback(name, 1032))).status == 200
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["status"], shown["provider_ref"]) == ("failed", f"{name[:23]}erased{payment['id'][-8:]}")
+    assert (await town.api.call("POST", path, stk_callback(name))).status == 200
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["status"], shown["receipt"], shown["provider_ref"]) == ("completed", "TKN4A1B2C3", name)
 
 
 async def test_only_one_merchants_records_and_only_those_before_a_day(town: Town) -> None:
@@ -330,10 +464,13 @@ async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) 
         ("7110000011", "7110000011"),
         ("000001", "000001"),
         ("order 42", "order 42"),
+        ("ws_CO_24112026110000123711000001", "ws_CO_24112026110000123erased-1"),
+        ("ws_CO_24112026110000123711000002", "ws_CO_24112026110000123711000002"),
+        ("about ws_CO_24112026110000123711000001.", "about ws_CO_24112026110000123erased-1."),
     ],
 )
 def test_the_number_is_found_in_every_form_and_nothing_else_is(text: str, cleaned: str) -> None:
-    assert Number(PAYER).without(text) == cleaned
+    assert Number(PAYER, "-1").without(text) == cleaned
 
 
 def test_json_stays_as_it_was_written_but_for_the_number() -> None:
@@ -343,3 +480,5 @@ def test_json_stays_as_it_was_written_but_for_the_number() -> None:
     untouched = '{"a": 1.50,  "b": "254711000002"}'
     assert Number(PAYER).without_in_json(untouched) == untouched
     assert Number(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"
+    names = '{"0711000001":1,"+254711000001":254711000001.0,"order":254711000002.0}'
+    assert Number(PAYER).without_in_json(names) == '{"erased":1,"erased_":"erased","order":254711000002.0}'

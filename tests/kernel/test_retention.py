@@ -9,9 +9,10 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.retention import Retention
+from mpesa_gateway.retention import KERNEL_FORGETS, Retention
+from mpesa_gateway.testing.serving import eventually
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 BATCH = 500
@@ -77,6 +78,85 @@ async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_betwee
     assert left == list(range(ROWS - BATCH, -1, -BATCH))
     assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 10
     assert prefix < young
+
+
+async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway: Gateway) -> None:
+    plans: dict[str, str] = {}
+    for forgetting in (*KERNEL_FORGETS, *(one for plugin in gateway.plugins for one in plugin.forgets)):
+        oldest = Ids.least(forgetting.prefix, NOW) if forgetting.prefix else NOW
+        async with gateway.db.transaction():
+            # Where there is an index, Postgres takes it now, however few rows there are.
+            await gateway.db.execute("SET LOCAL enable_seqscan = off")
+            await gateway.db.execute("SET LOCAL enable_bitmapscan = off")
+            await gateway.db.execute("SET LOCAL enable_hashjoin = off")
+            await gateway.db.execute("SET LOCAL enable_mergejoin = off")
+            await gateway.db.execute("SET LOCAL enable_sort = off")
+            rows = await gateway.db.fetch(f"EXPLAIN {forgetting.sql}", oldest, BATCH)
+        plans[forgetting.what] = "\n".join(row[0] for row in rows)
+    assert len(plans) == 9
+    assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
+
+
+async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
+    values["plugins"] = ["callbacks"]
+    del values["simulator"]
+    async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
+        await receive(gateway, 200, 3)
+        job = gateway.jobs_by_name["kernel.forget"]
+        assert (job.cron, job.timeout) == ("17 23 * * *", 3600)
+        await gateway.jobs.enqueue("kernel.forget")
+
+        async def is_done() -> bool:
+            return not await gateway.db.fetchval("SELECT count(*) FROM callback")
+
+        await eventually(is_done)
+
+
+async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gateway: Gateway) -> None:
+    merchant_id = (await gateway.merchants.create("Duka", actor="test")).merchant_id
+    old = NOW - timedelta(days=91)
+    for key, state, until in (
+        ("at work", "in_flight", NOW + timedelta(minutes=1)),
+        ("left behind", "in_flight", old),
+        ("settled", "settled", old),
+        ("young", "settled", old),
+    ):
+        await gateway.db.execute(
+            "INSERT INTO idempotency_key VALUES ($1, $2, sha256('a'), $3, 'own_1', $4, $5)",
+            merchant_id,
+            key,
+            state,
+            until,
+            old + timedelta(days=2) if key == "young" else old,
+        )
+    assert (await Retention(gateway).forget())["idempotency keys"] == 2
+    rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
+    assert [row["key"] for row in rows] == ["at work", "young"]
+
+
+async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -> None:
+    at = NOW - timedelta(days=31)
+    event_id = Ids.least("evt", at) + "0" * 16
+    await gateway.db.execute(
+        "INSERT INTO event (event_id, kind, subject_id, occurred_at, is_public, payload) "
+        "VALUES ($1, 'own.done', 'own_1', $2, false, '{}')",
+        event_id,
+        at,
+    )
+    await gateway.db.execute(
+        "INSERT INTO event_task (event_id, subscriber, due_at, done_at) VALUES ($1, 'heard', $2, $2), ($1, 'owed', $2, NULL)",
+        event_id,
+        at,
+    )
+    assert (await Retention(gateway).forget())["subscribers' done tasks"] == 1
+    assert await gateway.db.fetchval("SELECT subscriber FROM event_task") == "owed"
+
+
+@pytest.mark.parametrize("days", [1, 2])
+async def test_lines_that_a_statement_may_show_again_are_not_forgotten(values: dict[str, Any], days: int) -> None:
+    values["reconciliation"] = {"keep_days": days}
+    with pytest.raises(ConfigRefused, match="at least 3"):
+        Gateway(GatewayConfig.from_values(values))
 
 
 async def test_what_somebody_has_locked_is_passed_over_and_goes_another_night(

@@ -6,7 +6,6 @@ CREATE TABLE audit_checkpoint (
     number bigint NOT NULL CHECK (number > 0),
     digest bytea NOT NULL CHECK (length(digest) = 32)
 );
-CREATE INDEX audit_entry_cut ON audit_entry (number) WHERE action = 'audit.cut';
 
 -- The one way in which entries go: the oldest, up to the one that the log's own newest entry about a cut names.
 CREATE FUNCTION audit_cut(most integer) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$

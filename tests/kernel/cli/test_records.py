@@ -102,11 +102,14 @@ def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
     assert host.gets(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
     assert host.gets(*erase, "--yes").strip() == "left pay_pending: the payment is pending"
     assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
+    for words in (("-",), ()):
+        read = host.types("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
+        assert (read.returncode, read.stdout.strip()) == (0, "left pay_pending: the payment is pending"), words
     unread = host.types("privacy", "erase", "0711", "--yes")
     assert (unread.returncode, "send a Kenyan mobile number" in unread.stderr) == (2, True)
     assert is_refused(host.types(*erase, "--before", "2999-01-01", "--yes"), 1, "at least 48 hours ago")
     assert is_refused(host.types(*erase, "--merchant", "mer_nobody", "--yes"), 1, "no such merchant")
-    assert "4 entries" in host.gets("audit", "verify")
+    assert "8 entries" in host.gets("audit", "verify")
 
 
 async def _pay(url: str, merchant_id: str) -> None:
