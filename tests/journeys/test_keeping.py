@@ -118,8 +118,8 @@ async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
     """Give a push the name that Daraja would, which ends in the payer's number; and an address of the merchant's."""
     name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
     for change in (
-        "UPDATE payment SET checkout_request_id = $2, callback_url = 'https://shop.example/paid?by=%2B254711000001' "
-        "WHERE checkout_request_id = $1",
+        "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
+        "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
         "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
         "UPDATE event SET payload = replace(payload::text, $1, $2)::jsonb, body = replace(body, $1, $2)",
     ):
@@ -132,7 +132,8 @@ async def receive_unmatched(town: Town, days: int) -> None:
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', $3, 'unmatched')",
+        "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', "
+        "$3, 'unmatched')",
         f"{Ids.least('cbk', at)}{days:016}",
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
@@ -342,9 +343,7 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
         await erase(town, before=town.gateway.clock.now())
 
 
-async def test_what_somebody_else_is_changing_is_left_and_nobody_waits_in_a_ring(
-    town: Town, database_url: str
-) -> None:
+async def test_what_somebody_else_is_changing_is_left_and_nobody_waits_in_a_ring(town: Town, database_url: str) -> None:
     busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
     await told(town)
     later(town, timedelta(hours=60))

@@ -144,7 +144,8 @@ async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -
         at,
     )
     await gateway.db.execute(
-        "INSERT INTO event_task (event_id, subscriber, due_at, done_at) VALUES ($1, 'heard', $2, $2), ($1, 'owed', $2, NULL)",
+        "INSERT INTO event_task (event_id, subscriber, due_at, done_at) "
+        "VALUES ($1, 'heard', $2, $2), ($1, 'owed', $2, NULL)",
         event_id,
         at,
     )
