@@ -7,11 +7,13 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import Erasure, Number, Privacy
+from mpesa_gateway.plugin import Eraser, Plugin
+from mpesa_gateway.privacy import Case, Erasure, Number, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
@@ -343,7 +345,7 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
         await erase(town, before=town.gateway.clock.now())
 
 
-async def test_what_somebody_else_is_changing_is_left_and_nobody_waits_in_a_ring(town: Town, database_url: str) -> None:
+async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database_url: str) -> None:
     busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
     await told(town)
     later(town, timedelta(hours=60))
@@ -359,6 +361,27 @@ async def test_what_somebody_else_is_changing_is_left_and_nobody_waits_in_a_ring
         assert [row["payment_id"] for row in phones] == [free["id"]]
     await other.close()
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
+
+
+async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
+    values: dict[str, Any],
+) -> None:
+    async def find(_: Gateway, __: str, ___: Number, after: str) -> list[str]:
+        return [] if after else ["own_1"]
+
+    async def gives_way(gateway: Gateway, _: Case) -> str:
+        sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
+        ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
+        return f"gives way: {0 < ours < postgres}"
+
+    async def erases(_: Gateway, __: Case) -> dict[str, int]:
+        return {}
+
+    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))
+    async with running_gateway(values, plugins=(own,)) as (gateway, _):
+        await gateway.merchants.create("Duka", actor="test")
+        done = await Privacy(gateway).erase(PAYER, actor="test")
+    assert [(left.subject_id, left.why) for left in done.left] == [("own_1", "gives way: True")]
 
 
 async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> None:
