@@ -201,7 +201,8 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
     assert not any((await Retention(town.gateway).forget()).values())
-    assert await counts(town) == before
+    now = await counts(town)
+    assert [name for name in before if now[name] < before[name]] == []
     later(town, timedelta(days=3653))
     await Retention(town.gateway).forget()
     after = await counts(town)
