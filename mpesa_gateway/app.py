@@ -32,6 +32,7 @@ from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
+from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit, acting_from
 from mpesa_gateway.security.limits import Limits
@@ -66,6 +67,11 @@ async def handle_event(gateway: "Gateway", *, event_id: str, subscriber: str) ->
     await gateway.outbox.handle(event_id, subscriber)
 
 
+async def forget(gateway: "Gateway") -> None:
+    """Delete what has been kept long enough."""
+    await Retention(gateway).forget()
+
+
 async def sweep_events(gateway: "Gateway") -> None:
     """Hand owed events to their subscribers again."""
     await gateway.outbox.sweep()
@@ -74,6 +80,8 @@ async def sweep_events(gateway: "Gateway") -> None:
 KERNEL_JOBS: dict[str, Job] = {
     HANDLE: Job(handle_event, timeout=120),
     "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10"),
+    # In the middle of the night in East Africa. What an hour is not enough for is left to the next night.
+    "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *"),
 }
 
 
@@ -136,7 +144,7 @@ class Gateway:
                     f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
                     "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
                 )
-        self.config = config
+        self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
         self.plugins = load(config.plugins, plugins)

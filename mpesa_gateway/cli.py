@@ -13,6 +13,7 @@ from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
 from mpesa_gateway.commands.migrate import migrate
 from mpesa_gateway.commands.plugins import plugins
+from mpesa_gateway.commands.privacy import privacy
 from mpesa_gateway.commands.serve import serve
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Failed, Session
 from mpesa_gateway.commands.up import up
@@ -100,7 +101,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, demo, serve, worker, migrate, doctor, config, plugins, merchants, apikeys, keys, audit):
+for command in (up, demo, serve, worker, migrate, doctor, config, plugins, merchants, apikeys, keys, audit, privacy):
     cli.add_command(command)
 
 

@@ -37,6 +37,9 @@ Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Room = Annotated[int, msgspec.Meta(ge=0)]
 """A number of things of which there may be none."""
 
+Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
+"""A time to keep something, in days; 0 for ever."""
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 """A port to listen on; 0 takes a free one."""
 
@@ -135,6 +138,19 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     burst: Count = 200
 
 
+class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """For how long things are kept, in days, 0 for ever; each plugin says so of its own.
+
+    Every night what is older is deleted, ``batch`` rows at a time with a ``pause`` in between, in seconds.
+    """
+
+    idempotency_days: Days = 90
+    tasks_days: Days = 30
+    audit_days: Days = 2557
+    batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    pause: Pause = 0.05
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set. ``sections`` holds the plugins' own tables, checked when they are loaded."""
 
@@ -148,6 +164,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
     limits: LimitsConfig = LimitsConfig()
+    retention: RetentionConfig = RetentionConfig()
     sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
 
     @classmethod

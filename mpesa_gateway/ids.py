@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from datetime import datetime
 
 from mpesa_gateway.clock import Clock
 
@@ -28,6 +29,11 @@ class Ids:
         """A new identifier with this prefix, 26 characters after the underscore."""
         milliseconds = int(self._clock.now().timestamp() * 1000)
         return f"{prefix}_{base32(milliseconds, 10)}{base32(int.from_bytes(self._random_bytes(10), 'big'), 16)}"
+
+    @staticmethod
+    def least(prefix: str, moment: datetime) -> str:
+        """What every identifier with this prefix that was made before ``moment`` is less than, and no later one."""
+        return f"{prefix}_{base32(int(moment.timestamp() * 1000), 10)}"
 
     def token(self, size: int = 32) -> bytes:
         """``size`` unguessable bytes."""

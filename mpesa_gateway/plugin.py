@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from piccolo.table import Table
 
     from mpesa_gateway.app import Gateway
+    from mpesa_gateway.privacy import Case, Number
 
 GROUP = "mpesa_gateway.plugins"
 """The entry-point group in which installed plugins are found by name."""
@@ -102,6 +103,38 @@ class Tables:
 
 
 @dataclass(frozen=True)
+class Forgetting:
+    """Rows that may go once they have been kept long enough: never those that something is still owed for.
+
+    ``what`` names them; ``days`` says from the settings for how long they are kept, 0 for ever. ``sql`` deletes at most
+    $2 of them, the oldest first, passing over those that somebody has locked: those from before the moment $1 or, with
+    a ``prefix``, those whose identifier is less than $1. Identifiers begin with their time, so that no index is needed.
+    """
+
+    what: str
+    sql: str
+    days: Callable[[Gateway], int]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """How a payer's phone number is erased from what a plugin keeps, where they ask for it.
+
+    ``find`` gives the identifiers of what the payer did, in order, those after the given one; ``widen`` what belongs to
+    a case besides, of ours and of Daraja's; ``objects`` why a case cannot be erased now, None where it can; ``erase``
+    erases and counts by what it was; ``keeps`` says what the number stands in for good. All but ``find`` are called
+    inside the case's transaction.
+    """
+
+    erase: Callable[[Gateway, Case], Awaitable[Mapping[str, int]]]
+    find: Callable[[Gateway, str, Number, str], Awaitable[Sequence[str]]] | None = None
+    widen: Callable[[Gateway, Case], Awaitable[set[str]]] | None = None
+    objects: Callable[[Gateway, Case], Awaitable[str | None]] | None = None
+    keeps: Callable[[Gateway, Case], Awaitable[Sequence[str]]] | None = None
+
+
+@dataclass(frozen=True)
 class Plugin:
     """What a plugin brings. Only ``name`` and ``summary`` are required."""
 
@@ -117,6 +150,10 @@ class Plugin:
     provides: tuple[tuple[type[Any], Callable[[Gateway], Any]], ...] = ()
     """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
     tables: Tables | None = None
+    forgets: tuple[Forgetting, ...] = ()
+    """What is deleted, night by night, once it has been kept long enough."""
+    erasers: tuple[Eraser, ...] = ()
+    """How a payer's phone number is erased from what this plugin keeps."""
     commands: tuple[click.Command, ...] = ()
     pages: Pages = NO_PAGES
     checks: tuple[Check, ...] = ()

@@ -121,6 +121,11 @@ async def settle(db: Database, *, merchant_id: str, key: str) -> None:
     await db.execute(SETTLE, merchant_id, key, "settled")
 
 
+async def forget(db: Database, *, merchant_id: str, key: str) -> None:
+    """Let go of what was noted about the key of something that has ended, and that knows its key by itself."""
+    await db.execute("DELETE FROM idempotency_key WHERE merchant_id = $1 AND key = $2", merchant_id, key)
+
+
 async def release(db: Database, *, merchant_id: str, key: str) -> None:
     """Nothing was sent: the same key may try again."""
     await db.execute(SETTLE, merchant_id, key, "released")

@@ -4,7 +4,7 @@ import hashlib
 import re
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -14,10 +14,14 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_ENTRY
+from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_BEFORE, LAST_CUT, LAST_ENTRY
 
 _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big", signed=True)
 _FIRST = bytes(32)
+
+CUT = "audit.cut"
+"""The action of the entry that says up to where the log is let go, before any of it is."""
 
 _OBSERVED_A_SECOND = 5
 """How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
@@ -64,6 +68,13 @@ class _Observed:
         return left_out
 
 
+class _Cut(msgspec.Struct, frozen=True):
+    """What an entry says that announces a cut: the last entry that goes, and its digest in hexadecimal."""
+
+    through: int
+    digest: str
+
+
 class Audit:
     """Writes and verifies the audit log."""
 
@@ -104,8 +115,9 @@ class Audit:
         subject_id: str | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets, no phone numbers.
+        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets.
 
+        Nothing is ever erased from an entry: phone numbers in its texts, such as a person's note, are masked.
         Where a request is being handled, the client's address is added to ``detail`` as ``from``.
         """
         address = acting_from.get()
@@ -117,7 +129,7 @@ class Audit:
             number, previous = (last["number"] + 1, bytes(last["digest"])) if last else (1, _FIRST)
             at = self._clock.now()
             entry_id = self._ids.new("aud")
-            text = msgspec.json.encode(detail, order="deterministic").decode()
+            text = msgspec.json.encode(_masked(detail), order="deterministic").decode()
             digest = _digest(previous, number, entry_id, at, merchant_id, actor, action, subject_id, text)
             await self._db.execute(
                 INSERT_ENTRY, number, entry_id, at, merchant_id, actor, action, subject_id, text, previous, digest
@@ -174,6 +186,42 @@ class Audit:
             )
         )
 
+    # -- letting go -----------------------------------------------------------------------------------------------
+
+    async def announce_cut(self, before: datetime) -> None:
+        """Say in the log itself that what was written before a moment will be let go, if there is any of it.
+
+        Only an unbroken stretch from the beginning may go: up to the first entry that is not older.
+        """
+        # Looked for before others are kept from writing: what is old changes no more.
+        last = await self._db.fetchrow(LAST_BEFORE, before)
+        if last is None:
+            return
+        async with self._db.transaction():
+            await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            cut = await self._cut()
+            if cut is not None and last["number"] <= cut.through:
+                return
+            await self.record(
+                CUT,
+                merchant_id=None,
+                actor="retention",
+                detail={"through": last["number"], "digest": bytes(last["digest"]).hex(), "before": rfc3339(before)},
+            )
+
+    async def cut(self, most: int) -> int:
+        """Delete up to ``most`` of the oldest entries that were announced; gives how many.
+
+        Postgres' own function does, and nothing else can: it leaves a checkpoint, with which the chain goes on.
+        """
+        return int(await self._db.fetchval("SELECT audit_cut($1)", most))
+
+    async def _cut(self) -> "_Cut | None":
+        detail = await self._db.fetchval(LAST_CUT)
+        return None if detail is None else msgspec.json.decode(detail, type=_Cut)
+
+    # -- proving --------------------------------------------------------------------------------------------------
+
     async def head(self) -> str:
         """The newest entry's number and digest, ``120:ab12…``: noted elsewhere, it proves all that came before it."""
         last = await self._db.fetchrow(LAST_ENTRY)
@@ -182,21 +230,49 @@ class Audit:
     async def verify(self, noted: str | None = None) -> int:
         """Check every entry against the one before; gives their count. Raises BrokenChain.
 
+        Where the beginning was let go, the chain goes on from the checkpoint, and an entry must have announced it.
+
         A chain does not tell of its own cut-off end, nor of having been written anew from some entry on: with a
-        ``noted`` head (of an earlier look, see ``head``) it does. Raises ValueError for a note that is none.
+        ``noted`` head (of an earlier look, see ``head``) it does. Raises ValueError for a note that is none, or of an
+        entry that has been let go since.
         """
         number, digest = _read_note(noted)
-        await self._verify_chain()
-        if number:
-            found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
-            if found is None:
-                raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
-            if bytes(found) != digest:
-                raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
-        return int(await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry"))
+        while True:
+            start = await self._checkpoint()
+            try:
+                await self._verify_chain(*start)
+                await self._verify_note(number, digest, *start)
+                break
+            except BrokenChain:
+                # Perhaps only the beginning was let go meanwhile.
+                if await self._checkpoint() == start:
+                    raise
+        last = await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry")
+        return max(int(last) - start[0], 0)
 
-    async def _verify_chain(self) -> None:
-        previous, expected = _FIRST, 1
+    async def _verify_note(self, number: int, digest: bytes, last_gone: int, last_digest: bytes) -> None:
+        if number and number < last_gone:
+            raise ValueError(f"entry {number}, which was noted, has been let go since: note the head anew")
+        found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
+        if number == last_gone:
+            found = last_digest
+        if number and found is None:
+            raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
+        if number and bytes(found) != digest:
+            raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
+
+    async def _checkpoint(self) -> tuple[int, bytes]:
+        row = await self._db.fetchrow("SELECT number, digest FROM audit_checkpoint")
+        return (0, _FIRST) if row is None else (row["number"], bytes(row["digest"]))
+
+    async def _verify_chain(self, last_gone: int, previous: bytes) -> None:
+        cut = await self._cut()
+        if last_gone and (cut is None or cut.through < last_gone):
+            raise BrokenChain(f"audit entries up to {last_gone} are missing, and no entry says that they were let go")
+        announced = {cut.through: cut.digest} if cut is not None else {}
+        if announced.get(last_gone, previous.hex()) != previous.hex():
+            raise BrokenChain(f"audit entry {last_gone} is not the one up to which the log was to be let go")
+        expected = last_gone + 1
         while True:
             rows = await self._db.fetch(
                 "SELECT number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest "
@@ -221,6 +297,7 @@ class Audit:
                     row["number"] != expected
                     or bytes(row["previous_digest"]) != previous
                     or bytes(row["digest"]) != digest
+                    or announced.get(expected, digest.hex()) != digest.hex()
                 ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
                 previous, expected = digest, expected + 1
@@ -236,6 +313,16 @@ def _read_note(noted: str | None) -> tuple[int, bytes]:
     if found is None:
         raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
     return int(found[1]), bytes.fromhex(found[2])
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, str):
+        return mask_phones(value)
+    if isinstance(value, dict):
+        return {name: _masked(item) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def _digest(

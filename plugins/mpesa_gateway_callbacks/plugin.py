@@ -1,8 +1,10 @@
 """The callbacks plugin, declared."""
 
-from mpesa_gateway.plugin import Job, Plugin, Tables
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
+from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
+from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
 from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
@@ -24,4 +26,19 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    forgets=(
+        Forgetting(
+            "refused callbacks",
+            tables.FORGET_OLD_REFUSED,
+            days=lambda gateway: gateway.settings(CallbacksSettings).keep_refused_days,
+            prefix="ref",
+        ),
+        Forgetting(
+            "callbacks",
+            tables.FORGET,
+            days=lambda gateway: gateway.settings(CallbacksSettings).keep_days,
+            prefix="cbk",
+        ),
+    ),
+    erasers=CALLBACKS,
 )

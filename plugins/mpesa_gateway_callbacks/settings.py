@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from mpesa_gateway.config import Count
+from mpesa_gateway.config import Count, Days
 from mpesa_gateway.security.signatures import HEADER
 
 SAFARICOM = (
@@ -29,6 +29,8 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     ``enforce_allowlist``: for live payments and callbacks without token, for all, or never. ``signature``: whether a
     callback must carry one, must carry a right one if any, or is not looked at; ``signature_header`` names the header.
+    ``keep_days`` and ``keep_refused_days`` say for how long callbacks are kept, 0 for ever; one that still waits for
+    its payment is kept in any case.
     """
 
     allowlist: tuple[str, ...] = SAFARICOM
@@ -38,3 +40,5 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     dedup_hours: Count = 24
     patience_hours: Count = 48
     keep_refused: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    keep_days: Days = 180
+    keep_refused_days: Days = 30

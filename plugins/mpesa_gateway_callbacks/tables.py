@@ -145,6 +145,50 @@ COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
 """
 
+OF_CASE = """
+SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
+WHERE callback_id = ANY($1::text[]) OR (subject_id = ANY($1::text[]) AND subject_id <> '')
+    OR (handle = ANY($1::text[]) AND handle <> '')
+FOR UPDATE
+"""
+
+WITH_NUMBER = """
+SELECT callback_id, CASE WHEN merchant_id IN ($1, '') AND body LIKE $2 THEN body END AS body
+FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
+"""
+"""Looks at the next so many, and gives what those say that it may stand in."""
+
+ERASE = "UPDATE callback SET body = $2, handle = $3, fingerprint = $4 WHERE callback_id = $1"
+
+REFUSED_OF_CASE = """
+SELECT refused_id, at, original FROM refused_callback
+WHERE (subject_id = ANY($1::text[]) OR refused_id = ANY($1::text[])) AND original IS NOT NULL
+FOR UPDATE
+"""
+
+LOOSE_REFUSED = """
+SELECT refused_id FROM refused_callback
+WHERE (merchant_id = $1 OR merchant_id IS NULL) AND subject_id IS NULL AND original LIKE $2 AND refused_id > $3
+ORDER BY refused_id LIMIT $4
+"""
+"""Looks at all of them: there are only so many as the settings keep."""
+
+ERASE_REFUSED = "UPDATE refused_callback SET original = NULL, signature = NULL WHERE refused_id = $1"
+
+FORGET = """
+DELETE FROM callback WHERE callback_id IN (
+    SELECT callback_id FROM callback WHERE callback_id < $1 AND verdict <> 'waiting'
+        AND NOT EXISTS (SELECT 1 FROM refused_callback r WHERE r.callback_id = callback.callback_id)
+    ORDER BY callback_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+FORGET_OLD_REFUSED = """
+DELETE FROM refused_callback WHERE refused_id IN (
+    SELECT refused_id FROM refused_callback WHERE refused_id < $1 ORDER BY refused_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
 FORGET_REFUSED = """
 DELETE FROM refused_callback WHERE refused_id IN (
     SELECT refused_id FROM refused_callback ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000

@@ -1,7 +1,7 @@
 """The ops plugin, declared."""
 
 from mpesa_gateway.pages import Pages
-from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway.plugin import Forgetting, Plugin, Tables
 from mpesa_gateway_ops import (
     audit_pages,
     event_pages,
@@ -11,6 +11,7 @@ from mpesa_gateway_ops import (
     queue_pages,
     search,
     system_pages,
+    tables,
 )
 from mpesa_gateway_ops.commands import operators
 from mpesa_gateway_ops.desk import Desk
@@ -30,6 +31,8 @@ plugin = Plugin(
     routes=routes,
     provides=((Operators, Operators), (Sessions, Sessions), (Desk, Desk), (Frame, Frame), (Notes, Notes)),
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
+    # Who signed in and out stands in the audit log; a session that has ended is good for nothing.
+    forgets=(Forgetting("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
     commands=(operators,),
     pages=Pages(
         templates="mpesa_gateway_ops",

@@ -68,6 +68,12 @@ CLOSE_SESSION = "DELETE FROM ops_session WHERE digest = $1 RETURNING operator_id
 
 CLOSE_SESSIONS_OF = "DELETE FROM ops_session WHERE operator_id = $1"
 
+FORGET_ENDED = """
+DELETE FROM ops_session WHERE digest IN (
+    SELECT digest FROM ops_session WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
 FORGET_SESSIONS = "DELETE FROM ops_session WHERE expires_at <= $1 OR last_seen_at <= $2"
 
 LEAVE_NOTE = """

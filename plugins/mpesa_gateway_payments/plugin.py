@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
+from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, sweep, tally
@@ -74,4 +76,13 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    forgets=(
+        Forgetting(
+            "status checks",
+            tables.FORGET_CHECKS,
+            days=lambda gateway: gateway.settings(PaymentsSettings).keep_checks_days,
+            prefix="chk",
+        ),
+    ),
+    erasers=(PAYMENTS,),
 )

@@ -16,6 +16,7 @@ from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected, StkAc
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.errors import (
     Checks,
     NotFound,
@@ -26,7 +27,8 @@ from mpesa_gateway.errors import (
 )
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn, may_be
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -47,7 +49,7 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
-from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.transitions import Told, Transitions, fits
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ _REST = 10
 """Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
 _UNASKED = timedelta(hours=1)
 """How much longer a payment stays open whose last question could not be put."""
+
+
+class _KeyOfOld(Exception):
+    """A payment has this Idempotency-Key, and what we had noted about the key has been let go since."""
 
 
 class PaymentService:
@@ -159,6 +165,27 @@ class PaymentService:
         self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
+        try:
+            return await self._claim_now(merchant_id, request, key, env)
+        except _KeyOfOld:
+            return await self._find_old(merchant_id, request, key), None
+
+    async def _find_old(self, merchant_id: str, request: PaymentRequest, key: str) -> Row:
+        """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
+
+        The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
+        """
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        if row is None:
+            raise NotFound("there is no such payment")
+        is_same = row["amount"] == request.amount and fits(request.phone, row)
+        if not is_same or request.reference not in {None, row["reference"]}:
+            raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
+        return row
+
+    async def _claim_now(
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+    ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
         async with self._db.transaction():
@@ -215,7 +242,7 @@ class PaymentService:
             now,
         )
         if row is None:
-            raise RuntimeError("the payment was not written")
+            raise _KeyOfOld
         return row
 
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
@@ -322,13 +349,16 @@ class PaymentService:
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and known != told:
+        if known and told and not may_be_handle(told, known):
             raise AnotherSubject("this callback is about another payment than its address")
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
         outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
+        if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
+            # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
+            await self._db.execute(tables.RELEARN_CHECKOUT, row["payment_id"], told)
         if outcome.is_paid:
             is_applied = await self._take_callback(row, result)
         elif not outcome.is_pending:
@@ -374,8 +404,8 @@ class PaymentService:
 
     def _wants_confirmation(self, row: Row, told: Told) -> bool:
         if self._settings.confirm == "mismatch":
-            fits = told.amount == row["amount"] and told.receipt is not None
-            return not fits or not may_be(told.phone or "", row["phone"])
+            is_asked_for = told.amount == row["amount"] and told.receipt is not None
+            return not is_asked_for or not fits(told.phone or "", row)
         return self._settings.confirm == "always"
 
     # -- asking Daraja --------------------------------------------------------------------------------------------

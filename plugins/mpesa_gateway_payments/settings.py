@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from mpesa_gateway.config import Count
+from mpesa_gateway.config import Count, Days
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -15,8 +15,9 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``unsent_after`` when one that could never be sent does; ``hold`` how long a create call may take before another
     with its Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
     confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is neither
-    confirmed nor denied in ``confirm_within`` is held for a person. ``allowed_callback_hosts`` are the hosts,
-    besides our own, that a merchant's ``callback_url`` may name.
+    confirmed nor denied in ``confirm_within`` is held for a person. ``keep_checks_days`` is for how long status
+    checks are kept, in days, 0 for ever; payments are never deleted. ``allowed_callback_hosts`` are the hosts, besides
+    our own, that a merchant's ``callback_url`` may name.
     """
 
     ask_after: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
@@ -26,5 +27,6 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     asks_at_once: Count = 5
     confirm: Literal["never", "mismatch", "always"] = "never"
     confirm_within: Count = 900
+    keep_checks_days: Days = 180
     description: Annotated[str, msgspec.Meta(min_length=1, max_length=13, pattern=r"^[ -~]*$")] = "Payment"
     allowed_callback_hosts: tuple[str, ...] = ()

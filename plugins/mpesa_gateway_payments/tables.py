@@ -45,6 +45,7 @@ class PaymentRow(Table, tablename="payment"):
     created_at = Timestamptz()
     updated_at = Timestamptz()
     completed_at = Timestamptz(null=True, default=None)
+    erased_at = Timestamptz(null=True, default=None)
 
 
 class PaymentTallyRow(Table, tablename="payment_tally"):
@@ -103,12 +104,17 @@ WITH made AS (
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
         updated_at)
     VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
+    ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail) VALUES ($1, $15, 'requested', 'merchant', '')
+    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
+    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
 )
 SELECT * FROM made
 """
+"""Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
+
+FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND idempotency_key = $2"
 
 INSERT_MANY = f"""
 WITH asked AS (
@@ -117,6 +123,9 @@ WITH asked AS (
         $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+    -- What was noted about an old payment's key has been let go, the payment never is.
+    WHERE NOT EXISTS (SELECT 1 FROM payment p
+        WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
@@ -317,7 +326,7 @@ WHERE reference_is_ours AND reference = $1 AND env = $2 AND shortcode = $3
 CANDIDATES = """
 SELECT payment_id, merchant_id, phone, reference, created_at FROM payment
 WHERE env = $1 AND shortcode = $2 AND amount = $3 AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
-    AND (mismatch IS NULL OR mismatch = 'unconfirmed')
+    AND (mismatch IS NULL OR mismatch = 'unconfirmed') AND erased_at IS NULL
     AND created_at BETWEEN $4 AND $5
     AND EXISTS (SELECT 1 FROM unnest($6::timestamptz[]) AS at
         WHERE created_at BETWEEN at - $7::interval AND at + $8::interval)
@@ -351,6 +360,50 @@ WHERE check_id = $1 AND state <> 'answered'
 FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND check_id = $2"
 
 LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
+
+FIND_OF_PAYER = """
+SELECT payment_id FROM payment WHERE merchant_id = $1 AND phone = $2 AND payment_id > $4
+UNION
+SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($3::text[]) AND payment_id > $4
+ORDER BY payment_id LIMIT $5
+"""
+
+LOCK_OF_CASE = "SELECT * FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE"
+
+CHECKS_OF_CASE = "SELECT * FROM status_check WHERE payment_id = ANY($1::text[]) OR check_id = ANY($1::text[])"
+
+STEPS_OF_CASE = "SELECT payment_id, number, detail FROM payment_step WHERE payment_id = ANY($1::text[])"
+
+ERASED = (
+    "phone",
+    "erased_at",
+    "received_phone",
+    "reference",
+    "description",
+    "result_desc",
+    "callback_url",
+    "checkout_request_id",
+    "metadata",
+)
+
+ERASE = """
+UPDATE payment SET phone = $2, erased_at = $3, received_phone = $4, reference = $5, description = $6, result_desc = $7,
+    callback_url = $8, checkout_request_id = $9, metadata = $10::text::jsonb
+WHERE payment_id = $1
+"""
+"""Takes what ``ERASED`` names, in this order."""
+
+RELEARN_CHECKOUT = "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1"
+
+ERASE_STEP = "UPDATE payment_step SET detail = $3 WHERE payment_id = $1 AND number = $2"
+
+ERASE_CHECK = "UPDATE status_check SET result_desc = $2, reference = $3, asked_for = $4 WHERE check_id = $1"
+
+FORGET_CHECKS = """
+DELETE FROM status_check WHERE check_id IN (
+    SELECT check_id FROM status_check WHERE check_id < $1 ORDER BY check_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
 
 LOCK_CHECK_BY_HANDLE = """
 SELECT * FROM status_check WHERE originator_conversation_id = $1 OR ($1::text IS NULL AND conversation_id = $2)

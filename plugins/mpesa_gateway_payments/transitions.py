@@ -30,6 +30,11 @@ _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 """The statuses from which a payment can still be completed."""
 
 
+def fits(told: str, row: Row) -> bool:
+    """Whether a number, as M-Pesa tells it, can be the one that was asked; nothing contradicts one that was erased."""
+    return row["erased_at"] is not None or may_be(told, row["phone"])
+
+
 class Told(msgspec.Struct, frozen=True, kw_only=True):
     """What M-Pesa told of money that moved.
 
@@ -90,7 +95,7 @@ class Transitions:
             # Something else was reported before: only a receipt for the amount asked for outweighs it.
             log.warning("payment_still_held", payment_id=row["payment_id"], of=row["mismatch"], cause=cause.value)
             return "mismatched"
-        is_other_phone = told.phone is not None and not may_be(told.phone, row["phone"])
+        is_other_phone = told.phone is not None and not fits(told.phone, row)
         try:
             async with self._db.savepoint():
                 is_new = await self.complete(

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.doctor import CHECKS
+from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.pages import PAGES
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 async def take_status_of_line(result: StatusResulted, gateway: "Gateway") -> None:
     """Daraja told what we asked about a statement line."""
     await gateway.services.get(Reconciliation).take_status(result)
+
+
+def _keep_days(gateway: "Gateway") -> int:
+    return gateway.settings(ReconciliationSettings).keep_days
 
 
 plugin = Plugin(
@@ -39,4 +45,9 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    erasers=(LINES,),
+    forgets=(
+        Forgetting("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),
+        Forgetting("statement lines", tables.FORGET_LINES, days=_keep_days, prefix="lin"),
+    ),
 )

@@ -222,6 +222,42 @@ WHERE run_id = $1 AND ($2::text IS NULL OR reconciliation_line.finding = $2) AND
 ORDER BY line_id LIMIT $4
 """
 
+LOOSE_LINES_OF_PAYER = """
+SELECT line_id FROM statement_line
+WHERE merchant_id = $1 AND phone = ANY($2::text[]) AND payment_id IS NULL AND line_id > $3
+ORDER BY line_id LIMIT $4
+"""
+
+LINES_OF_CASE = """
+SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[]) FOR UPDATE
+"""
+
+ERASE = """
+UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4,
+    payer_pattern = CASE WHEN $2::text IS NOT NULL THEN payer_pattern END
+WHERE line_id = $1
+"""
+
+FORGET_RUNS = """
+WITH old AS (
+    SELECT run_id FROM reconciliation_run WHERE run_id < $1 AND status <> 'running'
+    -- With each run go its lines, perhaps hundreds.
+    ORDER BY run_id LIMIT GREATEST($2 / 50, 1) FOR UPDATE SKIP LOCKED
+), lines AS (
+    DELETE FROM reconciliation_line WHERE run_id IN (SELECT run_id FROM old)
+)
+DELETE FROM reconciliation_run WHERE run_id IN (SELECT run_id FROM old)
+"""
+
+FORGET_LINES = """
+DELETE FROM statement_line WHERE line_id IN (
+    SELECT line_id FROM statement_line WHERE line_id < $1
+        AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL)
+        AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.line_id = statement_line.line_id)
+    ORDER BY line_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
 LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"

@@ -6,6 +6,7 @@ from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
+from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
@@ -39,6 +40,7 @@ plugin = Plugin(
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
     provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
+    erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,
     checks=CHECKS,

@@ -12,6 +12,7 @@ from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknow
 from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
@@ -49,6 +50,14 @@ _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its port
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
+class _KeyOfOld(Exception):
+    """A refund has this Idempotency-Key, and what we had noted about the key has been let go since."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self.row = row
+
+
 class RefundService:
     """The use cases of refunds. A reversal is sent once: what became of it is asked, never repeated."""
 
@@ -67,7 +76,10 @@ class RefundService:
         """
         credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
         check_env(credentials, caller.env)
-        row, is_ours = await self._claim(caller, body, key, credentials)
+        try:
+            row, is_ours = await self._claim(caller, body, key, credentials)
+        except _KeyOfOld as found:
+            return view(_same(found.row, body)), True
         if is_ours:
             # A caller that hangs up must not tear the reversal from its record.
             row = await self._gateway.see_through(self._reverse(row, credentials, key))
@@ -99,7 +111,9 @@ class RefundService:
                 )
                 if not claim.is_ours:
                     return await self._require(caller.merchant_id, claim.subject_id), False
-                if claim.subject_id != refund_id:
+                if claim.subject_id == refund_id:
+                    await self._refuse_old(caller.merchant_id, key)
+                else:
                     # A result locks its refund and then the payment: whoever comes from here goes the same way.
                     refund_id = claim.subject_id
                     await self._db.fetchrow(tables.LOCK, refund_id)
@@ -136,6 +150,12 @@ class RefundService:
                 detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
             )
             return row, True
+
+    async def _refuse_old(self, merchant_id: str, key: str) -> None:
+        """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        if row is not None:
+            raise _KeyOfOld(row)
 
     async def _reverse(self, row: Row, credentials: MpesaCredentials, key: str | None) -> Row:
         """Send the one reversal of a refund and record what came of it."""
@@ -525,6 +545,14 @@ class RefundService:
 def subjects_of(refund_id: str) -> list[str]:
     """What callbacks about a refund are addressed to: the refund, and our questions about its payment."""
     return [refund_id, f"{_ABOUT_PAYMENT}_{refund_id.partition('_')[2]}"]
+
+
+def _same(row: Row, body: CreateRefund) -> Row:
+    """The refund, if it is what this body asks for, as far as the refund itself tells. Raises KeyMismatch."""
+    amount = read_amount(body.amount)
+    if row["payment_id"] != body.payment_id or amount not in {None, row["amount"]}:
+        raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
+    return row
 
 
 def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:

@@ -116,6 +116,12 @@ UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status
 RETURNING *
 """
 
+OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) FOR UPDATE"
+
+ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"
+
+FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND idempotency_key = $2"
+
 FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND refund_id = $2"
 
 FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"

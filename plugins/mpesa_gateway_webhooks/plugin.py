@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.doctor import CHECKS
 from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, sweep
@@ -53,4 +55,13 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    forgets=(
+        Forgetting(
+            "attempts at delivery",
+            tables.FORGET_ATTEMPTS,
+            days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
+            prefix="att",
+        ),
+    ),
+    erasers=(ATTEMPTS,),
 )

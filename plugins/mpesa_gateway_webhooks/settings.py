@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mpesa_gateway.config import Count, Pause, Seconds
+from mpesa_gateway.config import Count, Days, Pause, Seconds
 from mpesa_gateway_webhooks.schedule import PAUSES
 
 
@@ -14,7 +14,8 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``retry_after`` has the pauses between attempts, in seconds; after the last attempt a delivery is dead.
     ``at_once`` bounds the calls that one worker makes at the same time, ``per_endpoint`` those to one endpoint;
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
-    secret signs too; ``allow_loopback`` lets sandbox merchants name this machine, by http too.
+    secret signs too; ``keep_attempts_days`` for how long each attempt is kept, 0 for ever: that an event was delivered
+    is never forgotten. ``allow_loopback`` lets sandbox merchants name this machine, by http too.
     """
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=15)] = 10.0
@@ -24,4 +25,5 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     breaker_failures: Count = 5
     breaker_pause: Seconds = 30.0
     overlap_hours: Annotated[int, msgspec.Meta(ge=0)] = 24
+    keep_attempts_days: Days = 90
     allow_loopback: bool = True

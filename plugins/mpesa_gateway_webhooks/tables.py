@@ -165,6 +165,22 @@ WHERE delivery_id IN (
 RETURNING delivery_id
 """
 
+OWED_OF_CASE = """
+SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::text[]) AND status = 'pending' LIMIT 1
+"""
+
+ATTEMPTS_OF_CASE = """
+SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::text[])
+"""
+
+ERASE_ANSWER = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
+
+FORGET_ATTEMPTS = """
+DELETE FROM attempt WHERE attempt_id IN (
+    SELECT attempt_id FROM attempt WHERE attempt_id < $1 ORDER BY attempt_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
 FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND delivery_id = $2"
 
 ATTEMPTS_OF = """

@@ -1,8 +1,11 @@
 """Merchants, API keys, master keys and the audit log, from the command line."""
 
+import asyncio
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+import asyncpg
 
 from mpesa_gateway.security.sealing import generate
 from tests.kernel.cli.terminal import Host, address_of, is_refused
@@ -84,6 +87,44 @@ def test_generating_needs_a_ring_file(host: Host) -> None:
     del host.variables["SECURITY__MASTER_KEY_FILE"]
     host.variables["SECURITY__MASTER_KEY"] = generate()
     assert is_refused(host.types("keys", "rotate", "--generate"), 1, "security.old_master_keys")
+
+
+def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
+    merchant_id = host.gets("merchants", "create", "Duka")
+    asyncio.run(_pay(host.variables["DATABASE__URL"], merchant_id))
+    erase = ("privacy", "erase", "0711000001")
+    assert is_refused(host.types(*erase), 1, "2547****001 will be erased")
+    rehearsed = host.gets(*erase, "--dry-run").splitlines()
+    assert [line.strip() for line in rehearsed] == [
+        "1 payments would be erased",
+        "left pay_pending: the payment is pending",
+    ]
+    assert host.gets(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
+    assert host.gets(*erase, "--yes").strip() == "left pay_pending: the payment is pending"
+    assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
+    for words in (("-",), ()):
+        read = host.types("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
+        assert (read.returncode, read.stdout.strip()) == (0, "left pay_pending: the payment is pending"), words
+    unread = host.types("privacy", "erase", "0711", "--yes")
+    assert (unread.returncode, "send a Kenyan mobile number" in unread.stderr) == (2, True)
+    assert is_refused(host.types(*erase, "--before", "2999-01-01", "--yes"), 1, "at least 48 hours ago")
+    assert is_refused(host.types(*erase, "--merchant", "mer_nobody", "--yes"), 1, "no such merchant")
+    assert "8 entries" in host.gets("audit", "verify")
+
+
+async def _pay(url: str, merchant_id: str) -> None:
+    """A payment of long ago, and one that is pending."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
+    await connection.execute(
+        "INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference, "
+        "reference_is_ours, description, idempotency_key, status, failure_reason, due_at, expires_at, created_at, "
+        "updated_at) SELECT 'pay_' || status, $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '254711000001', 'REF', "
+        "false, 'Payment', status, status, CASE status WHEN 'failed' THEN 'other' END, "
+        "CASE status WHEN 'pending' THEN now() END, now(), now() - interval '9 days', now() - interval '9 days' "
+        "FROM unnest(ARRAY['failed', 'pending']) status",
+        merchant_id,
+    )
+    await connection.close()
 
 
 def status_of(address: str, key: str) -> int:

@@ -1,0 +1,76 @@
+"""``mpesa-gateway privacy``: what a payer may ask of whoever keeps their phone number."""
+
+import sys
+from datetime import UTC, datetime
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.confirming import YES, confirm
+from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.privacy import Erasure, Privacy
+
+
+@click.group()
+def privacy() -> None:
+    """Erase payers' phone numbers on request."""
+
+
+@privacy.command()
+@click.argument("phone", required=False)
+@click.option("--merchant", "merchant_id", metavar="MERCHANT_ID", help="Only from this merchant's records.")
+@click.option(
+    "--before",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Leave what changed on this day (UTC) or later; 48 hours ago without it.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would be erased, and name what would be left.")
+@YES
+@pass_session
+def erase(
+    session: Session, phone: str | None, merchant_id: str | None, before: datetime | None, *, dry_run: bool, yes: bool
+) -> None:
+    """Erase the number PHONE from old, settled records, everywhere it stands. What was paid stays.
+
+    Without PHONE it is asked for, and with - it is the first line of standard input: so it stands neither in a shell's
+    history nor in the list of processes.
+    """
+    if phone is None:
+        phone = click.prompt("Phone number", err=True) if sys.stdin.isatty() else "-"
+    number = _read(sys.stdin.readline() if phone == "-" else phone)
+    whose = f"the records of {merchant_id}" if merchant_id else "every merchant's records"
+    if not dry_run:
+        confirm(f"{number.masked} will be erased from {whose}.", yes=yes)
+
+    async def work(gateway: Gateway) -> Erasure:
+        return await Privacy(gateway).erase(
+            number,
+            merchant_id=merchant_id,
+            before=before and before.replace(tzinfo=UTC),
+            actor=actor(),
+            is_rehearsal=dry_run,
+        )
+
+    show(session.run(work), number, is_rehearsal=dry_run)
+
+
+def _read(text: str) -> Msisdn:
+    try:
+        return Msisdn.parse(text.strip())
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), param_hint="PHONE") from None
+
+
+def show(done: Erasure, number: Msisdn, *, is_rehearsal: bool) -> None:
+    """Say what was erased, and name what was left."""
+    verb = "would be erased" if is_rehearsal else "erased"
+    for what, count in sorted(done.erased.items()):
+        if count:
+            click.echo(f"{count:>7} {what} {verb}")
+    for left in done.left:
+        click.echo(f"   left {left.subject_id}: {left.why}")
+    if not done.erased.total() and not done.left:
+        click.echo(f"{number.masked} stands in no record.")
+    elif done.left:
+        click.echo("Run this again once what was left has settled.", err=True)

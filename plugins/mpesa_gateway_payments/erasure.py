@@ -1,0 +1,91 @@
+"""Erases a payer's phone number from payments that have ended: who paid goes, what was paid stays."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.plugin import Eraser
+from mpesa_gateway.privacy import ERASED, Case, Number
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.desk import waits_for_a_person
+from mpesa_gateway_payments.states import Status
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_PAGE = 100
+
+_TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
+"""Where else in a payment the number may stand: in what the merchant wrote, and in Daraja's own words and names."""
+
+_NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
+
+
+async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str) -> Sequence[str]:
+    rows = await gateway.db.fetch(
+        tables.FIND_OF_PAYER, merchant_id, str(number.phone), list(number.forms), after, _PAGE
+    )
+    return [row["payment_id"] for row in rows]
+
+
+async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+    """The payment, locked, with its push and the questions that were asked about it, by everybody's names for them."""
+    rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
+    checks = await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named)
+    named = [row["checkout_request_id"] for row in rows]
+    for check in checks:
+        named += [check[name] for name in _NAMES_OF_CHECK]
+    return {name for name in named if name}
+
+
+async def _objects(gateway: "Gateway", case: Case) -> str | None:
+    for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
+        if row["status"] == Status.PENDING.value:
+            return "the payment is pending"
+        if waits_for_a_person(row):
+            return "money that was not what was asked for waits for a person"
+        if row["claim"] is not None:
+            return "M-Pesa is being asked to confirm the payment"
+        if row["refund_reserved"] > 0:
+            return "a refund is under way"
+        if row["updated_at"] >= case.before:
+            return f"the payment changed on {row['updated_at']:%Y-%m-%d}, which is too recent"
+    return None
+
+
+async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+    without = case.number.without
+    payments = 0
+    for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
+        is_payers = row["phone"] == case.number.phone
+        cleaned = {name: row[name] and without(row[name]) for name in _TEXTS} | {
+            "phone": ERASED if is_payers else row["phone"],
+            "erased_at": gateway.clock.now() if is_payers else row["erased_at"],
+            "received_phone": None if case.number.is_in(row["received_phone"]) else row["received_phone"],
+            "metadata": case.number.without_in_json(row["metadata"]),
+        }
+        if any(cleaned[name] != row[name] for name in cleaned):
+            await gateway.db.execute(tables.ERASE, row["payment_id"], *(cleaned[name] for name in tables.ERASED))
+            # The number could be found again from the fingerprint of the request, by trying all that there are.
+            await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+            payments += 1
+    for step in await gateway.db.fetch(tables.STEPS_OF_CASE, case.named):
+        if case.number.is_in(step["detail"]):
+            await gateway.db.execute(tables.ERASE_STEP, step["payment_id"], step["number"], without(step["detail"]))
+    for check in await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named):
+        texts = [check["result_desc"], check["reference"], check["asked_for"]]
+        if any(case.number.is_in(text) for text in texts):
+            await gateway.db.execute(tables.ERASE_CHECK, check["check_id"], *(text and without(text) for text in texts))
+    return {"payments": payments}
+
+
+async def _keeps(gateway: "Gateway", case: Case) -> Sequence[str]:
+    rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
+    return [
+        "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"
+        for row in rows
+        if case.number.is_in(row["idempotency_key"])
+    ]
+
+
+PAYMENTS = Eraser(find=_find, widen=_widen, objects=_objects, erase=_erase, keeps=_keeps)

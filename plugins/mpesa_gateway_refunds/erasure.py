@@ -1,0 +1,58 @@
+"""Erases a payer's phone number from what was written down about refunds of their payments."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.plugin import Eraser
+from mpesa_gateway.privacy import Case
+from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.service import subjects_of
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+    """The refunds of the case's payments, by everybody's names for them."""
+    rows = await gateway.db.fetch(tables.OF_CASE, case.named)
+    named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
+    for row in rows:
+        named += [row["payment_id"], *subjects_of(row["refund_id"])]
+    return {name for name in named if name}
+
+
+async def _objects(gateway: "Gateway", case: Case) -> str | None:
+    rows = await gateway.db.fetch(tables.OF_CASE, case.named)
+    pending = next((row["refund_id"] for row in rows if row["status"] == "pending"), None)
+    if pending is not None:
+        return f"{pending} is under way"
+    recent = next((row for row in rows if row["updated_at"] >= case.before), None)
+    return None if recent is None else f"{recent['refund_id']} is too recent"
+
+
+async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+    count = 0
+    for row in await gateway.db.fetch(tables.OF_CASE, case.named):
+        texts = [row["reason"], row["result_desc"]]
+        if any(case.number.is_in(text) for text in texts):
+            await gateway.db.execute(
+                tables.ERASE, row["refund_id"], *(text and case.number.without(text) for text in texts)
+            )
+            if row["idempotency_key"] is not None:
+                # As for payments: the fingerprint is of a text that had the number.
+                await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+            count += 1
+    return {"refunds": count}
+
+
+async def _keeps(gateway: "Gateway", case: Case) -> Sequence[str]:
+    rows = await gateway.db.fetch(tables.OF_CASE, case.named)
+    return [
+        f"the Idempotency-Key of {row['refund_id']} contains the number; it stays, or it could make a second refund"
+        for row in rows
+        if case.number.is_in(row["idempotency_key"])
+    ]
+
+
+REFUNDS = Eraser(widen=_widen, objects=_objects, erase=_erase, keeps=_keeps)

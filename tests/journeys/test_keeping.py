@@ -1,0 +1,507 @@
+"""What is kept: the record of money for good, the rest for a while, and a payer's number until they want it erased."""
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.plugin import Eraser, Plugin
+from mpesa_gateway.privacy import Case, Erasure, Number, Privacy
+from mpesa_gateway.retention import Retention
+from mpesa_gateway.testing.receiver import receiving
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import Callbacks
+from tests.conftest import Town
+from tests.daraja import stk_callback
+from tests.ledger import broken
+
+PAYER = Msisdn("254711000001")
+OTHER = "254711000002"
+
+MONEY = """
+SELECT payment_id, merchant_id, amount, status, receipt, refunded, completed_at, created_at, updated_at, idempotency_key
+FROM payment ORDER BY payment_id
+"""
+REFUNDS = "SELECT refund_id, payment_id, amount, status, receipt, reversal_receipt FROM refund ORDER BY refund_id"
+LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement_line ORDER BY line_id"
+
+
+@pytest.fixture
+def confirm() -> str:
+    """Which successes are confirmed before they count."""
+    return "never"
+
+
+@pytest.fixture
+async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
+    """Everything that a payment needs, running, with a clock that we set."""
+    values["simulator"] = {"callback_delay": 0}
+    values["payments"] = {"confirm": confirm}
+    async with (
+        receiving() as receiver,
+        running_gateway(values, clock=SetClock(datetime(2026, 11, 24, 8, 0, tzinfo=UTC))) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+        yield Town(gateway, base, api, receiver)
+
+
+def later(town: Town, by: timedelta) -> None:
+    """Let time pass."""
+    cast(SetClock, town.gateway.clock).advance(by)
+
+
+async def paid(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
+    """A payment that has been completed."""
+    return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
+
+
+async def told(town: Town) -> None:
+    """Wait until merchants have heard of everything."""
+
+    async def is_told() -> bool:
+        return not await town.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
+
+    await eventually(is_told)
+
+
+async def erase(town: Town, **options: Any) -> Erasure:
+    """What the command does."""
+    return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
+
+
+async def standing(town: Town, *, but: str = "") -> list[str]:
+    """Every row in which the number, or the name that Daraja puts beside it, still stands."""
+    db, found = town.gateway.db, list[str]()
+    tables = await db.fetch("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'mpesa'::regnamespace")
+    for name in (row["relname"] for row in tables if not row["relname"].startswith("sim_")):
+        rows = await db.fetch(f"SELECT t::text AS row FROM {name} t WHERE t::text ~ $1", f"{PAYER[3:]}|JANE")  # noqa: S608
+        found += [f"{name}: {row['row']}" for row in rows if not but or but not in row["row"]]
+    return found
+
+
+async def a_payment_with_everything(town: Town) -> dict[str, Any]:
+    """Paid, asked about, found on a statement, partly refunded, with the number wherever a merchant may put it."""
+    payment = await paid(
+        town.api,
+        PAYER,
+        "order 1",
+        reference="0711000001",
+        description="711000001",
+        metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
+    )
+    asked = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
+    refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "back"})).data
+    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 1
+
+    async def is_done() -> bool:
+        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+        found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
+        return (check["state"], found["status"]) == ("answered", "completed")
+
+    await eventually(is_done)
+    await told(town)
+    # What the merchant's server answered to the webhook.
+    await town.gateway.db.execute("UPDATE attempt SET answer = 'thanks, 254711000001'")
+    found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    return found
+
+
+async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
+    """Give a push the name that Daraja would, which ends in the payer's number; and an address of the merchant's."""
+    name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
+    for change in (
+        "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
+        "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
+        "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
+        "UPDATE event SET payload = replace(payload::text, $1, $2)::jsonb, body = replace(body, $1, $2)",
+    ):
+        await db.execute(change, payment["provider_ref"], name)
+    return name
+
+
+async def receive_unmatched(town: Town, days: int) -> None:
+    """A callback of so many days ago that nobody could use, and that names the payer."""
+    at = town.gateway.clock.now() - timedelta(days=days)
+    await town.gateway.db.execute(
+        "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
+        "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', "
+        "$3, 'unmatched')",
+        f"{Ids.least('cbk', at)}{days:016}",
+        at,
+        f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
+    )
+
+
+async def failed(town: Town, key: str) -> dict[str, Any]:
+    """A payment of which M-Pesa says that the payer did not answer, while the prompt is still open on their phone."""
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
+    payment = (await town.api.pay(PAYER, 500, key=key)).data
+    await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
+    said = stk_callback(payment["provider_ref"], 1037)
+    assert (await town.api.call("POST", await address(town, payment), said)).status == 200
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
+    return await town.api.settled(payment["id"], "failed")
+
+
+async def address(town: Town, payment: dict[str, Any]) -> str:
+    """Where Daraja calls back about a payment."""
+    callbacks = town.gateway.services.get(Callbacks)
+    url = callbacks.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
+    return url.removeprefix(town.base)
+
+
+async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
+    """Callbacks that are refused: one to no address of ours, one to a payment's own that says nothing."""
+    address: str = await town.gateway.db.fetchval(
+        "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", payment["provider_ref"]
+    )
+    body = {"Body": {"PhoneNumber": int(PAYER)}}
+    assert (await town.api.call("POST", "/v1/cb/stk/nobody", body)).status == 404
+    assert (await town.api.call("POST", address.removeprefix(town.base), body)).status == 422
+
+
+async def counts(town: Town) -> dict[str, int]:
+    """How many rows there are in each table."""
+    tables = await town.gateway.db.fetch(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'mpesa'::regnamespace"
+    )
+    return {
+        row["relname"]: await town.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
+        for row in tables
+        if not row["relname"].startswith("sim_")
+    }
+
+
+async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone(town: Town) -> None:
+    db = town.gateway.db
+    payment = await a_payment_with_everything(town)
+    await stranger_posts(town, payment)
+    await town.api.call("PATCH", "/simulator/control/habits", {"pullquery": "partial_msisdn"})
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
+    for phone in ("254711000018", "254711999018"):
+        await town.api.pay(phone, 60, key=phone, reference="table 4")
+    money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
+    await town.api.call("POST", "/simulator/control/ledger", money)
+    await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
+    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
+    before = await counts(town)
+    assert min(before[name] for name in GOES) > 0
+
+    # The two prompts, which nobody has answered, wait on.
+    await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
+    await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
+    assert not any((await Retention(town.gateway).forget()).values())
+    now = await counts(town)
+    assert [name for name in before if now[name] < before[name]] == []
+    later(town, timedelta(days=3653))
+    await Retention(town.gateway).forget()
+    after = await counts(town)
+    assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
+    assert {name for name in before if after[name] < before[name]} == GOES
+    assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_line": 1, "audit_entry": 1}
+    assert await town.gateway.audit.verify() == 1
+    assert await db.fetchval("SELECT finding FROM statement_line") == "ambiguous"
+
+    # The keys are gone, and still make nothing a second time.
+    again = await town.api.pay(
+        PAYER,
+        500,
+        key="order 1",
+        reference="0711000001",
+        description="711000001",
+        metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
+    )
+    assert (again.status, again.data["id"], again.headers["Idempotent-Replayed"]) == (200, payment["id"], "true")
+    other = await town.api.pay(OTHER, 500, key="order 1")
+    assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
+    body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
+    headers = {"Idempotency-Key": "back"}
+    refund = await town.api.call("POST", "/v1/refunds", body, headers=headers)
+    assert (refund.status, refund.headers["Idempotent-Replayed"]) == (200, "true")
+    refused = await town.api.call("POST", "/v1/refunds", body | {"amount": 50}, headers=headers)
+    assert (refused.status, refused.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
+    now = await counts(town)
+    assert (now["payment"], now["refund"], now["idempotency_key"]) == (after["payment"], after["refund"], 0)
+
+
+GOES = {
+    "callback",
+    "refused_callback",
+    "attempt",
+    "idempotency_key",
+    "status_check",
+    "reconciliation_run",
+    "reconciliation_line",
+    "statement_line",
+    "audit_entry",
+}
+
+
+async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> None:
+    db = town.gateway.db
+    payment = await a_payment_with_everything(town)
+    await paid(town.api, PAYER, "order 2", metadata={"a": "b"})
+    await paid(town.api, OTHER, "order 3")
+    money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "0711000001"}
+    await town.api.call("POST", "/simulator/control/ledger", money)
+    assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
+    await told(town)
+    await stranger_posts(town, payment)
+    await as_daraja_names_it(town, payment)
+    later(town, timedelta(hours=60))
+    await receive_unmatched(town, 8)
+    await receive_unmatched(town, 9)
+    before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
+    tables = {line.partition(":")[0] for line in await standing(town)}
+    assert tables == {
+        "payment",
+        "callback",
+        "refused_callback",
+        "event",
+        "refund",
+        "statement_line",
+        "attempt",
+    }
+
+    rehearsed = await erase(town, is_rehearsal=True)
+    assert await town.gateway.audit.page(10, None, "privacy.erasing", None) == []
+    assert {line.partition(":")[0] for line in await standing(town)} == tables
+    done = await erase(town)
+    assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
+    assert done.erased == {
+        "payments": 2,
+        "callbacks": 6,
+        "refused callbacks": 2,
+        "events": 3,
+        "refunds": 1,
+        "statement lines": 3,
+        "attempts at delivery": 2,
+    }
+    assert await standing(town) == []
+    assert [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)] == before
+
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["phone"], shown["reference"], shown["description"]) == ("erased", "erased", "erased")
+    assert shown["provider_ref"] == f"ws_CO_24112026110000123erased{payment['id'][-8:]}"
+    told_of = {callback["handle"] for callback in await db.fetch("SELECT handle FROM callback WHERE kind = 'stk'")}
+    assert shown["provider_ref"] in told_of
+    assert shown["metadata"] == {"phone": "erased", "note": "Call erased after five", "other": OTHER}
+    assert (shown["amount"], shown["receipt"]) == ("500.00", payment["receipt"])
+    events = (await town.api.call("GET", "/v1/events")).data
+    assert {event["data"].get("phone") for event in events} == {"erased", OTHER}
+    for_all, for_merchant = await town.gateway.audit.page(10, None, "privacy.erased", None)
+    assert (for_all.detail["payments"], for_all.detail["left"], for_all.actor) == (2, 0, "test")
+    assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
+    (intent,) = await town.gateway.audit.page(10, None, "privacy.erasing", None)
+    assert intent.number < for_merchant.number < for_all.number
+    assert await broken(town.gateway) == {}
+    # A second time there is nothing left to do.
+    assert (await erase(town)).cases == 0
+
+
+async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> None:
+    db = town.gateway.db
+    settled = await paid(town.api, PAYER, "settled")
+    refunding = await paid(town.api, PAYER, "refunding")
+    owed = await paid(town.api, PAYER, "owed")
+    await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
+    refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
+    await told(town)
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
+    pending = (await town.api.pay(PAYER, key="pending")).data
+    await db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
+    await db.execute("UPDATE payment SET due_at = due_at + interval '10 days' WHERE status = 'pending'")
+    await db.execute("UPDATE refund SET due_at = due_at + interval '10 days'")
+    await db.execute(
+        "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = '2030-01-01' WHERE payment_id = $1",
+        owed["id"],
+    )
+    later(town, timedelta(hours=60))
+    await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
+    recent = await paid(town.api, PAYER, "recent")
+
+    done = await erase(town)
+    why = {left.subject_id: left.why for left in done.left}
+    assert done.cases == 1
+    assert set(why) == {refunding["id"], owed["id"], pending["id"], recent["id"]}
+    assert why[pending["id"]] == "the payment is pending"
+    assert why[refunding["id"]] == "a refund is under way"
+    assert "has not been delivered yet" in why[owed["id"]]
+    assert "too recent" in why[recent["id"]]
+    rows = await db.fetch("SELECT payment_id, phone FROM payment")
+    assert {row["payment_id"] for row in rows if row["phone"] == "erased"} == {settled["id"]}
+    # What is under way ends as if nobody had asked.
+    assert refund["status"] == "pending"
+    with pytest.raises(Invalid, match="at least 48 hours ago"):
+        await erase(town, before=town.gateway.clock.now())
+
+
+async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database_url: str) -> None:
+    busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
+    await told(town)
+    later(town, timedelta(hours=60))
+    schema = {"search_path": town.gateway.config.database.schema}
+    other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
+    async with other.transaction():
+        await other.execute("SELECT FROM callback WHERE subject_id = $1 FOR UPDATE", busy["id"])
+        done = await erase(town)
+        assert (done.cases, done.erased["payments"]) == (1, 1)
+        assert {left.why for left in done.left} == {"it is being changed in this moment"}
+        assert busy["id"] in {left.subject_id for left in done.left}
+        phones = await other.fetch("SELECT payment_id FROM payment WHERE phone = 'erased'")
+        assert [row["payment_id"] for row in phones] == [free["id"]]
+    await other.close()
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+
+
+async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
+    values: dict[str, Any],
+) -> None:
+    async def find(_: Gateway, __: str, ___: Number, after: str) -> list[str]:
+        return [] if after else ["own_1"]
+
+    async def gives_way(gateway: Gateway, _: Case) -> str:
+        sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
+        ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
+        return f"gives way: {0 < ours < postgres}"
+
+    async def erases(_: Gateway, __: Case) -> dict[str, int]:
+        return {}
+
+    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))
+    async with running_gateway(values, plugins=(own,)) as (gateway, _):
+        await gateway.merchants.create("Duka", actor="test")
+        done = await Privacy(gateway).erase(PAYER, actor="test")
+    assert [(left.subject_id, left.why) for left in done.left] == [("own_1", "gives way: True")]
+
+
+async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> None:
+    await receive_unmatched(town, 1)
+    await receive_unmatched(town, 3)
+    done = await erase(town)
+    assert (done.erased["callbacks"], len(done.left)) == (1, 1)
+    assert "is too recent" in done.left[0].why
+    assert len(await standing(town)) == 1
+
+
+@pytest.mark.parametrize("confirm", ["never", "always"])
+async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Town) -> None:
+    payment = await failed(town, "late")
+    await told(town)
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
+    prompt = payment["provider_ref"]
+    assert (await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})).status == 200
+    shown = await town.api.settled(payment["id"], "completed")
+    assert (shown["phone"], shown["mismatch"]) == ("erased", None)
+    await told(town)
+    assert await broken(town.gateway) == {}
+    # The callback has brought the number again: it goes as well, once it is old enough.
+    assert (await erase(town)).cases == 0
+    assert len(await standing(town)) == 1
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+
+
+async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: Town) -> None:
+    payment = await failed(town, "late")
+    name = await as_daraja_names_it(town, payment)
+    await told(town)
+    later(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    path = await address(town, payment)
+    for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
+        assert (await town.api.call("POST", path, stk_callback(other))).status == 403, other
+    assert (await town.api.call("POST", path, stk_callback(name, 1032))).status == 200
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["status"], shown["provider_ref"]) == ("failed", f"{name[:23]}erased{payment['id'][-8:]}")
+    assert (await town.api.call("POST", path, stk_callback(name))).status == 200
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["status"], shown["receipt"], shown["provider_ref"]) == ("completed", "TKN4A1B2C3", name)
+
+
+async def test_only_one_merchants_records_and_only_those_before_a_day(town: Town) -> None:
+    mine = await paid(town.api, PAYER, "mine")
+    async with shop(town.gateway, town.base) as api:
+        theirs = await paid(api, PAYER, "theirs")
+    await told(town)
+    later(town, timedelta(days=10))
+    early = town.gateway.clock.now() - timedelta(days=11)
+    assert (await erase(town, before=early)).cases == 0
+    assert (await erase(town, merchant_id=mine["merchant_id"])).cases == 1
+    assert await standing(town, but=theirs["merchant_id"]) == []
+    assert (await erase(town)).cases == 1
+    with pytest.raises(NotFound):
+        await erase(town, merchant_id="mer_nobody")
+
+
+async def test_a_key_with_the_number_stays_and_its_payment_is_made_once(town: Town) -> None:
+    key = "order of 0711000001"
+    payment = await paid(town.api, PAYER, key)
+    await told(town)
+    later(town, timedelta(hours=60))
+    (left,) = (await erase(town)).left
+    assert left.subject_id == payment["id"]
+    assert "Idempotency-Key" in left.why
+    again = await town.api.pay(PAYER, 500, key=key)
+    assert (again.status, again.data["id"], again.headers["Idempotent-Replayed"]) == (200, payment["id"], "true")
+    other = await town.api.pay(PAYER, 501, key=key)
+    assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
+    assert len((await town.api.call("GET", "/simulator/control/pushes")).data) == 1
+
+
+async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) -> None:
+    payment = await paid(town.api, PAYER, "order")
+    await told(town)
+    later(town, timedelta(hours=60))
+    assert (await erase(town)).cases == 1
+    prompt = payment["provider_ref"]
+    again = await town.api.call("POST", f"/simulator/control/pushes/{prompt}/callback")
+    assert again.data == {"status": 200}
+    shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
+    assert (shown["phone"], shown["mismatch"], shown["receipt"]) == ("erased", None, payment["receipt"])
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("254711000001", "erased"),
+        ("+254711000001", "erased"),
+        ("254711000001 - JANE DOE", "erased"),
+        ("2547****001 - JANE DOE", "erased"),
+        ("2547****002 - JOHN DOE", "2547****002 - JOHN DOE"),
+        ("paid by 0711000001, thanks", "paid by erased, thanks"),
+        ("174379 - Shop", "174379 - Shop"),
+        ("1254711000001", "1254711000001"),
+        ("7110000011", "7110000011"),
+        ("000001", "000001"),
+        ("order 42", "order 42"),
+        ("ws_CO_24112026110000123711000001", "ws_CO_24112026110000123erased-1"),
+        ("ws_CO_24112026110000123711000002", "ws_CO_24112026110000123711000002"),
+        ("about ws_CO_24112026110000123711000001.", "about ws_CO_24112026110000123erased-1."),
+    ],
+)
+def test_the_number_is_found_in_every_form_and_nothing_else_is(text: str, cleaned: str) -> None:
+    assert Number(PAYER, "-1").without(text) == cleaned
+
+
+def test_json_stays_as_it_was_written_but_for_the_number() -> None:
+    body = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":254711000001}],"b":null,"c":"x"}'
+    wanted = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
+    assert Number(PAYER).without_in_json(body) == wanted
+    untouched = '{"a": 1.50,  "b": "254711000002"}'
+    assert Number(PAYER).without_in_json(untouched) == untouched
+    assert Number(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"
+    names = '{"0711000001":1,"+254711000001":254711000001.0,"order":254711000002.0}'
+    assert Number(PAYER).without_in_json(names) == '{"erased":1,"erased_":"erased","order":254711000002.0}'

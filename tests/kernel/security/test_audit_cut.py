@@ -1,0 +1,155 @@
+"""The audit log lets its beginning go and stays provable: what goes is announced, and a checkpoint is left behind."""
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.retention import Retention
+from mpesa_gateway.security.audit import BrokenChain
+from tests.constraints import refusals
+
+THEN = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
+    """A gateway with a log of ten old entries, and two of today."""
+    values = {name: values[name] for name in values if name != "simulator"}
+    values |= {"plugins": [], "worker": {"in_process": False}, "retention": {"batch": 3, "pause": 0}}
+    clock = SetClock(THEN)
+    async with Gateway(GatewayConfig.from_values(values), clock=clock).running() as gateway:
+        await gateway.db.execute(_WIPE)
+        for number in range(10):
+            await gateway.audit.record("old", merchant_id=None, actor="test", detail={"number": number})
+        clock.advance(timedelta(days=3000))
+        for number in range(2):
+            await gateway.audit.record("new", merchant_id=None, actor="test", detail={"number": number})
+        yield gateway
+
+
+_WIPE = "SET session_replication_role = replica; DELETE FROM audit_entry; RESET session_replication_role"
+"""What the start has written, so that the numbers are ours."""
+
+
+async def numbers(gateway: Gateway) -> list[int]:
+    """The entries that are there."""
+    return [row["number"] for row in await gateway.db.fetch("SELECT number FROM audit_entry ORDER BY number")]
+
+
+async def behind_the_triggers(gateway: Gateway, *statements: str) -> None:
+    """What somebody could do who may do anything in Postgres."""
+    async with gateway.db.transaction():
+        for statement in ("SET LOCAL session_replication_role = replica", *statements):
+            await gateway.db.execute(statement)
+
+
+async def test_a_number_in_a_persons_note_is_masked_because_nothing_is_ever_erased_here(gateway: Gateway) -> None:
+    detail = {"note": "She called from 0711000001", "each": ["+254711000001", {"to": "254711000001"}], "days": 3}
+    await gateway.audit.record("noted", merchant_id=None, actor="test", detail=detail)
+    (entry,) = await gateway.audit.page(1, None, "noted", None)
+    assert entry.detail == {
+        "note": "She called from 07****001",
+        "each": ["2547****001", {"to": "2547****001"}],
+        "days": 3,
+    }
+    assert await gateway.audit.verify() == 13
+
+
+async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway: Gateway) -> None:
+    assert await gateway.audit.verify() == 12
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        # In the middle of it the chain holds as well.
+        assert await gateway.audit.verify() == 13 - 3 * len(waited) or len(waited) == 4
+
+    counts = await Retention(gateway, sleep).forget()
+    assert (counts["audit entries"], len(waited)) == (10, 4)
+    assert await numbers(gateway) == [11, 12, 13]
+    assert await gateway.audit.verify() == 3
+    (entry,) = await gateway.audit.page(10, None, "audit.cut", None)
+    assert (entry.actor, entry.detail["through"]) == ("retention", 10)
+    # Nothing more is old: nothing is announced, nothing goes.
+    assert (await Retention(gateway, sleep).forget())["audit entries"] == 0
+    assert await numbers(gateway) == [11, 12, 13]
+
+
+async def test_only_an_unbroken_beginning_goes(gateway: Gateway) -> None:
+    await behind_the_triggers(gateway, "UPDATE audit_entry SET at = now() WHERE number = 4")
+    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
+    assert await gateway.audit.cut(100) == 3
+    assert (await numbers(gateway))[0] == 4
+
+
+async def test_a_cut_that_was_interrupted_is_finished_another_night(gateway: Gateway) -> None:
+    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
+    assert await gateway.audit.cut(4) == 4
+    assert await gateway.audit.verify() == 9
+    assert (await Retention(gateway).forget())["audit entries"] == 6
+    assert await gateway.audit.verify() == 3
+    assert len(await gateway.audit.page(10, None, "audit.cut", None)) == 1
+
+
+async def test_nothing_goes_that_was_not_announced(gateway: Gateway) -> None:
+    assert await gateway.audit.cut(100) == 0
+    assert len(await numbers(gateway)) == 12
+
+
+_MOVED = """
+UPDATE audit_checkpoint SET number = 11, digest = previous_digest FROM audit_entry WHERE audit_entry.number = 12
+"""
+
+
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        (["DELETE FROM audit_entry WHERE number = 11"], "entry 11 was changed or removed"),
+        (["UPDATE audit_entry SET detail = '{}' WHERE number = 12"], "entry 12 was changed or removed"),
+        (
+            ["DELETE FROM audit_entry WHERE number = 11", _MOVED],
+            "up to 11 are missing, and no entry says",
+        ),
+        (["UPDATE audit_checkpoint SET digest = sha256('a')"], "entry 10 is not the one"),
+        (["DELETE FROM audit_checkpoint"], "entry 1 was changed or removed"),
+        (["DELETE FROM audit_entry WHERE action = 'audit.cut'"], "up to 10 are missing, and no entry says"),
+    ],
+)
+async def test_what_is_missing_otherwise_shows(gateway: Gateway, statements: list[str], says: str) -> None:
+    await Retention(gateway).forget()
+    await behind_the_triggers(gateway, *statements)
+    with pytest.raises(BrokenChain, match=says):
+        await gateway.audit.verify()
+
+
+async def test_a_changed_entry_shows_while_it_waits_to_go(gateway: Gateway) -> None:
+    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
+    rechained = (
+        "UPDATE audit_entry SET digest = sha256('a') WHERE number = 10",
+        "UPDATE audit_entry SET previous_digest = sha256('a') WHERE number = 11",
+    )
+    await behind_the_triggers(gateway, *rechained)
+    with pytest.raises(BrokenChain, match="entry 10 was changed"):
+        await gateway.audit.verify()
+
+
+async def test_only_the_function_lets_go(gateway: Gateway) -> None:
+    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
+    await gateway.audit.cut(2)
+    cases = {
+        "audit_entry_append_only": ["UPDATE audit_entry SET actor = 'nobody'"],
+        "audit_entry_not_deleted": ["DELETE FROM audit_entry WHERE number < 5", "DELETE FROM audit_entry"],
+        "audit_entry_never_emptied": ["TRUNCATE audit_entry"],
+        "audit_checkpoint_not_written": [
+            "UPDATE audit_checkpoint SET number = 9",
+            "DELETE FROM audit_checkpoint",
+            "INSERT INTO audit_checkpoint (is_the_only_one, number, digest) VALUES (false, 9, sha256('a'))",
+        ],
+        "audit_checkpoint_never_emptied": ["TRUNCATE audit_checkpoint"],
+    }
+    assert await refusals(gateway.db, cases) == {}

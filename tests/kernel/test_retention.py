@@ -1,0 +1,225 @@
+"""What has been kept long enough goes a little at a time: it waits for nobody, and nobody waits for it."""
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.retention import KERNEL_FORGETS, Retention
+from mpesa_gateway.testing.serving import eventually
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+BATCH = 500
+ROWS = 100_000
+
+CALLBACKS = """
+INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, body,
+    verdict, applied_at, due_at)
+SELECT $1 || lpad(number::text, 16, '0'), 'stk', sha256(($1 || number || $4)::bytea), $2::timestamptz, '127.0.0.1', '',
+    '', '0', '{}', $4::text, CASE WHEN $4 = 'applied' THEN $2::timestamptz END,
+    CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
+FROM generate_series($5::integer + 1, $5 + $3::integer) number
+"""
+
+
+@pytest.fixture
+async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
+    """A gateway without a worker, whose clock stands."""
+    values |= {"worker": {"in_process": False}, "retention": {"batch": BATCH}}
+    values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
+    del values["simulator"]
+    async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def other(gateway: Gateway, database_url: str) -> AsyncGenerator["asyncpg.Connection[Any]"]:
+    """Somebody else's connection."""
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        database_url, server_settings={"search_path": gateway.config.database.schema}
+    )
+    yield connection
+    await connection.close()
+
+
+async def receive(gateway: Gateway, days: int, count: int, verdict: str = "applied") -> str:
+    """Put callbacks into the inbox that came so many days ago; gives what their identifiers begin with."""
+    at = NOW - timedelta(days=days)
+    prefix = Ids.least("cbk", at)
+    there: int = await gateway.db.fetchval("SELECT count(*) FROM callback")
+    await gateway.db.execute(CALLBACKS, prefix, at, count, verdict, there)
+    return prefix
+
+
+async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_between(
+    gateway: Gateway, other: "asyncpg.Connection[Any]"
+) -> None:
+    prefix = await receive(gateway, 200, ROWS)
+    young = await receive(gateway, 100, 10)
+    left: list[int] = []
+
+    async def pause(seconds: float) -> None:
+        """Between two batches, others see the last one gone, and can lock any row that is left without waiting."""
+        assert seconds == gateway.config.retention.pause
+        left.append(await other.fetchval("SELECT count(*) FROM callback WHERE callback_id < $1", young))
+        if len(left) % 20 == 1:
+            async with other.transaction():
+                locked = await other.execute("SELECT FROM callback FOR UPDATE NOWAIT")
+            assert locked == f"SELECT {left[-1] + 10}"
+
+    counts = await Retention(gateway, pause).forget()
+    assert counts["callbacks"] == ROWS
+    assert left == list(range(ROWS - BATCH, -1, -BATCH))
+    assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 10
+    assert prefix < young
+
+
+async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway: Gateway) -> None:
+    plans: dict[str, str] = {}
+    for forgetting in (*KERNEL_FORGETS, *(one for plugin in gateway.plugins for one in plugin.forgets)):
+        oldest = Ids.least(forgetting.prefix, NOW) if forgetting.prefix else NOW
+        async with gateway.db.transaction():
+            # Where there is an index, Postgres takes it now, however few rows there are.
+            await gateway.db.execute("SET LOCAL enable_seqscan = off")
+            await gateway.db.execute("SET LOCAL enable_bitmapscan = off")
+            await gateway.db.execute("SET LOCAL enable_hashjoin = off")
+            await gateway.db.execute("SET LOCAL enable_mergejoin = off")
+            await gateway.db.execute("SET LOCAL enable_sort = off")
+            rows = await gateway.db.fetch(f"EXPLAIN {forgetting.sql}", oldest, BATCH)
+        plans[forgetting.what] = "\n".join(row[0] for row in rows)
+    assert len(plans) == 9
+    assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
+    # What still names a row is looked up by the row.
+    assert "refused_callback_became" in plans["callbacks"]
+    assert "reconciliation_line_line" in plans["statement lines"]
+
+
+async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
+    values["plugins"] = ["callbacks"]
+    del values["simulator"]
+    async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
+        await receive(gateway, 200, 3)
+        job = gateway.jobs_by_name["kernel.forget"]
+        assert (job.cron, job.timeout) == ("17 23 * * *", 3600)
+        await gateway.jobs.enqueue("kernel.forget")
+
+        async def is_done() -> bool:
+            return not await gateway.db.fetchval("SELECT count(*) FROM callback")
+
+        await eventually(is_done)
+
+
+async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gateway: Gateway) -> None:
+    merchant_id = (await gateway.merchants.create("Duka", actor="test")).merchant_id
+    old = NOW - timedelta(days=91)
+    for key, state, until in (
+        ("at work", "in_flight", NOW + timedelta(minutes=1)),
+        ("left behind", "in_flight", old),
+        ("settled", "settled", old),
+        ("young", "settled", old),
+    ):
+        await gateway.db.execute(
+            "INSERT INTO idempotency_key VALUES ($1, $2, sha256('a'), $3, 'own_1', $4, $5)",
+            merchant_id,
+            key,
+            state,
+            until,
+            old + timedelta(days=2) if key == "young" else old,
+        )
+    assert (await Retention(gateway).forget())["idempotency keys"] == 2
+    rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
+    assert [row["key"] for row in rows] == ["at work", "young"]
+
+
+async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -> None:
+    at = NOW - timedelta(days=31)
+    event_id = Ids.least("evt", at) + "0" * 16
+    await gateway.db.execute(
+        "INSERT INTO event (event_id, kind, subject_id, occurred_at, is_public, payload) "
+        "VALUES ($1, 'own.done', 'own_1', $2, false, '{}')",
+        event_id,
+        at,
+    )
+    await gateway.db.execute(
+        "INSERT INTO event_task (event_id, subscriber, due_at, done_at) "
+        "VALUES ($1, 'heard', $2, $2), ($1, 'owed', $2, NULL)",
+        event_id,
+        at,
+    )
+    assert (await Retention(gateway).forget())["subscribers' done tasks"] == 1
+    assert await gateway.db.fetchval("SELECT subscriber FROM event_task") == "owed"
+
+
+@pytest.mark.parametrize("days", [1, 2])
+async def test_lines_that_a_statement_may_show_again_are_not_forgotten(values: dict[str, Any], days: int) -> None:
+    values["reconciliation"] = {"keep_days": days}
+    with pytest.raises(ConfigRefused, match="at least 3"):
+        Gateway(GatewayConfig.from_values(values))
+
+
+async def test_what_somebody_has_locked_is_passed_over_and_goes_another_night(
+    gateway: Gateway, other: "asyncpg.Connection[Any]"
+) -> None:
+    prefix = await receive(gateway, 200, 2 * BATCH)
+    async with other.transaction():
+        await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", f"{prefix}{4:016}")
+        # Were it to wait for these three rows, which are the oldest, it would never end.
+        assert (await Retention(gateway).forget())["callbacks"] == 2 * BATCH - 3
+    assert (await Retention(gateway).forget())["callbacks"] == 3
+
+
+async def test_two_at_once_share_the_work(gateway: Gateway) -> None:
+    await receive(gateway, 200, 4 * BATCH)
+    counts: list[int] = []
+
+    async def let_the_other_work(_: float) -> None:
+        if not counts:
+            counts.append((await Retention(gateway).forget())["callbacks"])
+
+    counts.append((await Retention(gateway, let_the_other_work).forget())["callbacks"])
+    assert counts == [3 * BATCH, BATCH]
+
+
+async def test_what_waits_for_its_payment_stays_however_old(gateway: Gateway) -> None:
+    await receive(gateway, 4000, 3, "waiting")
+    await receive(gateway, 4000, 2, "unmatched")
+    assert (await Retention(gateway).forget())["callbacks"] == 2
+    assert await gateway.db.fetchval("SELECT count(*) FROM callback WHERE verdict = 'waiting'") == 3
+
+
+async def test_nothing_goes_where_the_settings_keep_it_for_ever(values: dict[str, Any]) -> None:
+    values |= {
+        "worker": {"in_process": False},
+        "plugins": ["callbacks"],
+        "callbacks": {"keep_days": 0, "keep_refused_days": 0},
+        "retention": {"idempotency_days": 0, "tasks_days": 0, "audit_days": 0},
+    }
+    del values["simulator"]
+    async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
+        await receive(gateway, 9000, 5)
+        assert await Retention(gateway).forget() == {}
+        assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 5
+
+
+async def test_what_postgres_has_no_time_for_is_left_to_the_next_night(
+    gateway: Gateway, other: "asyncpg.Connection[Any]"
+) -> None:
+    await receive(gateway, 200, 5)
+    await gateway.db.execute(
+        "INSERT INTO refused_callback (refused_id, kind, at, source, reason, body) VALUES ($1, 'stk', $2, '', 'x', '')",
+        Ids.least("ref", NOW - timedelta(days=60)) + "0" * 16,
+        NOW - timedelta(days=60),
+    )
+    await other.execute(
+        "CREATE FUNCTION tire() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'tired' USING ERRCODE = 'query_canceled'; END $$; "
+        "CREATE TRIGGER tired BEFORE DELETE ON callback FOR EACH STATEMENT EXECUTE FUNCTION tire()"
+    )
+    counts = await Retention(gateway).forget()
+    assert (counts["callbacks"], counts["refused callbacks"]) == (0, 1)
