@@ -22,11 +22,13 @@ from rich.table import Table
 
 from bench.speed import seed, thin
 from bench.speed.contests import Contest, Contests, Effort
+from bench.speed.lists import explain
 from bench.speed.site import ROOT, Contestant, Site
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
 
-OPERATIONS = ("limits", "create", "callback", "read")
+OPERATIONS = ("lists", "limits", "create", "callback", "read")
+"""In this order: the lists are looked at before the rounds have put other payments on top of them."""
 
 
 @click.command()
@@ -86,6 +88,9 @@ class Run:
         try:
             shop = await self._prepare()
             contests = Contests(site, shop, self._effort)
+            if "lists" in operations:
+                found["lists"] = await explain(site.database("gateway"), shop)
+                self._print_lists(found["lists"])
             gateway, thin_app = site.gateway(), site.thin()
             peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
             for contest in self._contests(contests, gateway, thin_app, peers, operations):
@@ -140,6 +145,14 @@ class Run:
                     },
                 )
             )
+        if "read" in operations:
+            reads = {
+                "get": ["/v1/payments/{payment_id}"],
+                "list, 100": ["/v1/payments?limit=100"],
+                "list, 100 of a status": ["/v1/payments?limit=100&status=completed"],
+                "list, 100 deep down": ["/v1/payments?limit=100&cursor={cursor}"],
+            }
+            made += [Contest(name, {"gateway": contests.read_own(gateway, paths)}) for name, paths in reads.items()]
         return made
 
     async def _prepare(self) -> seed.Shop:
@@ -170,6 +183,16 @@ class Run:
             "payments": self._payments,
             **asdict(self._effort),
         }
+
+    def _print_lists(self, lists: list[dict[str, Any]]) -> None:
+        table = Table(title="lists: milliseconds in Postgres")
+        for name in ("filters", "first page", "page 1,000", "served by"):
+            table.add_column(name, justify="right" if "page" in name else "left")
+        for one in lists:
+            deep = one["page_1000_ms"]
+            shown = (f"{one['first_ms']:.2f}", "" if deep is None else f"{deep:.2f}")
+            table.add_row(one["filters"], *shown, ", ".join(one["indexes"]))
+        self._console.print(table)
 
     def _print(self, contest: Contest) -> None:
         table = Table(title=contest.name)

@@ -15,6 +15,7 @@ from bench.speed import thin
 from bench.speed.load import request, write_requests
 from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem
 from bench.speed.site import Contestant, Site, load
+from mpesa_gateway.http.pagination import encode_position
 from mpesa_gateway_callbacks.tokens import Subject, make_token
 
 Measure = Callable[[], Awaitable[dict[str, Any]]]
@@ -182,6 +183,32 @@ class Contests:
             return await self._load(requests, contestant, 200, repeat=True, clients=clients)
 
         return measure
+
+    def read_own(self, contestant: Contestant, paths: list[str]) -> Measure:
+        """GETs about the seeded payments: ``{payment_id}`` and ``{cursor}``, deep in the list, stand for such."""
+
+        async def measure() -> dict[str, Any]:
+            connection: asyncpg.Connection[Any] = await connect(self._site.database("gateway"), "mpesa")
+            try:
+                row = await connection.fetchrow(_DEEP, self._shop.merchant_id)
+            finally:
+                await connection.close()
+            if row is None:
+                raise RuntimeError("there are no payments to read")
+            known = {"payment_id": row["payment_id"], "cursor": encode_position(row["created_at"], row["payment_id"])}
+            requests = (request("GET", path.format(**known), {"X-API-Key": self._shop.key}) for path in paths)
+            return await self._load(requests, contestant, 200, repeat=True)
+
+        return measure
+
+
+_DEEP = """
+SELECT created_at, payment_id FROM (
+    SELECT created_at, payment_id FROM payment WHERE merchant_id = $1
+    ORDER BY created_at DESC, payment_id DESC LIMIT 99900
+) AS newest ORDER BY created_at, payment_id LIMIT 1
+"""
+"""The last before page 1,000, or of all where there are fewer."""
 
 
 def _result(checkout_request_id: str, seed: str) -> bytes:

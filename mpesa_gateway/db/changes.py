@@ -34,12 +34,16 @@ class Changes:
         self._db = db
         self._heard: dict[str, list[Callable[[str], None]]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._times = 0
         self.is_listening = False
 
     @property
-    def may_remember(self) -> bool:
-        """Whether changes are heard; and what a transaction sees is its own affair."""
-        return self.is_listening and not self._db.in_transaction
+    def hearing(self) -> int | None:
+        """The how-manieth connection it is that hears changes; None while there is none.
+
+        None in a transaction too: what that sees is its own affair.
+        """
+        return self._times if self.is_listening and not self._db.in_transaction else None
 
     async def start(self) -> None:
         """Begin to listen. Postgres may be away."""
@@ -75,11 +79,11 @@ class Changes:
         try:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(f"{self._db.schema}_changed", self._take)
+            self._times += 1
             self.is_listening = True
             await lost.wait()
         finally:
             self.is_listening = False
-            # What was remembered is too old to be used by the time somebody listens again.
             connection.terminate()
 
     def _take(self, _: Any, __: int, ___: str, payload: object) -> None:
@@ -88,7 +92,7 @@ class Changes:
 
 
 class Remembered(Generic[V]):
-    """What was found under a key, for a second at most."""
+    """What was found under a key, for a second at most, and as long as the connection that would have told holds."""
 
     def __init__(
         self, changes: Changes, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
@@ -96,22 +100,23 @@ class Remembered(Generic[V]):
         self._changes = changes
         self._seconds = seconds
         self._clock = clock
-        self._found: dict[str, tuple[float, V]] = {}
+        self._found: dict[str, tuple[float, int, V]] = {}
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
         """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
+        hearing = self._changes.hearing
         known = self._found.get(key)
-        if known is not None and self._changes.may_remember and known[0] > self._clock():
-            return known[1]
+        if known is not None and known[1] == hearing and known[0] > self._clock():
+            return known[2]
         before = self._changed
         until = self._clock() + self._seconds
         found = await find()
-        # What was read before a change was heard may be from before it.
-        if found is not None and self._changes.may_remember and before == self._changed:
+        # What was read before a change was heard, or could be heard, may be from before it.
+        if found is not None and hearing is not None and hearing == self._changes.hearing and before == self._changed:
             if len(self._found) >= _MOST:
                 self._found.clear()
-            self._found[key] = (until, found)
+            self._found[key] = (until, hearing, found)
         return found
 
     def forget(self, key: str) -> None:

@@ -1,11 +1,12 @@
 """The list of payments: every filter alone or together, each served by an index, newest first."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.lists import Conditions, Listing, Position
 from mpesa_gateway.errors import checking
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -44,8 +45,8 @@ def conditions(merchant_id: str | None, filters: PaymentFilters) -> Conditions:
             checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters, none of them NUL")
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
+    # There is one provider: a filter on it lets everything through.
     for value, clause in (
-        (filters.provider, "provider = {}"),
         (None if filters.status is None else filters.status.value, "status = {}"),
         (filters.since, "created_at >= {}"),
         (filters.until, "created_at < {}"),
@@ -59,16 +60,23 @@ def conditions(merchant_id: str | None, filters: PaymentFilters) -> Conditions:
 
 
 def _add_search(found: Conditions, text: str) -> None:
-    """What a person has in hand: a receipt, our id, Daraja's, their own reference or key, or a phone number."""
+    """What a person has in hand: a receipt, our id, Daraja's, their own reference or key, or a phone number.
+
+    The whole of it. Receipts and ids that begin alike are of one time: whoever looked for a beginning from newest to
+    oldest would pass over all that has come since (126 ms with 200,000 payments).
+    """
+    upper = text.upper()
     parts = [
         "payment_id = {}",
         "checkout_request_id = {}",
-        "receipt = {}",
-        "reference = {}",
-        "reference = {}",
+        # Its index has the environment first.
+        "env IN ('sandbox', 'live') AND receipt = {}",
         "idempotency_key = {}",
     ]
-    values = [text, text, text.upper(), text, text.upper(), text]
+    values = [text, text, upper, text]
+    for spelt in sorted({text, upper}):
+        parts.append("reference = {}")
+        values.append(spelt)
     try:
         values.append(str(Msisdn.parse(text)))
         parts.append("phone = {}")
@@ -87,28 +95,44 @@ async def list_payments(
         # The clause is ours; every value in it is a parameter.
         total = await db.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
     after = None if filters.cursor is None else decode_position(filters.cursor)
-    rows = await _read(db, found, after, filters.limit + 1)
-    return page_of(rows, filters.limit, view=view, position=_position, total=total)
+    sql, values = page_sql(merchant_id, filters, after, filters.limit + 1)
+    return page_of(await db.fetch_planned(sql, *values), filters.limit, view=view, position=_position, total=total)
 
 
 def export_payments(
     db: Database, merchant_id: str, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """All payments that the filters let through, newest first, in pages. Raises Invalid."""
-    found = conditions(merchant_id, filters)
-    return keyset_pages(lambda after, limit: _read(db, found, after, limit), _position, row)
+    # Before the first page is asked for, so that who asks is told at once.
+    conditions(merchant_id, filters)
+
+    async def read(after: Position | None, limit: int) -> list[Row]:
+        sql, values = page_sql(merchant_id, filters, after, limit)
+        return await db.fetch_planned(sql, *values)
+
+    return keyset_pages(read, _position, row)
 
 
-def _position(row: Row) -> tuple[datetime, str]:
-    return row["created_at"], row["payment_id"]
+def page_sql(merchant_id: str, filters: PaymentFilters, after: Position | None, limit: int) -> tuple[str, list[Any]]:
+    """The statement for one page of ``limit`` rows after a position, and its parameters. Raises Invalid.
 
-
-async def _read(db: Database, found: Conditions, after: tuple[datetime, str] | None, limit: int) -> list[Row]:
-    page = found.copy()
-    if after is not None:
-        page.add("(created_at, payment_id) < ({}, {})", *after)
-    return await db.fetch(
-        f"SELECT * FROM payment WHERE {page.where} "  # noqa: S608 - the clause is ours, its values are parameters
-        f"ORDER BY created_at DESC, payment_id DESC LIMIT {limit}",
-        *page.values,
+    Only the rows that are shown are read: which these are, the index alone says.
+    """
+    # ``until`` is a position too. Two ends side by side, and Postgres would begin at the later one and pass over all
+    # that earlier pages have shown.
+    until = None if filters.until is None else (filters.until, "")
+    start = min(filter(None, (after, until)), default=None)
+    found = conditions(merchant_id, msgspec.structs.replace(filters, until=None))
+    if start is not None:
+        found.add("(created_at, payment_id) < ({}, {})", *start)
+    # The clause is ours, its values are parameters.
+    shown = (
+        f"SELECT created_at AS at, payment_id AS id FROM payment WHERE {found.where} "  # noqa: S608
+        f"ORDER BY created_at DESC, payment_id DESC LIMIT {limit}"
     )
+    sql = f"SELECT payment.* FROM ({shown}) AS shown JOIN payment ON payment_id = id ORDER BY at DESC, id DESC"  # noqa: S608
+    return sql, found.values
+
+
+def _position(row: Row) -> Position:
+    return row["created_at"], row["payment_id"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
@@ -19,6 +19,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.together import Together
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schedule import pause_after
@@ -79,6 +80,7 @@ class Deliveries:
         self._endpoints = gateway.services.get(Endpoints)
         self._chance = random.SystemRandom()
         self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._taken: Together[tuple[Row, Answer], None] = Together(self._note_taken)
         self._per_endpoint: dict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(self._settings.per_endpoint)
         )
@@ -189,11 +191,43 @@ class Deliveries:
             return failure
 
     async def _record(self, row: Row, answer: Answer | EgressFailed) -> None:
+        """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
+        if isinstance(answer, Answer) and _is_taken(answer):
+            await self._taken.ask((row, answer))
+        else:
+            await self._record_failure(row, answer)
+
+    async def _note_taken(self, taken: Sequence[tuple[Row, Answer]]) -> Sequence[Exception | None]:
+        """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
+        try:
+            await self._write_taken(taken)
+        except Exception as problem:  # noqa: BLE001 - given back, or met again alone
+            if len(taken) == 1 or isinstance(problem, UNREACHABLE):
+                return [problem] * len(taken)
+            return [(await self._note_taken([one]))[0] for one in taken]
+        return [None] * len(taken)
+
+    async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.execute(
+                tables.DELIVERED,
+                [self._gateway.ids.new("att") for _ in taken],
+                [row["delivery_id"] for row, _ in taken],
+                [answer.status for _, answer in taken],
+                [answer.ms for _, answer in taken],
+                [_shown(answer) for _, answer in taken],
+                now,
+            )
+            await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+
+    async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
         now = self._gateway.clock.now()
         delivery_id = row["delivery_id"]
         status = answer.status if isinstance(answer, Answer) else None
         error = None if isinstance(answer, Answer) else str(answer)
-        is_taken = _is_taken(answer)
+        pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
+        due = None if pause is None or status == _GONE else now + pause
         async with self._db.transaction():
             await self._db.execute(
                 tables.RECORD_ATTEMPT,
@@ -203,27 +237,20 @@ class Deliveries:
                 status,
                 answer.ms if isinstance(answer, Answer) else None,
                 error,
-                # What a merchant's server says is anything at all: some say again what they were sent.
-                masked(answer.body_start)[:SHOWN] if isinstance(answer, Answer) else "",
+                _shown(answer) if isinstance(answer, Answer) else "",
             )
-            if is_taken:
-                await self._db.execute(tables.DELIVERED, delivery_id, now, status)
-                await self._db.execute(tables.ENDPOINT_WELL, row["endpoint_id"], now)
-            else:
-                pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
-                due = None if pause is None or status == _GONE else now + pause
-                text = error or f"the endpoint answered HTTP {status}"
-                await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
-                await self._db.execute(
-                    tables.ENDPOINT_ILL,
-                    row["endpoint_id"],
-                    now,
-                    self._settings.breaker_failures,
-                    now + timedelta(seconds=self._settings.breaker_pause),
-                )
-                log.warning(
-                    "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
-                )
+            text = error or f"the endpoint answered HTTP {status}"
+            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
+            await self._db.execute(
+                tables.ENDPOINT_ILL,
+                row["endpoint_id"],
+                now,
+                self._settings.breaker_failures,
+                now + timedelta(seconds=self._settings.breaker_pause),
+            )
+            log.warning(
+                "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
+            )
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 
@@ -329,6 +356,11 @@ class Deliveries:
 
 def _is_taken(answer: Answer | EgressFailed) -> bool:
     return isinstance(answer, Answer) and 200 <= answer.status < 300
+
+
+def _shown(answer: Answer) -> str:
+    """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
+    return masked(answer.body_start)[:SHOWN]
 
 
 def _view(row: Row) -> DeliveryView:

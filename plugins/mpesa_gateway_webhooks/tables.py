@@ -97,9 +97,16 @@ INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VAL
 """
 
 DELIVERED = """
+WITH taken AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::integer[], $5::text[])
+        AS t(attempt_id, id, status, ms, answer)
+), tried AS (
+    INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
+    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken
+)
 UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
-    last_attempt_at = $2, last_status = $3, last_error = NULL, delivered_at = $2
-WHERE delivery_id = $1 AND status = 'pending'
+    last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
+FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
 """
 
 FAILED = """
@@ -115,10 +122,15 @@ UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
 WHERE delivery_id = $1 AND status = 'pending'
 """
 
-ENDPOINT_WELL = """
+ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
-WHERE endpoint_id = $1
-    AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
+WHERE endpoint_id IN (
+    SELECT endpoint_id FROM webhook_endpoint
+    WHERE endpoint_id = ANY($1::text[])
+        AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
+    -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
+    ORDER BY endpoint_id FOR UPDATE
+)
 """
 
 ENDPOINT_ILL = """

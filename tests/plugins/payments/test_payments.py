@@ -251,6 +251,26 @@ async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town)
     assert seen == [one["id"] for one in (await town.api.call("GET", "/v1/payments")).data]
 
 
+async def test_pages_of_a_window_and_its_export_have_the_same_rows(town: Town) -> None:
+    for number in range(5):
+        await town.api.pay(f"25471100000{number}", 100 + number, key=f"k{number}")
+    made = (await town.api.call("GET", "/v1/payments")).data
+    window = f"since={made[4]['created_at']}&until={made[0]['created_at']}"
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        page = await town.api.call("GET", f"/v1/payments?{window}&limit=2{cursor}")
+        seen += [one["id"] for one in page.data]
+        if not page.body["meta"]["has_more"]:
+            break
+        cursor = f"&cursor={page.body['meta']['next_cursor']}"
+    assert seen == [one["id"] for one in made[1:]]
+    # A cursor that is newer than the window does not widen it.
+    newest = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
+    page = await town.api.call("GET", f"/v1/payments?until={made[2]['created_at']}&cursor={newest}")
+    assert [one["id"] for one in page.data] == [one["id"] for one in made[3:]]
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [

@@ -128,7 +128,8 @@ async def test_only_hours_in_which_something_changed_are_read_again(town: Town) 
     assert await tally.count() == 1
     rows = await town.gateway.db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now))
     plan = "\n".join(row[0] for row in rows)
-    assert "payment_merchant" in plan, plan
+    assert "Seq Scan on payment " not in plan, plan
+    assert "using payment_newest" in plan, plan
 
 
 def _tally_sql(now: datetime) -> str:

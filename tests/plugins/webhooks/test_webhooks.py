@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -276,6 +277,46 @@ async def test_a_crash_while_sending_sends_the_same_id_again(town: Town) -> None
     await town.gateway.services.get(Deliveries).sweep()
     first, second = await town.receiver.wait_for(2)
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
+
+
+EXPIRE = "UPDATE delivery SET leased_until = now() - interval '1 second'"
+
+UNNOTABLE = """
+CREATE FUNCTION refuse_note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'no room for this one';
+END
+$$;
+CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (NEW.delivery_id = '{}')
+    EXECUTE FUNCTION refuse_note()
+"""
+
+
+async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(values: dict[str, Any]) -> None:
+    values["webhooks"] = {"timeout": 0.5}
+    values["worker"] = {"in_process": False}
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        for number in range(12):
+            await api.pay("254711000084", key=f"k{number}")
+        await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 12 FROM delivery"), patience=30)
+        ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery ORDER BY 1")]
+        await gateway.db.execute(UNNOTABLE.format(ids[3]))
+        deliveries = gateway.services.get(Deliveries)
+        assert await deliveries.deliver(ids) == 12
+        owed = await gateway.db.fetch("SELECT delivery_id, status, attempts FROM delivery WHERE status <> 'delivered'")
+        assert [tuple(row) for row in owed] == [(ids[3], "pending", 0)]
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 11
+        await gateway.db.execute("DROP TRIGGER refused ON attempt")
+        await gateway.db.execute(f"{EXPIRE} WHERE status = 'pending'")
+        assert await deliveries.deliver(ids) == 1
+        assert await gateway.db.fetchval("SELECT bool_and(status = 'delivered' AND attempts = 1) FROM delivery")
+        sent = Counter(one.headers["webhook-id"] for one in receiver.received)
+        assert sorted(sent.values()) == [1] * 11 + [2]
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 12
 
 
 async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) -> None:

@@ -1,0 +1,219 @@
+"""Keys and credentials are remembered for a moment: what another process changes is heard, or nothing is trusted."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.changes import Remembered
+from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.testing.serving import INITIATED, eventually
+from mpesa_gateway_credentials.schemas import SetProvider
+from mpesa_gateway_credentials.service import CredentialStore
+
+ANOTHER = """
+import asyncio, json, sys
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway_credentials.service import CredentialStore
+
+async def main():
+    job = json.load(sys.stdin)
+    async with Gateway(GatewayConfig.from_values(job["values"])).running() as gateway:
+        merchant_id, key_id = job["merchant_id"], job["key_id"]
+        await gateway.api_keys.revoke(merchant_id, key_id, actor="test")
+        caller = Caller(merchant_id, key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+        await gateway.services.get(CredentialStore).remove(caller)
+
+asyncio.run(main())
+"""
+"""A gateway process of its own, which revokes a key and removes its merchant's credentials."""
+
+REVOKE = "UPDATE api_key SET revoked_at = now() WHERE key_id = $1"
+REMOVE = "DELETE FROM provider_credentials WHERE merchant_id = $1"
+LISTENERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A merchant in a gateway that remembers for a day, so that nothing is forgotten but what is heard of."""
+
+    gateway: Gateway
+    merchant_id: str
+    key_id: str
+    key: str
+
+    @property
+    def credentials(self) -> CredentialStore:
+        """Of all merchants."""
+        return self.gateway.services.get(CredentialStore)
+
+    async def is_let_in(self) -> bool:
+        """Whether the key is taken."""
+        try:
+            await self.gateway.api_keys.authenticate(self.key)
+        except InvalidKey:
+            return False
+        return True
+
+    async def is_configured(self) -> bool:
+        """Whether there are credentials to pay with."""
+        try:
+            await self.credentials.get(self.merchant_id)
+        except ProviderNotConfigured:
+            return False
+        return True
+
+    async def both(self) -> tuple[bool, bool]:
+        """One after the other."""
+        return await self.is_let_in(), await self.is_configured()
+
+
+async def is_hearing(gateway: Gateway) -> bool:
+    """Whether changes are heard."""
+    return gateway.changes.is_listening
+
+
+@asynccontextmanager
+async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
+    """A shop whose key and credentials are remembered."""
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+        merchant_id = (await gateway.merchants.create("Shop", actor="test")).merchant_id
+        key, secret = await gateway.api_keys.create(
+            merchant_id, name="k", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+        )
+        shop = Shop(gateway, merchant_id, key.key_id, secret.reveal())
+        caller = Caller(merchant_id, key.key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+        await shop.credentials.store(caller, msgspec.convert(INITIATED, SetProvider))
+        await eventually(lambda: is_hearing(gateway))
+        for memory in (
+            gateway.api_keys._known,  # pyright: ignore[reportPrivateUsage]
+            shop.credentials._sealed,  # pyright: ignore[reportPrivateUsage]
+        ):
+            memory._seconds = 86_400  # pyright: ignore[reportPrivateUsage]
+        # The news of what was done until here comes round first.
+        await asyncio.sleep(0.2)
+        assert await shop.both() == (True, True)
+        yield shop
+
+
+async def quietly(shop: Shop, sql: str, value: str) -> None:
+    """Change something without any word of it, by which it shows what is remembered."""
+    config = shop.gateway.config.database
+    assert config.url is not None
+    connection = await asyncpg.connect(config.url.reveal(), server_settings={"search_path": config.schema})
+    try:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(sql, value)
+    finally:
+        await connection.close()
+
+
+async def test_what_nobody_tells_of_is_remembered(values: dict[str, Any]) -> None:
+    """What the other tests stand on: without a message, the memory of a day lasts."""
+    async with opened(values) as shop:
+        await quietly(shop, REVOKE, shop.key_id)
+        await quietly(shop, REMOVE, shop.merchant_id)
+        assert await shop.both() == (True, True)
+
+
+async def test_what_another_process_takes_back_is_refused_here_at_once(values: dict[str, Any]) -> None:
+    async with opened(values) as shop:
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", ANOTHER, stdin=asyncio.subprocess.PIPE)
+        job = {"values": values, "merchant_id": shop.merchant_id, "key_id": shop.key_id}
+        await child.communicate(json.dumps(job).encode())
+        assert child.returncode == 0
+
+        async def is_refused() -> bool:
+            return await shop.both() == (False, False)
+
+        await eventually(is_refused)
+
+
+async def test_nothing_is_trusted_while_nobody_listens_nor_what_was_remembered_before(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(values) as shop, opened_beside(shop) as other:
+        gateway = shop.gateway
+
+        async def refuse() -> None:
+            raise ConnectionRefusedError
+
+        async def is_deaf() -> bool:
+            return not gateway.changes.is_listening
+
+        with monkeypatch.context() as away:
+            away.setattr(gateway.db, "connect", refuse)
+            assert await gateway.db.fetch(LISTENERS)
+            await eventually(is_deaf)
+            for one in (shop, other):
+                await quietly(one, REVOKE, one.key_id)
+                await quietly(one, REMOVE, one.merchant_id)
+            assert await shop.both() == (False, False)
+        await eventually(lambda: is_hearing(gateway))
+        # Nobody asked for this one in between: what is remembered of it is from before.
+        assert await other.both() == (False, False)
+        assert await shop.both() == (False, False)
+
+
+@asynccontextmanager
+async def opened_beside(shop: Shop) -> AsyncGenerator[Shop]:
+    """Another merchant in the same gateway, remembered too."""
+    gateway = shop.gateway
+    merchant_id = (await gateway.merchants.create("Other", actor="test")).merchant_id
+    key, secret = await gateway.api_keys.create(
+        merchant_id, name="k", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+    )
+    other = Shop(gateway, merchant_id, key.key_id, secret.reveal())
+    caller = Caller(merchant_id, key.key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+    await other.credentials.store(caller, msgspec.convert(INITIATED, SetProvider))
+    await asyncio.sleep(0.2)
+    assert await other.both() == (True, True)
+    assert await shop.both() == (True, True)
+    yield other
+
+
+async def test_a_message_that_is_lost_costs_a_second_and_no_more(values: dict[str, Any]) -> None:
+    async with opened(values) as shop:
+        now = 100.0
+        answers = iter("abc")
+
+        async def find() -> str:
+            return next(answers)
+
+        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        assert await memory.get("key", find) == "a"
+        now = 100.9
+        assert await memory.get("key", find) == "a"
+        now = 101.0
+        assert await memory.get("key", find) == "b"
+        memory.forget("key")
+        assert await memory.get("key", find) == "c"
+
+
+async def test_what_was_read_before_anybody_listened_is_not_kept(values: dict[str, Any]) -> None:
+    async with opened(values) as shop:
+        changes = shop.gateway.changes
+        answers = iter("ab")
+
+        async def find() -> str:
+            changes.is_listening = True
+            return next(answers)
+
+        memory = Remembered[str](changes)
+        changes.is_listening = False
+        assert await memory.get("key", find) == "a"
+        # A change between the reading and the listening would have been told to nobody.
+        assert await memory.get("key", find) == "b"
