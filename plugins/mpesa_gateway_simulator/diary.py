@@ -17,6 +17,7 @@ from mpesa_gateway.phone import mask_phones
 _KEPT = 200
 _LONGEST = 4000
 _SECRET = frozenset({"Password", "SecurityCredential", "access_token"})
+_SECRET_TEXT = re.compile(rf'("(?:{"|".join(sorted(_SECRET))})"\s*:\s*")[^"]*')
 _TOKEN = re.compile(r"(/v1/(?:cb/[a-z-]+|webhooks/mpesa(?:/[a-z]+/[a-z]+)?)/)[A-Za-z0-9_.-]{20,}")
 
 
@@ -55,6 +56,7 @@ class Pulse:
 class Line:
     """One exchange: ``came`` to us or went out. What was said is kept as it was, and masked when it is looked at."""
 
+    number: int
     at: datetime
     came: bool
     what: str
@@ -80,29 +82,30 @@ class Diary:
     def __init__(self, clock: Clock, pulse: Pulse) -> None:
         self._clock = clock
         self._pulse = pulse
+        self._count = 0
         self.lines: deque[Line] = deque(maxlen=_KEPT)
 
     def received(self, operation: str, body: bytes, status: int, answer: Any) -> None:
         """Note what somebody asked Daraja, and what it answered."""
-        said = body.decode("utf-8", "replace")
-        self._note(
-            Line(self._clock.now(), came=True, what=operation, status=status, said=said, answered=answer, ms=None)
-        )
+        self._note(came=True, what=operation, status=status, said=body.decode("utf-8", "replace"), answered=answer)
 
     def sent(self, url: str, body: str, status: int, answer: str, ms: int) -> None:
         """Note what Daraja called back with, and what it was answered (status 0 without an answer)."""
         where = _TOKEN.sub(r"\1…", urlsplit(url).path)
-        self._note(Line(self._clock.now(), came=False, what=where, status=status, said=body, answered=answer, ms=ms))
+        self._note(came=False, what=where, status=status, said=body, answered=answer, ms=ms)
 
-    def _note(self, line: Line) -> None:
-        self.lines.appendleft(line)
+    def _note(self, *, came: bool, what: str, status: int, said: str, answered: Any, ms: int | None = None) -> None:
+        self._count += 1
+        self.lines.appendleft(Line(self._count, self._clock.now(), came, what, status, said, answered, ms))
         self._pulse.quicken()
 
 
 def _shown(text: str) -> str:
     """JSON by its lines, everything else as it is; masked."""
-    with suppress(ValueError):
+    try:
         text = json.dumps(_masked(json.loads(text)), indent=2)
+    except (ValueError, RecursionError):
+        text = _SECRET_TEXT.sub(r"\1****", text)
     return mask_phones(_TOKEN.sub(r"\1…", text))[:_LONGEST]
 
 

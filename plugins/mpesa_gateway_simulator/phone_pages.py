@@ -33,13 +33,17 @@ _STREAM = 25.0
 """Seconds that a stream of changes lasts; the browser opens another one."""
 
 _BEAT = 1.0
-"""Seconds between looks for what another process may have changed."""
+"""Seconds after which a stream notices at the latest that the gateway stops."""
+
+_STILL = 5
+"""Beats without news after which a browser looks all the same: another process may have changed something."""
 
 _TURNED = ("callback_delay", "late_delay", "prompt_timeout")
 
 
 class _Query(msgspec.Struct, frozen=True, kw_only=True):
     phone: str = FIRST
+    watch: bool = False
 
 
 def _refused(request: Request[Any, Any, Any], refused: Refused) -> Response[Any]:
@@ -83,6 +87,7 @@ async def _draw(request: Request[Any, Any, Any], gateway: Gateway, template: str
         own=_ASSETS.path,
         here=f"{root}simulator",
         phone=phone,
+        is_watched=query.watch and phone.prompt is None,
         pin=PIN,
         clock=now.astimezone(EAT),
         styles={name: behaviour.summary for name, behaviour in IN_HAND.items()},
@@ -103,12 +108,14 @@ async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
 
 async def _changes(gateway: Gateway) -> AsyncGenerator[dict[str, str]]:
     pulse, loop = gateway.services.get(Simulator).pulse, asyncio.get_running_loop()
-    until, seen = loop.time() + _STREAM, -1
+    until, seen, still = loop.time() + _STREAM, -1, 0
     while loop.time() < until and gateway.is_running and not gateway.is_draining:
-        if pulse.count != seen:
-            seen = pulse.count
+        if pulse.count == seen and still < _STILL:
+            await pulse.beat(_BEAT)
+            still += 1
+        else:
+            seen, still = pulse.count, 0
             yield {"event": "changed", "data": str(seen)}
-        await pulse.beat(_BEAT)
 
 
 async def _form(request: Request[Any, Any, Any], gateway: Gateway) -> dict[str, str]:
@@ -118,7 +125,11 @@ async def _form(request: Request[Any, Any, Any], gateway: Gateway) -> dict[str, 
         raise Refused("this was not asked for on one of our own pages: open /simulator and try again there")
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         raise UnsupportedMediaType("send a form")
-    return {name: value.strip() for name, value in (await request.form()).items() if isinstance(value, str)}
+    fields = {name: value.strip() for name, value in (await request.form()).items() if isinstance(value, str)}
+    for name, value in fields.items():
+        if "\x00" in value:
+            raise Invalid.field_error(name, "must be text")
+    return fields
 
 
 def _back(request: Request[Any, Any, Any], phone: str) -> Response[str]:

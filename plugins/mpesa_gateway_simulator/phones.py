@@ -30,6 +30,9 @@ MOST = 500_000
 
 _MESSAGES = 8
 
+_ASKING = ["asks", *(behaviour.name for behaviour in IN_HAND.values())]
+"""What a prompt that waits for a finger is kept as."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -89,12 +92,18 @@ class Phones:
             if not (balance.isascii() and balance.isdigit() and len(balance) < 9 and int(balance) <= MOST):
                 checks.fail("balance", f"must be a whole number of KES, at most {MOST:,}")
         spent = await self._db.fetchval(tables.SPENT, msisdn)
-        await self._db.execute(tables.HOLD, str(msisdn), style, min(MOST, max(0, int(balance) + int(spent))))
+        chosen = IN_HAND[cast("CallbackStyle", style)]
+        async with self._db.transaction():
+            await self._db.execute(tables.HOLD, str(msisdn), style, int(balance) + int(spent))
+            # A prompt that is open already is answered in the way that was chosen last.
+            await self._db.execute(tables.RESTYLE, str(msisdn), chosen.name, _ASKING)
         self._pulse()
 
     async def let_go(self, number: str) -> None:
-        """Let a phone act by its number again."""
-        await self._db.execute(tables.LET_GO, number)
+        """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
+        with checking() as checks:
+            msisdn = checks.take("phone", Msisdn.parse, number) or number
+        await self._db.execute(tables.LET_GO, msisdn)
         self._pulse()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
@@ -119,7 +128,7 @@ class Phones:
             raise Conflict(str(problem)) from None
 
     async def _balance(self, number: str, hand: Row | None) -> int:
-        opening = BALANCE if hand is None else int(hand["balance"])
+        opening = BALANCE if hand is None else int(hand["opening"])
         return max(0, opening - int(await self._db.fetchval(tables.SPENT, number)))
 
     async def _messages(self, number: str, balance: int) -> list[Message]:

@@ -300,6 +300,7 @@ class Simulator:
         receipt = await self._chance.receipt()
         moment = at or self._gateway.clock.now()
         await self._db.execute(tables.INSERT_TRANSACTION, receipt, None, phone, amount, shortcode, reference, moment)
+        self.pulse.quicken()
         return receipt
 
     async def _end(self, row: Row, result_code: str) -> list[int]:
@@ -499,6 +500,7 @@ class Simulator:
         async with self._db.transaction():
             await self._db.execute(tables.RESET)
             await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
+        self.pulse.quicken()
 
 
 def callback_body(

@@ -2,6 +2,7 @@
 CREATE TABLE sim_hand (
     phone text PRIMARY KEY,
     style text NOT NULL DEFAULT 'normal',
-    balance integer NOT NULL DEFAULT 25000 CHECK (balance BETWEEN 0 AND 500000)
+    -- What was on it before everything that it ever paid: its balance is this less what it has spent.
+    opening bigint NOT NULL CHECK (opening >= 0)
 );
 CREATE INDEX sim_transaction_phone ON sim_transaction (phone, at);

@@ -2,6 +2,8 @@
 "use strict";
 
 const desk = document.querySelector("main[data-part]");
+const title = document.title;
+const longest = 200;
 let isAsking = false;
 let isWanted = false;
 let polling = 0;
@@ -14,7 +16,11 @@ async function look() {
   isAsking = true;
   try {
     const answer = await fetch(desk.dataset.part, { headers: { Accept: "text/html" } });
-    if (answer.ok) show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    if (answer.ok) {
+      const seen = new DOMParser().parseFromString(await answer.text(), "text/html");
+      showScreen(seen.getElementById("screen"));
+      showLog(seen.getElementById("lines"));
+    }
   } catch {
     // The server is away: the next look will tell.
   } finally {
@@ -26,28 +32,50 @@ async function look() {
   }
 }
 
-function show(seen) {
+function showScreen(lit) {
   const screen = document.getElementById("screen");
-  const lit = seen.getElementById("screen");
-  // What is half typed stays: the screen changes when there is something else on it.
-  if (screen.dataset.state !== lit.dataset.state) {
-    const isNew = lit.querySelector("[data-prompt]") && !screen.querySelector("[data-prompt]");
-    screen.replaceWith(lit);
-    if (isNew && !document.hasFocus()) document.title = "● Simulated phone";
-    if (isNew && document.activeElement === document.body) lit.querySelector("input[name=pin]").focus();
-  }
+  if (screen.dataset.state === lit.dataset.state) return;
+  const old = screen.querySelector("form[data-prompt]")?.elements;
+  const now = lit.querySelector("form[data-prompt]")?.elements;
+  const isSame = old && now && old.checkout_request_id.value === now.checkout_request_id.value;
+  const isAt = old && old.pin === document.activeElement;
+  // What is half typed stays.
+  if (isSame) now.pin.value = old.pin.value;
+  screen.replaceWith(lit);
+  desk.querySelector("[data-said]").textContent = lit.dataset.said;
+  if (isSame ? isAt : now && document.activeElement === document.body) now.pin.focus();
+  if (now && !isSame && !document.hasFocus()) document.title = `● ${title}`;
+}
+
+function showLog(lines) {
   const log = document.getElementById("lines");
-  const open = new Set([...log.querySelectorAll("details[open]")].map((one) => one.dataset.key));
-  const lines = seen.getElementById("lines");
-  for (const one of lines.querySelectorAll("details")) one.open = open.has(one.dataset.key);
-  log.replaceWith(lines);
+  const list = log.querySelector("ol");
+  const told = lines.querySelector("ol");
+  if (!list || !told) {
+    if (list || told) log.replaceWith(lines);
+    return;
+  }
+  const known = new Set([...list.children].map((line) => line.dataset.key));
+  const fresh = [...told.children].filter((line) => !known.has(line.dataset.key));
+  const more = log.querySelector("header button");
+  const show = () => {
+    list.prepend(...fresh);
+    while (list.children.length > longest) list.lastElementChild.remove();
+    more.hidden = true;
+  };
+  // Nothing moves under a pointer, or away from a reader.
+  const isRead = list.matches(":hover, :focus-within") || list.querySelector("details[open]");
+  if (!fresh.length || !isRead) return show();
+  more.hidden = false;
+  more.textContent = `${fresh.length} new – show`;
+  more.onclick = show;
 }
 
 function poll() {
   if (!polling) polling = setInterval(() => document.hidden || look(), 2000);
 }
 
-addEventListener("focus", () => (document.title = document.title.replace("● ", "")));
+addEventListener("focus", () => (document.title = title));
 
 if ("EventSource" in window) {
   const stream = new EventSource(desk.dataset.stream);

@@ -35,8 +35,7 @@ async def touched(browser: Browser, phone: str, **fields: Any) -> Page:
     """Touch the phone: send a PIN, or cancel."""
     page = await browser.opens(f"?phone={phone}")
     form = page.form("/touch")
-    plain = {name: value for name, value in form.fields.items() if name != "cancel"}
-    return await browser.sends(form.action, plain | fields)
+    return await browser.sends(form.action, form.fields | fields)
 
 
 async def held(browser: Browser, phone: str, style: str = "normal", balance: int = 25_000) -> Page:
@@ -55,6 +54,8 @@ async def test_the_phone_on_the_table_asks_takes_the_pin_and_shows_receipt_and_b
         made = await asked(town, browser, ASKS, 750)
         page = await browser.opens()
         assert f"Do you want to pay Ksh 750.00 to 174379, account no. {made['reference']}?" in page.words
+        # Enter sends the PIN: in the form that it is typed into, nothing cancels.
+        assert set(page.form("/touch").fields) == {"phone", "checkout_request_id", "pin"}
         unsent = await touched(browser, ASKS, pin="12")
         assert (unsent.status, "pin: enter the four digits" in unsent.words) == (422, True)
         paid = await touched(browser, ASKS, pin="1234")
@@ -115,6 +116,43 @@ async def test_the_way_of_calling_back_is_chosen_beside_the_phone(town: Town, st
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"] == "completed") == (style != "wrong_amount")
         assert (found["mismatch"] is not None) == (style == "wrong_amount")
+
+
+async def test_a_way_of_calling_back_that_is_chosen_while_the_prompt_shows_counts(town: Town) -> None:
+    async with Browser(f"{town.base}/simulator") as browser:
+        made = await asked(town, browser, ASKS)
+        await held(browser, ASKS, "wrong_amount")
+        await touched(browser, ASKS, pin="1234")
+
+        async def is_mismatched() -> bool:
+            return (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is not None
+
+        assert await eventually(is_mismatched)
+
+
+async def test_money_that_nobody_asked_for_is_a_message_too_and_a_phone_is_filled_up_however_much_it_spent(
+    town: Town,
+) -> None:
+    async with Browser(f"{town.base}/simulator") as browser:
+        for amount in (250_000, 249_000, 2_000):
+            walk_in = {"phone": MINE, "amount": amount, "shortcode": "174379", "reference": "counter"}
+            added = await town.api.call("POST", "/simulator/control/ledger", walk_in)
+        page = await held(browser, MINE, balance=700)
+        assert page.form("/hold").fields["balance"] == ["700"]
+        assert f"{added.data['receipt']} Confirmed. Ksh2,000.00 sent to 174379 for account counter" in page.words
+        assert "New M-PESA balance is Ksh700.00." in page.words
+        assert "New M-PESA balance is Ksh2,700.00." in page.words
+
+
+async def test_without_scripts_the_page_watches_where_it_is_told_to_until_a_prompt_shows(town: Town) -> None:
+    refresh = 'http-equiv="refresh"'
+    async with Browser(f"{town.base}/simulator") as browser:
+        page = await browser.opens()
+        assert refresh not in page.text
+        watching = next(link for link in page.links if link.endswith("watch=true"))
+        assert refresh in (await browser.opens(watching)).text
+        await asked(town, browser, ASKS)
+        assert refresh not in (await browser.opens(watching)).text
 
 
 async def test_a_callback_that_never_comes_is_found_by_asking(town: Town) -> None:
@@ -201,11 +239,13 @@ async def test_delays_are_turned_and_what_cannot_be_is_refused(town: Town) -> No
             ("/hold", {"style": "never at all"}),
             ("/hold", {"balance": "1.50"}),
             ("/hold", {"phone": "12"}),
+            ("/hold", {"phone": "2547\x00"}),
         ):
             action = page.form(ending)
             refused = await browser.sends(action.action, action.fields | fields)
             assert (refused.status, "Not done" in refused.words) == (422, True), fields
         assert (await browser.opens("?phone=12")).status == 422
+        assert (await browser.sends("/let-go", {"phone": "12"})).status == 422
 
 
 @pytest.mark.parametrize("path", ["/touch", "/hold", "/let-go", "/turn"])
