@@ -95,8 +95,8 @@ class Greeting:
             _bare(console, line)
         _bare(
             console,
-            f"\nPay with your own finger: open {self.config.daraja.sandbox_url} in a browser, ask the phone there with this "
-            "line, and enter its PIN, 1234:\n",
+            f"\nPay with your own finger: open {self.config.daraja.sandbox_url} in a browser, ask the phone there "
+            "with this line, and enter its PIN, 1234:\n",
         )
         _bare(console, f"{_create(self.config.public_url, ASKING_PHONE)}; echo")
         if shop.key is None:

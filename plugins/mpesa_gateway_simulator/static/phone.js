@@ -14,21 +14,25 @@ async function look() {
     return;
   }
   isAsking = true;
+  const text = await asked();
+  isAsking = false;
+  if (text !== undefined) {
+    const seen = new DOMParser().parseFromString(text, "text/html");
+    showScreen(seen.getElementById("screen"));
+    showLog(seen.getElementById("lines"));
+  }
+  if (isWanted) {
+    isWanted = false;
+    look();
+  }
+}
+
+async function asked() {
   try {
     const answer = await fetch(desk.dataset.part, { headers: { Accept: "text/html" } });
-    if (answer.ok) {
-      const seen = new DOMParser().parseFromString(await answer.text(), "text/html");
-      showScreen(seen.getElementById("screen"));
-      showLog(seen.getElementById("lines"));
-    }
+    return answer.ok ? await answer.text() : undefined;
   } catch {
-    // The server is away: the next look will tell.
-  } finally {
-    isAsking = false;
-    if (isWanted) {
-      isWanted = false;
-      look();
-    }
+    return undefined; // The server is away: the next look will tell.
   }
 }
 
@@ -42,7 +46,7 @@ function showScreen(lit) {
   // What is half typed stays.
   if (isSame) now.pin.value = old.pin.value;
   screen.replaceWith(lit);
-  desk.querySelector("[data-said]").textContent = lit.dataset.said;
+  desk.querySelector("[role=status]").textContent = lit.dataset.said;
   if (isSame ? isAt : now && document.activeElement === document.body) now.pin.focus();
   if (now && !isSame && !document.hasFocus()) document.title = `● ${title}`;
 }
