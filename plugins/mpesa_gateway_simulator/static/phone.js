@@ -46,6 +46,8 @@ function showScreen(lit) {
   // What is half typed stays.
   if (isSame) now.pin.value = old.pin.value;
   screen.replaceWith(lit);
+  const money = desk.querySelector("input[name=balance]");
+  if (money.value === money.defaultValue) money.value = money.defaultValue = lit.dataset.balance;
   desk.querySelector("[role=status]").textContent = lit.dataset.said;
   if (isSame ? isAt : now && document.activeElement === document.body) now.pin.focus();
   if (now && !isSame && !document.hasFocus()) document.title = `● ${title}`;
