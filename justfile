@@ -52,6 +52,11 @@ dev *options: ready
 test *arguments: ready
     .venv/bin/python -m pytest {{ arguments }}
 
+# Look at the pages in Debian's Chromium (`apt-get install chromium`); with SCREENSHOTS=1, draw docs/screenshots anew
+browser *arguments: ready
+    .venv/bin/pip install -q -r requirements/browser.txt
+    .venv/bin/python -m pytest tests/browser {{ arguments }}
+
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}
@@ -97,7 +102,7 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone -o requirements/run.txt
     {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
-    for it in peer-django peer-fastapi schemathesis; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
+    for it in peer-django peer-fastapi schemathesis browser; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"

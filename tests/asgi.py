@@ -74,7 +74,10 @@ async def ask(
 
     async def send(message: Any) -> None:
         sent.append(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        # A stream of events has no end: who has heard the first of them goes away.
+        is_heard = bool(message.get("body")) and (b"text/event-stream" in dict(sent[0]["headers"])[b"content-type"])
+        if is_last or is_heard:
             done.set()
 
     async with asyncio.timeout(HANGS):

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
@@ -153,36 +152,47 @@ def root(connection: Connection) -> str:
     return "../" * (asked_path(connection).count("/") - 1)
 
 
+class Assets:
+    """The files in a package's folder ``static``, each under its digest, so that browsers may keep it for ever."""
+
+    def __init__(self, package: str, place: str) -> None:
+        """``place`` is where they are served, below the root, such as ``web``."""
+        self._package = package
+        self._place = place
+        self._digests: dict[str, str] = {}
+
+    def path(self, name: str) -> str:
+        """Where a file is, below the root."""
+        digest = self._digests.get(name)
+        if digest is None:
+            digest = self._digests[name] = hashlib.sha256(self._read(name)).hexdigest()[:16]
+        return f"{self._place}/{digest}/{name}"
+
+    def answer(self, digest: str, name: str) -> Response[bytes]:
+        """A file. Raises NotFound for one that this release does not have."""
+        known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
+        if name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
+            raise NotFound("there is no such file in this release: load the page again")
+        media = next(media for ending, media in _MEDIA.items() if name.endswith(ending))
+        kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        return Response(self._read(name), media_type=media, headers=kept)
+
+    def _read(self, name: str) -> bytes:
+        return files(self._package).joinpath("static", name).read_bytes()
+
+
+_OWN_ASSETS = Assets(_STATIC, "web")
+
+
 def asset(name: str) -> str:
-    """Where one of our files is, below the root: under its digest, so that browsers may keep it for ever."""
-    return f"web/{_digest(name)}/{name}"
+    """Where one of the kernel's own files is, below the root."""
+    return _OWN_ASSETS.path(name)
 
 
 @get("/web/{digest:str}/{name:str}", public=True, include_in_schema=False)
 async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
     """One of our own files, for any of our pages."""
-    if not _exists(name) or digest != _digest(name):
-        raise NotFound("there is no such file in this release: load the page again")
-    kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-    return Response(_content(name), media_type=_media(name), headers=kept)
-
-
-def _media(name: str) -> str:
-    return next(media for ending, media in _MEDIA.items() if name.endswith(ending))
-
-
-def _exists(name: str) -> bool:
-    return name in {entry.name for entry in files(_STATIC).joinpath("static").iterdir()}
-
-
-@cache
-def _content(name: str) -> bytes:
-    return files(_STATIC).joinpath("static", name).read_bytes()
-
-
-@cache
-def _digest(name: str) -> str:
-    return hashlib.sha256(_content(name)).hexdigest()[:16]
+    return _OWN_ASSETS.answer(digest, name)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

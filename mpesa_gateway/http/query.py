@@ -25,14 +25,19 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     count: bool = False
 
 
+def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
+    """The query string of a request as a struct. Raises Invalid."""
+    values: dict[str, list[str]] = {}
+    for name, text in request.query_params.multi_items():
+        values.setdefault(name, []).append(text)
+    return read_query(values, kind)
+
+
 def reads(kind: type[Q]) -> Provide:
     """Make the dependency that reads the query string into ``kind``, for a route's ``filters``."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:
-        values: dict[str, list[str]] = {}
-        for name, text in request.query_params.multi_items():
-            values.setdefault(name, []).append(text)
-        return read_query(values, kind)
+        return read_params(request, kind)
 
     provide.query_type = kind  # type: ignore[attr-defined]  # read again when the OpenAPI document is drawn
     return Provide(provide)

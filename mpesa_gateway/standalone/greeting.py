@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.standalone.sandbox import CREDENTIALS, PAYING_PHONE
+from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS, PAYING_PHONE
 from mpesa_gateway.standalone.settings import OPS
 
 FIRST_OPERATOR = "admin"
@@ -79,7 +79,7 @@ class Greeting:
         if OPS in self.config.plugins:
             facts.append(("operators", f"{url}/ops"))
         if self.has_simulator:
-            facts.append(("simulated phones", f"{self.config.daraja.sandbox_url}/outcomes"))
+            facts.append(("simulated phones", self.config.daraja.sandbox_url))
         facts += [("data", str(self.data)), ("logs", str(self.data / "logs"))]
         if self.shop is not None:
             facts.append(("merchant", self.shop.merchant_id))
@@ -93,6 +93,12 @@ class Greeting:
         lines = curl_lines(self.config.public_url, f"{self.command} apikeys create {shop.merchant_id}", shop.key)
         for line in lines:
             _bare(console, line)
+        _bare(
+            console,
+            f"\nPay with your own finger: open {self.config.daraja.sandbox_url} in a browser, ask the phone there "
+            "with this line, and enter its PIN, 1234:\n",
+        )
+        _bare(console, f"{_create(self.config.public_url, ASKING_PHONE)}; echo")
         if shop.key is None:
             _bare(console, f"\nAnother merchant: {self.command} merchants create NAME")
         _bare(console, "")
@@ -100,19 +106,25 @@ class Greeting:
 
 def curl_lines(url: str, make_key: str, key: str | None) -> Sequence[str]:
     """Lines for a shell that store the sandbox's credentials, ask for a payment, look at it and list."""
-    json_header, key_header = "-H 'Content-Type: application/json'", '-H "X-API-Key: $KEY"'
-    payment = {"amount": 500, "currency": "KES", "provider": "mpesa", "phone": PAYING_PHONE}
-    create = (
-        f'curl -sS -X POST {url}/v1/payments {key_header} -H "Idempotency-Key: order-$(date +%s%N)" {json_header} '
-        f"-d {_quoted(payment)}"
-    )
+    credentials = _quoted(CREDENTIALS)
     return (
         f"KEY={key}" if key is not None else f"KEY=$({make_key})",
-        f"curl -sS -X PUT {url}/v1/merchant/providers {key_header} {json_header} -d {_quoted(CREDENTIALS)}; echo",
-        f'ANSWER=$({create}); echo "$ANSWER"',
+        f"curl -sS -X PUT {url}/v1/merchant/providers {_KEY_HEADER} {_JSON_HEADER} -d {credentials}; echo",
+        f'ANSWER=$({_create(url, PAYING_PHONE)}); echo "$ANSWER"',
         "PAYMENT=$(echo \"$ANSWER\" | grep -o 'pay_[0-9a-z]*' | head -n 1)",
-        f"sleep 1; curl -sS {url}/v1/payments/$PAYMENT {key_header}; echo",
-        f"curl -sS '{url}/v1/payments?limit=5' {key_header}; echo",
+        f"sleep 1; curl -sS {url}/v1/payments/$PAYMENT {_KEY_HEADER}; echo",
+        f"curl -sS '{url}/v1/payments?limit=5' {_KEY_HEADER}; echo",
+    )
+
+
+_JSON_HEADER, _KEY_HEADER = "-H 'Content-Type: application/json'", '-H "X-API-Key: $KEY"'
+
+
+def _create(url: str, phone: str) -> str:
+    payment = {"amount": 500, "currency": "KES", "provider": "mpesa", "phone": phone}
+    return (
+        f'curl -sS -X POST {url}/v1/payments {_KEY_HEADER} -H "Idempotency-Key: order-$(date +%s%N)" {_JSON_HEADER} '
+        f"-d {_quoted(payment)}"
     )
 
 

@@ -10,11 +10,11 @@ from litestar.handlers import BaseRouteHandler
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import Invalid, UnsupportedMediaType
 from mpesa_gateway.http.html import root
+from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.errors import FromElsewhere, NotAllowed, NotSignedIn
 from mpesa_gateway_ops.operators import Operators
-from mpesa_gateway_ops.same_site import is_same_site
 from mpesa_gateway_ops.sessions import Session, Sessions
 
 COOKIE = "mpesa_gateway_ops"

@@ -8,6 +8,16 @@ CallbackStyle = Literal[
     "normal", "never", "late", "twice", "before_ack", "wrong_amount", "without_metadata", "text_amount"
 ]
 
+_STYLES: dict[CallbackStyle, str] = {
+    "normal": "calls back at once",
+    "late": "calls back late",
+    "twice": "calls back twice",
+    "never": "never calls back",
+    "wrong_amount": "calls back with another amount",
+    "before_ack": "calls back before it has answered the push",
+}
+"""How Daraja can call back about a phone in somebody's hand."""
+
 PREFIX = "254700000"
 """Numbers with this prefix do what their last three digits say; every other number pays."""
 
@@ -55,6 +65,12 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 """The last three digits, and what the phone does. Shown in docs/simulator.md."""
 
+IN_HAND: dict[CallbackStyle, Behaviour] = {
+    style: Behaviour(f"in_hand_{style}", summary, "1037", callback=style, waits=True)
+    for style, summary in _STYLES.items()
+}
+"""What a phone in somebody's hand does: it waits for the finger, and then Daraja calls back in this way."""
+
 CHAOS: tuple[Behaviour, ...] = tuple(
     behaviour for behaviour in BEHAVIOURS.values() if not behaviour.waits and behaviour.name != "pays"
 )
@@ -83,4 +99,5 @@ def behaviour_of(phone: str) -> Behaviour:
 
 def by_name(name: str) -> Behaviour:
     """The behaviour with this name."""
-    return next(behaviour for behaviour in BEHAVIOURS.values() if behaviour.name == name)
+    known = (*BEHAVIOURS.values(), *IN_HAND.values())
+    return next(behaviour for behaviour in known if behaviour.name == name)

@@ -1,7 +1,9 @@
 """The simulator plugin, declared."""
 
 from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.doctor import CHECKS
+from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.settings import SimulatorSettings
@@ -11,8 +13,8 @@ plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
     settings=SimulatorSettings,
-    routes=routes,
-    provides=((Simulator, Simulator),),
+    routes=(*routes, *phone_pages.routes),
+    provides=((Simulator, Simulator), (Phones, Phones)),
     tables=Tables(
         models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),
         migrations="mpesa_gateway_simulator.migrations",

@@ -42,6 +42,14 @@ def _read(body: bytes) -> dict[str, Any]:
 
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
     simulator = services.get(Simulator)
+    answer = await _answered(request, simulator, operation, body)
+    simulator.diary.received(operation, body, answer.status_code or 200, answer.content)
+    return answer
+
+
+async def _answered(
+    request: Request[Any, Any, Any], simulator: Simulator, operation: str, body: bytes
+) -> Response[Any]:
     authorization = request.headers.get("authorization")
     try:
         if operation == "oauth":

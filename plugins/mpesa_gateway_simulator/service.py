@@ -16,7 +16,17 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.outcomes import ANSWERS, CHAOS, PREFIX, RESULT_TEXTS, Behaviour, behaviour_of, by_name
+from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.outcomes import (
+    ANSWERS,
+    CHAOS,
+    IN_HAND,
+    PREFIX,
+    RESULT_TEXTS,
+    Behaviour,
+    behaviour_of,
+    by_name,
+)
 from mpesa_gateway_simulator.results import AckLost, Results
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.validation import Fault, Push, named_fault, read_push, read_signed
@@ -35,6 +45,9 @@ _LONGEST_SLEEP = 0.25
 _LEASE = timedelta(seconds=20)
 _ANSWER_WITHIN = 10.0
 
+_HELD_BACK = 20.0
+"""Seconds that a push's answer is held back at most, for a callback that is to come first."""
+
 
 class Simulator:
     """Our Daraja. Everything it owes is a row, so that a restart goes on where a crash stopped."""
@@ -48,6 +61,8 @@ class Simulator:
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._session: niquests.AsyncSession | None = None
+        self.pulse = Pulse()
+        self.diary = Diary(gateway.clock, self.pulse)
 
     async def start(self) -> None:
         """Begin to call back. Raises ConfigRefused when a merchant moves real money through this gateway."""
@@ -102,10 +117,12 @@ class Simulator:
         if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
             raise named_fault("500.001.1001")
         checkout_request_id, merchant_request_id = await self._open_prompt(push, behaviour)
-        if behaviour.callback == "before_ack":
+        if behaviour.callback == "before_ack" and behaviour.waits:
+            await self._until_called_back(checkout_request_id)
+        elif behaviour.callback == "before_ack":
             await self._call_back_now(checkout_request_id)
         if behaviour.ack == "slow":
-            await asyncio.sleep(await self._knob("slow_answer"))
+            await asyncio.sleep(await self.knob("slow_answer"))
         if behaviour.ack == "lost":
             raise AckLost
         return {
@@ -186,13 +203,16 @@ class Simulator:
             raise named_fault(fault)
 
     async def _behaviour(self, phone: str) -> Behaviour:
-        """What this phone does: what its number says, what all are told to do, or what chance has for it."""
+        """What this phone does: what whoever holds it wants, what its number says, what all are told, or chance."""
+        style = await self._db.fetchval(tables.STYLE, phone)
+        if style is not None:
+            return IN_HAND[style]
         if phone.startswith(PREFIX):
             return behaviour_of(phone)
         habit = await self._db.fetchval(tables.HABIT, "stkpush")
         if habit is not None and habit != "normal":
             return by_name(habit)
-        share = await self._knob("chaos")
+        share = await self.knob("chaos")
         if share and await self._chance.share() < share:
             return CHAOS[int(await self._chance.share() * len(CHAOS))]
         return behaviour_of(phone)
@@ -213,7 +233,7 @@ class Simulator:
         chance = await self._chance.letters(16)
         checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{chance}"
         merchant_request_id = f"{chance[:4]}-{chance[4:8]}-{chance[8:]}"
-        wait = await self._knob("prompt_timeout" if behaviour.waits else "callback_delay")
+        wait = await self.knob("prompt_timeout" if behaviour.waits else "callback_delay")
         await self._db.execute(
             tables.INSERT_PUSH,
             checkout_request_id,
@@ -230,6 +250,7 @@ class Simulator:
             now + timedelta(seconds=wait),
         )
         self._wake.set()
+        self.pulse.quicken()
         return checkout_request_id, merchant_request_id
 
     # -- what phones do -------------------------------------------------------------------------------------------
@@ -279,6 +300,7 @@ class Simulator:
         receipt = await self._chance.receipt()
         moment = at or self._gateway.clock.now()
         await self._db.execute(tables.INSERT_TRANSACTION, receipt, None, phone, amount, shortcode, reference, moment)
+        self.pulse.quicken()
         return receipt
 
     async def _end(self, row: Row, result_code: str) -> list[int]:
@@ -287,6 +309,7 @@ class Simulator:
         behaviour = by_name(row["behaviour"])
         receipt = await self._chance.receipt() if result_code == "0" else None
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
+        await self._db.after_commit(self.pulse.quickened)
         if receipt is not None:
             await self._db.execute(
                 tables.INSERT_TRANSACTION,
@@ -300,8 +323,8 @@ class Simulator:
             )
         if behaviour.callback == "never":
             return []
-        late = await self._knob("late_delay") if behaviour.callback == "late" else 0.0
-        jitter = await self._knob("callback_jitter")
+        late = await self.knob("late_delay") if behaviour.callback == "late" else 0.0
+        jitter = await self.knob("callback_jitter")
         body = callback_body(row, result_code, receipt, now, behaviour)
         owed: list[int] = []
         for _ in range(2 if behaviour.callback == "twice" else 1):
@@ -392,7 +415,7 @@ class Simulator:
         return await self._post({"callback_url": row["callback_url"], "body": body}, headers)
 
     async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
-        began, status = time.perf_counter(), 0
+        began, status, said = time.perf_counter(), 0, "no answer"
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
@@ -403,10 +426,19 @@ class Simulator:
                     timeout=_ANSWER_WITHIN,
                 )
             status = response.status_code or 0
+            said = response.text or ""
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
-        log.info("simulator_called_back", status=status, ms=round((time.perf_counter() - began) * 1000, 1))
+        ms = round((time.perf_counter() - began) * 1000)
+        log.info("simulator_called_back", status=status, ms=ms)
+        self.diary.sent(row["callback_url"], row["body"], status, said, ms)
         return status
+
+    async def _until_called_back(self, checkout_request_id: str) -> None:
+        """Hold a push's answer back until somebody has answered the prompt and we have called back, a while at most."""
+        async with self.pulse.patience(_HELD_BACK):
+            while not await self._db.fetchval(tables.WAS_CALLED_BACK, checkout_request_id):
+                await self.pulse.beat(_LONGEST_SLEEP)
 
     async def _call_back_now(self, checkout_request_id: str) -> None:
         """End a prompt and call back before its push is answered."""
@@ -444,7 +476,8 @@ class Simulator:
 
     # -- knobs ----------------------------------------------------------------------------------------------------
 
-    async def _knob(self, name: str) -> float:
+    async def knob(self, name: str) -> float:
+        """How a knob stands: as it was turned, or as it is set."""
         turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = $1", name)
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 
@@ -467,6 +500,7 @@ class Simulator:
         async with self._db.transaction():
             await self._db.execute(tables.RESET)
             await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
+        self.pulse.quicken()
 
 
 def callback_body(

@@ -140,7 +140,47 @@ SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
 
 RESET = """
 TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob, sim_reversal, sim_registration, sim_habit,
-    sim_result
+    sim_result, sim_hand
+"""
+
+STYLE = "SELECT style FROM sim_hand WHERE phone = $1"
+
+HAND = "SELECT * FROM sim_hand WHERE phone = $1"
+
+HOLD = """
+INSERT INTO sim_hand (phone, style, opening) VALUES ($1, $2, $3)
+ON CONFLICT (phone) DO UPDATE SET style = excluded.style, opening = excluded.opening
+"""
+
+RESTYLE = """
+UPDATE sim_push SET behaviour = $2 WHERE phone = $1 AND state = 'open' AND behaviour = ANY($3)
+"""
+
+LET_GO = "DELETE FROM sim_hand WHERE phone = $1"
+
+OPEN_PROMPT = "SELECT * FROM sim_push WHERE phone = $1 AND state = 'open' ORDER BY created_at LIMIT 1"
+
+SPENT = """
+SELECT COALESCE((SELECT sum(amount) FROM sim_transaction WHERE phone = $1), 0)
+    - COALESCE((SELECT sum(sim_reversal.amount) FROM sim_reversal
+        JOIN sim_transaction ON sim_transaction.receipt = sim_reversal.original WHERE phone = $1), 0)
+"""
+
+MESSAGES = """
+(SELECT at, '0' AS result_code, receipt, amount, shortcode AS receiver, reference, NULL AS original
+    FROM sim_transaction WHERE phone = $1 ORDER BY at DESC LIMIT $2)
+UNION ALL
+(SELECT ended_at, result_code, NULL, amount, receiver, reference, NULL
+    FROM sim_push WHERE phone = $1 AND state = 'ended' AND result_code <> '0' ORDER BY ended_at DESC LIMIT $2)
+UNION ALL
+(SELECT sim_reversal.at, 'reversed', sim_reversal.receipt, sim_reversal.amount, shortcode, reference, original
+    FROM sim_reversal JOIN sim_transaction ON sim_transaction.receipt = original WHERE phone = $1
+    ORDER BY sim_reversal.at DESC LIMIT $2)
+ORDER BY at DESC LIMIT $2
+"""
+
+WAS_CALLED_BACK = """
+SELECT EXISTS (SELECT 1 FROM sim_callback WHERE checkout_request_id = $1 AND last_status IS NOT NULL)
 """
 
 

@@ -16,10 +16,10 @@ from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Plugin, PluginRefused, load
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
 from tests.ledger import broken
 from tests.looking import levels, seen_by
-from tests.plugins.ops.browsing import PASSWORD, signed_in
 
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 

@@ -142,11 +142,12 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
 
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
-    stored, asked, found, listed = map(json.loads, pasted.stdout.splitlines())
+    stored, asked, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
     assert stored["data"]["config_summary"]["passkey"] == "****c919"
     assert asked["data"]["status"] == "pending"
     assert found["data"]["status"] == "completed"
     assert [payment["id"] for payment in listed["data"]] == [asked["data"]["id"]]
+    assert in_hand["data"]["status"] == "pending"
 
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
@@ -170,7 +171,7 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
     assert "sk_test_" not in machine.said
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
-    listed = json.loads(pasted.stdout.splitlines()[-1])
+    *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
     assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
     process.terminate()
     assert process.wait(PATIENCE) == 0

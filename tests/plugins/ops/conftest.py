@@ -13,7 +13,7 @@ from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators
-from tests.plugins.ops.browsing import PASSWORD, Browser, signed_in
+from tests.browsing import PASSWORD, Browser, signed_in
 
 NAMES = {Role.ADMIN: "amina", Role.OPERATOR: "otieno", Role.VIEWER: "viola"}
 

@@ -15,7 +15,7 @@ from mpesa_gateway.standalone.sandbox import make_certificate
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.events import PaymentCompleted
-from tests.plugins.ops.browsing import PASSWORD, signed_in
+from tests.browsing import PASSWORD, signed_in
 from tests.plugins.ops.conftest import Desk
 
 

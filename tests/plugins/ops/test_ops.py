@@ -25,6 +25,7 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.commands.session import Session
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Job as JobOf
 from mpesa_gateway.plugin import Plugin
@@ -34,8 +35,7 @@ from mpesa_gateway.testing.serving import eventually, listening, running_gateway
 from mpesa_gateway_ops.commands import operators as operators_command
 from mpesa_gateway_ops.failed_jobs import last_line
 from mpesa_gateway_ops.operators import Operators
-from mpesa_gateway_ops.same_site import is_same_site
-from tests.plugins.ops.browsing import PASSWORD, Browser, signed_in
+from tests.browsing import PASSWORD, Browser, signed_in
 
 PLUGINS = ["credentials", "callbacks", "payments", "webhooks", "ops"]
 QUEUE = "/queues/queues/mpesa"

@@ -9,7 +9,7 @@ import pytest
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually, shop
 from mpesa_gateway_payments.tally import PaymentTally
-from tests.plugins.ops.browsing import Page
+from tests.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
 

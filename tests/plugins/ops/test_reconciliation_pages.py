@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from mpesa_gateway.pages import Role
-from tests.plugins.ops.browsing import Browser, Page
+from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import Desk
 
 

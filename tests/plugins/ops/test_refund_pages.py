@@ -5,7 +5,7 @@ from typing import Any
 
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually
-from tests.plugins.ops.browsing import Page
+from tests.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
 

@@ -13,7 +13,7 @@ from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.desk import Desk as Desk_
 from mpesa_gateway_ops.operators import Operators
-from tests.plugins.ops.browsing import PASSWORD, Browser, signed_in
+from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import Desk
 
 done: list[str] = []

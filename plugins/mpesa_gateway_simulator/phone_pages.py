@@ -1,0 +1,188 @@
+"""The simulator's own pages: a phone that asks for a PIN, the knobs beside it, and what Daraja received and sent."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+from litestar.response import ServerSentEvent
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.errors import Invalid, Problem, Refused, UnsupportedMediaType
+from mpesa_gateway.http import html
+from mpesa_gateway.http.errors import failure
+from mpesa_gateway.http.query import read_params
+from mpesa_gateway.http.same_site import is_same_site
+from mpesa_gateway_simulator.outcomes import BEHAVIOURS, IN_HAND, PREFIX
+from mpesa_gateway_simulator.phones import FIRST, PIN, Phones
+from mpesa_gateway_simulator.service import Simulator
+
+_ASSETS = html.Assets("mpesa_gateway_simulator", "simulator/web")
+_TEMPLATES = html.environment({"": "mpesa_gateway_simulator"})
+
+_SHOWN = 40
+"""Lines of the log on the page."""
+
+_STREAM = 25.0
+"""Seconds that a stream of changes lasts; the browser opens another one."""
+
+_BEAT = 1.0
+"""Seconds after which a stream notices at the latest that the gateway stops."""
+
+_STILL = 5
+"""Beats without news after which a browser looks all the same: another process may have changed something."""
+
+_TURNED = ("callback_delay", "late_delay", "prompt_timeout")
+
+
+class _Query(msgspec.Struct, frozen=True, kw_only=True):
+    phone: str = FIRST
+    watch: bool = False
+
+
+def _refused(request: Request[Any, Any, Any], refused: Refused) -> Response[Any]:
+    if "text/html" not in request.headers.get("accept", ""):
+        return failure(refused.problems, refused.status)
+    values = {"title": "Not done", "problems": refused.problems, "root": html.root(request), "asset": html.asset}
+    text = _TEMPLATES.get_template("phone_refused.html").render(values)
+    return html.answer(text, status=refused.status)
+
+
+_PAGE: dict[str, Any] = {
+    "public": True,
+    "priority": True,
+    "include_in_schema": False,
+    "exception_handlers": {Refused: _refused},
+}
+
+
+@get("/simulator", **_PAGE)
+async def phone_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """The phone, its knobs and the log."""
+    return html.answer(await _draw(request, gateway, "phone.html", ()))
+
+
+@get("/simulator/part", **_PAGE)
+async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """What changes of it: the phone's screen and the log."""
+    return html.answer(await _draw(request, gateway, "phone_part.html", ()))
+
+
+async def _draw(request: Request[Any, Any, Any], gateway: Gateway, template: str, problems: tuple[Problem, ...]) -> str:
+    query = read_params(request, _Query)
+    simulator = gateway.services.get(Simulator)
+    phone = await gateway.services.get(Phones).look(query.phone)
+    now = gateway.clock.now()
+    root = html.root(request)
+    return _TEMPLATES.get_template(template).render(
+        title="Simulated phone",
+        root=root,
+        asset=html.asset,
+        own=_ASSETS.path,
+        here=f"{root}simulator",
+        phone=phone,
+        is_watched=query.watch and phone.prompt is None,
+        pin=PIN,
+        clock=now.astimezone(EAT),
+        styles={name: behaviour.summary for name, behaviour in IN_HAND.items()},
+        numbers={PREFIX + digits: behaviour.summary for digits, behaviour in BEHAVIOURS.items()},
+        knobs={name: await simulator.knob(name) for name in _TURNED},
+        lines=list(simulator.diary.lines)[:_SHOWN],
+        when=partial(html.when, now=now),
+        stream=urlencode({"phone": phone.number}),
+        problems=problems,
+    )
+
+
+@get("/simulator/changes", **_PAGE)
+async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
+    """A line whenever something has happened, for as long as a browser listens."""
+    return ServerSentEvent(_changes(gateway), retry_duration=1000)
+
+
+async def _changes(gateway: Gateway) -> AsyncGenerator[dict[str, str]]:
+    pulse, loop = gateway.services.get(Simulator).pulse, asyncio.get_running_loop()
+    until, seen, still = loop.time() + _STREAM, -1, 0
+    while loop.time() < until and gateway.is_running and not gateway.is_draining:
+        if pulse.count == seen and still < _STILL:
+            await pulse.beat(_BEAT)
+            still += 1
+        else:
+            seen, still = pulse.count, 0
+            yield {"event": "changed", "data": str(seen)}
+
+
+async def _form(request: Request[Any, Any, Any], gateway: Gateway) -> dict[str, str]:
+    """The fields of a form of one of our own pages. Raises UnsupportedMediaType, and Refused for another site's."""
+    own = {request.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
+    if not is_same_site(request.headers, own):
+        raise Refused("this was not asked for on one of our own pages: open /simulator and try again there")
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        raise UnsupportedMediaType("send a form")
+    fields = {name: value.strip() for name, value in (await request.form()).items() if isinstance(value, str)}
+    for name, value in fields.items():
+        if "\x00" in value:
+            raise Invalid.field_error(name, "must be text")
+    return fields
+
+
+def _back(request: Request[Any, Any, Any], phone: str) -> Response[str]:
+    return html.moved(f"{html.root(request)}simulator?{urlencode({'phone': phone})}")
+
+
+@post("/simulator/touch", status_code=303, **_PAGE)
+async def touch(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """A finger on the phone: the PIN, or cancel."""
+    fields = await _form(request, gateway)
+    await gateway.services.get(Phones).touch(
+        fields.get("checkout_request_id", ""), fields.get("pin", ""), is_cancelled="cancel" in fields
+    )
+    return _back(request, fields.get("phone", FIRST))
+
+
+@post("/simulator/hold", status_code=303, **_PAGE)
+async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """Take a phone into the hand, put money on it, and say how Daraja calls back."""
+    fields = await _form(request, gateway)
+    number = fields.get("phone", "")
+    await gateway.services.get(Phones).hold(number, fields.get("style", ""), fields.get("balance", ""))
+    return _back(request, number)
+
+
+@post("/simulator/let-go", status_code=303, **_PAGE)
+async def let_go(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """Let a phone act by its number again."""
+    fields = await _form(request, gateway)
+    await gateway.services.get(Phones).let_go(fields.get("phone", ""))
+    return _back(request, fields.get("phone", FIRST))
+
+
+@post("/simulator/turn", status_code=303, **_PAGE)
+async def turn(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """Change Daraja's delays."""
+    fields = await _form(request, gateway)
+    turned: dict[str, float] = {}
+    for name in _TURNED:
+        try:
+            turned[name] = float(fields.get(name, ""))
+        except ValueError:
+            raise Invalid.field_error(name, "must be a number of seconds") from None
+        if not 0 <= turned[name] <= 86_400:
+            raise Invalid.field_error(name, "must be between 0 and 86400 seconds")
+    await gateway.services.get(Simulator).set_knobs(turned)
+    return _back(request, fields.get("phone", FIRST))
+
+
+@get("/simulator/web/{digest:str}/{name:str}", **_PAGE)
+async def file(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
+    """One of the page's own files."""
+    return _ASSETS.answer(digest, name)
+
+
+routes = (phone_page, phone_part, changes, touch, hold, let_go, turn, file)

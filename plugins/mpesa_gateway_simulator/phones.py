@@ -1,0 +1,172 @@
+"""A phone in somebody's hand: its prompt, its PIN, its money, and the messages that M-Pesa sends it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
+from mpesa_gateway_simulator.service import Simulator
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+PIN = "1234"
+"""Every simulated phone's PIN; any other one is wrong."""
+
+FIRST = PREFIX + "020"
+"""The phone that lies on the table: it waits for a finger without being told."""
+
+BALANCE = 25_000
+"""KES on a phone that nobody has put money on."""
+
+MOST = 500_000
+"""KES that an M-Pesa account can hold (Safaricom's published tariff)."""
+
+_MESSAGES = 8
+
+_ASKING = ["asks", *(behaviour.name for behaviour in IN_HAND.values())]
+"""What a prompt that waits for a finger is kept as."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A text message from M-Pesa."""
+
+    at: datetime
+    text: str
+    is_good: bool
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A phone as it looks: ``is_held`` when it waits for a finger; ``balance`` in KES."""
+
+    number: str
+    is_held: bool
+    habit: str
+    style: CallbackStyle
+    balance: int
+    prompt: Row | None
+    messages: Sequence[Message]
+
+
+class Phones:
+    """Looks at simulated phones, and lets them be held and touched."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    async def look(self, number: str) -> Phone:
+        """One phone. Raises Invalid for what is no Kenyan mobile number."""
+        with checking() as checks:
+            msisdn = checks.take("phone", Msisdn.parse, number) or number
+        hand = await self._db.fetchrow(tables.HAND, msisdn)
+        habit = behaviour_of(msisdn)
+        balance = await self._balance(msisdn, hand)
+        return Phone(
+            number=str(msisdn),
+            is_held=hand is not None or habit.name == "asks",
+            habit=habit.summary,
+            style="normal" if hand is None else cast("CallbackStyle", hand["style"]),
+            balance=balance,
+            prompt=await self._db.fetchrow(tables.OPEN_PROMPT, msisdn),
+            messages=await self._messages(msisdn, balance),
+        )
+
+    async def hold(self, number: str, style: str, balance: str) -> None:
+        """Take a phone into the hand: it waits for a finger from now on, and Daraja calls back in this way.
+
+        ``balance`` is the money on it, in KES. Raises Invalid.
+        """
+        with checking() as checks:
+            msisdn = checks.take("phone", Msisdn.parse, number) or number
+            if style not in IN_HAND:
+                checks.fail("style", f"must be one of {', '.join(IN_HAND)}")
+            if not (balance.isascii() and balance.isdigit() and len(balance) < 9 and int(balance) <= MOST):
+                checks.fail("balance", f"must be a whole number of KES, at most {MOST:,}")
+        spent = await self._db.fetchval(tables.SPENT, msisdn)
+        chosen = IN_HAND[cast("CallbackStyle", style)]
+        async with self._db.transaction():
+            await self._db.execute(tables.HOLD, str(msisdn), style, int(balance) + int(spent))
+            # A prompt that is open already is answered in the way that was chosen last.
+            await self._db.execute(tables.RESTYLE, str(msisdn), chosen.name, _ASKING)
+        self._pulse()
+
+    async def let_go(self, number: str) -> None:
+        """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
+        with checking() as checks:
+            msisdn = checks.take("phone", Msisdn.parse, number) or number
+        await self._db.execute(tables.LET_GO, msisdn)
+        self._pulse()
+
+    async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
+        """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
+        simulator = self._gateway.services.get(Simulator)
+        try:
+            row = await simulator.find(checkout_request_id)
+            if is_cancelled:
+                answer = "cancel"
+            elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
+                raise Invalid.field_error("pin", "enter the four digits of the PIN")
+            elif pin != PIN:
+                answer = "wrong_pin"
+            else:
+                hand = await self._db.fetchrow(tables.HAND, row["phone"])
+                has_enough = await self._balance(row["phone"], hand) >= row["amount"]
+                answer = "pay" if has_enough else "no_funds"
+            await simulator.answer(checkout_request_id, answer)
+        except LookupError as problem:
+            raise NotFound(str(problem)) from None
+        except ValueError as problem:
+            raise Conflict(str(problem)) from None
+
+    async def _balance(self, number: str, hand: Row | None) -> int:
+        opening = BALANCE if hand is None else int(hand["opening"])
+        return max(0, opening - int(await self._db.fetchval(tables.SPENT, number)))
+
+    async def _messages(self, number: str, balance: int) -> list[Message]:
+        """The newest messages, each with the balance as it was then."""
+        messages: list[Message] = []
+        for row in await self._db.fetch(tables.MESSAGES, number, _MESSAGES):
+            messages.append(_message(row, balance))
+            if row["result_code"] == "0":
+                balance += row["amount"]
+            elif row["result_code"] == "reversed":
+                balance -= row["amount"]
+        return messages
+
+    def _pulse(self) -> None:
+        self._gateway.services.get(Simulator).pulse.quicken()
+
+
+_REFUSED = {
+    "1": "Failed. You do not have enough money in your M-PESA account to pay {money} to {shop}.",
+    "1019": "The request to pay {money} to {shop} has expired.",
+    "1032": "You cancelled the request to pay {money} to {shop}.",
+    "1037": "You did not answer the request to pay {money} to {shop} in time.",
+    "2001": "You have entered the wrong PIN. Nothing was paid to {shop}.",
+}
+
+
+def _message(row: Row, balance: int) -> Message:
+    at: datetime = row["at"].astimezone(EAT)
+    when = f"{at.day}/{at.month}/{at:%y} at {at.hour % 12 or 12}:{at:%M} {'AM' if at.hour < 12 else 'PM'}"
+    money, left = f"Ksh{row['amount']:,}.00", f"New M-PESA balance is Ksh{balance:,}.00."
+    if row["result_code"] == "0":
+        text = (
+            f"{row['receipt']} Confirmed. {money} sent to {row['receiver']} for account {row['reference']} on {when}. "
+            f"{left} Transaction cost, Ksh0.00."
+        )
+    elif row["result_code"] == "reversed":
+        text = f"{row['receipt']} confirmed. {money} of {row['original']} was reversed to you on {when}. {left}"
+    else:
+        said = _REFUSED.get(row["result_code"], "The request to pay {money} to {shop} failed.")
+        text = said.format(money=money, shop=row["receiver"])
+    return Message(row["at"], text, row["result_code"] in {"0", "reversed"})

@@ -1,0 +1,79 @@
+"""Pages in a real browser: Debian's Chromium, which `apt-get install chromium` brings."""
+
+import os
+import shutil
+from collections.abc import AsyncGenerator
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, async_playwright
+
+from mpesa_gateway.pages import Role
+from mpesa_gateway_ops.operators import Operators
+from tests.browsing import PASSWORD
+from tests.conftest import Town
+
+DESK = (1280, 800)
+SLIM = (390, 844)
+"""A screen on a desk and one in a hand, in pixels."""
+
+
+@pytest.fixture
+async def chromium() -> AsyncGenerator[Browser]:
+    """The browser itself."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("there is no `chromium`: apt-get install chromium")
+    # Chromium's own sandbox needs a user who is not root.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        await browser.close()
+
+
+async def opened(
+    chromium: Browser, size: tuple[int, int] = DESK, *, scripts: bool = True, dark: bool = False
+) -> tuple[Page, list[str]]:
+    """An empty page of this size, and what goes wrong on it: errors of scripts, and what the policy has refused."""
+    context = await chromium.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        java_script_enabled=scripts,
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+    )
+    page, wrong = await context.new_page(), list[str]()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    return page, wrong
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe finds on a page that keeps somebody from using it: the rule, and where it is broken."""
+    found = await Axe().run(page)
+    return [
+        f"{each['id']}: {node['html'][:200]} {node.get('failureSummary', '')}"
+        for each in found.response["violations"]
+        for node in each["nodes"]
+    ]
+
+
+async def overflows(page: Page) -> bool:
+    """Whether the page is wider than the screen."""
+    return bool(await page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
+
+
+@pytest.fixture
+async def amina(town: Town) -> str:
+    """An operator who may do everything; gives the address of the operators' pages."""
+    await town.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    return f"{town.base}/ops"
+
+
+async def signs_in(page: Page, ops: str) -> None:
+    """Sign in as amina."""
+    await page.goto(f"{ops}/login")
+    await page.fill("input[name=name]", "amina")
+    await page.fill("input[type=password]", PASSWORD.reveal())
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(lambda url: not url.endswith("/login"))

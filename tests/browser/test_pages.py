@@ -1,0 +1,126 @@
+"""A payment with one's own finger, from the prompt to the operators' page; and every main page, looked at by axe."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from mpesa_gateway.testing.serving import INITIATED
+from tests.browser.conftest import DESK, SLIM, opened, overflows, signs_in, violations
+from tests.conftest import Town
+from tests.house.tree import ROOT
+
+ASKS = "254700000020"
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+"""Set, it makes the tests draw anew what docs/ shows."""
+
+
+async def kept(page: Page, name: str) -> None:
+    """Draw the page for docs/ when that is asked for."""
+    if SCREENSHOTS:
+        await page.screenshot(path=Path(ROOT, "docs", "screenshots", f"{name}.png"))
+
+
+@pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "plain"])
+async def test_a_prompt_shows_by_itself_and_the_pin_completes_the_payment(
+    town: Town, amina: str, chromium: Browser, size: tuple[int, int], scripts: bool
+) -> None:
+    page, wrong = await opened(chromium, size, scripts=scripts)
+    await page.goto(f"{town.base}/simulator")
+    if not scripts:
+        await page.click("noscript a[href*=watch]")
+    made: dict[str, Any] = (await town.api.pay(ASKS, 1250, key="order")).data
+    await expect(page.locator("#prompt")).to_contain_text("1,250.00", timeout=15_000)
+    if scripts:
+        await expect(page.locator("input[name=pin]")).to_be_focused()
+        await expect(page.locator("[role=status]")).to_contain_text("M-PESA asks")
+        await kept(page, f"simulator-prompt-{size[0]}")
+    await page.locator("input[name=pin]").press_sequentially("1234")
+    await page.keyboard.press("Enter")
+    payment = await town.api.settled(made["id"], "completed")
+    await expect(page.locator("#screen")).to_contain_text(f"{payment['receipt']} Confirmed. Ksh1,250.00 sent to")
+    await expect(page.locator("#screen")).to_contain_text("New M-PESA balance is Ksh23,750.00.")
+    if scripts:
+        await expect(page.locator("#lines")).to_contain_text("← called back")
+        await page.locator("#lines summary").first.click()
+        await kept(page, f"simulator-paid-{size[0]}")
+    assert not await overflows(page)
+    await signs_in(page, amina)
+    await page.goto(f"{amina}/payments/{made['id']}")
+    await expect(page.locator("main")).to_contain_text(payment["receipt"])
+    await expect(page.locator("main > header")).to_contain_text("completed")
+    assert wrong == []
+
+
+async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: Town, chromium: Browser) -> None:
+    page, wrong = await opened(chromium)
+    await page.goto(f"{town.base}/simulator")
+    await town.api.pay(ASKS, key="order")
+    await expect(page.locator("input[name=pin]")).to_be_focused()
+    await page.keyboard.type("12")
+    walk_in = {"phone": ASKS, "amount": 10, "shortcode": "174379", "reference": "counter"}
+    receipt = (await town.api.call("POST", "/simulator/control/ledger", walk_in)).data["receipt"]
+    await expect(page.locator("#screen")).to_contain_text(receipt)
+    await expect(page.locator("input[name=pin]")).to_be_focused()
+    await expect(page.locator("input[name=pin]")).to_have_value("12")
+    await expect(page.locator("input[name=balance]")).to_have_value("24990")
+    await page.locator("#lines summary").first.click()
+    shown = await page.locator("#lines li").count()
+    await town.api.pay("254700000001", key="another")
+    more = page.locator("#lines header button")
+    await expect(more).to_be_visible()
+    assert await page.locator("#lines li").count() == shown
+    await more.click()
+    await expect(more).to_be_hidden()
+    assert await page.locator("#lines li").count() > shown
+    await page.locator("button", has_text="Cancel").click()
+    await expect(page.locator("#screen")).to_contain_text("You cancelled the request")
+    assert wrong == []
+
+
+async def test_where_there_is_no_stream_the_phone_asks(town: Town, chromium: Browser) -> None:
+    page, _ = await opened(chromium)
+    await page.route("**/simulator/changes", lambda route: route.abort())
+    await page.goto(f"{town.base}/simulator")
+    await town.api.pay(ASKS, key="order")
+    await expect(page.locator("#prompt")).to_be_visible(timeout=15_000)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
+async def test_axe_finds_nothing_on_the_main_pages(
+    town: Town, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
+) -> None:
+    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    paid = (await town.api.pay("254700000000", 500, key="paid")).data
+    await town.api.settled(paid["id"], "completed")
+    failed = (await town.api.pay("254700000001", 500, key="failed")).data
+    await town.api.settled(failed["id"], "failed")
+    await town.api.pay(ASKS, key="asked")
+    page, _ = await opened(chromium, size, dark=dark)
+    await page.goto(f"{amina}/login")
+    found = {"login": await violations(page)}
+    await page.goto(f"{town.base}/simulator")
+    await page.locator("#lines summary").first.click()
+    found["simulator, asked"] = await violations(page)
+    await page.goto(f"{town.base}/simulator?phone=254722000001")
+    found["simulator"] = await violations(page)
+    await signs_in(page, amina)
+    links = await page.eval_on_selector_all("nav a[href]", "links => links.map(link => link.href)")
+    assert len(links) >= 10
+    shown = {amina: "ops", f"{amina}/payments": "ops-payments", f"{amina}/payments/{paid['id']}": "ops-payment"}
+    for link in dict.fromkeys([*links, f"{amina}/payments/{paid['id']}", f"{amina}/payments/{failed['id']}"]):
+        if "/queues" in link:
+            continue  # SAQ's own pages, which are drawn by SAQ
+        await page.goto(link)
+        found[link.removeprefix(amina)] = await violations(page)
+        if await overflows(page):
+            found[link].append("wider than the screen")
+        if not dark and link in shown:
+            await kept(page, f"{shown[link]}-{size[0]}")
+    broken = {f"{name}: {what}" for name, each in found.items() for what in each}
+    assert not broken, "\n".join(sorted(broken))
