@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from mpesa_gateway.testing.serving import INITIATED
+from mpesa_gateway_payments.tally import PaymentTally
 from tests.browser.conftest import DESK, SLIM, opened, overflows, signs_in, violations
 from tests.conftest import Town
 from tests.house.tree import ROOT
@@ -101,6 +102,7 @@ async def test_axe_finds_nothing_on_the_main_pages(
     failed = (await town.api.pay("254700000001", 500, key="failed")).data
     await town.api.settled(failed["id"], "failed")
     await town.api.pay(ASKS, key="asked")
+    await town.gateway.services.get(PaymentTally).count()
     page, _ = await opened(chromium, size, dark=dark)
     await page.goto(f"{amina}/login")
     found = {"login": await violations(page)}
