@@ -11,12 +11,17 @@ from datetime import datetime
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.phone import mask_phones
 
 _KEPT = 200
 _LONGEST = 4000
 _SECRET = frozenset({"Password", "SecurityCredential", "access_token"})
+_READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
+"""Amounts stay as they were said: `1250.00` is not `1250.0`."""
+
 _SECRET_TEXT = re.compile(rf'("(?:{"|".join(sorted(_SECRET))})"\s*:\s*")[^"]*')
 _TOKEN = re.compile(r"(/v1/(?:cb/[a-z-]+|webhooks/mpesa(?:/[a-z]+/[a-z]+)?)/)[A-Za-z0-9_.-]{20,}")
 
@@ -103,8 +108,8 @@ class Diary:
 def _shown(text: str) -> str:
     """JSON by its lines, everything else as it is; masked."""
     try:
-        text = json.dumps(_masked(json.loads(text)), indent=2)
-    except (ValueError, RecursionError):
+        text = msgspec.json.format(msgspec.json.encode(_masked(_READER.decode(text))), indent=2).decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         text = _SECRET_TEXT.sub(r"\1****", text)
     return mask_phones(_TOKEN.sub(r"\1…", text))[:_LONGEST]
 

@@ -6,7 +6,9 @@ from typing import Any
 import niquests
 import pytest
 
+from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_simulator.diary import Diary, Pulse
 from tests.browsing import Browser, Page
 from tests.conftest import Town
 
@@ -274,3 +276,16 @@ async def test_the_page_loads_our_own_files_only(town: Town) -> None:
             assert (file.status, "immutable" in file.headers["Cache-Control"]) == (200, True)
         assert (await browser.opens("/web/0000000000000000/phone.css")).status == 404
         assert (await browser.opens("/web/0000000000000000/..%2fplugin.py")).status == 404
+
+
+def test_the_log_shows_amounts_as_they_were_said_and_no_secret() -> None:
+    diary = Diary(SystemClock(), Pulse())
+    diary.received(
+        "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}
+    )
+    diary.received("stkpush", b'{"Password": "hidden", "Amount": 1250.00, ', 400, "no")
+    for line in diary.lines:
+        assert "1250.00" in line.body
+        assert "hidden" not in line.body
+    assert "2547****001" in diary.lines[1].body
+    assert diary.lines[1].answer == '{\n  "a": [\n    1\n  ]\n}'
