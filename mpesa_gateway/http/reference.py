@@ -1,11 +1,22 @@
-"""The API's reference as one page: every call with what it takes and what it answers."""
+"""The API's reference as one page: every call with what it takes, what it answers, and a form to try it with."""
 
-from collections.abc import Iterator
+import json
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterator
 from html import escape
 from typing import Any
 
+from mpesa_gateway.http.html import asset
+
 _LAST = ("Administration", "Operators", "Callbacks", "Simulator")
 """Groups that few readers come for."""
+
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""What the page may load: an API key is typed into it."""
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 
@@ -37,16 +48,27 @@ p { margin: .3rem 0 .6rem } .soft { color: var(--soft) }
 .rows { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; background: var(--tint); border-radius: .4rem }
 caption { text-align: left; padding: .5rem 0 .2rem; color: var(--soft); font-size: .8rem }
-td { padding: .3rem .7rem; vertical-align: top; border-top: 1px solid var(--line) }
+td { padding: .3rem .7rem; vertical-align: top; overflow-wrap: anywhere; border-top: 1px solid var(--line) }
 tr:first-child td { border-top: 0 } td:first-child { width: 14rem; font-family: ui-monospace, monospace }
 td:nth-child(2) { width: 14rem; color: var(--soft) }
+pre { margin: .3rem 0 .6rem; padding: .5rem .7rem; background: var(--tint); border-radius: .4rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.5 ui-monospace, monospace }
+details { margin: .5rem 0 } summary { cursor: pointer; color: var(--blue) }
+form { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: .6rem; margin: .6rem 0 }
+label { display: grid; gap: .2rem; font: .8rem/1.4 ui-monospace, monospace } .wide { grid-column: 1 / -1 }
+input, textarea, button { font: .85rem/1.4 ui-monospace, monospace; padding: .4rem .5rem; border: 1px solid var(--soft);
+  border-radius: .3rem; background: var(--paper); color: inherit; min-width: 0 }
+button { justify-self: start; align-self: end; background: var(--green); color: var(--paper); cursor: pointer;
+  border-color: var(--green); font-weight: 600; padding-inline: 1.2rem }
+output { display: block; white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.5 ui-monospace, monospace }
+:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
 @media (max-width: 48rem) { .page { display: block } nav { position: static; max-height: none; border: 0 }
   main { padding: 1rem } td:first-child, td:nth-child(2) { width: auto } }
 """
 
 
 def render_reference(document: dict[str, Any]) -> str:
-    """An OpenAPI document as HTML, without a script and without anything from another place."""
+    """An OpenAPI document as HTML that can be read without a script, and fetches nothing from another place."""
     groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
     for path, item in document["paths"].items():
         for method in _METHODS:
@@ -55,16 +77,22 @@ def render_reference(document: dict[str, Any]) -> str:
                 groups.setdefault((operation.get("tags") or ["Other"])[0], []).append((method, path, operation))
     schemas = document.get("components", {}).get("schemas", {})
     ordered = sorted(groups.items(), key=lambda group: group[0] in _LAST)
+    usual = _usual([operation for calls in groups.values() for *_, operation in calls])
     links = "".join(_links(name, calls) for name, calls in ordered)
-    sections = "".join(_section(name, calls, schemas) for name, calls in ordered)
+    sections = "".join(_section(name, calls, schemas, usual) for name, calls in ordered)
     info = document["info"]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body><div class=page>"
+        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}"><link rel=icon href="data:,">'
+        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style>"
+        f"<script src='{asset('reference.js')}' defer></script></head><body><div class=page>"
         f"<nav aria-label=Calls>{links}</nav><main><h1>{escape(info['title'])} API</h1>"
         f"<p>{escape(info.get('description', ''))}</p>"
-        f"<p class=soft>Version {escape(info['version'])} · <a href='schema/openapi.json'>OpenAPI document</a></p>"
-        f"{sections}</main></div></body></html>"
+        f"<p class=soft>Version {escape(info['version'])} · <a href='schema/openapi.json'>OpenAPI document</a>. In the "
+        "examples, <code>$BASE</code> is this gateway's address and <code>$KEY</code> an API key.</p>"
+        f"<p class=soft>Nearly every call may be refused with {', '.join(usual) or 'nothing'}.</p>"
+        "<form hidden><label class=wide>API key to try calls with; it stays in this page<input name=key type=password "
+        f"autocomplete=off spellcheck=false></label></form>{sections}</main></div></body></html>"
     )
 
 
@@ -77,12 +105,14 @@ def _links(name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> str:
     return f"<h2>{escape(name)}</h2>{rows}"
 
 
-def _section(name: str, calls: list[tuple[str, str, dict[str, Any]]], schemas: dict[str, Any]) -> str:
-    articles = "".join(_article(method, path, operation, schemas) for method, path, operation in calls)
+def _section(
+    name: str, calls: list[tuple[str, str, dict[str, Any]]], schemas: dict[str, Any], usual: Collection[str]
+) -> str:
+    articles = "".join(_article(method, path, operation, schemas, usual) for method, path, operation in calls)
     return f"<section><h2>{escape(name)}</h2>{articles}</section>"
 
 
-def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any], usual: Collection[str]) -> str:
     scope = operation.get("x-scope")
     badge = f"<span class=scope>{escape(scope)}</span>" if scope else "<span class=scope>no key</span>"
     text = escape(operation.get("description") or operation.get("summary") or "")
@@ -92,6 +122,7 @@ def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[st
         (parameter["name"], _kind(parameter.get("schema", {})), _where(parameter))
         for parameter in operation.get("parameters", [])
     ]
+    parts.append(f"<pre>{escape(_curl(method, path, operation, schemas), quote=False)}</pre>")
     parts.append(_table("Parameters", parameters))
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(_table(f"Body ({media})", list(_fields(content.get("schema", {}), schemas))))
@@ -100,7 +131,73 @@ def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[st
             rows = list(_fields(content.get("schema", {}), schemas)) if status.startswith("2") else []
             rows = [row for row in rows if row[0] != "success"]
             parts.append(_table(f"Answer {status}", rows))
+    codes = [code for code in _codes(operation) if code not in usual]
+    if codes:
+        parts.append(f"<p class=soft>Also refused with {', '.join(codes)}.</p>")
+    parts.append(f"<details hidden data-call='{method} {escape(path)}'><summary>Try it</summary></details>")
     return "".join(parts) + "</article>"
+
+
+def _codes(operation: dict[str, Any]) -> list[str]:
+    """Every refusal of a call with its status: a description of an answer begins each with its error code."""
+    return [
+        f"{escape(status)} <code>{escape(code)}</code>"
+        for status, answer in operation.get("responses", {}).items()
+        if not status.startswith("2")
+        for code in dict.fromkeys(part for part in answer.get("description", "").split("`")[1::2] if part.isupper())
+    ]
+
+
+def _usual(operations: list[dict[str, Any]]) -> list[str]:
+    """The refusals that most calls have: said once."""
+    times = Counter(code for operation in operations for code in _codes(operation))
+    return sorted(code for code, count in times.items() if count > len(operations) / 2)
+
+
+def _curl(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """The call as a line for a shell."""
+    words = ["curl -sS"]
+    if method != "get":
+        words.append(f"-X {method.upper()}")
+    words.append(f'"$BASE{path}"')
+    if operation.get("security") != []:
+        words.append('-H "X-API-Key: $KEY"')
+    for parameter in operation.get("parameters", []):
+        if parameter["in"] == "header" and parameter.get("required"):
+            said = f"{parameter['name']}: {parameter.get('example', '')}"
+            words.append(f"-H {shlex.quote(said)}")
+    example = _body_example(operation, schemas)
+    if example is not None:
+        words += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(example, ensure_ascii=False))}"]
+    return " ".join(words)
+
+
+def _body_example(operation: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    """A body that the call takes; None for one without."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if content is None:
+        return None
+    for example in content.get("examples", {}).values():
+        return example["value"]
+    return _example(content.get("schema", {}), schemas)
+
+
+def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    """Something that fits a schema: its own example, else what it has to have."""
+    schema = _resolve(schema, schemas)
+    for named in ("examples", "enum"):
+        if schema.get(named):
+            return schema[named][0]
+    for named in ("const", "default"):
+        if named in schema:
+            return schema[named]
+    if "properties" in schema:
+        wanted = schema.get("required", ())
+        return {name: _example(part, schemas) for name, part in schema["properties"].items() if name in wanted}
+    kind = schema.get("type")
+    if kind == "array":
+        return [_example(schema.get("items", {}), schemas)]
+    return {"integer": schema.get("minimum", 1), "boolean": False, "object": {}}.get(str(kind), "")
 
 
 def _table(caption: str, rows: list[tuple[str, str, str]]) -> str:
