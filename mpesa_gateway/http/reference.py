@@ -197,7 +197,8 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     kind = schema.get("type")
     if kind == "array":
         return [_example(schema.get("items", {}), schemas)]
-    return {"integer": schema.get("minimum", 1), "boolean": False, "object": {}}.get(str(kind), "")
+    plain: dict[str, Any] = {"integer": schema.get("minimum", 1), "boolean": False, "object": {}}
+    return plain.get(str(kind), "")
 
 
 def _table(caption: str, rows: list[tuple[str, str, str]]) -> str:
