@@ -23,12 +23,13 @@ from rich.table import Table
 from bench.speed import seed, thin
 from bench.speed.contests import Contest, Contests, Effort
 from bench.speed.lists import explain
+from bench.speed.pages import look
 from bench.speed.site import ROOT, Contestant, Site
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
 
-OPERATIONS = ("lists", "limits", "create", "callback", "read")
-"""In this order: the lists are looked at before the rounds have put other payments on top of them."""
+OPERATIONS = ("lists", "pages", "limits", "create", "callback", "read")
+"""In this order: lists and pages are looked at before the rounds have put other payments on top of them."""
 
 
 @click.command()
@@ -92,6 +93,10 @@ class Run:
                 found["lists"] = await explain(site.database("gateway"), shop)
                 self._print_lists(found["lists"])
             gateway, thin_app = site.gateway(), site.thin()
+            if "pages" in operations:
+                base = f"http://127.0.0.1:{gateway.ports[0]}"
+                found["pages"] = await look(site.values, site.database("gateway"), shop, base)
+                self._print_pages(found["pages"])
             peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
             for contest in self._contests(contests, gateway, thin_app, peers, operations):
                 await contest.play(self._effort.rounds, self._say)
@@ -192,6 +197,14 @@ class Run:
             deep = one["page_1000_ms"]
             shown = (f"{one['first_ms']:.2f}", "" if deep is None else f"{deep:.2f}")
             table.add_row(one["filters"], *shown, ", ".join(one["indexes"]))
+        self._console.print(table)
+
+    def _print_pages(self, pages: list[dict[str, Any]]) -> None:
+        table = Table(title="operators' pages, one visitor")
+        for name in ("page", "ms", "most ms", "kB"):
+            table.add_column(name, justify="left" if name == "page" else "right")
+        for one in pages:
+            table.add_row(one["page"], *(f"{one[name]:.1f}" for name in ("ms", "most_ms", "kb")))
         self._console.print(table)
 
     def _print(self, contest: Contest) -> None:
