@@ -92,7 +92,7 @@ OPEN = {
 }
 """They take no key, for this reason. So do Daraja's stand-in and the operators' pages, whose own tests say why."""
 
-ELSEWHERE = ("/simulator/", "/ops")
+ELSEWHERE = ("/simulator", "/ops")
 
 
 def test_the_tables_name_every_operation() -> None:
