@@ -23,6 +23,19 @@ INSERT INTO payment_step (payment_id, at, kind, cause, detail)
 VALUES ('pay_' || lpad($1, 26, '0'), $2, 'requested', 'merchant', '')
 """
 
+MANY = """
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
+SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379', 5, 'KES', '254711000001', 'ROW' || i, false,
+    'Payment', 'many-' || i, 'failed', 'expired', now(), now() - (30000 - i) * interval '1 minute', now()
+FROM generate_series(1, 30000) AS i
+"""
+
+MANY_STEPS = """
+INSERT INTO payment_step (payment_id, at, kind, cause, detail)
+SELECT payment_id, created_at, 'requested', 'merchant', '' FROM payment ORDER BY created_at
+"""
+
 
 class Books:
     """Payments written as if they had been asked for long ago."""
@@ -126,10 +139,21 @@ async def test_only_hours_in_which_something_changed_are_read_again(town: Town) 
         await desk.write(now - timedelta(days=days), 10, "completed")
     assert await tally.count() == 5
     assert await tally.count() == 1
-    rows = await town.gateway.db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now))
+
+
+async def test_what_did_not_change_is_not_read(town: Town) -> None:
+    """With many payments stored, by the plan: the new steps by their time, and each hour by its merchant's index."""
+    db, now = town.gateway.db, town.gateway.clock.now()
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    await db.execute(MANY, merchant_id)
+    await db.execute(MANY_STEPS)
+    await db.execute("ANALYZE payment")
+    await db.execute("ANALYZE payment_step")
+    rows = await db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now - timedelta(minutes=5)))
     plan = "\n".join(row[0] for row in rows)
-    assert "Seq Scan on payment " not in plan, plan
-    assert "using payment_newest" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "Bitmap Index Scan on payment_step_at" in plan, plan
+    assert "using payment_newest on payment payment_1" in plan, plan
 
 
 def _tally_sql(now: datetime) -> str:
