@@ -29,7 +29,7 @@ from mpesa_gateway.config import LogsConfig
 @click.command()
 @click.option("--seconds", type=click.IntRange(10), default=600, show_default=True, help="How long 70 % are carried.")
 @click.option("--share", type=click.FloatRange(0.05, 1), default=0.7, show_default=True, help="Of the capacity.")
-@click.option("--step", type=click.IntRange(2), default=8, show_default=True, help="Seconds of each step of the ramp.")
+@click.option("--step", type=click.IntRange(2), default=12, show_default=True, help="Seconds of each step of the ramp.")
 @click.option("--overload", type=click.IntRange(0), default=20, show_default=True, help="Seconds of overload; 0: none.")
 @click.option("--capacity", type=click.FloatRange(1), help="Calls a second; without it, it is measured.")
 @click.option("--seed", type=int, help="Decides faults and buyers; without it, one is drawn and printed.")

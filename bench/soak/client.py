@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,10 @@ import msgspec
 
 _PATIENCE = 30.0
 """Seconds that an answer may take before it counts as none."""
+
+
+_KEPT = 10.0
+"""Seconds that a connection is kept without use, as most clients do."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Answer:
             return None
 
 
+_Idle = tuple[float, asyncio.StreamReader, asyncio.StreamWriter]
+
+
 class Client:
     """Calls the APIs at these ports, one after the other; one that refuses the connection is passed over."""
 
@@ -37,7 +44,7 @@ class Client:
         self._ports = ports
         self._key = api_key.encode()
         self._turn = 0
-        self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(list)
+        self._idle: dict[int, deque[_Idle]] = defaultdict(deque)
 
     async def call(self, method: str, path: str, body: Any = None, key: str = "") -> Answer:
         """One request; whatever goes wrong is an answer with status 0."""
@@ -70,9 +77,16 @@ class Client:
             return int(first.split(" ", 2)[1]), headers, body
         finally:
             if is_kept:
-                self._idle[port].append((reader, writer))
+                self._keep(port, reader, writer)
             else:
                 writer.close()
+
+    def _keep(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        now, idle = time.monotonic(), self._idle[port]
+        idle.append((now, reader, writer))
+        # The one that was used last is taken first, so those at the other end are what a busy moment left behind.
+        while idle[0][0] < now - _KEPT:
+            idle.popleft()[2].close()
 
     async def _connect(self) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
         problem: OSError | None = None
@@ -81,7 +95,7 @@ class Client:
             port = self._ports[self._turn % len(self._ports)]
             idle = self._idle[port]
             while idle:
-                reader, writer = idle.pop()
+                _, reader, writer = idle.pop()
                 if not reader.at_eof() and not writer.is_closing():
                     return port, reader, writer
                 writer.close()
@@ -94,6 +108,6 @@ class Client:
     def close(self) -> None:
         """Hang up."""
         for idle in self._idle.values():
-            for _, writer in idle:
+            for _, _, writer in idle:
                 writer.close()
         self._idle.clear()

@@ -33,6 +33,11 @@ _SLOW = 1.0
 _SPOILT = 0.01
 """The share of tries that may be refused or fail while it does."""
 
+_BEHIND = 2.0
+"""Seconds after the last answer of a step within which all that it caused must be done: callbacks, events, webhooks."""
+
+_DRAINS_WITHIN = 60.0
+
 _RECOVERED = 3
 """Seconds in a row without a refusal, and quick, after which an overload is over."""
 
@@ -46,6 +51,14 @@ _MEMORY_SLACK = 6.0
 
 _CONNECTION_SLACK = 5.0
 """Connections or open files by which it may."""
+
+_DUE = """
+SELECT (SELECT count(*) FROM delivery WHERE status = 'pending' AND due_at <= now())
+    + (SELECT count(*) FROM event_task WHERE done_at IS NULL)
+    + (SELECT count(*) FROM callback WHERE verdict = 'waiting')
+    + (SELECT count(*) FROM sim_callback WHERE due_at <= now())
+"""
+"""How much should have been done by now and is not."""
 
 _CALLBACKS = """
 SELECT c.last_status AS status, extract(epoch FROM c.answered_at - p.ended_at)::float8 AS seconds
@@ -62,7 +75,7 @@ class Options:
     seed: int
     seconds: int = 600
     share: float = 0.7
-    step: int = 8
+    step: int = 12
     overload: int = 20
     capacity: float | None = None
     settle: int = 600
@@ -117,7 +130,7 @@ class Soak:
         return self._result
 
     async def _phases(self, site: Site, endpoint: Endpoint, gateway: Gateway, chaos: Chaos, load: Load) -> None:
-        await self._ramp(load)
+        await self._ramp(gateway, load)
         await self._soak(site, chaos, load)
         await self._overload(site, gateway, load)
         self._say("settling")
@@ -133,8 +146,11 @@ class Soak:
 
     # -- how much can be carried ----------------------------------------------------------------------------------
 
-    async def _ramp(self, load: Load) -> None:
-        """Offer more and more until it is answered late, or not at all; what was carried last is the capacity."""
+    async def _ramp(self, gateway: Gateway, load: Load) -> None:
+        """Offer more and more until it is answered late, or leaves work behind; the step before is the capacity.
+
+        Answers alone say little: for some seconds a machine can take more than it ever works off.
+        """
         if self._options.capacity is not None:
             self._result.capacity = self._options.capacity
             await load.flow(self._options.capacity / 4, 3, is_patient=False)
@@ -150,8 +166,14 @@ class Soak:
             waits = [one for ones in phase.seconds.values() for one in ones]
             spoilt = 1 - phase.served / phase.offered
             slow = percentile(waits, 0.95) if waits else float("inf")
-            steps[f"{rate:.0f}"] = {"served": phase.served, "spoilt": round(spoilt, 4), "p95": round(slow, 3)}
-            if spoilt > _SPOILT or slow > _SLOW or phase.served / took < 0.85 * rate:
+            behind = await _drained(gateway)
+            steps[f"{rate:.0f}"] = {
+                "served": phase.served,
+                "spoilt": round(spoilt, 4),
+                "p95": round(slow, 3),
+                "behind": round(behind, 1),
+            }
+            if spoilt > _SPOILT or slow > _SLOW or behind > _BEHIND or phase.served / took < 0.85 * rate:
                 break
             self._result.capacity = rate
             rate *= _STEP
@@ -265,6 +287,16 @@ class Soak:
 
     def _polite(self, phase: Phase) -> None:
         self._findings.note("unexplained: a refusal that says nothing, or not when to come back", phase.impolite)
+
+
+async def _drained(gateway: Gateway) -> float:
+    """Seconds until nothing is left that should have been done."""
+    began = time.monotonic()
+    while time.monotonic() - began < _DRAINS_WITHIN:
+        if not await gateway.db.fetchval(_DUE):
+            break
+        await asyncio.sleep(0.2)
+    return time.monotonic() - began
 
 
 def _share(phase: Phase) -> float:
