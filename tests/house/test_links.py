@@ -1,0 +1,57 @@
+"""Every link between the pages of the documentation leads somewhere: to a file that is there, and a heading in it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+FENCE = re.compile(r"^\s*```.*?^\s*```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in addresses, as the usual hosts of Markdown make them."""
+    words = (re.sub(r"[^\w\- ]", "", match["text"].lower()) for match in HEADING.finditer(prose(page)))
+    return {text.strip().replace(" ", "-") for text in words}
+
+
+def broken(page: Path) -> list[str]:
+    """Links of a page that lead nowhere. Those to other places in the Internet are not followed."""
+    found: list[str] = []
+    for match in LINK.finditer(CODE.sub("", prose(page))):
+        path, _, anchor = match["target"].partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if path and not (target.is_relative_to(ROOT) and target.exists()):
+            found.append(match["target"])
+        elif anchor and (target.suffix != ".md" or anchor not in anchors(target)):
+            found.append(match["target"])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    """Nobody is led to a page or heading that is not there."""
+    assert broken(page) == []
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    """The check sees what it is for, and leaves code and other places alone."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One *heading*\n[a](#one-heading) [b](#two) [c](none.md) [d](https://example.com/x) `[e](code.md)`\n",
+        encoding="utf-8",
+    )
+    assert broken(page) == ["#two", "none.md"]
