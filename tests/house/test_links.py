@@ -34,9 +34,8 @@ def broken(page: Path) -> list[str]:
         if re.match(r"[a-z]+:", path):
             continue
         target = (page.parent / path).resolve() if path else page
-        if path and not (target.is_relative_to(ROOT) and target.exists()):
-            found.append(match["target"])
-        elif anchor and (target.suffix != ".md" or anchor not in anchors(target)):
+        is_there = not path or (target.is_relative_to(ROOT) and target.exists())
+        if not is_there or (anchor and (target.suffix != ".md" or anchor not in anchors(target))):
             found.append(match["target"])
     return found
 
