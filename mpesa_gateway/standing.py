@@ -23,7 +23,6 @@ WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a mi
 QUEUE = Gauge("mpesa_queue_jobs", "Jobs by state: waiting, active, incomplete (with those for later), failed.", ("state",))
 CRONS = Gauge("mpesa_crons_not_run", "Tasks that run by the clock and have not run for a minute, or that no worker knows.")
 CALLS = Gauge("mpesa_http_calls", "API calls in this process by state: working, waiting, unanswered.", ("state",))
-TURNED_AWAY = Gauge("mpesa_http_turned_away", "API calls that this process has answered 503 since its start, being busy.")
 TOKENS = Gauge("mpesa_daraja_tokens", "Access tokens of Daraja that this process holds and still uses.")
 TOKEN_AGE = Gauge("mpesa_daraja_token_age_seconds", "The age of the oldest of these; 0 where there is none.")
 CERTIFICATE = Gauge("mpesa_certificate_expires_seconds", "Until Safaricom's certificate ends; negative afterwards.", ("env",))
@@ -74,7 +73,6 @@ async def read_process(gateway: "Gateway") -> Sequence[Value]:
         (CALLS, ("working",), gate.working),
         (CALLS, ("waiting",), gate.waiting),
         (CALLS, ("unanswered",), gate.unanswered),
-        (TURNED_AWAY, (), gate.turned_away),
         (TOKENS, (), held),
         (TOKEN_AGE, (), oldest.total_seconds()),
     ]
@@ -101,6 +99,6 @@ READINGS = (
     Reading((BUILD,), read_build),
     Reading((POSTGRES, MIGRATIONS), read_postgres),
     Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
-    Reading((CALLS, TURNED_AWAY, TOKENS, TOKEN_AGE), read_process),
+    Reading((CALLS, TOKENS, TOKEN_AGE), read_process),
     Reading((CERTIFICATE,), read_certificates),
 )
