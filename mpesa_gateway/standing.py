@@ -17,15 +17,23 @@ if TYPE_CHECKING:
 
 BUILD = Gauge("mpesa_build_info", "1, with the release that this process runs.", ("version",))
 POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
-MIGRATIONS = Gauge("mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell.")
+MIGRATIONS = Gauge(
+    "mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell."
+)
 VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
 WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a minute.")
-QUEUE = Gauge("mpesa_queue_jobs", "Jobs by state: waiting, active, incomplete (with those for later), failed.", ("state",))
-CRONS = Gauge("mpesa_crons_not_run", "Tasks that run by the clock and have not run for a minute, or that no worker knows.")
+QUEUE = Gauge(
+    "mpesa_queue_jobs", "Jobs by state: waiting, active, incomplete (with those for later), failed.", ("state",)
+)
+CRONS = Gauge(
+    "mpesa_crons_not_run", "Tasks that run by the clock and have not run for a minute, or that no worker knows."
+)
 CALLS = Gauge("mpesa_http_calls", "API calls in this process by state: working, waiting, unanswered.", ("state",))
 TOKENS = Gauge("mpesa_daraja_tokens", "Access tokens of Daraja that this process holds and still uses.")
 TOKEN_AGE = Gauge("mpesa_daraja_token_age_seconds", "The age of the oldest of these; 0 where there is none.")
-CERTIFICATE = Gauge("mpesa_certificate_expires_seconds", "Until Safaricom's certificate ends; negative afterwards.", ("env",))
+CERTIFICATE = Gauge(
+    "mpesa_certificate_expires_seconds", "Until Safaricom's certificate ends; negative afterwards.", ("env",)
+)
 
 
 async def read_build(_: "Gateway") -> Sequence[Value]:

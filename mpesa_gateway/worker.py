@@ -291,7 +291,7 @@ def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
 
 
 def _asked_by() -> dict[str, str]:
-    """What a job is told of the request that led to it, for its log. Operators see it: the id is the caller's choice."""
+    """What a job is told of the request that led to it, for its log. Callers choose it and operators see it: masked."""
     request_id = current_request_id()
     return {_REQUEST_ID: mask_phones(request_id)} if request_id else {}
 

@@ -514,13 +514,14 @@ class DarajaClient:
                 content = None
             answer = _Answer(status, content if isinstance(content, dict) else None)
             outcome, code = _counted(answer)
-            return answer
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
             error = type(problem).__name__
             if _never_connected(problem):
                 outcome = "unreachable"
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
             raise OutcomeUnknown("M-Pesa did not answer") from None
+        else:
+            return answer
         finally:
             took = time.perf_counter() - began
             self._meter.count(DARAJA_CALLS, env, operation, outcome, code)

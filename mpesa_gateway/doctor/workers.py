@@ -76,4 +76,7 @@ async def _crons(gateway: "Gateway", examination: Examination) -> Observation:
             f"what runs by the clock is late: {', '.join(late)}",
             "see the workers' logs: they may be stuck, or their clocks may be wrong",
         )
-    return ok("workers.crons", f"all {sum(job.cron is not None for job in gateway.jobs_by_name.values())} tasks that run by the clock do")
+    return ok(
+        "workers.crons",
+        f"all {sum(job.cron is not None for job in gateway.jobs_by_name.values())} tasks that run by the clock do",
+    )

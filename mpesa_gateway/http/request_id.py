@@ -49,7 +49,7 @@ def asked_by(request_id: str) -> Generator[None]:
 
 
 class RequestIds:
-    """ASGI middleware: takes the caller's X-Request-ID if it is a sane one, else makes one; logs and counts each request."""
+    """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
 
     def __init__(self, app: ASGIApp, ids: Ids, meter: Meter) -> None:
         self._app = app

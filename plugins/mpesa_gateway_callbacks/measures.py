@@ -26,7 +26,9 @@ CALLBACKS = Counter(
 
 WAITING = Gauge("mpesa_callbacks_waiting", "Callbacks for payments that are not known yet; 10,000 at most.")
 OLDEST = Gauge("mpesa_callbacks_oldest_waiting_seconds", "For how long the oldest of them waits; 0 where none does.")
-UNMATCHED = Gauge("mpesa_callbacks_unmatched", "Callbacks that nobody could use in all the time they were kept waiting.")
+UNMATCHED = Gauge(
+    "mpesa_callbacks_unmatched", "Callbacks that nobody could use in all the time they were kept waiting."
+)
 
 
 async def read_waiting(gateway: "Gateway") -> Sequence[Value]:

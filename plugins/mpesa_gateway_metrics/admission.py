@@ -32,7 +32,7 @@ class Admission:
             )
 
     async def admit(self, client: str, authorization: str) -> None:
-        """``client`` is the reader's address. Raises NotFound elsewhere, InvalidKey or TooManyFailures without token."""
+        """Let in a reader at the address ``client``. Raises NotFound elsewhere, InvalidKey, TooManyFailures."""
         address = read_address(client)
         if self._networks and (address is None or not within(address, self._networks)):
             raise NotFound("there is nothing at this address: see /schema for what there is")

@@ -39,7 +39,9 @@ PAYMENTS = Gauge(
     "Payments by the time they were asked for (24h; 2h: this hour and the one before): asked, paid, failed.",
     ("env", "window", "outcome"),
 )
-FAILED = Gauge("mpesa_payments_failed", "Payments of these windows that failed, by reason.", ("env", "window", "reason"))
+FAILED = Gauge(
+    "mpesa_payments_failed", "Payments of these windows that failed, by reason.", ("env", "window", "reason")
+)
 TAKEN = Gauge("mpesa_payments_taken_kes", "KES that payments of these windows brought.", ("env", "window"))
 RETURNED = Gauge("mpesa_payments_returned_kes", "KES of these that went back to payers.", ("env", "window"))
 OPEN = Gauge("mpesa_payments_open", "Payments that have not ended, or are asked about; 10,000 at most.")

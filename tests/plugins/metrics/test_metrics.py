@@ -10,6 +10,7 @@ from typing import Any
 
 import niquests
 import pytest
+import structlog
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,6 +31,7 @@ from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
 from mpesa_gateway_webhooks import tables as webhooks
+from tests.certificates import issue
 from tests.house.tree import ROOT
 
 TOKEN = "a-token-for-prometheus"
@@ -85,9 +87,11 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
 
 
 @pytest.fixture
-def watched_values(values: dict[str, Any]) -> dict[str, Any]:
+def watched_values(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Everything, and metrics that are read anew each time."""
-    return values | {"plugins": [*PLUGINS, "metrics"], "metrics": {"token": TOKEN, "keep": 0}}
+    certificate = str(issue(tmp_path / "sandbox.cer", days=10).path)
+    more = {"metrics": {"token": TOKEN, "keep": 0}, "daraja": {"sandbox_certificate": certificate}}
+    return values | {"plugins": [*PLUGINS, "metrics"]} | more
 
 
 @pytest.fixture
@@ -154,6 +158,7 @@ async def test_a_journey_is_counted_as_it_was(watched: Watched) -> None:
     assert seen("mpesa_reconciliation_runs_total", status="completed") == 1
     assert seen("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1
     assert seen("mpesa_build_info") == 1
+    assert 8 * 86_400 < seen("mpesa_certificate_expires_seconds", env="sandbox") < 9 * 86_400
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -190,7 +195,11 @@ async def test_what_alerts_and_dashboard_ask_for_is_there(watched: Watched) -> N
     assert wrong == []
 
 
-UNSEEN = {("mpesa_http_requests_total", "status"), ("mpesa_jobs_total", "outcome"), ("mpesa_http_requests_total", "route")}
+UNSEEN = {
+    ("mpesa_http_requests_total", "status"),
+    ("mpesa_jobs_total", "outcome"),
+    ("mpesa_http_requests_total", "route"),
+}
 """Labels with values that a journey which goes well does not bring about."""
 
 
@@ -431,3 +440,24 @@ async def test_a_requests_id_goes_with_it_into_the_jobs_that_it_leads_to(watched
     assert seen == ["the-callers-own-id"] * 2
 
 
+async def test_the_callers_id_is_in_the_answer_and_in_every_line_of_what_came_of_it(watched: Watched) -> None:
+    """In that of the request, of the call to Daraja, and of the delivery that was owed: a job, in a worker."""
+    watched.receiver.status = 500
+    asked = {"X-Request-ID": "till-7.order-12", "Idempotency-Key": "a"}
+    processors: list[Any] = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=processors) as lines:
+        # M-Pesa refuses the push, so that the merchant is told before the answer is given.
+        body = {"amount": 5, "phone": "254700000015"}
+        answer = await watched.api.call("POST", "/v1/payments", body, headers=asked)
+        assert (answer.status, answer.headers["X-Request-ID"]) == (502, "till-7.order-12")
+
+        async def is_told() -> bool:
+            return any(line["event"] == "delivery_failed" for line in lines)
+
+        await eventually(is_told)
+    ours = [line for line in lines if line.get("request_id") == "till-7.order-12"]
+    by_event = {line["event"]: line for line in ours}
+    assert {"request", "daraja_exchange", "payment_failed", "delivery_failed"} <= set(by_event)
+    assert by_event["delivery_failed"]["job"] == "webhooks.deliver"
+    insane = await watched.api.call("GET", "/v1/payments", headers={"X-Request-ID": "with space"})
+    assert insane.headers["X-Request-ID"].startswith("req_")
