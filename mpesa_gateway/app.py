@@ -436,6 +436,11 @@ class _Door:
         _ = self.litestar
         return cast(Gate, self._gate)
 
+    @property
+    def gate_in_use(self) -> Gate | None:
+        """The same, None in a process that serves nobody: a worker does not build the application."""
+        return self._gate
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan when nobody stands in front of us."""
         if scope["type"] == "lifespan":

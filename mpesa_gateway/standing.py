@@ -75,12 +75,12 @@ async def read_queue(gateway: "Gateway") -> Sequence[Value]:
 
 async def read_process(gateway: "Gateway") -> Sequence[Value]:
     """How this process is doing: its calls, its tokens."""
-    gate = gateway.asgi.gate
+    gate = gateway.asgi.gate_in_use
     held, oldest = gateway.daraja.tokens_held()
     return [
-        (CALLS, ("working",), gate.working),
-        (CALLS, ("waiting",), gate.waiting),
-        (CALLS, ("unanswered",), gate.unanswered),
+        (CALLS, ("working",), gate.working if gate else 0),
+        (CALLS, ("waiting",), gate.waiting if gate else 0),
+        (CALLS, ("unanswered",), gate.unanswered if gate else 0),
         (TOKENS, (), held),
         (TOKEN_AGE, (), oldest.total_seconds()),
     ]

@@ -35,7 +35,11 @@ async def serve_beside_worker(gateway: "Gateway") -> AsyncGenerator[None]:
         yield
         return
     with listening(settings.worker_host, settings.worker_port) as at:
-        server = _Server(ServerConfig(_Metrics(gateway), gateway.config.http, lifespan="off", proxy_headers=False))
+        server = _Server(
+            ServerConfig(
+                _Metrics(gateway), gateway.config.http, lifespan="off", proxy_headers=False, timeout_graceful_shutdown=5
+            )
+        )
         task = asyncio.create_task(server.serve([at]))
         log.info("metrics_served", host=settings.worker_host, port=at.getsockname()[1])
         try:

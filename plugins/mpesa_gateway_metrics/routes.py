@@ -17,7 +17,7 @@ from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
     public=True,
     priority=True,
     tags=["Operators"],
-    media_type="text/plain",
+    answers={200: "text/plain"},
     refuses=(InvalidKey, NotFound, TooManyFailures),
 )
 async def metrics(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[bytes]:
