@@ -20,7 +20,7 @@ class Admission:
     def __init__(self, gateway: "Gateway") -> None:
         """Raises ConfigRefused where neither is set: then nobody could ever read them, or everybody."""
         settings = gateway.settings(MetricsSettings)
-        self._limits = lambda: gateway.limits
+        self._gateway = gateway
         self._token = settings.token.reveal().encode() if settings.token else None
         self._networks = read_networks(settings.networks, "metrics.networks")
         if settings.token is not None and not settings.token:
@@ -40,5 +40,5 @@ class Admission:
             return
         given = authorization[len(_SCHEME) :].strip() if authorization.lower().startswith(_SCHEME) else ""
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token):
-            await self._limits().failed(client)
+            await self._gateway.limits.failed(client)
             raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")

@@ -1,11 +1,12 @@
 """What is counted of payments as they end, and how they do of late: by the tally, which is kept beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.daraja.codes import FAILURE_REASONS
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Reading, Value
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments import tables
@@ -49,7 +50,7 @@ OLDEST = Gauge("mpesa_payments_oldest_open_seconds", "The age of the oldest of t
 HELD = Gauge("mpesa_payments_held", "Payments that wait for a person: the money is not what was asked for.")
 
 
-def count_ended(meter: Meter, row: Mapping[str, Any], reason: str | None, at: datetime) -> None:
+def count_ended(meter: Meter, row: Row, reason: str | None, at: datetime) -> None:
     """A payment has ended: completed, or failed for this reason. ``row`` is the payment."""
     outcome = (Status.COMPLETED if reason is None else Status.FAILED).value
     meter.count(ENDED, row["env"], outcome, reason or "")
@@ -70,7 +71,7 @@ async def read_lately(gateway: "Gateway") -> Sequence[Value]:
     return values
 
 
-def _window(env: Env, window: str, row: Mapping[str, Any] | None) -> Iterator[Value]:
+def _window(env: Env, window: str, row: Row | None) -> Iterator[Value]:
     for outcome in ("asked", "paid", "failed"):
         yield PAYMENTS, (env, window, outcome), row[outcome] if row else 0
     yield TAKEN, (env, window), row["taken"] if row else 0

@@ -11,15 +11,17 @@ from typing import Any
 import niquests
 import pytest
 import structlog
-import yaml
+import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.http.request_id import current_request_id
+from mpesa_gateway.daraja.client import _Answer, _counted
+from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
 from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter, Reading
 from mpesa_gateway.plugin import Job, Plugin
+from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
@@ -311,9 +313,7 @@ def test_two_gateways_in_one_process_count_for_themselves(values: dict[str, Any]
         assert len(shown) == expected
 
 
-def test_every_fault_code_that_daraja_makes_up_counts_as_one(values: dict[str, Any]) -> None:
-    from mpesa_gateway.daraja.client import _Answer, _counted  # noqa: PLC0415
-
+def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
     for content, expected in (
         ({"errorCode": "500.003.02"}, ("fault", "500.003.02")),
         ({"errorCode": "500.001.1001"}, ("fault", "500.001.1001")),
@@ -323,7 +323,6 @@ def test_every_fault_code_that_daraja_makes_up_counts_as_one(values: dict[str, A
     ):
         assert _counted(_Answer(200, content)) == expected
     assert DARAJA_CALLS.labels == ("env", "operation", "outcome", "code")
-    assert values
 
 
 async def test_what_is_read_is_kept_for_a_while_and_a_part_that_fails_takes_no_other_with_it(
@@ -368,9 +367,6 @@ async def test_without_valkey_the_rest_is_shown(watched: Watched, monkeypatch: p
 
 
 async def test_a_worker_shows_its_own(watched_values: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    from mpesa_gateway import logs  # noqa: PLC0415
-    from mpesa_gateway.standalone.process import free_port  # noqa: PLC0415
-
     port = free_port()
     values = watched_values | {"metrics": {"token": TOKEN, "worker_port": port}, "worker": {"in_process": False}}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_beside_worker(gateway):
@@ -380,7 +376,6 @@ async def test_a_worker_shows_its_own(watched_values: dict[str, Any], capfd: pyt
         async with niquests.AsyncSession() as session:
             assert (await session.get(base + "/v1/payments")).status_code == 404
             assert (await session.post(base + "/metrics", headers=SHOWN)).status_code == 404
-    assert logs
     assert TOKEN not in "".join(capfd.readouterr())
 
 
@@ -429,8 +424,6 @@ async def test_a_requests_id_goes_with_it_into_the_jobs_that_it_leads_to(watched
 
     host = Plugin(name="asking", summary="Asks.", jobs=(Job(first, timeout=5), Job(second, timeout=5)))
     async with running_gateway(watched_values, plugins=(host,)) as (gateway, _):
-        from mpesa_gateway.http.request_id import asked_by  # noqa: PLC0415
-
         with asked_by("the-callers-own-id"):
             await gateway.jobs.enqueue("asking.first")
 
