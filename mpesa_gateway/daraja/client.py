@@ -513,7 +513,7 @@ class DarajaClient:
             except ValueError:
                 content = None
             answer = _Answer(status, content if isinstance(content, dict) else None)
-            outcome, code = _counted(answer)
+            outcome, code = counted_as(answer.status, answer.content)
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
             error = type(problem).__name__
             if _never_connected(problem):
@@ -531,12 +531,12 @@ class DarajaClient:
             )
 
 
-def _counted(answer: _Answer) -> tuple[str, str]:
+def counted_as(status: int, content: Any) -> tuple[str, str]:
     """How an answer is counted, with the code of a fault: one that the table has, or ``other``."""
-    if answer.content is None:
+    if content is None:
         return "no_json", ""
-    code = read_fault_body(answer.content).code
-    if code is None and 200 <= answer.status < 300:
+    code = read_fault_body(content).code
+    if code is None and 200 <= status < 300:
         return "ok", ""
     return "fault", code if code in KNOWN_FAULTS else OTHER
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.daraja.client import _Answer, _counted
+from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
 from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter, Reading
@@ -185,7 +185,7 @@ async def test_what_alerts_and_dashboard_ask_for_is_there(watched: Watched) -> N
             if not labels:
                 wrong.append(f"{place}: {name} is not exposed")
             for label, how, text in MATCHER.findall(inside):
-                texts = [] if text == "$env" or (name, label) in UNSEEN else text.split("|")
+                texts: list[str] = [] if text == "$env" or (name, label) in UNSEEN else text.split("|")
                 if not all(label in found for found in labels):
                     wrong.append(f"{place}: {name} has no label {label}")
                 wrong += [
@@ -321,7 +321,7 @@ def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
         ({"ResponseCode": "0"}, ("ok", "")),
         (None, ("no_json", "")),
     ):
-        assert _counted(_Answer(200, content)) == expected
+        assert counted_as(200, content) == expected
     assert DARAJA_CALLS.labels == ("env", "operation", "outcome", "code")
 
 
