@@ -1,5 +1,6 @@
 """What Prometheus reads: true after a real journey, for those who are let in, bounded, and served by indexes."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator
@@ -36,6 +37,7 @@ from mpesa_gateway_webhooks import tables as webhooks
 from tests.asgi import ask
 from tests.certificates import issue
 from tests.house.tree import ROOT
+from tests.journeys.site import running_site, until_up
 
 TOKEN = "a-token-for-prometheus"
 SHOWN = {"Authorization": f"Bearer {TOKEN}"}
@@ -377,6 +379,19 @@ async def test_a_worker_shows_its_own(watched_values: dict[str, Any], capfd: pyt
             assert (await session.get(base + "/v1/payments")).status_code == 404
             assert (await session.post(base + "/metrics", headers=SHOWN)).status_code == 404
     assert TOKEN not in "".join(capfd.readouterr())
+
+
+async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    with running_site(database_url, valkey_url, tmp_path) as site:
+        settings = {"networks": "127.0.0.0/8", "worker_port": port}
+        worker = site.start("worker", plugins=[*site.values["plugins"], "metrics"], metrics=settings)
+        await until_up(f"http://127.0.0.1:{port}/metrics", patience=60)
+        samples = read(await scrape(f"http://127.0.0.1:{port}", {}))
+        assert value(samples, "mpesa_postgres_up") == 1
+        assert value(samples, "mpesa_migrations_pending") == 0
+        worker.terminate()
+        assert await asyncio.to_thread(worker.wait, 30) == 0
 
 
 QUERIES: dict[str, tuple[str, tuple[Any, ...]]] = {
