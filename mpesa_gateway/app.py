@@ -31,6 +31,8 @@ from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
+from mpesa_gateway.measures import COUNTS
+from mpesa_gateway.meter import Meter
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -152,6 +154,8 @@ class Gateway:
         self._settings = {plugin.settings: config.section(plugin.name, plugin.settings) for plugin in self.plugins}
         self.trusted_proxies = read_networks(config.security.trusted_proxies, "security.trusted_proxies")
         self.sealer = sealer_for(config.security)
+        self.meter = Meter()
+        self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
         self.db = Database(config.database)
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(self.db, self.clock, self.ids)
@@ -267,6 +271,7 @@ class Gateway:
             valkey=self.valkey,
             sealer=self.sealer,
             prefix=self.config.valkey.prefix,
+            meter=self.meter,
         )
         await self.daraja.start()
         for plugin in self.plugins:
@@ -401,7 +406,7 @@ class _Door:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._app = RequestIds(self._when_started, gateway.ids)
+        self._app = RequestIds(self._when_started, gateway.ids, gateway.meter)
         self._inside: Any = None
         self._gate: Gate | None = None
         self._litestar: Litestar | None = None
@@ -430,6 +435,11 @@ class _Door:
         """Who is let in, who waits, and how many were turned away."""
         _ = self.litestar
         return cast(Gate, self._gate)
+
+    @property
+    def gate_in_use(self) -> Gate | None:
+        """The same, None in a process that serves nobody: a worker does not build the application."""
+        return self._gate
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan when nobody stands in front of us."""

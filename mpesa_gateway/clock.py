@@ -100,3 +100,8 @@ def from_daraja_timestamp(text: str) -> datetime:
     if len(text) != 14 or not text.isdigit() or not text.isascii():
         raise ValueError("not a Daraja timestamp (YYYYMMDDHHmmss)")
     return datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=EAT).astimezone(UTC)
+
+
+def seconds_since(moment: datetime | None, clock: Clock) -> float:
+    """How long ago that was, in seconds; 0 for never, and for what is still to come."""
+    return 0.0 if moment is None else max((clock.now() - moment).total_seconds(), 0.0)

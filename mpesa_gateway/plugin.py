@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ import msgspec
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
+from mpesa_gateway.meter import Counter, Histogram, Reading
 from mpesa_gateway.pages import NO_PAGES, Pages
 
 if TYPE_CHECKING:
@@ -160,6 +162,12 @@ class Plugin:
     """What ``mpesa-gateway doctor`` looks at for this plugin."""
     invariants: tuple[Invariant, ...] = ()
     """What always holds in this plugin's tables: ``mpesa-gateway doctor --ledger`` asks whether it does."""
+    counts: tuple[Counter | Histogram, ...] = ()
+    """What this plugin counts and times in each process, by ``gateway.meter``."""
+    readings: tuple[Reading, ...] = ()
+    """How things of this plugin stand, for the plugin ``metrics`` to show."""
+    beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
+    """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""

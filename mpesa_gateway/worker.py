@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -13,13 +14,17 @@ from saq import CronJob, Status
 from saq import Job as SaqJob
 from saq.job import UNSUCCESSFUL_TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
+from saq.utils import now
 from saq.worker import Worker
 from valkey.asyncio.retry import Retry
 from valkey.backoff import NoBackoff
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.config import ValkeyConfig
+from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.logs import trace
+from mpesa_gateway.measures import JOB_SECONDS, JOBS
+from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.plugin import Job
 
 if TYPE_CHECKING:
@@ -48,6 +53,8 @@ _KEEP_FAILED = 7 * 24 * 3600
 _FAILED_AT_MOST = 1000
 """Failed jobs that are listed; the oldest make room."""
 
+
+_REQUEST_ID = "request_id"
 
 _SAY_AGAIN = 30.0
 """Seconds between two lines in the log about one Valkey that is away: every idle slot of a worker notices it."""
@@ -80,6 +87,10 @@ class GatewayQueue(RedisQueue):
     async def count_failed(self) -> int:
         """How many failed jobs are listed."""
         return int(await self.redis.zcard(self._failed_ids))
+
+    async def count_workers(self) -> int:
+        """How many workers have given a sign of life that still counts."""
+        return int(await self.redis.zcount(self.namespace("stats"), now(), "inf"))
 
     async def failed_jobs(self, offset: int, limit: int) -> list[SaqJob]:
         """Jobs that failed or were aborted, newest first."""
@@ -187,6 +198,7 @@ class Jobs:
                         heartbeat=job.heartbeat,
                         retries=job.attempts,
                         ttl=_KEEP,
+                        meta=_asked_by(),
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
@@ -258,17 +270,30 @@ def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(job=name)
         beat = asyncio.create_task(_beat(context["job"], job.heartbeat / 3))
+        began, outcome = time.perf_counter(), "stopped"
         try:
-            await job.fn(gateway, **kwargs)
+            request_id = context["job"].meta.get(_REQUEST_ID)
+            with nullcontext() if request_id is None else asked_by(request_id):
+                await job.fn(gateway, **kwargs)
+            outcome = "done"
         except Exception as problem:  # noqa: BLE001 - whatever a job raises, it failed
+            outcome = "failed"
             # SAQ keeps and logs what it sees of a failure as it is: a database's error can quote a whole row.
             raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
+            gateway.meter.count(JOBS, name, outcome)
+            gateway.meter.time(JOB_SECONDS, time.perf_counter() - began, name)
 
     # SAQ names a cron, and the key that makes it fire once per cluster, after its function.
     run.__qualname__ = name
     return run
+
+
+def _asked_by() -> dict[str, str]:
+    """What a job is told of the request that led to it, for its log. Callers choose it and operators see it: masked."""
+    request_id = current_request_id()
+    return {_REQUEST_ID: mask_phones(request_id)} if request_id else {}
 
 
 async def _beat(job: SaqJob, every: float) -> None:

@@ -42,6 +42,8 @@ def _parts(plugin: Plugin) -> Iterator[tuple[str, list[str]]]:
     yield "provides", [port.__name__ for port, _ in plugin.provides]
     yield "command", [str(command.name) for command in plugin.commands]
     yield "check", list(dict.fromkeys(check.title for check in plugin.checks))
+    yield "counts", [measure.name for measure in plugin.counts]
+    yield "reads", [gauge.name for reading in plugin.readings for gauge in reading.gauges]
     yield "invariant", [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
 
 import msgspec
 import rich_click as click
@@ -41,7 +42,10 @@ async def _work(config: GatewayConfig) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with started(gateway):
+    async with started(gateway), AsyncExitStack() as beside:
+        for plugin in gateway.plugins:
+            for run_beside in plugin.beside_worker:
+                await beside.enter_async_context(run_beside(gateway))
         await _look_for_valkey(gateway)
         work = asyncio.create_task(run_worker(gateway.worker(), _say))
         told = asyncio.create_task(signalled.wait())

@@ -16,6 +16,7 @@ import structlog
 from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.codes import (
+    KNOWN_FAULTS,
     PULL_EMPTY,
     PULL_OK,
     FaultMeaning,
@@ -37,6 +38,8 @@ from mpesa_gateway.daraja.wire import (
 )
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
+from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.secret import Secret
@@ -157,8 +160,10 @@ class DarajaClient:
         valkey: Any,
         sealer: Sealer,
         prefix: str = "mpesa",
+        meter: Meter | None = None,
     ) -> None:
         self._config = config
+        self._meter = meter or Meter()
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self._session: niquests.AsyncSession | None = None
@@ -403,6 +408,10 @@ class DarajaClient:
         _, owner = self._base(credentials)
         return await self._tokens.until(owner)
 
+    def tokens_held(self) -> tuple[int, timedelta]:
+        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        return self._tokens.held()
+
     # -- the way there --------------------------------------------------------------------------------------------
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
@@ -426,7 +435,7 @@ class DarajaClient:
         for is_last in (False, True):
             token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
             answer = await self._exchange(
-                "POST", base + path, operation, json=body, headers={"Authorization": f"Bearer {token}"}
+                "POST", base + path, operation, credentials.env, json=body, headers={"Authorization": f"Bearer {token}"}
             )
             if answer.content is None:
                 raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
@@ -451,6 +460,7 @@ class DarajaClient:
                 "GET",
                 base + "/oauth/v1/generate?grant_type=client_credentials",
                 "token",
+                credentials.env,
                 headers={"Authorization": f"Basic {basic}"},
             )
         except OutcomeUnknown as problem:
@@ -459,7 +469,8 @@ class DarajaClient:
         text, lifetime = read_text(answer.content, "access_token"), read_text(answer.content, "expires_in")
         if 200 <= answer.status < 300 and text is not None:
             seconds = int(lifetime) if lifetime is not None and lifetime.isdigit() else 3599
-            return Token(text, self._clock.now() + self._tokens.early(timedelta(seconds=seconds)))
+            now = self._clock.now()
+            return Token(text, now + self._tokens.early(timedelta(seconds=seconds)), now)
         fault = read_fault_body(answer.content)
         meaning = read_fault(answer.status, fault.code, fault.message)
         if meaning.sent is Sent.NO and meaning.retry is not Retry.BACK_OFF:
@@ -477,12 +488,13 @@ class DarajaClient:
             "M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5
         )
 
-    async def _exchange(self, method: str, url: str, operation: str, **options: Any) -> _Answer:
+    async def _exchange(self, method: str, url: str, operation: str, env: Env, **options: Any) -> _Answer:
         """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
         began = time.perf_counter()
         status, error = 0, ""
+        outcome, code = "no_answer", ""
         try:
             # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._config.timeout):
@@ -500,20 +512,33 @@ class DarajaClient:
                 content = read_json(body) if body else None
             except ValueError:
                 content = None
-            return _Answer(status, content if isinstance(content, dict) else None)
+            answer = _Answer(status, content if isinstance(content, dict) else None)
+            outcome, code = counted_as(answer.status, answer.content)
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
             error = type(problem).__name__
             if _never_connected(problem):
+                outcome = "unreachable"
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
             raise OutcomeUnknown("M-Pesa did not answer") from None
+        else:
+            return answer
         finally:
+            took = time.perf_counter() - began
+            self._meter.count(DARAJA_CALLS, env, operation, outcome, code)
+            self._meter.time(DARAJA_SECONDS, took, env, operation)
             log.info(
-                "daraja_exchange",
-                operation=operation,
-                status=status,
-                error=error or None,
-                ms=round((time.perf_counter() - began) * 1000, 1),
+                "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )
+
+
+def counted_as(status: int, content: Any) -> tuple[str, str]:
+    """How an answer is counted, with the code of a fault: one that the table has, or ``other``."""
+    if content is None:
+        return "no_json", ""
+    code = read_fault_body(content).code
+    if code is None and 200 <= status < 300:
+        return "ok", ""
+    return "fault", code if code in KNOWN_FAULTS else OTHER
 
 
 def _ack(answer: Any) -> Ack:

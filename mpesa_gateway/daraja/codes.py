@@ -289,6 +289,9 @@ FAULTS: dict[str, FaultMeaning] = {
 _AMBIGUOUS = "500.001.1001"
 """The code that means four things, told apart by its message."""
 
+KNOWN_FAULTS = frozenset({*FAULTS, _AMBIGUOUS})
+"""Every fault code that this table knows."""
+
 
 def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
     """What a fault means. Without a code that we know, a 4xx is a refusal and anything else says nothing."""

@@ -35,10 +35,12 @@ _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('
 
 
 class Token(msgspec.Struct, frozen=True):
-    """An access token and the moment, in UTC, from which it is not used any more."""
+    """An access token, the moment from which it is not used any more, and when it was fetched, in UTC."""
 
     text: str
     until: datetime
+    since: datetime | None = None
+    """None where a release that did not note it has fetched it."""
 
 
 Fetch = Callable[[], Awaitable[Token]]
@@ -84,6 +86,13 @@ class Tokens:
         """Until when the present token of an owner is used, None where there is none."""
         token = self._tokens.get(owner) or self._opened(owner, await self._sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
+
+    def held(self) -> tuple[int, timedelta]:
+        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        now = self._clock.now()
+        used = [token for token in self._tokens.values() if token.until > now]
+        ages = [now - token.since for token in used if token.since is not None]
+        return len(used), max(ages, default=timedelta())
 
     async def drop(self, owner: str, text: str) -> None:
         """Forget a token that Daraja refused, unless another has taken its place."""

@@ -125,7 +125,7 @@ async def _valkey(gateway: "Gateway") -> str | None:
 
 async def _queue(gateway: "Gateway") -> str | None:
     waiting = await gateway.jobs.queue.count("queued")
-    workers = await gateway.jobs.queue.redis.zcard(gateway.jobs.queue.namespace("stats"))
+    workers = await gateway.jobs.queue.count_workers()
     if not workers:
         raise NotReady("no worker is running: start `mpesa-gateway worker`")
     return f"{workers} working, {waiting} waiting"

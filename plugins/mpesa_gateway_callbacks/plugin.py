@@ -8,6 +8,7 @@ from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
 from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
+from mpesa_gateway_callbacks.measures import COUNTS, READINGS
 from mpesa_gateway_callbacks.pages import PAGES
 from mpesa_gateway_callbacks.routes import routes
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -26,6 +27,8 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    counts=COUNTS,
+    readings=READINGS,
     forgets=(
         Forgetting(
             "refused callbacks",

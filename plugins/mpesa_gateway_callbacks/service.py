@@ -43,6 +43,7 @@ from mpesa_gateway_callbacks.errors import (
     TokenRefused,
 )
 from mpesa_gateway_callbacks.kinds import Report, read_report
+from mpesa_gateway_callbacks.measures import CALLBACKS
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -177,8 +178,10 @@ class CallbackInbox:
             if is_new is None:
                 is_new = await self._keep(arrival)
         except CallbackRefused as refusal:
+            self._gateway.meter.count(CALLBACKS, incoming.kind, "refused", refusal.reason)
             await self._keep_refused(incoming, subject, refusal)
             raise
+        self._gateway.meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
         if not is_new:
             await self._audit_repeat(incoming, subject, report)
         log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)

@@ -141,6 +141,11 @@ REPLAYED = "UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE
 
 COUNT_UNMATCHED = "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched'"
 
+COUNT_WAITING = """
+SELECT count(*) AS waiting, min(received_at) AS oldest
+FROM (SELECT received_at FROM callback WHERE verdict = 'waiting' ORDER BY due_at LIMIT 10000) AS waits
+"""
+
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
 """

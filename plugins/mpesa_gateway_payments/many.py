@@ -18,6 +18,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
+from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.views import event_fields
@@ -207,6 +208,12 @@ class Endings:
             for (row, _, _), change in zip(plain, changes, strict=True)
         ]
         await self._gateway.outbox.publish_many(events)
+
+        async def count() -> None:
+            for (row, _, _), change in zip(plain, changes, strict=True):
+                count_ended(self._gateway.meter, row, change["failure_reason"], now)
+
+        await self._db.after_commit(count)
         callbacks = self._gateway.services.get(Callbacks)
         for (row, result, _), change in zip(plain, changes, strict=True):
             await callbacks.mark_applied(result.callback_id)

@@ -14,6 +14,7 @@ from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, sweep, tally
+from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
@@ -76,6 +77,8 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    counts=COUNTS,
+    readings=READINGS,
     forgets=(
         Forgetting(
             "status checks",

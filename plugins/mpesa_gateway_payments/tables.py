@@ -295,6 +295,11 @@ WAITS_FOR_A_PERSON = """
 mismatch IS NOT NULL AND looked_after_at IS NULL AND (status IN ('pending', 'failed') OR mismatch = 'receipt')
 """
 
+COUNT_OPEN = """
+SELECT count(*) AS open, min(created_at) AS oldest
+FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+"""
+
 COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
 
 LOOK_AFTER = f"""
@@ -468,6 +473,17 @@ SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned, ARRAY[sum(waits[1])::bigint, sum(waits[2])::bigint,
         sum(waits[3])::bigint, sum(waits[4])::bigint, sum(waits[5])::bigint, sum(waits[6])::bigint] AS waits
 FROM payment_tally WHERE env = $1 AND hour >= $2 GROUP BY hour
+"""
+
+TALLIED_LATELY = """
+SELECT env, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
+    sum(taken)::bigint AS taken, sum(returned)::bigint AS returned
+FROM payment_tally WHERE hour >= $1 GROUP BY env
+"""
+
+TALLIED_REASONS_LATELY = """
+SELECT env, key AS reason, sum(value::bigint)::bigint AS count
+FROM payment_tally CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE hour >= $1 GROUP BY env, key
 """
 
 TALLIED_REASONS = """

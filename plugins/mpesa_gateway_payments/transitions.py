@@ -17,6 +17,7 @@ from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status, sources
 from mpesa_gateway_payments.views import event_fields
 
@@ -126,6 +127,7 @@ class Transitions:
             return False
         await self.step(payment_id, now, "completed", cause, told.code, told.text)
         await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
+        await self._count(row, None, now)
         if other_phone:
             await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
         log.info("payment_completed", payment_id=payment_id, cause=cause.value)
@@ -163,8 +165,17 @@ class Transitions:
             return False
         await self.step(payment_id, now, step, cause, code, text)
         await self._gateway.outbox.publish(PaymentFailed(**event_fields(row)))
+        await self._count(row, reason, now)
         log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
         return True
+
+    async def _count(self, row: Row, reason: str | None, at: datetime) -> None:
+        """Once it is committed, the payment has ended."""
+
+        async def count() -> None:
+            count_ended(self._gateway.meter, row, reason, at)
+
+        await self._db.after_commit(count)
 
     async def expire(self, payment_id: str) -> None:
         """M-Pesa reported no result in time."""

@@ -10,6 +10,7 @@ from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
+from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -45,6 +46,8 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    counts=COUNTS,
+    readings=READINGS,
     erasers=(LINES,),
     forgets=(
         Forgetting("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),

@@ -26,6 +26,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_e
 from mpesa_gateway_payments.api import Candidate, Finding, Match, Payments, Recovery, Statement
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress, RunLost
+from mpesa_gateway_reconciliation.measures import RUNS
 from mpesa_gateway_reconciliation.schemas import (
     LineView,
     Registration,
@@ -223,6 +224,7 @@ class Reconciliation:
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
+            self._gateway.meter.count(RUNS, status)
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
 
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:

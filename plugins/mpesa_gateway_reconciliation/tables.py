@@ -279,6 +279,13 @@ SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in
         LIMIT 1000) AS open) AS lines
 """  # noqa: S608 - the clause above
 
+COUNT_UNRESOLVED_BY_FINDING = f"""
+SELECT open.finding, count(*) AS count FROM merchant CROSS JOIN LATERAL (
+    SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+    ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
+GROUP BY open.finding
+"""  # noqa: S608 - likewise
+
 SET_ASIDE = f"""
 UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
 WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, finding

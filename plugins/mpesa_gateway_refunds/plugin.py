@@ -10,6 +10,7 @@ from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
+from mpesa_gateway_refunds.measures import READINGS
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.routes import routes
 from mpesa_gateway_refunds.service import RefundService
@@ -45,4 +46,5 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    readings=READINGS,
 )

@@ -128,6 +128,11 @@ FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"
 
 OF_PAYMENT = "SELECT * FROM refund WHERE payment_id = $1 ORDER BY created_at DESC LIMIT 100"
 
+COUNT_OPEN = """
+SELECT count(*) AS open, min(created_at) AS oldest
+FROM (SELECT created_at FROM refund WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+"""
+
 COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
 
 PAGE = """

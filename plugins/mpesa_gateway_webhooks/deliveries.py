@@ -22,6 +22,7 @@ from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.together import Together
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.schemas import (
     AttemptView,
@@ -159,6 +160,8 @@ class Deliveries:
                 await self._db.execute(tables.HAND_BACK, [row["delivery_id"]], batch.leased_until)
                 return
             answer = await self._send(row)
+            if isinstance(answer, Answer):
+                self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
             self._note(row, answer, batch)
         await self._record(row, answer)
 
@@ -220,6 +223,7 @@ class Deliveries:
                 now,
             )
             await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
         now = self._gateway.clock.now()
@@ -251,6 +255,7 @@ class Deliveries:
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
+        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 

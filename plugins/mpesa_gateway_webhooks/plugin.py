@@ -14,6 +14,7 @@ from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, sweep
+from mpesa_gateway_webhooks.measures import COUNTS, READINGS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -55,6 +56,8 @@ plugin = Plugin(
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,
+    counts=COUNTS,
+    readings=READINGS,
     forgets=(
         Forgetting(
             "attempts at delivery",

@@ -1,0 +1,27 @@
+"""What the kernel counts and times of itself in each process: requests, calls to Daraja, jobs."""
+
+from mpesa_gateway.meter import LONG, Counter, Histogram
+
+REQUESTS = Counter(
+    "mpesa_http_requests_total",
+    "Requests that were answered, by route and status; those for no route of ours are (unknown).",
+    ("method", "route", "status"),
+    most=2000,
+)
+REQUEST_SECONDS = Histogram(
+    "mpesa_http_request_seconds", "From a request's first byte to the end of its answer.", ("route",)
+)
+_OPERATIONS = ("token", "stk_push", "stk_query", "transaction_status", "reversal", "pull_register", "pull_query")
+
+DARAJA_CALLS = Counter(
+    "mpesa_daraja_calls_total",
+    "Calls to Daraja, by operation and how they ended: ok, fault (a code says which), unreachable, no_answer, no_json.",
+    ("env", "operation", "outcome", "code"),
+    begins=tuple((env, operation, "ok", "") for env in ("sandbox", "live") for operation in _OPERATIONS),
+    most=1000,
+)
+DARAJA_SECONDS = Histogram("mpesa_daraja_call_seconds", "How long Daraja took to answer.", ("env", "operation"))
+JOBS = Counter("mpesa_jobs_total", "Jobs that this process ran, by how they ended.", ("job", "outcome"))
+JOB_SECONDS = Histogram("mpesa_job_seconds", "How long jobs ran.", ("job",), bounds=LONG)
+
+COUNTS: tuple[Counter | Histogram, ...] = (REQUESTS, REQUEST_SECONDS, DARAJA_CALLS, DARAJA_SECONDS, JOBS, JOB_SECONDS)

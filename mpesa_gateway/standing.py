@@ -1,0 +1,112 @@
+"""How the kernel's parts stand at this moment: the servers, the queue and its workers, tokens, certificates."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
+from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.doctor.workers import crons_not_run
+from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway.security.scopes import Env
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+BUILD = Gauge("mpesa_build_info", "1, with the release that this process runs.", ("version",))
+POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
+MIGRATIONS = Gauge(
+    "mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell."
+)
+VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
+WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a minute.")
+QUEUE = Gauge(
+    "mpesa_queue_jobs", "Jobs by state: waiting, active, incomplete (with those for later), failed.", ("state",)
+)
+CRONS = Gauge(
+    "mpesa_crons_not_run", "Tasks that run by the clock and have not run for a minute, or that no worker knows."
+)
+CALLS = Gauge("mpesa_http_calls", "API calls in this process by state: working, waiting, unanswered.", ("state",))
+TOKENS = Gauge("mpesa_daraja_tokens", "Access tokens of Daraja that this process holds and still uses.")
+TOKEN_AGE = Gauge("mpesa_daraja_token_age_seconds", "The age of the oldest of these; 0 where there is none.")
+CERTIFICATE = Gauge(
+    "mpesa_certificate_expires_seconds", "Until Safaricom's certificate ends; negative afterwards.", ("env",)
+)
+
+
+async def read_build(_: "Gateway") -> Sequence[Value]:
+    """Which release this is."""
+    return [(BUILD, (version("mpesa-gateway"),), 1)]
+
+
+async def read_postgres(gateway: "Gateway") -> Sequence[Value]:
+    """Whether Postgres is there, and as this release wants it."""
+    try:
+        missing = len(await pending(gateway.db, gateway.migrations))
+    except MigrationRefused:
+        missing = -1
+    except Exception:  # noqa: BLE001 - whatever a driver raises, it is not there
+        return [(POSTGRES, (), 0), (MIGRATIONS, (), -1)]
+    return [(POSTGRES, (), 1), (MIGRATIONS, (), missing)]
+
+
+async def read_queue(gateway: "Gateway") -> Sequence[Value]:
+    """What waits in Valkey, and who works on it."""
+    queue = gateway.jobs.queue
+    try:
+        await gateway.valkey.ping()
+        waiting, active, incomplete = [await queue.count(kind) for kind in ("queued", "active", "incomplete")]
+        failed, workers = await queue.count_failed(), await queue.count_workers()
+        missing, late = await crons_not_run(gateway, gateway.clock.now())
+    except Exception:  # noqa: BLE001 - likewise
+        return [(VALKEY, (), 0)]
+    return [
+        (VALKEY, (), 1),
+        (WORKERS, (), workers),
+        (QUEUE, ("waiting",), waiting),
+        (QUEUE, ("active",), active),
+        (QUEUE, ("incomplete",), incomplete),
+        (QUEUE, ("failed",), failed),
+        (CRONS, (), len(missing) + len(late)),
+    ]
+
+
+async def read_process(gateway: "Gateway") -> Sequence[Value]:
+    """How this process is doing: its calls, its tokens."""
+    gate = gateway.asgi.gate_in_use
+    held, oldest = gateway.daraja.tokens_held()
+    return [
+        (CALLS, ("working",), gate.working if gate else 0),
+        (CALLS, ("waiting",), gate.waiting if gate else 0),
+        (CALLS, ("unanswered",), gate.unanswered if gate else 0),
+        (TOKENS, (), held),
+        (TOKEN_AGE, (), oldest.total_seconds()),
+    ]
+
+
+async def read_certificates(gateway: "Gateway") -> Sequence[Value]:
+    """Until when Safaricom's certificates are valid, those whose files are there."""
+    return await asyncio.to_thread(lambda: list(_certificates(gateway)))
+
+
+def _certificates(gateway: "Gateway") -> Iterator[Value]:
+    config, now = gateway.config.daraja, gateway.clock.now()
+    envs: tuple[Env, ...] = get_args(Env)
+    for env in envs:
+        if Path(config.live_certificate if env == "live" else config.sandbox_certificate).exists():
+            try:
+                left = (certificate_for(config, env).not_after - now).total_seconds()
+            except CertificateRefused:
+                left = -1.0
+            yield CERTIFICATE, (env,), left
+
+
+READINGS = (
+    Reading((BUILD,), read_build),
+    Reading((POSTGRES, MIGRATIONS), read_postgres),
+    Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
+    Reading((CALLS, TOKENS, TOKEN_AGE), read_process),
+    Reading((CERTIFICATE,), read_certificates),
+)

@@ -1,0 +1,37 @@
+"""What is counted of reconciliation, and which lines of statements no payment explains."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.meter import Counter, Gauge, Reading, Value
+from mpesa_gateway_reconciliation import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+RUNS = Counter(
+    "mpesa_reconciliation_runs_total",
+    "Readings of a merchant's statement that this process has ended.",
+    ("status",),
+    begins=(("completed",), ("failed",)),
+)
+UNRESOLVED = Gauge(
+    "mpesa_reconciliation_unresolved",
+    "Lines of statements that nobody has seen to, by finding; of each merchant the newest 1,000 at most.",
+    ("finding",),
+)
+FAILING = Gauge("mpesa_reconciliation_failing_merchants", "Merchants whose statement could not be read the last time.")
+
+FINDINGS = ("not_found", "mismatched", "ambiguous")
+
+
+async def read_findings(gateway: "Gateway") -> Sequence[Value]:
+    """What statements say and our books do not."""
+    rows = await gateway.db.fetch(tables.COUNT_UNRESOLVED_BY_FINDING)
+    counts = {row["finding"]: row["count"] for row in rows}
+    failing = await gateway.db.fetchval(tables.COUNT_FAILING)
+    return [*((UNRESOLVED, (finding,), counts.get(finding, 0)) for finding in FINDINGS), (FAILING, (), failing)]
+
+
+COUNTS = (RUNS,)
+READINGS = (Reading((UNRESOLVED, FAILING), read_findings),)

@@ -1,0 +1,26 @@
+"""How many refunds are under way, and how many wait for a person."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.clock import seconds_since
+from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway_refunds import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+OPEN = Gauge("mpesa_refunds_open", "Refunds whose end M-Pesa has not told; 10,000 at most.")
+OLDEST = Gauge("mpesa_refunds_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.")
+HELD = Gauge("mpesa_refunds_held", "Refunds that wait for a person.")
+
+
+async def read_open(gateway: "Gateway") -> Sequence[Value]:
+    """Refunds that are not over."""
+    row = await gateway.db.fetchrow(tables.COUNT_OPEN)
+    held = await gateway.db.fetchval(tables.COUNT_WAITING)
+    count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
+    return [(OPEN, (), count), (OLDEST, (), seconds_since(oldest, gateway.clock)), (HELD, (), held)]
+
+
+READINGS = (Reading((OPEN, OLDEST, HELD), read_open),)

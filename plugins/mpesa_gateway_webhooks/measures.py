@@ -1,0 +1,38 @@
+"""What is counted of webhooks, and what merchants are still owed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.clock import seconds_since
+from mpesa_gateway.meter import Counter, Gauge, Histogram, Reading, Value
+from mpesa_gateway_webhooks.desk import WebhookDesk
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+ATTEMPTS = Counter(
+    "mpesa_webhook_attempts_total",
+    "Attempts to deliver: delivered, failed (tried again later), dead (it was the last).",
+    ("outcome",),
+    begins=(("delivered",), ("failed",), ("dead",)),
+)
+ATTEMPT_SECONDS = Histogram("mpesa_webhook_attempt_seconds", "How long endpoints took to answer.")
+
+OWED = Gauge("mpesa_webhooks_owed", "Deliveries that have not been taken yet; 10,000 at most.")
+OLDEST = Gauge("mpesa_webhooks_oldest_owed_seconds", "For how long the oldest of them is owed; 0 where none is.")
+DEAD = Gauge("mpesa_webhooks_dead", "Deliveries of the last day that used up their attempts; 1,000 a merchant at most.")
+
+
+async def read_owed(gateway: "Gateway") -> Sequence[Value]:
+    """What merchants have not heard."""
+    desk = gateway.services.get(WebhookDesk)
+    owed, oldest = await desk.owed()
+    return [
+        (OWED, (), owed),
+        (OLDEST, (), seconds_since(oldest, gateway.clock)),
+        (DEAD, (), await desk.count_dead()),
+    ]
+
+
+COUNTS = (ATTEMPTS, ATTEMPT_SECONDS)
+READINGS = (Reading((OWED, OLDEST, DEAD), read_owed),)
