@@ -1,6 +1,5 @@
 """The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
 
@@ -80,8 +78,8 @@ async def newer(visit: Visit) -> Shown:
 async def look_for(visit: Visit) -> Done:
     """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # A day alone is its first moment; the form says that its times are UTC.
-    query |= {name: f"{query[name]}T00:00:00Z" for name in ("since", "until") if _DAY.match(query.get(name, ""))}
+    # The form's times are those that the list shows; addresses have UTC, as the API does.
+    query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.services.get(PaymentDesk)
     phone, text = visit.text("phone"), query.get("search", "")
     if phone:
