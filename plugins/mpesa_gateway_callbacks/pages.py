@@ -9,8 +9,7 @@ import msgspec
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
-from mpesa_gateway.phone import mask_phones
-from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery
+from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out
 from mpesa_gateway_callbacks.service import CallbackInbox
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ async def callback(visit: Visit) -> Shown:
     row = await visit.gateway.services.get(CallbackInbox).find(visit.values["callback_id"])
     return Shown(
         "callback.html",
-        {"row": row, "merchant": await _merchant(visit, row), "body": mask_phones(_laid_out(row["body"]))},
+        {"row": row, "merchant": await _merchant(visit, row), "body": laid_out(row["body"])},
     )
 
 
@@ -69,14 +68,6 @@ async def _merchant(visit: Visit, row: Row) -> str | None:
     """The name of the merchant whom a callback is about."""
     merchant_id = row["merchant_id"]
     return (await visit.gateway.merchants.names([merchant_id])).get(merchant_id) if merchant_id else None
-
-
-def _laid_out(body: str) -> str:
-    """JSON on several lines, its numbers as they stand; anything else as it is."""
-    try:
-        return msgspec.json.format(body, indent=2)
-    except msgspec.DecodeError:
-        return body
 
 
 async def refused_callback(visit: Visit) -> Shown:

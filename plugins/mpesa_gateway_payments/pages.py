@@ -8,10 +8,11 @@ import msgspec
 from litestar import Response
 
 from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.figures import figures
@@ -217,9 +218,32 @@ _SAID = {
 }
 
 
+_PUSHED = frozenset({"sent", "unknown", "refused"})
+"""Steps at which a push had gone out."""
+
+
+def _asked(row: Row) -> str:
+    """What the push asked for, as the payment has it and by Daraja's names; the password is kept nowhere."""
+    said = {
+        "BusinessShortCode": row["shortcode"],
+        "Amount": row["amount"],
+        "PhoneNumber": mask_phones(row["phone"]),
+        "AccountReference": row["reference"],
+        "TransactionDesc": row["description"],
+    }
+    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+
+
+def _acknowledged(row: Row) -> str:
+    """What M-Pesa's acknowledgement named."""
+    said = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
+    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+
+
 async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
     """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
     desk = gateway.services.get(PaymentDesk)
+    row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)
     handles = await desk.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
@@ -230,6 +254,8 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
             source=f"payment, {_CAUSES[step.cause]}",
             state=step.kind.replace("_", " "),
             text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
+            body=_asked(row) if step.kind in _PUSHED else "",
+            answer=_acknowledged(row) if step.kind == "sent" else "",
         )
         for step in await desk.steps(payment_id)
     ]

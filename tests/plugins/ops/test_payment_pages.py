@@ -126,6 +126,11 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         assert "KES 500 pending" in page.words
         assert "requested Asked for" in page.words
         assert "sent M-Pesa took the push" in page.words
+        # What was said at the push, on either side, without the payer's number.
+        asked, answered_with = re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
+        assert [part in asked for part in ("&#34;Amount&#34;: 500", "2547****020", waiting["reference"])] == [True] * 3
+        assert waiting["provider_ref"] in answered_with
+        assert "254700000020" not in "".join(re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL))
         assert "&lt;b&gt;7&lt;/b&gt;" in page.text
         told = await browser.submits(page, "/query")
         assert "M-Pesa was asked: still under way." in told.words
