@@ -152,7 +152,7 @@ def _body_rows(schema: dict[str, Any], schemas: dict[str, Any]) -> list[_Row]:
 def _answers(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[tuple[_Row, ...], list[str]]:
     """What a call answers when all is well, each shape with its statuses."""
     found: dict[tuple[_Row, ...], list[str]] = {}
-    for status, answer in operation.get("responses", {}).items():
+    for status, answer in sorted(operation.get("responses", {}).items()):
         if status.startswith("2"):
             for content in answer.get("content", {}).values():
                 rows = _fields(content.get("schema", {}), schemas)

@@ -16,7 +16,10 @@ _SHOWN = 50
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that has not ended. ``at`` is when it is due, or was put on the queue; ``kwargs`` are ids only, as JSON."""
+    """A job that has not ended.
+
+    ``at`` is when it is due, or was put on the queue; ``kwargs`` are ids only, as JSON, empty without any.
+    """
 
     key: str
     name: str
@@ -79,7 +82,7 @@ def _job(job: dict[str, Any], now: datetime) -> QueuedJob:
         name=job["function"],
         state="running" if job.get("status") == Status.ACTIVE else state,
         at=at,
-        kwargs=msgspec.json.encode(job.get("kwargs") or {}, enc_hook=str).decode(),
+        kwargs=msgspec.json.encode(job["kwargs"], enc_hook=str).decode() if job.get("kwargs") else "",
         tries=job.get("attempts", 0),
     )
 

@@ -29,9 +29,15 @@ _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js"
 
 _STYLE = (
     ":root { --font-size: 15px } main.container { overflow-x: auto } th, td { white-space: nowrap } "
-    "details p { white-space: pre-wrap; overflow-wrap: anywhere }"
+    "details p { white-space: pre-wrap; overflow-wrap: anywhere } "
+    "@media (prefers-color-scheme: light) { :root:not([data-theme=dark]) { "
+    "--primary: #0b6485; --primary-hover: #074a63; "
+    "--muted-color: #4d5b66; --color: #2b3742 } } "
+    "@media (prefers-color-scheme: dark) { :root:not([data-theme=light]) { "
+    "--primary: #4dc4ea; --primary-hover: #8fdcf5; "
+    "--muted-color: #a3b3bf; --color: #c8d2da } }"
 )
-"""SAQ's tables are wider than a phone, and its traces of errors have lines."""
+"""SAQ's tables are wider than a phone, its traces of errors have lines, its colours are too pale to be read by all."""
 
 _PAGE: dict[str, Any] = {
     "public": True,
@@ -56,7 +62,7 @@ async def queue_page(request: Request[Any, Any, Any]) -> Response[Any]:
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Queue · mpesa-gateway</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
         f"<link rel=stylesheet href='{here}/static/pico.min.css'><style>{_STYLE}</style></head><body>"
-        f"<nav class=container><ul><li><a href='{escape(home(request))}/queue'>← Queue</a></li>"
+        f"<nav class=container aria-label='Back'><ul><li><a href='{escape(home(request))}/queue'>← Queue</a></li>"
         f"<li><a href='{escape(home(request))}/failed'>Failed jobs</a></li></ul></nav><div id=app></div>"
         f"<script>{script}</script><script src='{here}/static/snabbdom.js'></script>"
         f"<script src='{here}/static/app.js'></script></body></html>"
