@@ -59,8 +59,8 @@ p { margin: .3rem 0 .6rem } .soft { color: var(--soft) }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; background: var(--tint); border-radius: .4rem }
 caption { text-align: left; padding: .5rem 0 .2rem; color: var(--soft); font-size: .8rem }
 td { padding: .3rem .7rem; vertical-align: top; overflow-wrap: anywhere; border-top: 1px solid var(--line) }
-tr:first-child td { border-top: 0 } td:first-child { width: 14rem; font-family: ui-monospace, monospace }
-td:nth-child(2) { width: 14rem; color: var(--soft) }
+tr:first-child td { border-top: 0 } td:first-child { width: 19rem; font-family: ui-monospace, monospace }
+td:nth-child(2) { width: 12rem; color: var(--soft) }
 pre { margin: .3rem 0 .6rem; padding: .5rem .7rem; background: var(--tint); border-radius: .4rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.5 ui-monospace, monospace }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--blue) }

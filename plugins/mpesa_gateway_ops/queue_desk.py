@@ -63,7 +63,7 @@ async def queue(visit: Visit) -> Shown:
     """All of it on one page, which needs no script."""
     queue = visit.gateway.jobs.queue
     try:
-        info = dict(await queue.info(jobs=True, limit=_SHOWN))
+        info: dict[str, Any] = dict(await queue.info(jobs=True, limit=_SHOWN))
         failed = await queue.count_failed()
     except ValkeyError:
         return Shown("queue.html", {"queue": None})
