@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from saq.job import Status
+from saq.job import ACTIVE_STATUSES, Status
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.app import Gateway
@@ -101,7 +101,7 @@ def _at_work(name: str, worker: dict[str, Any]) -> AtWork:
 async def stop(visit: Visit) -> Done:
     """Stop a job, or take it off the queue; what it was to do stands in Postgres."""
     job = await visit.gateway.jobs.queue.job(visit.text("key"))
-    if job is None or job.completed:
+    if job is None or job.status not in ACTIVE_STATUSES:
         return Done("queue", "That job has ended meanwhile.")
     await visit.gateway.audit.record(
         "job.aborted", merchant_id=None, actor=visit.visitor.actor, subject_id=job.key, detail={"job": job.function}
