@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from mpesa_gateway.clock import EAT, rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Problem
 from mpesa_gateway.http.reading import read_query
@@ -97,6 +98,18 @@ class Visit:
     def text(self, name: str) -> str:
         """A field of the form without the spaces around it, empty without one."""
         return next(iter(self.form.get(name, ())), "").strip()
+
+    def moment(self, name: str) -> str:
+        """A time of the form in RFC 3339: one without a zone, as its field gives it, is East Africa Time.
+
+        What is no time is given as it was typed, for whoever reads it to refuse.
+        """
+        text = self.text(name)
+        try:
+            moment = datetime.fromisoformat(text)
+            return text if moment.tzinfo else rfc3339(moment.replace(tzinfo=EAT))
+        except (ValueError, OverflowError):
+            return text
 
     def caller(self, merchant: Merchant) -> Caller:
         """This visitor acting for a merchant, for services that take who calls."""

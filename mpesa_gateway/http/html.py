@@ -101,6 +101,18 @@ def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup
     )
 
 
+def local(text: str) -> str:
+    """A time as an address has it (RFC 3339) for a form's field: in East Africa Time, without a zone; else as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None and len(text) > len("2026-11-23"):
+            return text
+        # A day alone begins in UTC, as the API reads it.
+        return f"{(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(EAT):%Y-%m-%dT%H:%M:%S}"
+    except (ValueError, OverflowError):
+        return text
+
+
 def kes(amount: str | float | None) -> Markup:
     """An amount in KES as people read it: ``KES 12,500``."""
     if amount is None:
@@ -135,7 +147,7 @@ def environment(packages: Mapping[str, str]) -> jinja2.Environment:
         auto_reload=False,
     )
     words: dict[str, Any] = made.globals  # pyright: ignore[reportAssignmentType] - Jinja infers it from its own defaults
-    words.update(state=state, kes=kes, number=number, columns=charts.columns)
+    words.update(state=state, kes=kes, local=local, number=number, columns=charts.columns)
     return made
 
 

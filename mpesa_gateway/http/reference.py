@@ -1,4 +1,8 @@
-"""The API's reference as one page: every call with what it takes, what it answers, and a form to try it with."""
+"""The API's reference as one page: every call with what it takes, what it answers, and a form to try it with.
+
+There are many calls, and the page is to stay under 100 KB: end tags that HTML lets out are left out, what is the same
+for several answers is said once, and what only a script can use is made by the script.
+"""
 
 import json
 import shlex
@@ -17,6 +21,12 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 """What the page may load: an API key is typed into it."""
+
+_PLACES = {"path": "In the path", "query": "In the query", "header": "Headers"}
+"""Where parameters stand."""
+
+_Row = tuple[str, str, str]
+"""A field's name, its type, and what else there is to say of it."""
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 
@@ -49,8 +59,8 @@ p { margin: .3rem 0 .6rem } .soft { color: var(--soft) }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; background: var(--tint); border-radius: .4rem }
 caption { text-align: left; padding: .5rem 0 .2rem; color: var(--soft); font-size: .8rem }
 td { padding: .3rem .7rem; vertical-align: top; overflow-wrap: anywhere; border-top: 1px solid var(--line) }
-tr:first-child td { border-top: 0 } td:first-child { width: 14rem; font-family: ui-monospace, monospace }
-td:nth-child(2) { width: 14rem; color: var(--soft) }
+tr:first-child td { border-top: 0 } td:first-child { width: 19rem; font-family: ui-monospace, monospace }
+td:nth-child(2) { width: 12rem; color: var(--soft) }
 pre { margin: .3rem 0 .6rem; padding: .5rem .7rem; background: var(--tint); border-radius: .4rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.5 ui-monospace, monospace }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--blue) }
@@ -98,7 +108,7 @@ def render_reference(document: dict[str, Any]) -> str:
 
 def _links(name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> str:
     rows = "".join(
-        f"<a href='#{_anchor(method, path)}'><span class='verb {method}'>{method.upper()}</span>"
+        f"<a href=#{_anchor(method, path)}><span class='verb {method}'>{method.upper()}</span>"
         f"<span>{escape(path)}</span></a>"
         for method, path, _ in calls
     )
@@ -117,25 +127,38 @@ def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[st
     badge = f"<span class=scope>{escape(scope)}</span>" if scope else "<span class=scope>no key</span>"
     text = escape(operation.get("description") or operation.get("summary") or "")
     heading = f"<h3><span class='verb {method}'>{method.upper()}</span> {escape(path)}{badge}</h3>"
-    parts = [f"<article id='{_anchor(method, path)}'>{heading}<p>{text}</p>"]
-    parameters = [
-        (parameter["name"], _kind(parameter.get("schema", {})), _where(parameter))
-        for parameter in operation.get("parameters", [])
-    ]
+    parts = [f"<article id={_anchor(method, path)}>{heading}<p>{text}"]
     parts.append(f"<pre>{escape(_curl(method, path, operation, schemas), quote=False)}</pre>")
-    parts.append(_table("Parameters", parameters))
+    for place, caption in _PLACES.items():
+        found = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == place]
+        parts.append(_table(caption, [(each["name"], _kind(each.get("schema", {})), _needed(each)) for each in found]))
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(_table(f"Body ({media})", list(_fields(content.get("schema", {}), schemas))))
-    for status, answer in operation.get("responses", {}).items():
-        for content in answer.get("content", {}).values():
-            rows = list(_fields(content.get("schema", {}), schemas)) if status.startswith("2") else []
-            rows = [row for row in rows if row[0] != "success"]
-            parts.append(_table(f"Answer {status}", rows))
+        parts.append(_table(f"Body ({media})", _body_rows(content.get("schema", {}), schemas)))
+    parts += [
+        _table(f"Answer {', '.join(statuses)}", list(rows)) for rows, statuses in _answers(operation, schemas).items()
+    ]
     codes = [code for code in _codes(operation) if code not in usual]
     if codes:
-        parts.append(f"<p class=soft>Also refused with {', '.join(codes)}.</p>")
-    parts.append(f"<details hidden data-call='{method} {escape(path)}'><summary>Try it</summary></details>")
+        parts.append(f"<p class=soft>Also refused with {', '.join(codes)}.")
     return "".join(parts) + "</article>"
+
+
+def _body_rows(schema: dict[str, Any], schemas: dict[str, Any]) -> list[_Row]:
+    """The fields of a body; of one that may be of several kinds, what each kind is."""
+    options = [_resolve(option, schemas) for option in _resolve(schema, schemas).get("anyOf", ())]
+    return [("one of", "", each.get("description", "")) for each in options] or list(_fields(schema, schemas))
+
+
+def _answers(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[tuple[_Row, ...], list[str]]:
+    """What a call answers when all is well, each shape with its statuses."""
+    found: dict[tuple[_Row, ...], list[str]] = {}
+    for status, answer in sorted(operation.get("responses", {}).items()):
+        if status.startswith("2"):
+            for content in answer.get("content", {}).values():
+                rows = _fields(content.get("schema", {}), schemas)
+                # That it went well is what the status says; that there is data, the rows of it.
+                found.setdefault(tuple((*row[:2], "") for row in rows if row[0] != "success"), []).append(status)
+    return found
 
 
 def _codes(operation: dict[str, Any]) -> list[str]:
@@ -201,24 +224,24 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     return plain.get(str(kind), "")
 
 
-def _table(caption: str, rows: list[tuple[str, str, str]]) -> str:
+def _table(caption: str, rows: list[_Row]) -> str:
     if not rows:
         return ""
     body = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(kind)}</td><td>{escape(text)}</td></tr>" for name, kind, text in rows
+        f"<tr><td>{escape(name)}<td>{escape(kind)}" + (f"<td>{escape(text)}" if text else "")
+        for name, kind, text in rows
     )
-    return f"<div class=rows><table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table></div>"
+    return f"<div class=rows><table><caption>{escape(caption)}{body}</table></div>"
 
 
-def _fields(
-    schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, str, str]]:
+def _fields(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator[_Row]:
     """Each field of an object with its type, those of objects inside it by their path."""
     schema = _resolve(schema, schemas)
     required = set(schema.get("required", ()))
     for name, part in schema.get("properties", {}).items():
         inner = _resolve(part, schemas)
-        yield f"{prefix}{name}", _kind(inner), "required" if name in required and depth == 0 else ""
+        said = ("required" if name in required and depth == 0 else "", inner.get("description", ""))
+        yield f"{prefix}{name}", _kind(inner), ": ".join(filter(None, said))
         if depth < 3:
             if inner.get("properties"):
                 yield from _fields(inner, schemas, f"{prefix}{name}.", depth + 1)
@@ -248,11 +271,9 @@ def _kind(schema: dict[str, Any]) -> str:
     return " or ".join(kinds) + (f" ({form})" if form else "")
 
 
-def _where(parameter: dict[str, Any]) -> str:
-    place = {"query": "in the query", "path": "in the path", "header": "a header"}.get(parameter["in"], "")
-    needed = ", required" if parameter.get("required") else ""
-    described = parameter.get("description")
-    return f"{place}{needed}" + (f": {described}" if described else "")
+def _needed(parameter: dict[str, Any]) -> str:
+    needed = "required" if parameter.get("required") and parameter["in"] != "path" else ""
+    return ": ".join(filter(None, (needed, parameter.get("description", ""))))
 
 
 def _anchor(method: str, path: str) -> str:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
-from mpesa_gateway.phone import mask_phones
-from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery
+from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out
 from mpesa_gateway_callbacks.service import CallbackInbox
 
 if TYPE_CHECKING:
@@ -58,14 +58,24 @@ async def refused(visit: Visit) -> Shown:
 async def callback(visit: Visit) -> Shown:
     """One that was taken."""
     row = await visit.gateway.services.get(CallbackInbox).find(visit.values["callback_id"])
-    return Shown("callback.html", {"row": row, "body": mask_phones(row["body"])})
+    return Shown(
+        "callback.html",
+        {"row": row, "merchant": await _merchant(visit, row), "body": laid_out(row["body"])},
+    )
+
+
+async def _merchant(visit: Visit, row: Row) -> str | None:
+    """The name of the merchant whom a callback is about."""
+    merchant_id = row["merchant_id"]
+    return (await visit.gateway.merchants.names([merchant_id])).get(merchant_id) if merchant_id else None
 
 
 async def refused_callback(visit: Visit) -> Shown:
     """One that was refused."""
     row = await visit.gateway.services.get(CallbackInbox).find_refused(visit.values["refused_id"])
+    merchant = await _merchant(visit, row)
     can_replay = row["callback_id"] is None and row["original"] is not None and row["reason"] != "token"
-    return Shown("refused_callback.html", {"row": row, "why": WHY, "can_replay": can_replay})
+    return Shown("refused_callback.html", {"row": row, "merchant": merchant, "why": WHY, "can_replay": can_replay})
 
 
 async def offer(visit: Visit) -> Done:

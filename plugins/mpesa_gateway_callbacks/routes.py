@@ -13,6 +13,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
 from mpesa_gateway_callbacks.errors import ShapeRefused, SignatureRefused, SourceRefused, TokenRefused
 from mpesa_gateway_callbacks.schemas import Accepted, CallbackQuery, CallbackView, RefusedQuery, RefusedView
 from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
@@ -71,12 +72,14 @@ _CALLBACK: dict[str, Any] = {
     "priority": True,
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
-    "takes": {"schema": {"type": "object"}, "examples": {"stk": {"value": _STK_EXAMPLE}}},
+    "takes": {"schema": STK, "examples": {"stk": {"value": _STK_EXAMPLE}}},
     "refuses": (SourceRefused, TokenRefused, SignatureRefused, ShapeRefused, AnotherSubject, NotFound),
 }
 
-_RESULT: dict[str, Any] = _CALLBACK | {
-    "takes": {"schema": {"type": "object"}, "examples": {"result": {"value": _RESULT_EXAMPLE}}}
+_RESULT: dict[str, Any] = _CALLBACK | {"takes": {"schema": RESULT, "examples": {"result": {"value": _RESULT_EXAMPLE}}}}
+
+_EITHER: dict[str, Any] = _CALLBACK | {
+    "takes": {"schema": ANY, "examples": {"stk": {"value": _STK_EXAMPLE}, "result": {"value": _RESULT_EXAMPLE}}}
 }
 
 
@@ -132,7 +135,7 @@ async def result_callback_with_token(
     return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token, body)
 
 
-@post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_CALLBACK)
+@post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
 async def neutral_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],

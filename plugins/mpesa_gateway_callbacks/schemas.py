@@ -1,5 +1,6 @@
 """Callbacks as operators see them: never with a whole phone number."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
@@ -69,3 +70,11 @@ def refused_view(row: Any) -> RefusedView:
     """A row as it is shown."""
     values = {name: row[name] for name in RefusedView.__struct_fields__ if name != "id"}
     return RefusedView(id=row["refused_id"], **values)
+
+
+def laid_out(body: str) -> str:
+    """What a callback said, for people: JSON on several lines with its numbers as they came, and phones masked."""
+    # What is no JSON, or only the beginning of it, stays as it came.
+    with suppress(msgspec.DecodeError):
+        body = msgspec.json.format(body, indent=2)
+    return mask_phones(body)

@@ -50,6 +50,7 @@ from mpesa_gateway_callbacks.schemas import (
     RefusedQuery,
     RefusedView,
     callback_view,
+    laid_out,
     refused_view,
 )
 from mpesa_gateway_callbacks.settings import CallbacksSettings
@@ -559,7 +560,7 @@ class CallbackInbox:
                 source=f"callback from {row['source']}",
                 state=row["verdict"],
                 text=f"{row['kind']}: result {row['result_code']}" + _repeated(row["repeats"]),
-                body=mask_phones(row["body"]),
+                body=laid_out(row["body"]),
                 about=row["callback_id"],
             )
             for row in rows

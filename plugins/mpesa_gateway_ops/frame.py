@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _OWN = "mpesa_gateway_ops"
 
+_REFUSED = {403: "Not allowed", 404: "Not found"}
+"""The titles of refusals that have one of their own, by status."""
+
 _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 
 
@@ -62,7 +65,8 @@ class Frame:
 
     def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
         """The page that says why not: in the frame for who is signed in, by itself for others."""
-        said = {"title": "Not done" if status < 500 else "Not now", "message": message}
+        title = _REFUSED.get(status, "Not done" if status < 500 else "Not now")
+        said = {"title": title, "message": message}
         if session is None:
             return self.alone(connection, "refusal_alone.html", said, status=status)
         visit = Visit(gateway=self._gateway, visitor=session.visitor, values={})

@@ -5,6 +5,7 @@ from valkey.exceptions import ValkeyError
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.http.health import examine
 from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
+from mpesa_gateway_ops import queue_desk
 from mpesa_gateway_ops.desk import Desk
 
 
@@ -14,25 +15,12 @@ async def overview(visit: Visit) -> Shown:
     parts = await examine(gateway)
     return Shown(
         "overview.html",
-        {"parts": parts, "queue": await _queue(gateway), "concerns": await gateway.services.get(Desk).concerns()},
+        {
+            "parts": parts,
+            "queue": await queue_desk.numbers(gateway),
+            "concerns": await gateway.services.get(Desk).concerns(),
+        },
     )
-
-
-async def _queue(gateway: Gateway) -> dict[str, int] | None:
-    """The queue in numbers, None when it does not answer."""
-    queue = gateway.jobs.queue
-    try:
-        info = await queue.info()
-        failed = await queue.count_failed()
-    except ValkeyError:
-        return None
-    return {
-        "waiting": info["queued"],
-        "running": info["active"],
-        "scheduled": info["scheduled"],
-        "failed": failed,
-        "workers": len(info["workers"]),
-    }
 
 
 async def unwell(gateway: Gateway) -> list[Concern]:

@@ -21,7 +21,6 @@ from saq.web.common import STATIC_PATH
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.html import asked_path, headers, moved
-from mpesa_gateway.pages import Menu, Page, Visit
 from mpesa_gateway.worker import GatewayQueue
 from mpesa_gateway_ops.admission import POLLED, home, session_of, signed_in
 from mpesa_gateway_ops.answers import ANSWERS
@@ -30,9 +29,15 @@ _MEDIA = {"pico.min.css": "text/css", "snabbdom.js": "text/javascript", "app.js"
 
 _STYLE = (
     ":root { --font-size: 15px } main.container { overflow-x: auto } th, td { white-space: nowrap } "
-    "details p { white-space: pre-wrap; overflow-wrap: anywhere }"
+    "details p { white-space: pre-wrap; overflow-wrap: anywhere } "
+    "@media (prefers-color-scheme: light) { :root:not([data-theme=dark]) { "
+    "--primary: #0b6485; --primary-hover: #074a63; "
+    "--muted-color: #4d5b66; --color: #2b3742 } } "
+    "@media (prefers-color-scheme: dark) { :root:not([data-theme=light]) { "
+    "--primary: #4dc4ea; --primary-hover: #8fdcf5; "
+    "--muted-color: #a3b3bf; --color: #c8d2da } }"
 )
-"""SAQ's tables are wider than a phone, and its traces of errors have lines."""
+"""SAQ's tables are wider than a phone, its traces of errors have lines, its colours are too pale to be read by all."""
 
 _PAGE: dict[str, Any] = {
     "public": True,
@@ -57,7 +62,7 @@ async def queue_page(request: Request[Any, Any, Any]) -> Response[Any]:
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Queue · mpesa-gateway</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
         f"<link rel=stylesheet href='{here}/static/pico.min.css'><style>{_STYLE}</style></head><body>"
-        f"<nav class=container><ul><li><a href='{escape(home(request))}'>← Overview</a></li>"
+        f"<nav class=container aria-label='Back'><ul><li><a href='{escape(home(request))}/queue'>← Queue</a></li>"
         f"<li><a href='{escape(home(request))}/failed'>Failed jobs</a></li></ul></nav><div id=app></div>"
         f"<script>{script}</script><script src='{here}/static/snabbdom.js'></script>"
         f"<script src='{here}/static/app.js'></script></body></html>"
@@ -161,13 +166,5 @@ def _asset(name: str) -> bytes:
     # SAQ's link from a job to its queue forgets where its pages are mounted.
     return content.replace(b'href: "/queues/" + job.queue', b'href: root_path + "/queues/" + job.queue')
 
-
-async def queues(visit: Visit) -> Response[Any]:
-    """Where the menu leads: the route above, which has a script of SAQ's own."""
-    raise NotFound(f"the queue of {visit.gateway.jobs.queue.name} is at /ops/queues")
-
-
-PAGE = Page("queues", "Queue", queues, menu=Menu("Queue", 80, "Gateway", "q"))
-"""SAQ's pages in the menu; what is drawn at their address comes from the routes."""
 
 routes = (queue_page, queue_asset, queue_list, queue_detail, queue_job, retry_job, abort_job)

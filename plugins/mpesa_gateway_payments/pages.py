@@ -1,6 +1,5 @@
 """The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -9,10 +8,11 @@ import msgspec
 from litestar import Response
 
 from mpesa_gateway.daraja.wire import read_receipt
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.figures import figures
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
 
@@ -80,8 +79,8 @@ async def newer(visit: Visit) -> Shown:
 async def look_for(visit: Visit) -> Done:
     """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # A day alone is its first moment; the form says that its times are UTC.
-    query |= {name: f"{query[name]}T00:00:00Z" for name in ("since", "until") if _DAY.match(query.get(name, ""))}
+    # The form's times are those that the list shows; addresses have UTC, as the API does.
+    query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.services.get(PaymentDesk)
     phone, text = visit.text("phone"), query.get("search", "")
     if phone:
@@ -219,9 +218,32 @@ _SAID = {
 }
 
 
+_PUSHED = frozenset({"sent", "unknown", "refused"})
+"""Steps at which a push had gone out."""
+
+
+def _asked(row: Row) -> str:
+    """What the push asked for, as the payment has it and by Daraja's names; the password is kept nowhere."""
+    said = {
+        "BusinessShortCode": row["shortcode"],
+        "Amount": row["amount"],
+        "PhoneNumber": mask_phones(row["phone"]),
+        "AccountReference": row["reference"],
+        "TransactionDesc": row["description"],
+    }
+    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+
+
+def _acknowledged(row: Row) -> str:
+    """What M-Pesa's acknowledgement named."""
+    said = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
+    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+
+
 async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
     """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
     desk = gateway.services.get(PaymentDesk)
+    row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)
     handles = await desk.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
@@ -232,6 +254,8 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
             source=f"payment, {_CAUSES[step.cause]}",
             state=step.kind.replace("_", " "),
             text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
+            body=_asked(row) if step.kind in _PUSHED else "",
+            answer=_acknowledged(row) if step.kind == "sent" else "",
         )
         for step in await desk.steps(payment_id)
     ]

@@ -84,6 +84,7 @@ async def resend_since(visit: Visit) -> Done:
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
+    wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
     done = await gateway.services.get(Deliveries).replay_many(visit.caller(merchant), which)
     more = "; there are more: send again from where these end" if done.has_more else ""

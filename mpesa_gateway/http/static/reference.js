@@ -70,8 +70,7 @@ const send = async (form, method, path, body, out) => {
   }
 }
 
-const build = async (details) => {
-  const [method, path] = details.dataset.call.split(" ")
+const build = async (details, method, path) => {
   const operation = (await description()).paths[path][method]
   const form = made("form")
   form.append(...(operation.parameters ?? []).map(field))
@@ -89,9 +88,11 @@ const build = async (details) => {
   details.append(form, out)
 }
 
-for (const details of document.querySelectorAll("details[data-call]")) {
-  details.hidden = false
-  details.addEventListener("toggle", () => build(details), { once: true })
+for (const link of document.querySelectorAll("nav a")) {
+  const [method, path] = Array.from(link.children, (part) => part.textContent)
+  const details = made("details", {}, made("summary", { textContent: "Try it" }))
+  details.addEventListener("toggle", () => build(details, method.toLowerCase(), path), { once: true })
+  document.getElementById(link.hash.slice(1)).append(details)
 }
 key.closest("form").hidden = false
 key.closest("form").addEventListener("submit", (event) => event.preventDefault())

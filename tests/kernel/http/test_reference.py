@@ -4,14 +4,18 @@ import html
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import niquests
+import pytest
 
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.html import asset
 from mpesa_gateway.http.reference import render_reference
+from mpesa_gateway_callbacks.bodies import STK
 from tests.conftest import Town
+from tests.house.tree import ROOT
 
 
 async def _get(url: str) -> niquests.Response:
@@ -56,6 +60,43 @@ async def test_the_page_shows_every_call_and_fetches_nothing_from_elsewhere(town
     script = await _get(f"{town.base}/{asset('reference.js')}")
     assert script.status_code == 200
     assert (script.headers["content-type"] or "").startswith("text/javascript")
+
+
+async def test_the_page_is_small_and_says_nothing_twice(town: Town) -> None:
+    answer = await _get(f"{town.base}/schema")
+    assert len(answer.content or b"") < 100_000
+    page = answer.text or ""
+    create = page[page.index("<article id=post-v1-payments>") :]
+    create = create[: create.index("</article>")]
+    assert "<caption>Answer 200, 201" in create
+    assert create.count("data.receipt") == 1
+    assert "<caption>Headers<tr><td>Idempotency-Key<td>string<td>required" in create
+
+
+async def test_callbacks_are_described_as_they_are_taken(town: Town) -> None:
+    document = (await _get(f"{town.base}/schema/openapi.json")).json()
+    page = render_reference(document)
+    for part in ("Body.stkCallback.CheckoutRequestID", "Body.stkCallback.CallbackMetadata.Item", "MpesaReceiptNumber"):
+        assert part in page
+    for part in ("Result.OriginatorConversationID", "Result.ResultParameters.ResultParameter", "TransactionStatus"):
+        assert part in page
+    neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]["requestBody"]["content"]["application/json"]
+    kinds = neutral["schema"]["anyOf"]
+    assert [sorted(kind.get("properties", ())) for kind in kinds] == [["Body"], ["Result"], []]
+    assert all(kind["description"].split(".")[0] in page for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    "sample", sorted(Path(ROOT, "tests/samples").glob("stk_callback_*.json")), ids=lambda it: it.stem
+)
+def test_every_shape_that_was_seen_fits_the_description_of_a_callback(sample: Path) -> None:
+    callback = json.loads(sample.read_text(encoding="utf-8"))["Body"]["stkCallback"]
+    described = STK["properties"]["Body"]["properties"]["stkCallback"]
+    assert set(callback) <= set(described["properties"])
+    assert set(described["required"]) <= set(callback)
+    for name in ("ResultCode", "MerchantRequestID"):
+        kinds = described["properties"][name].get("type", [])
+        assert not kinds or isinstance(callback[name], str | int)
 
 
 async def test_each_call_has_an_example_that_the_gateway_takes(town: Town) -> None:

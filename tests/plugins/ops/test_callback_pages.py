@@ -117,6 +117,11 @@ async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
         (applied,) = listed(await browser.opens("/callbacks?verdict=applied"))
         shown = await browser.opens(f"/callbacks/{applied}")
         assert "254711000001" not in shown.text
+        # On several lines, its numbers as they came; and whose it is by name.
+        assert re.search(r"&#34;Body&#34;: {\n +&#34;stkCallback&#34;: {\n", shown.text)
+        assert re.search(r"&#34;Value&#34;: 2547\*\*\*\*001\n", shown.text)
+        assert "Came again 0 times" in shown.words
+        assert re.search(r'merchants/mer_\w{26}">[^<]*[A-Za-z ]+</a>', shown.text)
         told = await browser.submits(shown, "/offer")
         assert "It went through the pipeline again: applied." in told.words
         await desk.gateway.db.execute(

@@ -323,6 +323,7 @@ async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
     settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
     async with house(settings) as home, signed_in(home.ops) as browser:
         assert "The queue does not answer." in (await browser.opens()).text
+        assert "The queue does not answer." in (await browser.opens("/queue")).text
         page = await browser.opens("/failed")
         assert (page.status, "payments go on" in page.text) == (503, True)
         answer = await browser.opens("/queues/api/queues", accept="*/*")
@@ -405,6 +406,31 @@ async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
 
         assert await eventually(fails_again)
         assert "failed after 2 tries" in (await browser.opens("/failed")).words
+
+
+async def test_the_queue_is_looked_at_and_a_job_stopped_without_a_script(home: House) -> None:
+    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_<later>")
+    async with signed_in(home.ops) as browser:
+        page = await browser.opens("/queue")
+        assert page.untidy == []
+        assert "<script>" not in page.text
+        row = next(part for part in page.text.split("<tr>") if "failing.fail" in part)
+        assert "dlv_&lt;later&gt;" in row
+        assert "scheduled" in row
+        assert "Workers" in page.words
+        assert page.link("/ops/failed")
+        assert page.link("/ops/queues/")
+        key = re.search(r'name="key" value="([^"]+)"', row)
+        assert key is not None
+        fields = {"form_token": page.field("form_token"), "key": key[1]}
+        assert (await browser.sends("/queue/stop", fields | {"form_token": "x"})).status == 403
+        assert "The job was stopped." in (await browser.sends("/queue/stop", fields)).words
+        assert "failing.fail" not in (await browser.opens("/queue")).text
+        assert "That job has ended meanwhile." in (await browser.sends("/queue/stop", fields)).words
+        missing = await browser.opens("/nothing-here")
+        assert (missing.status, "Not found There is no such page." in missing.words) == (404, True)
+    done = await actions(home.gateway)
+    assert done.count("job.aborted") == 1
 
 
 def test_an_errors_last_line_is_what_it_comes_to() -> None:

@@ -1,11 +1,12 @@
 """The pages about payments: every filter, what is found, what is done about one payment, and what nobody may read."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually, shop
 from mpesa_gateway_payments.tally import PaymentTally
@@ -44,7 +45,7 @@ async def test_the_list_shows_newest_first_and_filters_without_a_script(desk: De
             ({"search": "b"}, [second]),
             ({"search": "0711000003"}, [third]),
             ({"phone": "+254 711 000 001"}, [first]),
-            ({"since": "2020-01-01", "until": "2020-01-02"}, []),
+            ({"since": "2020-01-01T00:00", "until": "2020-01-02"}, []),
             ({"search": "nothing like it"}, []),
         )
         for filled, expected in cases:
@@ -53,6 +54,14 @@ async def test_the_list_shows_newest_first_and_filters_without_a_script(desk: De
             assert listed(shown) == [payment["id"] for payment in expected], filled
             # What was looked for stands in the form again, and no phone number in the address.
             assert not re.search(r"254711|0711", shown.url)
+        # The form's times are East Africa Time, as the list's; those of addresses are UTC, as the API's.
+        early = await browser.submits(page, "/payments/look", since="2020-01-01T00:00")
+        assert "since=2019-12-31T21%3A00%3A00.000000Z" in early.url
+        assert early.field("since") == "2020-01-01T00:00:00"
+        assert len(listed(early)) == 3
+        created = datetime.fromisoformat(third["created_at"]).astimezone(EAT).replace(tzinfo=None)
+        later = await browser.submits(page, "/payments/look", since=(created + timedelta(seconds=1)).isoformat())
+        assert listed(later) == []
         nothing = await browser.opens("/payments?search=nothing+like+it")
         assert "No payment fits these filters" in nothing.words
         assert (await browser.submits(nothing, "/payments/look", search="")).url == f"{desk.ops}/payments"
@@ -117,6 +126,11 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         assert "KES 500 pending" in page.words
         assert "requested Asked for" in page.words
         assert "sent M-Pesa took the push" in page.words
+        # What was said at the push, on either side, without the payer's number.
+        asked, answered_with = re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
+        assert [part in asked for part in ("&#34;Amount&#34;: 500", "2547****020", waiting["reference"])] == [True] * 3
+        assert waiting["provider_ref"] in answered_with
+        assert "254700000020" not in "".join(re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL))
         assert "&lt;b&gt;7&lt;/b&gt;" in page.text
         told = await browser.submits(page, "/query")
         assert "M-Pesa was asked: still under way." in told.words
