@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 import rich_click as click
 import uvloop
 
@@ -92,13 +93,18 @@ class Session:
     def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
         """Start a gateway as `attached` says, do one thing with it, stop it."""
         logs.configure(LogsConfig(format="console", level="warning"))
-        gateway = Gateway(self.attached())
+        gateway = Gateway(alone(self.attached()))
 
         async def work() -> T:
             async with started(gateway):
                 return await use(gateway)
 
         return run(work())
+
+
+def alone(config: GatewayConfig) -> GatewayConfig:
+    """The configuration without a worker of our own: a command that ends at once must not take jobs up."""
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))
 
 
 pass_session = click.make_pass_decorator(Session)
