@@ -4,7 +4,6 @@ import asyncio
 import re
 import signal
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +13,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, print_json_line
-from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.commands.session import MERCHANT, Failed, Session, actor, merchant_of, pass_session, read_time
 from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Answer, EgressFailed, check_url
@@ -30,13 +29,7 @@ from mpesa_gateway_webhooks.triggering import KINDS, Trigger, Triggered
 _PAUSE = 0.3
 """Seconds between two looks for new events."""
 
-_PAGE = 1000
-
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-
-_MERCHANT = click.option(
-    "--merchant", "merchant_id", metavar="MER_…", help="Whose; not needed where there is one active merchant only."
-)
 
 
 @click.group()
@@ -54,7 +47,7 @@ def webhooks() -> None:
 @click.option(
     "--events", default="*", show_default=True, help="Which, separated by commas; * stands for anything: payment.*"
 )
-@_MERCHANT
+@MERCHANT
 @click.option("--live", is_flag=True, help="Also where the merchant moves real money: real payers' numbers are sent.")
 @click.option("--print-secret", is_flag=True, help="Print what events are signed with, and end.")
 @JSON
@@ -77,7 +70,7 @@ def listen(
     url = None if url is None else _read_url(url)
 
     async def work(gateway: Gateway) -> None:
-        merchant = await _merchant(gateway, merchant_id)
+        merchant = await merchant_of(gateway, merchant_id)
         if merchant.env == "live" and not live:
             raise Failed(f"{merchant.merchant_id} moves real money: add --live to see real payers' events here")
         listener = Listener(gateway, merchant.merchant_id, _kinds(gateway, events))
@@ -152,7 +145,7 @@ def _tell(row: Row, answer: Answer | EgressFailed | None, *, as_json: bool) -> N
 @click.option(
     "--amount", type=click.IntRange(1, 250_000), default=10, show_default=True, help="KES of the payment, if any."
 )
-@_MERCHANT
+@MERCHANT
 @JSON
 @pass_session
 def trigger(session: Session, event: str, amount: int, merchant_id: str | None, *, as_json: bool) -> None:
@@ -163,7 +156,7 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     """
 
     async def work(gateway: Gateway) -> Triggered:
-        merchant = await _merchant(gateway, merchant_id)
+        merchant = await merchant_of(gateway, merchant_id)
         try:
             return await Trigger(gateway, merchant, actor=actor()).make(event, amount)
         except NotSo as problem:
@@ -186,7 +179,7 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     type=click.Choice(["pending", "delivered", "dead"]),
     help="With --since: only those in this state, such as dead.",
 )
-@_MERCHANT
+@MERCHANT
 @JSON
 @pass_session
 def replay(
@@ -208,7 +201,7 @@ def replay(
     which = None if since is None else _window(since, until, status)
 
     async def work(gateway: Gateway) -> dict[str, Any]:
-        merchant = await _merchant(gateway, merchant_id)
+        merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
         deliveries = gateway.services.get(Deliveries)
         if which is not None:
@@ -236,17 +229,9 @@ def replay(
 
 def _window(since: str, until: str | None, status: str | None) -> ReplayMany:
     return msgspec.convert(
-        {"since": _read_time(since, "--since"), "until": until and _read_time(until, "--until"), "status": status},
+        {"since": read_time(since, "--since"), "until": until and read_time(until, "--until"), "status": status},
         ReplayMany,
     )
-
-
-def _read_time(text: str, option: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter("give a time such as 2026-11-23T08:00:00Z", param_hint=option) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _read_url(text: str) -> str:
@@ -274,13 +259,3 @@ def _kinds(gateway: Gateway, patterns: str) -> list[str]:
     if not found:
         raise click.BadParameter("name at least one event", param_hint="--events")
     return sorted(found)
-
-
-async def _merchant(gateway: Gateway, merchant_id: str | None) -> Merchant:
-    if merchant_id is not None:
-        return await gateway.merchants.require(merchant_id)
-    active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
-    if len(active) != 1:
-        seen = "there is no active merchant" if not active else f"there are {len(active)} active merchants"
-        raise Failed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
-    return active[0]

@@ -1,4 +1,4 @@
-"""Makes each kind of event really happen in the sandbox, so that a developer can see what their program does with it."""
+"""Makes each kind of event really happen in the sandbox: a developer sees what their program does with it."""
 
 import asyncio
 import time

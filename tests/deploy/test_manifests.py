@@ -105,9 +105,7 @@ def test_the_kustomization_names_its_files() -> None:
 
 def test_what_selects_finds_its_pods() -> None:
     pods = [
-        each["spec"]["template"]["metadata"]["labels"]
-        for _, each in objects()
-        if each["kind"] in {"Deployment", "Job"}
+        each["spec"]["template"]["metadata"]["labels"] for _, each in objects() if each["kind"] in {"Deployment", "Job"}
     ]
     assert len(pods) == 3
     selectors = []
@@ -150,7 +148,7 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", units(), ids=lambda path: path.name)
 def test_a_unit_is_kept_in_its_sandbox(path: Path) -> None:
-    """systemd's own measure of what a unit could do to the machine, in tenths: 0 is nothing, 100 is everything."""
+    """Systemd's own measure of what a unit could do to the machine, in tenths: 0 is nothing, 100 is everything."""
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", path)
     assert done.returncode == 0, done.stdout[-300:]
 
@@ -176,7 +174,7 @@ def test_quadlets_refer_to_one_another() -> None:
     names = {path.name for path in quadlets()}
     services = {name.replace(".container", ".service") for name in names}
     for path in quadlets():
-        for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.M):
+        for key, value in re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE):
             for word in re.findall(r"[\w-]+\.(?:network|volume|service)\b", value):
                 assert word in names | services, (path.name, key, word)
 
@@ -185,7 +183,7 @@ def test_systemd_takes_what_is_its_own_in_them(tmp_path: Path) -> None:
     copies = []
     for path in quadlets():
         if path.suffix == ".container":
-            text = re.sub(r"^\[Container\]\n(.*\n)*?(?=\[Service\])", "", path.read_text(), flags=re.M)
+            text = re.sub(r"^\[Container\]\n(.*\n)*?(?=\[Service\])", "", path.read_text(), flags=re.MULTILINE)
             copy = tmp_path / path.name.replace(".container", ".service")
             copy.write_text(text.replace("[Service]", f"[Service]\nExecStart={shutil.which('true')}"))
             copies.append(copy)

@@ -15,7 +15,9 @@ from tests.house.tree import ROOT
 
 DEPLOY = ROOT / "deploy"
 ADDRESS = re.compile(r"\b196\.201\.21\d\.\d+\b")
-COMMAND = re.compile(r"^(?:ExecStart=/opt/mpesa-gateway/bin/mpesa-gateway |Exec=|\s*command: \[|\s*args: \[)([a-z-]+)\]?$", re.M)
+COMMAND = re.compile(
+    r"^(?:ExecStart=/opt/mpesa-gateway/bin/mpesa-gateway |Exec=|\s*command: \[|\s*args: \[)([a-z-]+)\]?$", re.MULTILINE
+)
 
 
 def files() -> dict[str, str]:
@@ -45,9 +47,7 @@ def _path(variable: str) -> str:
 
 
 def test_what_is_set_can_be_read() -> None:
-    variables = dict(
-        re.findall(rf"({ENVIRONMENT}[A-Z0-9_]+)=(\S+)", files()["kubernetes/kustomization.yaml"])
-    )
+    variables = dict(re.findall(rf"({ENVIRONMENT}[A-Z0-9_]+)=(\S+)", files()["kubernetes/kustomization.yaml"]))
     plain = {name: value for name, value in variables.items() if not name.endswith("__URL_FILE")}
     config = GatewayConfig.load(ROOT / "config/gateway.toml", plain)
     assert config.public_url == "https://pay.example.co.ke"
@@ -77,7 +77,7 @@ def test_the_port_is_the_images() -> None:
 
 
 def test_nothing_runs_as_root() -> None:
-    (user,) = re.findall(r"^USER (\d+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.M)
+    (user,) = re.findall(r"^USER (\d+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
     for name, text in files().items():
         if name.startswith("kubernetes/") and "containers:" in text:
             assert re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", text) == [user] * 3, name
