@@ -102,22 +102,9 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (
-    up,
-    demo,
-    serve,
-    worker,
-    migrate,
-    doctor,
-    config,
-    plugins,
-    merchants,
-    apikeys,
-    keys,
-    audit,
-    privacy,
-    completion,
-):
+for command in (up, demo, serve, worker, migrate, doctor, config, plugins):
+    cli.add_command(command)
+for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)
 
 

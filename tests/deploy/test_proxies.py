@@ -1,4 +1,4 @@
-"""nginx and Caddy as deploy/ sets them up, in front of a real gateway: who calls is known, and only Safaricom calls back."""
+"""nginx and Caddy as deploy/ has them, before a real gateway: who calls is known, and only Safaricom calls back."""
 
 import asyncio
 import http.client

@@ -1,6 +1,5 @@
 """The files under deploy/ agree with the gateway: its settings, commands, port, user, allowlist and times."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -134,7 +133,7 @@ def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
     first = made("secrets")
     assert made("secrets") == first
     assert not set(first.values()) & set(made("others").values())
-    assert os.stat(tmp_path / "secrets").st_mode & 0o777 == 0o700
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     named = set(re.findall(r"file: secrets/([a-z_.]+)", files()["compose.yaml"]))
     assert named == set(first)
     folder = tmp_path / "secrets"
