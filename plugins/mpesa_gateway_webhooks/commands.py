@@ -205,7 +205,8 @@ def replay(
         caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
         deliveries = gateway.services.get(Deliveries)
         if which is not None:
-            return msgspec.to_builtins(await deliveries.replay_many(caller, which))
+            done = await deliveries.replay_many(caller, which)
+            return {"replayed": done.replayed, "has_more": done.has_more}
         found: list[str] = []
         for event_id in event_ids:
             await deliveries.event(merchant.merchant_id, event_id)

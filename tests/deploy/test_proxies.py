@@ -195,7 +195,7 @@ async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> No
     for says in (None, SAFARICOM):
         await front.call("POST", path, source=NEIGHBOUR, says=says, body=body)
     assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
-    assert {reason for _, reason in await refused(front.gateway)} == {"address"}
+    assert {reason for _, reason in await refused(front.gateway)} == {"source"}
     assert len(await refused(front.gateway)) == 2
     # A GET is the gateway's own to refuse, for everybody: that is how the doctor sees that the path leads to it.
     status, said = await front.call("GET", path, source=STRANGER)
@@ -218,7 +218,6 @@ async def test_what_is_too_large_is_refused(front: Front) -> None:
     assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body))[0] == 413
 
 
-@pytest.mark.parametrize("name", ["nginx/mpesa-gateway.conf", "caddy/Caddyfile"])
-def test_the_proxy_takes_what_the_gateway_takes(name: str) -> None:
-    (limit,) = re.findall(r"(?:client_max_body_size|max_size) (\d+)(?:k|KiB)", (DEPLOY / name).read_text())
+def test_nginx_takes_what_the_gateway_takes() -> None:
+    (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
     assert int(limit) * 1024 == HttpConfig().max_body_bytes

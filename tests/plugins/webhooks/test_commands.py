@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from standardwebhooks import Webhook
 
@@ -84,14 +85,17 @@ async def desk(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncGener
     ):
         (await api.call("PUT", "/v1/merchant/providers", INITIATED)).data  # noqa: B018 - raises when refused
         config = tmp_path / "gateway.toml"
-        write_config(config, gateway.config)
+        # As in `up`, the simulator runs in a process that is not the commands': beside a live merchant it would refuse.
+        others = tuple(name for name in gateway.config.plugins if name != "simulator")
+        sections = {name: values for name, values in gateway.config.sections.items() if name != "simulator"}
+        write_config(config, msgspec.structs.replace(gateway.config, plugins=others, sections=sections))
         (merchant,) = await gateway.merchants.page(2)
         yield Desk(gateway, api, merchant.merchant_id, endpoint, program, config)
 
 
 def is_signed(one: Received, secret: str) -> bool:
     """Whether the public library takes it for ours."""
-    return Webhook(secret).verify(one.body, one.headers) == one.json
+    return bool(Webhook(secret).verify(one.body, one.headers) == one.json)
 
 
 async def line_of(process: Process) -> str:
@@ -222,29 +226,27 @@ async def test_events_are_sent_again_by_their_ids_or_since_a_time(desk: Desk) ->
 
 
 async def _is_delivered(desk: Desk, count: int) -> bool:
-    return await desk.gateway.db.fetchval("SELECT count(*) FROM delivery WHERE status = 'delivered'") == count
+    return bool(await desk.gateway.db.fetchval("SELECT count(*) FROM delivery WHERE status = 'delivered'") == count)
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "said"),
-    [
-        (("listen", "--forward-to", "http://203.0.113.9/hook"), 2, "must be an https address"),
-        (("listen", "--forward-to", "https://10.1.2.3/hook"), 2, "--forward-to"),
-        (("listen", "--events", "payment.paid"), 2, "payment.completed"),
-        (("listen", "--merchant", "mer_nobody"), 1, "no such merchant"),
-        (("trigger", "payment.paid"), 2, "payment.completed"),
-        (("replay",), 2, "--since"),
-        (("replay", "evt_1", "--since", "2026-11-23T08:00:00Z"), 2, "not both"),
-        (("replay", "--since", "yesterday"), 2, "2026-11-23T08:00:00Z"),
-        (("replay", "evt_nothing"), 1, "no such event"),
-    ],
+CANNOT: tuple[tuple[tuple[str, ...], int, str], ...] = (
+    (("listen", "--forward-to", "http://203.0.113.9/hook"), 2, "must be an https address"),
+    (("listen", "--forward-to", "https://10.1.2.3/hook"), 2, "--forward-to"),
+    (("listen", "--events", "payment.paid"), 2, "payment.completed"),
+    (("listen", "--merchant", "mer_nobody"), 1, "no such merchant"),
+    (("trigger", "payment.paid"), 2, "payment.completed"),
+    (("replay",), 2, "--since"),
+    (("replay", "evt_1", "--since", "2026-11-23T08:00:00Z"), 2, "not both"),
+    (("replay", "--since", "yesterday"), 2, "2026-11-23T08:00:00Z"),
+    (("replay", "evt_nothing"), 1, "no such event"),
 )
-async def test_what_cannot_be_done_is_said_with_its_fix(
-    desk: Desk, words: tuple[str, ...], status: int, said: str
-) -> None:
-    done = await desk.types(*words)
-    assert (done[0], done[1]) == (status, "")
-    assert said in " ".join(done[2].replace("│", " ").split())
+
+
+async def test_what_cannot_be_done_is_said_with_its_fix(desk: Desk) -> None:
+    for words, status, said in CANNOT:
+        done = await desk.types(*words)
+        assert (done[0], done[1]) == (status, ""), words
+        assert said in " ".join(done[2].replace("│", " ").split())
 
 
 async def test_several_merchants_are_told_apart(desk: Desk) -> None:
