@@ -38,12 +38,25 @@ class Front:
     secure: tuple[int, ssl.SSLContext] | None
 
     async def call(
-        self, method: str, path: str, *, source: str, says: str | None = None, body: Any = None, secure: bool = False
+        self,
+        method: str,
+        path: str,
+        *,
+        source: str,
+        says: str | None = None,
+        body: Any = None,
+        key: str | None = None,
+        secure: bool = False,
     ) -> tuple[int, Any]:
         """One request from an address of this machine, which may say in X-Forwarded-For that it is another."""
-        return await asyncio.to_thread(self._call, method, path, source, says, body, secure)
+        headers = {"Content-Type": "application/json"}
+        headers |= {} if says is None else {"X-Forwarded-For": says}
+        headers |= {} if key is None else {"X-API-Key": key}
+        return await asyncio.to_thread(self._call, method, path, source, headers, body, secure)
 
-    def _call(self, method: str, path: str, source: str, says: str | None, body: Any, secure: bool) -> tuple[int, Any]:
+    def _call(
+        self, method: str, path: str, source: str, headers: dict[str, str], body: Any, secure: bool
+    ) -> tuple[int, Any]:
         connection: http.client.HTTPConnection
         if secure:
             assert self.secure is not None
@@ -53,7 +66,6 @@ class Front:
             )
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source_address=(source, 0))
-        headers = {"Content-Type": "application/json"} | ({} if says is None else {"X-Forwarded-For": says})
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
@@ -214,8 +226,9 @@ async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Fron
 
 
 async def test_what_is_too_large_is_refused(front: Front) -> None:
-    body = {"filling": "x" * (front.gateway.config.http.max_body_bytes + 1000)}
-    assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body))[0] == 413
+    body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
+    async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
+        assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
 
 
 def test_nginx_takes_what_the_gateway_takes() -> None:
