@@ -61,7 +61,7 @@ def list_(
             (
                 payment.id,
                 payment.created_at,
-                payment.status.value,
+                Status(payment.status).value,
                 payment.amount,
                 Msisdn(payment.phone).masked,
                 payment.receipt,

@@ -48,7 +48,8 @@ async def test_payments_are_listed_shown_and_asked_about(database_url: str, valk
         assert "254700000000" not in out
         assert listed[paid["id"]]["phone"] == "2547****000"
 
-        status, out, _ = await types("payments", "list", "--status", "completed")
+        status, out, err = await types("payments", "list", "--status", "completed")
+        assert status == 0, err
         heading, line = out.splitlines()
         assert heading.split("\t")[0] == "payment_id"
         assert line.split("\t")[2:5] == ["completed", "500.00", "2547****000"]
