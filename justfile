@@ -57,6 +57,11 @@ browser *arguments: ready
     .venv/bin/pip install -q -r requirements/browser.txt
     .venv/bin/python -m pytest tests/browser {{ arguments }}
 
+# Try what is in deploy/: each file by its tool's linter or schema, and the proxies for real (`apt-get install caddy nginx systemd`)
+deploy-check *arguments: ready
+    .venv/bin/pip install -q -r requirements/deploy.txt
+    .venv/bin/python -m pytest tests/deploy {{ arguments }}
+
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}
@@ -102,7 +107,7 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone -o requirements/run.txt
     {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
-    for it in peer-django peer-fastapi schemathesis browser; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
+    for it in peer-django peer-fastapi schemathesis browser deploy; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"

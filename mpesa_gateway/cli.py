@@ -6,6 +6,7 @@ import rich_click as click
 
 from mpesa_gateway.commands.api_keys import apikeys
 from mpesa_gateway.commands.audit import audit
+from mpesa_gateway.commands.completion import completion
 from mpesa_gateway.commands.config import config
 from mpesa_gateway.commands.demo import demo
 from mpesa_gateway.commands.doctor import doctor
@@ -101,7 +102,9 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, demo, serve, worker, migrate, doctor, config, plugins, merchants, apikeys, keys, audit, privacy):
+for command in (up, demo, serve, worker, migrate, doctor, config, plugins):
+    cli.add_command(command)
+for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
-from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.api_keys import ApiKey
@@ -31,9 +31,10 @@ def apikeys() -> None:
 )
 @click.option("--live", is_flag=True, help="A key for real money (sk_live_…) instead of the sandbox (sk_test_…).")
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires; without it, never.")
+@JSON
 @pass_session
 def create(
-    session: Session, merchant_id: str, name: str, scopes: tuple[str, ...], live: bool, days: int | None
+    session: Session, merchant_id: str, name: str, scopes: tuple[str, ...], live: bool, days: int | None, as_json: bool
 ) -> None:
     """Create a key for MERCHANT_ID and print it: now or never, only its digest is kept."""
     if not 1 <= len(name) <= 100:
@@ -53,6 +54,9 @@ def create(
         )
 
     key, secret = session.run(work)
+    if as_json:
+        print_json({"key_id": key.key_id, "key": secret.reveal(), "scopes": key.scopes, "expires_at": key.expires_at})
+        return
     click.echo(
         f"Created {key.key_id} with {', '.join(key.scopes)}. This is the only time that the key is shown:", err=True
     )
@@ -61,8 +65,9 @@ def create(
 
 @apikeys.command("list")
 @click.argument("merchant_id")
+@JSON
 @pass_session
-def list_(session: Session, merchant_id: str) -> None:
+def list_(session: Session, merchant_id: str, *, as_json: bool) -> None:
     """List MERCHANT_ID's keys, newest first, without what is secret in them."""
 
     async def work(gateway: Gateway) -> list[ApiKey]:
@@ -77,11 +82,12 @@ def list_(session: Session, merchant_id: str) -> None:
                 key.name,
                 key.env,
                 _state(key),
-                rfc3339(key.last_used_at) if key.last_used_at else "never",
-                " ".join(key.scopes),
+                key.last_used_at,
+                key.scopes,
             )
             for key in session.run(work)
         ],
+        as_json=as_json,
     )
 
 

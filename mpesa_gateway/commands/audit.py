@@ -3,6 +3,7 @@
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
 
 
@@ -15,8 +16,9 @@ def audit() -> None:
 @click.option(
     "--noted", metavar="HEAD", help="The head that an earlier look printed: finds a log that was cut off since."
 )
+@JSON
 @pass_session
-def verify(session: Session, noted: str | None) -> None:
+def verify(session: Session, noted: str | None, *, as_json: bool) -> None:
     """Check the digest chain of every entry; exit with 1, naming the entry, if one was changed or removed."""
 
     async def work(gateway: Gateway) -> tuple[str, int]:
@@ -27,6 +29,9 @@ def verify(session: Session, noted: str | None) -> None:
         head, count = session.run(work)
     except ValueError as problem:
         raise click.BadParameter(str(problem), param_hint="--noted") from None
+    if as_json:
+        print_json({"entries": count, "head": head})
+        return
     click.echo(
         f"The audit log is whole: {count} {'entry' if count == 1 else 'entries'}, each chained to the one before."
     )

@@ -6,6 +6,7 @@ import rich_click as click
 
 from mpesa_gateway import toml
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import GatewayConfig, shown
 from mpesa_gateway.http.client_ip import read_networks
@@ -19,8 +20,9 @@ def config() -> None:
 
 
 @config.command()
+@JSON
 @pass_session
-def check(session: Session) -> None:
+def check(session: Session, *, as_json: bool) -> None:
     """Read the settings and assemble the plugins, as starting would; connect to nothing."""
     settings = session.config()
     embedded = [name for name in ("database", "valkey") if getattr(settings, name).url is None]
@@ -28,14 +30,19 @@ def check(session: Session) -> None:
         _refuse(settings)
     else:
         _ = Gateway(settings).asgi.litestar
+    if as_json:
+        file = session.config_path
+        print_json({"usable": True, "file": file and str(file), "embedded": embedded})
+        return
     click.echo(f"The configuration can be used ({session.config_path or 'no file, only the environment'}).")
     for name in embedded:
         click.echo(f"`{name}.url` is not set: `mpesa-gateway up` brings its own, everything else will refuse to start.")
 
 
 @config.command()
+@JSON
 @pass_session
-def show(session: Session) -> None:
+def show(session: Session, *, as_json: bool) -> None:
     """Print every setting with its present value as TOML, those of the enabled plugins too; secrets masked."""
     settings = session.config()
     plugins = _refuse(settings)
@@ -46,6 +53,9 @@ def show(session: Session) -> None:
         for plugin in plugins
         if plugin.settings.__struct_fields__
     }
+    if as_json:
+        print_json(values)
+        return
     click.echo(toml.dumps(values), nl=False)
 
 

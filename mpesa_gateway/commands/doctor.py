@@ -11,8 +11,8 @@ from rich.console import Console
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import Session, pass_session, reaching, run
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
+from mpesa_gateway.commands.session import Session, alone, pass_session, reaching, run
+from mpesa_gateway.config import ConfigRefused, LogsConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.doctor.examination import Seen, examine
 from mpesa_gateway.doctor.ledger import Proof, invariants_of, read_ledger
@@ -89,7 +89,7 @@ def _finish(context: click.Context, report: dict[str, Any], as_json: bool, good:
 def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[Seen]:
     """Everything that is seen, printed as it is. Settings that cannot be used are seen too, and nothing else then."""
     try:
-        config = _alone(session.attached())
+        config = alone(session.attached())
         gateway = Gateway(config)
         _ = gateway.asgi.litestar
     except (ConfigRefused, PluginRefused, RouteRefused) as refusal:
@@ -110,11 +110,6 @@ def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is
         seen = run(work())
     printer.ends(seen)
     return seen
-
-
-def _alone(config: GatewayConfig) -> GatewayConfig:
-    """The configuration without a worker of our own: it would be the one that is then found to be alive."""
-    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))
 
 
 async def _read_ledger(gateway: Gateway, printer: Printer, patience: float, grace: timedelta | None) -> Sequence[Proof]:

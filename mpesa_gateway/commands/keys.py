@@ -7,6 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
 from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
 from mpesa_gateway.security.sealing import generate as new_key
@@ -28,8 +29,9 @@ def generate() -> None:
 @click.option(
     "--generate", "make_one", is_flag=True, help="First put a new key at the head of security.master_key_file."
 )
+@JSON
 @pass_session
-def rotate(session: Session, make_one: bool) -> None:
+def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
     """Seal every stored secret again with the first master key, while the gateway runs.
 
     The old keys must still be there (further lines of security.master_key_file, or security.old_master_keys).
@@ -43,7 +45,7 @@ def rotate(session: Session, make_one: bool) -> None:
                 "security.old_master_keys"
             )
         prepend_key(Path(file), new_key())
-        click.echo(f"Put a new key at the head of {file}. Make a copy of that file now.")
+        click.echo(f"Put a new key at the head of {file}. Make a copy of that file now.", err=as_json)
 
     async def work(gateway: Gateway) -> tuple[str, dict[str, int]]:
         columns = [*KERNEL_SEALED]
@@ -56,6 +58,9 @@ def rotate(session: Session, make_one: bool) -> None:
         return gateway.sealer.key_id, counts
 
     key_id, counts = session.run(work)
+    if as_json:
+        print_json({"key_id": key_id, "sealed_again": counts, "old_keys_may_go": not any(counts.values())})
+        return
     for column, count in counts.items():
         click.echo(f"{count:>7} sealed again in {column}")
     where = f"{file} may lose its further lines" if file else "security.old_master_keys may be emptied"

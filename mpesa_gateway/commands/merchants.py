@@ -3,9 +3,8 @@
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
-from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.security.merchants import Merchant
 
@@ -17,8 +16,9 @@ def merchants() -> None:
 
 @merchants.command()
 @click.argument("name")
+@JSON
 @pass_session
-def create(session: Session, name: str) -> None:
+def create(session: Session, name: str, *, as_json: bool) -> None:
     """Create a merchant called NAME and print its id."""
     name = name.strip()
     if not 1 <= len(name) <= 100:
@@ -28,6 +28,9 @@ def create(session: Session, name: str) -> None:
         return await gateway.merchants.create(name, actor=actor())
 
     merchant = session.run(work)
+    if as_json:
+        print_json(merchant)
+        return
     click.echo(
         f"Created `{merchant.name}`. Make a key with `mpesa-gateway apikeys create {merchant.merchant_id}`.", err=True
     )
@@ -36,8 +39,9 @@ def create(session: Session, name: str) -> None:
 
 @merchants.command("list")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many at most.")
+@JSON
 @pass_session
-def list_(session: Session, limit: int) -> None:
+def list_(session: Session, limit: int, *, as_json: bool) -> None:
     """List merchants, newest first."""
 
     async def work(gateway: Gateway) -> list[Merchant]:
@@ -45,10 +49,8 @@ def list_(session: Session, limit: int) -> None:
 
     show(
         ("merchant_id", "name", "env", "active", "created_at"),
-        [
-            (each.merchant_id, each.name, each.env, "yes" if each.is_active else "no", rfc3339(each.created_at))
-            for each in session.run(work)
-        ],
+        [(each.merchant_id, each.name, each.env, each.is_active, each.created_at) for each in session.run(work)],
+        as_json=as_json,
     )
 
 

@@ -3,6 +3,7 @@
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session, reaching, run
 from mpesa_gateway.db.migrator import Migration, pending
 from mpesa_gateway.db.migrator import migrate as apply
@@ -10,17 +11,23 @@ from mpesa_gateway.db.migrator import migrate as apply
 
 @click.command()
 @click.option("--check", is_flag=True, help="Apply nothing: list what is missing and exit with 1 if something is.")
+@JSON
 @pass_session
 @click.pass_context
-def migrate(context: click.Context, session: Session, check: bool) -> None:
+def migrate(context: click.Context, session: Session, *, check: bool, as_json: bool) -> None:
     """Apply the migrations of the kernel and of every enabled plugin."""
     gateway = Gateway(session.attached())
     found = run(_migrate(gateway, check=check))
-    for migration in found:
-        click.echo(f"{'missing' if check else 'applied'} {migration.owner}/{migration.name}")
-    if not found:
+    verb = "missing" if check else "applied"
+    names = [f"{migration.owner}/{migration.name}" for migration in found]
+    if as_json:
+        print_json({verb: names})
+    else:
+        for name in names:
+            click.echo(f"{verb} {name}")
+    if not found and not as_json:
         click.echo("Nothing to apply: the database is at this release.")
-    elif check:
+    if found and check:
         context.exit(1)
 
 

@@ -7,6 +7,7 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
+from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.privacy import Erasure, Privacy
@@ -27,9 +28,17 @@ def privacy() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only count what would be erased, and name what would be left.")
 @YES
+@JSON
 @pass_session
 def erase(
-    session: Session, phone: str | None, merchant_id: str | None, before: datetime | None, *, dry_run: bool, yes: bool
+    session: Session,
+    phone: str | None,
+    merchant_id: str | None,
+    before: datetime | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Erase the number PHONE from old, settled records, everywhere it stands. What was paid stays.
 
@@ -52,7 +61,12 @@ def erase(
             is_rehearsal=dry_run,
         )
 
-    show(session.run(work), number, is_rehearsal=dry_run)
+    done = session.run(work)
+    if as_json:
+        counts = {"phone": number.masked, "would_erase" if dry_run else "erased": done.erased, "left": done.left}
+        print_json(counts)
+        return
+    show(done, number, is_rehearsal=dry_run)
 
 
 def _read(text: str) -> Msisdn:

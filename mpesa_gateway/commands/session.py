@@ -5,10 +5,12 @@ import getpass
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 import rich_click as click
 import uvloop
 
@@ -17,12 +19,18 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
 from mpesa_gateway.db.engine import UNREACHABLE
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.server_address import address
 
 T = TypeVar("T")
 
 CONFIG_VARIABLE = "MPESA_GATEWAY_CONFIG"
 DATA_VARIABLE = "MPESA_GATEWAY_DATA"
+
+MERCHANT = click.option(
+    "--merchant", "merchant_id", metavar="MER_…", help="Whose; not needed where there is one active merchant only."
+)
+"""The option of commands that work for one merchant."""
 
 DEFAULT_CONFIG = Path("config/gateway.toml")
 """Read when it exists and no other file is named."""
@@ -92,13 +100,18 @@ class Session:
     def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
         """Start a gateway as `attached` says, do one thing with it, stop it."""
         logs.configure(LogsConfig(format="console", level="warning"))
-        gateway = Gateway(self.attached())
+        gateway = Gateway(alone(self.attached()))
 
         async def work() -> T:
             async with started(gateway):
                 return await use(gateway)
 
         return run(work())
+
+
+def alone(config: GatewayConfig) -> GatewayConfig:
+    """The configuration without a worker of our own: a command that ends at once must not take jobs up."""
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))
 
 
 pass_session = click.make_pass_decorator(Session)
@@ -132,6 +145,29 @@ async def reaching(url: Secret | None) -> AsyncGenerator[None]:
         raise Failed(
             f"cannot reach Postgres at {address(url)} ({type(problem).__name__}): start it, or correct `database.url`"
         ) from None
+
+
+_PAGE = 1000
+
+
+async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
+    """The merchant that was named, or the only active one. Raises NotFound, and Failed where it has to be named."""
+    if merchant_id is not None:
+        return await gateway.merchants.require(merchant_id)
+    active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
+    if len(active) != 1:
+        seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
+        raise Failed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
+    return active[0]
+
+
+def read_time(text: str, option: str) -> datetime:
+    """A time as it is typed; without a zone it is UTC. Raises BadParameter."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter("give a time such as 2026-11-23T08:00:00Z", param_hint=option) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def actor() -> str:

@@ -5,13 +5,12 @@ import os
 import signal
 from contextlib import AsyncExitStack
 
-import msgspec
 import rich_click as click
 from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import Failed, Session, pass_session, run, started
+from mpesa_gateway.commands.session import Failed, Session, alone, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.server_address import address
 from mpesa_gateway.worker import run_worker
@@ -27,7 +26,7 @@ def worker(session: Session) -> None:
     """
     config = session.config()
     logs.configure(config.logs)
-    run(_work(msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, in_process=False))))
+    run(_work(alone(config)))
 
 
 async def _work(config: GatewayConfig) -> None:

@@ -5,9 +5,8 @@ import sys
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
-from mpesa_gateway.commands.listing import show
+from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
@@ -50,8 +49,9 @@ def create(session: Session, name: str, role: str, password_stdin: bool) -> None
 
 
 @operators.command("list")
+@JSON
 @pass_session
-def list_(session: Session) -> None:
+def list_(session: Session, *, as_json: bool) -> None:
     """List all operators, those that are deactivated too."""
 
     async def work(gateway: Gateway) -> list[Operator]:
@@ -64,12 +64,13 @@ def list_(session: Session) -> None:
                 each.operator_id,
                 each.name,
                 each.role.value,
-                "yes" if each.is_active else "no",
-                rfc3339(each.created_at),
-                rfc3339(each.last_login_at) if each.last_login_at else "never",
+                each.is_active,
+                each.created_at,
+                each.last_login_at,
             )
             for each in session.run(work)
         ],
+        as_json=as_json,
     )
 
 

@@ -8,6 +8,7 @@ from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
@@ -74,6 +75,7 @@ plugin = Plugin(
         models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow),
         migrations="mpesa_gateway_payments.migrations",
     ),
+    commands=(payments,),
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
@@ -43,6 +44,7 @@ plugin = Plugin(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
+    commands=(reconcile_now,),
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,

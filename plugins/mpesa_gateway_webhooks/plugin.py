@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.doctor import CHECKS
@@ -53,6 +54,7 @@ plugin = Plugin(
             SealedColumn(table="webhook_endpoint", key="endpoint_id", column="previous_secret", aad=_AAD),
         ),
     ),
+    commands=(webhooks,),
     pages=PAGES,
     checks=CHECKS,
     invariants=INVARIANTS,

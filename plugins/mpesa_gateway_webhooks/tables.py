@@ -201,6 +201,21 @@ SELECT attempt_id AS id, at, status, ms, error, answer FROM attempt WHERE delive
 
 FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND event_id = $2 AND is_public"
 
+EVENTS_SINCE = """
+SELECT event_id, kind, occurred_at, body FROM event
+WHERE merchant_id = $1 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[]) AND event_id <> ALL($4::text[])
+ORDER BY occurred_at, event_id LIMIT $5
+"""
+
+EVENTS_OF_KIND_SINCE = """
+SELECT event_id, body FROM event
+WHERE merchant_id = $1 AND is_public AND kind = $2 AND occurred_at >= $3 ORDER BY occurred_at, event_id LIMIT 100
+"""
+
+DELIVERIES_OF_EVENT = """
+SELECT delivery_id FROM delivery WHERE merchant_id = $1 AND event_id = $2 ORDER BY created_at, delivery_id LIMIT 100
+"""
+
 # -- what operators look at -------------------------------------------------------------------------------------------
 
 _ENDPOINTS = """

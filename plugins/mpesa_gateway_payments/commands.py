@@ -1,0 +1,120 @@
+"""``mpesa-gateway payments``: how payments stand, and a question to M-Pesa about one that is not ended."""
+
+from typing import Any
+
+import msgspec
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.listing import JSON, print_json, show
+from mpesa_gateway.commands.session import MERCHANT, Session, merchant_of, pass_session, read_time
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
+from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.states import Status
+
+
+@click.group()
+def payments() -> None:
+    """List payments, look at one, and ask M-Pesa about one that is not ended."""
+
+
+@payments.command("list")
+@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only those in this state.")
+@click.option("--since", metavar="TIME", help="Only those asked for since then, such as 2026-11-23T08:00:00Z.")
+@click.option("--search", metavar="TEXT", help="A receipt, an id, a reference, an idempotency key or a phone number.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many at most.")
+@MERCHANT
+@JSON
+@pass_session
+def list_(
+    session: Session,
+    status: str | None,
+    since: str | None,
+    search: str | None,
+    limit: int,
+    merchant_id: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """List a merchant's payments, newest first. Phone numbers are masked."""
+    filters = PaymentQuery(
+        status=None if status is None else Status(status),
+        since=None if since is None else read_time(since, "--since"),
+        search=search,
+        limit=limit,
+    )
+
+    async def work(gateway: Gateway) -> list[PaymentView]:
+        merchant = await merchant_of(gateway, merchant_id)
+        return (await gateway.services.get(PaymentService).page(merchant.merchant_id, filters)).data
+
+    found = session.run(work)
+    if as_json:
+        print_json([_masked(payment) for payment in found])
+        return
+    show(
+        ("payment_id", "created_at", "status", "amount", "phone", "receipt", "reference"),
+        [
+            (
+                payment.id,
+                payment.created_at,
+                Status(payment.status).value,
+                payment.amount,
+                Msisdn(payment.phone).masked,
+                payment.receipt,
+                payment.reference,
+            )
+            for payment in found
+        ],
+        absent="-",
+    )
+
+
+@payments.command("show")
+@click.argument("payment_id", metavar="PAY_…")
+@JSON
+@pass_session
+def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
+    """Show one payment, and everything that has happened to it. The phone number is masked."""
+
+    async def work(gateway: Gateway) -> PaymentView:
+        row = await gateway.services.get(PaymentDesk).get(payment_id)
+        return await gateway.services.get(PaymentService).get(row["merchant_id"], payment_id)
+
+    payment = _masked(session.run(work))
+    if as_json:
+        print_json(payment)
+        return
+    steps = payment.pop("timeline")
+    for name, value in payment.items():
+        if value is not None and value != {}:
+            click.echo(f"{name:<16} {value}")
+    for step in steps:
+        click.echo(f"{step['at']}  {step['kind']} by {step['cause']}  {step['detail']}".rstrip())
+
+
+@payments.command()
+@click.argument("payment_id", metavar="PAY_…")
+@JSON
+@pass_session
+def query(session: Session, payment_id: str, *, as_json: bool) -> None:
+    """Ask M-Pesa now how a pending payment stands; whatever it says changes the payment as a callback would."""
+
+    async def work(gateway: Gateway) -> str:
+        return await gateway.services.get(PaymentDesk).query(payment_id)
+
+    status = session.run(work)
+    if as_json:
+        print_json({"payment_id": payment_id, "status": status})
+    else:
+        click.echo(f"{payment_id} is {status}.")
+
+
+def _masked(payment: PaymentView) -> dict[str, Any]:
+    """A payment as plain values, times as text, the payer's number by its ends."""
+    values: dict[str, Any] = msgspec.to_builtins(payment)
+    values |= {name: rfc3339(value) for name in values if (value := getattr(payment, name)) and name.endswith("_at")}
+    return values | {"phone": Msisdn(payment.phone).masked}

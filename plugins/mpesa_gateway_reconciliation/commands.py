@@ -1,0 +1,56 @@
+"""``mpesa-gateway reconcile``: compares a merchant's payments with M-Pesa's statement, now."""
+
+import asyncio
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, print_json
+from mpesa_gateway.commands.session import MERCHANT, Failed, Session, actor, merchant_of, pass_session, read_time
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_reconciliation.schemas import RunView, Window
+from mpesa_gateway_reconciliation.service import Reconciliation
+
+_LOOK = 0.5
+"""Seconds between two looks at a run that is not finished."""
+
+_FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous", "malformed")
+
+
+@click.command()
+@click.option(
+    "--start", metavar="TIME", help="From when on; two hours before the end without it, 48 hours ago at most."
+)
+@click.option("--end", metavar="TIME", help="Until when, such as 2026-11-23T08:00:00Z; now without it.")
+@MERCHANT
+@JSON
+@pass_session
+def reconcile(session: Session, start: str | None, end: str | None, merchant_id: str | None, *, as_json: bool) -> None:
+    """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 when the run fails.
+
+    What is found completes payments as the regular runs do, which the worker starts every 15 minutes by itself.
+    """
+    window = Window(
+        start=None if start is None else read_time(start, "--start"),
+        end=None if end is None else read_time(end, "--end"),
+    )
+
+    async def work(gateway: Gateway) -> RunView:
+        merchant = await merchant_of(gateway, merchant_id)
+        caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
+        service = gateway.services.get(Reconciliation)
+        run = await service.run_now(caller, window)
+        while run.status == "running":
+            # It is this process that reads: it ends with the run, and not before.
+            await asyncio.sleep(_LOOK)
+            run = await service.get(merchant.merchant_id, run.id)
+        return run
+
+    run = session.run(work)
+    if as_json:
+        print_json(run)
+    else:
+        counts = ", ".join(f"{getattr(run, name)} {name.replace('_', ' ')}" for name in _FINDINGS if getattr(run, name))
+        click.echo(f"{run.id} {run.status}: {run.lines} lines ({counts or 'nothing to match'})")
+    if run.status == "failed":
+        raise Failed(f"the statement could not be read: {run.error}")

@@ -1,0 +1,262 @@
+"""``mpesa-gateway webhooks``: see events arrive on your own machine, make them happen, and send them again."""
+
+import asyncio
+import re
+import signal
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.listing import JSON, print_json, print_json_line
+from mpesa_gateway.commands.session import MERCHANT, Failed, Session, actor, merchant_of, pass_session, read_time
+from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.http.egress import Answer, EgressFailed, check_url
+from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.standalone.stage import NotSo
+from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.listening import Listener
+from mpesa_gateway_webhooks.schemas import ReplayMany
+from mpesa_gateway_webhooks.triggering import KINDS, Trigger, Triggered
+
+_PAUSE = 0.3
+"""Seconds between two looks for new events."""
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@click.group()
+def webhooks() -> None:
+    """See events arrive on your own machine, make them happen, and send them again."""
+
+
+@webhooks.command()
+@click.option(
+    "--forward-to",
+    "url",
+    metavar="URL",
+    help="Where your program takes webhooks, such as localhost:3000/webhooks; without it events are only shown.",
+)
+@click.option(
+    "--events", default="*", show_default=True, help="Which, separated by commas; * stands for anything: payment.*"
+)
+@MERCHANT
+@click.option("--live", is_flag=True, help="Also where the merchant moves real money: real payers' numbers are sent.")
+@click.option("--print-secret", is_flag=True, help="Print what events are signed with, and end.")
+@JSON
+@pass_session
+def listen(
+    session: Session,
+    url: str | None,
+    events: str,
+    merchant_id: str | None,
+    *,
+    live: bool,
+    print_secret: bool,
+    as_json: bool,
+) -> None:
+    """Show events as they happen, and forward each to your own machine, signed, until Ctrl-C.
+
+    The merchant's endpoint and its deliveries are not touched: it gets what it is owed as if nobody listened. What
+    your program answers is shown and not tried again.
+    """
+    url = None if url is None else _read_url(url)
+
+    async def work(gateway: Gateway) -> None:
+        merchant = await merchant_of(gateway, merchant_id)
+        if merchant.env == "live" and not live:
+            raise Failed(f"{merchant.merchant_id} moves real money: add --live to see real payers' events here")
+        listener = Listener(gateway, merchant.merchant_id, _kinds(gateway, events))
+        if print_secret:
+            click.echo(listener.secret.reveal())
+            return
+        await listener.start()
+        try:
+            await gateway.audit.record(
+                "webhook.listened", merchant_id=merchant.merchant_id, actor=actor(), detail={"env": merchant.env}
+            )
+            _greet(listener, merchant, url, as_json=as_json)
+            await _listen(listener, url, as_json=as_json)
+        finally:
+            await listener.stop()
+
+    session.run(work)
+
+
+def _greet(listener: Listener, merchant: Merchant, url: str | None, *, as_json: bool) -> None:
+    where = "shown here" if url is None else f"forwarded to {url}"
+    click.echo(
+        f"Listening: events of `{merchant.name}` ({merchant.merchant_id}) are {where}. Ctrl-C ends.", err=as_json
+    )
+    click.echo(f"Signed with {listener.secret.reveal()} (the same each time)", err=as_json)
+
+
+async def _listen(listener: Listener, url: str | None, *, as_json: bool) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    is_away = False
+    while not told.is_set():
+        rows: Sequence[Row] = ()
+        try:
+            rows = await listener.fresh()
+            is_away = False
+        except UNREACHABLE as problem:
+            if not is_away:
+                click.echo(f"mpesa-gateway: Postgres is away ({type(problem).__name__}): waiting for it", err=True)
+            is_away = True
+        for row in rows:
+            if told.is_set():
+                return
+            answer = None if url is None else await listener.forward(row, url)
+            _tell(row, answer, as_json=as_json)
+        if not rows:
+            try:
+                await asyncio.wait_for(told.wait(), _PAUSE)
+            except TimeoutError:
+                continue
+
+
+def _tell(row: Row, answer: Answer | EgressFailed | None, *, as_json: bool) -> None:
+    status = answer.status if isinstance(answer, Answer) else None
+    error = str(answer) if isinstance(answer, EgressFailed) else None
+    if as_json:
+        ms = answer.ms if isinstance(answer, Answer) else None
+        print_json_line({"event": msgspec.Raw(row["body"].encode()), "status": status, "ms": ms, "error": error})
+        return
+    line = f"{rfc3339(row['occurred_at'])}  {row['kind']}  {row['event_id']}"
+    if isinstance(answer, Answer):
+        line += f"  [{answer.status}] {answer.ms} ms"
+    elif error is not None:
+        line += f"  [not taken] {error}"
+    click.echo(line)
+
+
+@webhooks.command()
+@click.argument("event", type=click.Choice(KINDS))
+@click.option(
+    "--amount", type=click.IntRange(1, 250_000), default=10, show_default=True, help="KES of the payment, if any."
+)
+@MERCHANT
+@JSON
+@pass_session
+def trigger(session: Session, event: str, amount: int, merchant_id: str | None, *, as_json: bool) -> None:
+    """Make an EVENT happen in the sandbox: a payment is made with a simulated phone, and ends that way.
+
+    Needs the running gateway with its worker and simulator, as `mpesa-gateway up` has them; only webhook.test, which
+    says that nothing was paid, needs no simulator. Never for a merchant who moves real money.
+    """
+
+    async def work(gateway: Gateway) -> Triggered:
+        merchant = await merchant_of(gateway, merchant_id)
+        try:
+            return await Trigger(gateway, merchant, actor=actor()).make(event, amount)
+        except NotSo as problem:
+            raise Failed(f"{event} was not triggered: {problem}") from None
+
+    made = session.run(work)
+    if as_json:
+        print_json({"type": event, "event_id": made.event_id, "subject_id": made.subject_id})
+    else:
+        click.echo(f"{event} of {made.subject_id} has happened:", err=True)
+        click.echo(made.event_id)
+
+
+@webhooks.command()
+@click.argument("event_ids", nargs=-1, metavar="[EVT_…]…")
+@click.option("--since", metavar="TIME", help="All deliveries from then on, such as 2026-11-23T08:00:00Z.")
+@click.option("--until", metavar="TIME", help="With --since: those before then.")
+@click.option(
+    "--status",
+    type=click.Choice(["pending", "delivered", "dead"]),
+    help="With --since: only those in this state, such as dead.",
+)
+@MERCHANT
+@JSON
+@pass_session
+def replay(
+    session: Session,
+    event_ids: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    status: str | None,
+    merchant_id: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Send deliveries to the merchant's endpoint again: of these events, or all since a time.
+
+    They keep their webhook-id, so that an endpoint which remembers ids takes none for new.
+    """
+    if bool(event_ids) == (since is not None) or (event_ids and (until or status)):
+        raise click.UsageError("name events (evt_…), or a time with --since, and not both")
+    which = None if since is None else _window(since, until, status)
+
+    async def work(gateway: Gateway) -> dict[str, Any]:
+        merchant = await merchant_of(gateway, merchant_id)
+        caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
+        deliveries = gateway.services.get(Deliveries)
+        if which is not None:
+            done = await deliveries.replay_many(caller, which)
+            return {"replayed": done.replayed, "has_more": done.has_more}
+        found: list[str] = []
+        for event_id in event_ids:
+            await deliveries.event(merchant.merchant_id, event_id)
+            rows = await gateway.db.fetch(tables.DELIVERIES_OF_EVENT, merchant.merchant_id, event_id)
+            if not rows:
+                raise Failed(f"{event_id} is owed to no endpoint: there was none when it happened")
+            found += [row["delivery_id"] for row in rows]
+        for delivery_id in found:
+            await deliveries.replay(caller, delivery_id)
+        return {"replayed": len(found), "has_more": False}
+
+    done = session.run(work)
+    if as_json:
+        print_json(done)
+        return
+    count = done["replayed"]
+    click.echo(f"{count} {'delivery' if count == 1 else 'deliveries'} will be sent again.")
+    if done["has_more"]:
+        click.echo("There are more: run this again with a later --since.", err=True)
+
+
+def _window(since: str, until: str | None, status: str | None) -> ReplayMany:
+    return msgspec.convert(
+        {"since": read_time(since, "--since"), "until": until and read_time(until, "--until"), "status": status},
+        ReplayMany,
+    )
+
+
+def _read_url(text: str) -> str:
+    url = text if _SCHEME.match(text) else f"http://{text}"
+    try:
+        check_url(url, allow_loopback=True)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), param_hint="--forward-to") from None
+    return url
+
+
+def _kinds(gateway: Gateway, patterns: str) -> list[str]:
+    """The events that are asked for. Raises BadParameter for a pattern that none of this gateway's fits."""
+    known = sorted(
+        event.kind for plugin in gateway.plugins for event in plugin.publishes if issubclass(event, PublicEvent)
+    )
+    found: set[str] = set()
+    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
+        fitting = {kind for kind in known if fnmatchcase(kind, pattern)}
+        if not fitting:
+            raise click.BadParameter(
+                f"there is no event `{pattern}` (known: {', '.join(known)})", param_hint="--events"
+            )
+        found |= fitting
+    if not found:
+        raise click.BadParameter("name at least one event", param_hint="--events")
+    return sorted(found)

@@ -1,0 +1,79 @@
+"""Tells a developer's own machine of events as they happen, beside the merchant's endpoint and without touching it."""
+
+import hashlib
+import hmac
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.vault import CALLBACK_TOKENS
+from mpesa_gateway_webhooks import signing, tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+LOOK_BACK = timedelta(seconds=60)
+"""How much later than its time an event may be seen: it is stamped before its transaction is committed."""
+
+BATCH = 100
+"""Events that one look takes."""
+
+TIMEOUT = 10.0
+"""Seconds that the developer's program may take to answer, as an endpoint may."""
+
+
+class Listener:
+    """One merchant's events from now on, each once, in the order of their times as far as they are known.
+
+    It only reads: deliveries, their attempts and the endpoint stay as they are. ``kinds`` lets only these through.
+    """
+
+    def __init__(self, gateway: "Gateway", merchant_id: str, kinds: Collection[str]) -> None:
+        self._gateway = gateway
+        self._merchant_id = merchant_id
+        self._kinds = list(kinds)
+        self._seen: dict[str, datetime] = {}
+        self._since = gateway.clock.now() - LOOK_BACK
+        self._egress = Egress(timeout=TIMEOUT)
+
+    async def start(self) -> None:
+        """Take what has happened so far as known, and open the way out."""
+        await self._egress.start()
+        while await self.fresh():
+            continue
+
+    async def stop(self) -> None:
+        """Close the way out."""
+        await self._egress.stop()
+
+    @property
+    def secret(self) -> Secret:
+        """What forwarded events are signed with: the merchant's own, the same in every run, and no endpoint's."""
+        text = f"listen\0{self._merchant_id}".encode()
+        # Tokens of callbacks are MACs under the same key, and begin with a kind of callback.
+        return signing.new_secret(hmac.new(self._gateway.vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).digest())
+
+    async def fresh(self) -> Sequence[Row]:
+        """Events that no look has seen yet, the oldest first; BATCH at most."""
+        now = self._gateway.clock.now()
+        rows = await self._gateway.db.fetch(
+            tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH
+        )
+        self._seen.update({row["event_id"]: row["occurred_at"] for row in rows})
+        if len(rows) < BATCH:
+            # Everything committed by now has been seen: only what was stamped lately may still turn up.
+            self._since = max(self._since, now - LOOK_BACK)
+            self._seen = {event_id: at for event_id, at in self._seen.items() if at >= self._since}
+        return rows
+
+    async def forward(self, row: Row, url: str) -> Answer | EgressFailed:
+        """Send an event to the developer's address once, with the headers of a real webhook."""
+        body = row["body"].encode()
+        headers = signing.headers(row["event_id"], row["kind"], body, self._gateway.clock.now(), [self.secret])
+        try:
+            return await self._egress.post(url, body=body, headers=headers, allow_loopback=True)
+        except EgressFailed as failure:
+            return failure

@@ -1,0 +1,236 @@
+"""nginx and Caddy as deploy/ has them, before a real gateway: who calls is known, and only Safaricom calls back."""
+
+import asyncio
+import http.client
+import json
+import re
+import ssl
+import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import HttpConfig
+from mpesa_gateway.http import challenge
+from mpesa_gateway.standalone.process import free_port
+from mpesa_gateway.testing.serving import eventually, gateway_values, running_gateway, shop
+from tests.certificates import issue
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PATIENCE = 30.0
+
+SAFARICOM, NEIGHBOUR, STRANGER = "127.0.0.1", "127.0.0.8", "127.0.0.7"
+"""Who calls: our simulator; one whom the proxy lets through and the gateway does not know; one whom neither knows."""
+
+
+@dataclass
+class Front:
+    """A proxy in front of a gateway."""
+
+    gateway: Gateway
+    port: int
+    secure: tuple[int, ssl.SSLContext] | None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        source: str,
+        says: str | None = None,
+        body: Any = None,
+        key: str | None = None,
+        secure: bool = False,
+    ) -> tuple[int, Any]:
+        """One request from an address of this machine, which may say in X-Forwarded-For that it is another."""
+        headers = {"Content-Type": "application/json"}
+        headers |= {} if says is None else {"X-Forwarded-For": says}
+        headers |= {} if key is None else {"X-API-Key": key}
+        return await asyncio.to_thread(self._call, method, path, source, headers, body, secure)
+
+    def _call(
+        self, method: str, path: str, source: str, headers: dict[str, str], body: Any, secure: bool
+    ) -> tuple[int, Any]:
+        connection: http.client.HTTPConnection
+        if secure:
+            assert self.secure is not None
+            port, context = self.secure
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", port, timeout=PATIENCE, source_address=(source, 0), context=context
+            )
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source_address=(source, 0))
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        return answer.status, json.loads(content) if content.startswith(b"{") else content.decode()
+
+
+def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
+    """What starts nginx with our file, on a plain port and one with TLS."""
+    secure = free_port()
+    issued = issue(folder / "chain.pem")
+    (folder / "key.pem").write_bytes(issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    text = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
+    for old, new in (
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port};\n  listen 127.0.0.1:{secure} ssl;"),
+        ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
+        ("/etc/ssl/pay.example.co.ke/fullchain.pem", str(issued.path)),
+        ("/etc/ssl/pay.example.co.ke/privkey.pem", str(folder / "key.pem")),
+        ("allow 196.201.214.200;", f"allow {SAFARICOM};\n      allow {NEIGHBOUR};"),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "mpesa-gateway.conf").write_text(text)
+    temporary = "\n".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{temporary}\ninclude {folder}/mpesa-gateway.conf;\n}}\n"
+    )
+    command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    done = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "test is successful" in done.stderr
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return command, (secure, context)
+
+
+def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
+    """What starts Caddy with our file, on a plain port: the certificate it would fetch is out in the Internet."""
+    text = (DEPLOY / "caddy/Caddyfile").read_text()
+    original = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "caddy/Caddyfile")]
+    environ = {"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(original, capture_output=True, text=True, check=False, env=environ)
+    assert done.returncode == 0, done.stderr
+    for old, new in (
+        ("\npay.example.co.ke {", f"\n{{\n\tadmin off\n}}\n\nhttp://127.0.0.1:{port} {{"),
+        ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
+        ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "Caddyfile").write_text(text)
+    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")], None
+
+
+@pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
+async def front(
+    request: pytest.FixtureRequest, database_url: str, valkey_url: str, tmp_path: Path
+) -> AsyncGenerator[Front]:
+    """The proxy, running in front of a gateway that trusts it and takes callbacks from Safaricom's address only."""
+    port = free_port()
+    values = gateway_values(
+        database_url,
+        valkey_url,
+        public_url=f"http://127.0.0.1:{port}",
+        security={"trusted_proxies": ["127.0.0.1/32"]},
+        callbacks={"allowlist": [SAFARICOM], "enforce_allowlist": "always"},
+    )
+    async with running_gateway(values) as (gateway, base):
+        upstream = int(base.rpartition(":")[2])
+        command, secure = request.param(tmp_path, port, upstream)
+        found = Front(gateway, port, secure)
+        async with _running(command, tmp_path):
+
+            async def is_up() -> bool:
+                try:
+                    return (await found.call("GET", "/health/ready", source=SAFARICOM))[0] == 200
+                except OSError:
+                    return False
+
+            await eventually(is_up, PATIENCE)
+            yield found
+
+
+@asynccontextmanager
+async def _running(command: list[str], folder: Path) -> AsyncGenerator[None]:
+    with (folder / "proxy.log").open("wb") as log:
+        environ = {"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environ)
+    try:
+        yield
+    finally:
+        process.terminate()
+        async with asyncio.timeout(PATIENCE):
+            await process.wait()
+
+
+async def refused(gateway: Gateway) -> list[tuple[str, str]]:
+    """From whom callbacks were refused, and why."""
+    rows = await gateway.db.fetch("SELECT source, reason FROM refused_callback ORDER BY at, refused_id")
+    return [(row["source"], row["reason"]) for row in rows]
+
+
+async def test_a_payment_and_its_callback_go_through(front: Front) -> None:
+    async with shop(front.gateway, f"http://127.0.0.1:{front.port}") as api:
+        payment = (await api.pay("254700000000", key="through the proxy")).data
+        settled = await api.settled(payment["id"], "completed")
+    assert [step["cause"] for step in settled["timeline"]][-1] == "callback"
+    assert await front.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
+    assert await refused(front.gateway) == []
+
+
+async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
+    asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
+    for source in (SAFARICOM, NEIGHBOUR, STRANGER):
+        for says in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
+            path = f"/health/live?challenge={asked}"
+            status, body = await front.call("GET", path, source=source, says=says)
+            assert status == 200
+            seen = body["data"]["seen"]
+            assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), says
+            assert (seen["peer_is_trusted"], seen["was_forwarded"]) == (True, True)
+    if front.secure is not None:
+        status, body = await front.call("GET", path, source=STRANGER, says=SAFARICOM, secure=True)
+        assert (status, body["data"]["seen"]["client"]) == (200, STRANGER)
+
+
+@pytest.mark.parametrize("path", ["/v1/cb/stk/sometoken", "/v1/webhooks/mpesa", "/v1/webhooks/mpesa/sometoken"])
+async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> None:
+    body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
+    # The proxy keeps strangers out, whatever they say of themselves: the gateway does not even hear of them.
+    status, said = await front.call("POST", path, source=STRANGER, says=SAFARICOM, body=body)
+    assert status == 403
+    assert not isinstance(said, dict)
+    assert await refused(front.gateway) == []
+    # Whom the proxy lets through is looked at again, by the address that it really has.
+    for says in (None, SAFARICOM):
+        await front.call("POST", path, source=NEIGHBOUR, says=says, body=body)
+    assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
+    assert {reason for _, reason in await refused(front.gateway)} == {"source"}
+    assert len(await refused(front.gateway)) == 2
+    # A GET is the gateway's own to refuse, for everybody: that is how the doctor sees that the path leads to it.
+    status, said = await front.call("GET", path, source=STRANGER)
+    assert (status, said["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
+    # What merchants call beside it is open to all.
+    assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
+
+
+async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Front) -> None:
+    tries = front.gateway.config.limits.auth_failures
+    for number in range(tries + 1):
+        status, _ = await front.call("GET", "/v1/payments", source=STRANGER, says=f"203.0.113.{number}")
+        assert status in {401, 429}
+    assert (await front.call("GET", "/v1/payments", source=STRANGER, says="203.0.113.99"))[0] == 429
+    assert (await front.call("GET", "/v1/payments", source=NEIGHBOUR))[0] == 401
+
+
+async def test_what_is_too_large_is_refused(front: Front) -> None:
+    body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
+    async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
+        assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
+
+
+def test_nginx_takes_what_the_gateway_takes() -> None:
+    (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
+    assert int(limit) * 1024 == HttpConfig().max_body_bytes

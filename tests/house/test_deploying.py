@@ -1,0 +1,154 @@
+"""The files under deploy/ agree with the gateway: its settings, commands, port, user, allowlist and times."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mpesa_gateway.cli import cli
+from mpesa_gateway.config import ELSEWHERE, ENVIRONMENT, GatewayConfig
+from mpesa_gateway_callbacks.settings import CallbacksSettings
+from tests.house.test_documented import declared
+from tests.house.tree import ROOT
+
+DEPLOY = ROOT / "deploy"
+ADDRESS = re.compile(r"\b196\.201\.21\d\.\d+\b")
+COMMAND = re.compile(
+    r"^(?:ExecStart=/opt/mpesa-gateway/bin/mpesa-gateway |Exec=|\s*command: \[|\s*args: \[)([a-z-]+)\]?$", re.MULTILINE
+)
+
+
+def files() -> dict[str, str]:
+    """What stands in each file, by its name below deploy/; secrets that somebody has made here are left out."""
+    found = [path for path in sorted(DEPLOY.rglob("*")) if path.is_file() and "secrets" not in path.parts]
+    return {path.relative_to(DEPLOY).as_posix(): path.read_text(encoding="utf-8") for path in found}
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    known = set(declared())
+    named = {
+        (name, variable)
+        for name, text in files().items()
+        for variable in re.findall(rf"\b{ENVIRONMENT}([A-Z0-9_]+)\b", text)
+    }
+    assert len({variable for _, variable in named}) > 5
+    unknown = {
+        (name, variable)
+        for name, variable in named
+        if variable not in ELSEWHERE and not {_path(variable), _path(variable.removesuffix("_FILE"))} & known
+    }
+    assert unknown == set()
+
+
+def _path(variable: str) -> str:
+    return variable.lower().replace("__", ".")
+
+
+def test_what_is_set_can_be_read() -> None:
+    variables = dict(re.findall(rf"({ENVIRONMENT}[A-Z0-9_]+)=(\S+)", files()["kubernetes/kustomization.yaml"]))
+    plain = {name: value for name, value in variables.items() if not name.endswith("__URL_FILE")}
+    config = GatewayConfig.load(ROOT / "config/gateway.toml", plain)
+    assert config.public_url == "https://pay.example.co.ke"
+    assert config.http.drain > 2 * 3, "readiness is asked every 3 s, and twice"
+
+
+def test_every_command_exists() -> None:
+    used = {name: COMMAND.findall(text) for name, text in files().items()}
+    words = {word for found in used.values() for word in found}
+    assert words == {"migrate", "serve", "worker"}
+    assert words <= set(cli.commands)
+    for folder, ending in (("quadlet", ".container"), ("systemd", ".service")):
+        ours = [name for name in used if name.startswith(folder) and name.endswith(ending)]
+        assert {word for name in ours for word in used[name]} == words
+
+
+def test_the_port_is_the_images() -> None:
+    port = str(GatewayConfig().http.port)
+    image = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    assert f"EXPOSE {port}\n" in image
+    found = files()
+    assert f'"127.0.0.1:{port}:{port}"' in found["compose.yaml"]
+    assert f"PublishPort=127.0.0.1:{port}:{port}\n" in found["quadlet/mpesa-gateway-api.container"]
+    assert f"containerPort: {port}" in found["kubernetes/api.yaml"]
+    assert f"server 127.0.0.1:{port};" in found["nginx/mpesa-gateway.conf"]
+    assert f"reverse_proxy 127.0.0.1:{port} " in found["caddy/Caddyfile"]
+
+
+def test_nothing_runs_as_root() -> None:
+    (user,) = re.findall(r"^USER (\d+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    for name, text in files().items():
+        if name.startswith("kubernetes/") and "containers:" in text:
+            assert re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", text) == [user] * 3, name
+        if name.startswith("quadlet/") and "Image=localhost/mpesa-gateway" in text:
+            assert set(re.findall(r"[ug]id=(\d+)", text)) == {user}, name
+        if name.startswith("systemd/") and name.endswith(".service"):
+            assert "User=mpesa-gateway\n" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["nginx/mpesa-gateway.conf", "caddy/Caddyfile", "kubernetes/ingress.yaml", "kubernetes/network-policy.yaml"]
+)
+def test_the_allowlist_is_the_gateways(name: str) -> None:
+    found = ADDRESS.findall(files()[name])
+    assert sorted(found) == sorted(CallbacksSettings().allowlist)
+
+
+def test_what_stops_is_given_its_time() -> None:
+    """A call to Daraja may take its whole time, and 5 seconds more; a worker its grace."""
+    config = GatewayConfig()
+    serving, working = config.daraja.timeout + 5, config.worker.grace
+    found = files()
+    (compose_api, compose_worker) = re.findall(r"stop_grace_period: (\d+)s", found["compose.yaml"])[1:]
+    assert int(compose_api) > serving
+    assert int(compose_worker) > working
+    for name, least in (("api", serving), ("worker", working)):
+        container = found[f"quadlet/mpesa-gateway-{name}.container"]
+        (patience,) = re.findall(r"--stop-timeout=(\d+)", container)
+        (systemds,) = re.findall(r"TimeoutStopSec=(\d+)", container)
+        assert least < int(patience) < int(systemds)
+        (alone,) = re.findall(r"TimeoutStopSec=(\d+)", found[f"systemd/mpesa-gateway-{name}.service"])
+        assert int(alone) > least
+        (pod,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", found[f"kubernetes/{name}.yaml"])
+        (drain,) = re.findall(r"HTTP__DRAIN=(\d+)", found["kubernetes/kustomization.yaml"])
+        assert int(pod) > least + (int(drain) if name == "api" else 0)
+
+
+def test_nothing_has_a_default_password() -> None:
+    for name, text in files().items():
+        for line in text.splitlines():
+            if "PASSWORD" in line and not name.endswith("secret.example.yaml") and "make-secrets" not in name:
+                assert "_PASSWORD_FILE" in line, (name, line)
+    assert re.findall(r"(?:redis|postgres)[a-z]*://[^U:]*:(?!PASSWORD)", "\n".join(files().values())) == [
+        "postgresql://mpesa:",
+        "redis://:",
+    ], "make-secrets alone writes addresses, with the passwords that it made"
+
+
+def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
+    def made(folder: str) -> dict[str, str]:
+        subprocess.run([DEPLOY / "make-secrets", tmp_path / folder], check=True, capture_output=True)
+        return {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / folder).iterdir()}
+
+    first = made("secrets")
+    assert made("secrets") == first
+    assert not set(first.values()) & set(made("others").values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    named = set(re.findall(r"file: secrets/([a-z_.]+)", files()["compose.yaml"]))
+    assert named == set(first)
+    folder = tmp_path / "secrets"
+    config = GatewayConfig.load(
+        None,
+        {
+            "MPESA_GATEWAY_DATABASE__URL_FILE": str(folder / "database_url"),
+            "MPESA_GATEWAY_VALKEY__URL_FILE": str(folder / "valkey_url"),
+            "MPESA_GATEWAY_SECURITY__MASTER_KEY_FILE": str(folder / "master_key"),
+        },
+    )
+    assert config.database.url is not None
+    assert first["postgres_password"].strip() in config.database.url.reveal()
+    assert f"requirepass {first['valkey_password'].strip()}\n" in first["valkey.conf"]
+    # As `docker compose` and `podman secret create` hand them over, one service reads what another was given.
+    for name in ("postgres_password", "database_url", "valkey_url", "master_key", "valkey.conf"):
+        quadlet = f"mpesa-gateway-{name.replace('_', '-').replace('.', '-')}"
+        assert any(f"Secret={quadlet},type=mount,target={name}" in text for text in files().values()), name

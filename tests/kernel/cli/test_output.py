@@ -1,0 +1,144 @@
+"""What programs read: JSON from every command that shows something; and how the commands are reached and completed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.cli import cli
+from mpesa_gateway.commands.completion import VARIABLE
+from mpesa_gateway.commands.session import Session
+from tests.house.test_documented import plugins
+from tests.kernel.cli.terminal import Host, is_refused
+
+SHOWS_NOTHING = {
+    "up": "runs until it is stopped",
+    "demo": "tells a story",
+    "serve": "runs until it is stopped",
+    "worker": "runs until it is stopped",
+    "completion": "prints what a shell reads",
+    "keys generate": "prints one key and nothing else",
+    "merchants deactivate": "does one thing",
+    "apikeys revoke": "does one thing",
+    "operators create": "prints one id and nothing else",
+    "operators role": "does one thing",
+    "operators password": "does one thing",
+    "operators deactivate": "does one thing",
+}
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by its words, those of plugins too."""
+    found: dict[str, click.Command] = {}
+
+    def walk(command: click.Command, words: str) -> None:
+        if isinstance(command, click.Group):
+            for name, inner in command.commands.items():
+                walk(inner, f"{words} {name}".strip())
+        else:
+            found[words] = command
+
+    walk(cli, "")
+    for plugin in plugins():
+        for command in plugin.commands:
+            walk(command, str(command.name))
+    return found
+
+
+def test_whatever_shows_something_shows_it_to_programs_too() -> None:
+    mute = {words for words, command in commands().items() if not any("--json" in each.opts for each in command.params)}
+    assert mute - {"plugins"} == set(SHOWS_NOTHING)
+
+
+def reads(host: Host, *words: str) -> Any:
+    """What a command that succeeds prints as JSON."""
+    return json.loads(host.gets(*words, "--json"))
+
+
+def test_programs_read_what_people_see(host: Host) -> None:
+    assert reads(host, "config", "check")["usable"] is True
+    missing = host.types("migrate", "--check", "--json")
+    assert missing.returncode == 1
+    assert json.loads(missing.stdout)["missing"] != []
+    merchant = reads(host, "merchants", "create", "Duka")
+    assert (merchant["name"], merchant["env"], merchant["is_active"]) == ("Duka", "sandbox", True)
+    (listed,) = reads(host, "merchants", "list")
+    assert (listed["merchant_id"], listed["active"]) == (merchant["merchant_id"], True)
+    key = reads(host, "apikeys", "create", merchant["merchant_id"], "--name", "till")
+    assert key["key"].startswith("sk_test_")
+    (seen,) = reads(host, "apikeys", "list", merchant["merchant_id"])
+    assert (seen["key_id"], seen["last_used_at"], seen["scopes"]) == (key["key_id"], None, key["scopes"])
+    assert reads(host, "operators", "list") == []
+    assert reads(host, "payments", "list") == []
+    assert reads(host, "audit", "verify")["entries"] == 2
+    assert reads(host, "migrate") == {"applied": []}
+    assert reads(host, "keys", "rotate")["old_keys_may_go"] is True
+    assert reads(host, "config", "show")["database"]["url"].startswith("****")
+    erased = reads(host, "privacy", "erase", "254708374149", "--dry-run")
+    assert (erased["would_erase"], erased["left"]) == ({}, [])
+
+
+def test_a_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the serving process is to run one: jobs that it took up would be cut off at its end."""
+    for name, value in (host.variables | {"WORKER__IN_PROCESS": "true", "CONFIG": ""}).items():
+        monkeypatch.setenv(f"MPESA_GATEWAY_{name}", value)
+
+    async def look(gateway: Gateway) -> tuple[bool, bool]:
+        return gateway.is_running, gateway.config.worker.in_process
+
+    session = Session()
+    assert session.attached().worker.in_process is True
+    assert session.run(look) == (True, False)
+
+
+@pytest.mark.parametrize(("shell", "says"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete ")])
+def test_a_shell_learns_to_complete(bare_host: Host, shell: str, says: str) -> None:
+    done = bare_host.asks("completion", shell)
+    assert done.returncode == 0
+    assert says in done.stdout
+    assert VARIABLE in done.stdout
+
+
+def test_commands_of_plugins_and_options_are_completed(tmp_path: Path) -> None:
+    def completed(*words: str) -> set[str]:
+        environ = {"PATH": os.environ["PATH"], VARIABLE: "bash_complete"}
+        environ |= {"COMP_WORDS": " ".join(["mpesa-gateway", *words]), "COMP_CWORD": str(len(words))}
+        command = [sys.executable, "-c", "from mpesa_gateway.cli import main; main()"]
+        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return {line.partition(",")[2] for line in done.stdout.splitlines()}
+
+    assert {"up", "doctor", "webhooks", "payments", "operators"} <= completed("")
+    assert completed("webhooks", "") == {"listen", "trigger", "replay"}
+    assert "payment.completed" in completed("webhooks", "trigger", "pay")
+    assert {"--forward-to", "--events"} <= completed("webhooks", "listen", "--")
+
+
+def test_litestars_command_has_ours(host: Host) -> None:
+    def litestar(*words: str) -> subprocess.CompletedProcess[str]:
+        ours = {f"MPESA_GATEWAY_{name}": value for name, value in host.variables.items()}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
+        return subprocess.run(
+            [sys.executable, "-m", "litestar", "mpesa", *words],
+            cwd=host.folder,
+            env=environ | ours,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    done = litestar("--help")
+    assert done.returncode == 0, done.stderr
+    assert "webhooks" in done.stdout
+    done = litestar("merchants", "create", "Duka", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "Duka"
+    done = litestar("payments", "list", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    assert is_refused(litestar("apikeys", "create", "mer_nobody"), 1, "no such merchant")

@@ -1,0 +1,86 @@
+"""Payments from the command line: listed, shown with their story, asked about; the payer's number masked."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mpesa_gateway.standalone.settings import write_config
+from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, running_gateway, shop
+
+
+@asynccontextmanager
+async def desk(database_url: str, valkey_url: str, folder: Path) -> AsyncGenerator[tuple[Api, Callable[..., Any]]]:
+    """A running gateway with one merchant: who calls it, and who types its commands."""
+    async with (
+        running_gateway(gateway_values(database_url, valkey_url)) as (gateway, base),
+        shop(gateway, base, is_configured=False) as api,
+    ):
+        (await api.call("PUT", "/v1/merchant/providers", INITIATED)).data  # noqa: B018 - raises when refused
+        write_config(folder / "gateway.toml", gateway.config)
+
+        async def types(*words: str) -> tuple[int, str, str]:
+            environ = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
+            command = (sys.executable, "-m", "mpesa_gateway.cli", "--config", str(folder / "gateway.toml"), *words)
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=pipe, stderr=pipe)
+            async with asyncio.timeout(60):
+                out, err = await process.communicate()
+            return process.returncode or 0, out.decode().strip(), err.decode().strip()
+
+        yield api, types
+
+
+async def test_payments_are_listed_shown_and_asked_about(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+    async with desk(database_url, valkey_url, tmp_path) as (api, types):
+        paid = (await api.pay("254700000000", key="one", reference="ORDER 1")).data
+        await api.settled(paid["id"], "completed")
+        waiting = (await api.pay("254700000006", key="two")).data
+
+        status, out, err = await types("payments", "list", "--json")
+        assert status == 0, err
+        listed = {one["id"]: one for one in json.loads(out)}
+        assert {one: listed[one]["status"] for one in listed} == {paid["id"]: "completed", waiting["id"]: "pending"}
+        assert "254700000000" not in out
+        assert listed[paid["id"]]["phone"] == "2547****000"
+
+        status, out, err = await types("payments", "list", "--status", "completed")
+        assert status == 0, err
+        heading, line = out.splitlines()
+        assert heading.split("\t")[0] == "payment_id"
+        assert line.split("\t")[2:5] == ["completed", "500.00", "2547****000"]
+
+        status, out, _ = await types("payments", "show", paid["id"])
+        assert status == 0
+        assert "completed by callback" in out
+        assert "254700000000" not in out
+        status, out, _ = await types("payments", "show", paid["id"], "--json")
+        assert [step["cause"] for step in json.loads(out)["timeline"]][-1] == "callback"
+
+        status, out, err = await types("payments", "query", waiting["id"], "--json")
+        assert (status, json.loads(out)) == (0, {"payment_id": waiting["id"], "status": "pending"}), err
+        status, _, err = await types("payments", "query", paid["id"])
+        assert status == 1
+        assert "only a pending payment" in err
+        status, _, err = await types("payments", "show", "pay_nothing")
+        assert (status, "no such payment" in err) == (1, True)
+
+
+async def test_a_lost_payment_is_found_by_reconciling_now(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+    async with desk(database_url, valkey_url, tmp_path) as (api, types):
+        (await api.call("POST", "/v1/payments/mpesa/pull/register")).data  # noqa: B018 - raises when refused
+        payment = (await api.pay("254700000007", key="silent")).data
+        status, out, err = await types("reconcile", "--json")
+        assert status == 0, err
+        run = json.loads(out)
+        assert (run["status"], run["cause"], run["recovered"]) == ("completed", "manual", 1)
+        assert (await api.settled(payment["id"]))["status"] == "completed"
+        status, out, _ = await types("reconcile")
+        assert (status, "1 already known" in out) == (0, True)
+        status, _, err = await types("reconcile", "--start", "2020-01-01")
+        assert status == 1
+        assert "48 hours" in err
