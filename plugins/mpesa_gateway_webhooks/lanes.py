@@ -36,7 +36,9 @@ class Lane:
     def note(self, *, is_taken: bool, at: datetime, most: int, until: datetime) -> None:
         """How a call has ended. After ``most`` failures in a row the endpoint is left in peace ``until`` then."""
         self._failures = 0 if is_taken else self._failures + 1
-        if self._failures >= most:
+        if is_taken:
+            self._closed = None
+        elif self._failures >= most:
             self._closed = (at, until)
 
     def is_closed(self, now: datetime) -> bool:

@@ -78,9 +78,7 @@ class Sender:
         self._is_stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._gateway.config.worker.grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cancel(list(self._tasks))
         await self.egress.stop()
 
     async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
@@ -95,8 +93,12 @@ class Sender:
             except TimeoutError:
                 return 0
         tasks = await self._claims.ask(delivery_ids)
-        if tasks:
-            await asyncio.wait(tasks, timeout=patience)
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=patience)
+        except asyncio.CancelledError:
+            await _cancel(tasks)
+            raise
         return len(tasks)
 
     # -- claiming -------------------------------------------------------------------------------------------------
@@ -294,6 +296,13 @@ class Sender:
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Tell deliveries to stop, and wait until they have handed back what they have not done."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_taken(answer: Answer | EgressFailed) -> bool:
