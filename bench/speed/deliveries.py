@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.speed.contests import Measure
+from bench.speed.double import HOSTS
 from bench.speed.load import call
 from bench.speed.seed import connect, id_stem
 from bench.speed.site import Contestant, Site
@@ -17,9 +18,8 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 
 _ACTOR = "cli:bench"
 
-ENDPOINTS = 100
 DEAD = 5
-"""Of that many endpoints: some refuse connections, some take them and never answer, some answer after seconds."""
+"""Of a hundred endpoints: some refuse connections, some take them and never answer, some answer after seconds."""
 
 _WARM_UP = 200
 """Deliveries that a worker has made before the clock runs, so that starting is not in it."""
@@ -90,8 +90,8 @@ class DeliveryRounds:
     async def _round(self, gateway: Gateway, *, has_dead: bool, each: int) -> dict[str, Any]:
         if self._crowd is None:
             self._crowd = _Crowd(
-                [await self._merchant(gateway, self._site.double, "/hook") for _ in range(ENDPOINTS - DEAD)],
-                [await self._merchant(gateway, *self._dead(number)) for number in range(DEAD)],
+                [await self._merchant(gateway, host, self._site.double, "/hook") for host in HOSTS[DEAD:]],
+                [await self._merchant(gateway, HOSTS[number], *self._dead(number)) for number in range(DEAD)],
             )
         crowd, stem = self._crowd, id_stem()[4:]
         await self._clear()
@@ -124,10 +124,10 @@ class DeliveryRounds:
         """Where nothing listens, where nothing is ever answered, where the answer takes seconds: in turn."""
         return ((1, "/refused"), (self._site.double, "/silent"), (self._site.double, "/slow"))[number % 3]
 
-    async def _merchant(self, gateway: Gateway, port: int, path: str) -> str:
+    async def _merchant(self, gateway: Gateway, host: str, port: int, path: str) -> str:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
         caller = Caller(merchant.merchant_id, "key_bench", frozenset(MERCHANT_SCOPES), "sandbox")
-        await gateway.services.get(Endpoints).set_url(caller, f"http://127.0.0.1:{port}{path}")
+        await gateway.services.get(Endpoints).set_url(caller, f"http://{host}:{port}{path}")
         return merchant.merchant_id
 
     async def _owe(self, gateway: Gateway, stem: str, count: int, merchants: list[str], each: int) -> None:

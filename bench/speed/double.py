@@ -20,6 +20,9 @@ from bench.speed.wire import Late, Served, response
 
 _TOKEN = response(b'{"access_token": "the-token-of-the-double", "expires_in": "3599"}')
 _OK = response(b"{}")
+HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 101))
+"""Addresses of this machine's own, so that each merchant's server is another host."""
+
 _SLOW = Late(_OK, 8.0)
 _PAGE = 100
 _OFFSET = re.compile(rb'"OffSetValue":\s*"?([0-9]+)')
@@ -79,9 +82,7 @@ class Double:
 async def serve(port: int) -> None:
     """Serve until killed."""
     double = Double()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Served(double.handle), "127.0.0.1", port, backlog=1024
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: Served(double.handle), HOSTS, port, backlog=1024)
     await server.serve_forever()
 
 

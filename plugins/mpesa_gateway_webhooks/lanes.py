@@ -8,7 +8,7 @@ from datetime import datetime
 _QUICK = 0.5
 """Seconds after which a call that has not ended is one that waits, and costs nothing but its connection."""
 
-_WAITING_EACH = 20
+WAITING_EACH = 10
 """Calls that may wait, for each slot: beyond that they keep their slots, for connections are not free either."""
 
 ROOM = 64
@@ -60,7 +60,7 @@ class Lanes:
         self._per_endpoint = per_endpoint
         self._quick = quick
         self._slots = asyncio.Semaphore(at_once)
-        self._most_waiting = at_once * _WAITING_EACH
+        self._most_waiting = at_once * WAITING_EACH
         self._most_ahead = at_once * _AHEAD
         self._lanes: dict[str, Lane] = {}
         self._waiting = 0

@@ -15,7 +15,7 @@ from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.together import Together
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
-from mpesa_gateway_webhooks.lanes import ROOM, Lane, Lanes
+from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
@@ -66,7 +66,8 @@ class Sender:
         self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        self.egress = Egress(timeout=self._settings.timeout)
+        # More than calls can be open, those to the merchants' test page included.
+        self.egress = Egress(timeout=self._settings.timeout, connections=self._settings.at_once * (WAITING_EACH + 2))
 
     async def start(self) -> None:
         """Open the way out."""
