@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from mpesa_gateway.together import Together
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
+from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
@@ -50,6 +52,14 @@ class _Lease:
     """No call is begun after it."""
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What one job was woken for, and the context that it runs in: its log says who asked."""
+
+    delivery_ids: Sequence[str]
+    context: Context
+
+
 class Sender:
     """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
 
@@ -60,7 +70,7 @@ class Sender:
         self._endpoints = gateway.services.get(Endpoints)
         self._chance = random.SystemRandom()
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
-        self._claims: Together[Sequence[str], list[asyncio.Task[None]]] = Together(self._claim, most=_JOBS)
+        self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(self._claim, most=_JOBS)
         self._taken: Together[tuple[Row, Answer], None] = Together(self._note_taken)
         self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
         self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
@@ -93,7 +103,7 @@ class Sender:
                     await self._lanes.room()
             except TimeoutError:
                 return 0
-        tasks = await self._claims.ask(delivery_ids)
+        tasks = await self._claims.ask(_Wanted(delivery_ids, copy_context()))
         try:
             if tasks:
                 await asyncio.wait(tasks, timeout=patience)
@@ -104,35 +114,41 @@ class Sender:
 
     # -- claiming -------------------------------------------------------------------------------------------------
 
-    async def _claim(self, asked: Sequence[Sequence[str]]) -> Sequence[list[asyncio.Task[None]]]:
+    async def _claim(self, asked: Sequence[_Wanted]) -> Sequence[list[asyncio.Task[None]]]:
         """Claim what several jobs were woken for in one round trip, and begin to send it, for each job its own."""
         if self._is_stopping:
             return [[] for _ in asked]
         lease = self._lease()
-        ids = [delivery_id for some in asked for delivery_id in some]
-        rows = await self._db.fetch(tables.CLAIM, ids, lease.claimed_at, lease.leased_until, self._lanes.full())
-        begun = await self._begin(rows, lease)
-        return [[begun.pop(delivery_id) for delivery_id in some if delivery_id in begun] for some in asked]
+        contexts = {delivery_id: one.context for one in asked for delivery_id in one.delivery_ids}
+        rows = await self._db.fetch(
+            tables.CLAIM, list(contexts), lease.claimed_at, lease.leased_until, self._lanes.full()
+        )
+        begun = await self._begin(rows, lease, contexts)
+        return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
 
     def _lease(self) -> _Lease:
         now = self._gateway.clock.now()
         timeout = timedelta(seconds=self._settings.timeout)
         return _Lease(now, now + _LEASE * timeout, now + _WORK * timeout)
 
-    async def _begin(self, rows: Sequence[Row], lease: _Lease) -> dict[str, asyncio.Task[None]]:
+    async def _begin(
+        self, rows: Sequence[Row], lease: _Lease, contexts: Mapping[str, Context]
+    ) -> dict[str, asyncio.Task[None]]:
         gone = [row["delivery_id"] for row in rows if not row["is_active"] or not row["merchant_is_active"]]
         begun: dict[str, asyncio.Task[None]] = {}
         # In the order in which they were made, as far as the servers take them in any order.
         for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
             if row["is_active"] and row["merchant_is_active"]:
                 lane = self._lanes.enter(row["endpoint_id"], row["failures"])
-                begun[row["delivery_id"]] = self._go(self._deliver_one(row, lane, lease))
+                context = contexts.get(row["delivery_id"])
+                begun[row["delivery_id"]] = self._go(self._deliver_one(row, lane, lease), context)
         if gone:
             await self._db.execute(tables.CANCEL, gone)
         return begun
 
-    def _go(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _go(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
+        # Each in a copy of its own; what nobody asked for says so of nobody.
+        task = asyncio.create_task(work, context=Context() if context is None else context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -145,7 +161,7 @@ class Sender:
                 tables.CLAIM_OF_ENDPOINT, endpoint_id, lease.claimed_at, lease.leased_until, ROOM
             )
             lane.has_more = len(rows) == ROOM
-            await self._begin(rows, lease)
+            await self._begin(rows, lease, {})
         except Exception as problem:  # noqa: BLE001 - the sweep finds them
             lane.has_more = False
             log.warning("deliveries_not_claimed", endpoint_id=endpoint_id, exception=trace(problem))
@@ -174,7 +190,7 @@ class Sender:
             lane.has_more = False
         if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
             lane.is_refilling = True
-            self._go(self._refill(endpoint_id, lane))
+            self._go(self._refill(endpoint_id, lane), None)
         self._lanes.leave(endpoint_id, lane)
 
     async def _send_in_turn(self, row: Row, lane: Lane, lease: _Lease) -> None:
@@ -186,6 +202,8 @@ class Sender:
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
                 answer = await self._send(row)
+                if isinstance(answer, Answer):
+                    self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
                 self._note(lane, answer)
         if answer is not None:
             await self._record(row, answer)
@@ -256,6 +274,7 @@ class Sender:
                 now,
             )
             await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
@@ -297,6 +316,7 @@ class Sender:
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
+        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
