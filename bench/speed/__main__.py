@@ -22,13 +22,30 @@ from rich.table import Table
 
 from bench.speed import seed, thin
 from bench.speed.contests import Contest, Contests, Effort
+from bench.speed.deliveries import DeliveryRounds
 from bench.speed.lists import explain
 from bench.speed.pages import look
+from bench.speed.pgbench import Pgbench
 from bench.speed.site import ROOT, Contestant, Site
+from bench.speed.work import export, reconcile, start_up, worker_memory
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
 
-OPERATIONS = ("lists", "pages", "limits", "create", "callback", "read")
+LINES = 10_000
+"""Of a statement."""
+
+OPERATIONS = (
+    "lists",
+    "pages",
+    "limits",
+    "create",
+    "callback",
+    "read",
+    "deliveries",
+    "reconciliation",
+    "export",
+    "start-up",
+)
 """In this order: lists and pages are looked at before the rounds have put other payments on top of them."""
 
 
@@ -98,18 +115,37 @@ class Run:
                 found["pages"] = await look(site.values, site.database("gateway"), shop, base)
                 self._print_pages(found["pages"])
             peers = [site.fastapi("fastapi"), site.django("django")] if self._has_peers else []
-            for contest in self._contests(contests, gateway, thin_app, peers, operations):
+            for contest in self._contests(contests, shop, gateway, thin_app, peers, operations):
                 await contest.play(self._effort.rounds, self._say)
                 found["contests"][contest.name] = contest.summary()
                 self._print(contest)
+            await self._work(operations, gateway, shop, found)
             found["memory_mb"] = {one.name: round(one.memory(), 1) for one in (gateway, thin_app, *peers)}
         finally:
             site.stop()
         return found
 
+    async def _work(
+        self, operations: tuple[str, ...], gateway: Contestant, shop: seed.Shop, found: dict[str, Any]
+    ) -> None:
+        """What has no rivals and is done in one go, as often as there are rounds."""
+        rounds = range(self._effort.rounds)
+        if "reconciliation" in operations:
+            lines = min(LINES, self._payments)
+            found["reconciliation"] = [await reconcile(self._site, shop, gateway, lines) for _ in rounds]
+            self._print_work("reconciliation", found["reconciliation"])
+        if "export" in operations:
+            found["export"] = [await export(shop, gateway) for _ in rounds]
+            self._print_work("export", found["export"])
+        if "start-up" in operations:
+            started = await start_up(lambda: self._site.gateway(1), self._effort.rounds)
+            found["start-up"] = started | {"worker_mb": await worker_memory(self._site)}
+            self._print_work("start-up", [found["start-up"]])
+
     def _contests(
         self,
         contests: Contests,
+        shop: seed.Shop,
         gateway: Contestant,
         thin_app: Contestant,
         peers: list[Contestant],
@@ -123,9 +159,11 @@ class Run:
                 "bare Litestar route": contests.read(thin_app, ["/bare"]),
             }
             made.append(Contest("limits", limits))
+        limit = Pgbench(self._site, shop, self._effort)
         if "create" in operations:
             entrants = {
                 "gateway": contests.create(gateway, "/v1/payments"),
+                "pgbench, our SQL": limit.create,
                 "thin": contests.create(thin_app, "/create"),
             }
             made.append(Contest("create", entrants | {peer.name: contests.create(peer, "/create") for peer in peers}))
@@ -139,7 +177,11 @@ class Run:
                 )
             )
         if "callback" in operations:
-            entrants = {"gateway": contests.gateway_callback(gateway), "thin": contests.thin_callback(thin_app)}
+            entrants = {
+                "gateway": contests.gateway_callback(gateway),
+                "pgbench, our SQL": limit.callback,
+                "thin": contests.thin_callback(thin_app),
+            }
             made.append(Contest("callback", entrants | {peer.name: contests.peer_callback(peer) for peer in peers}))
             made.append(
                 Contest(
@@ -158,6 +200,18 @@ class Run:
                 "list, 100 deep down": ["/v1/payments?limit=100&cursor={cursor}"],
             }
             made += [Contest(name, {"gateway": contests.read_own(gateway, paths)}) for name, paths in reads.items()]
+        if "deliveries" in operations:
+            rounds = DeliveryRounds(self._site, count=min(5000, self._effort.most))
+            for name, each in (("deliveries, 100 in a job", 100), ("deliveries, one in a job", 1)):
+                made.append(
+                    Contest(
+                        name,
+                        {
+                            "gateway": rounds.deliver(has_dead=True, each=each),
+                            "all endpoints healthy": rounds.deliver(has_dead=False, each=each),
+                        },
+                    )
+                )
         return made
 
     async def _prepare(self) -> seed.Shop:
@@ -205,6 +259,14 @@ class Run:
             table.add_column(name, justify="left" if name == "page" else "right")
         for one in pages:
             table.add_row(one["page"], *(f"{one[name]:.1f}" for name in ("ms", "most_ms", "kb")))
+        self._console.print(table)
+
+    def _print_work(self, name: str, rounds: list[dict[str, Any]]) -> None:
+        table = Table(title=name)
+        for column in rounds[0]:
+            table.add_column(column.replace("_", " "), justify="right")
+        for one in rounds:
+            table.add_row(*(f"{value:,.1f}" if isinstance(value, float) else f"{value}" for value in one.values()))
         self._console.print(table)
 
     def _print(self, contest: Contest) -> None:

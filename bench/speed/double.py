@@ -1,7 +1,8 @@
 """An instant Daraja, a process of its own, which takes every push at once; and the merchants' servers besides.
 
-``/hook`` answers webhooks at once, ``/silent`` never does: an endpoint that is down in the worst way. A statement is
-put there with ``POST /statement`` and given in pages of 100. The load generator's ceiling is read on ``/``.
+``/hook`` answers webhooks at once, ``/slow`` after seconds, ``/silent`` never: an endpoint that is down in the worst
+way. A statement is put there with ``POST /statement`` and given in pages of 100. The load generator's ceiling
+is read on ``/``.
 """
 
 import asyncio
@@ -15,10 +16,14 @@ from typing import Any
 
 import uvloop
 
-from bench.speed.wire import Served, response
+from bench.speed.wire import Late, Served, response
 
 _TOKEN = response(b'{"access_token": "the-token-of-the-double", "expires_in": "3599"}')
 _OK = response(b"{}")
+HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 101))
+"""Addresses of this machine's own, so that each merchant's server is another host."""
+
+_SLOW = Late(_OK, 8.0)
 _PAGE = 100
 _OFFSET = re.compile(rb'"OffSetValue":\s*"?([0-9]+)')
 
@@ -31,9 +36,10 @@ class Double:
         self._numbers = itertools.count(time.time_ns())
         self.hooks = 0
         self.statement: list[Any] = []
-        self._answers: dict[bytes, Callable[[bytes], bytes | None]] = {
+        self._answers: dict[bytes, Callable[[bytes], bytes | Late | None]] = {
             b"POST /mpesa/stkpush/v1/processrequest": self._push,
             b"POST /hook": self._hook,
+            b"POST /slow": lambda _: _SLOW,
             b"POST /silent": lambda _: None,
             b"GET /oauth": lambda _: _TOKEN,
             b"POST /pulltransactions/v1/query": self._page,
@@ -41,7 +47,7 @@ class Double:
             b"GET /hooks": lambda _: response(str(self.hooks).encode()),
         }
 
-    def handle(self, line: bytes, body: bytes) -> bytes | None:
+    def handle(self, line: bytes, body: bytes) -> bytes | Late | None:
         """Answer one request."""
         for start, answer in self._answers.items():
             if line.startswith(start):
@@ -76,9 +82,7 @@ class Double:
 async def serve(port: int) -> None:
     """Serve until killed."""
     double = Double()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Served(double.handle), "127.0.0.1", port, backlog=1024
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: Served(double.handle), HOSTS, port, backlog=1024)
     await server.serve_forever()
 
 

@@ -37,6 +37,18 @@ def write_requests(path: Path, requests: Iterable[bytes]) -> None:
             file.write(_LENGTH.pack(len(one)) + one)
 
 
+async def call(port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> bytes:
+    """The body of a good answer. Raises RuntimeError for any other, OSError where nobody listens."""
+    _, connection = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
+    try:
+        status = await connection.send(request(method, path, headers or {}, body))
+        if status >= 300:
+            raise RuntimeError(f"{method} {path}: {status} {connection.body[:300]!r}")
+        return connection.body
+    finally:
+        connection.close()
+
+
 def _read_requests(path: Path) -> list[bytes]:
     content = path.read_bytes()
     found: list[bytes] = []

@@ -115,9 +115,9 @@ class Site:
             "limits": {"requests_per_second": 1_000_000, "burst": 2_000_000},
         }
 
-    def gateway(self) -> Contestant:
-        """The gateway's two API processes."""
-        return self._begin("gateway", self._command("serve", "--port"), tuple(free_port() for _ in range(PROCESSES)))
+    def gateway(self, processes: int = PROCESSES) -> Contestant:
+        """The gateway's API processes."""
+        return self._begin("gateway", self._command("serve", "--port"), tuple(free_port() for _ in range(processes)))
 
     def worker(self) -> Contestant:
         """One worker of the gateway."""

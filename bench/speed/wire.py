@@ -2,10 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
-Handler = Callable[[bytes, bytes], bytes | None]
+Handler = Callable[[bytes, bytes], "bytes | Late | None"]
 """Request line and body to the whole response; None leaves the request without an answer."""
+
+
+@dataclass(frozen=True)
+class Late:
+    """A response that is given after a while, in seconds."""
+
+    response: bytes
+    after: float
 
 
 def response(body: bytes, status: bytes = b"200 OK") -> bytes:
@@ -41,7 +50,11 @@ class Served(asyncio.Protocol):
             body = self._buffer[end + 4 : end + 4 + length]
             self._buffer = self._buffer[end + 4 + length :]
             answer = self._handle(line, body)
-            if answer is not None and self._transport is not None:
+            if self._transport is None or answer is None:
+                continue
+            if isinstance(answer, Late):
+                asyncio.get_running_loop().call_later(answer.after, self._transport.write, answer.response)
+            else:
                 self._transport.write(answer)
 
 

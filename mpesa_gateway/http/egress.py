@@ -199,7 +199,12 @@ class Egress:
     """Posts to merchants. One session for the Internet, one that may also call this machine, for the sandbox."""
 
     def __init__(self, *, timeout: float = 10.0, lookup: Lookup = system_lookup, connections: int = 200) -> None:
-        """``timeout`` is the whole time for one call, in seconds."""
+        """``timeout`` is the whole time for one call, in seconds.
+
+        ``connections`` bounds the hosts that connections are kept to, and those to one host. The library lets a call
+        that finds no room wait for another to end, and many merchants may have one host: it must be more than there
+        are calls at a time.
+        """
         self._timeout = timeout
         self._lookup = lookup
         self._connections = connections
@@ -214,7 +219,7 @@ class Egress:
                 retries=0,
                 disable_http3=True,
                 pool_connections=self._connections,
-                pool_maxsize=20,
+                pool_maxsize=self._connections,
                 allow_incoming_cookies=False,
                 revocation_configuration=None,
             )

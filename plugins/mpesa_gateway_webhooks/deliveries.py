@@ -1,29 +1,18 @@
 """Deliveries: one for each event and endpoint, sent until it is taken or the schedule ends, and replayed on demand."""
 
-import asyncio
-import random
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import structlog
 
-from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
+from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
-from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.together import Together
-from mpesa_gateway_webhooks import signing, tables
-from mpesa_gateway_webhooks.endpoints import Endpoints
-from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
-from mpesa_gateway_webhooks.schedule import pause_after
+from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.schemas import (
     AttemptView,
     DeliveryQuery,
@@ -34,66 +23,43 @@ from mpesa_gateway_webhooks.schemas import (
     Replayed,
     ReplayMany,
 )
-from mpesa_gateway_webhooks.settings import WebhooksSettings
+from mpesa_gateway_webhooks.sending import Sender
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
-
-log = structlog.get_logger(__name__)
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
 """Deliveries in one job."""
 
-SWEEP = 1000
-"""Deliveries that one sweep hands over."""
+SWEEP = 2000
+SWEEP_EACH = 100
+"""Deliveries that one sweep hands over, in all and of one endpoint: those that are owed little are not behind much."""
 
 MOST_REPLAYED = 10_000
 """Deliveries that one replay call takes."""
 
-_GONE = 410
-
-_LEASE = 6
-_WORK = 4
-"""In calls of the longest length: how long a claimed delivery is one worker's own, and how long it may begin to send.
-
-In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
-"""
-
-
-@dataclass
-class _Batch:
-    """Deliveries that were claimed together, and how their endpoints (by id) have fared since."""
-
-    leased_until: datetime
-    until: datetime
-    failures: dict[str, int] = field(default_factory=dict[str, int])
-    closed: dict[str, datetime] = field(default_factory=dict[str, datetime])
-
 
 class Deliveries:
-    """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
+    """What merchants are owed: made with each event, handed to workers, listed, and sent again when they ask for it."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
-        self._settings = gateway.settings(WebhooksSettings)
-        self._endpoints = gateway.services.get(Endpoints)
-        self._chance = random.SystemRandom()
-        self._slots = asyncio.Semaphore(self._settings.at_once)
-        self._taken: Together[tuple[Row, Answer], None] = Together(self._note_taken)
-        self._per_endpoint: dict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(self._settings.per_endpoint)
-        )
-        self.egress = Egress(timeout=self._settings.timeout)
+        self._sender = Sender(gateway)
+
+    @property
+    def egress(self) -> Egress:
+        """The way out to merchants' servers."""
+        return self._sender.egress
 
     async def start(self) -> None:
         """Open the way out."""
-        await self.egress.start()
+        await self._sender.start()
 
     async def stop(self) -> None:
-        """Close it."""
-        await self.egress.stop()
+        """Finish or hand back what is being sent, and close it."""
+        await self._sender.stop()
 
     # -- owing ----------------------------------------------------------------------------------------------------
 
@@ -121,141 +87,18 @@ class Deliveries:
 
     async def sweep(self) -> int:
         """Hand what is due to the queue again; gives how many."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), SWEEP)
+        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), SWEEP, SWEEP_EACH)
         await self._wake([row["delivery_id"] for row in rows])
         return len(rows)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim those that are due and nobody else is sending, and send them side by side; gives how many."""
-        claimed_at = self._gateway.clock.now()
-        timeout = timedelta(seconds=self._settings.timeout)
-        batch = _Batch(claimed_at + _LEASE * timeout, claimed_at + _WORK * timeout)
-        rows = await self._db.fetch(tables.CLAIM, list(delivery_ids), claimed_at, batch.leased_until)
-        try:
-            results = await asyncio.gather(*(self._deliver_one(row, batch) for row in rows), return_exceptions=True)
-        except asyncio.CancelledError:
-            # We are told to stop: who takes the job over need not wait for our lease to end.
-            await self._db.execute(tables.HAND_BACK, [row["delivery_id"] for row in rows], batch.leased_until)
-            raise
-        for row, result in zip(rows, results, strict=True):
-            if isinstance(result, BaseException):
-                log.error("delivery_broke", delivery_id=row["delivery_id"], exception=trace(result))
-        return len(rows)
+    async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
+        """Claim those that are due and nobody else is sending, and send them side by side; gives how many.
 
-    async def _deliver_one(self, row: Row, batch: _Batch) -> None:
-        if not row["is_active"] or not row["merchant_is_active"]:
-            await self._db.execute(tables.CANCEL, row["delivery_id"])
-            return
-        async with self._per_endpoint[row["endpoint_id"]], self._slots:
-            # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
-            now = self._gateway.clock.now()
-            closed_until = batch.closed.get(row["endpoint_id"], row["closed_until"])
-            if closed_until is not None and closed_until > now:
-                # The endpoint is down for all: wait for it without using up this delivery's attempts.
-                await self._db.execute(tables.PUT_OFF, row["delivery_id"], closed_until)
-                return
-            if now >= batch.until:
-                await self._db.execute(tables.HAND_BACK, [row["delivery_id"]], batch.leased_until)
-                return
-            answer = await self._send(row)
-            if isinstance(answer, Answer):
-                self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
-            self._note(row, answer, batch)
-        await self._record(row, answer)
-
-    def _note(self, row: Row, answer: Answer | EgressFailed, batch: _Batch) -> None:
-        """Close the endpoint's breaker for the rest of the batch as soon as it has failed often enough in a row."""
-        endpoint_id = row["endpoint_id"]
-        failures = 0 if _is_taken(answer) else batch.failures.setdefault(endpoint_id, row["failures"]) + 1
-        batch.failures[endpoint_id] = failures
-        if failures >= self._settings.breaker_failures:
-            batch.closed[endpoint_id] = self._gateway.clock.now() + timedelta(seconds=self._settings.breaker_pause)
-
-    async def _send(self, row: Row) -> Answer | EgressFailed:
-        now = self._gateway.clock.now()
-        body = row["body"].encode()
-        merchant_id = row["merchant_id"]
-        secrets = [self._endpoints.open(merchant_id, row["secret"])]
-        if row["previous_secret"] is not None and row["previous_until"] > now:
-            secrets.append(self._endpoints.open(merchant_id, row["previous_secret"]))
-        headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
-        loopback = self._endpoints.allows_loopback(row["env"])
-        try:
-            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
-        except EgressFailed as failure:
-            if failure.reason != "reset":
-                return failure
-        # A kept connection that the other side was just closing: the same id goes out once more, at once.
-        try:
-            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
-        except EgressFailed as failure:
-            return failure
-
-    async def _record(self, row: Row, answer: Answer | EgressFailed) -> None:
-        """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
-        if isinstance(answer, Answer) and _is_taken(answer):
-            await self._taken.ask((row, answer))
-        else:
-            await self._record_failure(row, answer)
-
-    async def _note_taken(self, taken: Sequence[tuple[Row, Answer]]) -> Sequence[Exception | None]:
-        """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
-        try:
-            await self._write_taken(taken)
-        except Exception as problem:  # noqa: BLE001 - given back, or met again alone
-            if len(taken) == 1 or isinstance(problem, UNREACHABLE):
-                return [problem] * len(taken)
-            return [(await self._note_taken([one]))[0] for one in taken]
-        return [None] * len(taken)
-
-    async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.execute(
-                tables.DELIVERED,
-                [self._gateway.ids.new("att") for _ in taken],
-                [row["delivery_id"] for row, _ in taken],
-                [answer.status for _, answer in taken],
-                [answer.ms for _, answer in taken],
-                [_shown(answer) for _, answer in taken],
-                now,
-            )
-            await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
-        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
-
-    async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
-        now = self._gateway.clock.now()
-        delivery_id = row["delivery_id"]
-        status = answer.status if isinstance(answer, Answer) else None
-        error = None if isinstance(answer, Answer) else str(answer)
-        pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
-        due = None if pause is None or status == _GONE else now + pause
-        async with self._db.transaction():
-            await self._db.execute(
-                tables.RECORD_ATTEMPT,
-                self._gateway.ids.new("att"),
-                delivery_id,
-                now,
-                status,
-                answer.ms if isinstance(answer, Answer) else None,
-                error,
-                _shown(answer) if isinstance(answer, Answer) else "",
-            )
-            text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
-            await self._db.execute(
-                tables.ENDPOINT_ILL,
-                row["endpoint_id"],
-                now,
-                self._settings.breaker_failures,
-                now + timedelta(seconds=self._settings.breaker_pause),
-            )
-            log.warning(
-                "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
-            )
-        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
+        With ``patience``, in seconds, what takes longer goes on by itself: a slow endpoint must not keep a job busy.
+        """
+        return await self._sender.deliver(delivery_ids, patience=patience)
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 
@@ -357,15 +200,6 @@ class Deliveries:
             )
             await self._db.after_commit(lambda: self._wake(delivery_ids))
         return Replayed(len(delivery_ids), has_more=len(delivery_ids) == MOST_REPLAYED)
-
-
-def _is_taken(answer: Answer | EgressFailed) -> bool:
-    return isinstance(answer, Answer) and 200 <= answer.status < 300
-
-
-def _shown(answer: Answer) -> str:
-    """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
-    return masked(answer.body_start)[:SHOWN]
 
 
 def _view(row: Row) -> DeliveryView:

@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
+_PATIENCE = 1.0
+"""Seconds that a job waits for the endpoints that it calls; the lease in Postgres stands for those that are slower."""
+
+
 async def deliver(gateway: "Gateway", *, delivery_ids: list[str]) -> None:
-    """Send deliveries that are due."""
-    await gateway.services.get(Deliveries).deliver(delivery_ids)
+    """Send deliveries that are due. Those that take long go on without the job."""
+    await gateway.services.get(Deliveries).deliver(delivery_ids, patience=_PATIENCE)
 
 
 async def sweep(gateway: "Gateway") -> None:

@@ -12,7 +12,8 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """``[webhooks]``. ``timeout`` is for one whole call and ``breaker_pause`` for a closed breaker, in seconds.
 
     ``retry_after`` has the pauses between attempts, in seconds; after the last attempt a delivery is dead.
-    ``at_once`` bounds the calls that one worker makes at the same time, ``per_endpoint`` those to one endpoint;
+    ``at_once`` bounds the calls that one worker makes at the same time, those that take long left out, and
+    ``per_endpoint`` those to one endpoint;
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
     secret signs too; ``keep_attempts_days`` for how long each attempt is kept, 0 for ever: that an event was delivered
     is never forgotten. ``allow_loopback`` lets sandbox merchants name this machine, by http too.

@@ -64,14 +64,13 @@ JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
 """
 
-CLAIM = """
+_CLAIM = """
 UPDATE delivery SET leased_until = $3, tried = tried + 1
 FROM webhook_endpoint, event, merchant
 WHERE delivery_id IN (
         SELECT delivery_id FROM delivery
-        WHERE delivery_id = ANY($1::text[]) AND status = 'pending' AND due_at <= $2
-            AND (leased_until IS NULL OR leased_until < $2)
-        FOR UPDATE SKIP LOCKED
+        WHERE {} AND status = 'pending' AND due_at <= $2 AND (leased_until IS NULL OR leased_until < $2)
+        {} FOR UPDATE SKIP LOCKED
     )
     AND webhook_endpoint.endpoint_id = delivery.endpoint_id AND event.event_id = delivery.event_id
     AND merchant.merchant_id = delivery.merchant_id
@@ -81,15 +80,32 @@ RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchan
     webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
 """
 
+CLAIM = _CLAIM.format("delivery_id = ANY($1::text[]) AND endpoint_id <> ALL($4::text[])", "")
+
+CLAIM_OF_ENDPOINT = _CLAIM.format("endpoint_id = $1", "ORDER BY due_at LIMIT $4")
+
 HAND_BACK = """
-UPDATE delivery SET leased_until = NULL WHERE delivery_id = ANY($1::text[]) AND status = 'pending' AND leased_until = $2
+UPDATE delivery SET leased_until = NULL FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until)
+WHERE delivery_id = id AND status = 'pending' AND leased_until = until
 """
 
 DUE = """
-SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
-WHERE status = 'pending' AND due_at <= $1 AND (leased_until IS NULL OR leased_until < $1)
-    AND (closed_until IS NULL OR closed_until <= $1)
-ORDER BY due_at LIMIT $2
+WITH RECURSIVE owed AS (
+    -- From one endpoint that is owed something to the next, along the index: much that one is owed is not read for it.
+    (SELECT endpoint_id FROM delivery WHERE status = 'pending' ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT delivery.endpoint_id FROM delivery
+        WHERE status = 'pending' AND delivery.endpoint_id > owed.endpoint_id ORDER BY delivery.endpoint_id LIMIT 1)
+    FROM owed WHERE owed.endpoint_id IS NOT NULL
+)
+SELECT due.delivery_id FROM owed JOIN webhook_endpoint USING (endpoint_id) CROSS JOIN LATERAL (
+    SELECT delivery_id, due_at, row_number() OVER (ORDER BY due_at) AS turn FROM delivery
+    WHERE delivery.endpoint_id = owed.endpoint_id AND status = 'pending' AND due_at <= $1
+        AND (leased_until IS NULL OR leased_until < $1)
+    ORDER BY due_at LIMIT $3
+) AS due
+WHERE closed_until IS NULL OR closed_until <= $1
+ORDER BY due.turn, due.due_at LIMIT $2
 """
 
 RECORD_ATTEMPT = """
@@ -115,11 +131,14 @@ UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL THEN 'dead' ELSE 
 WHERE delivery_id = $1 AND status = 'pending'
 """
 
-PUT_OFF = "UPDATE delivery SET due_at = $2, leased_until = NULL WHERE delivery_id = $1 AND status = 'pending'"
+PUT_OFF = """
+UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
+FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) WHERE delivery_id = id AND status = 'pending'
+"""
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-WHERE delivery_id = $1 AND status = 'pending'
+WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
 """
 
 ENDPOINTS_WELL = """

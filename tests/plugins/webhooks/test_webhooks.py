@@ -146,6 +146,7 @@ async def test_many_are_replayed_by_time_and_status(town: Town) -> None:
     for number in range(3):
         await paid(town, f"order-{number}")
     await town.receiver.wait_for(3)
+    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 3 FROM delivery WHERE status = 'delivered'"))
     since = (await logs(town.api))[-1]["created_at"]
     answer = await town.api.call("POST", "/v1/webhooks/replay", {"since": since, "status": "delivered"})
     assert answer.data == {"replayed": 3, "has_more": False}

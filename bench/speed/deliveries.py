@@ -1,0 +1,176 @@
+"""What one worker delivers: webhooks a second to healthy endpoints, alone and with dead ones among them."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from bench.speed.contests import Measure
+from bench.speed.double import HOSTS
+from bench.speed.load import call
+from bench.speed.seed import connect, id_stem
+from bench.speed.site import Contestant, Site
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway_webhooks.deliveries import DELIVER
+from mpesa_gateway_webhooks.endpoints import Endpoints
+
+_ACTOR = "cli:bench"
+
+DEAD = 5
+"""Of a hundred endpoints: some refuse connections, some take them and never answer, some answer after seconds."""
+
+_WARM_UP = 200
+"""Deliveries that a worker has made before the clock runs, so that starting is not in it."""
+
+_PATIENCE = 120.0
+"""Seconds after which a round that has not ended is given up."""
+
+# $1 the ids' common part, $2 how many, $3 the merchants: an event and its delivery each, to each merchant in turn.
+_OWED = """
+WITH event AS (
+    INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
+    SELECT 'evt_' || id, 'payment.completed', ($3::text[])[1 + n % cardinality($3::text[])], 'pay_' || id, now(), true,
+        '{}', '{"id": "evt_' || id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}'
+    FROM (SELECT n, $1 || lpad(n::text, 8, '0') AS id FROM generate_series(1, $2::bigint) AS n) AS made
+    RETURNING event_id, merchant_id, subject_id
+)
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
+SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, 'payment.completed', subject_id, now(), now()
+FROM event JOIN webhook_endpoint USING (merchant_id) WHERE is_active
+RETURNING delivery_id
+"""
+
+# $1 the ids' common part: how long after they were due those that were taken had been taken.
+_TOOK = """
+SELECT count(*) FILTER (WHERE status = 'delivered') AS delivered,
+    coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY delivered_at - delivery.created_at), '0') AS p50,
+    coalesce(percentile_disc(0.99) WITHIN GROUP (ORDER BY delivered_at - delivery.created_at), '0') AS p99
+FROM delivery JOIN webhook_endpoint USING (endpoint_id)
+WHERE delivery_id > 'dlv_' || $1 AND delivery_id < 'dlv_' || $1 || 'z' AND url LIKE '%/hook'
+"""
+
+# What the dead are still owed is taken away, so that no round has anything of the one before it.
+_CLEAR = """
+WITH cleared AS (
+    UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
+    WHERE merchant_id = ANY($1::text[]) AND status = 'pending'
+)
+UPDATE webhook_endpoint SET failures = 0, closed_until = NULL WHERE merchant_id = ANY($1::text[])
+"""
+
+
+@dataclass(frozen=True)
+class _Crowd:
+    """Merchants with an endpoint each."""
+
+    healthy: list[str]
+    dead: list[str]
+
+
+class DeliveryRounds:
+    """Makes the rounds: what is owed, a worker of its own, and the clock."""
+
+    def __init__(self, site: Site, count: int) -> None:
+        """``count`` deliveries to healthy endpoints in each round."""
+        self._site = site
+        self._count = count
+        self._crowd: _Crowd | None = None
+
+    def deliver(self, *, has_dead: bool, each: int) -> Measure:
+        """Deliveries to healthy endpoints, ``each`` in a job; to dead ones as well, or to none."""
+
+        async def measure() -> dict[str, Any]:
+            async with Gateway(GatewayConfig.from_values(self._site.values)).running() as gateway:
+                return await self._round(gateway, has_dead=has_dead, each=each)
+
+        return measure
+
+    async def _round(self, gateway: Gateway, *, has_dead: bool, each: int) -> dict[str, Any]:
+        if self._crowd is None:
+            self._crowd = _Crowd(
+                [await self._merchant(gateway, host, self._site.double, "/hook") for host in HOSTS[DEAD:]],
+                [await self._merchant(gateway, HOSTS[number], *self._dead(number)) for number in range(DEAD)],
+            )
+        crowd, stem = self._crowd, id_stem()[4:]
+        await self._clear()
+        worker = self._site.worker()
+        try:
+            await self._owe(gateway, stem + "0", _WARM_UP, crowd.healthy, each)
+            await self._until(worker, await self._hooks() + _WARM_UP)
+            before = self._site.cpu() | {"app": worker.cpu()}
+            arrived = await self._hooks()
+            merchants = crowd.healthy + (crowd.dead if has_dead else [])
+            owed = self._count * len(merchants) // len(crowd.healthy)
+            began = time.perf_counter()
+            await self._owe(gateway, stem + "1", owed, merchants, each)
+            healthy = await self._healthy(stem + "1")
+            await self._until(worker, arrived + healthy)
+            seconds = time.perf_counter() - began
+            after = self._site.cpu() | {"app": worker.cpu()}
+            p50, p99 = await self._noted(stem + "1", healthy)
+        finally:
+            worker.stop()
+        await self._clear()
+        return {
+            "rate": healthy / seconds,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "cpu_us": {part: (after[part] - before[part]) / healthy * 1e6 for part in before},
+        }
+
+    def _dead(self, number: int) -> tuple[int, str]:
+        """Where nothing listens, where nothing is ever answered, where the answer takes seconds: in turn."""
+        return ((1, "/refused"), (self._site.double, "/silent"), (self._site.double, "/slow"))[number % 3]
+
+    async def _merchant(self, gateway: Gateway, host: str, port: int, path: str) -> str:
+        merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
+        caller = Caller(merchant.merchant_id, "key_bench", frozenset(MERCHANT_SCOPES), "sandbox")
+        await gateway.services.get(Endpoints).set_url(caller, f"http://{host}:{port}{path}")
+        return merchant.merchant_id
+
+    async def _owe(self, gateway: Gateway, stem: str, count: int, merchants: list[str], each: int) -> None:
+        ids = [row["delivery_id"] for row in await self._ask(_OWED, stem, count, merchants)]
+        # As they are woken where events happen: at once, and on the queue one after the other.
+        for start in range(0, len(ids), each):
+            await gateway.jobs.enqueue(DELIVER, delivery_ids=ids[start : start + each])
+
+    async def _healthy(self, stem: str) -> int:
+        (row,) = await self._ask(
+            "SELECT count(*) FROM delivery JOIN webhook_endpoint USING (endpoint_id) "
+            "WHERE delivery_id > 'dlv_' || $1 AND delivery_id < 'dlv_' || $1 || 'z' AND url LIKE '%/hook'",
+            stem,
+        )
+        return int(row[0])
+
+    async def _noted(self, stem: str, healthy: int) -> tuple[float, float]:
+        """Milliseconds until half of them, and 99 in 100, were noted as taken. Raises RuntimeError when one is not."""
+        until = time.perf_counter() + _PATIENCE
+        while time.perf_counter() < until:
+            (row,) = await self._ask(_TOOK, stem)
+            if row["delivered"] == healthy:
+                return row["p50"].total_seconds() * 1000, row["p99"].total_seconds() * 1000
+            await asyncio.sleep(0.1)
+        raise RuntimeError("deliveries that were taken have not been noted")
+
+    async def _hooks(self) -> int:
+        return int(await call(self._site.double, "GET", "/hooks"))
+
+    async def _until(self, worker: Contestant, hooks: int) -> None:
+        until = time.perf_counter() + _PATIENCE
+        while await self._hooks() < hooks:
+            if time.perf_counter() > until or worker.processes[0].poll() is not None:
+                raise RuntimeError("the worker has not delivered what is owed: see worker.log")
+            await asyncio.sleep(0.02)
+
+    async def _clear(self) -> None:
+        if self._crowd is not None:
+            await self._ask(_CLEAR, self._crowd.healthy + self._crowd.dead)
+
+    async def _ask(self, sql: str, *values: Any) -> Any:
+        connection = await connect(self._site.database("gateway"), "mpesa")
+        try:
+            return await connection.fetch(sql, *values)
+        finally:
+            await connection.close()

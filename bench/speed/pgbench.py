@@ -1,0 +1,209 @@
+"""What Postgres allows: pgbench with exactly our SQL, one payment at a time, at the same number of connections."""
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.speed.contests import Effort
+from bench.speed.seed import SEED_PENDING, Shop, connect, id_stem
+from bench.speed.site import Site
+from mpesa_gateway.db import outbox
+from mpesa_gateway_callbacks import tables as callbacks
+from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_webhooks import tables as webhooks
+
+_PARAMETER = re.compile(r"\$([0-9]+)")
+_TPS = re.compile(r"tps = ([0-9.]+)")
+_FAILED = re.compile(r"number of failed transactions: ([1-9][0-9]*)")
+_BODY = "repeat('x', 450)"
+
+
+def _filled(sql: str, values: Sequence[str]) -> str:
+    """A statement with SQL in the places of its parameters, on one line as pgbench wants it."""
+    text = _PARAMETER.sub(lambda found: f"({values[int(found[1]) - 1]})", sql)
+    lines = (line for line in text.splitlines() if not line.strip().startswith("--"))
+    return " ".join(" ".join(lines).split()) + ";"
+
+
+def _one(expression: str, kind: str = "text") -> str:
+    return f"ARRAY[{expression}]::{kind}[]"
+
+
+def create_script(merchant_id: str) -> str:
+    """What a create does to Postgres: its row and its key before the push, its acknowledgement after it."""
+    number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
+    insert = _filled(
+        payments.INSERT_MANY,
+        [
+            _one(payment_id),
+            _one(f"'{merchant_id}'"),
+            _one("'sandbox'"),
+            _one("'174379'"),
+            _one("500", "integer"),
+            _one("'254708374149'"),
+            _one(f"right({number}, 12)"),
+            _one("false", "boolean"),
+            _one("'Payment'"),
+            _one("NULL"),
+            _one("'{}'"),
+            _one(f"'pgbench-' || {number}"),
+            _one(f"sha256(({number})::bytea)", "bytea"),
+            *[_one("now() + interval '10 minutes'", "timestamptz")] * 3,
+            _one("now()", "timestamptz"),
+        ],
+    )
+    accepted = _filled(
+        payments.ACCEPTED_MANY,
+        [
+            _one(payment_id),
+            _one(f"'{merchant_id}'"),
+            _one(f"'pgbench-' || {number}"),
+            _one(f"'m-' || {number}"),
+            _one(f"'ws_CO_p' || {number}"),
+            "now()",
+            "now() + interval '1 day'",
+        ],
+    )
+    waiting = _filled(callbacks.WAITING_AMONG, [_one(f"'ws_CO_p' || {number}")])
+    return f"\\set n random(1, 9000000000000000000)\n{insert}\n{accepted}\n{waiting}\n"
+
+
+def callback_script(merchant_id: str, stem: str, each: int) -> str:
+    """What a callback does to Postgres: look, end the payment, event, delivery, inbox, in one transaction."""
+    payment_id = f"'{stem}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
+    number = f"'{stem[6:]}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
+    statements = (
+        _filled(payments.LOCK_MANY, [_one(payment_id)]),
+        _filled(
+            payments.END_MANY,
+            [
+                _one(payment_id),
+                _one("'completed'"),
+                _one(f"'P' || right(upper({number}), 18)"),
+                _one("'0'"),
+                _one("'The service request is processed successfully.'"),
+                _one("NULL"),
+                "now()",
+            ],
+        ),
+        _filled(
+            outbox.INSERT_EVENTS,
+            [
+                _one(f"'evt_' || {number}"),
+                _one("'payment.completed'"),
+                _one(f"'{merchant_id}'"),
+                _one(payment_id),
+                _one("now()", "timestamptz"),
+                _one('\'{"kind": "payment.completed"}\''),
+                _one(_BODY),
+            ],
+        ),
+        _filled(
+            webhooks.FAN_OUT,
+            [
+                _one(f"'dlv_' || {number}"),
+                _one(f"'evt_' || {number}"),
+                _one(f"'{merchant_id}'"),
+                _one("'payment.completed'"),
+                _one(payment_id),
+                _one("now()", "timestamptz"),
+            ],
+        ),
+        _filled(
+            callbacks.KEEP_MANY,
+            [
+                _one(f"'cbk_' || {number}"),
+                _one("'stk'"),
+                _one(f"sha256((({number}))::bytea)", "bytea"),
+                _one("'127.0.0.1'"),
+                _one("'sandbox'"),
+                _one(payment_id),
+                _one(f"'ws_CO_' || {number}"),
+                _one("'0'"),
+                _one(_BODY),
+                _one(f"'{merchant_id}'"),
+                _one("'none'"),
+                "now()",
+                "now() + interval '5 seconds'",
+                _one("true", "boolean"),
+            ],
+        ),
+    )
+    return "\n".join((r"\set k :k + 1", "BEGIN;", *statements, "COMMIT;", ""))
+
+
+class Pgbench:
+    """Runs pgbench on the gateway's database."""
+
+    def __init__(self, site: Site, shop: Shop, effort: Effort) -> None:
+        self._site = site
+        self._shop = shop
+        self._clients = effort.clients
+        self._seconds = max(1, round(effort.seconds))
+        self._most = effort.most
+
+    async def create(self) -> dict[str, Any]:
+        """Creates, each of a payment of its own."""
+        return await self._run("create", create_script(self._shop.merchant_id))
+
+    async def callback(self) -> dict[str, Any]:
+        """Callbacks, each for a pending payment of its own."""
+        stem = id_stem()
+        connection = await connect(self._site.database("gateway"), "mpesa")
+        try:
+            await connection.execute(SEED_PENDING, self._shop.merchant_id, stem, self._most)
+        finally:
+            await connection.close()
+        return await self._run("callback", callback_script(self._shop.merchant_id, stem, self._most // self._clients))
+
+    async def _run(self, name: str, script: str) -> dict[str, Any]:
+        file = self._site.folder / f"pgbench-{name}.sql"
+        file.write_text(script, encoding="utf-8")
+        before = self._site.cpu()
+        said = await _said(
+            [
+                str(self._site.postgres.binaries() / "pgbench"),
+                "--no-vacuum",
+                "--protocol=prepared",
+                f"--client={self._clients}",
+                "--jobs=2",
+                f"--time={self._seconds}",
+                "--define=k=0",
+                "--log",
+                f"--log-prefix={self._site.folder / f'pgbench-{name}-times'}",
+                f"--file={file}",
+                self._site.database("gateway") + "?options=-csearch_path%3Dmpesa",
+            ]
+        )
+        after = self._site.cpu()
+        tps = _TPS.search(said)
+        took = sorted(_times(self._site.folder, f"pgbench-{name}-times"))
+        if tps is None or not took or _FAILED.search(said):
+            raise RuntimeError(f"pgbench said: {said[-500:]}")
+        return {
+            "rate": float(tps[1]),
+            "p50_ms": took[len(took) // 2],
+            "p99_ms": took[len(took) * 99 // 100],
+            "cpu_us": {part: (after[part] - before[part]) / len(took) * 1e6 for part in before} | {"app": 0.0},
+        }
+
+
+def _times(folder: Path, prefix: str) -> Iterator[float]:
+    """The milliseconds that each transaction took, from the files that pgbench wrote, which are not kept."""
+    for file in folder.glob(f"{prefix}.*"):
+        for line in file.read_text(encoding="ascii").splitlines():
+            yield int(line.split()[2]) / 1000
+        file.unlink()
+
+
+async def _said(command: list[str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=Path(command[0]).parent
+    )
+    output, _ = await process.communicate()
+    text = output.decode("utf-8", "replace")
+    if process.returncode != 0:
+        raise RuntimeError(f"pgbench ended with {process.returncode}: {text[-500:]}")
+    return text

@@ -1,0 +1,335 @@
+"""Sending: what a merchant is owed is claimed, signed, posted to its server, and what came of it is noted."""
+
+import asyncio
+import random
+from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
+from mpesa_gateway.logs import masked, trace
+from mpesa_gateway.together import Together
+from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
+from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
+from mpesa_gateway_webhooks.schedule import pause_after
+from mpesa_gateway_webhooks.settings import WebhooksSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_GONE = 410
+
+_LEASE = 6
+_WORK = 4
+"""In calls of the longest length: how long a claimed delivery is one worker's own, and how long it may begin to send.
+
+In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
+"""
+
+_FLOODED = 5.0
+"""Seconds that a job waits until less is claimed; what it was woken for is then left to the sweep."""
+
+_JOBS = 20
+"""Jobs whose deliveries are claimed in one round trip."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """For how long what was claimed together is this worker's own."""
+
+    claimed_at: datetime
+    leased_until: datetime
+    until: datetime
+    """No call is begun after it."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one job was woken for, and the context that it runs in: its log says who asked."""
+
+    delivery_ids: Sequence[str]
+    context: Context
+
+
+class Sender:
+    """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(WebhooksSettings)
+        self._endpoints = gateway.services.get(Endpoints)
+        self._chance = random.SystemRandom()
+        self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
+        self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(self._claim, most=_JOBS)
+        self._taken: Together[tuple[Row, Answer], None] = Together(self._note_taken)
+        self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
+        self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        # More than calls can be open, those to the merchants' test page included.
+        self.egress = Egress(timeout=self._settings.timeout, connections=self._settings.at_once * (WAITING_EACH + 2))
+
+    async def start(self) -> None:
+        """Open the way out."""
+        self._is_stopping = False
+        await self.egress.start()
+
+    async def stop(self) -> None:
+        """Finish what is being sent within the worker's grace, hand back what is not, and close the way out."""
+        self._is_stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._gateway.config.worker.grace)
+        await _cancel(list(self._tasks))
+        await self.egress.stop()
+
+    async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
+        """Claim those that are due and nobody else is sending, and send them side by side; gives how many.
+
+        With ``patience``, in seconds, what takes longer goes on by itself: a slow endpoint must not keep a job busy.
+        """
+        if patience is not None:
+            try:
+                async with asyncio.timeout(_FLOODED):
+                    await self._lanes.room()
+            except TimeoutError:
+                return 0
+        tasks = await self._claims.ask(_Wanted(delivery_ids, copy_context()))
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=patience)
+        except asyncio.CancelledError:
+            await _cancel(tasks)
+            raise
+        return len(tasks)
+
+    # -- claiming -------------------------------------------------------------------------------------------------
+
+    async def _claim(self, asked: Sequence[_Wanted]) -> Sequence[list[asyncio.Task[None]]]:
+        """Claim what several jobs were woken for in one round trip, and begin to send it, for each job its own."""
+        if self._is_stopping:
+            return [[] for _ in asked]
+        lease = self._lease()
+        contexts = {delivery_id: one.context for one in asked for delivery_id in one.delivery_ids}
+        rows = await self._db.fetch(
+            tables.CLAIM, list(contexts), lease.claimed_at, lease.leased_until, self._lanes.full()
+        )
+        begun = await self._begin(rows, lease, contexts)
+        return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
+
+    def _lease(self) -> _Lease:
+        now = self._gateway.clock.now()
+        timeout = timedelta(seconds=self._settings.timeout)
+        return _Lease(now, now + _LEASE * timeout, now + _WORK * timeout)
+
+    async def _begin(
+        self, rows: Sequence[Row], lease: _Lease, contexts: Mapping[str, Context]
+    ) -> dict[str, asyncio.Task[None]]:
+        gone = [row["delivery_id"] for row in rows if not row["is_active"] or not row["merchant_is_active"]]
+        begun: dict[str, asyncio.Task[None]] = {}
+        # In the order in which they were made, as far as the servers take them in any order.
+        for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
+            if row["is_active"] and row["merchant_is_active"]:
+                lane = self._lanes.enter(row["endpoint_id"], row["failures"])
+                context = contexts.get(row["delivery_id"])
+                begun[row["delivery_id"]] = self._go(self._deliver_one(row, lane, lease), context)
+        if gone:
+            await self._db.execute(tables.CANCEL, gone)
+        return begun
+
+    def _go(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
+        # Each in a copy of its own; what nobody asked for says so of nobody.
+        task = asyncio.create_task(work, context=Context() if context is None else context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _refill(self, endpoint_id: str, lane: Lane) -> None:
+        """Claim more for an endpoint of which some was left in Postgres, before its lane runs empty."""
+        try:
+            lease = self._lease()
+            rows = await self._db.fetch(
+                tables.CLAIM_OF_ENDPOINT, endpoint_id, lease.claimed_at, lease.leased_until, ROOM
+            )
+            lane.has_more = len(rows) == ROOM
+            await self._begin(rows, lease, {})
+        except Exception as problem:  # noqa: BLE001 - the sweep finds them
+            lane.has_more = False
+            log.warning("deliveries_not_claimed", endpoint_id=endpoint_id, exception=trace(problem))
+        finally:
+            lane.is_refilling = False
+            self._lanes.tidy(endpoint_id, lane)
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    async def _deliver_one(self, row: Row, lane: Lane, lease: _Lease) -> None:
+        delivery_id = row["delivery_id"]
+        try:
+            await self._send_in_turn(row, lane, lease)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes over need not wait for our lease to end.
+            await self._handed_back.ask((delivery_id, lease.leased_until))
+            raise
+        except Exception as problem:  # noqa: BLE001 - it is sent again once its lease has ended
+            log.error("delivery_broke", delivery_id=delivery_id, exception=trace(problem))
+        finally:
+            self._leave(row["endpoint_id"], lane)
+
+    def _leave(self, endpoint_id: str, lane: Lane) -> None:
+        if self._is_stopping or lane.is_closed(self._gateway.clock.now()):
+            # What else it is owed waits in Postgres until the sweep finds it open again.
+            lane.has_more = False
+        if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
+            lane.is_refilling = True
+            self._go(self._refill(endpoint_id, lane), None)
+        self._lanes.leave(endpoint_id, lane)
+
+    async def _send_in_turn(self, row: Row, lane: Lane, lease: _Lease) -> None:
+        answer: Answer | EgressFailed | None = None
+        async with self._lanes.slot(lane):
+            # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
+            now = self._gateway.clock.now()
+            closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
+            is_closed = closed_until is not None and closed_until > now
+            if not is_closed and not self._is_stopping and now < lease.until:
+                answer = await self._send(row)
+                if isinstance(answer, Answer):
+                    self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
+                self._note(lane, answer)
+        if answer is not None:
+            await self._record(row, answer)
+        elif is_closed and closed_until is not None:
+            # The endpoint is down for all: wait for it without using up this delivery's attempts.
+            await self._put_off.ask((row["delivery_id"], closed_until))
+        else:
+            await self._handed_back.ask((row["delivery_id"], lease.leased_until))
+
+    def _note(self, lane: Lane, answer: Answer | EgressFailed) -> None:
+        now = self._gateway.clock.now()
+        lane.note(
+            is_taken=_is_taken(answer),
+            at=now,
+            most=self._settings.breaker_failures,
+            until=now + timedelta(seconds=self._settings.breaker_pause),
+        )
+
+    async def _send(self, row: Row) -> Answer | EgressFailed:
+        now = self._gateway.clock.now()
+        body = row["body"].encode()
+        merchant_id = row["merchant_id"]
+        secrets = [self._endpoints.open(merchant_id, row["secret"])]
+        if row["previous_secret"] is not None and row["previous_until"] > now:
+            secrets.append(self._endpoints.open(merchant_id, row["previous_secret"]))
+        headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
+        loopback = self._endpoints.allows_loopback(row["env"])
+        try:
+            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
+        except EgressFailed as failure:
+            if failure.reason != "reset":
+                return failure
+        # A kept connection that the other side was just closing: the same id goes out once more, at once.
+        try:
+            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
+        except EgressFailed as failure:
+            return failure
+
+    # -- noting ---------------------------------------------------------------------------------------------------
+
+    async def _record(self, row: Row, answer: Answer | EgressFailed) -> None:
+        """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
+        if isinstance(answer, Answer) and _is_taken(answer):
+            await self._taken.ask((row, answer))
+        else:
+            await self._record_failure(row, answer)
+
+    async def _note_taken(self, taken: Sequence[tuple[Row, Answer]]) -> Sequence[Exception | None]:
+        """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
+        try:
+            await self._write_taken(taken)
+        except Exception as problem:  # noqa: BLE001 - given back, or met again alone
+            if len(taken) == 1 or isinstance(problem, UNREACHABLE):
+                return [problem] * len(taken)
+            return [(await self._note_taken([one]))[0] for one in taken]
+        return [None] * len(taken)
+
+    async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.execute(
+                tables.DELIVERED,
+                [self._gateway.ids.new("att") for _ in taken],
+                [row["delivery_id"] for row, _ in taken],
+                [answer.status for _, answer in taken],
+                [answer.ms for _, answer in taken],
+                [_shown(answer) for _, answer in taken],
+                now,
+            )
+            await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
+
+    async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
+        await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
+        return [None] * len(later)
+
+    async def _note_handed_back(self, leased: Sequence[tuple[str, datetime]]) -> list[None]:
+        await self._db.execute(
+            tables.HAND_BACK, [delivery_id for delivery_id, _ in leased], [until for _, until in leased]
+        )
+        return [None] * len(leased)
+
+    async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
+        now = self._gateway.clock.now()
+        delivery_id = row["delivery_id"]
+        status = answer.status if isinstance(answer, Answer) else None
+        error = None if isinstance(answer, Answer) else str(answer)
+        pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
+        due = None if pause is None or status == _GONE else now + pause
+        async with self._db.transaction():
+            await self._db.execute(
+                tables.RECORD_ATTEMPT,
+                self._gateway.ids.new("att"),
+                delivery_id,
+                now,
+                status,
+                answer.ms if isinstance(answer, Answer) else None,
+                error,
+                _shown(answer) if isinstance(answer, Answer) else "",
+            )
+            text = error or f"the endpoint answered HTTP {status}"
+            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
+            await self._db.execute(
+                tables.ENDPOINT_ILL,
+                row["endpoint_id"],
+                now,
+                self._settings.breaker_failures,
+                now + timedelta(seconds=self._settings.breaker_pause),
+            )
+            log.warning(
+                "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
+            )
+        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Tell deliveries to stop, and wait until they have handed back what they have not done."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_taken(answer: Answer | EgressFailed) -> bool:
+    return isinstance(answer, Answer) and 200 <= answer.status < 300
+
+
+def _shown(answer: Answer) -> str:
+    """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
+    return masked(answer.body_start)[:SHOWN]
