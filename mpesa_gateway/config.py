@@ -49,9 +49,10 @@ class ConfigRefused(Exception):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Postgres, the only truth."""
+    """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode."""
 
     url: Secret | None = None
+    direct_url: Secret | None = None
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
@@ -318,7 +319,11 @@ def _check(config: GatewayConfig) -> None:
             raise ConfigRefused(
                 f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
             )
-    for name, secret in (("database.url", config.database.url), ("valkey.url", config.valkey.url)):
+    for name, secret in (
+        ("database.url", config.database.url),
+        ("database.direct_url", config.database.direct_url),
+        ("valkey.url", config.valkey.url),
+    ):
         if secret is not None and not secret:
             raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
     _check_daraja(config.daraja)
