@@ -62,9 +62,15 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Valkey: the queue, limits and caches. All of it may vanish."""
+    """Valkey: the queue, limits and caches. All of it may vanish.
+
+    With ``sentinels``, host and port are whatever these say of ``service``, and ``url`` tells the rest.
+    """
 
     url: Secret | None = None
+    sentinels: tuple[str, ...] = ()
+    service: str = "mymaster"
+    sentinel_password: Secret | None = None
     prefix: str = "mpesa"
     timeout: Seconds = 2.0
 
@@ -326,6 +332,12 @@ def _check(config: GatewayConfig) -> None:
     ):
         if secret is not None and not secret:
             raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    for sentinel in config.valkey.sentinels:
+        host, _, port = sentinel.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigRefused("setting `valkey.sentinels`: must be addresses with a port, such as 10.0.0.1:26379")
+    if config.valkey.sentinels and config.valkey.url is None:
+        raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):

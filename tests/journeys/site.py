@@ -24,7 +24,8 @@ def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
     for section, value in values.items():
         if isinstance(value, dict):
             for name, setting in cast("dict[str, Any]", value).items():
-                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
+                text = ",".join(cast("list[str]", setting)) if isinstance(setting, list) else str(setting)
+                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = text
         elif isinstance(value, list):
             environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(cast("list[str]", value))
         else:

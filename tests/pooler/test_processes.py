@@ -19,7 +19,7 @@ async def test_payments_over_two_apis_and_a_worker_share_a_few_connections(
         for start in (site.start_simulator, lambda: site.start_api(0), lambda: site.start_api(1), site.start_worker):
             start()
         await asyncio.gather(
-            *(until_up(f"{base}/health/ready") for base in site.bases), until_up(f"{site.simulator}/health/live")
+            *(until_up(f"{base}/health/ready", 120) for base in site.bases), until_up(f"{site.simulator}/health/live", 120)
         )
         async with (
             receiving() as receiver,
