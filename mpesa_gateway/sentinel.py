@@ -1,4 +1,4 @@
-"""Finds the Valkey that is the primary at this moment, where Sentinel watches over several and replaces one that dies."""
+"""Finds the Valkey that is the primary at this moment, where Sentinel watches over it and replaces it when it dies."""
 
 from typing import Any
 
@@ -16,12 +16,14 @@ from mpesa_gateway.config import ValkeyConfig
 class PrimaryPool(SentinelConnectionPool):
     """Connections to the primary; each new one asks the Sentinels where that is."""
 
-    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - the client's shape
-        """Close the connections, and with them those to the Sentinels; or, when the primary has changed, the idle ones."""
-        await super().disconnect(inuse_connections)  # type: ignore[no-untyped-call]
-        if inuse_connections:
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - the client's shape
+        """Close the connections and those to the Sentinels; when the primary has changed, the idle ones alone."""
+        try:
+            await super().disconnect(inuse_connections)  # type: ignore[no-untyped-call]
+        finally:
+            if inuse_connections:
+                for sentinel in self.sentinel_manager.sentinels:
+                    await sentinel.aclose()
 
 
 def primary_pool(config: ValkeyConfig, **options: Any) -> PrimaryPool:

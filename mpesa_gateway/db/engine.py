@@ -93,6 +93,9 @@ async def _leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
     """
 
 
+_FAREWELL = 5.0
+"""Seconds that closing a connection of one's own may take."""
+
 _SETTINGS = {"timezone": "UTC", "application_name": "mpesa-gateway"}
 """What we set while we connect; PgBouncer, too, gives these to whatever connection it lends us."""
 
@@ -240,7 +243,7 @@ class Database:
         try:
             yield connection
         finally:
-            connection.terminate()
+            await connection.close(timeout=_FAREWELL)
 
     async def _look_at_pooled(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
         """Once for each connection of the pool: does it lead where we think?"""

@@ -11,6 +11,9 @@ from mpesa_gateway.server_address import address
 
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
+_FAREWELL = 5.0
+"""Seconds that closing a connection may take."""
+
 _HERE = "SELECT pg_postmaster_start_time() AS started, current_database() AS name, current_user AS role"
 """What two connections to the same database of the same server agree on."""
 
@@ -31,22 +34,22 @@ async def look_at_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[
     except PoolerInBetween:
         yield problem(
             "postgres.pooler",
-            f"database.direct_url leads to a pooler too ({where}): migrations lose their lock, and changes are not heard",
+            f"database.direct_url leads to a pooler too ({where}): migrations lose their lock, changes are not heard",
             "let database.direct_url name Postgres itself",
         )
         return
     except (*UNREACHABLE, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as fault:
         yield problem(
             "postgres.pooler",
-            f"Postgres itself cannot be reached at {where} ({type(fault).__name__}): nothing can be migrated, and every "
-            "call looks its API key up",
+            f"Postgres itself cannot be reached at {where} ({type(fault).__name__}): nothing can be migrated, and "
+            "every call looks its API key up",
             "start it, open the way to it, or correct database.direct_url",
         )
         return
     try:
         theirs = await direct.fetchrow(_HERE)
     finally:
-        direct.terminate()
+        await direct.close(timeout=_FAREWELL)
     ours = await db.fetchrow(_HERE)
     if ours is None or theirs is None:
         return

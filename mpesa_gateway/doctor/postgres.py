@@ -37,7 +37,8 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examination) -> AsyncIterator[Observation]:
     """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
 
-    Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of the tables.
+    Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of
+    the tables.
     """
     where = address(gateway.config.database.url)
     try:

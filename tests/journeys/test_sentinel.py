@@ -1,4 +1,4 @@
-"""The Valkey that everybody uses dies for good under payments, Sentinel puts its replica in its place, and none is lost."""
+"""The Valkey that all use dies for good under payments, Sentinel puts its replica in its place, and none is lost."""
 
 import asyncio
 import shutil
@@ -44,9 +44,7 @@ class Watched:
             )
             self._launch(f"sentinel-{number}", port, watch, ["--sentinel"])
 
-    def _launch(
-        self, name: str, port: int, settings: str, arguments: Sequence[str] = ()
-    ) -> "subprocess.Popen[bytes]":
+    def _launch(self, name: str, port: int, settings: str, arguments: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         home = self._folder / name
         home.mkdir()
         (home / "conf").write_text(f'bind 127.0.0.1\nport {port}\ndir "{home}"\n{settings}', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode in front of the test's database: Debian's, which `apt-get install pgbouncer` brings."""
+"""A PgBouncer in transaction mode in front of the test's database: `apt-get install pgbouncer`."""
 
 import os
 import shutil
