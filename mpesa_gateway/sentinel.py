@@ -19,7 +19,7 @@ class PrimaryPool(SentinelConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - the client's shape
         """Close the connections and those to the Sentinels; when the primary has changed, the idle ones alone."""
         try:
-            await super().disconnect(inuse_connections)  # type: ignore[no-untyped-call]
+            await super().disconnect(inuse_connections)
         finally:
             if inuse_connections:
                 for sentinel in self.sentinel_manager.sentinels:

@@ -11,6 +11,13 @@ from mpesa_gateway.server_address import address
 
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
+_NO_WAY: tuple[type[BaseException], ...] = (
+    *UNREACHABLE,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+"""What is raised where Postgres itself is away, or does not let us in."""
+
 _FAREWELL = 5.0
 """Seconds that closing a connection may take."""
 
@@ -38,7 +45,7 @@ async def look_at_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[
             "let database.direct_url name Postgres itself",
         )
         return
-    except (*UNREACHABLE, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as fault:
+    except _NO_WAY as fault:
         yield problem(
             "postgres.pooler",
             f"Postgres itself cannot be reached at {where} ({type(fault).__name__}): nothing can be migrated, and "

@@ -40,7 +40,7 @@ class Site:
         self.folder = folder
         self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
         public = f"http://127.0.0.1:{self.ports[0]}"
-        self.values = values | {
+        self.values: dict[str, Any] = values | {
             "plugins": ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"],
             "public_url": public,
             "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},

@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import valkey.asyncio
+from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
 from mpesa_gateway.standalone.process import free_port, launch, stop
-from mpesa_gateway.standalone.valkey import _binary
+from mpesa_gateway.standalone.valkey import valkey_binary
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, shop
 from tests.journeys.site import books, running_site, until_up
@@ -49,7 +51,7 @@ class Watched:
         home.mkdir()
         (home / "conf").write_text(f'bind 127.0.0.1\nport {port}\ndir "{home}"\n{settings}', encoding="utf-8")
         with (home / "log").open("wb") as output:
-            command = [str(_binary()), str(home / "conf"), *arguments]
+            command = [str(valkey_binary()), str(home / "conf"), *arguments]
             process = launch(command, output=output, death_signal=signal.SIGKILL, cwd=home)
         self.running.append(process)
         return process
@@ -57,10 +59,10 @@ class Watched:
     async def is_watched(self) -> bool:
         """Whether each Sentinel knows the replica and the two others, and the replica has all that the primary has."""
         for port in self.sentinel_ports:
-            client = valkey.asyncio.Valkey(port=port)
+            client: Any = valkey.asyncio.Valkey(port=port)
             try:
                 state = (await client.sentinel_masters()).get(_SERVICE, {})
-            except valkey.exceptions.ConnectionError:
+            except ValkeyConnectionError:
                 return False
             finally:
                 await client.aclose()
@@ -70,7 +72,7 @@ class Watched:
 
     async def replication(self) -> dict[str, object]:
         """What the replica says of itself."""
-        client = valkey.asyncio.Valkey(port=self.replica_port, password=_PASSWORD)
+        client: Any = valkey.asyncio.Valkey(port=self.replica_port, password=_PASSWORD)
         try:
             found: dict[str, object] = await client.info("replication")
             return found

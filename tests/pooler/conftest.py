@@ -84,7 +84,11 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
 def bouncing(database_url: str) -> Generator[Bouncing]:
     """Start a PgBouncer that is stopped after the test, with the given changes; gives its address."""
     with ExitStack() as stack:
-        yield lambda **changes: stack.enter_context(bouncer(database_url, **changes))
+
+        def start(*, ignores: str = "extra_float_digits", connect_query: str = "") -> str:
+            return stack.enter_context(bouncer(database_url, ignores=ignores, connect_query=connect_query))
+
+        yield start
 
 
 async def prepare_role(database_url: str, *, timeouts: bool = True) -> None:

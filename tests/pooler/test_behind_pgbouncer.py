@@ -101,7 +101,7 @@ async def test_two_that_migrate_at_once_leave_no_lock_and_no_setting_behind(pool
         assert await pending(one, gateway.migrations) == []
 
         async def has_let_go() -> bool:
-            return await one.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            return bool(await one.fetchval("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"))
 
         await eventually(has_let_go, 10)
         assert await one.fetchval("SELECT current_setting('statement_timeout')") == "30s"
