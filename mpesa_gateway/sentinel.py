@@ -22,7 +22,8 @@ class PrimaryPool(SentinelConnectionPool):
             await super().disconnect(inuse_connections)
         finally:
             if inuse_connections:
-                for sentinel in self.sentinel_manager.sentinels:
+                manager: Any = self.sentinel_manager
+                for sentinel in manager.sentinels:
                     await sentinel.aclose()
 
 
