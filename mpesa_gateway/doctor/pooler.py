@@ -1,4 +1,4 @@
-"""Looks at the pooler that may stand in front of Postgres: does all that we rely on hold behind it?"""
+"""Looks at the pooler that may stand in front of Postgres, and whether all that we rely on holds behind it."""
 
 from collections.abc import AsyncIterator
 
