@@ -62,6 +62,10 @@ deploy-check *arguments: ready
     .venv/bin/pip install -q -r requirements/deploy.txt
     .venv/bin/python -m pytest tests/deploy {{ arguments }}
 
+# Run the gateway behind PgBouncer in transaction mode (`apt-get install pgbouncer`)
+pooler *arguments: ready
+    .venv/bin/python -m pytest tests/pooler {{ arguments }}
+
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}

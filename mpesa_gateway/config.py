@@ -49,9 +49,10 @@ class ConfigRefused(Exception):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Postgres, the only truth."""
+    """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode."""
 
     url: Secret | None = None
+    direct_url: Secret | None = None
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
@@ -61,9 +62,15 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Valkey: the queue, limits and caches. All of it may vanish."""
+    """Valkey: the queue, limits and caches. All of it may vanish.
+
+    With ``sentinels``, host and port are whatever these say of ``service``, and ``url`` tells the rest.
+    """
 
     url: Secret | None = None
+    sentinels: tuple[str, ...] = ()
+    service: str = "mymaster"
+    sentinel_password: Secret | None = None
     prefix: str = "mpesa"
     timeout: Seconds = 2.0
 
@@ -318,9 +325,19 @@ def _check(config: GatewayConfig) -> None:
             raise ConfigRefused(
                 f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
             )
-    for name, secret in (("database.url", config.database.url), ("valkey.url", config.valkey.url)):
+    for name, secret in (
+        ("database.url", config.database.url),
+        ("database.direct_url", config.database.direct_url),
+        ("valkey.url", config.valkey.url),
+    ):
         if secret is not None and not secret:
             raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    for sentinel in config.valkey.sentinels:
+        host, _, port = sentinel.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigRefused("setting `valkey.sentinels`: must be addresses with a port, such as 10.0.0.1:26379")
+    if config.valkey.sentinels and config.valkey.url is None:
+        raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):

@@ -2,6 +2,7 @@
 
 from urllib.parse import urlsplit
 
+from mpesa_gateway.config import ValkeyConfig
 from mpesa_gateway.secret import Secret
 
 
@@ -11,3 +12,10 @@ def address(url: Secret | None) -> str:
         return "(not set)"
     parts = urlsplit(url.reveal())
     return parts.netloc.rpartition("@")[2] or parts.query.partition("host=")[2].partition("&")[0] or "(no host)"
+
+
+def valkey_address(config: ValkeyConfig) -> str:
+    """Host and port of Valkey, or the Sentinels that know them."""
+    if config.sentinels:
+        return f"what {', '.join(config.sentinels)} call {config.service}"
+    return address(config.url)

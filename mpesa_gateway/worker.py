@@ -26,6 +26,7 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import JOB_SECONDS, JOBS
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.plugin import Job
+from mpesa_gateway.sentinel import primary_pool
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -143,13 +144,15 @@ def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
     """A client for Valkey. ``patient`` ones, for the queue, may wait inside Valkey for a job."""
     if config.url is None:
         raise ValueError("valkey.url is not set")
-    return valkey.asyncio.from_url(  # type: ignore[no-untyped-call]
-        config.url.reveal(),
-        socket_connect_timeout=config.timeout,
-        socket_timeout=config.timeout + (_DEQUEUE * 10 if patient else 0),
-        retry=Retry(NoBackoff(), 1),
-        health_check_interval=15,
-    )
+    options: dict[str, Any] = {
+        "socket_connect_timeout": config.timeout,
+        "socket_timeout": config.timeout + (_DEQUEUE * 10 if patient else 0),
+        "retry": Retry(NoBackoff(), 1),
+        "health_check_interval": 15,
+    }
+    if config.sentinels:
+        return valkey.asyncio.Valkey.from_pool(primary_pool(config, **options))
+    return valkey.asyncio.from_url(config.url.reveal(), **options)  # type: ignore[no-untyped-call]
 
 
 class Jobs:

@@ -12,7 +12,7 @@ from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import Failed, Session, alone, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.server_address import address
+from mpesa_gateway.server_address import valkey_address
 from mpesa_gateway.worker import run_worker
 
 
@@ -60,7 +60,7 @@ async def _work(config: GatewayConfig) -> None:
 
 async def _look_for_valkey(gateway: Gateway) -> None:
     """A Valkey that is away is waited for, as at any other time. Raises Failed for one that refuses us."""
-    where = address(gateway.config.valkey.url)
+    where = valkey_address(gateway.config.valkey)
     try:
         await gateway.valkey.ping()
     except (AuthenticationError, ResponseError) as problem:

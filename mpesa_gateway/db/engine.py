@@ -12,7 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
-from mpesa_gateway.config import DatabaseConfig
+from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.logs import trace
 
@@ -77,12 +77,68 @@ class _Engine(PostgresEngine):
         """Nothing: the gateway needs no extensions."""
 
 
+class PoolerInBetween(ConfigRefused):
+    """The address of Postgres leads to a pooler that nobody told us of."""
+
+
+class SearchPathLost(ConfigRefused):
+    """A connection would look for our tables somewhere else than in our schema."""
+
+
 async def _leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
     """Nothing: a connection goes back to the pool with no settings, locks or listeners of its own.
 
     All that we set and lock ends with its transaction, and an open transaction is rolled back without this. asyncpg's
     own way is to ask Postgres to reset everything, each time: a second trip after every query.
     """
+
+
+_FAREWELL = 5.0
+"""Seconds that closing a connection of one's own may take."""
+
+_SETTINGS = {"timezone": "UTC", "application_name": "mpesa-gateway"}
+"""What we set while we connect; PgBouncer, too, gives these to whatever connection it lends us."""
+
+_WHERE = """
+SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role, current_database() AS name
+"""
+
+
+async def _look_at(
+    connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
+) -> None:
+    """Does a new connection lead where we think? Raises PoolerInBetween or SearchPathLost.
+
+    A pooler makes up the number of the process that it says to talk to.
+    """
+    row = await connection.fetchrow(_WHERE)
+    if row is None:
+        return
+    if not may_be_pooled and row["pid"] != connection.get_server_pid():
+        raise PoolerInBetween(_POOLER)
+    if row["path"].strip('"') != schema:
+        raise SearchPathLost(
+            f"behind the pooler of `database.url` tables are looked for in {row['path']}, and not in {schema}: run "
+            f'`ALTER ROLE "{row["role"]}" IN DATABASE "{row["name"]}" SET search_path = {schema}` in Postgres and '
+            "`RECONNECT` in PgBouncer (docs/scaling.md)"
+        )
+
+
+_POOLER = (
+    "between us and Postgres there is a pooler, such as PgBouncer: let `database.direct_url` lead past it, and "
+    "`database.url` through it (docs/scaling.md)"
+)
+
+
+@contextmanager
+def _startup_settings_refused() -> Generator[None]:
+    """Raises PoolerInBetween where PgBouncer says no to the settings that Postgres takes from whoever connects."""
+    try:
+        yield
+    except asyncpg.ProtocolViolationError as refusal:
+        if "startup parameter" in str(refusal):
+            raise PoolerInBetween(_POOLER) from None
+        raise
 
 
 class _Open:
@@ -105,21 +161,23 @@ class Database:
         if config.url is None:
             raise ValueError("database.url is not set")
         self.schema = config.schema
-        self.engine = _Engine(
-            config={
-                "dsn": config.url.reveal(),
-                "timeout": config.connect_timeout,
-                "server_settings": {
-                    "search_path": config.schema,
-                    "timezone": "UTC",
-                    "application_name": "mpesa-gateway",
-                    "statement_timeout": str(int(config.statement_timeout * 1000)),
-                    # A process that dies with a transaction open must not hold its locks for ever.
-                    "idle_in_transaction_session_timeout": str(int(config.statement_timeout * 1000)),
-                },
+        self.is_pooled = config.direct_url is not None
+        # Of a process that dies with a transaction open, the locks must not stay for ever.
+        timeout = str(int(config.statement_timeout * 1000))
+        self._direct: dict[str, Any] = {
+            "dsn": (config.direct_url or config.url).reveal(),
+            "timeout": config.connect_timeout,
+            "server_settings": _SETTINGS
+            | {
+                "search_path": config.schema,
+                "statement_timeout": timeout,
+                "idle_in_transaction_session_timeout": timeout,
             },
-            extensions=(),
-        )
+        }
+        # A pooler takes no other settings along; and what one transaction has prepared, the next one, on another
+        # connection behind it, would not find.
+        pooled = {"dsn": config.url.reveal(), "server_settings": _SETTINGS, "statement_cache_size": 0}
+        self.engine = _Engine(config=self._direct | (pooled if self.is_pooled else {}), extensions=())
         self._pool_size = (config.pool_min, config.pool_max)
         # At most half, so that a small pool is not all reserve.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
@@ -145,16 +203,51 @@ class Database:
             )
 
     async def start(self) -> None:
-        """Open the pool. Raises what asyncpg raises when Postgres cannot be reached."""
+        """Open the pool.
+
+        Raises what asyncpg raises when Postgres cannot be reached, and PoolerInBetween and SearchPathLost where it is
+        reached in a way that we could not rely on.
+        """
         least, most = self._pool_size
-        await self.engine.start_connection_pool(
-            min_size=least, max_size=most, max_inactive_connection_lifetime=300.0, reset=_leave_as_it_is
-        )
+        with _startup_settings_refused():
+            await self.engine.start_connection_pool(
+                min_size=least,
+                max_size=most,
+                max_inactive_connection_lifetime=300.0,
+                init=self._look_at_pooled,
+                reset=_leave_as_it_is,
+            )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
-        """A connection outside the pool, for whoever keeps one. Raises what asyncpg raises without Postgres."""
-        connection: asyncpg.Connection[Row] = await asyncpg.connect(**self.engine.config)
+        """A connection outside the pool and past any pooler, for whoever keeps one.
+
+        Raises what asyncpg raises without Postgres, and PoolerInBetween.
+        """
+        with _startup_settings_refused():
+            connection: asyncpg.Connection[Row] = await asyncpg.connect(**self._direct)
+        try:
+            await _look_at(connection, self.schema, may_be_pooled=False)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
+
+    @asynccontextmanager
+    async def session(self) -> "AsyncGenerator[PoolConnectionProxy[Row] | asyncpg.Connection[Row]]":
+        """A connection that is the same from one transaction to the next, for locks and settings that outlive them."""
+        if not self.is_pooled:
+            async with self.connection() as pooled:
+                yield pooled
+            return
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=_FAREWELL)
+
+    async def _look_at_pooled(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
+        """Once for each connection of the pool: does it lead where we think?"""
+        await _look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
         """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""

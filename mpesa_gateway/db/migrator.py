@@ -21,7 +21,7 @@ from mpesa_gateway.db.engine import Database, Row
 
 log = structlog.get_logger(__name__)
 
-Connection: TypeAlias = "PoolConnectionProxy[Row]"
+Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
 
 _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.migrations").digest()[:8], "big", signed=True)
 _NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql\Z")
@@ -146,7 +146,7 @@ async def migrate(
     still behind it. Raises MigrationRefused when an applied file has changed since, the database is ahead of this
     release in a way that it cannot run on, or ``patience`` has ended.
     """
-    async with db.connection() as connection, _alone(connection):
+    async with db.session() as connection, _alone(connection):
         # Migrations take as long as they take.
         await connection.execute("SET statement_timeout = 0")
         try:

@@ -49,7 +49,7 @@ KERNEL = (
     Check("API keys", look_at_api_keys, of_each_merchant=True),
 )
 
-_NEEDED = {"postgres.reachable", "postgres.writable", "postgres.migrations"}
+_NEEDED = {"postgres.reachable", "postgres.pooler", "postgres.writable", "postgres.migrations"}
 """Without these the gateway cannot be started, and nothing in its tables be looked at."""
 
 _PATIENCE = 60.0

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from mpesa_gateway.clock import SharedClock
-from mpesa_gateway.db.engine import UNREACHABLE, Database
+from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
 from mpesa_gateway.server_address import address
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examination) -> AsyncIterator[Observation]:
     """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
 
-    Where ``postgres.reachable`` or ``postgres.migrations`` is a problem, nothing can be asked of the tables.
+    Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of
+    the tables.
     """
     where = address(gateway.config.database.url)
     try:
         await db.start()
         row = await db.fetchrow(SETTINGS)
+    except (PoolerInBetween, SearchPathLost) as refusal:
+        yield see_refusal(refusal)
+        return
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as refusal:
         yield problem("postgres.reachable", f"Postgres at {where} refuses us ({refusal})", "correct database.url")
         return
@@ -56,6 +61,8 @@ async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examin
         return
     yield ok("postgres.reachable", f"Postgres {row['version']} answers at {where}")
     for observation in (see_version(row), *see_role(row), *_durability(row, examination), *see_connections(row)):
+        yield observation
+    async for observation in look_at_pooler(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)
     yield await _clock(gateway, db)

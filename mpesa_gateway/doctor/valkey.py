@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
 from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
-from mpesa_gateway.server_address import address
+from mpesa_gateway.server_address import valkey_address
 from mpesa_gateway.worker import connect
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _OLDEST = (6, 2)
 
 async def look_at_valkey(gateway: "Gateway", _: Examination) -> AsyncIterator[Observation]:
     """Is it there, is it new enough, and what does it do when memory or power runs out."""
-    where = address(gateway.config.valkey.url)
+    where = valkey_address(gateway.config.valkey)
     client = connect(gateway.config.valkey)
     try:
         info: Mapping[str, Any] = await client.info()

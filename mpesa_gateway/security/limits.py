@@ -16,6 +16,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import RateLimited, TooManyFailures
 from mpesa_gateway.http.client_ip import read_address
+from mpesa_gateway.sentinel import primary_pool
 from mpesa_gateway.together import Together
 
 log = structlog.get_logger(__name__)
@@ -37,12 +38,11 @@ class Limits:
         address = url.reveal()
         if address.startswith("redis"):
             address = "valkey" + address.removeprefix("redis")
+        options: dict[str, Any] = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+        if config.valkey.sentinels:
+            options = {"connection_pool": primary_pool(config.valkey, **options)}
         storage = RedisStorage(
-            "async+" + address,
-            implementation="valkey",
-            key_prefix=f"{config.valkey.prefix}:limits",
-            socket_timeout=_PATIENCE,
-            socket_connect_timeout=_PATIENCE,
+            "async+" + address, implementation="valkey", key_prefix=f"{config.valkey.prefix}:limits", **options
         )
         self._storage = storage
         self._failures = FixedWindowRateLimiter(storage)
@@ -60,7 +60,7 @@ class Limits:
     async def stop(self) -> None:
         """Close the connections."""
         bridge: Any = self._storage.bridge
-        await bridge.storage.aclose()
+        await bridge.storage.aclose(close_connection_pool=True)
 
     async def failed(self, address: str) -> None:
         """Count a failed authentication from this address. Raises TooManyFailures beyond the limit."""

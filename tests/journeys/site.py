@@ -24,7 +24,8 @@ def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
     for section, value in values.items():
         if isinstance(value, dict):
             for name, setting in cast("dict[str, Any]", value).items():
-                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = str(setting)
+                text = ",".join(cast("list[str]", setting)) if isinstance(setting, list) else str(setting)
+                environ[f"{ENVIRONMENT}{section}__{name}".upper()] = text
         elif isinstance(value, list):
             environ[f"{ENVIRONMENT}{section}".upper()] = ",".join(cast("list[str]", value))
         else:
@@ -39,7 +40,7 @@ class Site:
         self.folder = folder
         self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
         public = f"http://127.0.0.1:{self.ports[0]}"
-        self.values = values | {
+        self.values: dict[str, Any] = values | {
             "plugins": ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"],
             "public_url": public,
             "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},

@@ -42,6 +42,15 @@ async def test_valkey_as_it_should_be(gateway: Gateway) -> None:
     }
 
 
+async def test_sentinels_that_do_not_answer_are_named(values: dict[str, Any]) -> None:
+    sentinels = {"url": "valkey://:opens-nothing@10.0.0.5:6379/0", "sentinels": ["127.0.0.1:9", "127.0.0.1:10"]}
+    gateway = Gateway(GatewayConfig.from_values(values | {"valkey": sentinels | {"service": "till"}}))
+    (found,) = (await seen_by(look_at_valkey, gateway)).values()
+    assert (found.name, found.level.value) == ("valkey.reachable", "problem")
+    assert "what 127.0.0.1:9, 127.0.0.1:10 call till" in found.text
+    assert "opens-nothing" not in found.text
+
+
 @pytest.mark.parametrize(
     ("url", "words"), [("valkey://:wrong@{}", "refuses us"), ("valkey://:secret@127.0.0.1:9/0", "cannot be reached")]
 )

@@ -1,0 +1,56 @@
+"""Finds the Valkey that is the primary at this moment, where Sentinel watches over it and replaces it when it dies."""
+
+from typing import Any
+
+from valkey.asyncio.connection import SSLConnection, parse_url
+from valkey.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+
+from mpesa_gateway.config import ValkeyConfig
+
+
+class PrimaryPool(SentinelConnectionPool):
+    """Connections to the primary; each new one asks the Sentinels where that is."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - the client's shape
+        """Close the connections and those to the Sentinels; when the primary has changed, the idle ones alone."""
+        try:
+            await super().disconnect(inuse_connections)
+        finally:
+            if inuse_connections:
+                manager: Any = self.sentinel_manager
+                for sentinel in manager.sentinels:
+                    await sentinel.aclose()
+
+
+def primary_pool(config: ValkeyConfig, **options: Any) -> PrimaryPool:
+    """A pool of connections to the primary; ``options`` are those of a connection.
+
+    User, password, database number and whether to speak TLS come from ``valkey.url``; its host is not used. Raises
+    ValueError when ``valkey.url`` is not set.
+    """
+    if config.url is None:
+        raise ValueError("valkey.url is not set")
+    found: dict[str, Any] = dict(parse_url(config.url.reveal()))
+    for name in ("host", "port", "path"):
+        found.pop(name, None)
+    is_encrypted = found.pop("connection_class", None) is SSLConnection
+    of_sentinel: dict[str, Any] = {
+        "socket_connect_timeout": config.timeout,
+        "socket_timeout": config.timeout,
+        "ssl": is_encrypted,
+    }
+    if config.sentinel_password is not None:
+        of_sentinel["password"] = config.sentinel_password.reveal()
+    addresses = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in config.sentinels)]
+    sentinel: Any = Sentinel(addresses, sentinel_kwargs=of_sentinel)  # type: ignore[no-untyped-call]
+    return PrimaryPool(  # type: ignore[no-untyped-call]
+        config.service,
+        sentinel,
+        connection_class=SentinelManagedSSLConnection if is_encrypted else SentinelManagedConnection,
+        **(found | options),
+    )
