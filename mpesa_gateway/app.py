@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -33,6 +33,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
+from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -182,6 +183,7 @@ class Gateway:
         self._in_process_worker: asyncio.Task[None] | None = None
         self._clock_keeper: asyncio.Task[None] | None = None
         self._begun: set[asyncio.Task[Any]] = set()
+        self._place = ExitStack()
         self.asgi = _Door(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
@@ -233,8 +235,9 @@ class Gateway:
     async def start(self, *, migrate_first: bool = True) -> None:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
-        Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit, and
-        what asyncpg raises when Postgres cannot be reached. Valkey may be away.
+        Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
+        KeyspaceTaken when another gateway of this process has the same queue for another database, and what asyncpg
+        raises when Postgres cannot be reached. Valkey may be away.
         """
         self._users += 1
         if self._users > 1:
@@ -247,6 +250,7 @@ class Gateway:
             raise
 
     async def _start(self, *, migrate_first: bool) -> None:
+        self._place.enter_context(place_of_its_own(self.config))
         await self.db.start()
         if isinstance(self.clock, SharedClock):
             await self._agree(self.clock)
@@ -309,6 +313,7 @@ class Gateway:
                 await getattr(part, close)()
         await self.changes.stop()
         await self.db.stop()
+        self._place.close()
 
     async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Do to its end what must not be torn apart, such as a push and its record; gives what it gives.
@@ -392,7 +397,7 @@ def build_app(gateway: Gateway) -> Litestar:
         before_request=before_request,
         request_class=GatewayRequest,
         request_max_body_size=gateway.config.http.max_body_bytes,
-        openapi_config=openapi_config(),
+        openapi_config=openapi_config(gateway.config.public_url),
         logging_config=None,
         debug=False,
     )

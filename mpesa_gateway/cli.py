@@ -20,10 +20,10 @@ from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Faile
 from mpesa_gateway.commands.up import up
 from mpesa_gateway.commands.worker import worker
 from mpesa_gateway.config import ConfigRefused
-from mpesa_gateway.db.engine import AlreadyBound
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.auth import RouteRefused
+from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.plugin import PluginRefused, load
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway.security.sealing import CannotOpen
@@ -32,7 +32,7 @@ from mpesa_gateway.standalone.process import StartFailed
 CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
 """Refusals that the host mends in the configuration: exit status 2."""
 
-OTHERS = (Failed, StartFailed, Refused, MigrationRefused, AlreadyBound, BrokenChain, CannotOpen)
+OTHERS = (Failed, StartFailed, Refused, MigrationRefused, KeyspaceTaken, BrokenChain, CannotOpen)
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 

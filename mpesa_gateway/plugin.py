@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -178,30 +178,56 @@ class PluginRefused(Exception):
     """The list of plugins cannot be assembled. The text says what to change."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """A plugin that is installed: the name of its entry point, and the package that brought it."""
+
+    name: str
+    distribution: str
+    version: str
+    point: EntryPoint
+
+    def load(self) -> Plugin:
+        """The plugin itself. Raises PluginRefused for an entry point that names none, and what its import raises."""
+        plugin = self.point.load()
+        if not isinstance(plugin, Plugin):
+            raise PluginRefused(
+                f"plugin `{self.name}` is no Plugin value: its entry point `{self.point.value}` must name one"
+            )
+        if plugin.name != self.name:
+            raise PluginRefused(
+                f"plugin `{self.name}` calls itself `{plugin.name}`: its entry point must carry its own name"
+            )
+        return plugin
+
+
+def installed() -> dict[str, Found]:
+    """What is installed, by name; nothing of it is imported, or enabled."""
+    return {
+        point.name: Found(
+            point.name, point.dist.name if point.dist else "", point.dist.version if point.dist else "", point
+        )
+        for point in entry_points(group=GROUP)
+    }
+
+
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
     """The enabled plugins, in the order listed. Installed is not enabled; ``extra`` are a host's own values.
 
     Raises PluginRefused for an unknown or repeated name and for a requirement that is not enabled.
     """
-    installed = {point.name: point for point in entry_points(group=GROUP)}
+    known = installed()
     loaded: list[Plugin] = []
     for name in names:
         if name in (plugin.name for plugin in loaded):
             raise PluginRefused(f"plugin `{name}` is listed twice: remove one of them from `plugins`")
-        point = installed.get(name)
-        if point is None:
-            known = ", ".join(sorted(installed)) or "none"
+        found = known.get(name)
+        if found is None:
+            others = ", ".join(sorted(known)) or "none"
             raise PluginRefused(
-                f"plugin `{name}` is not installed (installed: {known}): install it or correct `plugins`"
+                f"plugin `{name}` is not installed (installed: {others}): install it or correct `plugins`"
             )
-        plugin = point.load()
-        if not isinstance(plugin, Plugin):
-            raise PluginRefused(f"plugin `{name}` is no Plugin value: its entry point `{point.value}` must name one")
-        if plugin.name != name:
-            raise PluginRefused(
-                f"plugin `{name}` calls itself `{plugin.name}`: its entry point must carry its own name"
-            )
-        loaded.append(plugin)
+        loaded.append(found.load())
     for plugin in extra:
         if plugin.name in (other.name for other in loaded):
             raise PluginRefused(f"plugin `{plugin.name}` is given twice: remove it from `plugins` or from the code")

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.testing.receiver import Receiver, receiving
-from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, running_gateway, shop
+from mpesa_gateway.testing.fixtures import Served
+from mpesa_gateway.testing.receiver import Receiver
+from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values
 from tests.daraja import Daraja, playing
+
+pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ async def daraja() -> AsyncGenerator[Daraja]:
 
 
 @pytest.fixture
-async def town(values: dict[str, Any]) -> AsyncGenerator[Town]:
+def gateway_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """What the shipped fixtures start a gateway with."""
+    return values
+
+
+@pytest.fixture
+def town(served: Served, shop_api: Api, webhook_receiver: Receiver) -> Town:
     """Everything that a payment needs, running."""
-    async with (
-        receiving() as receiver,
-        running_gateway(values) as (gateway, base),
-        shop(gateway, base, webhook_url=receiver.url) as api,
-    ):
-        yield Town(gateway, base, api, receiver)
+    return Town(served.gateway, served.base, shop_api, webhook_receiver)
 
 
 @pytest.fixture

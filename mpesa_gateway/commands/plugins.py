@@ -1,50 +1,123 @@
-"""``mpesa-gateway plugins``: what is enabled, and what each plugin brings."""
+"""``mpesa-gateway plugins``: what is installed, what is enabled, and what each plugin provides and needs."""
 
-from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
-from mpesa_gateway.plugin import NoSettings, Plugin, load
+from mpesa_gateway.db.columns import columns_of
+from mpesa_gateway.plugin import Found, NoSettings, Plugin, Subscriber, installed, load
+
+
+class PluginView(msgspec.Struct, frozen=True):
+    """One installed plugin. ``problem`` says why it cannot be read; then nothing else is known of it."""
+
+    name: str
+    summary: str
+    distribution: str
+    version: str
+    is_enabled: bool
+    needs: tuple[str, ...] = ()
+    provides: dict[str, tuple[str, ...]] = {}
+    problem: str | None = None
+
+
+_HEADINGS = {
+    "settings": "settings",
+    "scopes": "scope",
+    "routes": "route",
+    "tables": "table",
+    "jobs": "job",
+    "crons": "cron",
+    "publishes": "publishes",
+    "hears": "hears",
+    "ports": "provides",
+    "commands": "command",
+    "pages": "page",
+    "checks": "check",
+    "counts": "counts",
+    "reads": "reads",
+    "invariants": "invariant",
+}
+"""What a plugin may provide, and what stands before each line of it."""
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines for people.")
 @pass_session
-def plugins(session: Session) -> None:
-    """Print what is loaded: each enabled plugin with its routes, jobs, events and commands."""
-    for number, plugin in enumerate(load(session.config().plugins)):
-        click.echo(("\n" if number else "") + f"{plugin.name}: {plugin.summary}")
-        for heading, lines in _parts(plugin):
-            for line in lines:
-                click.echo(f"  {heading:<10} {line}")
+def plugins(session: Session, *, as_json: bool) -> None:
+    """Print what is installed and what of it is enabled: what each plugin provides, and which others it needs.
+
+    The enabled ones come first, in the order of `plugins`.
+    """
+    found = installed()
+    enabled = load(session.config().plugins)
+    names = [plugin.name for plugin in enabled]
+    views = [_view(plugin, found[plugin.name], is_enabled=True) for plugin in enabled]
+    views += [_not_enabled(found[name]) for name in sorted(found) if name not in names]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode({"plugins": views})).decode())
+        return
+    click.echo("\n\n".join("\n".join(_lines(view)) for view in views))
 
 
-def _parts(plugin: Plugin) -> Iterator[tuple[str, list[str]]]:
-    yield "requires", list(plugin.requires)
-    if plugin.settings is not NoSettings:
-        yield "settings", [f"[{plugin.name}] {', '.join(plugin.settings.__struct_fields__)}"]
-    yield "scope", list(plugin.scopes)
-    yield "route", [line for route in plugin.routes for line in _route(route)]
-    yield (
-        "job",
-        [f"{plugin.job_name(job)} ({job.timeout} s{f', cron {job.cron}' if job.cron else ''})" for job in plugin.jobs],
+def _lines(view: PluginView) -> list[str]:
+    lines = [f"{view.name}: {view.problem or view.summary}"]
+
+    def say(heading: str, text: str) -> None:
+        lines.append(f"  {heading:<10} {text}")
+
+    say("enabled", "yes" if view.is_enabled else f"no: add `{view.name}` to `plugins`")
+    say("package", f"{view.distribution} {view.version}")
+    for needed in view.needs:
+        say("requires", needed)
+    for what, texts in view.provides.items():
+        for text in texts:
+            say(_HEADINGS[what], text)
+    return lines
+
+
+def _not_enabled(found: Found) -> PluginView:
+    try:
+        plugin = found.load()
+    except Exception as problem:  # noqa: BLE001 - somebody else's module, and nobody has enabled it
+        said = f"cannot be read ({type(problem).__name__}: {problem})"
+        return PluginView(found.name, "", found.distribution, found.version, is_enabled=False, problem=said)
+    return _view(plugin, found, is_enabled=False)
+
+
+def _view(plugin: Plugin, found: Found, *, is_enabled: bool) -> PluginView:
+    provides = {what: tuple(texts) for what, texts in _provides(plugin).items() if texts}
+    return PluginView(
+        plugin.name, plugin.summary, found.distribution, found.version, is_enabled, plugin.requires, provides
     )
-    yield "publishes", [event.kind for event in plugin.publishes]
-    yield (
-        "hears",
-        [
-            f"{getattr(subscriber.event, 'kind', None) or subscriber.event.__name__}"
-            f"{' (in the transaction)' if subscriber.inside else ''}"
-            for subscriber in plugin.subscribers
-        ],
-    )
-    yield "provides", [port.__name__ for port, _ in plugin.provides]
-    yield "command", [str(command.name) for command in plugin.commands]
-    yield "check", list(dict.fromkeys(check.title for check in plugin.checks))
-    yield "counts", [measure.name for measure in plugin.counts]
-    yield "reads", [gauge.name for reading in plugin.readings for gauge in reading.gauges]
-    yield "invariant", [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants]
+
+
+def _provides(plugin: Plugin) -> dict[str, list[str]]:
+    settings: tuple[str, ...] = () if plugin.settings is NoSettings else plugin.settings.__struct_fields__
+    return {
+        "settings": [f"{plugin.name}.{name}" for name in settings],
+        "scopes": list(plugin.scopes),
+        "routes": [line for route in plugin.routes for line in _route(route)],
+        "tables": [columns_of(table)[0] for table in plugin.tables.models] if plugin.tables else [],
+        "jobs": [f"{plugin.job_name(job)} ({job.timeout} s)" for job in plugin.jobs],
+        "crons": [f"{plugin.job_name(job)} {job.cron}" for job in plugin.jobs if job.cron],
+        "publishes": [event.kind for event in plugin.publishes],
+        "hears": [_heard(subscriber) for subscriber in plugin.subscribers],
+        "ports": [port.__name__ for port, _ in plugin.provides],
+        "commands": [str(command.name) for command in plugin.commands],
+        "pages": [f"/ops/{page.path}" for page in plugin.pages.pages],
+        "checks": list(dict.fromkeys(check.title for check in plugin.checks)),
+        "counts": [measure.name for measure in plugin.counts],
+        "reads": [gauge.name for reading in plugin.readings for gauge in reading.gauges],
+        "invariants": [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants],
+    }
+
+
+def _heard(subscriber: Subscriber) -> str:
+    name = getattr(subscriber.event, "kind", None) or subscriber.event.__name__
+    return f"{name} (in the transaction)" if subscriber.inside else name
 
 
 def _route(route: Any) -> list[str]:

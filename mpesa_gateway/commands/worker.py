@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+import sys
 from contextlib import AsyncExitStack
+from importlib import import_module
+from pathlib import Path
 
 import rich_click as click
 from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
@@ -11,26 +14,46 @@ from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import Failed, Session, alone, pass_session, run, started
-from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.server_address import valkey_address
 from mpesa_gateway.worker import run_worker
 
 
 @click.command()
+@click.option(
+    "--gateway",
+    "where",
+    metavar="MODULE:NAME",
+    help="Work for a host's own gateway, with the handlers that its `@gateway.on` has registered.",
+)
 @pass_session
-def worker(session: Session) -> None:
+def worker(session: Session, where: str | None) -> None:
     """Run the queue's jobs and crons until stopped.
 
     Ctrl-C or SIGTERM finishes the running jobs or hands them back to the queue; a second one stops at once, and
     other workers take those jobs over when their heartbeat is missed.
     """
-    config = session.config()
-    logs.configure(config.logs)
-    run(_work(alone(config)))
+    gateway = Gateway(alone(session.config())) if where is None else _hosts(where)
+    logs.configure(gateway.config.logs)
+    run(_work(gateway))
 
 
-async def _work(config: GatewayConfig) -> None:
-    gateway = Gateway(config)
+def _hosts(where: str) -> Gateway:
+    """The gateway that a host's module has made. Raises Failed for a name that leads to none."""
+    module, _, name = where.partition(":")
+    # A script has its own folder on the path, `python -m` the current one: a host's modules are there.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise Failed(f"`--gateway {where}` leads to no gateway ({problem}): name it as module:name") from None
+    if not isinstance(found, Gateway):
+        raise Failed(f"`--gateway {where}` leads to a {type(found).__name__}: name a Gateway")
+    # This process does the work itself: a second worker in it would only be in the way.
+    found.config = alone(found.config)
+    return found
+
+
+async def _work(gateway: Gateway) -> None:
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 Row: TypeAlias = asyncpg.Record
 AfterCommit = Callable[[], Awaitable[None]]
+T = TypeVar("T")
 
 UNREACHABLE: tuple[type[BaseException], ...] = (
     OSError,
@@ -59,8 +60,8 @@ def reserve() -> Generator[None]:
         _may_use_reserve.reset(token)
 
 
-class AlreadyBound(Exception):
-    """Another running gateway of this process has bound the tables to its own database."""
+class WhichGateway(RuntimeError):
+    """A query of Piccolo's does not say in whose database it is to run."""
 
 
 class CalledInTransaction(RuntimeError):
@@ -151,7 +152,32 @@ class _Open:
         self.after_commit: list[AfterCommit] = []
 
 
-_bound: dict[type[Table], "Database"] = {}
+_bound: dict[type[Table], list["Database"]] = {}
+"""In whose databases a table is: those of the gateways that run in this process."""
+
+_meant: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
+"""The database that this task has said it means, by ``Database.run`` or a transaction."""
+
+
+class _Whichever:
+    """What a bound table has for an engine: that of the gateway which is meant, or the only one that runs."""
+
+    def __init__(self, table: type[Table]) -> None:
+        self._table = table
+
+    def __getattr__(self, name: str) -> Any:
+        owners, meant = _bound.get(self._table, ()), _meant.get()
+        if meant is not None and meant in owners:
+            return getattr(meant.engine, name)
+        if len(owners) == 1:
+            return getattr(owners[0].engine, name)
+        table = self._table.__name__
+        raise WhichGateway(
+            f"several gateways run in this process, and this query of {table} does not say in which it is to run: "
+            "`await gateway.db.run(query)`, or inside `async with gateway.db.transaction():`"
+            if owners
+            else f"{table} has no database: the gateway has not been started"
+        )
 
 
 class Database:
@@ -251,8 +277,9 @@ class Database:
 
     async def stop(self, patience: float = 10.0) -> None:
         """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
-        for table in [table for table, owner in _bound.items() if owner is self]:
-            del _bound[table]
+        for owners in _bound.values():
+            if self in owners:
+                owners.remove(self)
         pool = self.engine.pool
         if pool is None:
             return
@@ -265,18 +292,22 @@ class Database:
             self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Let Piccolo's tables run their queries here. Raises AlreadyBound while another database holds them."""
+        """Let Piccolo's tables run their queries here: all of them, or those that ``run`` and transactions say."""
         for table in tables:
-            owner = _bound.get(table)
-            if owner is not None and owner is not self:
-                raise AlreadyBound(
-                    "another gateway is running in this process and its tables are in use: "
-                    "stop it first, or run the second gateway in a process of its own"
-                )
-            _bound[table] = self
+            owners = _bound.setdefault(table, [])
+            if self not in owners:
+                owners.append(self)
             self._columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
-            table._meta.db = self.engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    async def run(self, query: Awaitable[T]) -> T:
+        """Run a query of Piccolo's in this database, whatever other gateways this process has."""
+        token = _meant.set(self)
+        try:
+            return await query
+        finally:
+            _meant.reset(token)
 
     @asynccontextmanager
     async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
@@ -342,6 +373,15 @@ class Database:
 
         Piccolo's queries in the block take part. Never start a task inside: it would share the connection.
         """
+        meant = _meant.set(self)
+        try:
+            async with self._transaction():
+                yield
+        finally:
+            _meant.reset(meant)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[None]:
         if self._open.get() is not None:
             yield
             return

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.config import ConfigRefused
-from mpesa_gateway.db.engine import AlreadyBound, Database
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.doctor.api_keys import look_at_api_keys
 from mpesa_gateway.doctor.master_key import look_at_master_key
@@ -23,6 +23,7 @@ from mpesa_gateway.doctor.valkey import look_at_valkey
 from mpesa_gateway.doctor.workers import look_at_workers
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.logs import trace
+from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
 
@@ -107,7 +108,7 @@ async def examine(
 
 
 def _does_not_start(fault: Exception) -> Observation:
-    refused = isinstance(fault, ConfigRefused | MigrationRefused | AlreadyBound)
+    refused = isinstance(fault, ConfigRefused | MigrationRefused | KeyspaceTaken)
     text = str(fault) if refused else f"{type(fault).__name__}: {fault}"
     return problem("gateway.starts", f"the gateway does not start: {text}", "mend that, and look again")
 

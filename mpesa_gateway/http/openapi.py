@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components as SpecComponents
-from litestar.openapi.spec import SecurityScheme
+from litestar.openapi.spec import SecurityScheme, Server
 from litestar.response import Stream
 from litestar.routes import HTTPRoute
 
@@ -81,13 +81,14 @@ class _Page(OpenAPIRenderPlugin):
         return render_reference(complete(request.app, openapi_schema)).encode()
 
 
-def openapi_config() -> OpenAPIConfig:
-    """Where the document and its page are, and what they say about all routes."""
+def openapi_config(public_url: str) -> OpenAPIConfig:
+    """Where the document and its page are, and what they say about all routes, which others reach at ``public_url``."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
         description=_TEXT,
         path="/schema",
+        servers=[Server(url=public_url.rstrip("/"))],
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
         components=SpecComponents(

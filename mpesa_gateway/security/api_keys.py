@@ -149,12 +149,9 @@ class ApiKeys:
 
     async def list(self, merchant_id: str) -> list[ApiKey]:
         """A merchant's keys, newest first."""
-        rows = (
-            await ApiKeyRow.select(*_SHOWN)
-            .where(ApiKeyRow.merchant_id == merchant_id)
-            .order_by(ApiKeyRow.created_at, ascending=False)
-        )
-        return [_key(row) for row in rows]
+        mine = ApiKeyRow.merchant_id == merchant_id
+        query: Any = ApiKeyRow.select(*_SHOWN).where(mine).order_by(ApiKeyRow.created_at, ascending=False)  # pyright: ignore[reportUnknownVariableType] - Piccolo
+        return [_key(row) for row in await self._db.run(query)]
 
     async def revoke(self, merchant_id: str, key_id: str, *, actor: str) -> ApiKey:
         """Refuse this key from now on. Raises NotFound, and Conflict when it was revoked before."""

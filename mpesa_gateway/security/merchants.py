@@ -56,7 +56,7 @@ class Merchants:
 
     async def get(self, merchant_id: str) -> Merchant | None:
         """The merchant with this id."""
-        row = await MerchantRow.select().where(MerchantRow.merchant_id == merchant_id).first()
+        row = await self._db.run(MerchantRow.select().where(MerchantRow.merchant_id == merchant_id).first())
         return None if row is None else _merchant(row)
 
     async def require(self, merchant_id: str) -> Merchant:
@@ -71,7 +71,7 @@ class Merchants:
         query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)  # pyright: ignore[reportUnknownVariableType] - Piccolo
         if before is not None:
             query = query.where(MerchantRow.merchant_id < before)
-        return [_merchant(row) for row in await query]
+        return [_merchant(row) for row in await self._db.run(query)]
 
     async def names(self, merchant_ids: Collection[str]) -> dict[str, str]:
         """The names of these merchants, by id."""

@@ -4,7 +4,7 @@ import asyncio
 import re
 from datetime import datetime
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from argon2 import PasswordHasher
@@ -93,7 +93,8 @@ class Operators:
 
     async def create_first(self, name: str, *, actor: str) -> Secret | None:
         """The first operator, an admin, with a password of our choice, shown now or never; None where there is one."""
-        if await OperatorRow.exists():
+        query: Any = OperatorRow.exists()  # pyright: ignore[reportUnknownVariableType] - Piccolo
+        if await self._gateway.db.run(query):
             return None
         password = Secret(base32(int.from_bytes(self._gateway.ids.token(15), "big"), 24))
         await self.create(name, password, role=Role.ADMIN, actor=actor)
@@ -101,7 +102,7 @@ class Operators:
 
     async def list(self) -> list[Operator]:
         """All operators by name, those that are shut out too."""
-        rows = await OperatorRow.select(
+        query: Any = OperatorRow.select(  # pyright: ignore[reportUnknownVariableType] - Piccolo
             OperatorRow.operator_id,
             OperatorRow.name,
             OperatorRow.role,
@@ -109,6 +110,7 @@ class Operators:
             OperatorRow.created_at,
             OperatorRow.last_login_at,
         ).order_by(OperatorRow.name)
+        rows = await self._gateway.db.run(query)
         return [msgspec.convert(row, Operator) for row in rows]
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:

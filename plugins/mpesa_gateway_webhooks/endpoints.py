@@ -154,8 +154,8 @@ class Endpoints:
         return env == "sandbox" and self._settings.allow_loopback
 
     async def _find(self, merchant_id: str) -> dict[str, Any]:
-        row = (
-            await EndpointRow.select(*SHOWN)
+        row = await self._gateway.db.run(
+            EndpointRow.select(*SHOWN)
             .where(EndpointRow.merchant_id == merchant_id, EndpointRow.is_active.eq(True))  # noqa: FBT003
             .first()
         )

@@ -86,11 +86,3 @@ async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: di
         assert "lifespan=gateway.lifespan" in answer.error["message"]
         with pytest.raises(NotStarted, match="lifespan"):
             _ = gateway.jobs
-
-
-async def test_two_gateways_in_one_process_are_refused(values: dict[str, Any]) -> None:
-    async with Gateway(GatewayConfig.from_values(values)).running():
-        second = Gateway(GatewayConfig.from_values(values))
-        with pytest.raises(Exception, match="another gateway is running in this process"):
-            await second.start()
-        assert not second.is_running

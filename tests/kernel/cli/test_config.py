@@ -94,4 +94,6 @@ def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
     printed = bare_host.asks("plugins").stdout
     for words in ("payments: ", "POST /v1/payments", "payment.completed", "webhooks.deliver", "PublicEvent"):
         assert words in printed
-    assert "simulator" not in printed
+    enabled, _, installed = printed.partition("\nsimulator: ")
+    assert "  enabled    no: add `simulator` to `plugins`" in installed
+    assert "enabled    no" not in enabled

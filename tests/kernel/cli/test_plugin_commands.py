@@ -1,10 +1,11 @@
 """A plugin's own commands stand beside ours as soon as it is enabled, and not before."""
 
+import json
 import os
 
 import pytest
 
-from tests.kernel.cli.terminal import Host
+from tests.kernel.cli.terminal import Host, is_refused
 
 MODULE = '''
 import click
@@ -49,6 +50,38 @@ def test_an_enabled_plugin_brings_its_commands(trader: Host) -> None:
     assert "Swap goats" in trader.gets("--help")
     assert trader.gets("barter") == "0 merchants to swap with"
     assert "command    barter" in trader.gets("plugins")
+
+
+def test_what_is_installed_is_listed_with_what_it_provides_and_needs(trader: Host) -> None:
+    trader.variables["PLUGINS"] = "callbacks,credentials,payments"
+    (trader.folder / "site" / "barter_plugin.py").write_text("raise RuntimeError('no goats')\n")
+    views = {view["name"]: view for view in json.loads(trader.gets("plugins", "--json"))["plugins"]}
+    # Enabled ones as configured, the others by name.
+    names = ["callbacks", "credentials", "payments", "barter", "ops", "reconciliation", "refunds", "simulator"]
+    assert [name for name in views if name in names] == names
+    assert [name for name, view in views.items() if view["is_enabled"]] == names[:3]
+    assert views["refunds"]["needs"] == ["credentials", "callbacks", "payments"]
+    payments = views["payments"]["provides"]
+    assert "POST /v1/payments" in payments["routes"]
+    assert "payment" in payments["tables"]
+    assert "payments.expire_after" in payments["settings"]
+    assert "payment.completed" in payments["publishes"]
+    assert {line.partition(" ")[0] for line in payments["crons"]} <= {
+        line.partition(" ")[0] for line in payments["jobs"]
+    }
+    # One that cannot be read says so, and hides nobody else.
+    assert views["barter"]["problem"] == "cannot be read (RuntimeError: no goats)"
+    assert (views["barter"]["distribution"], views["barter"]["version"]) == ("barter", "1.0")
+
+
+def test_a_worker_of_a_host_is_told_when_there_is_no_gateway_where_it_was_sent(trader: Host) -> None:
+    for where, words in (
+        ("nowhere:gateway", "leads to no gateway (No module named 'nowhere'): name it as module:name"),
+        ("barter_plugin:gateway", "leads to no gateway (module 'barter_plugin' has no attribute 'gateway')"),
+        ("barter_plugin:plugin", "leads to a Plugin: name a Gateway"),
+        ("barter_plugin", "name it as module:name"),
+    ):
+        assert is_refused(trader.types("worker", "--gateway", where), 1, words)
 
 
 def test_help_survives_a_configuration_that_cannot_be_used(trader: Host) -> None:

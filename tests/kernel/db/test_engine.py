@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import asyncpg
 import pytest
 from piccolo.columns import Text
 from piccolo.table import Table
 
-from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import DatabaseConfig, GatewayConfig
-from mpesa_gateway.db.engine import AlreadyBound, Database
+from mpesa_gateway.config import DatabaseConfig
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration, migrate
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually
@@ -308,17 +307,3 @@ async def test_stopping_does_not_wait_for_ever_for_a_query_that_does_not_end(dat
     assert not db.is_running
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
         await endless
-
-
-async def test_two_gateways_in_one_process_do_not_mix_their_tables(values: dict[str, Any]) -> None:
-    values["worker"] = {"in_process": False}
-    first, second = (Gateway(GatewayConfig.from_values(values)) for _ in range(2))
-    async with first.running():
-        with pytest.raises(AlreadyBound, match="stop it first, or run the second gateway in a process of its own"):
-            await second.start()
-        assert not second.is_running
-        assert not second.db.is_running
-        made = await first.merchants.create("Still served", actor="test")
-        assert await first.merchants.get(made.merchant_id) == made
-    async with second.running():
-        assert await second.merchants.get(made.merchant_id) == made

@@ -1,0 +1,37 @@
+"""The plugin, declared."""
+
+from acme_sms.routes import list_texts
+from acme_sms.settings import SmsSettings
+from acme_sms.tables import TextRow
+from acme_sms.texts import Texts
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.plugin import Job, Plugin, Tables, on
+from mpesa_gateway_payments.events import PaymentCompleted
+
+
+async def text_the_buyer(event: PaymentCompleted, gateway: Gateway) -> None:
+    """After commit, at least once."""
+    await gateway.services.get(Texts).owe(event)
+
+
+async def send(gateway: Gateway, *, payment_id: str) -> None:
+    """Send one text."""
+    await gateway.services.get(Texts).send(payment_id)
+
+
+async def sweep(gateway: Gateway) -> None:
+    """Send what is owed and due."""
+    await gateway.services.get(Texts).sweep()
+
+
+plugin = Plugin(
+    name="acme_sms",
+    summary="Texts buyers when their payment has arrived.",
+    requires=("payments",),
+    settings=SmsSettings,
+    routes=(list_texts,),
+    jobs=(Job(send, timeout=30), Job(sweep, timeout=30, cron="* * * * *")),
+    subscribers=(on(PaymentCompleted, text_the_buyer),),
+    provides=((Texts, Texts),),
+    tables=Tables(models=(TextRow,), migrations="acme_sms.migrations"),
+)

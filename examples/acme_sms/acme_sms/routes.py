@@ -1,0 +1,28 @@
+"""What merchants see of their buyers' texts."""
+
+from datetime import datetime
+
+import msgspec
+from litestar import get
+from litestar.di import NamedDependency
+
+from acme_sms.texts import Texts
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.security.scopes import PaymentsRead
+
+
+class TextView(msgspec.Struct, frozen=True):
+    """A text as a merchant sees it."""
+
+    payment_id: str
+    state: str
+    attempts: int
+    sent_at: datetime | None
+
+
+@get("/v1/sms")
+async def list_texts(caller: PaymentsRead, gateway: NamedDependency[Gateway]) -> Success[list[TextView]]:
+    """Your buyers' texts, newest first."""
+    rows = await gateway.services.get(Texts).list(caller.merchant_id)
+    return Success(data=[TextView(row.payment_id, row.state, row.attempts, row.sent_at) for row in rows])

@@ -1,0 +1,105 @@
+"""Owes a text for each payment that has arrived, and sends it: at least once, under one idempotency key."""
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import niquests
+import structlog
+
+from acme_sms.settings import SmsSettings
+from acme_sms.tables import CLAIM, DUE, END, TextRow
+from mpesa_gateway_payments.api import Payments, PaymentView
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+    from mpesa_gateway_payments.events import PaymentCompleted
+
+log = structlog.get_logger(__name__)
+
+BATCH = 100
+
+
+class NotTaken(Exception):
+    """The provider did not take the text. The message says why, without the number."""
+
+
+class Texts:
+    """Runs as long as the gateway does: ``start`` and ``stop`` are the gateway's to call."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._settings = gateway.settings(SmsSettings)
+        self._http: niquests.AsyncSession | None = None
+
+    async def start(self) -> None:
+        """Make the session. No connection yet."""
+        self._http = niquests.AsyncSession(disable_http3=True, retries=0)
+        self._http.trust_env = False
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def owe(self, event: "PaymentCompleted") -> None:
+        """Write down that a text is owed: the same event again owes nothing more."""
+        row = TextRow(
+            payment_id=event.payment_id,
+            merchant_id=event.merchant_id,
+            state="owed",
+            due_at=self._gateway.clock.now(),
+        )
+        await self._gateway.db.run(TextRow.insert(row).on_conflict(action="DO NOTHING"))
+        await self._gateway.jobs.enqueue("acme_sms.send", payment_id=event.payment_id)
+
+    async def send(self, payment_id: str) -> None:
+        """Send the text of a payment if it is owed and due. What fails is due again later, until it is given up."""
+        now = self._gateway.clock.now()
+        again = now + timedelta(seconds=self._settings.timeout + self._settings.pause)
+        claimed = await self._gateway.db.fetchrow(CLAIM, payment_id, now, again)
+        if claimed is None:
+            return
+        payment = await self._gateway.services.get(Payments).find(payment_id)
+        try:
+            await self._post(payment_id, payment)
+        except NotTaken as problem:
+            log.warning("text_not_taken", payment_id=payment_id, attempts=claimed["attempts"], error=str(problem))
+            if claimed["attempts"] >= self._settings.give_up_after:
+                await self._gateway.db.execute(END, payment_id, "given_up", None)
+            return
+        await self._gateway.db.execute(END, payment_id, "sent", self._gateway.clock.now())
+
+    async def sweep(self) -> None:
+        """Wake the job for every text that is due: what a crash, or an empty queue, has left behind."""
+        for row in await self._gateway.db.fetch(DUE, self._gateway.clock.now(), BATCH):
+            await self._gateway.jobs.enqueue("acme_sms.send", payment_id=row["payment_id"])
+
+    async def list(self, merchant_id: str) -> "list[TextRow]":
+        """A merchant's newest texts."""
+        query = TextRow.objects().where(TextRow.merchant_id == merchant_id)
+        return await self._gateway.db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
+
+    async def _post(self, payment_id: str, payment: PaymentView | None) -> None:
+        if payment is None or not payment.phone.isdigit():
+            raise NotTaken("the payer's number is no longer kept")
+        if self._http is None:
+            raise RuntimeError("the gateway has not been started")
+        words = self._settings.words.format(amount=payment.amount, receipt=payment.receipt or "on its way")
+        try:
+            # A timeout of the library's own bounds each read, not the whole call.
+            async with asyncio.timeout(self._settings.timeout):
+                answer = await self._http.post(
+                    self._settings.url,
+                    json={"to": payment.phone, "from": self._settings.sender, "text": words},
+                    headers={
+                        "Authorization": f"Bearer {self._settings.api_key.reveal()}",
+                        "Idempotency-Key": payment_id,
+                    },
+                    allow_redirects=False,
+                )
+        except (niquests.RequestException, OSError, TimeoutError) as problem:
+            raise NotTaken(type(problem).__name__) from None
+        if not 200 <= (answer.status_code or 0) < 300:
+            raise NotTaken(f"HTTP {answer.status_code}")

@@ -1,0 +1,123 @@
+"""A whole gateway for the tests of a plugin: real servers, the simulator for M-Pesa, a shop, and what was published.
+
+In a plugin's ``conftest.py``: ``pytest_plugins = ["mpesa_gateway.testing.fixtures"]``. Needs pytest-asyncio and the
+extra ``standalone``. Override ``gateway_settings`` to enable the plugin; ask for ``frozen_clock`` to stop the time.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+
+import pytest
+import pytest_asyncio
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.events import Event
+from mpesa_gateway.plugin import Subscriber
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
+
+E = TypeVar("E", bound=Event)
+
+NOON = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
+"""Where ``frozen_clock`` stands at first: noon in Nairobi."""
+
+
+@dataclass
+class Published:
+    """What the gateway has published, in order, once it was committed."""
+
+    events: list[Event] = field(default_factory=list[Event])
+    _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def of(self, kind: type[E]) -> list[E]:
+        """Those of this class."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def wait_for(self, kind: type[E], count: int = 1, *, patience: float = 15.0) -> list[E]:
+        """Wait until so many of this class are there. Raises TimeoutError after ``patience`` seconds."""
+        async with asyncio.timeout(patience), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.of(kind)) >= count)
+        return self.of(kind)
+
+    async def note(self, event: Event, gateway: Gateway) -> None:
+        """Called inside the publisher's transaction: what is rolled back was never published."""
+
+        async def committed() -> None:
+            async with self._arrived:
+                self.events.append(event)
+                self._arrived.notify_all()
+
+        await gateway.db.after_commit(committed)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A gateway at work, its base URL, and what it publishes."""
+
+    gateway: Gateway
+    base: str
+    published: Published
+
+
+@pytest.fixture
+def frozen_clock() -> SetClock:
+    """The time, which stands until the test moves it by ``advance``. The simulator then calls back at once."""
+    return SetClock(NOON)
+
+
+@pytest.fixture
+def gateway_settings(database_url: str, valkey_url: str) -> dict[str, Any]:
+    """The settings, laid out as in gateway.toml: override this fixture, and ask for it, to change them."""
+    return gateway_values(database_url, valkey_url)
+
+
+@pytest_asyncio.fixture
+async def served(request: pytest.FixtureRequest, gateway_settings: dict[str, Any]) -> AsyncGenerator[Served]:
+    """The gateway, served over HTTP on a free port of this machine, working its own queue."""
+    options: dict[str, Any] = {}
+    if "frozen_clock" in request.fixturenames:
+        options["clock"] = request.getfixturevalue("frozen_clock")
+        if "simulator" in gateway_settings["plugins"]:
+            gateway_settings["simulator"] = gateway_settings.get("simulator", {}) | {"callback_delay": 0}
+    published = Published()
+    async with running_gateway(gateway_settings, **options) as (gateway, base):
+        gateway.outbox.subscribe(Subscriber(Event, published.note, inside=True))
+        yield Served(gateway, base, published)
+
+
+@pytest.fixture
+def gateway(served: Served) -> Gateway:
+    """The gateway, running."""
+    return served.gateway
+
+
+@pytest.fixture
+def published(served: Served) -> Published:
+    """What the gateway has published since the test began."""
+    return served.published
+
+
+@pytest.fixture
+def simulator(gateway: Gateway) -> Any:
+    """The simulator, in this process: who was asked for money, and what was really paid (its ``ledger``)."""
+    return cast("Any", gateway).simulator
+
+
+@pytest_asyncio.fixture
+async def webhook_receiver() -> AsyncGenerator[Receiver]:
+    """A shop's server, listening on this machine: what ``shop_api`` has named for its webhooks."""
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest_asyncio.fixture
+async def shop_api(webhook_receiver: Receiver, served: Served) -> AsyncGenerator[Api]:
+    """A new shop's client: it has a key, the sandbox's credentials and, where webhooks are enabled, an endpoint."""
+    has_webhooks = any(plugin.name == "webhooks" for plugin in served.gateway.plugins)
+    url = webhook_receiver.url if has_webhooks else None
+    async with shop(served.gateway, served.base, webhook_url=url) as api:
+        yield api

