@@ -1,5 +1,6 @@
 """What the host is told about the settings, before anything is connected to."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
     printed = bare_host.asks("plugins").stdout
     for words in ("payments: ", "POST /v1/payments", "payment.completed", "webhooks.deliver", "PublicEvent"):
         assert words in printed
-    enabled, _, installed = printed.partition("\nsimulator: ")
-    assert "  enabled    no: add `simulator` to `plugins`" in installed
-    assert "enabled    no" not in enabled
+    not_enabled = re.findall(
+        r"^(\w+): .*\n(?:  .*\n)*?  enabled    no: add `(\w+)` to `plugins`$", printed, re.MULTILINE
+    )
+    assert sorted(not_enabled) == [("metrics", "metrics"), ("simulator", "simulator")]
