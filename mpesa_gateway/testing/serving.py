@@ -56,11 +56,13 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "worker": {"in_process": True, "grace": 5},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
         "simulator": {"callback_delay": 0.2},
+        "metrics": {"networks": ["127.0.0.0/8"]},
     }
     for name, change in changes.items():
         values[name] = values.get(name, {}) | change if isinstance(change, dict) else change
-    if "simulator" not in values["plugins"]:
-        del values["simulator"]
+    for name in ("simulator", "metrics"):
+        if name not in values["plugins"]:
+            del values[name]
     return values
 
 
@@ -75,12 +77,12 @@ def listening() -> socket.socket:
 async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, **more: Any) -> AsyncGenerator[str]:
     """Serve an ASGI application on this socket for the length of the block, as `mpesa-gateway serve` does.
 
-    Gives its base URL.
+    Gives its base URL. Raises RuntimeError for one that does not start; the log says why.
     """
     server = uvicorn.Server(
         ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more)
     )
-    task = asyncio.create_task(server.serve(sockets=[at]))
+    task = asyncio.create_task(_serve(server, at))
     try:
         while not server.started:
             if task.done():
@@ -91,6 +93,14 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
     finally:
         server.should_exit = True
         await task
+
+
+async def _serve(server: uvicorn.Server, at: socket.socket) -> None:
+    try:
+        await server.serve(sockets=[at])
+    except SystemExit:
+        # uvicorn means to end the process. Out of a task, that would tear down the loop of whoever tests.
+        raise RuntimeError("the application did not start") from None
 
 
 @asynccontextmanager
