@@ -85,6 +85,7 @@ OPEN = {
     "POST /v1/webhooks/mpesa/{subject}/{ending}": "callbacks: the sender's address is the proof",
     "POST /v1/webhooks/mpesa/{subject}/{ending}/{token}": "callbacks: the token is the proof",
     "POST /v1/cb/{kind}/{token}": "callbacks: the token is the proof",
+    "GET /metrics": "Prometheus brings a token, or comes from a network that the settings name",
     "GET /schema": "the API's description",
     "GET /schema/openapi.json": "the API's description",
     "GET /schema/{path}": "nothing",

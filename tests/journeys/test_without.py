@@ -43,8 +43,6 @@ async def test_a_gateway_works_with(names: tuple[str, ...], shared_url: str, val
     schema = f"s{allowed().index(names)}"
     values: dict[str, Any] = gateway_values(shared_url, valkey_url, plugins=list(names), worker={"in_process": False})
     values["database"]["schema"] = schema
-    if "metrics" in names:
-        values["metrics"] = {"token": "a token that Prometheus brings"}
     async with running_gateway(values) as (gateway, base):
         api = Api(base, None)
         assert (await api.call("GET", "/health/ready")).status == 200
