@@ -152,6 +152,9 @@ class PaymentDesk:
 
 
 def waits_for_a_person(row: Row) -> bool:
-    """Whether this payment's money is not what was asked for, and nobody has seen to it yet."""
-    is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value} or row["mismatch"] == "receipt"
-    return row["mismatch"] is not None and row["looked_after_at"] is None and is_open
+    """Whether money came that this payment does not count, and nobody has seen to it yet."""
+    is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
+    # Paid with other money than that which was reported: the payer may have paid twice, whatever the amounts.
+    is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
+    is_uncounted = is_open or row["mismatch"] == "receipt" or is_other
+    return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted

@@ -292,7 +292,8 @@ FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
 WAITS_FOR_A_PERSON = """
-mismatch IS NOT NULL AND looked_after_at IS NULL AND (status IN ('pending', 'failed') OR mismatch = 'receipt')
+mismatch IS NOT NULL AND looked_after_at IS NULL
+AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt <> receipt)
 """
 
 COUNT_OPEN = """

@@ -94,7 +94,7 @@ class ReconciliationDesk:
     async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
         now = self._gateway.clock.now()
-        _check(reason)
+        check_reason(reason)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.SET_ASIDE, line_id, now, actor, reason)
             if row is None:
@@ -114,7 +114,7 @@ class ReconciliationDesk:
         Raises Invalid and NotFound.
         """
         now, run = self._gateway.clock.now(), await self.run(run_id)
-        _check(reason)
+        check_reason(reason)
         async with self._db.transaction():
             rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
             await self._gateway.audit.record(
@@ -127,6 +127,7 @@ class ReconciliationDesk:
         return len(rows)
 
 
-def _check(reason: str) -> None:
+def check_reason(reason: str, wanted: str = "what this money is") -> None:
+    """Raise Invalid unless a person has said in a few words what is ``wanted``."""
     if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-        raise Invalid.field_error("reason", "say in a few words what this money is (3 to 500 characters)")
+        raise Invalid.field_error("reason", f"say in a few words {wanted} (3 to 500 characters)")

@@ -16,7 +16,7 @@ from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, P
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding
-from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk
+from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import Reconciliation
 
@@ -152,6 +152,7 @@ async def resolve(visit: Visit) -> Done:
         return Done(f"reconciliation/lines/{line_id}", "Set aside: runs leave this line alone from now on.")
     if not visit.text("payment_id"):
         raise Invalid.field_error("payment_id", "choose the payment that this money is for")
+    check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     service = visit.gateway.services.get(Reconciliation)
     assigned = await service.assign(visit.caller(merchant), line_id, visit.text("payment_id"), reason=reason)

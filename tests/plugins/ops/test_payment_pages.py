@@ -191,6 +191,43 @@ async def test_money_that_is_not_what_was_asked_for_waits_until_somebody_has_see
     assert (timeline[-1]["kind"], timeline[-1]["cause"]) == ("looked_after", "operator")
 
 
+@pytest.mark.parametrize("amount", [20, 500])
+async def test_a_second_receipt_for_a_paid_payment_waits_for_a_person_whatever_it_brought(
+    desk: Desk, amount: int
+) -> None:
+    payment = await paid(desk)
+    path = f"/simulator/control/pushes/{payment['provider_ref']}/forge"
+    assert (await desk.api.call("POST", path, {"amount": amount})).data == {"status": 200}
+    async with desk.browser(Role.OPERATOR) as browser:
+
+        async def waiting() -> list[str]:
+            return listed(await browser.opens("/payments?held=true"))
+
+        assert await eventually(waiting) == [payment["id"]]
+        assert "1 payment with money that is not what was asked for" in (await browser.opens()).words
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert f"M-Pesa reports KES {amount}, receipt" in page.words
+        told = await browser.submits(page, "/look-after", reason="Given back on the portal")
+        assert "A person saw to it: Given back on the portal" in told.words
+        assert await waiting() == []
+
+
+async def test_a_held_payment_that_other_money_completes_still_waits_for_a_person(desk: Desk) -> None:
+    made = (await desk.api.pay("254700000020", key="held first")).data
+    path = f"/simulator/control/pushes/{made['provider_ref']}"
+    assert (await desk.api.call("POST", f"{path}/forge", {"amount": 501})).data == {"status": 200}
+
+    async def is_held() -> bool:
+        return (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is not None
+
+    assert await eventually(is_held)
+    assert (await desk.api.call("POST", f"{path}/answer", {"answer": "pay"})).status == 200
+    paid_for = await desk.api.settled(made["id"])
+    assert (paid_for["status"], paid_for["receipt"] == paid_for["mismatch"]["received_receipt"]) == ("completed", False)
+    async with desk.browser(Role.OPERATOR) as browser:
+        assert listed(await browser.opens("/payments?held=true")) == [made["id"]]
+
+
 async def test_who_only_looks_sees_no_whole_phone_number_and_no_buttons(desk: Desk) -> None:
     payment = await paid(desk, "254711000001")
     async with desk.browser(Role.VIEWER) as browser:

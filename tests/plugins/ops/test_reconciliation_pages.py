@@ -46,14 +46,14 @@ async def test_a_statement_is_read_from_the_page_and_its_findings_shown(desk: De
         run = await reconciled(desk, browser)
         assert "The run is completed." in run.words
         assert "could not be read" not in (await browser.opens()).words
-        assert "1 pages, 2 lines" in run.words
+        assert "1 page, 2 lines" in run.words
         assert run.untidy == []
         assert len(lines(run)) == 2
         recovered = await browser.opens(run.url.partition("?")[0] + "?finding=recovered")
         assert len(lines(recovered)) == 1
         assert recovered.link(f"/payments/{silent['id']}")
         listing = await browser.opens("/reconciliation")
-        assert "1 lines that nobody has seen to" in listing.words
+        assert "1 line that nobody has seen to" in listing.words
         assert "known or recovered 1, not explained 1" in listing.text
         assert listing.untidy == []
         payment = await browser.opens(f"/payments/{silent['id']}")
@@ -114,12 +114,14 @@ async def test_an_ambiguous_line_is_assigned_to_one_of_the_payments_that_it_fits
         assert sorted(page.form(line_id).choices["payment_id"]) == sorted(made)
         unchosen = await browser.submits(page, line_id)
         assert "choose the payment that this money is for" in unchosen.words
+        unsaid = await browser.submits(page, line_id, payment_id=made[1])
+        assert (unsaid.status, "reason: say in a few words how you know" in unsaid.words) == (422, True)
         told = await browser.submits(page, line_id, payment_id=made[1], reason="She called")
         assert "Assigned: recovered." in told.words
         assert not told.has_form(line_id)
         late = await browser.sends(
             f"/reconciliation/lines/{line_id}",
-            {"form_token": page.field("form_token"), "how": "assign", "payment_id": made[0]},
+            {"form_token": page.field("form_token"), "how": "assign", "payment_id": made[0], "reason": "Late"},
         )
         assert (late.status, "belongs to a payment already" in late.words) == (409, True)
     assert (await desk.api.call("GET", f"/v1/payments/{made[1]}")).data["status"] == "completed"
