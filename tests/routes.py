@@ -71,9 +71,14 @@ def whole_gateway() -> Gateway:
 @cache
 def operations() -> tuple[Operation, ...]:
     """All of them, in the order of the table."""
+    return operations_of(whole_gateway())
+
+
+def operations_of(gateway: Gateway) -> tuple[Operation, ...]:
+    """Those of a gateway that may not have every plugin."""
     return tuple(
         Operation(str(method), route.path_format, handler)
-        for route in whole_gateway().asgi.litestar.routes
+        for route in gateway.asgi.litestar.routes
         if isinstance(route, HTTPRoute)
         for handler in route.route_handlers
         for method in sorted(handler.http_methods)

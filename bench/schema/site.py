@@ -110,4 +110,5 @@ class Site:
             "LIMITS__REQUESTS_PER_SECOND": "100000",
             "LIMITS__BURST": "1000000",
             "SIMULATOR__CALLBACK_DELAY": "0.05",
+            "METRICS__NETWORKS": "127.0.0.0/8",
         }
