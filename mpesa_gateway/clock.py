@@ -87,7 +87,7 @@ class SetClock:
 
 def rfc3339(moment: datetime) -> str:
     """A moment as the API shows it: ``2026-11-23T10:15:12.000000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def daraja_timestamp(moment: datetime) -> str:

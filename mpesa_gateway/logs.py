@@ -37,9 +37,14 @@ _SECRET = re.compile(
 )
 """What is a secret of ours wherever it stands: nothing writes these down, and should it happen, they are not read."""
 
+_SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|-mer_")
+"""Part of all that is masked: a text without it, as almost every one, is looked through once and not three times."""
+
 
 def masked(text: str) -> str:
     """A text without whole phone numbers, and without the secrets that are known by their form."""
+    if _SUSPECT.search(text) is None:
+        return text
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))
 
 

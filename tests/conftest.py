@@ -1,10 +1,11 @@
 """What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import structlog
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
@@ -23,6 +24,13 @@ class Town:
     base: str
     api: Api
     receiver: Receiver
+
+
+@pytest.fixture(autouse=True)
+def logging_left_alone() -> Generator[None]:
+    """No test sets up logging as our own processes do: loggers keep that for ever, and later tests hear nothing."""
+    yield
+    assert not structlog.get_config()["cache_logger_on_first_use"]
 
 
 @pytest.fixture

@@ -51,12 +51,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A payment whose push Daraja has taken."""
+    """A payment whose push Daraja has taken. ``is_named`` says that its callback tells by its address whose it is."""
 
     payment_id: str
     merchant_id: str
     idempotency_key: str
     ack: StkAck
+    is_named: bool
 
 
 class Steps:
@@ -126,9 +127,10 @@ class Steps:
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
-        handles = {one.ack.checkout_request_id: one.payment_id for one in accepted}
-        for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
-            known[handles[handle]] = await self._apply(handles[handle], handle)
+        handles = {one.ack.checkout_request_id: one.payment_id for one in accepted if not one.is_named}
+        if handles:
+            for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
+                known[handles[handle]] = await self._apply(handles[handle], handle)
         return [known.get(one.payment_id) for one in accepted]
 
     async def _apply(self, payment_id: str, handle: str) -> Row:

@@ -274,12 +274,14 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(payment_id, merchant_id, key, fault)
-        return await self._record_ack(payment_id, merchant_id, key, ack)
+        return await self._record_ack(row, ack)
 
-    async def _record_ack(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
-        row = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack))
-        if row is not None:
-            return row
+    async def _record_ack(self, row: Row, ack: StkAck) -> Row:
+        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
+        is_named = row["callback_url"] is None
+        taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
+        if taken is not None:
+            return taken
         try:
             return await self._record_accepted(payment_id, merchant_id, key, ack)
         except asyncpg.UniqueViolationError:

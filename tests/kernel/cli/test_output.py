@@ -10,10 +10,12 @@ from typing import Any
 import click
 import pytest
 
+from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.cli import cli
 from mpesa_gateway.commands.completion import VARIABLE
 from mpesa_gateway.commands.session import Session
+from mpesa_gateway.config import LogsConfig
 from tests.house.test_documented import plugins
 from tests.kernel.cli.terminal import Host, is_refused
 
@@ -84,6 +86,10 @@ def test_programs_read_what_people_see(host: Host) -> None:
     assert (erased["would_erase"], erased["left"]) == ({}, [])
 
 
+def nothing(_: LogsConfig) -> None:
+    """In place of setting up logging."""
+
+
 def test_a_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the serving process is to run one: jobs that it took up would be cut off at its end."""
     for name, value in (host.variables | {"WORKER__IN_PROCESS": "true", "CONFIG": ""}).items():
@@ -92,6 +98,8 @@ def test_a_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.M
     async def look(gateway: Gateway) -> tuple[bool, bool]:
         return gateway.is_running, gateway.config.worker.in_process
 
+    # Logging is for a process of its own: set up here it would stay as it is for all tests that follow.
+    monkeypatch.setattr(logs, "configure", nothing)
     session = Session()
     assert session.attached().worker.in_process is True
     assert session.run(look) == (True, False)
