@@ -196,7 +196,7 @@ class Months:
                 await self._db.execute(f"LOCK TABLE {rest} IN ACCESS EXCLUSIVE MODE")
                 astray = f"FROM {rest} WHERE {key} >= $1 AND {key} < $2"
                 count = await self._db.fetchval(
-                    f"SELECT count(*) FROM (SELECT 1 {astray} LIMIT {FEW + 1}) AS some",  # noqa: S608 - ours and the catalogue's
+                    f"SELECT count(*) FROM (SELECT 1 {astray} LIMIT {FEW + 1}) AS early",  # noqa: S608 - ours and the catalogue's
                     first,
                     end,
                 )
