@@ -267,7 +267,8 @@ class Gateway:
         if migrate_first:
             for migration in await migrate(self.db, self.migrations):
                 log.info("migrated", owner=migration.owner, migration=migration.name)
-            await self.months.prepare()
+            # A start waits for nobody: a worker will do it at night.
+            await self.months.prepare(tries=1)
         elif missing := await pending(self.db, self.migrations):
             raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
         self.db.bind(

@@ -30,7 +30,10 @@ FEW = 10_000
 """Rows that are taken along from where rows without a month are, while everybody else waits for the table."""
 
 LOCKS = "SET LOCAL lock_timeout = '500ms'"
-"""While a change waits for its table, everybody else queues up behind it."""
+"""While a change waits for its table, or for one that it refers to, everybody else queues up behind it.
+
+It is less than Postgres waits until it looks for a ring of waiters and ends one of them: that shall be us.
+"""
 
 _PAUSE = 1.0
 """Seconds between two tries: time for those who have queued up meanwhile."""
@@ -90,17 +93,18 @@ class Months:
         self._tables = tables
         self._sleep = sleep
 
-    async def prepare(self) -> list[str]:
+    async def prepare(self, tries: int = TRIES) -> list[str]:
         """Make the partitions of this month and the next ones where they are missing; gives their names.
 
         Whatever stands in the way is logged, and raises nothing: until another time, such rows have a place anyway.
+        A table that is in use is asked for so many ``tries``.
         """
         made: list[str] = []
         for monthly in self._tables:
             if not await self._db.fetchval(_IS_BY_MONTH, monthly.table):
                 continue
             for begins in months_from(self._clock.now(), AHEAD + 1):
-                name = await self._patiently(monthly.table, partial(self._make, monthly, begins))
+                name = await self._patiently(monthly.table, partial(self._make, monthly, begins), tries)
                 if name:
                     log.info("month_made", table=monthly.table, partition=name)
                     made.append(name)
@@ -160,10 +164,12 @@ class Months:
         parts = await self.parts(table)
         return [part.name for part in parts if not part.is_month] if parts else [table]
 
-    async def _patiently(self, table: str, change: Callable[[], Awaitable[str | None]]) -> str | None:
+    async def _patiently(
+        self, table: str, change: Callable[[], Awaitable[str | None]], tries: int = TRIES
+    ) -> str | None:
         """Try a change that needs the table for a moment, and give up after some times: there will be another day."""
         problem: BaseException | None = None
-        for turn in range(TRIES):
+        for turn in range(tries):
             if turn:
                 await self._sleep(_PAUSE)
             try:

@@ -1,11 +1,14 @@
 -- The name goes to a table with partitions, of which the table of before is the first. No row is read or written: the
 -- rule that was validated says that all of them belong there. Whoever writes `attempt`, the release before as well,
 -- goes on doing so. Names of rules and indexes stay what they were.
+-- Less than Postgres waits until it looks for a ring of waiters and ends one of them: that shall be us, not a delivery.
+SET LOCAL lock_timeout = '500ms';
 DO $$
 DECLARE
     bound text;
     granted record;
 BEGIN
+    LOCK TABLE delivery IN SHARE ROW EXCLUSIVE MODE;
     LOCK TABLE attempt IN ACCESS EXCLUSIVE MODE;
     SELECT substring(pg_get_constraintdef(oid) FROM 'att_[0-9a-z]{10}') INTO STRICT bound
     FROM pg_constraint WHERE conrelid = 'attempt'::regclass AND conname = 'attempt_before_months';
