@@ -17,6 +17,7 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
+from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.errors import NotFound, ServiceUnavailable, UnsupportedMediaType
 from mpesa_gateway.events import Event
@@ -75,6 +76,11 @@ async def forget(gateway: "Gateway") -> None:
     await Retention(gateway).forget()
 
 
+async def make_months(gateway: "Gateway") -> None:
+    """Make the next months' partitions of tables by month."""
+    await gateway.months.prepare()
+
+
 async def sweep_events(gateway: "Gateway") -> None:
     """Hand owed events to their subscribers again."""
     await gateway.outbox.sweep()
@@ -85,6 +91,8 @@ KERNEL_JOBS: dict[str, Job] = {
     "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10"),
     # In the middle of the night in East Africa. What an hour is not enough for is left to the next night.
     "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *"),
+    # Three months ahead: many a night may be missed.
+    "kernel.make_months": Job(make_months, timeout=300, cron="47 22 * * *"),
 }
 
 
@@ -158,6 +166,7 @@ class Gateway:
         self.meter = Meter()
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
         self.db = Database(config.database)
+        self.months = Months(self.db, self.clock, [one for plugin in self.plugins for one in plugin.months])
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(self.db, self.clock, self.ids)
         self.changes = Changes(self.db)
@@ -258,6 +267,8 @@ class Gateway:
         if migrate_first:
             for migration in await migrate(self.db, self.migrations):
                 log.info("migrated", owner=migration.owner, migration=migration.name)
+            # A start waits for nobody: a worker will do it at night.
+            await self.months.prepare(tries=1)
         elif missing := await pending(self.db, self.migrations):
             raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
         self.db.bind(

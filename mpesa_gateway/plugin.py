@@ -120,6 +120,23 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
+class Monthly:
+    """A table that is partitioned by range of its identifiers, which begin with their time: one partition a month.
+
+    Rows are inserted and never move: ``key`` is the identifier's column, the whole primary key, and ``prefix`` what
+    identifiers begin with. The migration makes the table, and beside it a partition for the rest (``DEFAULT``); months
+    are made ahead of time. ``what`` names the rows; ``days`` says from the settings for how long after the end of their
+    month they are kept, 0 for ever: then they are dropped with their month.
+    """
+
+    what: str
+    table: str
+    key: str
+    prefix: str
+    days: Callable[[Gateway], int]
+
+
+@dataclass(frozen=True)
 class Eraser:
     """How a payer's phone number is erased from what a plugin keeps, where they ask for it.
 
@@ -154,6 +171,8 @@ class Plugin:
     tables: Tables | None = None
     forgets: tuple[Forgetting, ...] = ()
     """What is deleted, night by night, once it has been kept long enough."""
+    months: tuple[Monthly, ...] = ()
+    """Tables that have a partition for each month, which is dropped whole once it has been kept long enough."""
     erasers: tuple[Eraser, ...] = ()
     """How a payer's phone number is erased from what this plugin keeps."""
     commands: tuple[click.Command, ...] = ()

@@ -53,7 +53,10 @@ class Retention:
         self._settings = gateway.config.retention
 
     async def forget(self) -> dict[str, int]:
-        """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was."""
+        """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was.
+
+        Tables by month lose whole months first, which are counted apart: nobody reads how many rows were in them.
+        """
         counts: dict[str, int] = {}
         forgettings = [*KERNEL_FORGETS, *(one for plugin in self._gateway.plugins for one in plugin.forgets)]
         for forgetting in forgettings:
@@ -62,6 +65,14 @@ class Retention:
                 continue
             oldest = self._gateway.ids.least(forgetting.prefix, before) if forgetting.prefix else before
             counts[forgetting.what] = await self._repeat(forgetting.what, partial(self._batch, forgetting.sql, oldest))
+        for monthly in (one for plugin in self._gateway.plugins for one in plugin.months):
+            before = self._before(monthly.days(self._gateway))
+            if before is None:
+                continue
+            months = self._gateway.months
+            counts[f"{monthly.what}: months"] = await months.drop(monthly, before)
+            batch = partial(months.forget, monthly, before, self._settings.batch)
+            counts[monthly.what] = await self._repeat(monthly.what, batch)
         before = self._before(self._settings.audit_days)
         if before is not None:
             await self._gateway.audit.announce_cut(before)

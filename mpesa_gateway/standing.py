@@ -20,6 +20,8 @@ POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
 MIGRATIONS = Gauge(
     "mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell."
 )
+MONTHS = Gauge("mpesa_months_missing", "Partitions for this month or the next that tables by month lack.")
+ASTRAY = Gauge("mpesa_months_astray", "Tables by month that hold rows for which there was no partition.")
 VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
 WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a minute.")
 QUEUE = Gauge(
@@ -50,6 +52,15 @@ async def read_postgres(gateway: "Gateway") -> Sequence[Value]:
     except Exception:  # noqa: BLE001 - whatever a driver raises, it is not there
         return [(POSTGRES, (), 0), (MIGRATIONS, (), -1)]
     return [(POSTGRES, (), 1), (MIGRATIONS, (), missing)]
+
+
+async def read_months(gateway: "Gateway") -> Sequence[Value]:
+    """Whether tables by month have their months."""
+    tables = await gateway.months.look()
+    return [
+        (MONTHS, (), sum(len(table.missing) for table in tables)),
+        (ASTRAY, (), sum(table.has_astray for table in tables)),
+    ]
 
 
 async def read_queue(gateway: "Gateway") -> Sequence[Value]:
@@ -106,6 +117,7 @@ def _certificates(gateway: "Gateway") -> Iterator[Value]:
 READINGS = (
     Reading((BUILD,), read_build),
     Reading((POSTGRES, MIGRATIONS), read_postgres),
+    Reading((MONTHS, ASTRAY), read_months),
     Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
     Reading((CALLS, TOKENS, TOKEN_AGE), read_process),
     Reading((CERTIFICATE,), read_certificates),

@@ -28,7 +28,7 @@ async def lay_bare(gateway: Gateway) -> None:
     await asyncio.wait([worker])
     rows = await gateway.db.fetch(
         "SELECT conrelid::regclass::text AS table, conname FROM pg_constraint "
-        "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u')"
+        "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u') AND coninhcount = 0"
     )
     for row in rows:
         await gateway.db.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']}")

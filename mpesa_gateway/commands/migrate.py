@@ -35,6 +35,10 @@ async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
     async with reaching(gateway.config.database.url):
         await gateway.db.start()
     try:
-        return await (pending if check else apply)(gateway.db, gateway.migrations)
+        if check:
+            return await pending(gateway.db, gateway.migrations)
+        applied = await apply(gateway.db, gateway.migrations)
+        await gateway.months.prepare()
+        return applied
     finally:
         await gateway.db.stop()

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.plugin import Forgetting, Job, Plugin, SealedColumn, Tables, inside
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
@@ -60,12 +59,13 @@ plugin = Plugin(
     invariants=INVARIANTS,
     counts=COUNTS,
     readings=READINGS,
-    forgets=(
-        Forgetting(
+    months=(
+        Monthly(
             "attempts at delivery",
-            tables.FORGET_ATTEMPTS,
-            days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
+            table="attempt",
+            key="attempt_id",
             prefix="att",
+            days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
         ),
     ),
     erasers=(ATTEMPTS,),

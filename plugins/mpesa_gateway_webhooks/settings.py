@@ -15,8 +15,9 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``at_once`` bounds the calls that one worker makes at the same time, those that take long left out, and
     ``per_endpoint`` those to one endpoint;
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
-    secret signs too; ``keep_attempts_days`` for how long each attempt is kept, 0 for ever: that an event was delivered
-    is never forgotten. ``allow_loopback`` lets sandbox merchants name this machine, by http too.
+    secret signs too; ``keep_attempts_days`` for how long after the end of its month each attempt is kept, 0 for ever:
+    that an event was delivered is never forgotten. ``allow_loopback`` lets sandbox merchants name this machine, by http
+    too.
     """
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=15)] = 10.0

@@ -206,12 +206,6 @@ SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE p
 
 ERASE_ANSWER = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
 
-FORGET_ATTEMPTS = """
-DELETE FROM attempt WHERE attempt_id IN (
-    SELECT attempt_id FROM attempt WHERE attempt_id < $1 ORDER BY attempt_id LIMIT $2 FOR UPDATE SKIP LOCKED
-)
-"""
-
 FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND delivery_id = $2"
 
 ATTEMPTS_OF = """

@@ -130,7 +130,8 @@ DECLARE guard record;
 BEGIN
     FOR guard IN
         SELECT conrelid::regclass AS of, conname FROM pg_constraint
-        WHERE connamespace = 'mpesa'::regnamespace AND contype IN ('c', 'f', 'u', 'x') ORDER BY contype <> 'f'
+        WHERE connamespace = 'mpesa'::regnamespace AND contype IN ('c', 'f', 'u', 'x') AND coninhcount = 0
+        ORDER BY contype <> 'f'
     LOOP
         EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', guard.of, guard.conname);
     END LOOP;

@@ -30,6 +30,10 @@ SELECT payment_id, merchant_id, amount, status, receipt, refunded, completed_at,
 FROM payment ORDER BY payment_id
 """
 REFUNDS = "SELECT refund_id, payment_id, amount, status, receipt, reversal_receipt FROM refund ORDER BY refund_id"
+TABLES = """
+SELECT relname FROM pg_class
+WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'mpesa'::regnamespace
+"""
 LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement_line ORDER BY line_id"
 
 
@@ -81,7 +85,7 @@ async def erase(town: Town, **options: Any) -> Erasure:
 async def standing(town: Town, *, but: str = "") -> list[str]:
     """Every row in which the number, or the name that Daraja puts beside it, still stands."""
     db, found = town.gateway.db, list[str]()
-    tables = await db.fetch("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'mpesa'::regnamespace")
+    tables = await db.fetch(TABLES)
     for name in (row["relname"] for row in tables if not row["relname"].startswith("sim_")):
         rows = await db.fetch(f"SELECT t::text AS row FROM {name} t WHERE t::text ~ $1", f"{PAYER[3:]}|JANE")  # noqa: S608
         found += [f"{name}: {row['row']}" for row in rows if not but or but not in row["row"]]
@@ -172,9 +176,7 @@ async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
 
 async def counts(town: Town) -> dict[str, int]:
     """How many rows there are in each table."""
-    tables = await town.gateway.db.fetch(
-        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'mpesa'::regnamespace"
-    )
+    tables = await town.gateway.db.fetch(TABLES)
     return {
         row["relname"]: await town.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
         for row in tables
