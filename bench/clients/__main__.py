@@ -1,9 +1,9 @@
 """``python -m bench.clients``: what generators make of the OpenAPI document, checked, and used for a payment.
 
 The document comes from ``mpesa-gateway openapi``. A Python client is generated, checked by mypy and used by
-``examples/clients/first_payment.py``; TypeScript types are generated, and ``first_payment.ts`` is compiled with them and
-run by Node; the Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator.
-The tools live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
+``examples/clients/first_payment.py``. TypeScript types are generated, and ``first_payment.ts`` is compiled with them
+and run. The Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator. The tools
+live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
 """
 
 import asyncio
@@ -70,15 +70,16 @@ def _try(site: Site, folder: Path) -> list[str]:
     key = asyncio.run(_open_shop(site.settings, site.base))
     shop = {"GATEWAY": site.base, "KEY": key}
     problems: list[str] = []
-    for name, use in (
-        ("Python", lambda: _use_python(document, folder, shop)),
-        ("TypeScript", lambda: _use_typescript(document, folder, shop)),
-        ("Postman", lambda: _use_postman(collection, folder, shop)),
-    ):
+    uses: dict[str, tuple[Callable[[Path, Path, Mapping[str, str]], None], Path]] = {
+        "Python": (_use_python, document),
+        "TypeScript": (_use_typescript, document),
+        "Postman": (_use_postman, collection),
+    }
+    for name, (use, source) in uses.items():
         click.echo(f"\n--- {name}")
         began = time.monotonic()
         try:
-            use()
+            use(source, folder, shop)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
             problems.append(f"{name}: {Path(problem.cmd[0]).name} {' '.join(problem.cmd[1:3])}")
         click.echo(f"--- {name}: {time.monotonic() - began:.0f} s")
@@ -122,9 +123,9 @@ def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> No
     for name in ("first_payment.ts", "package.json", "tsconfig.json"):
         shutil.copy(EXAMPLES / name, work)
     (work / "node_modules").symlink_to(NODE / "node_modules")
-    _run([_tool("openapi-typescript"), str(document), "-o", "schema.ts"], work)
+    _run([_tool("openapi-typescript"), str(document), "-o", "schema.ts", "--default-non-nullable=false"], work)
     _run([_tool("tsc"), "-p", "."], work)
-    _run(["node", "built/first_payment.js"], work, shop)
+    _run([_installed("node"), "built/first_payment.js"], work, shop)
 
 
 def _use_postman(collection: Path, folder: Path, shop: Mapping[str, str]) -> None:
@@ -142,6 +143,13 @@ def _tool(name: str) -> str:
     return str(NODE / "node_modules/.bin" / name)
 
 
+def _installed(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise click.ClickException(f"there is no `{name}`: install Node (`apt-get install nodejs npm`)")
+    return found
+
+
 def _python() -> None:
     def make() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(PYTHON)], check=True)
@@ -155,7 +163,7 @@ def _node() -> None:
         NODE.mkdir(parents=True)
         shutil.copy(EXAMPLES / "package.json", NODE)
         quiet = ["--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(["npm", "install", *quiet], cwd=NODE, check=True)
+        subprocess.run([_installed("npm"), "install", *quiet], cwd=NODE, check=True)
 
     _made_from(EXAMPLES / "package.json", NODE, make)
 

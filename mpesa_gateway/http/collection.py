@@ -117,7 +117,7 @@ def postman(document: dict[str, Any]) -> dict[str, Any]:
     known = {operation["operationId"]: (method, path, operation) for method, path, operation in calls}
     story = [_told(step, *known[step.call], schemas, places) for step in _STEPS if step.call in known]
     folders: dict[str, list[dict[str, Any]]] = {}
-    for method, path, operation in calls:
+    for method, path, operation in sorted(calls, key=lambda call: call[0] == "delete"):
         folders.setdefault(_tag(operation), []).append(_item(method, path, operation, schemas, places))
     info = document["info"]
     values = {"base_url": document["servers"][0]["url"], "api_key": "", "idempotency_key": ""}
@@ -139,9 +139,14 @@ def postman(document: dict[str, Any]) -> dict[str, Any]:
         "variable": [{"key": name, "value": value} for name, value in (values | dict.fromkeys(places, "")).items()],
         "item": [
             {"name": STORY, "item": story},
-            *({"name": name, "item": folders[name]} for name in sorted(folders, key=lambda name: name in LAST)),
+            *({"name": name, "item": folders[name]} for name in sorted(folders, key=lambda name: _turn(name, folders))),
         ],
     }
+
+
+def _turn(name: str, folders: dict[str, list[dict[str, Any]]]) -> tuple[bool, bool]:
+    """When a folder's turn comes: what takes away what others need goes after them."""
+    return name in LAST, any(item["request"]["method"] == "DELETE" for item in folders[name])
 
 
 def _tag(operation: dict[str, Any]) -> str:

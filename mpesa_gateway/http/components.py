@@ -63,6 +63,9 @@ def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> No
             present.update(said)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
+        if part.get("default", part) is None:
+            # Null is what leaving it out means, and nothing that a client should send for it.
+            del part["default"]
         if not is_written:
             _forbid_nul(part)
     schema.update(getattr(struct, "TOGETHER", {}))
@@ -81,7 +84,6 @@ def _leave_out(schema: dict[str, Any], kind: Any) -> None:
         part = schema["properties"][field.encode_name]
         if field.default is None and "anyOf" in part:
             (present,) = [option for option in part.pop("anyOf") if option.get("type") != "null"]
-            del part["default"]
             part.update(present)
 
 
