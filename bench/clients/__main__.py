@@ -2,8 +2,8 @@
 
 The document comes from ``mpesa-gateway openapi``. A Python client is generated, checked by mypy and used by
 ``examples/clients/first_payment.py``. TypeScript types are generated, and ``first_payment.ts`` is compiled with them
-and run. The Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator. The tools
-live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
+and run. The Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator.
+The tools live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
 """
 
 import asyncio

@@ -268,7 +268,8 @@ def _kind(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(filter(None, map(_kind, schema["anyOf"]))))
+        options: list[dict[str, Any]] = schema["anyOf"]
+        return " or ".join(dict.fromkeys(filter(None, [_kind(option) for option in options])))
     kind: str | list[str] = schema.get("type", "")
     kinds = [kind] if isinstance(kind, str) else [one for one in kind if one != "null"]
     form = schema.get("format")

@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.http.components import _inside
 from tests.routes import document
 
 SCHEMAS: dict[str, dict[str, Any]] = document()["components"]["schemas"]
@@ -15,15 +15,6 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     for path, item in document()["paths"].items()
     for method, operation in item.items()
 }
-
-
-def _inside(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _inside(part)
 
 
 def test_every_call_has_a_name_of_its_own() -> None:
