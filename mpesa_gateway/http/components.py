@@ -148,7 +148,7 @@ def plain(docstring: str) -> str:
 def name_words(document: dict[str, Any]) -> None:
     """Make a schema of its own of each set of words that has a name, for all the places where it stands."""
     schemas: dict[str, dict[str, Any]] = document["components"]["schemas"]
-    for part in [*_inside(list(schemas.values())), *_inside(document["paths"])]:
+    for part in [*inside(list(schemas.values())), *inside(document["paths"])]:
         if "title" not in part or any(part is schema for schema in schemas.values()):
             continue
         if "$ref" in part:
@@ -165,7 +165,7 @@ def name_words(document: dict[str, Any]) -> None:
             part["$ref"] = _REFERENCE.format(name=name)
 
 
-def _inside(value: Any) -> Iterator[dict[str, Any]]:
+def inside(value: Any) -> Iterator[dict[str, Any]]:
     """Every object in a JSON value."""
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
@@ -174,4 +174,4 @@ def _inside(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, list | tuple):
         parts: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         for part in parts:
-            yield from _inside(part)
+            yield from inside(part)

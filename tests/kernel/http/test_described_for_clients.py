@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.http.components import _inside
+from mpesa_gateway.http.components import inside
 from tests.routes import document
 
 SCHEMAS: dict[str, dict[str, Any]] = document()["components"]["schemas"]
@@ -48,7 +48,7 @@ def test_a_refusal_says_its_code_as_one_of_the_catalogue() -> None:
 def test_words_that_stand_in_several_places_are_one_type(name: str) -> None:
     words = SCHEMAS[name]["enum"]
     reference = {"$ref": f"#/components/schemas/{name}"}
-    everything = [*_inside(document()["paths"]), *_inside(SCHEMAS)]
+    everything = [*inside(document()["paths"]), *inside(SCHEMAS)]
     assert any(reference.items() <= part.items() for part in everything)
     alike = [part for part in everything if set(part.get("enum", ())) == set(words) and part is not SCHEMAS[name]]
     assert alike == []
@@ -69,7 +69,7 @@ def test_credentials_are_one_kind_of_object() -> None:
 
 
 def test_no_description_is_written_for_python() -> None:
-    texts = [part["description"] for part in _inside(document()) if isinstance(part.get("description"), str)]
+    texts = [part["description"] for part in inside(document()) if isinstance(part.get("description"), str)]
     assert [text for text in texts if "``" in text or "\n    " in text] == []
 
 
