@@ -78,6 +78,10 @@ soak *options: ready
 schemathesis *options: ready
     .venv/bin/python -m bench.schema {{ options }}
 
+# Make clients of the OpenAPI document, and let them make a payment: Python, TypeScript, Postman (`apt-get install nodejs npm`)
+clients: ready
+    .venv/bin/python -m bench.clients
+
 # Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
@@ -111,7 +115,7 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone -o requirements/run.txt
     {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
-    for it in peer-django peer-fastapi schemathesis browser deploy; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
+    for it in peer-django peer-fastapi schemathesis clients browser deploy; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"

@@ -13,6 +13,7 @@ from mpesa_gateway.commands.doctor import doctor
 from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
 from mpesa_gateway.commands.migrate import migrate
+from mpesa_gateway.commands.openapi import openapi
 from mpesa_gateway.commands.plugins import plugins
 from mpesa_gateway.commands.privacy import privacy
 from mpesa_gateway.commands.serve import serve
@@ -102,7 +103,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, demo, serve, worker, migrate, doctor, config, plugins):
+for command in (up, demo, serve, worker, migrate, doctor, config, plugins, openapi):
     cli.add_command(command)
 for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)

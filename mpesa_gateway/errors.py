@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 
@@ -36,10 +36,13 @@ class Code(StrEnum):
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
+_CODE = msgspec.Meta(title="ErrorCode", extra_json_schema={"enum": [code.value for code in Code]})
+
+
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One entry of ``errors`` in a refused answer."""
 
-    code: str
+    code: Annotated[str, _CODE]
     message: str
     field: str | None = None
     retryable: bool | None = None

@@ -77,6 +77,10 @@ class Site:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if "unexpected_error" in line or "Traceback" in line]
 
+    def run(self, *words: str) -> None:
+        """One of our commands, with this gateway's settings. Raises CalledProcessError."""
+        subprocess.run(self._command(*words), env=self._environ(), check=True)
+
     def audit(self) -> int:
         """Whether the books agree: the exit status of ``doctor --ledger``, which prints what it asked."""
         return subprocess.run(self._command("doctor", "--ledger"), env=self._environ(), check=False).returncode

@@ -18,7 +18,7 @@ from mpesa_gateway.http.rules import elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Env, Scope
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Environment, Scope
 
 NAME = matching(
     # Not only spaces; nothing that controls, is not seen, or turns the text around.
@@ -52,7 +52,7 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     }
 
     name: str
-    env: Env = "sandbox"
+    env: Environment = "sandbox"
     scopes: tuple[Scope, ...] = MERCHANT_SCOPES
     expires_at: Moment | None = None
 

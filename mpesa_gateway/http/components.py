@@ -1,5 +1,6 @@
 """The shapes of bodies and answers for the OpenAPI document, drawn from the very types that are read and written."""
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin
@@ -31,6 +32,9 @@ class Components:
             names = {name: name for name in schemas}
         self._references = {kind: _renamed(each, names) for kind, each in zip(kinds, references, strict=True)}
         self.schemas = {names[name]: _renamed(schema, names) for name, schema in schemas.items()}
+        for schema in self.schemas.values():
+            if "description" in schema:
+                schema["description"] = plain(schema["description"])
         for kind, reference in self._references.items():
             if _is_struct(kind) and "$ref" in reference:
                 refine(self.schemas[reference["$ref"].rpartition("/")[2]], kind, is_written=kind not in read)
@@ -59,14 +63,28 @@ def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> No
             present.update(said)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
+        if part.get("default", part) is None:
+            # Null is what leaving it out means, and nothing that a client should send for it.
+            del part["default"]
         if not is_written:
             _forbid_nul(part)
     schema.update(getattr(struct, "TOGETHER", {}))
     if hasattr(struct, "EXAMPLE"):
         schema["examples"] = [dict(struct.EXAMPLE)]
     schema.pop("title", None)
-    if is_written and not struct.__struct_config__.omit_defaults:
+    if is_written and struct.__struct_config__.omit_defaults:
+        _leave_out(schema, kind)
+    elif is_written:
         schema["required"] = list(schema["properties"])
+
+
+def _leave_out(schema: dict[str, Any], kind: Any) -> None:
+    """Say of fields that are left out instead of being null that they are never null."""
+    for field in msgspec.structs.fields(kind):
+        part = schema["properties"][field.encode_name]
+        if field.default is None and "anyOf" in part:
+            (present,) = [option for option in part.pop("anyOf") if option.get("type") != "null"]
+            part.update(present)
 
 
 def _forbid_nul(part: dict[str, Any]) -> None:
@@ -117,6 +135,43 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(value, dict):
         return value
     pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
-    if set(pairs) == {"$ref"}:
-        return {"$ref": _REFERENCE.format(name=names[pairs["$ref"].rpartition("/")[2]])}
+    if "$ref" in pairs:
+        return pairs | {"$ref": _REFERENCE.format(name=names[pairs["$ref"].rpartition("/")[2]])}
     return {name: _renamed(each, names) for name, each in pairs.items()}
+
+
+def plain(docstring: str) -> str:
+    """A docstring as a description: with its lines where they belong, and code marked as Markdown does."""
+    return inspect.cleandoc(docstring).replace("``", "`")
+
+
+def name_words(document: dict[str, Any]) -> None:
+    """Make a schema of its own of each set of words that has a name, for all the places where it stands."""
+    schemas: dict[str, dict[str, Any]] = document["components"]["schemas"]
+    for part in [*inside(list(schemas.values())), *inside(document["paths"])]:
+        if "title" not in part or any(part is schema for schema in schemas.values()):
+            continue
+        if "$ref" in part:
+            known = schemas[part["$ref"].rpartition("/")[2]]
+        elif "enum" in part:
+            known = {"type": "string", "enum": part["enum"]}
+        else:
+            continue
+        name = part["title"]
+        words = schemas.setdefault(name, {"type": "string"} | {key: known[key] for key in known if key != "title"})
+        if set(words.get("enum", ())) == set(known.get("enum", ())):
+            for key in {"title", "description", "type", "enum"} & part.keys():
+                del part[key]
+            part["$ref"] = _REFERENCE.format(name=name)
+
+
+def inside(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a JSON value."""
+    if isinstance(value, dict):
+        pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+        yield pairs
+        value = list(pairs.values())
+    if isinstance(value, list | tuple):
+        parts: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+        for part in parts:
+            yield from inside(part)

@@ -34,6 +34,12 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     meta: Meta
 
 
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """It is gone."""
+
+    deleted: Yes = True
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a request was not carried out."""
 

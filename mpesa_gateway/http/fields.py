@@ -1,16 +1,19 @@
 """Fields that many answers have, each described once for the OpenAPI document; nothing of it is checked."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
-
-from mpesa_gateway.errors import Code
 
 _ID = "[0-9a-z]{26}"
 
 
 def _id(prefix: str) -> Meta:
     return Meta(extra_json_schema={"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]})
+
+
+def named(name: str) -> Meta:
+    """The name of a set of words: the OpenAPI document has one schema of it, and generated clients one type."""
+    return Meta(title=name)
 
 
 def example_id(prefix: str) -> str:
@@ -38,7 +41,8 @@ Receipt = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Z0-9]{6,20}$", 
 Masked = Annotated[str, Meta(extra_json_schema={"examples": ["****ef12"]})]
 """A secret by its last four characters."""
 
-ErrorCode = Annotated[str, Meta(extra_json_schema={"enum": [code.value for code in Code]})]
+Currency = Annotated[Literal["KES"], named("Currency")]
+Provider = Annotated[Literal["mpesa"], named("Provider")]
 Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
 No = Annotated[bool, Meta(extra_json_schema={"const": False})]
 

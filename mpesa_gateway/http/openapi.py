@@ -32,7 +32,7 @@ from mpesa_gateway.errors import (
     UnsupportedMediaType,
 )
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.components import Components, refine
+from mpesa_gateway.http.components import Components, name_words, plain, refine
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
@@ -52,11 +52,20 @@ Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
 Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not \
 come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
+_KEY = "A key of the merchant who asks: `sk_test_…` or `sk_live_…`."
+
 _REQUEST_ID = {
     "X-Request-ID": {
         "description": "The id of this request: yours if you sent a sane one.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     }
+}
+_YOUR_REQUEST_ID = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Your own id for this request, for its answer and the logs; one of ours where it is not sane.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~](?:[ -~]*[!-~])?$"}
@@ -92,10 +101,19 @@ def openapi_config(public_url: str) -> OpenAPIConfig:
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
         components=SpecComponents(
-            security_schemes={"api_key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header")}
+            security_schemes={
+                "api_key": SecurityScheme(
+                    type="apiKey", name="X-API-Key", security_scheme_in="header", description=_KEY
+                )
+            }
         ),
         security=[{"api_key": []}],
     )
+
+
+def document_of(app: Litestar) -> dict[str, Any]:
+    """The whole document of an application."""
+    return complete(app, app.openapi_schema.to_schema())
 
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +134,12 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     names = Counter(handler.handler_name for _, handler in shown)
     for operation, handler in shown:
         _complete_operation(operation, handler, components)
+        if "description" in operation:
+            operation["description"] = plain(operation["description"])
         operation["summary"] = handler.handler_name.replace("_", " ").capitalize()
         if names[handler.handler_name] == 1:
             operation["operationId"] = handler.handler_name
+    name_words(document)
     _forget_unused(document)
     document["x-complete"] = True
     return document
@@ -168,6 +189,7 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -
     filters = handler.resolve_dependencies().get("filters")
     if filters is not None:
         operation.setdefault("parameters", []).extend(_filters(filters))
+    operation.setdefault("parameters", []).append(dict(_YOUR_REQUEST_ID))
 
 
 def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
@@ -271,7 +293,7 @@ def _filters(provide: Provide) -> list[dict[str, Any]]:
     for name, part in schema["properties"].items():
         found = _inline(part, components)
         if name in moments:
-            found = {"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}
+            found = {"anyOf": [{"type": "string", "format": form} for form in ("date-time", "date")]}
         # A form sends its empty fields too: they count as left out.
         said = {"name": name, "in": "query", "required": False, "allowEmptyValue": True, "schema": found}
         parameters.append(said)
@@ -281,7 +303,7 @@ def _filters(provide: Provide) -> list[dict[str, Any]]:
 def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
     """A schema without references and without null: a query parameter is there or is not."""
     if "$ref" in schema:
-        return _inline(components[schema["$ref"]], components)
+        return _inline(components[schema["$ref"]], components) | {"title": schema.get("title", "")}
     if "anyOf" in schema:
         (present,) = [option for option in schema["anyOf"] if option.get("type") != "null"]
         return _inline(present, components)

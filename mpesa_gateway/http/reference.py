@@ -13,7 +13,7 @@ from typing import Any
 
 from mpesa_gateway.http.html import asset
 
-_LAST = ("Administration", "Operators", "Callbacks", "Simulator")
+LAST = ("Administration", "Operators", "Callbacks", "Simulator")
 """Groups that few readers come for."""
 
 _POLICY = (
@@ -86,7 +86,7 @@ def render_reference(document: dict[str, Any]) -> str:
                 operation = item[method]
                 groups.setdefault((operation.get("tags") or ["Other"])[0], []).append((method, path, operation))
     schemas = document.get("components", {}).get("schemas", {})
-    ordered = sorted(groups.items(), key=lambda group: group[0] in _LAST)
+    ordered = sorted(groups.items(), key=lambda group: group[0] in LAST)
     usual = _usual([operation for calls in groups.values() for *_, operation in calls])
     links = "".join(_links(name, calls) for name, calls in ordered)
     sections = "".join(_section(name, calls, schemas, usual) for name, calls in ordered)
@@ -131,7 +131,9 @@ def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[st
     parts.append(f"<pre>{escape(_curl(method, path, operation, schemas), quote=False)}</pre>")
     for place, caption in _PLACES.items():
         found = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == place]
-        parts.append(_table(caption, [(each["name"], _kind(each.get("schema", {})), _needed(each)) for each in found]))
+        rows = [(each["name"], _kind(_resolve(each.get("schema", {}), schemas)), _needed(each)) for each in found]
+        # What every call takes is said once, at the beginning.
+        parts.append(_table(caption, [row for row in rows if row[0] != "X-Request-ID"]))
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(_table(f"Body ({media})", _body_rows(content.get("schema", {}), schemas)))
     parts += [
@@ -189,23 +191,23 @@ def _curl(method: str, path: str, operation: dict[str, Any], schemas: dict[str, 
         if parameter["in"] == "header" and parameter.get("required"):
             said = f"{parameter['name']}: {parameter.get('example', '')}"
             words.append(f"-H {shlex.quote(said)}")
-    example = _body_example(operation, schemas)
-    if example is not None:
-        words += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(example, ensure_ascii=False))}"]
+    body = body_example(operation, schemas)
+    if body is not None:
+        words += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"]
     return " ".join(words)
 
 
-def _body_example(operation: dict[str, Any], schemas: dict[str, Any]) -> Any:
+def body_example(operation: dict[str, Any], schemas: dict[str, Any]) -> Any:
     """A body that the call takes; None for one without."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if content is None:
         return None
-    for example in content.get("examples", {}).values():
-        return example["value"]
-    return _example(content.get("schema", {}), schemas)
+    for said in content.get("examples", {}).values():
+        return said["value"]
+    return example(content.get("schema", {}), schemas)
 
 
-def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+def example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     """Something that fits a schema: its own example, else what it has to have."""
     schema = _resolve(schema, schemas)
     for named in ("examples", "enum"):
@@ -216,10 +218,10 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
             return schema[named]
     if "properties" in schema:
         wanted = schema.get("required", ())
-        return {name: _example(part, schemas) for name, part in schema["properties"].items() if name in wanted}
+        return {name: example(part, schemas) for name, part in schema["properties"].items() if name in wanted}
     kind = schema.get("type")
     if kind == "array":
-        return [_example(schema.get("items", {}), schemas)]
+        return [example(schema.get("items", {}), schemas)]
     plain: dict[str, Any] = {"integer": schema.get("minimum", 1), "boolean": False, "object": {}}
     return plain.get(str(kind), "")
 
@@ -265,6 +267,9 @@ def _kind(schema: dict[str, Any]) -> str:
         return " | ".join(str(word) for word in schema["enum"])
     if "const" in schema:
         return str(schema["const"])
+    if "anyOf" in schema:
+        options: list[dict[str, Any]] = schema["anyOf"]
+        return " or ".join(dict.fromkeys(filter(None, [_kind(option) for option in options])))
     kind: str | list[str] = schema.get("type", "")
     kinds = [kind] if isinstance(kind, str) else [one for one in kind if one != "null"]
     form = schema.get("format")

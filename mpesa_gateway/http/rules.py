@@ -37,7 +37,7 @@ def printable(most: int, why: str = "", *, least: int = 1, **schema: Any) -> Rul
     return matching(rf"[ -~]{{{least},{most}}}", f"must be {least} to {most} printable ASCII characters{why}", **schema)
 
 
-def one_of(words: Iterable[str], why: str = "") -> Rule:
+def one_of(words: Iterable[str], why: str = "", **schema: Any) -> Rule:
     """One of a few words."""
     known = sorted(words)
 
@@ -46,7 +46,7 @@ def one_of(words: Iterable[str], why: str = "") -> Rule:
             raise ValueError(f"must be {'one of ' if len(known) > 1 else ''}{', '.join(known)}{why}")
         return text
 
-    return Rule(check, enum=known)
+    return Rule(check, enum=known, **schema)
 
 
 def at_most(most: int) -> Rule:

@@ -17,7 +17,7 @@ from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.scopes import Caller, Env, Scope
+from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope
 from mpesa_gateway.security.tables import FIND_KEY, TOUCH_KEY, ApiKeyRow
 from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
@@ -36,7 +36,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
     merchant_id: str
     name: str
-    env: Env
+    env: Environment
     scopes: tuple[str, ...]
     created_at: datetime
     expires_at: datetime | None = None

@@ -12,7 +12,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.security.scopes import Env, Environment
 from mpesa_gateway.security.tables import MerchantRow
 
 
@@ -21,7 +21,7 @@ class Merchant(msgspec.Struct, frozen=True, kw_only=True):
 
     merchant_id: str
     name: str
-    env: Env
+    env: Environment
     is_active: bool
     created_at: datetime
 

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
+import msgspec
 from litestar.di import Dependency
 
 Env = Literal["sandbox", "live"]
+Environment = Annotated[Env, msgspec.Meta(title="Environment")]
+"""The same as the API shows it."""
 
 
 class Scope(StrEnum):

@@ -5,7 +5,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
-from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.http.envelope import Deleted, Success
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.schemas import MerchantView, ProviderView, SetProvider, Verification
@@ -33,10 +33,10 @@ async def list_providers(caller: MerchantRead, services: NamedDependency[Service
 
 
 @delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound,))
-async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[dict[str, bool]]:
+async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
     """Forget the merchant's keys to M-Pesa."""
     await services.get(CredentialStore).remove(caller)
-    return Success(data={"deleted": True})
+    return Success(data=Deleted())
 
 
 @post(

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from mpesa_gateway.daraja.codes import FailureReason
-from mpesa_gateway.http.fields import Amount, CheckId, MerchantId, PaymentId, Phone, Receipt
+from mpesa_gateway.http.fields import Amount, CheckId, Currency, MerchantId, PaymentId, Phone, Provider, Receipt, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway_payments.states import Cause, Status
+
+PaymentStatus = Annotated[Status, named("PaymentStatus")]
 
 
 def _metadata(pairs: dict[str, str]) -> dict[str, str]:
@@ -37,8 +39,8 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "amount": AMOUNT,
-        "currency": one_of(["KES"], ": M-Pesa moves no other currency"),
-        "provider": one_of(["mpesa"]),
+        "currency": one_of(["KES"], ": M-Pesa moves no other currency", title="Currency"),
+        "provider": one_of(["mpesa"], title="Provider"),
         "phone": PHONE,
         "callback_url": printable(500, format="uri", description="Only for hosts that the configuration allows."),
         "reference": printable(12, ": the payer sees it as the account", examples=["order 1041"]),
@@ -69,7 +71,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     kind: str
-    cause: Cause
+    cause: Annotated[Cause, named("PaymentCause")]
     result_code: str | None
     detail: str
 
@@ -77,7 +79,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
     """What M-Pesa reported instead of what was asked for."""
 
-    of: Literal["amount", "phone", "receipt", "unconfirmed"]
+    of: Annotated[Literal["amount", "phone", "receipt", "unconfirmed"], named("MismatchKind")]
     received_amount: str | None
     received_receipt: str | None
 
@@ -89,9 +91,9 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     merchant_id: MerchantId
     amount: Amount
     refunded_amount: Amount
-    currency: Literal["KES"]
-    provider: Literal["mpesa"]
-    status: Status
+    currency: Currency
+    provider: Provider
+    status: PaymentStatus
     provider_ref: str | None
     idempotency_key: str
     created_at: datetime
@@ -101,7 +103,7 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     receipt: Receipt | None
     result_code: str | None
     result_desc: str | None
-    failure_reason: FailureReason | None
+    failure_reason: Annotated[FailureReason, named("FailureReason")] | None
     mismatch: Mismatch | None
     completed_at: datetime | None
     updated_at: datetime
@@ -124,8 +126,8 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         "phone": PHONE,
     }
 
-    provider: Literal["mpesa"] | None = None
-    status: Status | None = None
+    provider: Provider | None = None
+    status: PaymentStatus | None = None
     since: Moment | None = None
     until: Moment | None = None
     search: str | None = None
@@ -182,7 +184,7 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
     receipt: Receipt | None
     state: Literal["sending", "asked", "unsent", "refused", "unknown", "answered", "timed_out"]
     transaction_status: str | None
-    finding: CheckFinding | None
+    finding: Annotated[CheckFinding, named("CheckFinding")] | None
     result_code: str | None
     result_desc: str | None
     created_at: datetime

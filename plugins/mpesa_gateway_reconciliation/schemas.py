@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.envelope import Meta
-from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id
+from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.api import Finding
+
+_LineFinding = Literal["new", Finding]
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +38,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
 
     id: RunId
-    cause: Literal["cron", "manual"]
-    status: Literal["running", "completed", "failed"]
+    cause: Annotated[Literal["cron", "manual"], named("RunCause")]
+    status: Annotated[Literal["running", "completed", "failed"], named("RunStatus")]
     shortcode: str
     start: datetime
     end: datetime
@@ -67,7 +69,7 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
     reference: str | None
     kind: str | None
     at: datetime
-    finding: Literal["new"] | Finding
+    finding: Annotated[_LineFinding, named("LineFinding")]
     payment_id: PaymentId | None
     asked_at: datetime | None
 
@@ -99,7 +101,7 @@ class RowsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     limit: Limit = 50
     cursor: str | None = None
-    outcome: Finding | None = None
+    outcome: Annotated[Finding, named("Finding")] | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +132,7 @@ def line_view(row: Row, finding: Finding | None = None) -> LineView:
         reference=row["reference"],
         kind=row["kind"],
         at=row["moments"][0],
-        finding=cast(Literal["new"] | Finding, finding or row["finding"]),
+        finding=cast(_LineFinding, finding or row["finding"]),
         payment_id=row["payment_id"],
         asked_at=row["asked_at"],
     )

@@ -2,11 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.http.fields import Amount, MerchantId, PaymentId, Receipt, RefundId, example_id
+from mpesa_gateway.daraja.codes import ReversalWord
+from mpesa_gateway.http.fields import (
+    Amount,
+    Currency,
+    MerchantId,
+    PaymentId,
+    Provider,
+    Receipt,
+    RefundId,
+    example_id,
+    named,
+)
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
@@ -39,6 +50,9 @@ _ALL = msgspec.Raw(b"null")
 def read_amount(raw: msgspec.Raw) -> Kes | None:
     """The amount in a body, None where it stands for all. Raises NotAnAmount."""
     return None if bytes(raw) == bytes(_ALL) else Kes.parse_json(bytes(raw))
+
+
+RefundStatus = Annotated[Literal["pending", "completed", "failed"], named("RefundStatus")]
 
 
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,14 +89,14 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     merchant_id: MerchantId
     payment_id: PaymentId
     amount: Amount
-    currency: Literal["KES"]
-    provider: Literal["mpesa"]
-    status: Literal["pending", "completed", "failed"]
+    currency: Currency
+    provider: Provider
+    status: RefundStatus
     reason: str
     receipt: Receipt
     reversal_receipt: str | None
     provider_ref: str | None
-    outcome: str | None
+    outcome: Annotated[ReversalWord, named("RefundOutcome")] | None
     advice: str | None
     result_code: str | None
     result_desc: str | None
@@ -96,7 +110,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What refunds can be filtered by, each alone or together."""
 
     payment_id: str | None = None
-    status: Literal["pending", "completed", "failed"] | None = None
+    status: RefundStatus | None = None
     since: Moment | None = None
     until: Moment | None = None
     needs_attention: bool | None = None

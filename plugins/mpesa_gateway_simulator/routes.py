@@ -169,7 +169,7 @@ async def one_push(services: NamedDependency[Services], checkout_request_id: Fro
         raise NotFound(str(problem)) from None
 
 
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an open prompt is answered."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"answer": "pay"}
@@ -186,9 +186,9 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refuses=(Conflict,),
 )
 async def answer_push(
-    services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[Answer]
+    services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]
 ) -> Success[PushView]:
-    """Answer an open prompt, as a finger on the phone would."""
+    """PromptAnswer an open prompt, as a finger on the phone would."""
     try:
         return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
     except LookupError as problem:
@@ -280,7 +280,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @post("/simulator/control/faults", status_code=200, public=True, priority=True, tags=["Simulator"])
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
-    """Answer the next requests of an operation with a fault."""
+    """PromptAnswer the next requests of an operation with a fault."""
     await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
     return Success(data={"times": data.times})
 

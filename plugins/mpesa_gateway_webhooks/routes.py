@@ -5,7 +5,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.envelope import Deleted, Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite, WebhooksRead, WebhooksWrite
@@ -44,10 +44,10 @@ async def get_webhook(caller: MerchantRead, services: NamedDependency[Services])
 
 
 @delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"], refuses=(NotFound,))
-async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[dict[str, bool]]:
+async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
     """Deliver no more webhooks."""
     await services.get(Endpoints).remove(caller)
-    return Success(data={"deleted": True})
+    return Success(data=Deleted())
 
 
 @post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"], refuses=(NotFound,))

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked
+from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked, named
 from mpesa_gateway.http.query import ListQuery, Moment
 from mpesa_gateway.http.rules import elsewhere
 
-DeliveryStatus = Literal["pending", "delivered", "dead", "cancelled"]
+DeliveryStatus = Annotated[Literal["pending", "delivered", "dead", "cancelled"], named("DeliveryStatus")]
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):

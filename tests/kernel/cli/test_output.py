@@ -25,6 +25,7 @@ SHOWS_NOTHING = {
     "serve": "runs until it is stopped",
     "worker": "runs until it is stopped",
     "completion": "prints what a shell reads",
+    "openapi": "prints JSON and nothing else",
     "keys generate": "prints one key and nothing else",
     "merchants deactivate": "does one thing",
     "apikeys revoke": "does one thing",

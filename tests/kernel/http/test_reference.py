@@ -30,7 +30,8 @@ async def test_the_document_has_each_call_with_its_scope_and_each_list_with_its_
     names = {parameter["name"] for parameter in listed["parameters"]}
     assert names >= {"limit", "cursor", "count", "status", "since", "until", "search", "min_amount", "phone"}
     status = next(parameter for parameter in listed["parameters"] if parameter["name"] == "status")
-    assert "partially_reversed" in status["schema"]["enum"]
+    assert status["schema"] == {"$ref": "#/components/schemas/PaymentStatus"}
+    assert "partially_reversed" in document["components"]["schemas"]["PaymentStatus"]["enum"]
     assert document["paths"]["/v1/cb/{kind}/{token}"]["post"]["security"] == []
     scoped = {
         (route.path_format, method.lower())

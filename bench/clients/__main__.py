@@ -1,0 +1,182 @@
+"""``python -m bench.clients``: what generators make of the OpenAPI document, checked, and used for a payment.
+
+The document comes from ``mpesa-gateway openapi``. A Python client is generated, checked by mypy and used by
+``examples/clients/first_payment.py``. TypeScript types are generated, and ``first_payment.ts`` is compiled with them
+and run. The Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator.
+The tools live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import rich_click as click
+
+from bench.schema.site import Site
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ENVIRONMENT, GatewayConfig, LogsConfig
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.serving import INITIATED, Api
+
+ROOT = Path(__file__).parents[2]
+PINS = ROOT / "requirements/clients.txt"
+EXAMPLES = ROOT / "examples/clients"
+PYTHON = ROOT / ".bench/venv-clients"
+NODE = ROOT / ".bench/node-clients"
+
+PACKAGE = "mpesa_gateway_client"
+"""What the generated Python client is called."""
+
+TIMEOUT = 300.0
+"""Seconds for one tool, after which something hangs."""
+
+
+@click.command()
+def clients() -> None:
+    """Make clients of the OpenAPI document, and let them make a payment."""
+    logs.configure(LogsConfig(format="console", level="error"))
+    with ThreadPoolExecutor() as pool:
+        for made in [pool.submit(_python), pool.submit(_node)]:
+            made.result()
+    folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-clients-"))
+    # Postgres may run as another user, who must be able to pass through.
+    folder.chmod(0o711)
+    site = Site(folder)
+    try:
+        site.start()
+        problems = _try(site, folder)
+    finally:
+        site.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    for problem in problems:
+        click.echo(f"FAILED: {problem}")
+    sys.exit(bool(problems))
+
+
+def _try(site: Site, folder: Path) -> list[str]:
+    """All clients, one after the other; gives what went wrong."""
+    document, collection = folder / "openapi.json", folder / "collection.json"
+    site.run("openapi", "--out", str(document))
+    site.run("openapi", "--postman", "--out", str(collection))
+    key = asyncio.run(_open_shop(site.settings, site.base))
+    shop = {"GATEWAY": site.base, "KEY": key}
+    problems: list[str] = []
+    uses: dict[str, tuple[Callable[[Path, Path, Mapping[str, str]], None], Path]] = {
+        "Python": (_use_python, document),
+        "TypeScript": (_use_typescript, document),
+        "Postman": (_use_postman, collection),
+    }
+    for name, (use, source) in uses.items():
+        click.echo(f"\n--- {name}")
+        began = time.monotonic()
+        try:
+            use(source, folder, shop)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
+            problems.append(f"{name}: {Path(problem.cmd[0]).name} {' '.join(problem.cmd[1:3])}")
+        click.echo(f"--- {name}: {time.monotonic() - began:.0f} s")
+    problems += [f"in the log: {line[:2000]}" for line in site.mishaps[:20]]
+    return problems
+
+
+async def _open_shop(settings: Mapping[str, str], base: str) -> str:
+    """A merchant with credentials that the simulator takes; gives a key that may do everything."""
+    gateway = Gateway(GatewayConfig.load(None, {ENVIRONMENT + name: value for name, value in settings.items()}))
+    async with gateway.running():
+        merchant = await gateway.merchants.create("Duka la Amina", actor="bench")
+        _, secret = await gateway.api_keys.create(
+            merchant.merchant_id, name="shop", scopes=tuple(Scope), env="sandbox", actor="bench"
+        )
+    api = Api(base, secret.reveal())
+    try:
+        await api.call("PUT", "/v1/merchant/providers", INITIATED)
+    finally:
+        await api.close()
+    return secret.reveal()
+
+
+def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
+    work = folder / "python"
+    work.mkdir()
+    for name in ("first_payment.py", "generator.yaml", "mypy.ini"):
+        shutil.copy(EXAMPLES / name, work)
+    tools = PYTHON / "bin"
+    made = ["--path", str(document), "--meta", "none", "--output-path", PACKAGE, "--config", "generator.yaml"]
+    # Whatever of the document it cannot take is a failure.
+    _run([str(tools / "openapi-python-client"), "generate", *made, "--fail-on-warning"], work)
+    cache = ["--cache-dir", str(PYTHON / "mypy-cache")]
+    _run([str(tools / "mypy"), *cache, "--config-file", "mypy.ini", PACKAGE, "first_payment.py"], work)
+    _run([str(tools / "python"), "first_payment.py"], work, shop)
+
+
+def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
+    work = folder / "typescript"
+    work.mkdir()
+    for name in ("first_payment.ts", "package.json", "tsconfig.json"):
+        shutil.copy(EXAMPLES / name, work)
+    (work / "node_modules").symlink_to(NODE / "node_modules")
+    _run([_tool("openapi-typescript"), str(document), "-o", "schema.ts", "--default-non-nullable=false"], work)
+    _run([_tool("tsc"), "-p", "."], work)
+    _run([_installed("node"), "built/first_payment.js"], work, shop)
+
+
+def _use_postman(collection: Path, folder: Path, shop: Mapping[str, str]) -> None:
+    values = ["--env-var", f"base_url={shop['GATEWAY']}", "--env-var", f"api_key={shop['KEY']}"]
+    _run([_tool("newman"), "run", str(collection), "--color", "off", "--reporter-cli-no-banner", *values], folder)
+
+
+def _run(command: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
+    others = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
+    environ = others | dict(variables or {})
+    subprocess.run(command, cwd=folder, env=environ, check=True, timeout=TIMEOUT)
+
+
+def _tool(name: str) -> str:
+    return str(NODE / "node_modules/.bin" / name)
+
+
+def _installed(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise click.ClickException(f"there is no `{name}`: install Node (`apt-get install nodejs npm`)")
+    return found
+
+
+def _python() -> None:
+    def make() -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(PYTHON)], check=True)
+        subprocess.run([str(PYTHON / "bin/python"), "-m", "pip", "install", "-q", "-r", str(PINS)], check=True)
+
+    _made_from(PINS, PYTHON, make)
+
+
+def _node() -> None:
+    def make() -> None:
+        NODE.mkdir(parents=True)
+        shutil.copy(EXAMPLES / "package.json", NODE)
+        quiet = ["--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        subprocess.run([_installed("npm"), "install", *quiet], cwd=NODE, check=True)
+
+    _made_from(EXAMPLES / "package.json", NODE, make)
+
+
+def _made_from(source: Path, folder: Path, make: Callable[[], None]) -> None:
+    """Make an environment anew when what it is made from has changed."""
+    mark = folder / "made-from"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    if not mark.exists() or mark.read_text(encoding="utf-8") != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        make()
+        mark.write_text(digest, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    clients()
