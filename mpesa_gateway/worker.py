@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import valkey.asyncio
@@ -328,7 +328,7 @@ def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
         if isinstance(value, str):
             said[f"mpesa.{what}"] = value
         elif isinstance(value, list):
-            said["messaging.batch.message_count"] = len(value)
+            said["messaging.batch.message_count"] = len(cast("list[Any]", value))
     return said
 
 

@@ -69,7 +69,7 @@ class Shipping(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep an ended span that was chosen."""
-        if not span.context.trace_flags.sampled:
+        if span.context is None or not span.context.trace_flags.sampled:
             return
         if len(self._waiting) >= self._settings.queue:
             self._meter.count(SPANS, "dropped")

@@ -259,7 +259,7 @@ class Sender:
 
     def _tell(self, span: Span, row: Row, answer: Answer | EgressFailed) -> None:
         """What a span says of an attempt. Of the address its host: the rest may hold a secret of the merchant's."""
-        url = urlsplit(row["url"])
+        url = urlsplit(str(row["url"]))
         self._tracer.concerns(row["payment_id"])
         span.note(
             {
