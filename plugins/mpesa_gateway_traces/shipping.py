@@ -48,6 +48,7 @@ class Shipping(SpanProcessor):
         self._settings = settings
         self._meter = meter
         self._waiting: deque[ReadableSpan] = deque()
+        self._in_hand = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._is_well = True
@@ -71,7 +72,7 @@ class Shipping(SpanProcessor):
         """Keep an ended span that was chosen."""
         if span.context is None or not span.context.trace_flags.sampled:
             return
-        if len(self._waiting) >= self._settings.queue:
+        if len(self._waiting) + self._in_hand >= self._settings.queue:
             self._meter.count(SPANS, "dropped")
             return
         self._waiting.append(span)
@@ -92,7 +93,8 @@ class Shipping(SpanProcessor):
     def _send_all(self) -> bool:
         """Send what waits, the oldest first; False where it has to wait longer."""
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+            self._in_hand = min(len(self._waiting), _BATCH)
+            batch = [self._waiting.popleft() for _ in range(self._in_hand)]
             try:
                 self._send(batch)
             except _NotNow as problem:
@@ -110,6 +112,9 @@ class Shipping(SpanProcessor):
                 if not self._is_well:
                     self._is_well = True
                     log.info("traces_taken_again", collector=self._url.hostname)
+            finally:
+                # What could not be sent waits again by now.
+                self._in_hand = 0
         return True
 
     def _say(self, problem: str) -> None:
