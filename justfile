@@ -113,8 +113,8 @@ apikey merchant_id *options: ready
 # Write requirements/*.txt anew from pyproject.toml, with the newest versions it allows
 pins: ready
     .venv/bin/pip install -q uv
-    {{ compile }} --extra standalone -o requirements/run.txt
-    {{ compile }} --extra standalone --group test --group lint --group tools -o requirements/test.txt
+    {{ compile }} --extra standalone --extra otel -o requirements/run.txt
+    {{ compile }} --extra standalone --extra otel --group test --group lint --group tools -o requirements/test.txt
     for it in peer-django peer-fastapi schemathesis clients browser deploy; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \

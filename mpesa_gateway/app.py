@@ -45,6 +45,7 @@ from mpesa_gateway.security.sealing import sealer_for
 from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
+from mpesa_gateway.tracing import UNTRACED, Tracer
 from mpesa_gateway.worker import GatewayWorker, Jobs, build_worker, connect, keep_working
 
 log = structlog.get_logger(__name__)
@@ -176,6 +177,8 @@ class Gateway:
         for plugin in self.plugins:
             for port, factory in plugin.provides:
                 self.services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
+        self.db.tracer = self.tracer
         self._event_types = _event_types(self.plugins)
         self.outbox = Outbox(self, [subscriber for plugin in self.plugins for subscriber in plugin.subscribers])
         self.jobs_by_name = KERNEL_JOBS | {plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs}
@@ -277,7 +280,7 @@ class Gateway:
         await self.vault.open()
         await self.changes.start()
         self.valkey = connect(self.config.valkey)
-        self.jobs = Jobs(self.config.valkey, self.jobs_by_name)
+        self.jobs = Jobs(self.config.valkey, self.jobs_by_name, self.tracer)
         self.limits = Limits(self.config, self.clock)
         self.daraja = DarajaClient(
             self.config.daraja,
@@ -287,8 +290,12 @@ class Gateway:
             sealer=self.sealer,
             prefix=self.config.valkey.prefix,
             meter=self.meter,
+            tracer=self.tracer,
         )
         await self.daraja.start()
+        # First, and so the last to stop: what the others do until then is told.
+        await self.tracer.start()
+        self._running_parts.append(self.tracer)
         for plugin in self.plugins:
             for port, _ in plugin.provides:
                 part = self.services.get(port)
@@ -422,7 +429,7 @@ class _Door:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._app = RequestIds(self._when_started, gateway.ids, gateway.meter)
+        self._app = RequestIds(self._when_started, gateway.ids, gateway.meter, gateway.tracer)
         self._inside: Any = None
         self._gate: Gate | None = None
         self._litestar: Litestar | None = None

@@ -23,6 +23,10 @@ class Services:
             raise ValueError(f"two plugins provide {port.__qualname__}: enable only one of them")
         self._factories[port] = factory
 
+    def offers(self, port: type[Any]) -> bool:
+        """Whether anybody provides a port."""
+        return port in self._factories
+
     def get(self, port: type[T]) -> T:
         """The provider of ``port``; raises NotProvided, naming it, if no enabled plugin provides one."""
         made = self._made.get(port)

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,15 +18,22 @@ class Together(Generic[T, R]):
     """
 
     def __init__(
-        self, serve: Callable[[list[T]], Awaitable[Sequence[R | Exception]]], *, most: int = 64, lanes: int = 2
+        self,
+        serve: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        most: int = 64,
+        lanes: int = 2,
+        told: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         """``serve`` gives a result, or the exception to raise, for each of what it is given, ``most`` at a time.
 
-        It runs outside its callers' contexts: in no transaction, and without what they have bound for the log.
+        It runs outside its callers' contexts: in no transaction, and without what they have bound for the log. What
+        it is to each of them is therefore told where they wait: ``told`` is the block that they wait in.
         """
         self._serve = serve
         self._most = most
         self._lanes = lanes
+        self._told = told
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._lanes_open = 0
         self._running: set[asyncio.Task[None]] = set()
@@ -40,7 +48,10 @@ class Together(Generic[T, R]):
             task = loop.create_task(self._run(), context=Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-        return await answer
+        if self._told is None:
+            return await answer
+        with self._told():
+            return await answer
 
     async def _run(self) -> None:
         try:

@@ -4,9 +4,8 @@ import asyncio
 import math
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import valkey.asyncio
@@ -21,12 +20,12 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.config import ValkeyConfig
-from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import JOB_SECONDS, JOBS
-from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.origin import Origin, coming_from, current_origin, origins, read_origins
 from mpesa_gateway.plugin import Job
 from mpesa_gateway.sentinel import primary_pool
+from mpesa_gateway.tracing import UNTRACED, Attributes, Tracer
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -55,7 +54,10 @@ _FAILED_AT_MOST = 1000
 """Failed jobs that are listed; the oldest make room."""
 
 
-_REQUEST_ID = "request_id"
+_REQUEST_ID, _TRACE, _ORIGINS = "request_id", "trace", "origins"
+"""What a job's ``meta`` tells of the request that led to it, or of those that led to each of the things it is about."""
+
+_SAQ: Attributes = {"messaging.system": "saq"}
 
 _SAY_AGAIN = 30.0
 """Seconds between two lines in the log about one Valkey that is away: every idle slot of a worker notices it."""
@@ -158,9 +160,10 @@ def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
 class Jobs:
     """Puts work on the queue. Without Valkey it says so and goes on: a sweeper hands it over later."""
 
-    def __init__(self, config: ValkeyConfig, known: dict[str, Job]) -> None:
+    def __init__(self, config: ValkeyConfig, known: dict[str, Job], tracer: Tracer = UNTRACED) -> None:
         self._config = config
         self._known = known
+        self._tracer = tracer
         self._client = connect(config)
         self._queue = GatewayQueue(self._client, name=config.prefix)
         self._resting_until = 0.0
@@ -182,11 +185,20 @@ class Jobs:
         self._waking.add(task)
         task.add_done_callback(self._waking.discard)
 
-    async def enqueue(self, name: str, /, *, delay: float = 0, **kwargs: Any) -> bool:
+    async def enqueue(
+        self, name: str, /, *, delay: float = 0, origins: Mapping[str, Origin] | None = None, **kwargs: Any
+    ) -> bool:
         """Wake a job, ``delay`` seconds from now (whole seconds, rounded up).
 
-        kwargs are shown to operators: ids only. False when Valkey is away; raises KeyError for an unknown job.
+        kwargs are shown to operators: ids only. ``origins`` says whose request each of the things is that the job is
+        about, where they are of several. False when Valkey is away; raises KeyError for an unknown job.
         """
+        with self._tracer.step(f"enqueue {name}", _SAQ, "producer"):
+            return await self._enqueue(name, delay, origins, kwargs)
+
+    async def _enqueue(
+        self, name: str, delay: float, known: Mapping[str, Origin] | None, kwargs: dict[str, Any]
+    ) -> bool:
         job = self._known[name]
         loop = asyncio.get_running_loop()
         if loop.time() < self._resting_until:
@@ -201,7 +213,7 @@ class Jobs:
                         heartbeat=job.heartbeat,
                         retries=job.attempts,
                         ttl=_KEEP,
-                        meta=_asked_by(),
+                        meta=_asked_by(self._tracer, known),
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
@@ -275,9 +287,7 @@ def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
         beat = asyncio.create_task(_beat(context["job"], job.heartbeat / 3))
         began, outcome = time.perf_counter(), "stopped"
         try:
-            request_id = context["job"].meta.get(_REQUEST_ID)
-            with nullcontext() if request_id is None else asked_by(request_id):
-                await job.fn(gateway, **kwargs)
+            await _run_asked(gateway, name, job, context["job"].meta, kwargs)
             outcome = "done"
         except Exception as problem:  # noqa: BLE001 - whatever a job raises, it failed
             outcome = "failed"
@@ -293,10 +303,44 @@ def _runner(gateway: "Gateway", name: str, job: Job) -> Runner:
     return run
 
 
-def _asked_by() -> dict[str, str]:
-    """What a job is told of the request that led to it, for its log. Callers choose it and operators see it: masked."""
-    request_id = current_request_id()
-    return {_REQUEST_ID: mask_phones(request_id)} if request_id else {}
+async def _run_asked(gateway: "Gateway", name: str, job: Job, meta: Mapping[str, Any], kwargs: dict[str, Any]) -> None:
+    """Run a job for whoever asked for it, so that its log lines and its span say so."""
+    request_id, tracer = meta.get(_REQUEST_ID, ""), gateway.tracer
+    about: Attributes = {} if tracer is UNTRACED else _about(name, kwargs, request_id)
+    with (
+        coming_from(Origin(request_id, ""), UNTRACED),
+        origins(read_origins(meta.get(_ORIGINS, {}))),
+        tracer.job(name, about, carried=meta.get(_TRACE, ""), is_cron=job.cron is not None),
+    ):
+        await job.fn(gateway, **kwargs)
+
+
+def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
+    """What a span says of a job. Its kwargs are ids, or lists of them, of which it says how many there are."""
+    said: dict[str, str | int | float | bool] = {
+        **_SAQ,
+        "messaging.destination.name": name,
+        "messaging.operation.type": "process",
+    }
+    if request_id:
+        said["mpesa.request_id"] = request_id
+    for what, value in kwargs.items():
+        if isinstance(value, str):
+            said[f"mpesa.{what}"] = value
+        elif isinstance(value, list):
+            said["messaging.batch.message_count"] = len(cast("list[Any]", value))
+    return said
+
+
+def _asked_by(tracer: Tracer, known: Mapping[str, Origin] | None) -> dict[str, Any]:
+    """What a job is told of the requests that led to it."""
+    origin = current_origin(tracer)
+    meta: dict[str, Any] = {}
+    if origin is not None:
+        meta = {name: text for name, text in ((_REQUEST_ID, origin.request_id), (_TRACE, origin.carried)) if text}
+    if known:
+        meta[_ORIGINS] = {name: origin.as_meta() for name, origin in known.items()}
+    return meta
 
 
 async def _beat(job: SaqJob, every: float) -> None:

@@ -115,4 +115,5 @@ class Site:
             "LIMITS__BURST": "1000000",
             "SIMULATOR__CALLBACK_DELAY": "0.05",
             "METRICS__NETWORKS": "127.0.0.0/8",
+            "TRACES__ENDPOINT": "http://127.0.0.1:1/nobody",
         }

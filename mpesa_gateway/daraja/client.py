@@ -45,6 +45,7 @@ from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -161,8 +162,10 @@ class DarajaClient:
         sealer: Sealer,
         prefix: str = "mpesa",
         meter: Meter | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._config = config
+        self._tracer = tracer
         self._meter = meter or Meter()
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
@@ -490,6 +493,22 @@ class DarajaClient:
 
     async def _exchange(self, method: str, url: str, operation: str, env: Env, **options: Any) -> _Answer:
         """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""
+        parts = urlsplit(url)
+        said: Attributes = {
+            "http.request.method": method,
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            # Without its query, and without what somebody may have put before the host.
+            "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
+            "mpesa.env": env,
+            "mpesa.daraja.operation": operation,
+        }
+        with self._tracer.call(f"daraja {operation}", said) as span:
+            return await self._exchange_once(method, url, operation, env, span, **options)
+
+    async def _exchange_once(
+        self, method: str, url: str, operation: str, env: Env, span: Span, **options: Any
+    ) -> _Answer:
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
         began = time.perf_counter()
@@ -526,9 +545,21 @@ class DarajaClient:
             took = time.perf_counter() - began
             self._meter.count(DARAJA_CALLS, env, operation, outcome, code)
             self._meter.time(DARAJA_SECONDS, took, env, operation)
+            if span is not NOTHING:
+                _tell(span, status, outcome, code, error)
             log.info(
                 "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )
+
+
+def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
+    span.note({"mpesa.daraja.outcome": outcome})
+    if status:
+        span.note({"http.response.status_code": status})
+    if code:
+        span.note({"mpesa.daraja.code": code})
+    if outcome != "ok":
+        span.fail(code or error or outcome)
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:

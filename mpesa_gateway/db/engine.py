@@ -15,6 +15,7 @@ from piccolo.table import Table
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.logs import trace
+from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -209,6 +210,7 @@ class Database:
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
         self._columns = Columns()
+        self.tracer: Tracer = UNTRACED
 
     @property
     def is_running(self) -> bool:
@@ -385,20 +387,21 @@ class Database:
         if self._open.get() is not None:
             yield
             return
-        async with self._acquire() as connection:
-            current = _Open(connection)
-            token = self._open.set(current)
-            # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
-            # context manager keeps the connection and the context variable for ever when ROLLBACK itself fails.
-            shared = PostgresTransaction(self.engine)
-            shared.connection = connection
-            piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
-            try:
-                async with connection.transaction():
-                    yield
-            finally:
-                self.engine.current_transaction.reset(piccolo_token)
-                self._open.reset(token)
+        with self.tracer.step("postgres transaction", POSTGRES, "client"):
+            async with self._acquire() as connection:
+                current = _Open(connection)
+                token = self._open.set(current)
+                # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
+                # context manager keeps the connection and the context variable for ever when ROLLBACK itself fails.
+                shared = PostgresTransaction(self.engine)
+                shared.connection = connection
+                piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
+                try:
+                    async with connection.transaction():
+                        yield
+                finally:
+                    self.engine.current_transaction.reset(piccolo_token)
+                    self._open.reset(token)
         for callback in current.after_commit:
             try:
                 await callback()

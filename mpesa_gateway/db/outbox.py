@@ -11,6 +11,7 @@ import structlog
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import coming_from, origin_of
 from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.stored import dumps, loads
 
@@ -149,7 +150,7 @@ class Outbox:
 
     async def _owe(self, owed: Sequence[tuple[Event, str]]) -> None:
         """Note which durable subscribers have to hear of which event, and wake them after commit."""
-        db, jobs = self._gateway.db, self._gateway.jobs
+        db, jobs, tracer = self._gateway.db, self._gateway.jobs, self._gateway.tracer
         await db.execute(
             INSERT_TASKS,
             [event.event_id for event, _ in owed],
@@ -159,7 +160,8 @@ class Outbox:
 
         async def wake() -> None:
             for event, name in owed:
-                await jobs.enqueue(HANDLE, event_id=event.event_id, subscriber=name)
+                with coming_from(origin_of(event.subject_id), tracer):
+                    await jobs.enqueue(HANDLE, event_id=event.event_id, subscriber=name)
 
         await db.after_commit(wake)
 

@@ -12,6 +12,7 @@ import structlog
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.measures import REQUEST_SECONDS, REQUESTS
 from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.tracing import NOTHING, UNTRACED, Span, Tracer
 
 log = structlog.get_logger("mpesa_gateway.http")
 
@@ -48,13 +49,18 @@ def asked_by(request_id: str) -> Generator[None]:
         _current.reset(token)
 
 
+_BOUND = ("merchant_id", "key_id", "payment_id")
+"""What whoever handles a request binds for its log lines."""
+
+
 class RequestIds:
     """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
 
-    def __init__(self, app: ASGIApp, ids: Ids, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, ids: Ids, meter: Meter, tracer: Tracer = UNTRACED) -> None:
         self._app = app
         self._ids = ids
         self._meter = meter
+        self._tracer = tracer
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -65,14 +71,24 @@ class RequestIds:
         request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
         token = _current.set(request_id)
         outer = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            with self._tracer.request(scope, request_id) as span:
+                await self._handle(scope, receive, send, span)
+        finally:
+            structlog.contextvars.reset_contextvars(**outer)
+            structlog.contextvars.unbind_contextvars(*_BOUND)
+            _current.reset(token)
+
+    async def _handle(self, scope: Message, receive: Receive, send: Send, span: Span) -> None:
         began = time.perf_counter()
         status = 0
+        request_id = _current.get().encode()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         try:
@@ -92,6 +108,21 @@ class RequestIds:
                     status=status,
                     ms=round(took * 1000, 1),
                 )
-            structlog.contextvars.reset_contextvars(**outer)
-            structlog.contextvars.unbind_contextvars("merchant_id", "key_id", "payment_id")
-            _current.reset(token)
+            if span is not NOTHING:
+                _tell(span, method, template, status)
+
+
+def _tell(span: Span, method: str, template: str, status: int) -> None:
+    span.rename(f"{method} {template}")
+    bound = structlog.contextvars.get_contextvars()
+    span.note(
+        {
+            "http.request.method": "_OTHER" if method == OTHER else method,
+            "http.route": template,
+            "url.path": template,
+            "http.response.status_code": status,
+            **{f"mpesa.{name}": bound[name] for name in _BOUND if name in bound},
+        }
+    )
+    if status >= 500 or not status:
+        span.fail(str(status or "no_answer"))

@@ -57,10 +57,11 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
         "simulator": {"callback_delay": 0.2},
         "metrics": {"networks": ["127.0.0.0/8"]},
+        "traces": {"endpoint": "http://127.0.0.1:1/nobody"},
     }
     for name, change in changes.items():
         values[name] = values.get(name, {}) | change if isinstance(change, dict) else change
-    for name in ("simulator", "metrics"):
+    for name in ("simulator", "metrics", "traces"):
         if name not in values["plugins"]:
             del values[name]
     return values

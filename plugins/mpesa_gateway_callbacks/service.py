@@ -3,9 +3,11 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
@@ -20,6 +22,7 @@ from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
 from mpesa_gateway.pages import Moment
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.scopes import Env
@@ -32,6 +35,7 @@ from mpesa_gateway.security.signatures import (
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.services import NotProvided
 from mpesa_gateway.together import Together
+from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.dedup import Dedup
@@ -104,6 +108,8 @@ class _Arrival:
     report: Report
     fingerprint: bytes
     is_signed: bool
+    origin: Origin | None
+    """The request that brought it."""
 
     @property
     def text(self) -> str:
@@ -138,7 +144,9 @@ class CallbackInbox:
         self._settings = gateway.settings(CallbacksSettings)
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
-        self._kept: Together[_Arrival, bool | None] = Together(self._keep_together)
+        self._kept: Together[_Arrival, bool | None] = Together(
+            self._keep_together, told=partial(gateway.tracer.step, "postgres keep callback", POSTGRES, "client")
+        )
         self._unkept: ContextVar[dict[str, Verdict] | None] = ContextVar("unkept_callbacks", default=None)
         """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
         self._refusals = (0, 0)
@@ -171,6 +179,8 @@ class CallbackInbox:
         subject: Subject | None = None
         try:
             subject = self._read_token(incoming)
+            if subject is not None:
+                self._gateway.tracer.concerns(subject.subject_id)
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
             report = _read(incoming)
@@ -189,7 +199,8 @@ class CallbackInbox:
 
     def _arrival(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> "_Arrival":
         fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
-        return _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed)
+        origin = current_origin(self._gateway.tracer)
+        return _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed, origin)
 
     async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
         """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
@@ -202,7 +213,7 @@ class CallbackInbox:
         # Of two that are the same, one is new and the other a repetition: that is for Postgres to say.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
         # What is done together is done outside its callers' contexts, and with that outside their right to the reserve.
-        with reserve():
+        with reserve(), self._for_those_who_brought(arrivals):
             repeated = await self._count_repeats(again) if again else set[bytes]()
             kept = await self._keep_at_once(list(fresh.values()))
         self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
@@ -210,6 +221,13 @@ class CallbackInbox:
             True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
             for arrival in arrivals
         ]
+
+    def _for_those_who_brought(self, arrivals: Sequence["_Arrival"]) -> AbstractContextManager[None]:
+        """A block whose jobs are those of the requests that brought these callbacks, each of its own."""
+        if len(arrivals) == 1:
+            return coming_from(arrivals[0].origin, self._gateway.tracer)
+        brought = {one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin}
+        return origins(brought)
 
     async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> set[str]:
         """Publish, and write the inbox last, each with its verdict: five trips to Postgres however many they are.

@@ -65,6 +65,7 @@ class StatusChecks:
             reference,
             now,
         )
+        self._gateway.tracer.begins(check_id)
         try:
             ack = await self._gateway.daraja.transaction_status(
                 credentials.daraja,

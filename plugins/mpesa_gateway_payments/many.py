@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,6 +15,7 @@ from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.phone import may_be
 from mpesa_gateway.together import Together
+from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
@@ -67,8 +69,13 @@ class Steps:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(PaymentsSettings)
-        self._inserts: Together[Wanted, Row | None] = Together(self._insert)
-        self._acks: Together[Accepted, Row | None] = Together(self._accept)
+        step = gateway.tracer.step
+        self._inserts: Together[Wanted, Row | None] = Together(
+            self._insert, told=partial(step, "postgres insert payment", POSTGRES, "client")
+        )
+        self._acks: Together[Accepted, Row | None] = Together(
+            self._accept, told=partial(step, "postgres accept payment", POSTGRES, "client")
+        )
 
     async def insert(self, wanted: Wanted) -> Row | None:
         """Claim the key and write the payment; None, with nothing done, where the key has been seen before."""

@@ -127,6 +127,7 @@ class PaymentService:
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        self._gateway.tracer.begins(row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
         pushed = await self._gateway.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
@@ -429,6 +430,7 @@ class PaymentService:
         if row is None:
             return False
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
+        self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
             return True

@@ -205,6 +205,12 @@ class Reconciliation:
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
+        said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
+        with self._gateway.tracer.step("reconciliation run", said) as span:
+            if await self._run_to_its_end(run, credentials) == "failed":
+                span.fail("failed")
+
+    async def _run_to_its_end(self, run: Row, credentials: MpesaCredentials) -> str:
         error: str | None = _STOPPED
         beat = asyncio.create_task(self._beat(run["run_id"]))
         try:
@@ -226,6 +232,7 @@ class Reconciliation:
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
             self._gateway.meter.count(RUNS, status)
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
+        return status
 
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
         """A fault as the run's error, with what to do about it."""
@@ -392,6 +399,7 @@ class Reconciliation:
             # Noted first: the answer may be quicker than the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._db.execute(tables.ASKED, row["line_id"], now)
+            self._gateway.tracer.begins(row["line_id"])
             await self._gateway.daraja.transaction_status(
                 credentials.daraja,
                 initiator,

@@ -161,6 +161,7 @@ class RefundService:
         """Send the one reversal of a refund and record what came of it."""
         refund_id = row["refund_id"]
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        self._gateway.tracer.begins(refund_id)
         try:
             ack = await self._gateway.daraja.reverse(
                 credentials.daraja,
@@ -416,6 +417,7 @@ class RefundService:
         if row is None:
             return False
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        self._gateway.tracer.concerns(refund_id)
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
             async with self._db.transaction():
                 await self._needs_attention(row, row["attention"] or _NEVER_SAID)

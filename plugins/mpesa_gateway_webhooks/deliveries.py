@@ -1,6 +1,6 @@
 """Deliveries: one for each event and endpoint, sent until it is taken or the schedule ends, and replayed on demand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +11,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.origin import Origin, origin_of
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.schemas import (
@@ -75,11 +76,16 @@ class Deliveries:
             [event.occurred_at for event in events],
         )
         if rows:
-            await self._db.after_commit(lambda: self._wake_soon([row["delivery_id"] for row in rows]))
+            found = {row["delivery_id"]: origin_of(row["payment_id"]) for row in rows}
+            await self._db.after_commit(lambda: self._wake_soon(found))
 
-    async def _wake_soon(self, delivery_ids: Sequence[str]) -> None:
-        for start in range(0, len(delivery_ids), BATCH):
-            self._gateway.jobs.wake(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
+    async def _wake_soon(self, delivery_ids: Mapping[str, Origin | None]) -> None:
+        """Send these now, each for the request that led to it where several did."""
+        known = list(delivery_ids.items())
+        for start in range(0, len(known), BATCH):
+            batch = known[start : start + BATCH]
+            origins = {delivery_id: origin for delivery_id, origin in batch if origin is not None}
+            self._gateway.jobs.wake(DELIVER, delivery_ids=[each for each, _ in batch], origins=origins)
 
     async def _wake(self, delivery_ids: Sequence[str]) -> None:
         for start in range(0, len(delivery_ids), BATCH):

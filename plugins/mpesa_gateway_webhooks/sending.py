@@ -6,14 +6,18 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import structlog
 
 from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
 from mpesa_gateway.logs import masked, trace
+from mpesa_gateway.origin import coming_from, origin_of
 from mpesa_gateway.together import Together
+from mpesa_gateway.tracing import NOTHING, POSTGRES, Span
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
@@ -70,8 +74,13 @@ class Sender:
         self._endpoints = gateway.services.get(Endpoints)
         self._chance = random.SystemRandom()
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
-        self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(self._claim, most=_JOBS)
-        self._taken: Together[tuple[Row, Answer], None] = Together(self._note_taken)
+        self._tracer = gateway.tracer
+        self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(
+            self._claim, most=_JOBS, told=partial(self._tracer.step, "postgres claim deliveries", POSTGRES, "client")
+        )
+        self._taken: Together[tuple[Row, Answer], None] = Together(
+            self._note_taken, told=partial(self._tracer.step, "postgres note delivery", POSTGRES, "client")
+        )
         self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
         self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,7 +183,8 @@ class Sender:
     async def _deliver_one(self, row: Row, lane: Lane, lease: _Lease) -> None:
         delivery_id = row["delivery_id"]
         try:
-            await self._send_in_turn(row, lane, lease)
+            with coming_from(origin_of(delivery_id), self._tracer):
+                await self._send_in_turn(row, lane, lease)
         except asyncio.CancelledError:
             # We are told to stop: who takes over need not wait for our lease to end.
             await self._handed_back.ask((delivery_id, lease.leased_until))
@@ -201,7 +211,10 @@ class Sender:
             closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
-                answer = await self._send(row)
+                with self._tracer.call(f"deliver {row['event_type']}", {"http.request.method": "POST"}) as span:
+                    answer = await self._send(row)
+                    if span is not NOTHING:
+                        self._tell(span, row, answer)
                 if isinstance(answer, Answer):
                     self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
                 self._note(lane, answer)
@@ -230,6 +243,8 @@ class Sender:
         if row["previous_secret"] is not None and row["previous_until"] > now:
             secrets.append(self._endpoints.open(merchant_id, row["previous_secret"]))
         headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
+        if told := self._tracer.told():
+            headers["traceparent"] = told
         loopback = self._endpoints.allows_loopback(row["env"])
         try:
             return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
@@ -241,6 +256,27 @@ class Sender:
             return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
         except EgressFailed as failure:
             return failure
+
+    def _tell(self, span: Span, row: Row, answer: Answer | EgressFailed) -> None:
+        """What a span says of an attempt. Of the address its host: the rest may hold a secret of the merchant's."""
+        url = urlsplit(str(row["url"]))
+        self._tracer.concerns(row["payment_id"])
+        span.note(
+            {
+                "server.address": url.hostname or "",
+                "server.port": url.port or (443 if url.scheme == "https" else 80),
+                "url.scheme": url.scheme,
+                "http.request.resend_count": row["attempts"],
+                "mpesa.merchant_id": row["merchant_id"],
+                "mpesa.event_id": row["event_id"],
+                "mpesa.event_type": row["event_type"],
+                "mpesa.delivery_id": row["delivery_id"],
+            }
+        )
+        if isinstance(answer, Answer):
+            span.note({"http.response.status_code": answer.status})
+        if not _is_taken(answer):
+            span.fail(str(answer.status) if isinstance(answer, Answer) else answer.reason)
 
     # -- noting ---------------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ SELECT delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, 
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
     AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
 JOIN webhook_endpoint USING (merchant_id) WHERE is_active
-RETURNING delivery_id
+RETURNING delivery_id, payment_id
 """
 
 _CLAIM = """
@@ -75,9 +75,9 @@ WHERE delivery_id IN (
     AND webhook_endpoint.endpoint_id = delivery.endpoint_id AND event.event_id = delivery.event_id
     AND merchant.merchant_id = delivery.merchant_id
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
-    delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret, webhook_endpoint.previous_secret,
-    webhook_endpoint.previous_until, webhook_endpoint.is_active, webhook_endpoint.failures,
-    webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
+    delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
+    webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
+    webhook_endpoint.failures, webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format("delivery_id = ANY($1::text[]) AND endpoint_id <> ALL($4::text[])", "")

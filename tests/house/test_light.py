@@ -1,14 +1,20 @@
 """Importing the gateway costs a host little and changes nothing of its: heavy things come with what needs them."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
 
+from tests.house.tree import name_of, parsed, shipped_modules
+
 NOTHING_BESIDE = "import sys\nbefore = set(sys.modules)\nimport {module}\nprint(*sorted(set(sys.modules) - before))\n"
 
 UNTOUCHED = """
 import asyncio, logging, os, signal, sys
+
+# As where the extra `otel` is not installed. Where it is, redis imports it for itself.
+sys.modules["opentelemetry"] = None
 
 def seen():
     import structlog
@@ -83,3 +89,17 @@ def test_a_gateway_loads_the_plugins_that_are_enabled_and_no_other() -> None:
 
 def test_nothing_global_is_configured() -> None:
     run(UNTOUCHED)
+
+
+def test_only_the_traces_plugin_imports_opentelemetry_and_only_once_it_is_enabled() -> None:
+    importers = {
+        name_of(path)
+        for path in shipped_modules()
+        for node in ast.walk(parsed(path))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opentelemetry"))
+        or (isinstance(node, ast.Import) and any(alias.name.startswith("opentelemetry") for alias in node.names))
+    }
+    assert importers == {f"plugins/mpesa_gateway_traces/{name}.py" for name in ("shipping", "tracer")}
+    brought = run(NOTHING_BESIDE.format(module="mpesa_gateway_traces.plugin")).split()
+    assert "mpesa_gateway_traces.plugin" in brought
+    assert {"mpesa_gateway_traces.shipping", "mpesa_gateway_traces.tracer"} & set(brought) == set()

@@ -100,6 +100,8 @@ def _declared_for(path: Path) -> set[str]:
     standalone = {_plain(text) for text in PROJECT["optional-dependencies"]["standalone"]}
     if "standalone" in path.parts:
         return declared | standalone
+    if "mpesa_gateway_traces" in path.parts:
+        return declared | {_plain(text) for text in PROJECT["optional-dependencies"]["otel"]}
     if "testing" in path.parts:
         # Only pytest loads these, in an environment for tests.
         return declared | standalone | {"pytest", "pytest-asyncio"}

@@ -11,17 +11,23 @@ from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
 from tests.ledger import broken
 
-ALL: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
+INSTALLED: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
+
+ONLOOKERS = tuple(name for name, plugin in INSTALLED.items() if not (plugin.routes or plugin.jobs or plugin.tables))
+"""Those that bring nothing that another could miss: they are tried alone and beside all, not with every subset."""
+
+ALL = {name: plugin for name, plugin in INSTALLED.items() if name not in ONLOOKERS}
 
 
 def allowed() -> list[tuple[str, ...]]:
-    """Every subset of the plugins in which nobody misses what it requires."""
-    return [
+    """Every subset of the plugins in which nobody misses what it requires; onlookers only alone and beside all."""
+    subsets = [
         names
         for size in range(len(ALL) + 1)
         for names in combinations(ALL, size)
         if all(set(ALL[name].requires) <= set(names) for name in names)
     ]
+    return [*subsets, ONLOOKERS, (*ALL, *ONLOOKERS)]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,10 @@ def shared_url(servers: Servers) -> Generator[str]:
 def test_there_is_one_of_each_kind() -> None:
     assert len(allowed()) == len(set(allowed()))
     found = {frozenset(names) for names in allowed()}
-    assert {frozenset(names) for names in ((), ALL, ("credentials", "callbacks", "payments"), ("ops",))} <= found
+    expected = ((), ALL, INSTALLED, ("credentials", "callbacks", "payments"), ("ops",))
+    assert {frozenset(names) for names in expected} <= found
     assert frozenset(("credentials", "payments")) not in found
+    assert ONLOOKERS == ("traces",)
 
 
 @pytest.mark.parametrize("names", allowed(), ids=lambda names: "+".join(names) or "nothing")

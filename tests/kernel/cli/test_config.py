@@ -98,4 +98,4 @@ def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
     not_enabled = re.findall(
         r"^(\w+): .*\n(?:  .*\n)*?  enabled    no: add `(\w+)` to `plugins`$", printed, re.MULTILINE
     )
-    assert sorted(not_enabled) == [("metrics", "metrics"), ("simulator", "simulator")]
+    assert sorted(not_enabled) == [(name, name) for name in ("metrics", "simulator", "traces")]

@@ -1,0 +1,100 @@
+"""A collector of traces for tests: takes OTLP over real HTTP, and shows the spans that it was sent."""
+
+import gzip
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import eventually
+
+Attribute = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A span as the collector has it. ``parent`` is empty for the root of a trace, ``links`` are traces."""
+
+    name: str
+    kind: str
+    trace: str
+    span: str
+    parent: str
+    attributes: dict[str, Attribute]
+    links: set[str]
+    is_error: bool
+    resource: dict[str, Attribute]
+
+
+@dataclass
+class Collector:
+    """Where traces go."""
+
+    receiver: Receiver = field(default_factory=Receiver)
+
+    @property
+    def endpoint(self) -> str:
+        """For ``traces.endpoint``."""
+        return self.receiver.url.replace("/webhooks", "/v1/traces")
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """What came in, unpacked."""
+        return [gzip.decompress(one.body) for one in self.receiver.received]
+
+    def spans(self) -> list[Seen]:
+        """All that came in."""
+        return [
+            _seen(span, _attributes(list(of.resource.attributes)))
+            for body in self.bodies
+            for of in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in of.scope_spans
+            for span in scope.spans
+        ]
+
+    def of(self, name: str) -> list[Seen]:
+        """Those with this name."""
+        return [span for span in self.spans() if span.name == name]
+
+    async def wait_for(self, name: str, count: int = 1, where: Callable[[Seen], bool] | None = None) -> list[Seen]:
+        """Wait until so many with this name (that are so) have come. Raises TimeoutError."""
+
+        async def found() -> list[Seen]:
+            seen = [span for span in self.of(name) if where is None or where(span)]
+            return seen if len(seen) >= count else []
+
+        return await eventually(found)
+
+
+def _seen(span: Span, resource: dict[str, Attribute]) -> Seen:
+    return Seen(
+        name=span.name,
+        kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
+        trace=span.trace_id.hex(),
+        span=span.span_id.hex(),
+        parent=span.parent_span_id.hex(),
+        attributes=_attributes(list(span.attributes)),
+        links={link.trace_id.hex() for link in span.links},
+        is_error=span.status.code == Status.STATUS_CODE_ERROR,
+        resource=resource,
+    )
+
+
+def _attributes(pairs: list[KeyValue]) -> dict[str, Attribute]:
+    found: dict[str, Attribute] = {}
+    for pair in pairs:
+        which = pair.value.WhichOneof("value")
+        assert which in {"string_value", "int_value", "double_value", "bool_value"}, pair
+        found[pair.key] = getattr(pair.value, which)
+    return found
+
+
+@asynccontextmanager
+async def collecting() -> AsyncGenerator[Collector]:
+    """A collector on a free port, for the length of the block."""
+    async with receiving() as receiver:
+        yield Collector(receiver)

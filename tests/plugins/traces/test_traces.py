@@ -1,0 +1,522 @@
+"""What a collector is sent of a gateway at work: whole traces, nothing that is not to be known, at nobody's cost."""
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+from opentelemetry import trace as otel
+from opentelemetry.trace import ProxyTracerProvider
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.http.request_id import asked_by
+from mpesa_gateway.plugin import Job, Plugin
+from mpesa_gateway.standalone.process import free_port
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import INITIATED, PLUGINS, SANDBOX, Api, eventually, running_gateway, shop
+from mpesa_gateway.tracing import NOTHING, UNTRACED
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_traces.measures import SPANS
+from mpesa_gateway_traces.tracer import OtelTracer
+from tests.asgi import ask
+from tests.house.tree import ROOT
+from tests.plugins.traces.collector import Collector, collecting
+
+CALLBACK = "POST /v1/cb/{kind}/{token}"
+THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""A caller's ``traceparent``: a trace that is kept."""
+
+PHONE = "254711000018"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A gateway that is traced, a shop, its server, and the collector."""
+
+    gateway: Gateway
+    base: str
+    api: Api
+    receiver: Receiver
+    collector: Collector
+
+
+@pytest.fixture
+async def collector() -> AsyncGenerator[Collector]:
+    """Where the traces go."""
+    async with collecting() as found:
+        yield found
+
+
+@pytest.fixture
+def traced_values(values: dict[str, Any], collector: Collector) -> dict[str, Any]:
+    """Everything, with traces that are sent at once."""
+    return values | {"plugins": [*PLUGINS, "traces"], "traces": {"endpoint": collector.endpoint, "every": 0.05}}
+
+
+@pytest.fixture
+async def traced(traced_values: dict[str, Any], collector: Collector) -> AsyncGenerator[Traced]:
+    """A gateway at work."""
+    async with (
+        receiving() as receiver,
+        running_gateway(traced_values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        yield Traced(gateway, base, api, receiver, collector)
+
+
+def of_kind(values: dict[str, Any], **traces: Any) -> dict[str, Any]:
+    """The same settings with others of traces."""
+    return values | {"traces": values["traces"] | traces}
+
+
+async def test_a_payment_is_one_trace_and_what_comes_of_it_another_that_leads_there(traced: Traced) -> None:
+    asked = await traced.api.pay(PHONE, key="traced")
+    payment_id, collector = asked.data["id"], traced.collector
+    await traced.receiver.wait_for(1)
+    (delivered,) = await collector.wait_for("deliver payment.completed")
+    (request,) = await collector.wait_for("POST /v1/payments")
+    (callback,) = await collector.wait_for(CALLBACK)
+    (push,) = collector.of("daraja stk_push")
+    (job,) = await collector.wait_for("webhooks.deliver")
+    (woken,) = collector.of("enqueue webhooks.deliver")
+
+    assert (request.kind, request.parent, request.is_error) == ("server", "", False)
+    assert request.attributes["http.response.status_code"] == 201
+    assert request.attributes["mpesa.payment_id"] == payment_id
+    assert request.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+    for name in ("postgres insert payment", "daraja token", "daraja stk_push", "postgres accept payment"):
+        (part,) = collector.of(name)
+        assert (part.kind, part.trace, part.parent) == ("client", request.trace, request.span)
+        assert part.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+    assert push.attributes["mpesa.daraja.outcome"] == "ok"
+
+    assert (callback.kind, callback.parent, callback.links) == ("server", "", {request.trace})
+    assert callback.trace != request.trace
+    assert callback.attributes["mpesa.subject_id"] == payment_id
+    (kept,) = collector.of("postgres keep callback")
+    assert (kept.trace, kept.parent) == (callback.trace, callback.span)
+    assert (woken.kind, woken.trace, woken.parent) == ("producer", callback.trace, callback.span)
+    assert (job.kind, job.trace, job.parent) == ("consumer", callback.trace, woken.span)
+    assert (delivered.kind, delivered.trace, delivered.parent) == ("client", callback.trace, job.span)
+    assert delivered.links == {request.trace}
+    assert delivered.attributes["http.response.status_code"] == 200
+    for span in (job, delivered):
+        assert span.attributes["mpesa.request_id"] == callback.attributes["mpesa.request_id"]
+    for span in (request, job):
+        assert span.resource["service.name"] == "mpesa-gateway"
+
+
+async def test_callbacks_that_are_kept_together_stay_in_traces_of_their_own(traced_values: dict[str, Any]) -> None:
+    """Each with its own request id and its own webhook, though one transaction and one job serve many of them."""
+    values = of_kind(traced_values, remember_hours=0) | {"simulator": {"callback_delay": 600}}
+    async with (
+        collecting() as collector,
+        receiving() as receiver,
+        running_gateway(of_kind(values, endpoint=collector.endpoint)) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        merchant = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        paid = [(await api.pay(f"2547110000{10 + number}", key=f"{number}")).data for number in range(12)]
+        inbox = gateway.services.get(CallbackInbox)
+
+        async def arrive(number: int, payment: dict[str, Any]) -> None:
+            url = gateway.services.get(Callbacks).url_for(
+                "stk", env="sandbox", merchant_id=merchant, subject_id=payment["id"]
+            )
+            incoming = Incoming("stk", url.rpartition("/")[2], success(number, payment), "127.0.0.1")
+            scope: dict[str, Any] = {"path": "/v1/cb", "headers": []}
+            with asked_by(f"callback-{number}"), gateway.tracer.request(scope, f"callback-{number}") as span:
+                span.rename("callback")
+                await inbox.receive(incoming)
+
+        await asyncio.gather(*(arrive(number, payment) for number, payment in enumerate(paid)))
+        delivered = await collector.wait_for("deliver payment.completed", len(paid))
+        callbacks = await collector.wait_for("callback", len(paid))
+    assert len({callback.trace for callback in callbacks}) == len(paid)
+    by_payment = {callback.attributes["mpesa.subject_id"]: callback for callback in callbacks}
+    for one in delivered:
+        callback = by_payment[one.attributes["mpesa.subject_id"]]
+        assert one.trace == callback.trace
+        assert one.attributes["mpesa.request_id"] == callback.attributes["mpesa.request_id"]
+    # Some of them were served by one and the same job: that is what could have mixed them up.
+    assert max(int(job.attributes["messaging.batch.message_count"]) for job in collector.of("webhooks.deliver")) > 1
+
+
+def success(number: int, payment: dict[str, Any]) -> bytes:
+    """A callback that says that a payment was paid."""
+    items = {"Amount": 500, "MpesaReceiptNumber": f"TKN4A1B2{number:02}", "PhoneNumber": int(payment["phone"])}
+    told = {
+        "MerchantRequestID": "7a1c-4d0e",
+        "CheckoutRequestID": payment["provider_ref"],
+        "ResultCode": 0,
+        "ResultDesc": "The service request is processed successfully.",
+        "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
+    }
+    return json.dumps({"Body": {"stkCallback": told}}).encode()
+
+
+async def test_a_refund_and_a_reconciliation_are_told_and_lead_back(traced: Traced) -> None:
+    api, collector = traced.api, traced.collector
+    assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    paid = await api.pay(PHONE, key="a")
+    await api.settled(paid.data["id"], "completed")
+    body = {"payment_id": paid.data["id"]}
+    assert (await api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "b"})).status == 201
+    (refund,) = await collector.wait_for("POST /v1/refunds")
+    (reversal,) = collector.of("daraja reversal")
+    assert reversal.trace == refund.trace
+    (result,) = await collector.wait_for(CALLBACK, where=lambda span: span.links == {refund.trace})
+    (told,) = await collector.wait_for("deliver payment.reversed")
+    assert told.trace == result.trace
+    assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
+    assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).status in {200, 201, 202}
+    (run,) = await collector.wait_for("reconciliation run")
+    assert {(pulled.trace, pulled.parent) for pulled in collector.of("daraja pull_query")} == {(run.trace, run.span)}
+    assert run.attributes["mpesa.cause"] == "manual"
+
+
+async def test_neither_numbers_nor_secrets_nor_addresses_with_tokens_are_told(traced: Traced) -> None:
+    traced.receiver.status = 500
+    secret_url = traced.receiver.url + "/hook-secret?key=in-the-query"
+    assert (await traced.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": secret_url})).status == 200
+    said = {"X-Request-ID": f"till-{PHONE}", "Idempotency-Key": "masked", "traceparent": THEIRS, "tracestate": PHONE}
+    asked = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=said)
+    await traced.api.call("GET", f"/v1/payments?phone={PHONE}")
+    await traced.api.call("GET", f"/v1/payments/{PHONE}")
+    assert (await ask(traced.gateway.asgi, f"SAY{PHONE}", b"/nothing/" + PHONE.encode())).status in {404, 405}
+    (failed,) = await traced.collector.wait_for("deliver payment.completed")
+    await traced.collector.wait_for("GET /v1/payments/{payment_id}")
+    (callback,) = await traced.collector.wait_for(CALLBACK)
+    assert failed.is_error
+    assert failed.attributes["error.type"] == "500"
+    assert callback.attributes["url.path"] == callback.attributes["http.route"] == "/v1/cb/{kind}/{token}"
+    (request,) = traced.collector.of("POST /v1/payments")
+    assert request.attributes["mpesa.request_id"] == "till-2547****018"
+    address = traced.gateway.services.get(Callbacks).url_for(
+        "stk", env="sandbox", merchant_id=asked.data["merchant_id"], subject_id=asked.data["id"]
+    )
+    mpesa = SANDBOX["mpesa"]
+    hidden = [PHONE, PHONE[3:], "hook-secret", "in-the-query", traced.api.key, address.rpartition("/")[2]]
+    hidden += [mpesa["consumer_key"], mpesa["consumer_secret"], mpesa["passkey"]]
+    for body in traced.collector.bodies:
+        for text in hidden:
+            assert text is not None
+            assert text.encode() not in body, text
+
+
+async def test_a_call_that_fails_says_how(traced: Traced) -> None:
+    fault = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
+    await traced.api.call("POST", "/simulator/control/faults", fault)
+    assert (await traced.api.pay(PHONE, key="fault")).status == 503
+    (request,) = await traced.collector.wait_for("POST /v1/payments")
+    (push,) = traced.collector.of("daraja stk_push")
+    assert push.is_error
+    assert (push.attributes["error.type"], push.attributes["mpesa.daraja.outcome"]) == ("500.003.02", "fault")
+    assert request.is_error
+    assert request.attributes["error.type"] == "503"
+
+
+async def test_a_strangers_traceparent_is_a_link_and_a_trusted_callers_is_gone_on_with(
+    traced_values: dict[str, Any], collector: Collector
+) -> None:
+    trace = THEIRS.split("-")[1]
+    for networks in ([], ["10.0.0.0/8"]):
+        async with running_gateway(of_kind(traced_values, trusted_callers=networks)) as (gateway, _):
+            await ask(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
+        (stranger,) = await collector.wait_for("GET /v1/payments")
+        assert (stranger.parent, stranger.links) == ("", {trace})
+        assert stranger.trace != trace
+        collector.receiver.received.clear()
+    async with running_gateway(of_kind(traced_values, trusted_callers=["127.0.0.0/8"], ratio=0)) as (gateway, _):
+        not_kept = THEIRS[:-1] + "0"
+        await ask(gateway.asgi, "GET", b"/v1/merchant/me", ((b"traceparent", not_kept.encode()),))
+        await ask(gateway.asgi, "GET", b"/v1/merchant/me")
+        await ask(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
+    (trusted,) = [span for span in collector.spans() if span.kind == "server"]
+    assert {span.trace for span in collector.spans()} == {trace}
+    assert (trusted.name, trusted.trace, trusted.parent) == ("GET /v1/payments", trace, THEIRS.split("-")[2])
+
+
+async def test_merchants_know_of_a_trace_only_where_the_settings_tell_them(traced_values: dict[str, Any]) -> None:
+    for is_told in (False, True):
+        async with (
+            collecting() as collector,
+            receiving() as receiver,
+            running_gateway(of_kind(traced_values, endpoint=collector.endpoint, tell_merchants=is_told)) as (gw, base),
+            shop(gw, base, webhook_url=receiver.url) as api,
+        ):
+            await api.pay(PHONE, key="a")
+            (webhook,) = await receiver.wait_for(1)
+            (delivered,) = await collector.wait_for("deliver payment.completed")
+        expected = f"00-{delivered.trace}-{delivered.span}-01" if is_told else None
+        sent = webhook.headers.get("traceparent")
+        # The last two digits are flags, of which the first bit says that the trace is kept.
+        assert (sent and sent[:-2]) == (expected and expected[:-2])
+
+
+async def test_a_cron_that_finds_nothing_to_do_is_not_told_and_one_that_does_is(
+    traced_values: dict[str, Any], collector: Collector
+) -> None:
+    ran: list[str] = []
+
+    async def idle(gateway: Gateway) -> None:
+        await gateway.db.fetchval("SELECT 1")
+        ran.append("idle")
+
+    async def busy(gateway: Gateway) -> None:
+        async with gateway.db.transaction():
+            ran.append("busy")
+
+    async def broken(_: Gateway) -> None:
+        raise ValueError(f"about {PHONE}")
+
+    jobs = tuple(Job(fn, timeout=5, cron="* * * * * *") for fn in (idle, busy, broken))
+    host = Plugin(name="crons", summary="Run by the clock.", jobs=jobs)
+    async with running_gateway(traced_values, plugins=(host,)):
+
+        async def both_ran() -> bool:
+            return {"idle", "busy"} <= set(ran)
+
+        await eventually(both_ran)
+        cron, *_ = await collector.wait_for("crons.busy")
+        failed, *_ = await collector.wait_for("crons.broken")
+    assert (cron.kind, cron.parent) == ("internal", "")
+    assert cron.span in {span.parent for span in collector.of("postgres transaction")}
+    assert (failed.is_error, failed.attributes["error.type"]) == (True, "ValueError")
+    assert collector.of("crons.idle") == []
+
+
+async def test_health_is_not_told(traced: Traced) -> None:
+    assert (await traced.api.call("GET", "/health/ready")).status == 200
+    await traced.api.call("GET", "/v1/merchant/me")
+    await traced.collector.wait_for("GET /v1/merchant/me")
+    assert [span.name for span in traced.collector.spans() if "health" in str(span.attributes)] == []
+
+
+async def test_log_lines_name_the_trace(traced: Traced) -> None:
+    processors: list[Any] = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=processors) as lines:
+        await traced.api.pay(PHONE, key="logged")
+    (request,) = await traced.collector.wait_for("POST /v1/payments")
+    named = {line["event"] for line in lines if line.get("trace_id") == request.trace}
+    assert {"request", "daraja_exchange"} <= named
+
+
+async def test_without_a_collector_everything_works_and_one_line_says_so(
+    traced_values: dict[str, Any], collector: Collector
+) -> None:
+    port = free_port()
+    values = of_kind(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", queue=20)
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            receiving() as receiver,
+            running_gateway(values) as (gateway, base),
+            shop(gateway, base, webhook_url=receiver.url) as api,
+        ):
+            for number in range(3):
+                paid = await api.pay(PHONE, key=f"{number}")
+                assert (await api.settled(paid.data["id"]))["status"] == "completed"
+            await receiver.wait_for(3)
+
+            async def is_dropping() -> bool:
+                return counted(gateway, "dropped") > 0
+
+            await eventually(is_dropping)
+            assert counted(gateway, "sent") == 0
+            assert isinstance(gateway.tracer, OtelTracer)
+            assert len(gateway.tracer._shipping._waiting) <= 20
+            assert await told(lines, "traces_not_taken") == 1
+            server = await asyncio.start_server(collector.receiver.handle, "127.0.0.1", port)
+            assert await told(lines, "traces_taken_again") == 1
+            server.close()
+            assert counted(gateway, "sent") > 0
+    assert collector.of("POST /v1/payments")
+
+
+def counted(gateway: Gateway, outcome: str) -> float:
+    """How many spans were so."""
+    return next(dict(counts).get((outcome,), 0.0) for counter, counts in gateway.meter.counted() if counter is SPANS)
+
+
+async def told(lines: list[Any], event: str) -> int:
+    """How often a line stands in the log, once it does. Raises TimeoutError."""
+
+    async def found() -> int:
+        return sum(line["event"] == event for line in lines)
+
+    return await eventually(found)
+
+
+async def test_a_collector_that_refuses_gets_the_same_spans_only_once(
+    traced_values: dict[str, Any], collector: Collector
+) -> None:
+    collector.receiver.status = 401
+    with structlog.testing.capture_logs() as lines:
+        async with running_gateway(traced_values) as (gateway, _):
+            await ask(gateway.asgi, "GET", b"/v1/payments")
+            await collector.wait_for("GET /v1/payments")
+            (line,) = [line for line in lines if line["event"] == "traces_not_taken"]
+    assert line["problem"] == "HTTP 401"
+    assert len(collector.of("GET /v1/payments")) == 1
+    assert counted(gateway, "refused") == len(collector.spans())
+
+
+async def test_headers_go_along_and_what_waits_is_sent_while_stopping(
+    traced_values: dict[str, Any], collector: Collector
+) -> None:
+    values = of_kind(traced_values, every=3600, headers=["Authorization: Bearer of-the-collector"], service_name="till")
+    async with running_gateway(values) as (gateway, _):
+        await ask(gateway.asgi, "GET", b"/v1/payments")
+        assert collector.spans() == []
+    (request,) = collector.of("GET /v1/payments")
+    assert request.resource["service.name"] == "till"
+    (sent,) = collector.receiver.received
+    assert sent.headers["authorization"] == "Bearer of-the-collector"
+    assert sent.headers["content-type"] == "application/x-protobuf"
+
+
+async def test_a_collector_that_never_answers_does_not_keep_us_from_stopping(traced_values: dict[str, Any]) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.read()
+
+    server = await asyncio.start_server(silence, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    values = of_kind(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=0.3)
+    gateway = Gateway(GatewayConfig.from_values(values))
+    await gateway.start()
+    await ask(gateway.asgi, "GET", b"/v1/payments")
+    async with asyncio.timeout(30):
+        await gateway.stop()
+    assert writers
+    server.close()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced) -> None:
+    class Away:
+        """A Valkey that is not there."""
+
+        async def get(self, *_: Any, **__: Any) -> None:
+            raise OSError("away")
+
+        set = get
+
+    loop, problems = asyncio.get_running_loop(), list[Any]()
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    real, traced.gateway.valkey = traced.gateway.valkey, Away()
+    try:
+        with traced.gateway.tracer.request({"path": "/v1", "headers": []}, "here") as span:
+            span.rename("here")
+            traced.gateway.tracer.begins("pay_1")
+            traced.gateway.tracer.concerns("pay_2")
+        (here,) = await traced.collector.wait_for("here")
+    finally:
+        traced.gateway.valkey = real
+    gc.collect()
+    assert problems == []
+    assert (here.links, here.is_error) == (set(), False)
+
+
+async def test_what_a_host_traces_with_is_left_alone(traced: Traced) -> None:
+    await traced.api.call("GET", "/v1/merchant/me")
+    assert isinstance(otel.get_tracer_provider(), ProxyTracerProvider)
+
+
+HOST = """
+import asyncio, json, sys, threading
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from tests.asgi import ask
+
+seen, hosts = InMemorySpanExporter(), TracerProvider()
+hosts.add_span_processor(SimpleSpanProcessor(seen))
+trace.set_tracer_provider(hosts)
+
+async def main():
+    async with Gateway(GatewayConfig.from_values(json.load(sys.stdin))).running() as gateway:
+        with hosts.get_tracer("host").start_as_current_span("checkout"):
+            await ask(gateway.asgi, "GET", b"/v1/merchant/me")
+        threads = [thread.name for thread in threading.enumerate()]
+    spans = {span.name: span for span in seen.get_finished_spans()}
+    ours, host = spans["GET /v1/merchant/me"], spans["checkout"]
+    print(json.dumps([ours.parent.span_id == host.context.span_id, ours.resource == hosts.resource, threads]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_host_with_a_provider_of_its_own_gets_our_spans_inside_its_own(traced_values: dict[str, Any]) -> None:
+    values = traced_values | {"worker": {"in_process": False}}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HOST],
+        input=json.dumps(values),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    is_inside, is_theirs, threads = msgspec.json.decode(done.stdout.splitlines()[-1])
+    assert (is_inside, is_theirs) == (True, True)
+    assert "mpesa-traces" not in threads
+
+
+def test_without_the_plugin_nobody_is_told(values: dict[str, Any]) -> None:
+    gateway = Gateway(GatewayConfig.from_values(values))
+    assert gateway.tracer is UNTRACED
+    tracer = gateway.tracer
+    blocks = [
+        tracer.request({"path": "/"}, "a"),
+        tracer.job("a", {}, carried=""),
+        tracer.call("a", {}),
+        tracer.step("a", {}),
+    ]
+    # One and the same each time: nothing is made for nobody.
+    assert all(block is NOTHING for block in blocks)
+    assert (tracer.carried(), tracer.told()) == ("", "")
+
+
+def test_without_opentelemetry_a_gateway_that_wants_traces_says_what_to_install(
+    traced_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mpesa_gateway_traces.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(ConfigRefused, match=r"pip install 'mpesa-gateway\[otel\]'"):
+        Gateway(GatewayConfig.from_values(traced_values))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"endpoint": "collector:4318"}, r"`traces\.endpoint`"),
+        ({"endpoint": "http://user:word@collector:4318/v1/traces"}, r"`traces\.endpoint`"),
+        ({"endpoint": "http://collector/v1/traces?key=1"}, r"`traces\.endpoint`"),
+        ({"headers": ["Authorization"]}, r"`traces\.headers`"),
+        ({"headers": ["a b: c"]}, r"`traces\.headers`"),
+        ({"trusted_callers": ["everybody"]}, r"`traces\.trusted_callers`"),
+        ({"ratio": 2}, r"`traces\.ratio`"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(traced_values: dict[str, Any], setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigRefused, match=words) as refused:
+        Gateway(GatewayConfig.from_values(of_kind(traced_values, **setting)))
+    assert "word" not in str(refused.value)
