@@ -323,9 +323,6 @@ def _blamed() -> Generator[None]:
             "refused", "there is a pooler in front of it: let database.replica_url name the replica itself"
         ) from None
     except _FAULTS as fault:
-        if isinstance(fault, ValueError):
-            # A parameter that asyncpg cannot send.
-            raise
         is_conflict = isinstance(fault, asyncpg.TransactionRollbackError)
         why, what = ("conflict", "gave up a query") if is_conflict else ("away", "cannot be asked")
         raise Unfit(why, f"it {what} ({type(fault).__name__})") from fault

@@ -5,26 +5,29 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
-import pytest
 
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
-from mpesa_gateway.standalone.process import write_private
+from mpesa_gateway.standalone.process import StartFailed, write_private
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 
 
 class Standby:
     """A copy of a primary that follows it."""
 
-    def __init__(self, primary: EmbeddedPostgres, folder: Path) -> None:
-        """Copies the primary, which takes a second. What would keep the copy from replaying is cancelled at once."""
+    def __init__(self, primary: EmbeddedPostgres, folder: Path, settings: Mapping[str, object] | None = None) -> None:
+        """Copies the primary, which takes seconds. What would keep the copy from replaying is cancelled at once.
+
+        Raises StartFailed.
+        """
         self._server = EmbeddedPostgres(
-            folder, settings={"max_standby_streaming_delay": 0, "wal_retrieve_retry_interval": "100ms"}
+            folder,
+            settings={"max_standby_streaming_delay": 0, "wal_retrieve_retry_interval": "100ms"} | dict(settings or {}),
         )
         at, home = urlsplit(primary.url), self._server.home
         password = unquote(at.password or "")
@@ -34,11 +37,11 @@ class Standby:
         home.mkdir(mode=0o700)
         if user is not None:
             shutil.chown(home, user)
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - Postgres' own program
             [
                 str(primary.binaries() / "pg_basebackup"),
                 f"--pgdata={home}",
-                f"--dbname=host={at.hostname} port={at.port} user={at.username} password={password}",
+                f"--dbname=host={at.hostname} port={at.port} user={at.username}",
                 "--write-recovery-conf",
                 "--checkpoint=fast",
                 "--no-sync",
@@ -46,11 +49,17 @@ class Standby:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            env=os.environ | {"PGPASSWORD": password},
             user=user,
             cwd=home,
         )
         if done.returncode != 0:
-            pytest.fail(f"pg_basebackup: {done.stderr.decode()}")
+            raise StartFailed(f"pg_basebackup: {done.stderr.decode()}")
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, None when it is not running."""
+        return self._server.pid
 
     def url(self, primary_url: str) -> str:
         """Where the copy of this database of the primary is."""
