@@ -162,13 +162,16 @@ class Replica(Asking):
         """What the question gives: by the replica if it can say it now, else by the primary."""
         why = self._why_not()
         if why is None:
+            is_trial = self._rests_until is not None
             try:
                 answer = await self._ask(question)
             except Unfit as unfit:
                 why = unfit.why
                 self._leave_alone(unfit)
             else:
-                self._use_again()
+                # Others may have begun before it failed, and say nothing of how it is now.
+                if is_trial:
+                    self._use_again()
                 self._meter.count(REPLICA_READS, "replica", "")
                 return answer
         self._meter.count(REPLICA_READS, "primary", why)
@@ -304,9 +307,8 @@ class Replica(Asking):
         say("replica_left_alone", why=unfit.why, problem=str(unfit))
 
     def _use_again(self) -> None:
-        if self._rests_until is not None:
-            self._rests_until = None
-            log.info("replica_used_again")
+        self._rests_until = None
+        log.info("replica_used_again")
 
 
 @contextmanager

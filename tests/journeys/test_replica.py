@@ -24,7 +24,8 @@ _FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad(i::text, 26, '0'), merchant_id, 'sandbox', 'mpesa', '174379', 1 + i % 100, 'KES', '254711000001',
-    'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - i * interval '1 second', now()
+    'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(),
+    now() - interval '1 day' - i * interval '1 second', now()
 FROM merchant, generate_series(1, $1::int) AS i
 """
 

@@ -71,7 +71,8 @@ class Pair:
 @asynccontextmanager
 async def connected(url: str, replica_url: str, **more: Any) -> AsyncGenerator[Pair]:
     """Both, connected for the length of the block. The replica is waited for as long as the machine is slow."""
-    config = DatabaseConfig(url=Secret(url), replica_url=Secret(replica_url), **({"replica_max_lag": 10.0} | more))
+    values: dict[str, Any] = {"replica_max_lag": 10.0} | more
+    config = DatabaseConfig(url=Secret(url), replica_url=Secret(replica_url), **values)
     db, meter = Database(config), Meter()
     replica = Replica(config, db, meter, clock=lambda: both.seconds + asyncio.get_running_loop().time())
     both = Pair(replica_url, db, replica, meter)
@@ -325,8 +326,9 @@ async def test_the_doctor_says_what_is_wrong_with_it(url: str, standby: Standby)
     async with paired(url, standby) as pair:
 
         async def seen(**changes: Any) -> list[tuple[str, Level, str]]:
-            config = DatabaseConfig(**({"url": Secret(url), "replica_url": Secret(standby.url(url))} | changes))
-            return [(one.name, one.level, one.text) async for one in look_at_replica(config, pair.db)]
+            values: dict[str, Any] = {"url": Secret(url), "replica_url": Secret(standby.url(url))} | changes
+            seen = look_at_replica(DatabaseConfig(**values), pair.db)
+            return [(one.name, one.level, one.text) async for one in seen]
 
         await pair.db.execute("CREATE TABLE migration (owner text)")
         assert await seen(replica_url=None) == []
