@@ -131,6 +131,8 @@ class Replica(Asking):
         self._pool: asyncpg.Pool[Row] | None = None
         self._reached: int | None = None
         self._rests_until: float | None = None
+        self.left_alone: Unfit | None = None
+        """Why the replica is not used at present; None where it is, or nothing has been asked yet."""
 
     async def start(self) -> None:
         """Be ready to be asked. The replica may be away: it is connected to when it is needed."""
@@ -152,11 +154,6 @@ class Replica(Asking):
                     await pool.close()
             except TimeoutError:
                 pool.terminate()
-
-    @property
-    def is_used(self) -> bool:
-        """Whether the next question goes to the replica first."""
-        return self._pool is not None and self._rests_until is None
 
     async def ask(self, question: Question) -> Any:
         """What the question gives: by the replica if it can say it now, else by the primary."""
@@ -302,12 +299,12 @@ class Replica(Asking):
         if self._pool is None:
             return
         was_used = self._rests_until is None
-        self._rests_until, self._reached = self._clock() + REST, None
+        self._rests_until, self._reached, self.left_alone = self._clock() + REST, None, unfit
         say = log.warning if was_used else log.debug
         say("replica_left_alone", why=unfit.why, problem=str(unfit))
 
     def _use_again(self) -> None:
-        self._rests_until = None
+        self._rests_until = self.left_alone = None
         log.info("replica_used_again")
 
 
