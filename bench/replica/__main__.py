@@ -103,6 +103,7 @@ class Run:
                     turn = await self._turn(contestants[name], standby)
                     if number >= 0:
                         found[name].append(turn)
+                        self._console.print(f"{number + 1} {name}: {turn['creates_a_second']:.0f} creates a second")
             print_table(self._console, found)
             return {"payments": self._payments, "seconds": self._seconds, "turns": found}
         finally:
