@@ -14,11 +14,13 @@ from litestar.di import Provide
 from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import DarajaClient
+from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 from mpesa_gateway.db.migrator import Migration, find, migrate, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import HANDLE, Outbox
+from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.errors import NotFound, ServiceUnavailable, UnsupportedMediaType
 from mpesa_gateway.events import Event
 from mpesa_gateway.http import admin, health, html
@@ -168,8 +170,10 @@ class Gateway:
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
         self.db = Database(config.database)
         self.months = Months(self.db, self.clock, [one for plugin in self.plugins for one in plugin.months])
+        self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
+        self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
-        self.audit = Audit(self.db, self.clock, self.ids)
+        self.audit = Audit(self.db, self.clock, self.ids, self.reads)
         self.changes = Changes(self.db)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
@@ -264,6 +268,8 @@ class Gateway:
     async def _start(self, *, migrate_first: bool) -> None:
         self._place.enter_context(place_of_its_own(self.config))
         await self.db.start()
+        if self.replica is not None:
+            await self.replica.start()
         if isinstance(self.clock, SharedClock):
             await self._agree(self.clock)
             self._clock_keeper = asyncio.create_task(self._keep_agreeing(self.clock))
@@ -330,6 +336,8 @@ class Gateway:
             if part is not None:
                 await getattr(part, close)()
         await self.changes.stop()
+        if self.replica is not None:
+            await self.replica.stop()
         await self.db.stop()
         self._place.close()
 

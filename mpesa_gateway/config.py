@@ -49,10 +49,16 @@ class ConfigRefused(Exception):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode."""
+    """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
+
+    ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
+    it has all that is committed.
+    """
 
     url: Secret | None = None
     direct_url: Secret | None = None
+    replica_url: Secret | None = None
+    replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
@@ -328,6 +334,7 @@ def _check(config: GatewayConfig) -> None:
     for name, secret in (
         ("database.url", config.database.url),
         ("database.direct_url", config.database.direct_url),
+        ("database.replica_url", config.database.replica_url),
         ("valkey.url", config.valkey.url),
     ):
         if secret is not None and not secret:

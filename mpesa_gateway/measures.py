@@ -21,7 +21,22 @@ DARAJA_CALLS = Counter(
     most=1000,
 )
 DARAJA_SECONDS = Histogram("mpesa_daraja_call_seconds", "How long Daraja took to answer.", ("env", "operation"))
+REPLICA_READS = Counter(
+    "mpesa_replica_reads_total",
+    "Reads that the replica of Postgres may answer, by who did, and why not the replica: behind, away, conflict, "
+    "refused, resting (after one of these), busy, transaction.",
+    ("answered_by", "why"),
+    begins=(("replica", ""),),
+)
 JOBS = Counter("mpesa_jobs_total", "Jobs that this process ran, by how they ended.", ("job", "outcome"))
 JOB_SECONDS = Histogram("mpesa_job_seconds", "How long jobs ran.", ("job",), bounds=LONG)
 
-COUNTS: tuple[Counter | Histogram, ...] = (REQUESTS, REQUEST_SECONDS, DARAJA_CALLS, DARAJA_SECONDS, JOBS, JOB_SECONDS)
+COUNTS: tuple[Counter | Histogram, ...] = (
+    REQUESTS,
+    REQUEST_SECONDS,
+    DARAJA_CALLS,
+    DARAJA_SECONDS,
+    REPLICA_READS,
+    JOBS,
+    JOB_SECONDS,
+)

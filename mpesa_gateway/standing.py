@@ -22,6 +22,11 @@ MIGRATIONS = Gauge(
 )
 MONTHS = Gauge("mpesa_months_missing", "Partitions for this month or the next that tables by month lack.")
 ASTRAY = Gauge("mpesa_months_astray", "Tables by month that hold rows for which there was no partition.")
+REPLICA = Gauge("mpesa_replica_unfit", "Whether the settings name a replica of Postgres that cannot be read from now.")
+REPLICA_LAG = Gauge(
+    "mpesa_replica_lag_seconds",
+    "How long it took to have all that was committed; where that was too long, the age of its last transaction.",
+)
 VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
 WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a minute.")
 QUEUE = Gauge(
@@ -61,6 +66,15 @@ async def read_months(gateway: "Gateway") -> Sequence[Value]:
         (MONTHS, (), sum(len(table.missing) for table in tables)),
         (ASTRAY, (), sum(table.has_astray for table in tables)),
     ]
+
+
+async def read_replica(gateway: "Gateway") -> Sequence[Value]:
+    """How the replica stands, where there is one."""
+    if gateway.replica is None:
+        return [(REPLICA, (), 0)]
+    standing = await gateway.replica.look()
+    lag: list[Value] = [] if standing.lag is None else [(REPLICA_LAG, (), standing.lag)]
+    return [(REPLICA, (), not standing.is_fit), *lag]
 
 
 async def read_queue(gateway: "Gateway") -> Sequence[Value]:
@@ -118,6 +132,7 @@ READINGS = (
     Reading((BUILD,), read_build),
     Reading((POSTGRES, MIGRATIONS), read_postgres),
     Reading((MONTHS, ASTRAY), read_months),
+    Reading((REPLICA, REPLICA_LAG), read_replica),
     Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
     Reading((CALLS, TOKENS, TOKEN_AGE), read_process),
     Reading((CERTIFICATE,), read_certificates),

@@ -47,7 +47,7 @@ class Contestant:
 
     def cpu(self) -> float:
         """Seconds that its processes have computed so far."""
-        return sum(_computed(process.pid) for process in self.processes)
+        return sum(computed(process.pid) for process in self.processes)
 
     def memory(self) -> float:
         """Megabytes that one of its processes keeps in memory (proportional set size), the largest."""
@@ -93,7 +93,7 @@ class Site:
             "valkey": self.valkey.pid,
             "double": self._running[0].processes[0].pid,
         }
-        return {name: _computed(pid) for name, pid in servers.items() if pid is not None}
+        return {name: computed(pid) for name, pid in servers.items() if pid is not None}
 
     def database(self, name: str) -> str:
         """The address of one contestant's database."""
@@ -242,7 +242,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(environ))
 
 
-def _computed(pid: int) -> float:
+def computed(pid: int) -> float:
     """Seconds of processor time of a process and its children, those that have ended included."""
     pids = [pid, *_children(pid)]
     ticks = 0

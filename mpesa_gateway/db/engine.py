@@ -13,8 +13,10 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
+from mpesa_gateway.db.asking import Asking, Question
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.logs import trace
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 
 log = structlog.get_logger(__name__)
@@ -87,7 +89,7 @@ class SearchPathLost(ConfigRefused):
     """A connection would look for our tables somewhere else than in our schema."""
 
 
-async def _leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
+async def leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
     """Nothing: a connection goes back to the pool with no settings, locks or listeners of its own.
 
     All that we set and lock ends with its transaction, and an open transaction is rolled back without this. asyncpg's
@@ -106,7 +108,7 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 """
 
 
-async def _look_at(
+async def look_at(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
     """Does a new connection lead where we think? Raises PoolerInBetween or SearchPathLost.
@@ -133,7 +135,7 @@ _POOLER = (
 
 
 @contextmanager
-def _startup_settings_refused() -> Generator[None]:
+def startup_settings_refused() -> Generator[None]:
     """Raises PoolerInBetween where PgBouncer says no to the settings that Postgres takes from whoever connects."""
     try:
         yield
@@ -141,6 +143,22 @@ def _startup_settings_refused() -> Generator[None]:
         if "startup parameter" in str(refusal):
             raise PoolerInBetween(_POOLER) from None
         raise
+
+
+def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
+    """How to connect to Postgres itself, as asyncpg wants it told."""
+    # Of a process that dies with a transaction open, the locks must not stay for ever.
+    timeout = str(int(config.statement_timeout * 1000))
+    return {
+        "dsn": url.reveal(),
+        "timeout": config.connect_timeout,
+        "server_settings": _SETTINGS
+        | {
+            "search_path": config.schema,
+            "statement_timeout": timeout,
+            "idle_in_transaction_session_timeout": timeout,
+        },
+    }
 
 
 class _Open:
@@ -181,26 +199,16 @@ class _Whichever:
         )
 
 
-class Database:
+class Database(Asking):
     """One pool of connections whose search path is the gateway's own schema."""
 
     def __init__(self, config: DatabaseConfig) -> None:
         if config.url is None:
             raise ValueError("database.url is not set")
+        super().__init__(Columns())
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
-        # Of a process that dies with a transaction open, the locks must not stay for ever.
-        timeout = str(int(config.statement_timeout * 1000))
-        self._direct: dict[str, Any] = {
-            "dsn": (config.direct_url or config.url).reveal(),
-            "timeout": config.connect_timeout,
-            "server_settings": _SETTINGS
-            | {
-                "search_path": config.schema,
-                "statement_timeout": timeout,
-                "idle_in_transaction_session_timeout": timeout,
-            },
-        }
+        self._direct = way_to(config.direct_url or config.url, config)
         # A pooler takes no other settings along; and what one transaction has prepared, the next one, on another
         # connection behind it, would not find.
         pooled = {"dsn": config.url.reveal(), "server_settings": _SETTINGS, "statement_cache_size": 0}
@@ -209,7 +217,6 @@ class Database:
         # At most half, so that a small pool is not all reserve.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
-        self._columns = Columns()
         self.tracer: Tracer = UNTRACED
 
     @property
@@ -237,13 +244,13 @@ class Database:
         reached in a way that we could not rely on.
         """
         least, most = self._pool_size
-        with _startup_settings_refused():
+        with startup_settings_refused():
             await self.engine.start_connection_pool(
                 min_size=least,
                 max_size=most,
                 max_inactive_connection_lifetime=300.0,
                 init=self._look_at_pooled,
-                reset=_leave_as_it_is,
+                reset=leave_as_it_is,
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
@@ -251,10 +258,10 @@ class Database:
 
         Raises what asyncpg raises without Postgres, and PoolerInBetween.
         """
-        with _startup_settings_refused():
+        with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(**self._direct)
         try:
-            await _look_at(connection, self.schema, may_be_pooled=False)
+            await look_at(connection, self.schema, may_be_pooled=False)
         except BaseException:
             connection.terminate()
             raise
@@ -275,7 +282,7 @@ class Database:
 
     async def _look_at_pooled(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
         """Once for each connection of the pool: does it lead where we think?"""
-        await _look_at(connection, self.schema, may_be_pooled=self.is_pooled)
+        await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
         """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
@@ -299,7 +306,7 @@ class Database:
             owners = _bound.setdefault(table, [])
             if self not in owners:
                 owners.append(self)
-            self._columns.learn(table)
+            self.columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
@@ -331,32 +338,10 @@ class Database:
         async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
-    async def fetch(self, sql: str, *args: Any) -> list[Row]:
-        """All rows of a query. ``*`` means the columns of a bound table that this release knows."""
+    async def ask(self, question: Question) -> Any:
+        """What the question gives, asked in the open transaction or on a connection from the pool."""
         async with self.connection() as connection:
-            rows: list[Row] = await connection.fetch(self._columns.spell_out(sql), *args)
-            return rows
-
-    async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
-        """Like ``fetch``, with a plan for exactly these values, at the price of a second trip.
-
-        After five executions Postgres may keep one plan for all values. For a list that is the wrong one: whether to
-        walk along the newest rows or to look up the few that match depends on how rare the value is.
-        """
-        async with self.connection() as connection:
-            # What has no name is planned anew each time.
-            statement = await connection.prepare(self._columns.spell_out(sql), name="")
-            return await statement.fetch(*args)
-
-    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
-        """The first row of a query, or None."""
-        async with self.connection() as connection:
-            return await connection.fetchrow(self._columns.spell_out(sql), *args)
-
-    async def fetchval(self, sql: str, *args: Any) -> Any:
-        """The first value of the first row, or None."""
-        async with self.connection() as connection:
-            return await connection.fetchval(sql, *args)
+            return await question(connection)
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; gives Postgres' command tag, such as ``UPDATE 1``."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.errors import NotFound
@@ -36,8 +37,9 @@ class EventsQuery(DeskQuery, frozen=True, kw_only=True):
 class EventLog:
     """Reads the outbox, and wakes what is stuck in it."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    def __init__(self, db: Database, reads: Asking, clock: Clock) -> None:
         self._db = db
+        self._reads = reads
         self._clock = clock
 
     async def page(self, query: EventsQuery, limit: int) -> Paged:
@@ -46,7 +48,7 @@ class EventLog:
         found.add("is_public")
         if query.kind is not None:
             found.add("kind = {}", query.kind)
-        return await EVENTS.page(self._db, query.merchant, found, query.cursor, limit)
+        return await EVENTS.page(self._reads, query.merchant, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
         """An event, of whichever kind. Raises NotFound."""

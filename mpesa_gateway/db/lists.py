@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.pagination import decode_position, encode_position
 
 Position = tuple[datetime, str]
@@ -67,13 +68,13 @@ class Listing:
     key: str
 
     async def page(
-        self, db: Database, merchant_id: str | None, found: Conditions, cursor: str | None, limit: int
+        self, reads: Asking, merchant_id: str | None, found: Conditions, cursor: str | None, limit: int
     ) -> Paged:
         """A page of one merchant's rows, or of all merchants'. Raises Invalid for a bad cursor."""
         chosen = found.copy()
         if cursor is not None:
             chosen.add(f"({self.at}, {self.key}) < ({{}}, {{}})", *decode_position(cursor))
-        rows = await db.fetch(self._sql("*", merchant_id, chosen, limit + 1), *chosen.values)
+        rows = await reads.fetch(self._sql("*", merchant_id, chosen, limit + 1), *chosen.values)
         shown = rows[:limit]
         return Paged(
             shown,
@@ -81,13 +82,13 @@ class Listing:
             encode_position(*self.position(shown[0])) if shown else None,
         )
 
-    async def count_newer(self, db: Database, merchant_id: str | None, found: Conditions, cursor: str | None) -> int:
+    async def count_newer(self, reads: Asking, merchant_id: str | None, found: Conditions, cursor: str | None) -> int:
         """How many rows have come since the one at the cursor (all of them without one), as far as they are counted."""
         chosen = found.copy()
         if cursor is not None:
             chosen.add(f"({self.at}, {self.key}) > ({{}}, {{}})", *decode_position(cursor))
         rows = self._sql(f"{self.at}, {self.key}", merchant_id, chosen, COUNTED)
-        return int(await db.fetchval(f"SELECT count(*) FROM ({rows}) AS newer", *chosen.values))  # noqa: S608 - as below
+        return int(await reads.fetchval(f"SELECT count(*) FROM ({rows}) AS newer", *chosen.values))  # noqa: S608 - as below
 
     def position(self, row: Row) -> Position:
         """Where a row stands in the list."""

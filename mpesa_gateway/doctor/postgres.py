@@ -12,6 +12,7 @@ from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
+from mpesa_gateway.doctor.replica import look_at_replica
 from mpesa_gateway.server_address import address
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examin
     for observation in (see_version(row), *see_role(row), *_durability(row, examination), *see_connections(row)):
         yield observation
     async for observation in look_at_pooler(gateway.config.database, db):
+        yield observation
+    async for observation in look_at_replica(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)
     for observation in await _months(gateway, db):

@@ -11,6 +11,7 @@ from litestar.params import FromQuery
 
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.challenge import answer
 from mpesa_gateway.http.client_ip import read_address, within
@@ -74,7 +75,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 
 @get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
+    """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
     parts = await examine(gateway)
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
@@ -84,9 +85,16 @@ async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
 
 async def examine(gateway: "Gateway") -> dict[str, Part]:
     """Ask each part, at most two seconds."""
-    names = ("postgres", "migrations", "valkey", "queue", "certificates")
-    checks = (_postgres(gateway), _migrations(gateway), _valkey(gateway), _queue(gateway), _certificates(gateway))
-    return dict(zip(names, await asyncio.gather(*map(_part, checks)), strict=True))
+    checks = {
+        "postgres": _postgres(gateway),
+        "migrations": _migrations(gateway),
+        "valkey": _valkey(gateway),
+        "queue": _queue(gateway),
+        "certificates": _certificates(gateway),
+    }
+    if gateway.replica is not None:
+        checks["replica"] = _replica(gateway.replica)
+    return dict(zip(checks, await asyncio.gather(*map(_part, checks.values())), strict=True))
 
 
 async def _part(check: Awaitable[str | None]) -> Part:
@@ -140,6 +148,13 @@ async def _certificates(gateway: "Gateway") -> str | None:
     if not is_fine:
         raise NotReady(said)
     return said
+
+
+async def _replica(replica: Replica) -> str | None:
+    """As the last read found it, and for information only: without it, the primary answers everything."""
+    if replica.left_alone is not None:
+        raise NotReady(f"left alone for a while: {replica.left_alone}")
+    return None
 
 
 routes = (live, ready)

@@ -141,6 +141,7 @@ class CallbackInbox:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
         self._settings = gateway.settings(CallbacksSettings)
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
@@ -609,13 +610,13 @@ class CallbackInbox:
     async def refused(self, filters: RefusedQuery) -> Page[RefusedView]:
         """Refused callbacks, newest first. Raises Invalid for a bad cursor."""
         at, refused_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._db.fetch(tables.REFUSED, filters.limit + 1, at, refused_id)
+        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id)
         return page_of(rows, filters.limit, view=refused_view, position=lambda row: (row["at"], row["refused_id"]))
 
     async def accepted(self, filters: CallbackQuery) -> Page[CallbackView]:
         """Accepted callbacks, newest first. Raises Invalid for a bad cursor."""
         at, callback_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._db.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id)
+        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id)
         return page_of(
             rows, filters.limit, view=callback_view, position=lambda row: (row["received_at"], row["callback_id"])
         )

@@ -16,7 +16,7 @@ _A_PAGE = 50
 
 
 def _log(gateway: Gateway) -> EventLog:
-    return EventLog(gateway.db, gateway.clock)
+    return EventLog(gateway.db, gateway.reads, gateway.clock)
 
 
 async def events(visit: Visit) -> Shown:

@@ -45,6 +45,7 @@ class PaymentDesk:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
 
     # -- the list -------------------------------------------------------------------------------------------------
 
@@ -65,11 +66,11 @@ class PaymentDesk:
 
     async def page(self, filters: DeskFilters, limit: int) -> Paged:
         """A page of payments. Raises Invalid for filters that cannot be read."""
-        return await PAYMENTS.page(self._db, filters.merchant, self._conditions(filters), filters.cursor, limit)
+        return await PAYMENTS.page(self._reads, filters.merchant, self._conditions(filters), filters.cursor, limit)
 
     async def count_newer(self, filters: DeskFilters) -> int:
         """How many payments that the filters let through have come since the cursor."""
-        return await PAYMENTS.count_newer(self._db, filters.merchant, self._conditions(filters), filters.cursor)
+        return await PAYMENTS.count_newer(self._reads, filters.merchant, self._conditions(filters), filters.cursor)
 
     async def count_held(self) -> int:
         """How many payments wait for a person."""
@@ -77,7 +78,7 @@ class PaymentDesk:
 
     def export(self, filters: DeskFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All payments of one merchant that the filters let through, newest first, in pages."""
-        return export_payments(self._db, filters.merchant or "", self._plain(filters), exported)
+        return export_payments(self._reads, filters.merchant or "", self._plain(filters), exported)
 
     def _plain(self, filters: DeskFilters) -> PaymentFilters:
         values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Listing, Position
 from mpesa_gateway.errors import checking
 from mpesa_gateway.http.csv import keyset_pages
@@ -86,21 +87,21 @@ def _add_search(found: Conditions, text: str) -> None:
 
 
 async def list_payments(
-    db: Database, merchant_id: str, filters: PaymentQuery, view: Callable[[Row], PaymentView]
+    reads: Asking, merchant_id: str, filters: PaymentQuery, view: Callable[[Row], PaymentView]
 ) -> Page[PaymentView]:
     """One page. ``meta.total`` counts only when asked to. Raises Invalid."""
     found = conditions(merchant_id, filters)
     total: int | None = None
     if filters.count:
         # The clause is ours; every value in it is a parameter.
-        total = await db.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
+        total = await reads.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
     after = None if filters.cursor is None else decode_position(filters.cursor)
     sql, values = page_sql(merchant_id, filters, after, filters.limit + 1)
-    return page_of(await db.fetch_planned(sql, *values), filters.limit, view=view, position=_position, total=total)
+    return page_of(await reads.fetch_planned(sql, *values), filters.limit, view=view, position=_position, total=total)
 
 
 def export_payments(
-    db: Database, merchant_id: str, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
+    reads: Asking, merchant_id: str, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """All payments that the filters let through, newest first, in pages. Raises Invalid."""
     # Before the first page is asked for, so that who asks is told at once.
@@ -108,7 +109,7 @@ def export_payments(
 
     async def read(after: Position | None, limit: int) -> list[Row]:
         sql, values = page_sql(merchant_id, filters, after, limit)
-        return await db.fetch_planned(sql, *values)
+        return await reads.fetch_planned(sql, *values)
 
     return keyset_pages(read, _position, row)
 

@@ -76,6 +76,7 @@ class PaymentService:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
         self._asking = asyncio.Semaphore(self._settings.asks_at_once)
         self._moves = Transitions(gateway)
@@ -569,11 +570,11 @@ class PaymentService:
 
     async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._db, merchant_id, filters, view)
+        return await list_payments(self._reads, merchant_id, filters, view)
 
     def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
-        return export_payments(self._db, merchant_id, filters, exported)
+        return export_payments(self._reads, merchant_id, filters, exported)
 
     async def _require(self, merchant_id: str, payment_id: str) -> Row:
         row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)

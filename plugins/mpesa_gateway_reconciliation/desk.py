@@ -31,10 +31,11 @@ class ReconciliationDesk:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
 
     async def runs(self, query: DeskQuery, limit: int) -> Paged:
         """A page of runs. Raises Invalid for a bad cursor."""
-        return await RUNS.page(self._db, query.merchant, Conditions(), query.cursor, limit)
+        return await RUNS.page(self._reads, query.merchant, Conditions(), query.cursor, limit)
 
     async def run(self, run_id: str) -> Row:
         """A run of whichever merchant. Raises NotFound."""
@@ -45,7 +46,7 @@ class ReconciliationDesk:
 
     async def run_lines(self, run_id: str, finding: str | None, after: str, limit: int) -> list[Row]:
         """A run's lines after one of them, each with what it was found to be then."""
-        return await self._db.fetch(tables.RUN_LINES, run_id, finding, after, limit)
+        return await self._reads.fetch(tables.RUN_LINES, run_id, finding, after, limit)
 
     async def unresolved(self, query: LinesQuery, limit: int) -> Paged:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
@@ -53,7 +54,7 @@ class ReconciliationDesk:
         found.add(tables.UNRESOLVED)
         if query.finding is not None:
             found.add("finding = {}", query.finding)
-        return await LINES.page(self._db, query.merchant, found, query.cursor, limit)
+        return await LINES.page(self._reads, query.merchant, found, query.cursor, limit)
 
     async def count_unresolved(self) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""

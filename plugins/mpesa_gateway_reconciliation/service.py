@@ -79,6 +79,7 @@ class Reconciliation:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
         self._settings = gateway.settings(ReconciliationSettings)
         self._slots = asyncio.Semaphore(self._settings.at_once)
         self._at_work: set[asyncio.Future[None]] = set()
@@ -488,8 +489,8 @@ class Reconciliation:
     async def page(self, merchant_id: str, filters: RunsQuery) -> Page[RunView]:
         """The merchant's runs, newest first. Raises Invalid for a bad cursor."""
         at, run_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._db.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
-        total = await self._db.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
+        rows = await self._reads.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
+        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
         return page_of(
             rows,
             filters.limit,
@@ -502,7 +503,7 @@ class Reconciliation:
         """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
         run = await self._require(merchant_id, run_id)
         after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
-        rows = await self._db.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
+        rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
         shown, has_more = rows[: filters.limit], len(rows) > filters.limit
         return RunPage(
             data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),

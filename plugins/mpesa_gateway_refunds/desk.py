@@ -38,6 +38,7 @@ class RefundDesk:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
 
     async def page(self, query: RefundsQuery, limit: int) -> Paged:
         """A page of refunds. Raises Invalid for a bad cursor."""
@@ -51,7 +52,7 @@ class RefundDesk:
                 found.add(clause, value)
         if query.waiting:
             found.add("attention IS NOT NULL")
-        return await REFUNDS.page(self._db, query.merchant, found, query.cursor, limit)
+        return await REFUNDS.page(self._reads, query.merchant, found, query.cursor, limit)
 
     async def get(self, refund_id: str) -> Row:
         """A refund of whichever merchant. Raises NotFound."""

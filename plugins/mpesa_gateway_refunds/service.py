@@ -64,6 +64,7 @@ class RefundService:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
         self._settings = gateway.settings(RefundsSettings)
 
     # -- asking for one -------------------------------------------------------------------------------------------
@@ -526,7 +527,7 @@ class RefundService:
         after = decode_position(filters.cursor) if filters.cursor else None
         chosen = _chosen(merchant_id, filters)
         rows = await self._read(chosen, after, filters.limit + 1)
-        total = await self._db.fetchval(tables.COUNT, *chosen) if filters.count else None
+        total = await self._reads.fetchval(tables.COUNT, *chosen) if filters.count else None
         return page_of(rows, filters.limit, view=view, position=_position, total=total)
 
     def export(self, merchant_id: str, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
@@ -535,7 +536,7 @@ class RefundService:
         return keyset_pages(lambda after, limit: self._read(chosen, after, limit), _position, exported)
 
     async def _read(self, chosen: tuple[Any, ...], after: tuple[datetime, str] | None, limit: int) -> list[Row]:
-        return await self._db.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
+        return await self._reads.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
 
     async def _require(self, merchant_id: str, refund_id: str) -> Row:
         row = await self._db.fetchrow(tables.FIND, merchant_id, refund_id)

@@ -47,6 +47,7 @@ class Deliveries:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
         self._sender = Sender(gateway)
 
     @property
@@ -142,11 +143,11 @@ class Deliveries:
         # Table and column names are this module's own; every value is a parameter.
         total: int | None = None
         if filters.count:
-            total = await self._db.fetchval(f"SELECT count(*) FROM {table} WHERE {' AND '.join(clauses)}", *values)  # noqa: S608
+            total = await self._reads.fetchval(f"SELECT count(*) FROM {table} WHERE {' AND '.join(clauses)}", *values)  # noqa: S608
         if filters.cursor is not None:
             values = [*values, *decode_position(filters.cursor)]
             clauses = [*clauses, f"({at}, {key}) < (${len(values) - 1}, ${len(values)})"]
-        rows = await self._db.fetch(
+        rows = await self._reads.fetch(
             f"SELECT * FROM {table} WHERE {' AND '.join(clauses)} "  # noqa: S608
             f"ORDER BY {at} DESC, {key} DESC LIMIT {filters.limit + 1}",
             *values,

@@ -36,6 +36,7 @@ class WebhookDesk:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._reads = gateway.reads
 
     async def endpoints(self, before: str | None, limit: int) -> list[Row]:
         """Active endpoints, newest first, each with what it is owed and what died of late."""
@@ -69,7 +70,7 @@ class WebhookDesk:
         for value, clause in ((query.status, "status = {}"), (query.event_type, "event_type = {}")):
             if value is not None:
                 found.add(clause, value)
-        return await DELIVERIES.page(self._db, query.merchant, found, query.cursor, limit)
+        return await DELIVERIES.page(self._reads, query.merchant, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
         """A delivery with its endpoint and the event that it carries. Raises NotFound."""
