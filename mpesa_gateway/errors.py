@@ -54,7 +54,7 @@ NEXT_STEPS: dict[Code, str] = {
     Code.PAYLOAD_TOO_LARGE: "send less: at most 64 KiB in a body; of headers, 100 with 32 KiB",
     Code.UNSUPPORTED_MEDIA_TYPE: "send `application/json`",
     Code.REQUEST_TIMEOUT: "the request did not come in time: send it again",
-    Code.CALLBACK_REFUSED: "only Safaricom's callbacks meet this one; the operators' list of refused callbacks says why",
+    Code.CALLBACK_REFUSED: "only Safaricom's callbacks meet this one; operators see why among those that were refused",
     Code.SERVICE_UNAVAILABLE: "the gateway is busy, cannot reach its database, or was not started: try again after "
     "`Retry-After`, with the same `Idempotency-Key`",
     Code.INTERNAL_ERROR: "our fault: quote the `request_id` to whoever runs the gateway",

@@ -34,7 +34,7 @@ MEANINGS: dict[Scope, str] = {
     Scope.WEBHOOKS_READ: "see events, and each delivery with its attempts",
     Scope.WEBHOOKS_WRITE: "send webhooks again, and send a test",
     Scope.AUDIT_READ: "see who did what to the merchant's settings",
-    Scope.ADMIN: "look after the whole gateway: every merchant, their keys, callbacks, and refunds that a person decides",
+    Scope.ADMIN: "look after all of the gateway: merchants, their keys, callbacks, refunds that a person decides",
 }
 """What a key with each of them may do."""
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mpesa_gateway.config import Count, WholeSeconds
+from mpesa_gateway.config import WholeSeconds
 
 
 class RefundsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
@@ -81,8 +81,7 @@ def _describe(kind: inspect.Type) -> tuple[str, str]:
     """A type in words, and its unit."""
     unit = ""
     if isinstance(kind, inspect.Metadata):
-        extra: dict[str, Any] = kind.extra or {}
-        unit = str(extra.get("unit", ""))
+        unit = str(cast("dict[str, Any]", kind.extra or {}).get("unit", ""))
         kind = kind.type
     if isinstance(kind, inspect.UnionType):
         (kind,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
