@@ -82,6 +82,18 @@ schemathesis *options: ready
 clients: ready
     .venv/bin/python -m bench.clients
 
+# Write docs/reference anew from the code; `--check` only says whether that is due
+reference *options: ready
+    .venv/bin/python -m docs.site.reference {{ options }}
+
+# Build the documentation as a site in dist/docs, in an environment of its own; a broken link ends it
+docs: ready
+    test -x .bench/venv-docs/bin/python || {{ python }} -m venv .bench/venv-docs
+    .bench/venv-docs/bin/pip install -q -r requirements/docs.txt
+    .bench/venv-docs/bin/sphinx-build -q --nitpicky --fail-on-warning --keep-going --fresh-env \
+        --conf-dir docs/site --doctree-dir .bench/doctrees . dist/docs
+    .bench/venv-docs/bin/python -m docs.site.check dist/docs
+
 # Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
@@ -119,7 +131,7 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone --extra otel -o requirements/run.txt
     {{ compile }} --extra standalone --extra otel --group test --group lint --group tools -o requirements/test.txt
-    for it in peer-django peer-fastapi schemathesis clients browser deploy; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
+    for it in peer-django peer-fastapi schemathesis clients browser deploy docs; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"

@@ -28,16 +28,19 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
-"""A time to wait for something, in seconds: a day at most, and never none."""
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400, extra={"unit": "seconds"})]
+"""A time to wait for something, in seconds: a day at most, and never none. The reference shows what the unit is."""
 
-Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+WholeSeconds = Annotated[int, msgspec.Meta(ge=1, extra={"unit": "seconds"})]
+"""A time in whole seconds, however long, but never none."""
+
+Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400, extra={"unit": "seconds"})]
 """A time to let pass, in seconds: none, or a day at most."""
 
 Room = Annotated[int, msgspec.Meta(ge=0)]
 """A number of things of which there may be none."""
 
-Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
+Days = Annotated[int, msgspec.Meta(ge=0, le=36_500, extra={"unit": "days"})]
 """A time to keep something, in days; 0 for ever."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -131,7 +134,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The queue's workers."""
 
     concurrency: Count = 20
-    grace: Annotated[int, msgspec.Meta(ge=0)] = 20
+    grace: Annotated[int, msgspec.Meta(ge=0, extra={"unit": "seconds"})] = 20
     in_process: bool = False
 
 
@@ -146,7 +149,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """How often a client may fail to authenticate, and how often a key may call."""
 
     auth_failures: Count = 10
-    auth_failures_window: Count = 300
+    auth_failures_window: WholeSeconds = 300
     requests_per_second: Count = 100
     burst: Count = 200
 

@@ -38,6 +38,31 @@ class Code(StrEnum):
 
 _CODE = msgspec.Meta(title="ErrorCode", extra_json_schema={"enum": [code.value for code in Code]})
 
+NEXT_STEPS: dict[Code, str] = {
+    Code.AUTH_INVALID_KEY: "send a valid key; it is unknown, revoked, expired or missing",
+    Code.AUTH_INSUFFICIENT_SCOPE: "use a key with the scope that the message names",
+    Code.AUTH_RATE_LIMITED: "too many failed authentications from your address: wait `Retry-After` seconds",
+    Code.RATE_LIMITED: "too many calls with this key: wait `Retry-After` seconds",
+    Code.VALIDATION_ERROR: "correct each `field` as its `message` says",
+    Code.NOT_FOUND: "correct the identifier or the address: there is no such thing, or it is another merchant's",
+    Code.METHOD_NOT_ALLOWED: "see the `Allow` header",
+    Code.CONFLICT: "read the object again: its state does not allow it",
+    Code.IDEMPOTENCY_KEY_REQUIRED: "send an `Idempotency-Key`",
+    Code.IDEMPOTENCY_IN_PROGRESS: "wait `Retry-After` seconds and ask again with the same key",
+    Code.IDEMPOTENCY_MISMATCH: "the key was used with another body: send a new key",
+    Code.PROVIDER_NOT_CONFIGURED: "store the credentials that the message names",
+    Code.PROVIDER_REJECTED: "M-Pesa refused; `provider` says why, `retryable` whether a new key may try again",
+    Code.PROVIDER_UNAVAILABLE: "nothing was sent: the same key may try again after `Retry-After` seconds",
+    Code.PAYLOAD_TOO_LARGE: "send less: at most 64 KiB in a body; of headers, 100 with 32 KiB",
+    Code.UNSUPPORTED_MEDIA_TYPE: "send `application/json`",
+    Code.REQUEST_TIMEOUT: "the request did not come in time: send it again",
+    Code.CALLBACK_REFUSED: "only Safaricom's callbacks meet this one; operators see why among those that were refused",
+    Code.SERVICE_UNAVAILABLE: "the gateway is busy, cannot reach its database, or was not started: try again after "
+    "`Retry-After`, with the same `Idempotency-Key`",
+    Code.INTERNAL_ERROR: "our fault: quote the `request_id` to whoever runs the gateway",
+}
+"""What the caller does about each code."""
+
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One entry of ``errors`` in a refused answer."""

@@ -1,5 +1,6 @@
 """What happened, in the past tense: the values that plugins publish and others hear about."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -24,6 +25,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 class PublicEvent(Event, frozen=True, kw_only=True):
     """An event that merchants hear about: kept, listed, and delivered to their webhooks."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """What its fields hold in the reference's example, besides those that every event has."""
 
     def data(self) -> dict[str, Any]:
         """The ``data`` of the webhook body: JSON-ready values, money as decimal strings."""

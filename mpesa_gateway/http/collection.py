@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mpesa_gateway.http.reference import LAST, body_example, example
+from mpesa_gateway.http.outline import LAST, body_example, example
 
 _FORMAT = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 

@@ -4,31 +4,29 @@ There are many calls, and the page is to stay under 100 KB: end tags that HTML l
 for several answers is said once, and what only a script can use is made by the script.
 """
 
-import json
-import shlex
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from html import escape
 from typing import Any
 
 from mpesa_gateway.http.html import asset
-
-LAST = ("Administration", "Operators", "Callbacks", "Simulator")
-"""Groups that few readers come for."""
+from mpesa_gateway.http.outline import (
+    PLACES,
+    Call,
+    Row,
+    answers,
+    body_rows,
+    codes,
+    curl,
+    grouped,
+    parameter_rows,
+    usual,
+)
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
 """What the page may load: an API key is typed into it."""
-
-_PLACES = {"path": "In the path", "query": "In the query", "header": "Headers"}
-"""Where parameters stand."""
-
-_Row = tuple[str, str, str]
-"""A field's name, its type, and what else there is to say of it."""
-
-_METHODS = ("get", "post", "put", "patch", "delete")
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2421; --soft: #5c6b65; --line: #dfe6e2; --paper: #fff; --tint: #f4f8f6;
@@ -79,17 +77,11 @@ output { display: block; white-space: pre-wrap; overflow-wrap: anywhere; font: .
 
 def render_reference(document: dict[str, Any]) -> str:
     """An OpenAPI document as HTML that can be read without a script, and fetches nothing from another place."""
-    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
-    for path, item in document["paths"].items():
-        for method in _METHODS:
-            if method in item:
-                operation = item[method]
-                groups.setdefault((operation.get("tags") or ["Other"])[0], []).append((method, path, operation))
     schemas = document.get("components", {}).get("schemas", {})
-    ordered = sorted(groups.items(), key=lambda group: group[0] in LAST)
-    usual = _usual([operation for calls in groups.values() for *_, operation in calls])
-    links = "".join(_links(name, calls) for name, calls in ordered)
-    sections = "".join(_section(name, calls, schemas, usual) for name, calls in ordered)
+    groups = grouped(document)
+    refusals = usual([operation for calls in groups.values() for *_, operation in calls])
+    links = "".join(_links(name, calls) for name, calls in groups.items())
+    sections = "".join(_section(name, calls, schemas, refusals) for name, calls in groups.items())
     info = document["info"]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -100,13 +92,13 @@ def render_reference(document: dict[str, Any]) -> str:
         f"<p>{escape(info.get('description', ''))}</p>"
         f"<p class=soft>Version {escape(info['version'])} · <a href='schema/openapi.json'>OpenAPI document</a>. In the "
         "examples, <code>$BASE</code> is this gateway's address and <code>$KEY</code> an API key.</p>"
-        f"<p class=soft>Nearly every call may be refused with {', '.join(usual) or 'nothing'}.</p>"
+        f"<p class=soft>Nearly every call may be refused with {', '.join(map(_refusal, refusals)) or 'nothing'}.</p>"
         "<form hidden><label class=wide>API key to try calls with; it stays in this page<input name=key type=password "
         f"autocomplete=off spellcheck=false></label></form>{sections}</main></div></body></html>"
     )
 
 
-def _links(name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> str:
+def _links(name: str, calls: list[Call]) -> str:
     rows = "".join(
         f"<a href=#{_anchor(method, path)}><span class='verb {method}'>{method.upper()}</span>"
         f"<span>{escape(path)}</span></a>"
@@ -115,118 +107,34 @@ def _links(name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> str:
     return f"<h2>{escape(name)}</h2>{rows}"
 
 
-def _section(
-    name: str, calls: list[tuple[str, str, dict[str, Any]]], schemas: dict[str, Any], usual: Collection[str]
-) -> str:
-    articles = "".join(_article(method, path, operation, schemas, usual) for method, path, operation in calls)
+def _section(name: str, calls: list[Call], schemas: dict[str, Any], often: Collection[tuple[str, str]]) -> str:
+    articles = "".join(_article(method, path, operation, schemas, often) for method, path, operation in calls)
     return f"<section><h2>{escape(name)}</h2>{articles}</section>"
 
 
-def _article(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any], usual: Collection[str]) -> str:
+def _article(
+    method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any], often: Collection[tuple[str, str]]
+) -> str:
     scope = operation.get("x-scope")
     badge = f"<span class=scope>{escape(scope)}</span>" if scope else "<span class=scope>no key</span>"
     text = escape(operation.get("description") or operation.get("summary") or "")
     heading = f"<h3><span class='verb {method}'>{method.upper()}</span> {escape(path)}{badge}</h3>"
     parts = [f"<article id={_anchor(method, path)}>{heading}<p>{text}"]
-    parts.append(f"<pre>{escape(_curl(method, path, operation, schemas), quote=False)}</pre>")
-    for place, caption in _PLACES.items():
-        found = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == place]
-        rows = [(each["name"], _kind(_resolve(each.get("schema", {}), schemas)), _needed(each)) for each in found]
-        # What every call takes is said once, at the beginning.
-        parts.append(_table(caption, [row for row in rows if row[0] != "X-Request-ID"]))
+    parts.append(f"<pre>{escape(curl(method, path, operation, schemas), quote=False)}</pre>")
+    for place, caption in PLACES.items():
+        parts.append(_table(caption, parameter_rows(operation, place, schemas)))
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(_table(f"Body ({media})", _body_rows(content.get("schema", {}), schemas)))
+        parts.append(_table(f"Body ({media})", body_rows(content.get("schema", {}), schemas)))
     parts += [
-        _table(f"Answer {', '.join(statuses)}", list(rows)) for rows, statuses in _answers(operation, schemas).items()
+        _table(f"Answer {', '.join(statuses)}", list(rows)) for rows, statuses in answers(operation, schemas).items()
     ]
-    codes = [code for code in _codes(operation) if code not in usual]
-    if codes:
-        parts.append(f"<p class=soft>Also refused with {', '.join(codes)}.")
+    others = [_refusal(each) for each in codes(operation) if each not in often]
+    if others:
+        parts.append(f"<p class=soft>Also refused with {', '.join(others)}.")
     return "".join(parts) + "</article>"
 
 
-def _body_rows(schema: dict[str, Any], schemas: dict[str, Any]) -> list[_Row]:
-    """The fields of a body; of one that may be of several kinds, what each kind is."""
-    options = [_resolve(option, schemas) for option in _resolve(schema, schemas).get("anyOf", ())]
-    return [("one of", "", each.get("description", "")) for each in options] or list(_fields(schema, schemas))
-
-
-def _answers(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[tuple[_Row, ...], list[str]]:
-    """What a call answers when all is well, each shape with its statuses."""
-    found: dict[tuple[_Row, ...], list[str]] = {}
-    for status, answer in sorted(operation.get("responses", {}).items()):
-        if status.startswith("2"):
-            for content in answer.get("content", {}).values():
-                rows = _fields(content.get("schema", {}), schemas)
-                # That it went well is what the status says; that there is data, the rows of it.
-                found.setdefault(tuple((*row[:2], "") for row in rows if row[0] != "success"), []).append(status)
-    return found
-
-
-def _codes(operation: dict[str, Any]) -> list[str]:
-    """Every refusal of a call with its status: a description of an answer begins each with its error code."""
-    return [
-        f"{escape(status)} <code>{escape(code)}</code>"
-        for status, answer in operation.get("responses", {}).items()
-        if not status.startswith("2")
-        for code in dict.fromkeys(part for part in answer.get("description", "").split("`")[1::2] if part.isupper())
-    ]
-
-
-def _usual(operations: list[dict[str, Any]]) -> list[str]:
-    """The refusals that most calls have: said once."""
-    times = Counter(code for operation in operations for code in _codes(operation))
-    return sorted(code for code, count in times.items() if count > len(operations) / 2)
-
-
-def _curl(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """The call as a line for a shell."""
-    words = ["curl -sS"]
-    if method != "get":
-        words.append(f"-X {method.upper()}")
-    words.append(f'"$BASE{path}"')
-    if operation.get("security") != []:
-        words.append('-H "X-API-Key: $KEY"')
-    for parameter in operation.get("parameters", []):
-        if parameter["in"] == "header" and parameter.get("required"):
-            said = f"{parameter['name']}: {parameter.get('example', '')}"
-            words.append(f"-H {shlex.quote(said)}")
-    body = body_example(operation, schemas)
-    if body is not None:
-        words += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"]
-    return " ".join(words)
-
-
-def body_example(operation: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    """A body that the call takes; None for one without."""
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    if content is None:
-        return None
-    for said in content.get("examples", {}).values():
-        return said["value"]
-    return example(content.get("schema", {}), schemas)
-
-
-def example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    """Something that fits a schema: its own example, else what it has to have."""
-    schema = _resolve(schema, schemas)
-    for named in ("examples", "enum"):
-        if schema.get(named):
-            return schema[named][0]
-    for named in ("const", "default"):
-        if named in schema:
-            return schema[named]
-    if "properties" in schema:
-        wanted = schema.get("required", ())
-        return {name: example(part, schemas) for name, part in schema["properties"].items() if name in wanted}
-    kind = schema.get("type")
-    if kind == "array":
-        return [example(schema.get("items", {}), schemas)]
-    plain: dict[str, Any] = {"integer": schema.get("minimum", 1), "boolean": False, "object": {}}
-    return plain.get(str(kind), "")
-
-
-def _table(caption: str, rows: list[_Row]) -> str:
+def _table(caption: str, rows: list[Row]) -> str:
     if not rows:
         return ""
     body = "".join(
@@ -236,49 +144,9 @@ def _table(caption: str, rows: list[_Row]) -> str:
     return f"<div class=rows><table><caption>{escape(caption)}{body}</table></div>"
 
 
-def _fields(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator[_Row]:
-    """Each field of an object with its type, those of objects inside it by their path."""
-    schema = _resolve(schema, schemas)
-    required = set(schema.get("required", ()))
-    for name, part in schema.get("properties", {}).items():
-        inner = _resolve(part, schemas)
-        said = ("required" if name in required and depth == 0 else "", inner.get("description", ""))
-        yield f"{prefix}{name}", _kind(inner), ": ".join(filter(None, said))
-        if depth < 3:
-            if inner.get("properties"):
-                yield from _fields(inner, schemas, f"{prefix}{name}.", depth + 1)
-            elif inner.get("type") == "array":
-                yield from _fields(inner.get("items", {}), schemas, f"{prefix}{name}[].", depth + 1)
-
-
-def _resolve(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    while True:
-        if "$ref" in schema:
-            schema = schemas.get(schema["$ref"].rpartition("/")[2], {})
-            continue
-        options = [option for option in schema.get("oneOf", schema.get("anyOf", ())) if option.get("type") != "null"]
-        if len(options) != 1:
-            return schema
-        schema = options[0]
-
-
-def _kind(schema: dict[str, Any]) -> str:
-    if "enum" in schema:
-        return " | ".join(str(word) for word in schema["enum"])
-    if "const" in schema:
-        return str(schema["const"])
-    if "anyOf" in schema:
-        options: list[dict[str, Any]] = schema["anyOf"]
-        return " or ".join(dict.fromkeys(filter(None, [_kind(option) for option in options])))
-    kind: str | list[str] = schema.get("type", "")
-    kinds = [kind] if isinstance(kind, str) else [one for one in kind if one != "null"]
-    form = schema.get("format")
-    return " or ".join(kinds) + (f" ({form})" if form else "")
-
-
-def _needed(parameter: dict[str, Any]) -> str:
-    needed = "required" if parameter.get("required") and parameter["in"] != "path" else ""
-    return ": ".join(filter(None, (needed, parameter.get("description", ""))))
+def _refusal(refusal: tuple[str, str]) -> str:
+    status, code = refusal
+    return f"{escape(status)} <code>{escape(code)}</code>"
 
 
 def _anchor(method: str, path: str) -> str:

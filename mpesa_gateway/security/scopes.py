@@ -27,6 +27,21 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+MEANINGS: dict[Scope, str] = {
+    Scope.PAYMENTS_READ: "see payments with their timelines, what M-Pesa was asked about them, and statements",
+    Scope.PAYMENTS_WRITE: "ask payers for money, ask M-Pesa what became of it, and reconcile",
+    Scope.REFUNDS_READ: "see refunds",
+    Scope.REFUNDS_WRITE: "send money back to those who paid it",
+    Scope.MERCHANT_READ: "see whose key this is, and what is configured, secrets by their last four characters",
+    Scope.MERCHANT_WRITE: "store and remove the keys to M-Pesa, and say where webhooks go",
+    Scope.WEBHOOKS_READ: "see events, and each delivery with its attempts",
+    Scope.WEBHOOKS_WRITE: "send webhooks again, and send a test",
+    Scope.AUDIT_READ: "see who did what to the merchant's settings",
+    Scope.ADMIN: "look after all of the gateway: merchants, their keys, callbacks, refunds that a person decides",
+}
+"""What a key with each of them may do."""
+
+
 MERCHANT_SCOPES: tuple[Scope, ...] = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
 """Everything a merchant's own key may carry: all but administration."""
 

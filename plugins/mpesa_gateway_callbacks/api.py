@@ -12,7 +12,10 @@ Kind = Literal["stk", "status", "status-timeout", "reversal", "reversal-timeout"
 
 
 class AnotherSubject(CallbackRefused):
-    """The callback's token is for one request and its content is about another: raised by whoever knows that."""
+    """The callback's token is for one request and its content is about another.
+
+    Raised by whoever knows that.
+    """
 
     status = 403
     reason = "subject"

@@ -1,12 +1,32 @@
 """What happened to a payment, for merchants, hosts and other plugins."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.http.fields import example_id
 
 
 class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
     """A payment at the moment of the event. Money is a decimal string in KES, times are RFC 3339 in UTC."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "payment_id": example_id("pay"),
+        "amount": "500.00",
+        "currency": "KES",
+        "provider": "mpesa",
+        "status": "completed",
+        "phone": "254708374149",
+        "reference": "order 1041",
+        "receipt": "TKN4A1B2C3",
+        "provider_ref": "ws_CO_231120261015094708374149",
+        "result_code": "0",
+        "result_desc": "The service request is processed successfully.",
+        "failure_reason": None,
+        "metadata": {"cart": "7"},
+        "created_at": "2026-11-23T10:15:09.120000Z",
+        "completed_at": "2026-11-23T10:15:12.000000Z",
+    }
 
     payment_id: str
     amount: str
@@ -56,12 +76,29 @@ class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
     """The payer did not pay, or could not be asked to."""
 
     kind: ClassVar[str] = "payment.failed"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PaymentEvent.EXAMPLE,
+        "status": "failed",
+        "receipt": None,
+        "result_code": "1032",
+        "result_desc": "Request cancelled by user",
+        "failure_reason": "cancelled_by_user",
+        "completed_at": None,
+    }
 
 
 class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
     """Money went back to the payer: ``refund_amount`` now, ``refunded_amount`` in all."""
 
     kind: ClassVar[str] = "payment.reversed"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PaymentEvent.EXAMPLE,
+        "status": "partially_reversed",
+        "refund_id": example_id("rfd"),
+        "refund_amount": "200.00",
+        "refunded_amount": "200.00",
+        "reversal_receipt": "TKN4D5E6F7",
+    }
 
     refund_id: str
     refund_amount: str
@@ -82,6 +119,17 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
     """M-Pesa reports money that is not what was asked for: somebody has to look. ``mismatch`` names what differs."""
 
     kind: ClassVar[str] = "payment.mismatched"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PaymentEvent.EXAMPLE,
+        "status": "pending",
+        "receipt": None,
+        "result_code": None,
+        "result_desc": None,
+        "completed_at": None,
+        "mismatch": "amount",
+        "received_amount": "50.00",
+        "received_receipt": "TKN4A1B2C3",
+    }
 
     mismatch: str
     received_amount: str | None

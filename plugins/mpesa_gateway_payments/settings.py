@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from mpesa_gateway.config import Count, Days
+from mpesa_gateway.config import Count, Days, WholeSeconds
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -20,13 +20,13 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     our own, that a merchant's ``callback_url`` may name.
     """
 
-    ask_after: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
-    expire_after: Count = 900
-    unsent_after: Count = 900
-    hold: Count = 150
+    ask_after: Annotated[tuple[WholeSeconds, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
+    expire_after: WholeSeconds = 900
+    unsent_after: WholeSeconds = 900
+    hold: WholeSeconds = 150
     asks_at_once: Count = 5
     confirm: Literal["never", "mismatch", "always"] = "never"
-    confirm_within: Count = 900
+    confirm_within: WholeSeconds = 900
     keep_checks_days: Days = 180
     description: Annotated[str, msgspec.Meta(min_length=1, max_length=13, pattern=r"^[ -~]*$")] = "Payment"
     allowed_callback_hosts: tuple[str, ...] = ()

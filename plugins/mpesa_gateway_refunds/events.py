@@ -1,14 +1,29 @@
 """What happened to a refund, for merchants, hosts and other plugins."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.http.fields import example_id
 
 
 class RefundFailed(PublicEvent, frozen=True, kw_only=True):
     """M-Pesa sent no money back. ``outcome`` is a stable word, ``advice`` says what the merchant can do."""
 
     kind: ClassVar[str] = "refund.failed"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "refund_id": example_id("rfd"),
+        "payment_id": example_id("pay"),
+        "amount": "200.00",
+        "currency": "KES",
+        "provider": "mpesa",
+        "status": "failed",
+        "outcome": REVERSAL_RESULTS["1"].word,
+        "advice": REVERSAL_RESULTS["1"].advice,
+        "result_code": "1",
+        "result_desc": "The balance is insufficient for the transaction.",
+    }
 
     refund_id: str
     payment_id: str

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mpesa_gateway.config import Count
+from mpesa_gateway.config import WholeSeconds
 
 
 class RefundsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -15,5 +15,5 @@ class RefundsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     before another with its Idempotency-Key is answered with the refund as it stands.
     """
 
-    ask_after: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (60, 300, 1800, 7200, 21600, 43200)
-    hold: Count = 150
+    ask_after: Annotated[tuple[WholeSeconds, ...], msgspec.Meta(min_length=1)] = (60, 300, 1800, 7200, 21600, 43200)
+    hold: WholeSeconds = 150

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from mpesa_gateway.config import Count, Pause
+from mpesa_gateway.config import Count, Pause, WholeSeconds
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,7 +22,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     callback_jitter: Pause = 0.0
     slow_answer: Pause = 3.0
     prompt_timeout: Pause = 60.0
-    token_lifetime: Count = 3599
+    token_lifetime: WholeSeconds = 3599
     callback_tries: Count = 3
     callback_pause: Pause = 5.0
     lock_subscriber: bool = False

@@ -20,7 +20,7 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     too.
     """
 
-    timeout: Annotated[float, msgspec.Meta(gt=0, le=15)] = 10.0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=15, extra={"unit": "seconds"})] = 10.0
     retry_after: tuple[Pause, ...] = PAUSES
     at_once: Count = 50
     per_endpoint: Count = 8

@@ -40,7 +40,7 @@ def plugins() -> tuple[Plugin, ...]:
 @cache
 def docs() -> str:
     """The text of all pages that a host or merchant reads."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
     return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 

@@ -1,0 +1,84 @@
+"""Errors: each code with its statuses and what to do, then M-Pesa's own codes as this gateway reads them."""
+
+from collections.abc import Iterator
+
+from docs.site.reference.words import NOTE, code, document, prose, sentence, table
+from mpesa_gateway.daraja.codes import FAULTS, REVERSAL_RESULTS, STK_RESULTS, read_fault
+from mpesa_gateway.errors import NEXT_STEPS, Code, HungUp, Refused
+from mpesa_gateway_callbacks.errors import CallbackRefused
+
+_ELSEWHERE = {
+    Code.METHOD_NOT_ALLOWED: [(405, "This address does not take this method.")],
+}
+"""What no class of ours refuses: the router does."""
+
+_FOUR = ("lock subscriber", "being processed", "credentials", "merchant", "does not exist")
+"""What the message of the code that means several things may say."""
+
+
+def page() -> str:
+    """The whole page."""
+    return document(
+        "# Errors",
+        NOTE,
+        "A refused call is answered with one entry of `errors` for each thing that is wrong: its `code`, a `message` "
+        "that says what to do, the `field` where there is one, and `retryable` where the same call may succeed later. "
+        "The codes are a closed list; a program decides by them and never by the message.",
+        table(["code", "HTTP", "what to do"], _rows()),
+        "## Each of them",
+        *(_code(each) for each in Code),
+        "## What M-Pesa said",
+        "A payment's `result_code` is M-Pesa's own. These are known; any other fails the payment for reason `other`, "
+        "with M-Pesa's text in `result_desc`.",
+        "### Payments",
+        table(
+            ["result_code", "means", "`failure_reason`", "what to do"],
+            ((code(each), row.meaning, code(row.failure_reason), row.advice) for each, row in STK_RESULTS.items()),
+        ),
+        "### Refunds",
+        table(
+            ["result_code", "means", "`outcome`", "what to do"],
+            (
+                (code(each), row.meaning, code(row.word), row.advice or "nothing")
+                for each, row in REVERSAL_RESULTS.items()
+            ),
+        ),
+        "### Faults",
+        "What Daraja answers instead of taking a request, as `provider` shows it. *Sent* says whether the request was "
+        "carried out all the same; where that is unknown it is never repeated by itself.",
+        table(["errorCode", "means", "sent", "what to do"], _faults()),
+    )
+
+
+def _classes(kind: type[Refused] = Refused) -> Iterator[type[Refused]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _classes(each)
+
+
+def _said(each: Code) -> list[tuple[int, str]]:
+    """The statuses that a code comes with, and when."""
+    found = [
+        (kind.status, prose(kind.__doc__).partition("\n\n")[0])
+        for kind in _classes()
+        if kind.code is each and kind not in {HungUp, CallbackRefused}
+        # What only an operator's browser meets is said on the page that it shows.
+        if not kind.__module__.startswith("mpesa_gateway_ops")
+    ]
+    return sorted(set(found)) + _ELSEWHERE.get(each, [])
+
+
+def _rows() -> Iterator[tuple[str, str, str]]:
+    for each in Code:
+        statuses = ", ".join(dict.fromkeys(str(status) for status, _ in _said(each)))
+        yield f"[`{each.value}`](#{each.value.lower()})", statuses, NEXT_STEPS[each]
+
+
+def _code(each: Code) -> str:
+    lines = "\n".join(f"- {status}: {text}" for status, text in _said(each))
+    return document(f"### {each.value}", sentence(NEXT_STEPS[each]), lines)
+
+
+def _faults() -> Iterator[tuple[str, str, str, str]]:
+    for fault in [*FAULTS.values(), *(read_fault(500, "500.001.1001", text) for text in _FOUR)]:
+        yield code(fault.code), fault.meaning, fault.sent.value, fault.mitigation

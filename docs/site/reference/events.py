@@ -1,0 +1,56 @@
+"""Events: those that merchants hear of with a body each, and those for hosts and plugins with their fields."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from docs.site.reference.words import NOTE, code, document, prose
+from mpesa_gateway.db.outbox import public_body
+from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.http.fields import example_id
+from mpesa_gateway.plugin import Plugin
+
+_AT = datetime(2026, 11, 23, 10, 15, 12, tzinfo=UTC)
+
+
+def page(plugins: Sequence[Plugin]) -> str:
+    """The whole page."""
+    kinds = [kind for plugin in plugins for kind in plugin.publishes]
+    public = [kind for kind in kinds if issubclass(kind, PublicEvent)]
+    return document(
+        "# Events",
+        NOTE,
+        "What happened, each event once, in the past tense. [Webhooks](../webhooks.md) says how they are sent and how "
+        "to verify them; `GET /v1/events` gives the same bodies to whoever asks.",
+        "## For merchants",
+        *(_public(kind) for kind in sorted(public, key=lambda kind: kind.kind)),
+        "## For plugins and hosts",
+        "`gateway.on(…)` and a plugin's `on(…)` hear of all the above as values of these classes, and of what follows, "
+        "which no webhook carries. Every event has `event_id`, `occurred_at`, `merchant_id` and `subject_id`, the id "
+        "of what it is about.",
+        *(_inner(kind) for kind in sorted(kinds, key=lambda kind: kind.kind) if kind not in public),
+    )
+
+
+def _public(kind: type[PublicEvent]) -> str:
+    event = kind(
+        event_id=example_id("evt"),
+        occurred_at=_AT,
+        merchant_id=example_id("mer"),
+        subject_id=example_id("pay"),
+        **kind.EXAMPLE,
+    )
+    body = json.dumps(json.loads(public_body(event)), indent=2, ensure_ascii=False)
+    return document(f"### {kind.kind}", prose(kind.__doc__), f"In code: {_place(kind)}.", f"```json\n{body}\n```")
+
+
+def _inner(kind: type[Event]) -> str:
+    own = [field.name for field in msgspec.structs.fields(kind) if field.name not in Event.__struct_fields__]
+    names = ", ".join(code(name) for name in own)
+    return document(f"### {kind.kind}", prose(kind.__doc__), f"In code: {_place(kind)}, with {names}.")
+
+
+def _place(kind: type[Event]) -> str:
+    return f"`{kind.__module__}.{kind.__name__}`"

@@ -1,0 +1,25 @@
+"""What is described: the kernel with every plugin of this project, enabled, and never started."""
+
+from functools import cache
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.plugin import Plugin, installed
+from mpesa_gateway.testing.serving import gateway_values
+
+DISTRIBUTION = "mpesa-gateway"
+
+
+@cache
+def plugins() -> tuple[Plugin, ...]:
+    """The plugins that come with the project, in the order of the default settings, the optional ones last."""
+    found = {name: point for name, point in installed().items() if point.distribution == DISTRIBUTION}
+    usual = [name for name in GatewayConfig().plugins if name in found]
+    return tuple(found[name].load() for name in [*usual, *sorted(found.keys() - set(usual))])
+
+
+@cache
+def gateway() -> Gateway:
+    """A gateway with all of them, which nobody starts."""
+    values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=[plugin.name for plugin in plugins()])
+    return Gateway(GatewayConfig.from_values(values))

@@ -1,0 +1,153 @@
+"""Settings: each with what config/gateway.toml says of it, and what its type says."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from msgspec import inspect
+
+from docs.site.reference.words import NOTE, document, prose
+from mpesa_gateway.config import ELSEWHERE, ENVIRONMENT, GatewayConfig
+from mpesa_gateway.plugin import NoSettings, Plugin
+from mpesa_gateway.secret import Secret
+
+_FILE = Path(__file__).parents[3] / "config/gateway.toml"
+
+_SECTION = re.compile(r"^(?:# )?\[(?P<name>[a-z_]+)\]$")
+_SETTING = re.compile(r"^(?P<mark># )?(?P<name>[a-z_]+) = (?P<value>.+)$")
+
+_UNITS = ("seconds", "minutes", "hours", "days", "bytes")
+"""Units that a setting's name may end in."""
+
+
+def page(plugins: Sequence[Plugin]) -> str:
+    """The whole page."""
+    said = dict(_said(_FILE.read_text(encoding="utf-8")))
+    sections = [
+        _section(field.name, field.type, said)
+        for field in msgspec.structs.fields(GatewayConfig)
+        if _is_struct(field.type)
+    ]
+    sections += [_section(each.name, each.settings, said) for each in plugins if each.settings is not NoSettings]
+    top = [_setting("", field, said) for field in msgspec.structs.fields(GatewayConfig) if _is_plain(field)]
+    return document("# Settings", NOTE, _opening(), "## At the top", *top, *sections)
+
+
+def _opening() -> str:
+    others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(ELSEWHERE))
+    return (
+        "All that can be set, as [config/gateway.toml](../../config/gateway.toml) has it. The file is TOML; "
+        "environment variables go over it. A list may be written with commas or as JSON, and with `_FILE` at its end a "
+        f"variable names a file that the value is read from. {others} are no settings: they say where the file is, and "
+        "where `up` keeps its data.\n\n"
+        "An unknown setting stops the start, and so does a value that cannot be; `mpesa-gateway config check` says "
+        "which, `mpesa-gateway config show` what all of it comes to."
+    )
+
+
+def _section(name: str, kind: type[msgspec.Struct], said: dict[str, tuple[str, str]]) -> str:
+    fields = [_setting(name, field, said) for field in msgspec.structs.fields(kind)]
+    text = prose(kind.__doc__).removeprefix(f"`[{name}]`.").strip()
+    first = text.partition("\n\n")[0]
+    return document(f"## [{name}]", first if first[:1].isupper() else "", *fields)
+
+
+def _setting(section: str, field: msgspec.structs.FieldInfo, said: dict[str, tuple[str, str]]) -> str:
+    path = f"{section}.{field.name}".strip(".")
+    meaning, example = said[path]
+    variable = ENVIRONMENT + path.upper().replace(".", "__")
+    facts = [f"{_kind(field)}. {_default(field, example)}."]
+    return document(f"### {path}", meaning, f"{' '.join(facts)} In the environment: `{variable}`.")
+
+
+def _default(field: msgspec.structs.FieldInfo, example: str) -> str:
+    if field.default is msgspec.NODEFAULT or field.default is None:
+        return "Not set by default" + (f"; such as `{example}`" if example != '""' else "")
+    value = msgspec.json.encode(field.default, enc_hook=str).decode()
+    return "Empty by default" if value == "[]" else f"Default `{value}`".replace(",", ", ")
+
+
+def _kind(field: msgspec.structs.FieldInfo) -> str:
+    text, unit = _describe(inspect.type_info(field.type))
+    unit = unit or next((each for each in _UNITS if each in field.name.split("_")), "")
+    text = f"{text}, in {unit}" if unit else text
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _describe(kind: inspect.Type) -> tuple[str, str]:
+    """A type in words, and its unit."""
+    unit = ""
+    if isinstance(kind, inspect.Metadata):
+        unit = str(cast("dict[str, Any]", kind.extra or {}).get("unit", ""))
+        kind = kind.type
+    if isinstance(kind, inspect.UnionType):
+        (kind,) = (each for each in kind.types if not isinstance(each, inspect.NoneType))
+        return _describe(kind)
+    if isinstance(kind, inspect.VarTupleType):
+        text, inner = _describe(kind.item_type)
+        least = ", one at least" if kind.min_length else ""
+        several = {"text": "a list of texts", "a secret": "a list of secrets"}
+        return several.get(text, f"a list{least}; each {text}"), unit or inner
+    return _words(kind), unit
+
+
+def _words(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.LiteralType():
+            return "one of " + ", ".join(f"`{value}`" for value in kind.values)
+        case inspect.StrType():
+            most = f" of {kind.max_length} characters at most" if kind.max_length else ""
+            return f"text{most}" + (f" like `{kind.pattern}`" if kind.pattern else "")
+        case inspect.IntType():
+            return f"a whole number{_bounds(kind)}"
+        case inspect.FloatType():
+            return f"a number{_bounds(kind)}"
+        case inspect.BoolType():
+            return "`true` or `false`"
+        case inspect.CustomType(cls=cls) if cls is Secret:
+            return "a secret"
+        case _:
+            raise TypeError(f"the reference has no words for {kind}")
+
+
+def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
+    if kind.ge is not None and kind.le is not None:
+        return f" from {kind.ge:g} to {kind.le:,g}"
+    parts = [
+        f" {word} {value:,g}"
+        for word, value in (("of at least", kind.ge), ("above", kind.gt), ("of at most", kind.le), ("below", kind.lt))
+        if value is not None
+    ]
+    return " and".join(parts)
+
+
+def _said(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Each setting of the file with the comment above it, and its value as it stands there."""
+    section, comment, is_list = "", list[str](), False
+    for line in text.splitlines():
+        if is_list:
+            is_list = not line.endswith("]")
+        elif found := _SECTION.match(line):
+            section, comment = found["name"], []
+        elif found := _SETTING.match(line):
+            path = f"{section}.{found['name']}".strip(".")
+            is_list = found["value"] == "["
+            if not is_list:
+                tomllib.loads(f"{found['name']} = {found['value']}")
+            yield path, (" ".join(comment), found["value"])
+            comment = []
+        elif line.startswith("# "):
+            comment.append(line.removeprefix("# "))
+        else:
+            comment = []
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_plain(field: msgspec.structs.FieldInfo) -> bool:
+    return not _is_struct(field.type) and field.name != "sections"

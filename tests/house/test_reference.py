@@ -1,0 +1,55 @@
+"""docs/reference is what `just reference` would write: nobody changes the code and leaves the pages behind."""
+
+from pathlib import Path
+
+import pytest
+
+from docs.site.reference.pages import outdated, pages, write
+from docs.site.reference.words import prose, table
+from mpesa_gateway.errors import NEXT_STEPS, Code
+from mpesa_gateway.security.scopes import MEANINGS, Scope
+from tests.house.test_documented import declared
+from tests.house.tree import ROOT
+from tests.routes import document
+
+
+def test_the_reference_is_as_the_code_has_it() -> None:
+    assert outdated(ROOT / "docs/reference") == []
+
+
+def test_a_page_that_differs_is_missing_or_left_over_is_seen_and_mended(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert outdated(tmp_path) == []
+    (tmp_path / "scopes.md").write_text("# Scopes\n", encoding="utf-8")
+    (tmp_path / "events.md").unlink()
+    (tmp_path / "feelings.md").write_text("# Feelings\n", encoding="utf-8")
+    assert outdated(tmp_path) == ["events.md", "feelings.md", "scopes.md"]
+    write(tmp_path)
+    assert outdated(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "headings"),
+    [
+        ("settings.md", {f"### {setting}" for setting in declared()}),
+        ("errors.md", {f"### {code.value}" for code in Code}),
+        ("scopes.md", {f"## {scope.value}" for scope in Scope}),
+        ("http.md", {f"### {method.upper()} {path}" for path, item in document()["paths"].items() for method in item}),
+    ],
+)
+def test_nothing_is_left_out(name: str, headings: set[str]) -> None:
+    assert len(headings) > 9
+    assert headings - set(pages()[name].splitlines()) == set()
+
+
+def test_every_code_has_a_next_step_and_every_scope_a_meaning() -> None:
+    assert set(NEXT_STEPS) == set(Code)
+    assert set(MEANINGS) == set(Scope)
+
+
+def test_a_docstring_becomes_prose() -> None:
+    assert prose("One ``word``\n    and another.\n\n    The rest.\n    ") == "One `word` and another.\n\nThe rest."
+
+
+def test_a_table_keeps_its_cells_apart() -> None:
+    assert table(["a", "b"], [("`x|y`", "z")]) == "| a | b |\n|---|---|\n| `x\\|y` | z |"
