@@ -117,7 +117,7 @@ def _against(call: Sequence[str], folder: Path) -> Iterator[str]:
 
 
 def _ours(call: Sequence[str]) -> Sequence[str]:
-    """The call of our command in this one, with variables before it or inside a container; empty where there is none."""
+    """The call of our command in this one, variables before it or in a container; empty where there is none."""
     for number, word in enumerate(call):
         if word.rpartition("/")[2] == OURS:
             before = call[:number]

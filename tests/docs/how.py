@@ -100,6 +100,19 @@ async def look() -> None:
 asyncio.run(look())
 """
 
+URLLIB3 = r"(^|\n)\d+\.\d+\.\d{1,2}\n$"
+"""The version of the real one: the fork's end in a number of 900 and more."""
+
+WHOSE_URLLIB3 = 'python -c "import niquests, urllib3; print(urllib3.__version__)"'
+
+REPLACED = f"""
+pip cache remove urllib3_future
+pip uninstall -q --yes urllib3-future
+pip install -q --no-binary urllib3-future urllib3-future
+{WHOSE_URLLIB3} | grep '[.]9..$'
+"""
+"""The mishap that the page mends: the fork was built without the variable, and has taken urllib3's place."""
+
 PAGES = {
     "README.md": Page(
         (
@@ -119,15 +132,26 @@ PAGES = {
     "docs/deploying.md": Page(
         (
             How("deploy/make-secrets /etc", before="mkdir -p /etc/containers/systemd"),
-            How("python3 -m venv /opt", job=Job.INSTALLING, before="mkdir -p /etc/systemd/system"),
+            How(
+                "python3 -m venv /opt",
+                job=Job.INSTALLING,
+                before="mkdir -p /etc/systemd/system",
+                after="/opt/mpesa-gateway/bin/mpesa-gateway --config /etc/mpesa-gateway/gateway.toml plugins",
+                says="Payments by STK push",
+            ),
             How("kubectl", before="mkdir secrets && touch secrets/{database_url,valkey_url,master_key}"),
         )
     ),
     "docs/embedding-urllib3.md": Page(
         (
-            How("URLLIB3_NO_OVERRIDE=1 pip install", job=Job.INSTALLING),
-            How("python -c", says=r"^\d+\.\d+\.\d{1,2}\n"),
-            How("pip cache remove", job=Job.INSTALLING),
+            How(
+                "URLLIB3_NO_OVERRIDE=1 pip install",
+                job=Job.INSTALLING,
+                before="cd .. && ln -s checkout mpesa-gateway && pip install -q urllib3",
+                after="mpesa-gateway --version",
+            ),
+            How("python -c", says=URLLIB3),
+            How("pip cache remove", job=Job.INSTALLING, before=REPLACED, after=WHOSE_URLLIB3, says=URLLIB3),
         )
     ),
     "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),
