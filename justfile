@@ -64,7 +64,7 @@ deploy-check *arguments: ready
 
 # Run what the docs show that brings packages, in a virtual environment for each page
 installing *arguments: ready
-    .venv/bin/python -m pytest tests/installing {{ arguments }}
+    .venv/bin/python -m pytest tests/installing -o faulthandler_timeout=1500 {{ arguments }}
 
 # Run the gateway behind PgBouncer in transaction mode (`apt-get install pgbouncer`)
 pooler *arguments: ready

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Machine:

@@ -180,12 +180,27 @@ def _html(text: str) -> None:
     jinja2.Environment(autoescape=True).parse(text)
 
 
+def _text(text: str) -> None:
+    """What is printed; or how a call looks, if there is such a call: of curl, or `mpesa-gateway … [OPTIONS]`."""
+    if text.startswith("curl "):
+        problems = [problem for call in words(text) for problem in wrong_calls(call)]
+    elif text.startswith(f"{OURS} "):
+        call = text.split()
+        end = next((number for number, word in enumerate(call) if word.startswith("[")), 0)
+        problem = unknown(call[:end]) if end else "this can be run: write sh behind the fence"
+        problems = [] if problem is None else [problem]
+    else:
+        problems = []
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "json": json.loads,
     "toml": _toml,
     "yaml": lambda text: import_module("yaml").safe_load(text),
     "ini": _ini,
     "html": _html,
-    "text": str,
+    "text": _text,
 }
 """Languages of which nothing can be run, and what a block in each has to stand. ``text`` is what a program prints."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.docs.blocks import Block
+from tests.docs.shell import PATIENCE
 
 
 class Job(Enum):
@@ -29,6 +30,7 @@ class How:
     """Code in the block's own language: what its reader has by then."""
     after: str = ""
     """Code in the block's own language: what must be so afterwards."""
+    patience: float = PATIENCE
     typed: str = ""
     """What the reader answers to what is asked."""
     ready: str = ""
@@ -100,6 +102,8 @@ async def look() -> None:
 asyncio.run(look())
 """
 
+INSTALLS = 1200.0
+
 URLLIB3 = r"(^|\n)\d+\.\d+\.\d{1,2}\n$"
 """The version of the real one: the fork's end in a number of 900 and more."""
 
@@ -135,9 +139,10 @@ PAGES = {
             How(
                 "python3 -m venv /opt",
                 job=Job.INSTALLING,
+                patience=INSTALLS,
                 before="mkdir -p /etc/systemd/system",
                 after="/opt/mpesa-gateway/bin/mpesa-gateway --config /etc/mpesa-gateway/gateway.toml plugins",
-                says="Payments by STK push",
+                says="Asks payers for money by STK push",
             ),
             How("kubectl", before="mkdir secrets && touch secrets/{database_url,valkey_url,master_key}"),
         )
@@ -147,11 +152,19 @@ PAGES = {
             How(
                 "URLLIB3_NO_OVERRIDE=1 pip install",
                 job=Job.INSTALLING,
+                patience=INSTALLS,
                 before="cd .. && ln -s checkout mpesa-gateway && pip install -q urllib3",
                 after="mpesa-gateway --version",
             ),
             How("python -c", says=URLLIB3),
-            How("pip cache remove", job=Job.INSTALLING, before=REPLACED, after=WHOSE_URLLIB3, says=URLLIB3),
+            How(
+                "pip cache remove",
+                job=Job.INSTALLING,
+                patience=INSTALLS,
+                before=REPLACED,
+                after=WHOSE_URLLIB3,
+                says=URLLIB3,
+            ),
         )
     ),
     "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),
@@ -170,7 +183,7 @@ PAGES = {
     ),
     "examples/shop/README.md": Page(
         (
-            How("URLLIB3_NO_OVERRIDE=1 pip install", job=Job.INSTALLING),
+            How("URLLIB3_NO_OVERRIDE=1 pip install", job=Job.INSTALLING, patience=INSTALLS),
             How("python -m examples.shop", ready=r"The shop is open: http://127\.0\.0\.1:\d+/"),
         )
     ),

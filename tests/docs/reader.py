@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-import tomllib
 from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import msgspec
 
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import RUNNING_CONFIG
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.migrator import migrate
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import Api
@@ -67,16 +72,24 @@ class Demo:
 
     @asynccontextmanager
     async def shop_database(self) -> AsyncGenerator[asyncpg.Connection]:
-        """An empty database `shop` beside the gateway's own, which the role `mpesa` owns."""
-        running = tomllib.loads((self.machine.data / "run/gateway.toml").read_text(encoding="utf-8"))
-        server = await asyncpg.connect(running["database"]["url"])
+        """A database `shop` beside the gateway's own, with the tables of one; the role `mpesa` owns both."""
+        config = GatewayConfig.load(self.machine.data / RUNNING_CONFIG, {})
+        assert config.database.url is not None
+        url = config.database.url.reveal()
+        shop_url = urlsplit(url)._replace(path="/shop").geturl()
+        server = await asyncpg.connect(url)
         await server.execute("CREATE DATABASE shop")
-        shop = await asyncpg.connect(running["database"]["url"], database="shop")
         try:
+            of_shop = msgspec.structs.replace(config.database, url=Secret(shop_url))
+            gateway = Gateway(msgspec.structs.replace(config, database=of_shop))
+            await gateway.db.start()
+            await migrate(gateway.db, gateway.migrations)
+            await gateway.db.stop()
+            shop = await asyncpg.connect(shop_url, server_settings={"search_path": config.database.schema})
             yield shop
-        finally:
             await shop.close()
-            await server.execute("DROP DATABASE shop")
+        finally:
+            await server.execute("DROP DATABASE shop WITH (FORCE)")
             await server.close()
 
 
@@ -119,7 +132,7 @@ async def read(
 async def _follow(block: Block, how: How, shell: Shell, checkout: Path, demo: Demo | None) -> None:
     printed = ""
     if block.language == "sh":
-        printed = await shell.paste(f"{how.before}\n{block.text}\n{how.after}", typed=how.typed)
+        printed = await shell.paste(f"{how.before}\n{block.text}\n{how.after}", typed=how.typed, patience=how.patience)
         _refuse([problem for call in shell.calls() for problem in noted(call, checkout)])
     elif block.language == "python":
         name = f"block_{block.line}.py"

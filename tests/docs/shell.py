@@ -7,10 +7,11 @@ import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 300.0
+PATIENCE = 240.0
+"""Seconds that a block may take, unless it brings packages."""
 
 ENGINES = ("docker", "podman", "kubectl", "systemctl", "useradd")
 """What works on the whole machine, or needs a server of its own: a stand-in takes note of how each is called."""
@@ -44,7 +45,7 @@ class Shell:
         """The same lines, with the machine's own folders in the reader's."""
         return ELSEWHERE.sub(f"{self._tools.parent}/", text)
 
-    async def paste(self, text: str, *, typed: str = "") -> str:
+    async def paste(self, text: str, *, typed: str = "", patience: float = PATIENCE) -> str:
         """Paste lines, and type what they ask for; gives all that they print. Raises Broken where one fails."""
         pasted, output = self._tools / "pasted", self._tools / "output"
         pasted.write_text(self.here(text), encoding="utf-8")
@@ -52,7 +53,7 @@ class Shell:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.write(f". {pasted} >{output} 2>&1 <{self._keyboard}; echo done\n".encode())
-        said = await asyncio.wait_for(self._bash.stdout.readline(), PATIENCE)
+        said = await asyncio.wait_for(self._bash.stdout.readline(), patience)
         printed = _text(output)
         if said != b"done\n":
             raise Broken(f"a line of these failed:\n{text}\nThey printed:\n{printed}")
@@ -87,7 +88,8 @@ class Shell:
 
     async def close(self) -> None:
         """Press Ctrl-C where something runs, and leave. Raises Broken for a program that does not end by that."""
-        self._bash.terminate()
+        with suppress(ProcessLookupError):  # it has ended at a line that failed
+            self._bash.terminate()
         await self._bash.wait()
         try:
             for process, output in self._left:

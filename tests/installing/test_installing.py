@@ -1,4 +1,4 @@
-"""What the pages show that brings packages: run in a virtual environment of its own for each page (`just installing`)."""
+"""What the pages show that brings packages: run in a virtual environment for each page (`just installing`)."""
 
 import os
 import sys
