@@ -62,6 +62,10 @@ deploy-check *arguments: ready
     .venv/bin/pip install -q -r requirements/deploy.txt
     .venv/bin/python -m pytest tests/deploy {{ arguments }}
 
+# Run what the docs show that brings packages, in a virtual environment for each page
+installing *arguments: ready
+    .venv/bin/python -m pytest tests/installing -o faulthandler_timeout=1500 {{ arguments }}
+
 # Run the gateway behind PgBouncer in transaction mode (`apt-get install pgbouncer`)
 pooler *arguments: ready
     .venv/bin/python -m pytest tests/pooler {{ arguments }}

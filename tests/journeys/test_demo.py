@@ -1,12 +1,9 @@
 """A fresh machine: `up`, the printed lines, the demo, Ctrl-C, and `up` again; and what a kill -9 leaves behind."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,113 +15,13 @@ import pytest
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import write_private
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually
-
-COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
-PATIENCE = 60.0
-
-
-class Machine:
-    """A machine with nothing on it but this program, and one data folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.data = folder / "data"
-        self.said = ""
-        self._up: subprocess.Popen[str] | None = None
-        self._number = 0
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """The environment without anything of ours, and with our commands on the PATH."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
-        return ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-    def up(self) -> "subprocess.Popen[str]":
-        """Start `up` and wait until it has said all that it has to say."""
-        self._number += 1
-        log = self.folder / f"up-{self._number}.log"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [*COMMAND, "up", "--data", str(self.data)],
-                cwd=self.folder,
-                env=self.environ,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        self._up = process
-        deadline = time.monotonic() + PATIENCE
-        while "Ctrl-C stops everything" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        self.said = log.read_text()
-        return process
-
-    def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
-        """Run a command, or a script as pasted into a shell, to its end."""
-        command = ["bash", "-eu", "-o", "pipefail", "-c", script] if script is not None else [*COMMAND, *words]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-
-    def processes(self) -> dict[int, str]:
-        """The command lines of what runs on the data folder, found by command line or environment."""
-        found: dict[int, str] = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                text = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
-                is_dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if str(self.data).encode() in text and not is_dead:
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
-        return found
-
-    def kills_everything_during_a_demo(self) -> None:
-        """Start the demo, and at its first payment end every process that runs on the data folder with SIGKILL."""
-        log = self.folder / "demo.log"
-        with log.open("w") as output:
-            demo = subprocess.Popen(
-                [*COMMAND, "demo", "--data", str(self.data)],
-                cwd=self.folder,
-                env=self.environ,
-                stdout=output,
-                stderr=output,
-            )
-        deadline = time.monotonic() + PATIENCE
-        while "Payment of KES 500 asked for" not in log.read_text():
-            assert demo.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert demo.wait(PATIENCE) == -signal.SIGKILL
-        assert self._up is not None
-        assert self._up.wait(PATIENCE) == -signal.SIGKILL
-        while self.processes():
-            assert time.monotonic() < deadline, self.processes()
-            time.sleep(0.1)
-
-    def stops_everything(self) -> None:
-        """End what was left running."""
-        if self._up is not None and self._up.poll() is None:
-            self._up.terminate()
-            self._up.wait(PATIENCE)
+from tests.machine import PATIENCE, Machine, made
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """A machine whose folders the database server's own user may pass through."""
-    folder = tmp_path / "machine"
-    folder.mkdir()
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    machine = Machine(folder)
+    machine = made(tmp_path / "machine")
     yield machine
     machine.stops_everything()
 

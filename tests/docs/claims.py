@@ -1,0 +1,206 @@
+"""What can be told of code without running it: whether our commands, calls, files and settings are as it says."""
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.cli import cli
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.testing.serving import PLUGINS, gateway_values
+from tests.docs.shell import words
+from tests.house.test_documented import plugins
+from tests.house.tree import ROOT
+from tests.routes import operations
+
+OURS = "mpesa-gateway"
+GUESTS = {"acme_sms": "examples/acme_sms"}
+"""Plugins that pages configure and that are not installed here, with the folder that they are imported from."""
+
+
+def commands() -> dict[str, click.Command]:
+    """All that can follow `mpesa-gateway`, with what every plugin brings."""
+    return {**cli.commands, **{str(one.name): one for plugin in plugins() for one in plugin.commands}}
+
+
+def misused(call: Sequence[str]) -> str | None:
+    """What click says against a call of `mpesa-gateway`, None where it would begin to work."""
+    try:
+        command, rest = _found(call)
+        if not isinstance(command, click.Group):
+            command.make_context(call[0], rest)
+    except click.exceptions.Exit:
+        return None
+    except click.ClickException as problem:
+        return f"`{' '.join(call)}`: {problem.format_message()}"
+    return None
+
+
+def unknown(call: Sequence[str]) -> str | None:
+    """The same for a call in a sentence, which may leave out what a command needs: are its words ours?"""
+    try:
+        command, rest = _found(call)
+        for word in rest:
+            _option(command, word)
+    except click.ClickException as problem:
+        return f"`{' '.join(call)}`: {problem.format_message()}"
+    return None
+
+
+def _found(call: Sequence[str]) -> tuple[click.Command, list[str]]:
+    """The command that a call leads to, and what it is given. Raises UsageError where there is none."""
+    command: click.Command = cli
+    rest = list(call[1:])
+    while isinstance(command, click.Group) and rest:
+        word = rest.pop(0)
+        if word.startswith("-"):
+            if _option(command, word):
+                del rest[:1]
+            continue
+        known = commands() if command is cli else command.commands
+        if word not in known:
+            raise click.UsageError(f"No such command {word!r}.")
+        command = known[word]
+    return command, rest
+
+
+def _option(command: click.Command, word: str) -> bool:
+    """Whether this word is an option whose value is the next word. Raises NoSuchOption for one that there is not."""
+    name, _, value = word.partition("=")
+    if not name.startswith("--") or name == "--help":
+        return False
+    option = next((one for one in command.params if name in {*one.opts, *one.secondary_opts}), None)
+    if option is None:
+        raise click.NoSuchOption(name)
+    return isinstance(option, click.Option) and not option.is_flag and not value
+
+
+def complaints(text: str, folder: Path = ROOT) -> list[str]:
+    """What is wrong with lines of shell that are run elsewhere, as seen from a checkout."""
+    reads = ["bash", "-n", "-c", text]
+    parsed = subprocess.run(reads, capture_output=True, text=True, check=False)
+    if parsed.returncode != 0:
+        return [parsed.stderr]
+    return [problem for call in words(text) for problem in _against(call, folder)]
+
+
+def noted(call: Sequence[str], folder: Path) -> list[str]:
+    """What is wrong with the call that a stand-in has noted: all the files that it names are there by then."""
+    missing = [word for word in call if re.fullmatch(r"[\w./-]*/[\w./-]+", word) and not (folder / word).exists()]
+    return [*_against(call, folder), *(f"`{' '.join(call)}`: there is no {word}" for word in missing)]
+
+
+def _against(call: Sequence[str], folder: Path) -> Iterator[str]:
+    if ours := _ours(call):
+        problem = misused(ours)
+        yield from () if problem is None else (problem,)
+    if "curl" in call:
+        yield from wrong_calls(call)
+    for option, value in pairwise(call):
+        if option in {"-r", "-c", "-f", "-k", "--requirement", "--constraint"} and not (folder / value).exists():
+            yield f"`{' '.join(call)}`: there is no {value}"
+    for word in call:
+        if (found := re.fullmatch(r"--from-file=(?:[\w.]+=)?(.+)", word)) and not (folder / found[1]).exists():
+            yield f"`{' '.join(call)}`: there is no {found[1]}"
+
+
+def _ours(call: Sequence[str]) -> Sequence[str]:
+    """The call of our command in this one, variables before it or in a container; empty where there is none."""
+    for number, word in enumerate(call):
+        if word.rpartition("/")[2] == OURS:
+            before = call[:number]
+            is_first = all(re.match(r"\w+=", other) for other in before)
+            return call[number:] if is_first or "exec" in before else ()
+    return ()
+
+
+def wrong_calls(call: Sequence[str]) -> Iterator[str]:
+    """Calls of the API by curl that no gateway answers."""
+    method = "POST" if any(word in {"-d", "--data", "--json"} for word in call) else "GET"
+    for option, value in pairwise(call):
+        method = value if option in {"-X", "--request"} else method
+    for word in call:
+        if found := re.match(r"(?:https?://[^/]+|\$\{?\w+\}?)(/[^?\s]*)", word):
+            path = found[1]
+            if not any(one.method == method and _fits(one.path, path) for one in operations()):
+                yield f"no gateway answers {method} {path}"
+
+
+def _fits(pattern: str, path: str) -> bool:
+    return re.fullmatch(re.sub(r"\\\{[^}]*\\\}|\{[^}]*\}", "[^/]+", pattern), path) is not None
+
+
+def _toml(text: str) -> None:
+    """What is said of uv is what we do ourselves; what is a configuration is one that the gateway takes."""
+    values = tomllib.loads(text)
+    if "tool" in values:
+        ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        assert values["tool"]["uv"].items() <= ours["tool"]["uv"].items()
+    elif "project" not in values:
+        _configured(values)
+
+
+def _configured(values: dict[str, Any]) -> None:
+    guests = [name for name in values.get("plugins", []) if name in GUESTS]
+    names = [name for name in values.get("plugins", PLUGINS) if name not in guests]
+    names += [plugin.name for plugin in plugins() if plugin.name in values and plugin.name not in names]
+    wanted = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=names)
+    for name, value in values.items():
+        if name != "plugins":
+            wanted[name] = wanted.get(name, {}) | value if isinstance(value, dict) else value
+    Gateway(GatewayConfig.from_values(wanted), plugins=tuple(_guest(name) for name in guests))
+
+
+def _guest(name: str) -> Plugin:
+    sys.path.append(str(ROOT / GUESTS[name]))
+    try:
+        found: Plugin = import_module(f"{name}.plugin").plugin
+    finally:
+        sys.path.pop()
+    return found
+
+
+def _ini(text: str) -> None:
+    configparser.ConfigParser().read_string(text)
+
+
+def _html(text: str) -> None:
+    jinja2.Environment(autoescape=True).parse(text)
+
+
+def _text(text: str) -> None:
+    """What is printed; or how a call looks, if there is such a call: of curl, or `mpesa-gateway … [OPTIONS]`."""
+    if text.startswith("curl "):
+        problems = [problem for call in words(text) for problem in wrong_calls(call)]
+    elif text.startswith(f"{OURS} "):
+        call = text.split()
+        end = next((number for number, word in enumerate(call) if word.startswith("[")), 0)
+        problem = unknown(call[:end]) if end else "this can be run: write sh behind the fence"
+        problems = [] if problem is None else [problem]
+    else:
+        problems = []
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "json": json.loads,
+    "toml": _toml,
+    "yaml": lambda text: import_module("yaml").safe_load(text),
+    "ini": _ini,
+    "html": _html,
+    "text": _text,
+}
+"""Languages of which nothing can be run, and what a block in each has to stand. ``text`` is what a program prints."""

@@ -1,0 +1,191 @@
+"""What the pages need beside a checkout and a running gateway: the one table of everything that is not simply run.
+
+A block of ``sh`` is pasted into the terminal of somebody who has done what the quickstart says: an `up` is running, its
+commands are on the PATH, `$URL` is the API's address and `$KEY` the demo merchant's key, whose credentials are stored.
+A block of ``python`` is run as a file there, one of ``sql`` by the role `mpesa` in a database `shop`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.docs.blocks import Block
+from tests.docs.shell import PATIENCE
+
+
+class Job(Enum):
+    """Where blocks are run that bring packages, or all of this: jobs of `.ci/run`."""
+
+    NEWCOMER = "a newcomer's first payment"
+    INSTALLING = "what the docs install"
+    TESTS = "tests"
+
+
+@dataclass(frozen=True)
+class How:
+    """How one block is run. ``begins`` is how it begins."""
+
+    begins: str
+    job: Job | None = None
+    before: str = ""
+    """Code in the block's own language: what its reader has by then."""
+    after: str = ""
+    """Code in the block's own language: what must be so afterwards."""
+    patience: float = PATIENCE
+    typed: str = ""
+    """What the reader answers to what is asked."""
+    ready: str = ""
+    """What a program says that runs until Ctrl-C, and is left running in another terminal; a regular expression."""
+    says: str = ""
+    """What is printed, in the end; a regular expression."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """How the blocks of one page are run."""
+
+    hows: tuple[How, ...] = ()
+    program: str = ""
+    """Where the reader's own program listens, as the page has it; ours listens in its place. It has had a webhook
+    before: the file webhook.json holds its secret, headers and body."""
+
+    def how(self, block: Block) -> How:
+        """How a block is run: simply, where nothing is said."""
+        return next((one for one in self.hows if block.text.startswith(one.begins)), How(""))
+
+
+INSTALL = "python3 -m venv .venv && URLLIB3_NO_OVERRIDE=1 "
+
+PAID = r'"status":"completed"'
+
+ITS_WEBHOOK = """
+import json
+from pathlib import Path
+
+webhook = json.loads(Path("webhook.json").read_text())
+secret, headers, raw_body = webhook["secret"], webhook["headers"], webhook["body"].encode()
+"""
+
+A_CALLBACK = """
+passkey, body = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919", b'{"Body": {}}'
+"""
+
+IS_THE_GATEWAYS = """
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.signatures import sign_with_passkey
+
+assert signature == sign_with_passkey(Secret(passkey), body)
+"""
+
+BESIDE_UP = """
+import os
+import tomllib
+from pathlib import Path
+
+running = tomllib.loads(Path(os.environ["MPESA_GATEWAY_DATA"], "run/gateway.toml").read_text())
+for section, name in (("database", "url"), ("valkey", "url"), ("security", "master_key_file")):
+    os.environ[f"MPESA_GATEWAY_{section.upper()}__{name.upper()}"] = running[section][name]
+"""
+
+IS_SERVED = """
+import asyncio
+from mpesa_gateway.testing.serving import Api, listening, serving
+
+
+async def look() -> None:
+    with listening() as at:
+        async with serving(app, at) as base:
+            api = Api(f"{base}/payments", None)
+            print((await api.call("GET", "/health/ready")).data)
+            await api.close()
+
+
+asyncio.run(look())
+"""
+
+INSTALLS = 1200.0
+
+URLLIB3 = r"(^|\n)\d+\.\d+\.\d{1,2}\n$"
+"""The version of the real one: the fork's end in a number of 900 and more."""
+
+WHOSE_URLLIB3 = 'python -c "import niquests, urllib3; print(urllib3.__version__)"'
+
+REPLACED = f"""
+pip cache remove urllib3_future
+pip uninstall -q --yes urllib3-future
+pip install -q --no-binary urllib3-future urllib3-future
+{WHOSE_URLLIB3} | grep '[.]9..$'
+"""
+"""The mishap that the page mends: the fork was built without the variable, and has taken urllib3's place."""
+
+PAGES = {
+    "README.md": Page(
+        (
+            How(INSTALL + ".venv/bin/pip install -q -r requirements/run.txt", job=Job.NEWCOMER),
+            How(".venv/bin/mpesa-gateway demo", job=Job.NEWCOMER),
+            How(INSTALL + ".venv/bin/pip install -q -r requirements/test.txt", job=Job.TESTS),
+        )
+    ),
+    "docs/quickstart.md": Page(
+        (
+            How(INSTALL, job=Job.NEWCOMER),
+            How("ANSWER=", says=r'"status":"pending"'),
+            How("PAYMENT=", says=PAID),
+        )
+    ),
+    "docs/callbacks.md": Page((How("import base64", before=A_CALLBACK, after=IS_THE_GATEWAYS),)),
+    "docs/deploying.md": Page(
+        (
+            How("deploy/make-secrets /etc", before="mkdir -p /etc/containers/systemd"),
+            How(
+                "python3 -m venv /opt",
+                job=Job.INSTALLING,
+                patience=INSTALLS,
+                before="mkdir -p /etc/systemd/system",
+                after="/opt/mpesa-gateway/bin/mpesa-gateway --config /etc/mpesa-gateway/gateway.toml plugins",
+                says="Asks payers for money by STK push",
+            ),
+            How("kubectl", before="mkdir secrets && touch secrets/{database_url,valkey_url,master_key}"),
+        )
+    ),
+    "docs/embedding-urllib3.md": Page(
+        (
+            How(
+                "URLLIB3_NO_OVERRIDE=1 pip install",
+                job=Job.INSTALLING,
+                patience=INSTALLS,
+                before="cd .. && ln -s checkout mpesa-gateway && pip install -q urllib3",
+                after="mpesa-gateway --version",
+            ),
+            How("python -c", says=URLLIB3),
+            How(
+                "pip cache remove",
+                job=Job.INSTALLING,
+                patience=INSTALLS,
+                before=REPLACED,
+                after=WHOSE_URLLIB3,
+                says=URLLIB3,
+            ),
+        )
+    ),
+    "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),
+    "docs/privacy.md": Page((How("mpesa-gateway privacy erase", typed="y\n"),)),
+    "docs/webhooks.md": Page(
+        (
+            How("from standardwebhooks", before=ITS_WEBHOOK, after='assert event["type"] == "webhook.test"'),
+            How(
+                "mpesa-gateway webhooks listen",
+                ready=r"Signed with whsec_",
+                says=r"\dZ  payment\.completed  evt_\w+  \[200\] \d+ ms\n(.+\n)*.+Z  refund\.failed  evt_",
+            ),
+            How("mpesa-gateway webhooks replay", says="1 delivery will be sent again"),
+        ),
+        program="localhost:3000",
+    ),
+    "examples/shop/README.md": Page(
+        (
+            How("URLLIB3_NO_OVERRIDE=1 pip install", job=Job.INSTALLING, patience=INSTALLS),
+            How("python -m examples.shop", ready=r"The shop is open: http://127\.0\.0\.1:\d+/"),
+        )
+    ),
+}
+"""Every page whose blocks are not all simply run. An entry that fits no block is an error."""

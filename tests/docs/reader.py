@@ -1,0 +1,179 @@
+"""Somebody who reads a page from its top, and does what it shows."""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import RUNNING_CONFIG
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.migrator import migrate
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.standalone.sandbox import CREDENTIALS
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import Api
+from tests.docs.blocks import Block
+from tests.docs.claims import READERS, complaints, noted
+from tests.docs.how import How, Job, Page
+from tests.docs.shell import Broken, Shell, terminal
+from tests.house.tree import ROOT
+from tests.machine import Machine
+
+RUN = ("sh", "python", "sql")
+"""Languages of which every block is run."""
+
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".bench", ".hypothesis", ".*_cache", "__pycache__", "data", "dist")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The `up` that pages are read beside, its API, and the key of its one merchant."""
+
+    machine: Machine
+    url: str
+    key: str
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What is set in the reader's terminal."""
+        ours = {"MPESA_GATEWAY_DATA": str(self.machine.data), "URL": self.url, "KEY": self.key}
+        return self.machine.environ | ours
+
+    async def is_as_it_was(self) -> None:
+        """Undo what a page before has changed: `up`'s own credentials are stored, and there is no webhook."""
+        api = Api(self.url, self.key)
+        assert (await api.call("PUT", "/v1/merchant/providers", CREDENTIALS)).status == 200
+        assert (await api.call("DELETE", "/v1/merchant/webhook")).status in {200, 404}
+        await api.close()
+
+    @asynccontextmanager
+    async def program(self, checkout: Path) -> AsyncGenerator[Receiver]:
+        """The reader's own program, to which a webhook has come."""
+        api = Api(self.url, self.key)
+        async with receiving() as receiver:
+            secret = (await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": receiver.url})).data[
+                "webhook_secret"
+            ]
+            assert (await api.call("POST", "/v1/merchant/webhook/test")).data
+            (one,) = await receiver.wait_for(1)
+            webhook = {"secret": secret, "headers": one.headers, "body": one.body.decode()}
+            (checkout / "webhook.json").write_text(json.dumps(webhook), encoding="utf-8")
+            yield receiver
+        await api.close()
+
+    @asynccontextmanager
+    async def shop_database(self) -> AsyncGenerator[asyncpg.Connection]:
+        """A database `shop` beside the gateway's own, with the tables of one; the role `mpesa` owns both."""
+        config = GatewayConfig.load(self.machine.data / RUNNING_CONFIG, {})
+        assert config.database.url is not None
+        url = config.database.url.reveal()
+        shop_url = urlsplit(url)._replace(path="/shop").geturl()
+        server = await asyncpg.connect(url)
+        await server.execute("CREATE DATABASE shop")
+        try:
+            of_shop = msgspec.structs.replace(config.database, url=Secret(shop_url))
+            gateway = Gateway(msgspec.structs.replace(config, database=of_shop))
+            await gateway.db.start()
+            await migrate(gateway.db, gateway.migrations)
+            await gateway.db.stop()
+            shop = await asyncpg.connect(shop_url, server_settings={"search_path": config.database.schema})
+            yield shop
+            await shop.close()
+        finally:
+            await server.execute("DROP DATABASE shop WITH (FORCE)")
+            await server.close()
+
+
+async def read(
+    blocks: Sequence[Block],
+    page: Page,
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    demo: Demo | None = None,
+    jobs: Collection[Job] = (),
+) -> None:
+    """Do all that a page shows, in ``folder``. Blocks for the ``jobs`` are run too, those for others only looked at.
+
+    Raises Broken, with page and line, for a block that does not do what its page says.
+    """
+    checkout = folder / "checkout"
+    if any(block.language in RUN for block in blocks):
+        shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+        (checkout / ".venv").symlink_to(sys.prefix)
+    else:
+        checkout.mkdir()
+    async with AsyncExitStack() as stack:
+        if page.program and demo is not None:
+            at = urlsplit((await stack.enter_async_context(demo.program(checkout))).url).netloc
+            blocks = [replace(block, text=block.text.replace(page.program, at)) for block in blocks]
+        shell = await stack.enter_async_context(terminal(checkout, folder / "tools", environ))
+        left: How | None = None
+        for block in blocks:
+            how = page.how(block)
+            with _named(block):
+                if how.ready:
+                    await shell.leave_running(block.text, how.ready)
+                    left = how
+                elif how.job is not None and how.job not in jobs:
+                    _look_at(block, checkout)
+                else:
+                    await _follow(block, how, shell, checkout, demo)
+        if left is not None:
+            await shell.reads(left.says)
+
+
+async def _follow(block: Block, how: How, shell: Shell, checkout: Path, demo: Demo | None) -> None:
+    printed = ""
+    if block.language == "sh":
+        printed = await shell.paste(f"{how.before}\n{block.text}\n{how.after}", typed=how.typed, patience=how.patience)
+        _refuse([problem for call in shell.calls() for problem in noted(call, checkout)])
+    elif block.language == "python":
+        name = f"block_{block.line}.py"
+        (checkout / name).write_text(f"{how.before}\n{block.text}\n{how.after}", encoding="utf-8")
+        printed = await shell.paste(f"python {name}")
+    elif block.language == "sql":
+        assert demo is not None
+        async with demo.shop_database() as shop:
+            await shop.execute(block.text)
+    elif block.language in READERS:
+        READERS[block.language](block.text)
+    else:
+        raise Broken(
+            f"nobody runs or reads {block.language or 'code without a language'!r}: name one of "
+            f"{', '.join((*RUN, *READERS))} behind the fence, or teach tests/docs another"
+        )
+    if not re.search(how.says, printed):
+        raise Broken(f"{how.says!r} was to be said, and this was:\n{printed}")
+
+
+def _look_at(block: Block, checkout: Path) -> None:
+    """What is run elsewhere, and may be in a language that is run only there."""
+    if block.language == "sh":
+        _refuse(complaints(block.text, checkout))
+    elif block.language == "python":
+        ast.parse(block.text)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise Broken("\n".join(problems))
+
+
+@contextmanager
+def _named(block: Block) -> Generator[None]:
+    """What goes wrong in a block is said with its page and line."""
+    try:
+        yield
+    except Exception as problem:
+        raise Broken(f"{block}: {problem}") from problem
