@@ -22,7 +22,9 @@ def test_everything_is_pinned_and_the_fork_of_urllib3_is_built(name: str) -> Non
     assert [line for line in pins if not PIN.match(line)] == []
 
 
-@pytest.mark.parametrize("name", ["peer-django", "peer-fastapi", "schemathesis", "clients", "browser", "deploy", "docs"])
+@pytest.mark.parametrize(
+    "name", ["peer-django", "peer-fastapi", "schemathesis", "clients", "browser", "deploy", "docs"]
+)
 def test_an_environment_of_its_own_is_pinned_too(name: str) -> None:
     pins = lines(f"{name}.txt")
     assert [line for line in pins if not PIN.match(line)] == []
