@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
@@ -291,7 +292,9 @@ async def test_two_workers_make_each_month_once(gateway: Gateway, settings: dict
                     return bool(waiting == 2)
 
                 await eventually(both_wait)
-            made = await both
+            with capture_logs() as said:
+                made = await both
+            assert {line["event"] for line in said} == {"month_made"}
         assert sorted(made[0] + made[1]) == ["attempt_2061_07", "attempt_2061_08", "attempt_2061_09", "attempt_2061_10"]
         later(gateway, NOW + timedelta(days=2000))
         before = gateway.clock.now() - timedelta(days=90)
