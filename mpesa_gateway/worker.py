@@ -4,8 +4,8 @@ import asyncio
 import math
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sized
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import valkey.asyncio
@@ -327,8 +327,8 @@ def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
     for what, value in kwargs.items():
         if isinstance(value, str):
             said[f"mpesa.{what}"] = value
-        elif isinstance(value, list):
-            said["messaging.batch.message_count"] = len(cast("list[Any]", value))
+        elif isinstance(value, Sized):
+            said["messaging.batch.message_count"] = len(value)
     return said
 
 
