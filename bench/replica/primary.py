@@ -64,8 +64,8 @@ async def _measure(folder: Path, rounds: int, lists: int, payments: int) -> None
                             spent = (computed(pid) - before[server]) / times * 1000
                             if number >= 0:
                                 found.setdefault(f"{what} {name} {server}", []).append(spent)
-        for what, spent in found.items():
-            print(f"{what:24} {statistics.median(spent):8.2f} ms ({min(spent):.2f} to {max(spent):.2f})", flush=True)
+        for measure, each in found.items():
+            print(f"{measure:24} {statistics.median(each):8.2f} ms ({min(each):.2f} to {max(each):.2f})", flush=True)
     finally:
         if standby is not None:
             standby.stop()
