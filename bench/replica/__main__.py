@@ -20,9 +20,10 @@ from typing import Any
 import rich_click as click
 from rich.console import Console
 
+from bench.replica.site import ReplicaSite
 from bench.speed import seed
 from bench.speed.load import request, write_requests
-from bench.speed.site import SETTINGS, Contestant, Site, computed, load
+from bench.speed.site import SETTINGS, Contestant, computed, load
 from bench.speed.work import export
 from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
@@ -34,19 +35,6 @@ _LISTS = ("?limit=20", "?limit=100", "?status=completed&limit=50", "?min_amount=
 _READERS, _CREATORS = 8, 16
 
 _WITHOUT, _WITH = "without", "with"
-
-
-class ReplicaSite(Site):
-    """A site with a gateway that reads from the primary, and later one that reads from a replica beside it."""
-
-    replica_url: str | None = None
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The settings, as they are at this moment."""
-        values = super().values
-        values["database"] |= {} if self.replica_url is None else {"replica_url": self.replica_url}
-        return values
 
 
 @click.command()
