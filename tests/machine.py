@@ -28,13 +28,13 @@ class Machine:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         return ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
-    def up(self) -> "subprocess.Popen[str]":
+    def up(self, *options: str) -> "subprocess.Popen[str]":
         """Start `up` and wait until it has said all that it has to say."""
         self._number += 1
         log = self.folder / f"up-{self._number}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [*COMMAND, "up", "--data", str(self.data)],
+                [*COMMAND, "up", "--data", str(self.data), *options],
                 cwd=self.folder,
                 env=self.environ,
                 stdout=output,

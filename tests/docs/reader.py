@@ -52,9 +52,11 @@ class Demo:
     async def is_as_it_was(self) -> None:
         """Undo what a page before has changed: `up`'s own credentials are stored, and there is no webhook."""
         api = Api(self.url, self.key)
-        assert (await api.call("PUT", "/v1/merchant/providers", CREDENTIALS)).status == 200
-        assert (await api.call("DELETE", "/v1/merchant/webhook")).status in {200, 404}
+        stored = await api.call("PUT", "/v1/merchant/providers", CREDENTIALS)
+        removed = await api.call("DELETE", "/v1/merchant/webhook")
         await api.close()
+        assert (stored.status, stored.data["provider"]) == (200, "mpesa")
+        assert removed.status in {200, 404}
 
     @asynccontextmanager
     async def program(self, checkout: Path) -> AsyncGenerator[Receiver]:

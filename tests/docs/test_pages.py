@@ -22,7 +22,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The quickstart's gateway, which runs while the pages are read."""
     machine = made(tmp_path_factory.mktemp("docs") / "machine")
     try:
-        machine.up()
+        machine.up("--port", "0")  # whoever else starts an `up` here at this moment looks at 8000
         yield Demo(machine, re.findall(r"API: (\S+)", machine.said)[0], re.findall(r"sk_test_\w+", machine.said)[0])
     finally:
         machine.stops_everything()
