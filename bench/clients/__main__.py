@@ -2,13 +2,15 @@
 
 The document comes from ``mpesa-gateway openapi``. A Python client is generated, checked by mypy and used by
 ``examples/clients/first_payment.py``. TypeScript types are generated, and ``first_payment.ts`` is compiled with them
-and run. The Postman collection is run by Newman, whole. All of them talk to a served gateway with the simulator.
-The tools live in environments of their own, which the first run makes. Exits with 1 when one of them is not content.
+and run. So is what docs/clients.md shows. The Postman collection is run by Newman, whole. All of them talk to a served
+gateway with the simulator. The tools live in environments of their own, which the first run makes. Exits with 1 when
+one of them is not content.
 """
 
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,11 +32,16 @@ from mpesa_gateway.testing.serving import INITIATED, Api
 ROOT = Path(__file__).parents[2]
 PINS = ROOT / "requirements/clients.txt"
 EXAMPLES = ROOT / "examples/clients"
+PAGE = ROOT / "docs/clients.md"
 PYTHON = ROOT / ".bench/venv-clients"
 NODE = ROOT / ".bench/node-clients"
 
 PACKAGE = "mpesa_gateway_client"
 """What the generated Python client is called."""
+
+_PYTHON_READER = "import os\n\nGATEWAY, KEY = os.environ['GATEWAY'], os.environ['KEY']\n"
+_TYPESCRIPT_READER = "const GATEWAY = process.env['GATEWAY'] ?? ''\nconst KEY = process.env['KEY'] ?? ''\n"
+"""What whoever pastes the page's code has before it."""
 
 TIMEOUT = 300.0
 """Seconds for one tool, after which something hangs."""
@@ -103,6 +110,13 @@ async def _open_shop(settings: Mapping[str, str], base: str) -> str:
     return secret.reveal()
 
 
+def shown_code(language: str) -> str:
+    """The code in a language that the page about clients shows."""
+    fenced = rf"^```{language}\n(.*?)^```$"
+    found: list[str] = re.findall(fenced, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return found[0]
+
+
 def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
     work = folder / "python"
     work.mkdir()
@@ -115,6 +129,9 @@ def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
     cache = ["--cache-dir", str(PYTHON / "mypy-cache")]
     _run([str(tools / "mypy"), *cache, "--config-file", "mypy.ini", PACKAGE, "first_payment.py"], work)
     _run([str(tools / "python"), "first_payment.py"], work, shop)
+    shown = f"{_PYTHON_READER}{shown_code('python')}assert not isinstance(answer, Failure)\n"
+    (work / "shown.py").write_text(shown, encoding="utf-8")
+    _run([str(tools / "python"), "shown.py"], work, shop)
 
 
 def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
@@ -122,10 +139,13 @@ def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> No
     work.mkdir()
     for name in ("first_payment.ts", "package.json", "tsconfig.json"):
         shutil.copy(EXAMPLES / name, work)
+    shown = f"{_TYPESCRIPT_READER}{shown_code('ts')}if (!data) process.exit(1)\n"
+    (work / "shown.ts").write_text(shown, encoding="utf-8")
     (work / "node_modules").symlink_to(NODE / "node_modules")
     _run([_tool("openapi-typescript"), str(document), "-o", "schema.ts", "--default-non-nullable=false"], work)
     _run([_tool("tsc"), "-p", "."], work)
-    _run([_installed("node"), "built/first_payment.js"], work, shop)
+    for name in ("first_payment", "shown"):
+        _run([_installed("node"), f"built/{name}.js"], work, shop)
 
 
 def _use_postman(collection: Path, folder: Path, shop: Mapping[str, str]) -> None:

@@ -27,5 +27,5 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     breaker_failures: Count = 5
     breaker_pause: Seconds = 30.0
     overlap_hours: Annotated[int, msgspec.Meta(ge=0)] = 24
-    keep_attempts_days: Days = 90
+    keep_attempts_days: Days = 60
     allow_loopback: bool = True

@@ -17,6 +17,7 @@ class Job(Enum):
 
     NEWCOMER = "a newcomer's first payment"
     INSTALLING = "what the docs install"
+    CLIENTS = "clients made of it"
     TESTS = "tests"
 
 
@@ -165,6 +166,15 @@ PAGES = {
                 after=WHOSE_URLLIB3,
                 says=URLLIB3,
             ),
+        )
+    ),
+    "docs/clients.md": Page(
+        (
+            How("pip install openapi-python-client", job=Job.CLIENTS),
+            How("from mpesa_gateway_client import", job=Job.CLIENTS),
+            How("npm install openapi-fetch", job=Job.CLIENTS),
+            How("import createClient", job=Job.CLIENTS),
+            How("npx newman", job=Job.CLIENTS),
         )
     ),
     "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.clients.__main__ import shown_code
 from tests.docs.blocks import blocks, pages, spoken_code
 from tests.docs.claims import OURS, complaints, unknown
 from tests.docs.how import PAGES, Job, Page
@@ -57,7 +58,8 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
     assert demo in (ROOT / ".ci/demo").read_text(encoding="utf-8").splitlines(keepends=True)
     assert [f"<!-- ci: test -->\n```sh\n{tests}```\n" in shown for tests in ran[Job.TESTS]] == [True]
     jobs = re.findall(r'^job "([^"]+)"', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {Job.NEWCOMER.value, Job.INSTALLING.value} <= set(jobs)
+    assert {Job.NEWCOMER.value, Job.INSTALLING.value, Job.CLIENTS.value} <= set(jobs)
+    assert ran[Job.CLIENTS][1::2] == [shown_code(language) for language in ("python", "ts")]
     assert "=== tests" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 

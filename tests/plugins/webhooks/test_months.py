@@ -228,13 +228,13 @@ async def test_a_month_goes_when_the_youngest_of_it_is_old_enough(gateway: Gatew
     await try_at(gateway, datetime(2060, 2, 1, tzinfo=UTC), 10)
     await try_at(gateway, datetime(2000, 1, 1, tzinfo=UTC), 7)
     await try_at(gateway, datetime(2059, 12, 20, tzinfo=UTC), 1200)
-    # The last day of January is 90 days old at noon; the month's end is not.
-    later(gateway, datetime(2060, 4, 30, 23, 30, tzinfo=UTC))
+    # The last row of January is 60 days old; the month's end is not.
+    later(gateway, datetime(2060, 3, 31, 23, 30, tzinfo=UTC))
     counts = await Retention(gateway).forget()
     # All that the migration found has expired with its partition; what had no month goes one by one.
     assert (counts["attempts at delivery: months"], counts["attempts at delivery"]) == (1, 1200)
     assert await spread(gateway.db) == {"attempt_2060_01": 50, "attempt_2060_02": 10}
-    later(gateway, datetime(2060, 5, 1, 1, tzinfo=UTC))
+    later(gateway, datetime(2060, 4, 1, 1, tzinfo=UTC))
     counts = await Retention(gateway).forget()
     assert (counts["attempts at delivery: months"], counts["attempts at delivery"]) == (1, 0)
     assert await spread(gateway.db) == {"attempt_2060_02": 10}
