@@ -50,6 +50,11 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     code: str = "0"
     text: str = ""
 
+    @property
+    def amount_shown(self) -> str | None:
+        """The amount as the API shows it, or what stood there where it is none."""
+        return self.amount_text if self.amount is None else Kes(self.amount).wire
+
 
 @dataclass(frozen=True)
 class Reversal:
@@ -129,7 +134,7 @@ class Transitions:
         await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
         await self._count(row, None, now)
         if other_phone:
-            await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
+            await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
         log.info("payment_completed", payment_id=payment_id, cause=cause.value)
         return True
 
@@ -144,7 +149,7 @@ class Transitions:
         if row is not None:
             await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
             if other_phone:
-                await self._publish_mismatch(row, "phone", row["amount"], told.receipt)
+                await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
 
     async def fail(
         self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
@@ -198,7 +203,7 @@ class Transitions:
             tables.HOLD,
             row["payment_id"],
             of,
-            told.amount_text,
+            told.amount_shown,
             told.receipt,
             told.phone,
             told.code,
@@ -212,7 +217,7 @@ class Transitions:
             return
         # The row keeps the first thing that did not fit; another one is told all the same.
         await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
-        await self._publish_mismatch(held or row, of, told.amount_text, told.receipt)
+        await self._publish_mismatch(held or row, of, told.amount_shown, told.receipt)
         log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
 
     async def claim(self, row: Row, told: Told, patience: timedelta) -> bool:
@@ -299,12 +304,12 @@ class Transitions:
         """Add an entry to a payment's timeline."""
         await self._db.execute(tables.STEP, payment_id, at, kind, cause.value, code, detail)
 
-    async def _publish_mismatch(self, row: Row, of: str, amount: str | int | None, receipt: str | None) -> None:
+    async def _publish_mismatch(self, row: Row, of: str, amount: str | None, receipt: str | None) -> None:
         values: Mapping[str, Any] = event_fields(row)
         event = PaymentMismatched(
             **values,
             mismatch=of,
-            received_amount=None if amount is None else str(amount),
+            received_amount=amount,
             received_receipt=receipt,
         )
         await self._gateway.outbox.publish(event)

@@ -239,9 +239,15 @@ async def timeline(api: Api, payment_id: str) -> list[dict[str, Any]]:
 # -- the release before, on what the next one has made of the database --------------------------------------------
 
 
+TABLES = """
+SELECT relname AS tablename FROM pg_class
+WHERE relnamespace = 'mpesa'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+"""
+
+
 async def add_what_a_release_may_add(gateway: Gateway) -> None:
     """Columns on every table, a table, an index and a rule, as the next release's migrations would."""
-    tables = await gateway.db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'mpesa'")
+    tables = await gateway.db.fetch(TABLES)
     add = "ADD COLUMN next_word text, ADD COLUMN next_flag boolean NOT NULL DEFAULT false"
     await apply(
         gateway,

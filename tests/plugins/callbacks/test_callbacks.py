@@ -208,8 +208,9 @@ async def test_another_phone_is_told_and_the_right_amount_still_completes(town: 
     await post(town, url, body(made["provider_ref"], phone=254711222333))
     paid = await town.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]["of"]) == ("completed", "phone")
-    kinds = sorted(one.headers["x-event-type"] for one in await town.receiver.wait_for(2))
-    assert kinds == ["payment.completed", "payment.mismatched"]
+    told = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
+    assert sorted(told) == ["payment.completed", "payment.mismatched"]
+    assert told["payment.mismatched"]["received_amount"] == told["payment.completed"]["amount"]
 
 
 async def test_twenty_equal_callbacks_at_once_are_one_completion(town: Town) -> None:

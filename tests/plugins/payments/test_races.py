@@ -202,7 +202,7 @@ async def test_every_receipt_that_does_not_fit_is_told_and_none_twice(street: St
     assert (found["status"], found["receipt"], found["mismatch"]) == (
         "completed",
         "FIRST00001",
-        {"of": "receipt", "received_amount": "500", "received_receipt": "SECOND0002"},
+        {"of": "receipt", "received_amount": "500.00", "received_receipt": "SECOND0002"},
     )
     told = [step["detail"] for step in found["timeline"] if step["kind"] == "mismatched"]
     assert len(told) == 2
