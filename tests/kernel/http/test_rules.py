@@ -61,9 +61,11 @@ def test_what_a_new_key_needs_is_in_the_document() -> None:
 
 def test_what_belongs_together_in_credentials_is_in_the_document() -> None:
     fields = document()["components"]["schemas"]["MpesaFields"]
-    ways = [tuple(way.get("required", ())) for way in fields["anyOf"]]
-    assert ways == [(), ("initiator", "initiator_password"), ("initiator", "security_credential")]
-    assert fields["then"]["required"] == ["nominated_number"]
+    initiated = [("initiator", "initiator_password"), ("initiator", "security_credential")]
+    assert fields["if"] == {"properties": {"env": {"const": "sandbox"}}}
+    assert [tuple(way.get("required", ())) for way in fields["then"]["anyOf"]] == [(), *initiated]
+    assert [tuple(way["required"]) for way in fields["else"]["anyOf"]] == initiated
+    assert fields["else"]["required"] == ["nominated_number"]
 
 
 def test_every_parameter_of_a_list_may_be_empty_and_the_document_says_so() -> None:
