@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -15,6 +15,7 @@ from piccolo.table import Table
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Question
 from mpesa_gateway.db.columns import Columns
+from mpesa_gateway.db.writes import Write, write_down
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
@@ -162,13 +163,53 @@ def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
 
 
 class _Open:
-    """The transaction that this task is in."""
+    """The transaction that this task is in. It begins with the first statement that cannot wait for its end."""
 
-    __slots__ = ("after_commit", "connection")
-
-    def __init__(self, connection: "PoolConnectionProxy[Row]") -> None:
-        self.connection = connection
+    def __init__(
+        self, acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]", stack: AsyncExitStack
+    ) -> None:
+        """``stack`` is left at the end of the transaction, and what is entered on it undone or committed."""
+        self._acquire = acquire
+        self._stack = stack
+        self.connection: PoolConnectionProxy[Row] | None = None
+        self.writes: list[Write] = []
         self.after_commit: list[AfterCommit] = []
+
+    async def begin(self) -> "PoolConnectionProxy[Row]":
+        """The connection, with everything on it that was put off so far."""
+        if self.connection is None:
+            connection = await self._stack.enter_async_context(self._acquire())
+            await self._stack.enter_async_context(connection.transaction())
+            self.connection = connection
+        await self.flush()
+        return self.connection
+
+    async def flush(self) -> None:
+        """Write what was put off. Where nothing else was asked for, that is all, and needs no BEGIN and COMMIT."""
+        if not self.writes:
+            return
+        # Before it is awaited: what is told of one write may put off the next.
+        writes, self.writes = self.writes, []
+        if self.connection is not None:
+            await write_down(self.connection, writes)
+            return
+        async with self._acquire() as connection:
+            await write_down(connection, writes)
+
+
+class _FirstUse:
+    """What Piccolo takes for the connection of a transaction, which may begin with this very query."""
+
+    def __init__(self, current: _Open) -> None:
+        self._current = current
+
+    async def fetch(self, sql: str, *args: Any) -> Any:
+        """Run a query of Piccolo's."""
+        return await (await self._current.begin()).fetch(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> Any:
+        """Run a statement of Piccolo's, such as its savepoints."""
+        return await (await self._current.begin()).execute(sql, *args)
 
 
 _bound: dict[type[Table], list["Database"]] = {}
@@ -323,7 +364,7 @@ class Database(Asking):
         """The open transaction's connection, or one from the pool for the length of the block."""
         current = self._open.get()
         if current is not None:
-            yield current.connection
+            yield await current.begin()
             return
         async with self._acquire() as connection:
             yield connection
@@ -354,6 +395,31 @@ class Database(Asking):
         async with self.connection() as connection:
             await connection.executemany(sql, rows)
 
+    async def look(self, sql: str, *args: Any) -> list[Row]:
+        """All rows of a query as they are now, though a transaction is open that has not begun yet.
+
+        Nothing is locked: whoever writes about them has to say what it expects, see ``put_off``.
+        """
+        current = self._open.get()
+        if current is None or current.connection is not None:
+            return await self.fetch(sql, *args)
+        async with self._acquire() as connection:
+            rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
+        return rows
+
+    async def put_off(self, write: Write) -> None:
+        """Write at the end of the open transaction, or before its next statement; at once when none is open.
+
+        What is put off goes to Postgres in one trip, and a transaction of nothing else is that trip. Raises then, and
+        not here, ChangedMeanwhile and what asyncpg raises.
+        """
+        current = self._open.get()
+        if current is not None:
+            current.writes.append(write)
+            return
+        async with self.connection() as connection:
+            await write_down(connection, [write])
+
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """A transaction that commits at the end of the block, or rolls back if it raises; nested ones join it.
@@ -373,17 +439,17 @@ class Database(Asking):
             yield
             return
         with self.tracer.step("postgres transaction", POSTGRES, "client"):
-            async with self._acquire() as connection:
-                current = _Open(connection)
+            async with AsyncExitStack() as stack:
+                current = _Open(self._acquire, stack)
                 token = self._open.set(current)
                 # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
                 # context manager keeps the connection and the context variable for ever when ROLLBACK itself fails.
                 shared = PostgresTransaction(self.engine)
-                shared.connection = connection
+                shared.connection = cast("Any", _FirstUse(current))
                 piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
                 try:
-                    async with connection.transaction():
-                        yield
+                    yield
+                    await current.flush()
                 finally:
                     self.engine.current_transaction.reset(piccolo_token)
                     self._open.reset(token)
@@ -398,13 +464,16 @@ class Database(Asking):
     async def savepoint(self) -> AsyncGenerator[None]:
         """Inside a transaction: a block whose failure is undone alone, together with what it had put off."""
         current = self._current()
+        connection = await current.begin()
         put_off = len(current.after_commit)
-        nested = current.connection.transaction()
+        nested = connection.transaction()
         await nested.start()
         try:
             yield
+            await current.flush()
         except BaseException:
             del current.after_commit[put_off:]
+            current.writes.clear()
             await nested.rollback()
             raise
         await nested.commit()

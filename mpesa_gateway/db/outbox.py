@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.db.writes import Write
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
@@ -36,11 +37,13 @@ INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_publ
 SELECT event_id, kind, NULLIF(merchant_id, ''), subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
     AS t(event_id, kind, merchant_id, subject_id, occurred_at, payload, body)
+RETURNING event_id
 """
 
 INSERT_TASKS = """
 INSERT INTO event_task (event_id, subscriber, due_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
+RETURNING event_id
 """
 
 CLAIM_TASK = """
@@ -137,8 +140,7 @@ class Outbox:
 
     async def _write(self, events: Sequence[Event]) -> None:
         if events:
-            await self._gateway.db.execute(
-                INSERT_EVENTS,
+            args = (
                 [event.event_id for event in events],
                 [event.kind for event in events],
                 [event.merchant_id for event in events],
@@ -147,16 +149,17 @@ class Outbox:
                 [dumps(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
+            await self._gateway.db.put_off(Write(INSERT_EVENTS, args))
 
     async def _owe(self, owed: Sequence[tuple[Event, str]]) -> None:
         """Note which durable subscribers have to hear of which event, and wake them after commit."""
         db, jobs, tracer = self._gateway.db, self._gateway.jobs, self._gateway.tracer
-        await db.execute(
-            INSERT_TASKS,
+        args = (
             [event.event_id for event, _ in owed],
             [name for _, name in owed],
             [event.occurred_at + timedelta(seconds=15) for event, _ in owed],
         )
+        await db.put_off(Write(INSERT_TASKS, args))
 
         async def wake() -> None:
             for event, name in owed:

@@ -17,6 +17,7 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
 from mpesa_gateway.daraja.wire import NotACallback
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
+from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.client_ip import read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
@@ -127,11 +128,7 @@ class _Arrival:
         }
 
 
-class _OneByOne(Exception):
-    """One of several callbacks has been here before: that has to be looked at by itself."""
-
-
-_ODD: tuple[type[BaseException], ...] = (_OneByOne, AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+_ODD: tuple[type[BaseException], ...] = (ChangedMeanwhile, AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
 """Why several callbacks are not kept in one go, with nothing wrong on our side."""
 
 
@@ -231,7 +228,7 @@ class CallbackInbox:
         return origins(brought)
 
     async def _keep_at_once(self, arrivals: Sequence["_Arrival"]) -> set[str]:
-        """Publish, and write the inbox last, each with its verdict: five trips to Postgres however many they are.
+        """Publish, and write the inbox last, each with its verdict: two trips to Postgres however many they are.
 
         Gives those that were kept: all but those put aside, and none when one of them has been here before.
         """
@@ -250,7 +247,8 @@ class CallbackInbox:
             async with self._db.transaction():
                 await self._gateway.outbox.publish_many(events)
                 kept = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
-                await self._write(kept, verdicts, now)
+                if kept:
+                    await self._write(kept, verdicts, now)
         except _ODD:
             return set()
         except UNREACHABLE:
@@ -263,9 +261,8 @@ class CallbackInbox:
         return {arrival.callback_id for arrival in kept}
 
     async def _write(self, arrivals: Sequence["_Arrival"], verdicts: Mapping[str, Verdict], now: datetime) -> None:
-        """Write callbacks with their verdicts, each or none. Raises _OneByOne when one of them has been here before."""
-        tag = await self._db.execute(
-            tables.KEEP_MANY,
+        """Write callbacks with their verdicts, each or none: ChangedMeanwhile when one of them has been here before."""
+        args = (
             [arrival.callback_id for arrival in arrivals],
             [arrival.incoming.kind for arrival in arrivals],
             [arrival.fingerprint for arrival in arrivals],
@@ -281,8 +278,7 @@ class CallbackInbox:
             now + timedelta(seconds=PAUSES[0]),
             [verdicts[arrival.callback_id] == "applied" for arrival in arrivals],
         )
-        if tag != f"INSERT 0 {len(arrivals)}":
-            raise _OneByOne
+        await self._db.put_off(Write(tables.KEEP_MANY, args, expects=len(arrivals)))
 
     async def _count_repeats(self, times: Counter[bytes]) -> set[bytes]:
         """Count repetitions of callbacks that we have had; gives those that we have."""
@@ -299,7 +295,7 @@ class CallbackInbox:
         if not await self._count_repeats(Counter([arrival.fingerprint])):
             try:
                 await self._keep_new(arrival)
-            except _OneByOne:
+            except ChangedMeanwhile:
                 # The same has been kept in this moment.
                 await self._count_repeats(Counter([arrival.fingerprint]))
             else:

@@ -59,6 +59,7 @@ FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::tex
 -- Always in this order, so that two processes with the same callbacks wait for each other and not in a ring.
 ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
+RETURNING callback_id
 """
 
 REPEATED = """

@@ -13,6 +13,7 @@ import structlog
 from mpesa_gateway.daraja.client import StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.writes import Write
 from mpesa_gateway.phone import may_be
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
@@ -152,8 +153,16 @@ class Steps:
         return row
 
 
+_TOLD = ("status", "receipt", "result_code", "result_desc", "failure_reason")
+"""What ``END_MANY`` takes of each payment, in this order."""
+
+
 class Endings:
-    """What callbacks do to payments, for several at once: one trip to look, one to write, whatever their number."""
+    """What callbacks do to payments, for several at once: one trip to look, one to write, whatever their number.
+
+    Nothing is locked in between. A payment that somebody else has changed by then lets the whole of the transaction
+    fail, and its callbacks are offered one by one.
+    """
 
     def __init__(self, gateway: "Gateway", wants_confirmation: Callable[[Row, StkResulted], bool]) -> None:
         self._gateway = gateway
@@ -165,7 +174,7 @@ class Endings:
         callbacks = self._gateway.services.get(Callbacks)
         by_payment = {result.subject_id: result for result in results if result.subject_id}
         plain: list[tuple[Row, StkResulted, Outcome]] = []
-        for row in await self._db.fetch(tables.LOCK_MANY, list(by_payment)):
+        for row in await self._db.look(tables.FIND_MANY, list(by_payment)):
             result = by_payment[row["payment_id"]]
             outcome = stk_outcome(result.result_code, result.result_desc)
             if self._is_plain(row, result, outcome):
@@ -178,7 +187,10 @@ class Endings:
             await self._end(plain)
 
     def _is_plain(self, row: Row, result: StkResulted, outcome: Outcome) -> bool:
-        """Whether a locked payment simply ends: everything fits, and nothing has happened to it but its push."""
+        """Whether a payment simply ends: everything fits, and nothing has happened to it but its push.
+
+        What ``END_MANY`` does not look at again is told once for each payment.
+        """
         if (
             row["status"] != Status.PENDING.value
             or row["mismatch"] is not None
@@ -200,18 +212,13 @@ class Endings:
     async def _end(self, plain: Sequence[tuple[Row, StkResulted, Outcome]]) -> None:
         now = self._gateway.clock.now()
         changes = [_change(result, outcome, now) for _, result, outcome in plain]
-        ended = await self._db.execute(
-            tables.END_MANY,
-            [row["payment_id"] for row, _, _ in plain],
-            [change["status"] for change in changes],
-            [change["receipt"] for change in changes],
-            [change["result_code"] for change in changes],
-            [change["result_desc"] for change in changes],
-            [change["failure_reason"] for change in changes],
-            now,
+        ids = [row["payment_id"] for row, _, _ in plain]
+        told = {name: [change[name] for change in changes] for name in _TOLD}
+        ends = Write(tables.END_MANY, (ids, *told.values(), now), expects=len(ids))
+        await self._db.put_off(ends)
+        await self._db.put_off(
+            Write(tables.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
         )
-        if ended != f"UPDATE {len(plain)}":
-            raise RuntimeError("a locked payment did not end")
         events: list[PaymentEvent] = [
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
             for (row, _, _), change in zip(plain, changes, strict=True)

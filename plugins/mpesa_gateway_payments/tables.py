@@ -251,23 +251,26 @@ RETURNING *
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
-LOCK_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED"
-"""Nobody waits for one of many: what somebody else is at is taken by itself afterwards."""
+FIND_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[])"
 
 END_MANY = """
-WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
-), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $7::timestamptz, status, 'callback', result_code, result_desc FROM told
-)
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
     completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
     due_at = NULL
-FROM told
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS told(payment_id, status, receipt, result_code, result_desc, failure_reason)
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
+    -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
+    AND payment.payment_id IN (SELECT payment_id FROM payment WHERE payment_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED)
+RETURNING payment.payment_id
+"""
+
+END_STEPS = """
+INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
+SELECT payment_id, $5::timestamptz, status, 'callback', result_code, result_desc
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, status, result_code, result_desc)
+RETURNING payment_id
 """
 
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"

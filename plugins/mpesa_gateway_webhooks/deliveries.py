@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.writes import Write
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
@@ -67,18 +68,22 @@ class Deliveries:
 
     async def owe(self, events: Sequence[PublicEvent]) -> None:
         """Inside the publisher's transaction: a delivery of each for the merchant's endpoint, sent after commit."""
-        rows = await self._db.fetch(
-            tables.FAN_OUT,
-            [self._gateway.ids.new("dlv") for _ in events],
+        made = {self._gateway.ids.new("dlv"): event for event in events}
+        args = (
+            list(made),
             [event.event_id for event in events],
             [event.merchant_id for event in events],
             [event.kind for event in events],
             [event.subject_id for event in events],
             [event.occurred_at for event in events],
         )
-        if rows:
-            found = {row["delivery_id"]: origin_of(row["payment_id"]) for row in rows}
-            await self._db.after_commit(lambda: self._wake_soon(found))
+
+        async def wake(delivery_ids: Sequence[str]) -> None:
+            if delivery_ids:
+                found = {delivery_id: origin_of(made[delivery_id].subject_id) for delivery_id in delivery_ids}
+                await self._db.after_commit(lambda: self._wake_soon(found))
+
+        await self._db.put_off(Write(tables.FAN_OUT, args, told=wake))
 
     async def _wake_soon(self, delivery_ids: Mapping[str, Origin | None]) -> None:
         """Send these now, each for the request that led to it where several did."""

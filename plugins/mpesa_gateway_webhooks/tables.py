@@ -61,7 +61,7 @@ SELECT delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, 
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
     AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
 JOIN webhook_endpoint USING (merchant_id) WHERE is_active
-RETURNING delivery_id, payment_id
+RETURNING delivery_id
 """
 
 _CLAIM = """

@@ -1,9 +1,10 @@
-"""One callback that comes twice in the same moment: the second waits for the first, and neither for the other."""
+"""One callback that comes twice in the same moment: whoever is first, it counts once, and neither waits for ever."""
 
 import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Plugin, inside
@@ -14,26 +15,36 @@ ASKS = "254700000020"
 
 
 class Pause:
-    """Holds up the first who hears of a result, in the middle of its transaction, until it is told to go on."""
+    """Holds up the first who hears of a result, in the middle of its transaction, until it is told to go on.
 
-    def __init__(self) -> None:
+    ``has_written`` says whether the payment is written by then, and locked, or only looked at.
+    """
+
+    def __init__(self, *, has_written: bool) -> None:
+        self._has_written = has_written
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
-    async def hear(self, _: StkResulted, __: Gateway) -> None:
+    async def hear(self, _: StkResulted, gateway: Gateway) -> None:
         """Wait, the first time."""
         if not self.is_reached.is_set():
+            if self._has_written:
+                # Whoever asks Postgres something finds everything written that was to be until then.
+                await gateway.db.fetchval("SELECT 1")
             self.is_reached.set()
             await self.may_go_on.wait()
 
     @property
     def plugin(self) -> Plugin:
-        """What listens after payments have heard of the result, and taken their lock."""
+        """What listens after payments have heard of the result."""
         return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hear),))
 
 
-async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(values: dict[str, Any]) -> None:
-    pause = Pause()
+@pytest.mark.parametrize("has_written", [True, False])
+async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(
+    values: dict[str, Any], *, has_written: bool
+) -> None:
+    pause = Pause(has_written=has_written)
     async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="order")).data
         prompt = f"/simulator/control/pushes/{made['provider_ref']}"
@@ -65,7 +76,11 @@ async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(values: di
                 )
             )
 
-        await eventually(is_waiting)
+        async def has_gone_first() -> bool:
+            """The second has overtaken the first."""
+            return second.done()
+
+        await eventually(is_waiting if has_written else has_gone_first)
         pause.may_go_on.set()
         assert [(await answer).data for answer in (first, second)] == [{"status": 200}] * 2
         rows = await gateway.db.fetch("SELECT verdict, repeats FROM callback")

@@ -1,0 +1,76 @@
+"""Writes that nobody waits for before the end of their transaction: all of them go to Postgres in one statement."""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import asyncpg
+
+from mpesa_gateway.db.asking import Connection
+
+Told = Callable[[Sequence[str]], Awaitable[None]]
+
+_PARAMETER = re.compile(r"\$(\d+)")
+
+
+class ChangedMeanwhile(RuntimeError):
+    """A write did not find what it was to change as it was looked at before; nothing of its transaction is done."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """A statement that returns one column of text, such as the ids of the rows that it writes.
+
+    Writes of one transaction do not see each other's changes, and no two of them may change the same row.
+    """
+
+    sql: str
+    args: tuple[Any, ...]
+    expects: int | None = None
+    """How many rows it has to return; with another number all of the transaction fails by ChangedMeanwhile."""
+    told: Told | None = None
+    """Hears, once the write is done, what it returned."""
+
+
+async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
+    """Do all of them, or none. Raises ChangedMeanwhile, and what asyncpg raises for any of them."""
+    args: list[Any] = []
+    for write in writes:
+        args.extend(write.args)
+        if write.expects is not None:
+            args.append(write.expects)
+    sql = _joined(tuple((write.sql, len(write.args), write.expects is not None) for write in writes))
+    try:
+        row = await connection.fetchrow(sql, *args)
+    except asyncpg.SerializationError as problem:
+        raise ChangedMeanwhile(str(problem)) from None
+    if row is None:
+        raise RuntimeError("Postgres returned nothing for what was written")
+    for number, write in enumerate(writes):
+        if write.told is not None:
+            await write.told(row[f"was_{number}"] or [])
+
+
+@lru_cache(maxsize=512)
+def _joined(parts: tuple[tuple[str, int, bool], ...]) -> str:
+    """One statement for all: each with its number of parameters, and whether the number of its rows is checked.
+
+    They are counted in their order, so that the first one which has to wait for somebody waits before the others.
+    """
+    steps: list[str] = []
+    found: list[str] = []
+    given = 0
+    for number, (sql, parameters, is_counted) in enumerate(parts):
+        steps.append(f"write_{number} (it) AS ({_PARAMETER.sub(_moved_by(given), sql)})")
+        given += parameters
+        if is_counted:
+            given += 1
+            found.append(f"written_as_expected((SELECT count(*) FROM write_{number}), ${given}) AS count_{number}")
+        found.append(f"(SELECT array_agg(it) FROM write_{number}) AS was_{number}")
+    return f"WITH {', '.join(steps)} SELECT {', '.join(found)}"  # noqa: S608 - constants, and numbers
+
+
+def _moved_by(given: int) -> Callable[["re.Match[str]"], str]:
+    return lambda found: f"${int(found[1]) + given}"
