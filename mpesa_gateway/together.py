@@ -9,12 +9,15 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PATIENCE = 0.1
+"""Seconds that those who wait leave to what is being served: more than a trip to Postgres takes on a busy machine."""
+
 
 class Together(Generic[T, R]):
     """Gathers what is asked for while others are being served, and serves it next, all of it in one go.
 
-    Nobody is kept waiting for company: who comes while there is a free lane is served at once, alone. The busier it
-    is, the more are served together.
+    Nobody is kept waiting for company: who comes while nobody is served is served at once, alone. The busier it is,
+    the more are served together. Where serving takes long, as behind a lock, those who wait get a lane of their own.
     """
 
     def __init__(
@@ -36,28 +39,47 @@ class Together(Generic[T, R]):
         self._told = told
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._lanes_open = 0
+        self._alarm: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Task[None]] = set()
 
     async def ask(self, what: T) -> R:
         """The result for ``what``; raises the exception that it got. A caller that goes away is served all the same."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[R] = loop.create_future()
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
-        if self._lanes_open < self._lanes:
-            self._lanes_open += 1
-            task = loop.create_task(self._run(), context=Context())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        if not self._lanes_open:
+            self._open_lane()
+        else:
+            self._set_alarm()
         if self._told is None:
             return await answer
         with self._told():
             return await answer
+
+    def _open_lane(self) -> None:
+        self._lanes_open += 1
+        task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _set_alarm(self) -> None:
+        if self._alarm is None and self._lanes_open < self._lanes:
+            self._alarm = asyncio.get_running_loop().call_later(_PATIENCE, self._serve_those_who_wait)
+
+    def _serve_those_who_wait(self) -> None:
+        self._alarm = None
+        if self._waiting and self._lanes_open < self._lanes:
+            self._open_lane()
 
     async def _run(self) -> None:
         try:
             while self._waiting:
                 served = self._waiting[: self._most]
                 del self._waiting[: self._most]
+                if self._alarm is not None:
+                    self._alarm.cancel()
+                    self._alarm = None
+                if self._waiting:
+                    self._set_alarm()
                 await self._serve_these(served)
         finally:
             # Here and not when the task is seen to be done: who asks in between must find a lane free.

@@ -10,6 +10,7 @@ from bench.speed.contests import Effort
 from bench.speed.seed import SEED_PENDING, Shop, connect, id_stem
 from bench.speed.site import Site
 from mpesa_gateway.db import outbox
+from mpesa_gateway.db.writes import joined
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_webhooks import tables as webhooks
@@ -66,29 +67,29 @@ def create_script(merchant_id: str) -> str:
             "now() + interval '1 day'",
         ],
     )
-    waiting = _filled(callbacks.WAITING_AMONG, [_one(f"'ws_CO_p' || {number}")])
-    return f"\\set n random(1, 9000000000000000000)\n{insert}\n{accepted}\n{waiting}\n"
+    return f"\\set n random(1, 9000000000000000000)\n{insert}\n{accepted}\n"
 
 
 def callback_script(merchant_id: str, stem: str, each: int) -> str:
-    """What a callback does to Postgres: look, end the payment, event, delivery, inbox, in one transaction."""
+    """What a callback does to Postgres: one look, and one statement that ends the payment and tells of it."""
     payment_id = f"'{stem}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
     number = f"'{stem[6:]}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
-    statements = (
-        _filled(payments.LOCK_MANY, [_one(payment_id)]),
-        _filled(
+    result = (_one("'0'"), _one("'The service request is processed successfully.'"))
+    writes: list[tuple[str, list[str], bool]] = [
+        (
             payments.END_MANY,
             [
                 _one(payment_id),
                 _one("'completed'"),
                 _one(f"'P' || right(upper({number}), 18)"),
-                _one("'0'"),
-                _one("'The service request is processed successfully.'"),
+                *result,
                 _one("NULL"),
                 "now()",
             ],
+            True,
         ),
-        _filled(
+        (payments.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
+        (
             outbox.INSERT_EVENTS,
             [
                 _one(f"'evt_' || {number}"),
@@ -99,8 +100,9 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one('\'{"kind": "payment.completed"}\''),
                 _one(_BODY),
             ],
+            False,
         ),
-        _filled(
+        (
             webhooks.FAN_OUT,
             [
                 _one(f"'dlv_' || {number}"),
@@ -110,8 +112,9 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one(payment_id),
                 _one("now()", "timestamptz"),
             ],
+            False,
         ),
-        _filled(
+        (
             callbacks.KEEP_MANY,
             [
                 _one(f"'cbk_' || {number}"),
@@ -129,9 +132,13 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 "now() + interval '5 seconds'",
                 _one("true", "boolean"),
             ],
+            True,
         ),
-    )
-    return "\n".join((r"\set k :k + 1", "BEGIN;", *statements, "COMMIT;", ""))
+    ]
+    all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
+    values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]
+    look = _filled(payments.FIND_MANY, [_one(payment_id)])
+    return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))
 
 
 class Pgbench:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import structlog
@@ -16,6 +17,10 @@ V = TypeVar("V")
 
 _SECONDS = 1.0
 """For how long something is remembered: the most that a change can go unheard when a message is lost."""
+
+_RENEWED = 0.75
+"""The part of that time after which one caller looks again, while the others still take what is remembered: without
+it, a busy process asks Postgres as many times at once as it has callers, every time."""
 
 _AWAY = 1.0
 """Seconds between two attempts to listen while Postgres is away."""
@@ -91,6 +96,15 @@ class Changes:
         self.tell(topic, key)
 
 
+@dataclass
+class _Found(Generic[V]):
+    value: V
+    hearing: int
+    renew_at: float
+    until: float
+    is_being_renewed: bool = False
+
+
 class Remembered(Generic[V]):
     """What was found under a key, for a second at most, and as long as the connection that would have told holds."""
 
@@ -100,23 +114,24 @@ class Remembered(Generic[V]):
         self._changes = changes
         self._seconds = seconds
         self._clock = clock
-        self._found: dict[str, tuple[float, int, V]] = {}
+        self._found: dict[str, _Found[V]] = {}
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
         """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
-        hearing = self._changes.hearing
+        hearing, now = self._changes.hearing, self._clock()
         known = self._found.get(key)
-        if known is not None and known[1] == hearing and known[0] > self._clock():
-            return known[2]
+        if known is not None and known.hearing == hearing and now < known.until:
+            if now < known.renew_at or known.is_being_renewed:
+                return known.value
+            known.is_being_renewed = True
         before = self._changed
-        until = self._clock() + self._seconds
         found = await find()
         # What was read before a change was heard, or could be heard, may be from before it.
         if found is not None and hearing is not None and hearing == self._changes.hearing and before == self._changed:
             if len(self._found) >= _MOST:
                 self._found.clear()
-            self._found[key] = (until, hearing, found)
+            self._found[key] = _Found(found, hearing, now + self._seconds * _RENEWED, now + self._seconds)
         return found
 
     def forget(self, key: str) -> None:

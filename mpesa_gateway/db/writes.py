@@ -41,7 +41,7 @@ async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
         args.extend(write.args)
         if write.expects is not None:
             args.append(write.expects)
-    sql = _joined(tuple((write.sql, len(write.args), write.expects is not None) for write in writes))
+    sql = joined(tuple((write.sql, len(write.args), write.expects is not None) for write in writes))
     try:
         row = await connection.fetchrow(sql, *args)
     except asyncpg.SerializationError as problem:
@@ -54,7 +54,7 @@ async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
 
 
 @lru_cache(maxsize=512)
-def _joined(parts: tuple[tuple[str, int, bool], ...]) -> str:
+def joined(parts: tuple[tuple[str, int, bool], ...]) -> str:
     """One statement for all: each with its number of parameters, and whether the number of its rows is checked.
 
     They are counted in their order, so that the first one which has to wait for somebody waits before the others.

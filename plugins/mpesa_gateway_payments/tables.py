@@ -126,6 +126,7 @@ WITH asked AS (
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
+    LIMIT cardinality($1)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
@@ -162,7 +163,7 @@ ACCEPTED_MANY = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
-    ORDER BY payment_id
+    ORDER BY payment_id LIMIT cardinality($1)
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
     SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM told
@@ -251,18 +252,26 @@ RETURNING *
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
-FIND_MANY = "SELECT * FROM payment WHERE payment_id = ANY($1::text[])"
+FIND_MANY = """
+SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told JOIN payment USING (payment_id)
+"""
 
 END_MANY = """
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
     completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
     due_at = NULL
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    AS told(payment_id, status, receipt, result_code, result_desc, failure_reason)
+FROM (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
+    LIMIT cardinality($1)
+) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
     -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
-    AND payment.payment_id IN (SELECT payment_id FROM payment WHERE payment_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED)
+    AND payment.payment_id = ANY(ARRAY(
+        SELECT payment_id FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS these
+        JOIN payment USING (payment_id) FOR UPDATE OF payment SKIP LOCKED
+    ))
 RETURNING payment.payment_id
 """
 

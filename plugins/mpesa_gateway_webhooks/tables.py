@@ -58,9 +58,11 @@ class AttemptRow(Table, tablename="attempt"):
 FAN_OUT = """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
 SELECT delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, at, at
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
-    AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
-JOIN webhook_endpoint USING (merchant_id) WHERE is_active
+FROM (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+        AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
+    LIMIT cardinality($1)
+) AS made JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
 """
 
@@ -68,9 +70,9 @@ _CLAIM = """
 UPDATE delivery SET leased_until = $3, tried = tried + 1
 FROM webhook_endpoint, event, merchant
 WHERE delivery_id IN (
-        SELECT delivery_id FROM delivery
-        WHERE {} AND status = 'pending' AND due_at <= $2 AND (leased_until IS NULL OR leased_until < $2)
-        {} FOR UPDATE SKIP LOCKED
+        SELECT delivery_id FROM {} AND status = 'pending' AND due_at <= $2
+            AND (leased_until IS NULL OR leased_until < $2)
+        {} FOR UPDATE OF delivery SKIP LOCKED
     )
     AND webhook_endpoint.endpoint_id = delivery.endpoint_id AND event.event_id = delivery.event_id
     AND merchant.merchant_id = delivery.merchant_id
@@ -80,12 +82,16 @@ RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchan
     webhook_endpoint.failures, webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
 """
 
-CLAIM = _CLAIM.format("delivery_id = ANY($1::text[]) AND endpoint_id <> ALL($4::text[])", "")
+CLAIM = _CLAIM.format(
+    "(SELECT unnest($1::text[]) AS delivery_id LIMIT cardinality($1)) AS these JOIN delivery USING (delivery_id)"
+    " WHERE endpoint_id <> ALL($4::text[])",
+    "",
+)
 
-CLAIM_OF_ENDPOINT = _CLAIM.format("endpoint_id = $1", "ORDER BY due_at LIMIT $4")
+CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY due_at LIMIT $4")
 
 HAND_BACK = """
-UPDATE delivery SET leased_until = NULL FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until)
+UPDATE delivery SET leased_until = NULL FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
 WHERE delivery_id = id AND status = 'pending' AND leased_until = until
 """
 
@@ -116,6 +122,7 @@ DELIVERED = """
 WITH taken AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::integer[], $5::text[])
         AS t(attempt_id, id, status, ms, answer)
+    LIMIT cardinality($1)
 ), tried AS (
     INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
     SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken
@@ -133,7 +140,8 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
-FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) WHERE delivery_id = id AND status = 'pending'
+FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
+WHERE delivery_id = id AND status = 'pending'
 """
 
 CANCEL = """
