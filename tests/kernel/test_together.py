@@ -36,6 +36,55 @@ async def test_one_alone_is_served_at_once_and_the_rest_while_it_is_follow_toget
     assert kitchen.served == [[0], [1, 2, 3, 4, 5]]
 
 
+async def test_who_is_served_behind_a_lock_holds_up_nobody_for_long() -> None:
+    is_free = asyncio.Event()
+
+    async def serve(numbers: Sequence[int]) -> list[int | Exception]:
+        if 0 in numbers:
+            await is_free.wait()
+        return list(numbers)
+
+    table = Together(serve)
+    held_up = asyncio.create_task(table.ask(0))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*map(table.ask, (1, 2))) == [1, 2]
+    assert not held_up.done()
+    is_free.set()
+    assert await held_up == 0
+
+
+async def test_more_than_are_served_at_a_time_do_not_wait_for_ever_either() -> None:
+    is_free = asyncio.Event()
+    served: list[list[int]] = []
+
+    async def serve(numbers: Sequence[int]) -> list[int | Exception]:
+        served.append(list(numbers))
+        if 0 in numbers:
+            await is_free.wait()
+        return list(numbers)
+
+    table = Together(serve, most=2)
+    # All of them before the first lane has begun: nobody comes later who could see to it that these are served.
+    waiting = [asyncio.create_task(table.ask(number)) for number in range(4)]
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*waiting[2:]) == [2, 3]
+    assert served == [[0, 1], [2, 3]]
+    is_free.set()
+    assert await asyncio.gather(*waiting[:2]) == [0, 1]
+
+
+async def test_those_who_come_while_others_are_served_wait_for_them_and_go_together() -> None:
+    kitchen = Kitchen()
+    table = Together(kitchen.serve)
+    first = asyncio.create_task(table.ask(0))
+    for _ in range(2):
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*map(table.ask, (1, 2, 3))) == [2, 4, 6]
+    assert await first == 0
+    assert kitchen.served == [[0], [1, 2, 3]]
+
+
 async def test_what_is_wrong_with_one_is_only_told_to_that_one() -> None:
     table = Together(Kitchen().serve)
     answers = await asyncio.gather(*map(table.ask, (12, 13, 14)), return_exceptions=True)

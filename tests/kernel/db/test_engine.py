@@ -1,8 +1,9 @@
 """Transactions: all or nothing, one at a time for each task, and what follows only once they have committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
 from typing import TypeAlias
 
 import asyncpg
@@ -13,6 +14,7 @@ from piccolo.table import Table
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration, migrate
+from mpesa_gateway.db.writes import ChangedMeanwhile, Told, Write
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually
 
@@ -25,6 +27,20 @@ class Note(Table, tablename="note"):
     word = Text(primary_key=True)
 
 
+_NOTES = """
+CREATE TABLE note (word text PRIMARY KEY);
+CREATE TABLE sum (words integer NOT NULL);
+INSERT INTO sum VALUES (0)
+"""
+
+WRITTEN_AS_EXPECTED = (files("mpesa_gateway.db.migrations") / "0007_written_as_expected.sql").read_text(encoding="utf-8")
+
+
+def note(*words: str, told: Told | None = None) -> Write:
+    """A write of these words."""
+    return Write("INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), told=told)
+
+
 class Oops(Exception):
     """What goes wrong in these tests."""
 
@@ -32,7 +48,8 @@ class Oops(Exception):
 @pytest.fixture
 async def notes(db: Database) -> Database:
     """A database with the table, bound."""
-    await migrate(db, [Migration("test", 1, "0001_note.sql", "CREATE TABLE note (word text PRIMARY KEY)")])
+    await migrate(db, [Migration("test", 1, "0001_note.sql", _NOTES)])
+    await db.execute(WRITTEN_AS_EXPECTED)
     db.bind([Note])
     return db
 
@@ -147,6 +164,118 @@ async def test_a_nested_transaction_is_part_of_the_outer_one(notes: Database, ou
             await write(notes, "inner")
         await write(notes, "outer")
     assert await seen(outsider) == ["inner", "outer"]
+
+
+async def test_what_is_put_off_is_one_statement_and_a_transaction_of_nothing_else_is_that(
+    notes: Database, outsider: Outsider
+) -> None:
+    heard: list[object] = []
+
+    async def told(words: Sequence[str]) -> None:
+        heard.append((list(words), await seen(outsider)))
+        await notes.after_commit(committed)
+
+    async def committed() -> None:
+        heard.append("committed")
+
+    async with notes.transaction():
+        await notes.put_off(note("one", "two", told=told))
+        await notes.put_off(Write("UPDATE sum SET words = words + 2 RETURNING words::text", (), expects=1))
+        assert heard == []
+        assert await seen(outsider) == []
+    # Nothing had to begin: what it is told is committed already.
+    assert heard == [(["one", "two"], ["one", "two"]), "committed"]
+    assert await outsider.fetchval("SELECT words FROM mpesa.sum") == 2
+
+
+async def test_whoever_asks_finds_what_was_put_off_before(notes: Database, outsider: Outsider) -> None:
+    async with doomed(notes):
+        await notes.put_off(note("one"))
+        assert await notes.fetchval("SELECT word FROM note") == "one"
+        await notes.put_off(note("two"))
+        assert [row["word"] for row in await Note.select().order_by(Note.word)] == ["one", "two"]
+        await notes.put_off(note("three"))
+        await write(notes, "four")
+        assert await notes.fetchval("SELECT count(*) FROM note") == 4
+        assert await seen(outsider) == []
+    assert await seen(outsider) == []
+
+
+async def test_a_look_begins_nothing_and_sees_what_is_committed(notes: Database, outsider: Outsider) -> None:
+    async with notes.transaction():
+        await notes.put_off(note("mine"))
+        assert await notes.look("SELECT word FROM note") == []
+        await outsider.execute("INSERT INTO mpesa.note VALUES ('theirs')")
+        assert [row["word"] for row in await notes.look("SELECT word FROM note")] == ["theirs"]
+        await write(notes, "begun")
+        # Now there is a transaction to look in.
+        assert len(await notes.look("SELECT word FROM note")) == 3
+    assert await seen(outsider) == ["begun", "mine", "theirs"]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_who_finds_other_rows_than_expected_has_written_nothing(
+    notes: Database, outsider: Outsider, *, has_begun: bool
+) -> None:
+    called: list[str] = []
+
+    async def told(words: Sequence[str]) -> None:
+        called.extend(words)
+
+    async def work() -> None:
+        async with notes.transaction():
+            if has_begun:
+                await write(notes, "zero")
+            await notes.put_off(note("one", told=told))
+            await notes.put_off(Write("UPDATE sum SET words = 9 WHERE words = 1 RETURNING 'x'", (), expects=1))
+            await notes.put_off(note("two", told=told))
+
+    with pytest.raises(ChangedMeanwhile, match="wrote 0 rows instead of 1"):
+        await work()
+    assert called == []
+    assert await seen(outsider) == []
+    await outsider.execute("UPDATE mpesa.sum SET words = 1")
+    await work()
+    assert called == ["one", "two"]
+
+
+async def test_what_is_put_off_in_a_savepoint_goes_with_it(notes: Database, outsider: Outsider) -> None:
+    async def fail() -> None:
+        async with notes.savepoint():
+            await notes.put_off(note("inside"))
+            raise Oops
+
+    async with notes.transaction():
+        await notes.put_off(note("before"))
+        with pytest.raises(Oops):
+            await fail()
+        async with notes.savepoint():
+            await notes.put_off(note("kept"))
+        await notes.put_off(note("after"))
+    assert await seen(outsider) == ["after", "before", "kept"]
+
+
+async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, outsider: Outsider) -> None:
+    await write(notes, "there")
+
+    async def work() -> None:
+        async with notes.transaction():
+            await notes.put_off(note("new"))
+            await notes.put_off(note("there"))
+
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await work()
+    assert await seen(outsider) == ["there"]
+    # Without a transaction there is nothing to put it off to.
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await notes.put_off(note("there"))
+
+
+async def test_a_transaction_that_asks_for_nothing_takes_no_connection(database_url: str) -> None:
+    nowhere = Database(DatabaseConfig(url=Secret(database_url)))
+    async with nowhere.transaction():
+        assert is_inside(nowhere)
+    assert not is_inside(nowhere)
 
 
 async def test_tasks_side_by_side_have_a_transaction_each(notes: Database, outsider: Outsider) -> None:

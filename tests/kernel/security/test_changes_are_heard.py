@@ -195,12 +195,41 @@ async def test_a_message_that_is_lost_costs_a_second_and_no_more(values: dict[st
 
         memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
         assert await memory.get("key", find) == "a"
-        now = 100.9
+        now = 100.7
         assert await memory.get("key", find) == "a"
         now = 101.0
         assert await memory.get("key", find) == "b"
         memory.forget("key")
         assert await memory.get("key", find) == "c"
+
+
+async def test_before_the_second_is_over_one_looks_again_and_the_others_need_not(values: dict[str, Any]) -> None:
+    async with opened(values) as shop:
+        now = 100.0
+        asked: list[asyncio.Future[str]] = []
+
+        async def find() -> str:
+            asked.append(asyncio.get_running_loop().create_future())
+            return await asked[-1]
+
+        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        first = asyncio.create_task(memory.get("key", find))
+        await asyncio.sleep(0)
+        asked[0].set_result("a")
+        assert await first == "a"
+        now = 100.8
+        second = asyncio.create_task(memory.get("key", find))
+        await asyncio.sleep(0)
+        assert [await memory.get("key", find) for _ in range(3)] == ["a"] * 3
+        assert len(asked) == 2
+        # Whoever looks again may take long, or fail: what is remembered is over when it is over.
+        now = 101.0
+        third = asyncio.create_task(memory.get("key", find))
+        await asyncio.sleep(0)
+        assert len(asked) == 3
+        asked[1].set_result("b")
+        asked[2].set_result("c")
+        assert (await second, await third) == ("b", "c")
 
 
 async def test_what_was_read_before_anybody_listened_is_not_kept(values: dict[str, Any]) -> None:

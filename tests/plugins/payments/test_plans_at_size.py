@@ -1,0 +1,75 @@
+"""What every payment does to Postgres is planned a few times on a connection, and not each time that it is done."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.db import outbox
+from mpesa_gateway.db.writes import joined
+from mpesa_gateway.testing.serving import running_gateway, shop
+from mpesa_gateway_callbacks import tables as callbacks
+from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_webhooks import tables as webhooks
+from tests.plugins.payments.test_lists_at_size import FILL, MANY
+
+END = joined(
+    (
+        (payments.END_MANY, 7, True),
+        (payments.END_STEPS, 5, False),
+        (outbox.INSERT_EVENTS, 7, False),
+        (webhooks.FAN_OUT, 6, False),
+        (callbacks.KEEP_MANY, 14, True),
+    )
+)
+"""How callbacks end payments."""
+
+HOT = {
+    "insert": payments.INSERT_MANY,
+    "accept": payments.ACCEPTED_MANY,
+    "look": payments.FIND_MANY,
+    "end": END,
+    "claim": webhooks.CLAIM,
+    "delivered": webhooks.DELIVERED,
+    "hand back": webhooks.HAND_BACK,
+}
+
+AGAIN = 12
+"""How often each is done: Postgres plans the first five for their own values, and then decides."""
+
+_NOTHING: dict[str, Any] = {"int8": 0, "timestamptz": None}
+"""What a statement is given that is not a list."""
+
+
+@pytest.fixture
+async def plans(values: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Of each statement, how often its plan was kept, and how often it was made."""
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        merchant_id = (await api.pay("254708374149", key="first")).data["merchant_id"]
+        connection = await gateway.db.connect()
+        try:
+            await connection.execute(FILL, merchant_id, MANY)
+            await connection.execute("ANALYZE payment")
+            found: dict[str, tuple[int, int]] = {}
+            for name, sql in HOT.items():
+                found[name] = await _planned(connection, gateway.db.columns.spell_out(sql))
+            return found
+        finally:
+            await connection.close()
+
+
+async def _planned(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -> tuple[int, int]:
+    statement = await connection.prepare(sql)
+    given = [[] if kind.kind == "array" else _NOTHING[kind.name] for kind in statement.get_parameters()]
+    for _ in range(AGAIN):
+        await statement.fetch(*given)
+    row = await connection.fetchrow(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1", sql
+    )
+    assert row is not None
+    return row["generic_plans"], row["custom_plans"]
+
+
+async def test_the_plans_of_what_is_done_all_day_are_kept(plans: dict[str, tuple[int, int]]) -> None:
+    assert {name: made for name, (_, made) in plans.items() if made > 5} == {}
+    assert {kept for kept, _ in plans.values()} == {AGAIN - 5}
