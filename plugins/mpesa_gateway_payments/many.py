@@ -225,16 +225,18 @@ class Endings:
         ]
         await self._gateway.outbox.publish_many(events)
 
-        async def count() -> None:
+        async def ended() -> None:
             for (row, _, _), change in zip(plain, changes, strict=True):
-                count_ended(self._gateway.meter, row, change["failure_reason"], now)
+                reason = change["failure_reason"]
+                count_ended(self._gateway.meter, row, reason, now)
+                word = "payment_completed" if reason is None else "payment_failed"
+                log.info(word, payment_id=row["payment_id"], cause=Cause.CALLBACK.value, reason=reason)
 
-        await self._db.after_commit(count)
+        # Not before: it may turn out that somebody else has ended one of them.
+        await self._db.after_commit(ended)
         callbacks = self._gateway.services.get(Callbacks)
-        for (row, result, _), change in zip(plain, changes, strict=True):
+        for _, result, _ in plain:
             await callbacks.mark_applied(result.callback_id)
-            word = "payment_completed" if change["failure_reason"] is None else "payment_failed"
-            log.info(word, payment_id=row["payment_id"], cause=Cause.CALLBACK.value, reason=change["failure_reason"])
 
 
 def _change(result: StkResulted, outcome: Outcome, now: datetime) -> dict[str, Any]:

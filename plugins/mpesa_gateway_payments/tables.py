@@ -144,6 +144,7 @@ SELECT * FROM made
 
 STEP = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALUES ($1, $2, $3, $4, $5, $6)
+RETURNING payment_id
 """
 
 RESEND = """
@@ -253,7 +254,8 @@ RETURNING *
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
 FIND_MANY = """
-SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told JOIN payment USING (payment_id)
+SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
+    JOIN payment USING (payment_id)
 """
 
 END_MANY = """

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.writes import Write
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import may_be
@@ -302,7 +303,7 @@ class Transitions:
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
         """Add an entry to a payment's timeline."""
-        await self._db.execute(tables.STEP, payment_id, at, kind, cause.value, code, detail)
+        await self._db.put_off(Write(tables.STEP, (payment_id, at, kind, cause.value, code, detail)))
 
     async def _publish_mismatch(self, row: Row, of: str, amount: str | None, receipt: str | None) -> None:
         values: Mapping[str, Any] = event_fields(row)

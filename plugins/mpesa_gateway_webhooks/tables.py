@@ -91,7 +91,8 @@ CLAIM = _CLAIM.format(
 CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY due_at LIMIT $4")
 
 HAND_BACK = """
-UPDATE delivery SET leased_until = NULL FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
+UPDATE delivery SET leased_until = NULL
+FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
 WHERE delivery_id = id AND status = 'pending' AND leased_until = until
 """
 

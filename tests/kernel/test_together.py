@@ -75,14 +75,24 @@ async def test_more_than_are_served_at_a_time_do_not_wait_for_ever_either() -> N
 
 
 async def test_those_who_come_while_others_are_served_wait_for_them_and_go_together() -> None:
-    kitchen = Kitchen()
-    table = Together(kitchen.serve)
-    first = asyncio.create_task(table.ask(0))
-    for _ in range(2):
-        await asyncio.sleep(0)
-    assert await asyncio.gather(*map(table.ask, (1, 2, 3))) == [2, 4, 6]
-    assert await first == 0
-    assert kitchen.served == [[0], [1, 2, 3]]
+    is_free = asyncio.Event()
+    served: list[list[int]] = []
+
+    async def serve(numbers: Sequence[int]) -> list[int | Exception]:
+        served.append(list(numbers))
+        if 0 in numbers:
+            await is_free.wait()
+        return list(numbers)
+
+    table = Together(serve)
+    waiting: list[asyncio.Task[int]] = []
+    for number in range(4):
+        waiting.append(asyncio.create_task(table.ask(number)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    is_free.set()
+    assert await asyncio.gather(*waiting) == [0, 1, 2, 3]
+    assert served == [[0], [1, 2, 3]]
 
 
 async def test_what_is_wrong_with_one_is_only_told_to_that_one() -> None:

@@ -33,7 +33,8 @@ CREATE TABLE sum (words integer NOT NULL);
 INSERT INTO sum VALUES (0)
 """
 
-WRITTEN_AS_EXPECTED = (files("mpesa_gateway.db.migrations") / "0007_written_as_expected.sql").read_text(encoding="utf-8")
+_MIGRATIONS = files("mpesa_gateway.db.migrations")
+WRITTEN_AS_EXPECTED = (_MIGRATIONS / "0007_written_as_expected.sql").read_text(encoding="utf-8")
 
 
 def note(*words: str, told: Told | None = None) -> Write:
@@ -253,6 +254,21 @@ async def test_what_is_put_off_in_a_savepoint_goes_with_it(notes: Database, outs
             await notes.put_off(note("kept"))
         await notes.put_off(note("after"))
     assert await seen(outsider) == ["after", "before", "kept"]
+
+
+async def test_one_that_fails_in_a_savepoint_fails_there_and_alone(notes: Database, outsider: Outsider) -> None:
+    await write(notes, "there")
+
+    async def fail() -> None:
+        async with notes.savepoint():
+            await notes.put_off(note("new"))
+            await notes.put_off(note("there"))
+
+    async with notes.transaction():
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await fail()
+        await notes.put_off(note("after"))
+    assert await seen(outsider) == ["after", "there"]
 
 
 async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, outsider: Outsider) -> None:

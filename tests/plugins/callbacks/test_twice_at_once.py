@@ -1,6 +1,7 @@
 """One callback that comes twice in the same moment: whoever is first, it counts once, and neither waits for ever."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -8,8 +9,9 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Plugin, inside
-from mpesa_gateway.testing.serving import eventually, running_gateway, shop
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_payments.transitions import Transitions
 
 ASKS = "254700000020"
 
@@ -40,29 +42,40 @@ class Pause:
         return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hear),))
 
 
+async def paid(gateway: Gateway, api: Api) -> dict[str, Any]:
+    """A payment that its payer has just paid, with M-Pesa's callback ready to be sent, by nobody but us."""
+    made: dict[str, Any] = (await api.pay(ASKS, key="order")).data
+    await gateway.db.execute(
+        "UPDATE sim_push SET state = 'ended', result_code = '0', receipt = 'TKN4A1B2C3', ended_at = now()"
+    )
+    said = {
+        "CheckoutRequestID": made["provider_ref"],
+        "ResultCode": 0,
+        "CallbackMetadata": {
+            "Item": [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": "TKN4A1B2C3"}]
+        },
+    }
+    body = msgspec.json.encode({"Body": {"stkCallback": said}}).decode()
+    await gateway.db.execute(
+        "INSERT INTO sim_callback (checkout_request_id, body) VALUES ($1, $2)", made["provider_ref"], body
+    )
+    return made
+
+
+async def told(gateway: Gateway) -> list[str]:
+    """What the merchant is told, in its order."""
+    rows = await gateway.db.fetch("SELECT kind FROM event WHERE is_public ORDER BY occurred_at, event_id")
+    return [row["kind"] for row in rows]
+
+
 @pytest.mark.parametrize("has_written", [True, False])
 async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(
     values: dict[str, Any], *, has_written: bool
 ) -> None:
     pause = Pause(has_written=has_written)
     async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
-        made = (await api.pay(ASKS, key="order")).data
+        made = await paid(gateway, api)
         prompt = f"/simulator/control/pushes/{made['provider_ref']}"
-        # Nobody but us calls back.
-        await gateway.db.execute(
-            "UPDATE sim_push SET state = 'ended', result_code = '0', receipt = 'TKN4A1B2C3', ended_at = now()"
-        )
-        said = {
-            "CheckoutRequestID": made["provider_ref"],
-            "ResultCode": 0,
-            "CallbackMetadata": {
-                "Item": [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": "TKN4A1B2C3"}]
-            },
-        }
-        body = msgspec.json.encode({"Body": {"stkCallback": said}}).decode()
-        await gateway.db.execute(
-            "INSERT INTO sim_callback (checkout_request_id, body) VALUES ($1, $2)", made["provider_ref"], body
-        )
         first = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
         await pause.is_reached.wait()
         second = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
@@ -86,3 +99,38 @@ async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(
         rows = await gateway.db.fetch("SELECT verdict, repeats FROM callback")
         assert [tuple(row) for row in rows] == [("applied", 1)]
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+        assert await told(gateway) == ["payment.completed"]
+
+
+async def answered(_: Gateway, api: Api, payment_id: str) -> None:
+    """M-Pesa, asked, says that it was paid."""
+    assert (await api.call("POST", f"/v1/payments/{payment_id}/query")).data["status"] == "completed"
+
+
+async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
+    """The payment's time is over."""
+    async with gateway.db.transaction():
+        await Transitions(gateway).expire(payment_id)
+    assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "events"),
+    [(answered, ["payment.completed"]), (given_up, ["payment.failed", "payment.completed"])],
+)
+async def test_who_is_overtaken_takes_the_payment_as_it_is_by_then(
+    values: dict[str, Any], meanwhile: Callable[[Gateway, Api, str], Awaitable[None]], events: list[str]
+) -> None:
+    pause = Pause(has_written=False)
+    async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
+        made = await paid(gateway, api)
+        callback = asyncio.create_task(api.call("POST", f"/simulator/control/pushes/{made['provider_ref']}/callback"))
+        await pause.is_reached.wait()
+        await meanwhile(gateway, api, made["id"])
+        pause.may_go_on.set()
+        assert (await callback).data == {"status": 200}
+        payment = (await api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (payment["status"], payment["receipt"]) == ("completed", "TKN4A1B2C3")
+        assert [step["kind"] for step in payment["timeline"]].count("completed") == 1
+        assert await told(gateway) == events
+        assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"

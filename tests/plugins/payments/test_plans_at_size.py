@@ -60,7 +60,7 @@ async def plans(values: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 async def _planned(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -> tuple[int, int]:
     statement = await connection.prepare(sql)
-    given = [[] if kind.kind == "array" else _NOTHING[kind.name] for kind in statement.get_parameters()]
+    given: list[Any] = [[] if kind.kind == "array" else _NOTHING[kind.name] for kind in statement.get_parameters()]
     for _ in range(AGAIN):
         await statement.fetch(*given)
     row = await connection.fetchrow(
