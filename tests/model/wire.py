@@ -54,6 +54,14 @@ class MortalDatabase(Database):
             yield connection
 
     @asynccontextmanager
+    async def _acquire(self) -> AsyncGenerator[Any]:
+        """A connection of the pool, for the living: what was put off is not written after death."""
+        if _is_dead.get():
+            raise ProcessDied
+        async with super()._acquire() as connection:
+            yield connection
+
+    @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """A transaction, for the living."""
         if _is_dead.get():

@@ -468,6 +468,7 @@ async def hold(gateway: Gateway, count: int) -> AsyncGenerator[None]:
 
     async def one(event: asyncio.Event) -> None:
         async with gateway.db.transaction():
+            await gateway.db.fetchval("SELECT 1")
             event.set()
             await over.wait()
 
