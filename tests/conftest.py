@@ -16,6 +16,14 @@ from tests.daraja import Daraja, playing
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes run the tests: two for all of them, and none besides this one for those that were named.
+
+    Each has a Postgres and a Valkey of its own. ``-n`` on the command line says otherwise.
+    """
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
 @dataclass(frozen=True)
 class Town:
     """A gateway at work, a shop, and the shop's server."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -70,19 +71,20 @@ def whole_gateway() -> Gateway:
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """All of them, in the order of the table."""
+    """All of them, by path."""
     return operations_of(whole_gateway())
 
 
 def operations_of(gateway: Gateway) -> tuple[Operation, ...]:
-    """Those of a gateway that may not have every plugin."""
-    return tuple(
+    """Those of a gateway that may not have every plugin, sorted: Litestar's table has another order in each process."""
+    found = (
         Operation(str(method), route.path_format, handler)
         for route in gateway.asgi.litestar.routes
         if isinstance(route, HTTPRoute)
         for handler in route.route_handlers
-        for method in sorted(handler.http_methods)
+        for method in handler.http_methods
     )
+    return tuple(sorted(found, key=attrgetter("path", "method")))
 
 
 def operation(name: str) -> Operation:

@@ -20,7 +20,10 @@ class Servers:
     def __init__(self, database_url: str, valkey_url: str, databases: int) -> None:
         self.database_url = database_url
         self.valkey_url = valkey_url
-        self._keyspaces = itertools.cycle(range(1, databases))
+        # Processes that pytest-xdist runs beside each other may share one server: each leaves the others theirs.
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        self._keyspaces = itertools.cycle(range(1 + number, databases, count))
 
     def next_keyspace(self) -> int:
         """A number of a Valkey database that no running test uses."""

@@ -15,7 +15,7 @@ PAYS = "254711000001"
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
     """A key may not call often, and a stranger may not guess often."""
-    values["limits"] = {"auth_failures": 2, "requests_per_second": 100, "burst": 200}
+    values["limits"] = {"auth_failures": 2, "requests_per_second": 50, "burst": 200}
     values["simulator"] = {"callback_delay": 0.05}
     return values
 
@@ -50,7 +50,8 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
         await admin.call("POST", f"{path}/deactivate", {"confirm": merchant})
         await api.call("DELETE", "/v1/merchant/webhook")
         await api.call("DELETE", "/v1/merchant/providers/mpesa")
-        await asyncio.gather(*(api.call("GET", "/v1/merchant/me") for _ in range(260)))
+        while not await is_held_back(api):
+            pass
         # Strangers last: from here on nobody who fails gets an answer from this address.
         for _ in range(3):
             await weak.call("GET", "/v1/payments")
@@ -97,6 +98,12 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
             action for action, (whose, *_) in expected.items() if whose == merchant_id
         }
     assert await gateway.audit.verify() >= len(entries)
+
+
+async def is_held_back(api: Api) -> bool:
+    """Whether it has called too often by now: a busy machine may answer so slowly that it has not."""
+    answers = await asyncio.gather(*(api.call("GET", "/v1/merchant/me") for _ in range(260)))
+    return any(answer.status == 429 for answer in answers)
 
 
 async def audited(api: Api) -> Any:

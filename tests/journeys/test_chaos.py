@@ -4,7 +4,6 @@ import asyncio
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -120,6 +119,10 @@ class Books:
         return findings
 
 
+SAYS_NO = "254700000001"
+"""A simulated phone whose owner cancels."""
+
+
 class Undone(Exception):
     """The end of a change that was never meant."""
 
@@ -171,8 +174,16 @@ async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
             ]
             http.trust_env = False
             buyers = Shoppers(base, api.key or "", rng, http, pace=0.2)
-            until = time.monotonic() + 4
-            await buyers.flow(12.0, lambda: time.monotonic() > until)
+            # So many, however long it takes: a busy machine would manage too few for all that is looked for.
+            await buyers.flow(12.0, lambda: len(buyers.payments) >= 48)
+            # And one who says no: of those above, only chance would make a payment fail for good.
+            buyers.wishes["no"] = Wish(SAYS_NO, 1)
+
+            async def has_asked() -> Any:
+                answer = await api.pay(SAYS_NO, 1, key="no")
+                return answer.data["id"] if answer.status in {200, 201} else None
+
+            buyers.payments["no"] = await eventually(has_asked, 60)
 
             async def has_settled() -> bool:
                 await api.call("POST", "/v1/payments/mpesa/reconcile", {})

@@ -467,8 +467,7 @@ async def hold(gateway: Gateway, count: int) -> AsyncGenerator[None]:
     over, held = asyncio.Event(), [asyncio.Event() for _ in range(count)]
 
     async def one(event: asyncio.Event) -> None:
-        async with gateway.db.transaction():
-            await gateway.db.fetchval("SELECT 1")
+        async with gateway.db.connection():
             event.set()
             await over.wait()
 

@@ -254,13 +254,13 @@ def test_an_endless_head_is_too_large_and_is_not_kept(process: Process, what: st
     assert process.serves()
     before = process.memory
     lines = [process.line().says(start) for _ in range(20)]
-    for _ in range(64):
+    for _ in range(256):
         for line in lines:
             line.says(more)
     for line in lines:
         assert refuses(line.hears(), 431, "PAYLOAD_TOO_LARGE")
-    # 80 MiB were offered.
-    assert process.memory - before < 32 * MEBI
+    # 320 MiB were offered; a busy process reads more at once, and holds some of it for a moment.
+    assert process.memory - before < 64 * MEBI
     assert process.serves()
 
 
