@@ -46,7 +46,7 @@ class Together(Generic[T, R]):
         """The result for ``what``; raises the exception that it got. A caller that goes away is served all the same."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
-        if self._lanes_open < self._lanes:
+        if not self._lanes_open:
             self._open_lane()
         else:
             self._set_alarm()

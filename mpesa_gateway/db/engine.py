@@ -15,7 +15,7 @@ from piccolo.table import Table
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Question
 from mpesa_gateway.db.columns import Columns
-from mpesa_gateway.db.writes import Write, write_down
+from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
@@ -47,8 +47,11 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.InsufficientResourcesError,
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
+    asyncpg.SerializationError,
+    ChangedMeanwhile,
 )
-"""What Postgres says when it has no room or no time at this moment: nothing was done, and trying again may help."""
+"""What is raised when there is no room or no time at this moment, or somebody was faster: nothing was done, and trying
+again may help."""
 
 
 _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
@@ -174,27 +177,59 @@ class _Open:
         self.connection: PoolConnectionProxy[Row] | None = None
         self.writes: list[Write] = []
         self.after_commit: list[AfterCommit] = []
+        self.failure: BaseException | None = None
+        """Why not all of it can be done any more: raised by whatever comes next, until a savepoint has undone it."""
+        self.is_over = False
+        self._is_telling = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
         """The connection, with everything on it that was put off so far."""
-        if self.connection is None:
-            connection = await self._stack.enter_async_context(self._acquire())
-            await self._stack.enter_async_context(connection.transaction())
-            self.connection = connection
+        self.check()
+        try:
+            if self.connection is None:
+                connection = await self._stack.enter_async_context(self._acquire())
+                await self._stack.enter_async_context(connection.transaction())
+                self.connection = connection
+        except BaseException as problem:
+            self.failure = problem
+            raise
         await self.flush()
         return self.connection
 
+    async def put_off(self, write: Write) -> None:
+        """Leave a write for later; what is too much for one statement is written now."""
+        self.check()
+        if self._is_telling:
+            raise RuntimeError("who is told of a write cannot put off another: the transaction may be over by then")
+        self.writes.append(write)
+        if len(self.writes) >= MOST:
+            await self.begin()
+
     async def flush(self) -> None:
         """Write what was put off. Where nothing else was asked for, that is all, and needs no BEGIN and COMMIT."""
+        self.check()
         if not self.writes:
             return
-        # Before it is awaited: what is told of one write may put off the next.
         writes, self.writes = self.writes, []
-        if self.connection is not None:
-            await write_down(self.connection, writes)
-            return
-        async with self._acquire() as connection:
-            await write_down(connection, writes)
+        self._is_telling = True
+        try:
+            if self.connection is not None:
+                await write_down(self.connection, writes)
+            else:
+                async with self._acquire() as connection:
+                    await write_down(connection, writes)
+        except BaseException as problem:
+            self.failure = problem
+            raise
+        finally:
+            self._is_telling = False
+
+    def check(self) -> None:
+        """Raises what went wrong before, and RuntimeError once the transaction is over."""
+        if self.is_over:
+            raise RuntimeError("the transaction in which this task was started is over: start none inside")
+        if self.failure is not None:
+            raise self.failure
 
 
 class _FirstUse:
@@ -415,7 +450,7 @@ class Database(Asking):
         """
         current = self._open.get()
         if current is not None:
-            current.writes.append(write)
+            await current.put_off(write)
             return
         async with self.connection() as connection:
             await write_down(connection, [write])
@@ -451,6 +486,7 @@ class Database(Asking):
                     yield
                     await current.flush()
                 finally:
+                    current.is_over = True
                     self.engine.current_transaction.reset(piccolo_token)
                     self._open.reset(token)
         for callback in current.after_commit:
@@ -475,6 +511,8 @@ class Database(Asking):
             del current.after_commit[put_off:]
             current.writes.clear()
             await nested.rollback()
+            # Whatever it was, it is undone.
+            current.failure = None
             raise
         await nested.commit()
 
@@ -484,6 +522,7 @@ class Database(Asking):
         if current is None:
             await callback()
         else:
+            current.check()
             current.after_commit.append(callback)
 
     def _current(self) -> _Open:

@@ -12,6 +12,12 @@ from mpesa_gateway.db.asking import Connection
 
 Told = Callable[[Sequence[str]], Awaitable[None]]
 
+MOST = 64
+"""Writes that one statement takes: Postgres returns 1,664 columns at most, and plans a long one long."""
+
+_NOT_AS_EXPECTED = "MG001"
+"""What ``written_as_expected`` raises; nobody else does."""
+
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
@@ -31,7 +37,7 @@ class Write:
     expects: int | None = None
     """How many rows it has to return; with another number all of the transaction fails by ChangedMeanwhile."""
     told: Told | None = None
-    """Hears, once the write is done, what it returned."""
+    """Hears, once the write is done, what it returned. It may put nothing off."""
 
 
 async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
@@ -44,8 +50,10 @@ async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
     sql = joined(tuple((write.sql, len(write.args), write.expects is not None) for write in writes))
     try:
         row = await connection.fetchrow(sql, *args)
-    except asyncpg.SerializationError as problem:
-        raise ChangedMeanwhile(str(problem)) from None
+    except asyncpg.PostgresError as problem:
+        if problem.sqlstate == _NOT_AS_EXPECTED:
+            raise ChangedMeanwhile(str(problem)) from None
+        raise
     if row is None:
         raise RuntimeError("Postgres returned nothing for what was written")
     for number, write in enumerate(writes):

@@ -128,7 +128,7 @@ class _Arrival:
         }
 
 
-_ODD: tuple[type[BaseException], ...] = (ChangedMeanwhile, AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+_ODD: tuple[type[BaseException], ...] = (AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
 """Why several callbacks are not kept in one go, with nothing wrong on our side."""
 
 
@@ -296,8 +296,9 @@ class CallbackInbox:
             try:
                 await self._keep_new(arrival)
             except ChangedMeanwhile:
-                # The same has been kept in this moment.
-                await self._count_repeats(Counter([arrival.fingerprint]))
+                # The same has been kept in this moment, and nothing else may have come in between.
+                if not await self._count_repeats(Counter([arrival.fingerprint])):
+                    raise
             else:
                 self._dedup.remember([arrival.fingerprint])
                 return True

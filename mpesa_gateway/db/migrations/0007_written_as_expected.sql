@@ -3,7 +3,7 @@ CREATE FUNCTION written_as_expected(written bigint, expected bigint) RETURNS big
 BEGIN
     IF written <> expected THEN
         RAISE EXCEPTION 'wrote % rows instead of %: somebody else was faster', written, expected
-            USING ERRCODE = 'serialization_failure';
+            USING ERRCODE = 'MG001';
     END IF;
     RETURN written;
 END

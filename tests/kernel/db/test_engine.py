@@ -1,7 +1,7 @@
 """Transactions: all or nothing, one at a time for each task, and what follows only once they have committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import TypeAlias
@@ -285,6 +285,87 @@ async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, 
     # Without a transaction there is nothing to put it off to.
     with pytest.raises(asyncpg.UniqueViolationError):
         await notes.put_off(note("there"))
+
+
+async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Database, outsider: Outsider) -> None:
+    await write(notes, "there")
+    called: list[str] = []
+
+    async def call() -> None:
+        called.append("called")
+
+    async def swallow() -> None:
+        async with notes.transaction():
+            await notes.put_off(note("new"))
+            await notes.put_off(note("there"))
+            await notes.after_commit(call)
+            with suppress(asyncpg.UniqueViolationError):
+                await notes.fetchval("SELECT 1")
+
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await swallow()
+
+    async def swallow_what_never_reached_postgres() -> None:
+        async with notes.transaction():
+            await notes.put_off(note("good"))
+            await notes.put_off(Write("INSERT INTO note VALUES ($1) RETURNING word", (5,)))
+            await notes.after_commit(call)
+            with suppress(asyncpg.DataError):
+                async with notes.savepoint():
+                    pass
+
+    with pytest.raises(asyncpg.DataError):
+        await swallow_what_never_reached_postgres()
+    assert called == []
+    assert await seen(outsider) == ["there"]
+
+
+async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider: Outsider) -> None:
+    is_over = asyncio.Event()
+
+    async def later(work: Callable[[], Awaitable[object]]) -> object:
+        await is_over.wait()
+        return await work()
+
+    async def nothing() -> None:
+        """After the commit."""
+
+    async with notes.transaction():
+        await notes.put_off(note("inside"))
+        outlived = [
+            asyncio.create_task(later(work))
+            for work in (
+                lambda: write(notes, "outside"),
+                lambda: notes.put_off(note("outside")),
+                lambda: notes.after_commit(nothing),
+            )
+        ]
+    is_over.set()
+    for problem in await asyncio.gather(*outlived, return_exceptions=True):
+        assert isinstance(problem, RuntimeError)
+        assert "is over" in str(problem)
+    assert await seen(outsider) == ["inside"]
+
+
+async def test_however_many_are_put_off_all_are_written(notes: Database, outsider: Outsider) -> None:
+    words = [f"{number:04}" for number in range(1700)]
+    async with notes.transaction():
+        for word in words:
+            await notes.put_off(note(word))
+        assert await seen(outsider) == []
+    assert await seen(outsider) == words
+
+
+async def test_who_is_told_of_a_write_puts_off_no_other(notes: Database) -> None:
+    async def told(_: Sequence[str]) -> None:
+        await notes.put_off(note("second"))
+
+    async def work() -> None:
+        async with notes.transaction():
+            await notes.put_off(note("first", told=told))
+
+    with pytest.raises(RuntimeError, match="cannot put off another"):
+        await work()
 
 
 async def test_a_transaction_that_asks_for_nothing_takes_no_connection(database_url: str) -> None:

@@ -134,3 +134,22 @@ async def test_who_is_overtaken_takes_the_payment_as_it_is_by_then(
         assert [step["kind"] for step in payment["timeline"]].count("completed") == 1
         assert await told(gateway) == events
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
+
+
+async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, Any]) -> None:
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = await paid(gateway, api)
+        # As under an isolation that Postgres can be set to for everybody: the first two tries fail.
+        await gateway.db.execute("CREATE SEQUENCE tries")
+        await gateway.db.execute(
+            "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('tries') <= 2 THEN "
+            "RAISE EXCEPTION 'not now' USING ERRCODE = 'serialization_failure'; END IF; RETURN NEW; END $$"
+        )
+        await gateway.db.execute(
+            "CREATE TRIGGER not_now BEFORE INSERT ON callback FOR EACH ROW EXECUTE FUNCTION not_now()"
+        )
+        send = f"/simulator/control/pushes/{made['provider_ref']}/callback"
+        assert (await api.call("POST", send)).data == {"status": 503}
+        assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 0
+        assert (await api.call("POST", send)).data == {"status": 200}
+        assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
