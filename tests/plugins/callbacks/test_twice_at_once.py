@@ -136,14 +136,15 @@ async def test_who_is_overtaken_takes_the_payment_as_it_is_by_then(
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
 
 
-async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("code", ["serialization_failure", "MG001"])
+async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, Any], code: str) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = await paid(gateway, api)
-        # As under an isolation that Postgres can be set to for everybody: the first two tries fail.
+        # As under an isolation that Postgres can be set to for everybody, or what we raise ourselves: two tries fail.
         await gateway.db.execute("CREATE SEQUENCE tries")
         await gateway.db.execute(
             "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('tries') <= 2 THEN "
-            "RAISE EXCEPTION 'not now' USING ERRCODE = 'serialization_failure'; END IF; RETURN NEW; END $$"
+            f"RAISE EXCEPTION 'not now' USING ERRCODE = '{code}'; END IF; RETURN NEW; END $$"
         )
         await gateway.db.execute(
             "CREATE TRIGGER not_now BEFORE INSERT ON callback FOR EACH ROW EXECUTE FUNCTION not_now()"
