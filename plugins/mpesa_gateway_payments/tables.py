@@ -257,6 +257,8 @@ FIND_MANY = """
 SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
+"""``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
+row of a list that it does not know, and not ten, and so keep the plan. Making one takes up to 4 ms."""
 
 END_MANY = """
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
