@@ -10,6 +10,14 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
+from mpesa_gateway_simulator.population import (
+    OTHER_SHOP,
+    PULL_TYPES,
+    REASONS,
+    REVERSAL_TYPE,
+    Movement,
+    shown_payer,
+)
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.validation import (
     Fault,
@@ -74,6 +82,25 @@ class Results:
         found: Habit | None = await self._db.fetchval(tables.HABIT, operation)
         return found or "normal"
 
+    async def record(self, movement: Movement) -> None:
+        """Write a row of the ledger."""
+        await self._db.execute(
+            tables.INSERT_TRANSACTION,
+            movement.receipt,
+            movement.checkout_request_id,
+            movement.phone,
+            movement.amount,
+            movement.shortcode,
+            movement.reference,
+            movement.at,
+            movement.kind,
+            movement.party,
+            movement.payer_shown,
+            movement.time_shown,
+            movement.skew,
+            movement.meant_for,
+        )
+
     # -- transaction status ---------------------------------------------------------------------------------------
 
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
@@ -88,18 +115,18 @@ class Results:
 
     async def _status_of(self, request: StatusRequest) -> tuple[str, list[tuple[str, Any]], str | None]:
         row = None
+        reversal = await self._db.fetchrow(tables.FIND_REVERSAL, request.conversation_id, request.receipt)
+        if reversal is not None and reversal["shortcode"] == request.shortcode:
+            return "0", _reversal_status(reversal), reversal["receipt"]
         if request.receipt is not None:
             row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
         elif request.conversation_id is not None:
-            reversal = await self._db.fetchrow(tables.FIND_REVERSAL, request.conversation_id)
-            if reversal is not None:
-                return "0", _reversal_status(reversal), reversal["receipt"]
             push = await self._db.fetchrow(tables.FIND_PUSH, request.conversation_id)
             if push is not None and push["receipt"] is None:
                 return "0", _push_status(push), None
             if push is not None:
                 row = await self._db.fetchrow(tables.FIND_TRANSACTION, push["receipt"])
-        if row is None or row["shortcode"] != request.shortcode:
+        if row is None or row["shortcode"] != request.shortcode or row["at"] > self._gateway.clock.now():
             return "2032", [], None
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
         return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
@@ -135,7 +162,7 @@ class Results:
         receipt = await self.chance.receipt()
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_TRANSACTION, request.receipt)
-            if row is None or row["shortcode"] != request.shortcode:
+            if row is None or row["shortcode"] != request.shortcode or row["is_out"] or row["at"] > now:
                 return "R000002", [], None
             left = row["amount"] - await self._db.fetchval(tables.RETURNED, request.receipt)
             if left == 0:
@@ -167,7 +194,10 @@ class Results:
         if not await self._db.fetchval(tables.IS_REGISTERED, query.shortcode):
             raise named_fault("400.003.02")
         habit = await self.habit("pullquery")
-        rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, query.end, query.offset, PAGE)
+        is_peopled = await self._knob("strangers") > 0
+        # A time that has not come is on no statement, whatever window was asked for.
+        end = min(query.end, self._gateway.clock.now())
+        rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, end, query.offset, PAGE, is_peopled)
         if habit == "internal_error":
             raise named_fault("500.003.1001")
         if habit == "html_200":
@@ -255,24 +285,31 @@ class Results:
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 
 
-def _party(phone: str) -> str:
-    return f"{phone} - JANE DOE"
+def _party(phone: str, name: str = "") -> str:
+    return f"{phone} - {name or 'JANE DOE'}"
 
 
 def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]:
-    at = f"{row['at'].astimezone(EAT):%Y%m%d%H%M%S}"
+    at = f"{(row['at'] + timedelta(seconds=row['skew'])).astimezone(EAT):%Y%m%d%H%M%S}"
+    shop, customer = f"{row['shortcode']} - Shop", _party(row["phone"], row["party"])
+    other = f"{OTHER_SHOP} - OTHER SHOP" if row["kind"] == "shop_payment" else customer
+    if row["kind"] == "charge":
+        other = "Safaricom - Charges"
+    # The name that has been seen twice, the second time for the one who receives.
+    parties = (
+        [("DebitPartyName", shop), ("CreditPartyName", other)]
+        if row["is_out"]
+        else [("DebitPartyName", customer), ("DebitPartyName", shop), ("CreditPartyName", shop)]
+    )
     return [
         ("ReceiptNo", row["receipt"]),
         ("TransactionStatus", "Reversed" if is_reversed else "Completed"),
         ("Amount", str(row["amount"])),
-        ("DebitPartyName", _party(row["phone"])),
-        # The name that has been seen twice, the second time for the one who receives.
-        ("DebitPartyName", f"{row['shortcode']} - Shop"),
-        ("CreditPartyName", f"{row['shortcode']} - Shop"),
+        *parties,
         ("InitiatedTime", at),
         ("FinalisedTime", at),
-        ("DebitAccountType", "MMF Account For Customer"),
-        ("ReasonType", "Pay Bill Online"),
+        ("DebitAccountType", "Working Account" if row["is_out"] else "MMF Account For Customer"),
+        ("ReasonType", REASONS[row["kind"]]),
         ("TransactionReason", None),
     ]
 
@@ -292,8 +329,10 @@ def _reversal_status(reversal: Row) -> list[tuple[str, Any]]:
         ("ReceiptNo", reversal["receipt"]),
         ("TransactionStatus", "Completed"),
         ("Amount", str(reversal["amount"])),
+        ("DebitPartyName", f"{reversal['shortcode']} - Shop"),
+        ("CreditPartyName", _party(reversal["phone"])),
         ("FinalisedTime", f"{reversal['at'].astimezone(EAT):%Y%m%d%H%M%S}"),
-        ("ReasonType", "Transaction Reversal"),
+        ("ReasonType", REVERSAL_TYPE),
     ]
 
 
@@ -310,21 +349,24 @@ def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime) -> l
 
 
 def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
-    at = row["at"].astimezone(EAT)
+    at = (row["at"] + timedelta(seconds=row["skew"])).astimezone(EAT)
+    time_shown = habit if habit in {"no_zone", "z_meaning_eat"} else row["time_shown"]
     date = {
         "no_zone": f"{at:%Y-%m-%d %H:%M:%S}",
         "z_meaning_eat": f"{at:%Y-%m-%dT%H:%M:%S}Z",
-    }.get(habit, f"{at:%Y-%m-%dT%H:%M:%S}+03:00")
-    national = row["phone"][3:]
+        "offset": f"{at:%Y-%m-%dT%H:%M:%S}+03:00",
+    }[time_shown]
     amounts: dict[str, Any] = {"cents": f"{row['amount']}.00", "amount_number": row["amount"]}
-    return {
+    kind = {"push": "buy_goods" if row["is_till"] else "pay_bill"}.get(row["kind"], row["kind"])
+    shown = {
         "transactionId": row["receipt"],
         "trxDate": date,
-        "msisdn": f"{national[:3]}***{national[-3:]}" if habit == "partial_msisdn" else national,
+        "msisdn": shown_payer(row["phone"], "partial" if habit == "partial_msisdn" else row["payer_shown"]),
         "sender": "MPESA",
-        "transactiontype": "c2b-buy-goods-debit" if row["is_till"] else "c2b-pay-bill-debit",
+        "transactiontype": REVERSAL_TYPE if kind == "reversal" else PULL_TYPES[kind],
         # A till's customers give no account, and what a push to one says of it is not on the statement.
         "billreference": "" if row["is_till"] else row["reference"],
         "amount": amounts.get(habit, str(row["amount"])),
         "organizationname": "Shop",
     }
+    return {name: value for name, value in shown.items() if value is not None}

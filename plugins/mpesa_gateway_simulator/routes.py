@@ -17,6 +17,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
+from mpesa_gateway_simulator.population import PayerShown, TimeShown
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
@@ -289,7 +290,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Delays in seconds, the share of chaos, the seed of chance; those left out stay as they are."""
+    """Delays in seconds, the share of chaos, strangers for each push, the seed; those left out stay as they are."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"callback_delay": 0.3}
 
@@ -299,6 +300,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
@@ -337,7 +339,10 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
 
 
 class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Money that somebody pays without having been asked through us. ``amount`` is in KES."""
+    """Money that no push asked for. ``amount`` is in KES; ``skew`` is by how many seconds M-Pesa's clock is wrong.
+
+    ``kind`` and ``payer_shown`` are what it is, and how the statement shows the payer.
+    """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": PHONE}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"phone": "254708374149", "amount": 500, "shortcode": "174379"}
@@ -347,13 +352,18 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shortcode: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{5,7}$")]
     reference: Annotated[str, msgspec.Meta(max_length=20)] = ""
     at: Moment | None = None
+    kind: Literal["pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"] = "pay_bill"
+    payer_shown: PayerShown = "national"
+    time_shown: TimeShown = "offset"
+    skew: Annotated[int, msgspec.Meta(ge=-3600, le=3600)] = 0
 
 
 @post("/simulator/control/ledger", status_code=200, public=True, priority=True, tags=["Simulator"])
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
-    """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
+    """Write money that no push asked for to the ledger: only statements and status answers show it."""
+    more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
     receipt = await services.get(Simulator).add_money(
-        str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at
+        str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at, **more
     )
     return Success(data={"receipt": receipt})
 

@@ -15,7 +15,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.logs import trace
-from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
 from mpesa_gateway_simulator.outcomes import (
     ANSWERS,
@@ -249,9 +249,26 @@ class Simulator:
             now,
             now + timedelta(seconds=wait),
         )
+        await self._let_strangers_pay(push, now)
         self._wake.set()
         self.pulse.quicken()
         return checkout_request_id, merchant_request_id
+
+    async def _let_strangers_pay(self, push: Push, now: datetime) -> None:
+        """Write what other people do at the same receiver; nothing while ``strangers`` is 0."""
+        count = await self.knob("strangers")
+        if not count:
+            return
+        seen = population.Push(
+            receiver=push.receiver,
+            is_till=push.receiver != push.shortcode,
+            phone=push.phone,
+            amount=push.amount,
+            reference=push.reference,
+            at=now,
+        )
+        for movement in population.strangers_around(seen, count, await self._chance.draw(16)):
+            await self.results.record(movement)
 
     # -- what phones do -------------------------------------------------------------------------------------------
 
@@ -288,20 +305,33 @@ class Simulator:
     async def ledger(self, phone: str | None, limit: int) -> list[Row]:
         """What really moved, newest first."""
         return await self._db.fetch(
-            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, (SELECT "
+            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, (SELECT "
             "COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned "
-            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) ORDER BY at DESC LIMIT $2",
+            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2",
             phone,
             limit,
+            self._gateway.clock.now(),
         )
 
-    async def add_money(self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None) -> str:
-        """Let somebody pay whom nobody asked through us; gives the receipt."""
-        receipt = await self._chance.receipt()
-        moment = at or self._gateway.clock.now()
-        await self._db.execute(tables.INSERT_TRANSACTION, receipt, None, phone, amount, shortcode, reference, moment)
+    async def add_money(
+        self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None, **more: Any
+    ) -> str:
+        """Write money that no push asked for to the ledger, and return its receipt.
+
+        ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
+        """
+        movement = population.Movement(
+            receipt=await self._chance.receipt(),
+            phone=phone,
+            amount=amount,
+            shortcode=shortcode,
+            reference=reference,
+            at=at or self._gateway.clock.now(),
+            **more,
+        )
+        await self.results.record(movement)
         self.pulse.quicken()
-        return receipt
+        return movement.receipt
 
     async def _end(self, row: Row, result_code: str) -> list[int]:
         """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
@@ -311,16 +341,21 @@ class Simulator:
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
         await self._db.after_commit(self.pulse.quickened)
         if receipt is not None:
-            await self._db.execute(
-                tables.INSERT_TRANSACTION,
-                receipt,
-                row["checkout_request_id"],
-                row["phone"],
-                row["amount"],
-                row["receiver"],
-                row["reference"],
-                now,
+            shown: dict[str, Any] = {}
+            if await self.knob("strangers"):
+                shown["payer_shown"], shown["time_shown"] = population.shown_by_chance(await self._chance.draw(16))
+            movement = population.Movement(
+                receipt=receipt,
+                checkout_request_id=row["checkout_request_id"],
+                phone=row["phone"],
+                amount=row["amount"],
+                shortcode=row["receiver"],
+                reference=row["reference"],
+                at=now,
+                kind="push",
+                **shown,
             )
+            await self.results.record(movement)
         if behaviour.callback == "never":
             return []
         late = await self.knob("late_delay") if behaviour.callback == "late" else 0.0
