@@ -15,7 +15,10 @@ import msgspec
 from mpesa_gateway.ids import base32
 
 Kind = Literal["push", "pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"]
-"""What moved money. The last four are money that leaves the shortcode."""
+"""What moved money."""
+
+OUTGOING: frozenset[str] = frozenset({"payout", "shop_payment", "portal_reversal", "charge"})
+"""The kinds of money that leaves the shortcode."""
 
 PayerShown = Literal["national", "whole", "masked", "partial", "hashed", "absent"]
 """How a statement shows a payer's number."""

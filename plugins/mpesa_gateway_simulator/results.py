@@ -12,6 +12,7 @@ from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
 from mpesa_gateway_simulator.population import (
     OTHER_SHOP,
+    OUTGOING,
     PULL_TYPES,
     REASONS,
     REVERSAL_TYPE,
@@ -99,6 +100,7 @@ class Results:
             movement.time_shown,
             movement.skew,
             movement.meant_for,
+            movement.kind in OUTGOING,
         )
 
     # -- transaction status ---------------------------------------------------------------------------------------

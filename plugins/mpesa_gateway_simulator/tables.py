@@ -121,8 +121,8 @@ WHERE checkout_request_id = $1 AND state = 'open'
 
 INSERT_TRANSACTION = """
 INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, party,
-    payer_shown, time_shown, skew, meant_for)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    payer_shown, time_shown, skew, meant_for, is_out)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 
 INSERT_CALLBACK = (

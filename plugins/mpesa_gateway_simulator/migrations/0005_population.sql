@@ -12,10 +12,9 @@ ALTER TABLE sim_transaction
     ADD COLUMN skew integer NOT NULL DEFAULT 0,
     -- A payer who pays by hand what this push asked for; NULL for everybody else.
     ADD COLUMN meant_for text,
-    ADD COLUMN is_out boolean GENERATED ALWAYS AS (kind IN
-        ('payout', 'shop_payment', 'portal_reversal', 'charge')) STORED;
+    -- Whether it left the shortcode.
+    ADD COLUMN is_out boolean NOT NULL DEFAULT false;
 UPDATE sim_transaction SET kind = 'pay_bill' WHERE checkout_request_id IS NULL;
-ALTER TABLE sim_transaction ADD CHECK ((kind = 'push') = (checkout_request_id IS NOT NULL));
 
 CREATE INDEX sim_reversal_at ON sim_reversal (at);
 

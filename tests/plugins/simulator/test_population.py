@@ -12,6 +12,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway_simulator.population import (
     OTHER_SHOP,
+    OUTGOING,
     PULL_TYPES,
     REVERSAL_TYPE,
     Movement,
@@ -23,7 +24,6 @@ from tests.plugins.simulator.line import QUICK, daraja
 from tests.plugins.simulator.test_results import PHONE, SHORTCODE, Asking, parameters
 
 AT = datetime(2026, 11, 29, 9, 0, tzinfo=UTC)
-OUT = {"payout", "shop_payment", "portal_reversal", "charge"}
 
 
 def a_push(*, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> Push:
@@ -42,7 +42,12 @@ def is_close(one: Movement) -> bool:
     is_like = one.phone != PHONE and (one.phone[:6], one.phone[-3:]) == (PHONE[:6], PHONE[-3:])
     is_near = timedelta(minutes=-2) <= one.at - AT <= timedelta(minutes=10)
     is_hidden = one.payer_shown not in {"national", "whole"}
-    return is_like and is_near and is_hidden and (one.shortcode, one.amount, one.kind in OUT) == (SHORTCODE, 500, False)
+    return (
+        is_like
+        and is_near
+        and is_hidden
+        and (one.shortcode, one.amount, one.kind in OUTGOING) == (SHORTCODE, 500, False)
+    )
 
 
 def test_strangers_come_three_to_a_push_and_one_in_ten_is_close_to_it() -> None:
@@ -56,14 +61,16 @@ def test_strangers_come_three_to_a_push_and_one_in_ten_is_close_to_it() -> None:
 def test_every_kind_of_stranger_comes_in_every_way_of_showing() -> None:
     people = town() + town(is_till=True)
     kinds = Counter(one.kind for one in people)
-    assert set(kinds) == {"pay_bill", "buy_goods", *OUT}
+    assert set(kinds) == {"pay_bill", "buy_goods", *OUTGOING}
     assert min(kinds.values()) > 50
     assert {one.payer_shown for one in people} == {"national", "whole", "masked", "partial", "hashed", "absent"}
     assert {one.time_shown for one in people} == {"offset", "no_zone", "z_meaning_eat"}
     assert {one.shortcode for one in people} == {SHORTCODE, OTHER_SHOP}
     assert any(one.skew for one in people)
     # The payer of the push buys the same again, hours earlier and later.
-    again = [one.at - AT for one in people if one.phone == PHONE and one.kind not in OUT and one.shortcode == SHORTCODE]
+    again = [
+        one.at - AT for one in people if one.phone == PHONE and one.kind not in OUTGOING and one.shortcode == SHORTCODE
+    ]
     assert min(again) < timedelta(hours=-1)
     assert max(again) > timedelta(hours=1)
     assert all(abs(gap) >= timedelta(minutes=30) for gap in again)
@@ -71,7 +78,7 @@ def test_every_kind_of_stranger_comes_in_every_way_of_showing() -> None:
 
 def test_nobody_at_the_receiver_types_the_pushs_own_account() -> None:
     for reference in ("PMT7K2Q9X4A1", "RENT", " x9"):
-        inwards = [one for one in town(reference=reference) if one.kind not in OUT and one.shortcode == SHORTCODE]
+        inwards = [one for one in town(reference=reference) if one.kind not in OUTGOING and one.shortcode == SHORTCODE]
         assert not any(one.reference.strip().upper() == reference.strip().upper() for one in inwards)
     assert all(one.reference == "" for one in town(is_till=True) if one.kind == "buy_goods")
 
@@ -172,7 +179,7 @@ async def test_our_own_reversal_is_on_the_statement_and_has_a_status_of_its_own(
 
 
 async def test_money_that_left_is_not_reversed(asking: Asking) -> None:
-    for kind in OUT:
+    for kind in OUTGOING:
         await asking.reverse(await asking.money(500, kind=kind), 500)
         (result,) = await asking.told("/reversal/result")
         assert result["ResultCode"] == "R000002"
