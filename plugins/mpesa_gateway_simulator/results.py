@@ -9,7 +9,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance
-from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
+from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
 from mpesa_gateway_simulator.population import (
     OTHER_SHOP,
     OUTGOING,
@@ -78,9 +78,9 @@ class Results:
         self._settings = gateway.settings(SimulatorSettings)
         self.chance = Chance(gateway)
 
-    async def habit(self, operation: str) -> Habit:
+    async def habit(self, operation: str) -> str:
         """How this operation behaves at present."""
-        found: Habit | None = await self._db.fetchval(tables.HABIT, operation)
+        found: str | None = await self._db.fetchval(tables.HABIT, operation)
         return found or "normal"
 
     async def record(self, movement: Movement) -> None:
@@ -112,6 +112,10 @@ class Results:
         if habit == "internal_error":
             raise named_fault("500.003.1001")
         code, parameters, receipt = await self._status_of(request)
+        if habit == "no_parties":
+            parameters = [(key, value) for key, value in parameters if not key.endswith("PartyName")]
+        if habit == "hidden_payer":
+            parameters = [(key, _hidden(value) if key.endswith("PartyName") else value) for key, value in parameters]
         envelope = await self._envelope(code, parameters, receipt)
         return await self._take("transactionstatus", envelope, request.result_url, request.timeout_url, habit)
 
@@ -204,25 +208,50 @@ class Results:
             raise named_fault("500.003.1001")
         if habit == "html_200":
             return 200, "<html>We are improving our services. Please try again later.</html>"
+        if habit == "endless":
+            return 200, await self._page("1000", "Success", [[await self._endless_row()]])
         if not rows:
             return self._empty(habit)
         found: list[Any] = [_statement_row(row, habit) for row in rows]
         if habit == "malformed_row":
             found = ["not a row", {"trxDate": "2026-11-23T13:15:12Z", "amount": "1"}, None, *found]
         lists = [found[:1], [], found[1:]] if habit == "several_lists" else [found]
-        return 200, await self._page("1000", "Success", lists)
+        page = await self._page("0" if habit == "code_zero" else "1000", "Success", lists)
+        if habit == "latin1_row":
+            return 200, msgspec.json.encode(page).replace(b'"sender":"MPESA"', b'"sender":"M\xdcLLER"', 1)
+        return 200, page
+
+    async def _endless_row(self) -> dict[str, Any]:
+        """A row that no ledger has, new each time: whatever the offset, there is one more."""
+        return {
+            "transactionId": await self.chance.receipt(),
+            "trxDate": f"{self._gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+            "msisdn": "700000999",
+            "transactiontype": PULL_TYPES["pay_bill"],
+            "billreference": "endless",
+            "amount": "1",
+        }
 
     @staticmethod
-    def _empty(habit: Habit) -> tuple[int, Any]:
+    def _empty(habit: str) -> tuple[int, Any]:
         answer: dict[str, Any] = {"ResponseRefID": "0000", "ResponseCode": "1001", "ResponseMessage": "No transactions"}
         if habit == "no_response_field":
             return 200, answer | {"ResponseMessage": "null"}
         if habit == "text":
             answer["Response"] = "No transactions found"
             return 200, answer
-        if habit == "http_500_when_empty":
-            fault = {"requestId": "0000", "errorCode": "500.003.1001", "errorMessage": "No transactions found"}
-            return 500, fault
+        faults: dict[str, tuple[int, str, str]] = {
+            "http_500_when_empty": (500, "500.003.1001", "No transactions found"),
+            "words_500_when_empty": (
+                500,
+                "500.003.1001",
+                "Nothing could be fetched: this shortcode has not got any transactions.",
+            ),
+            "404_when_empty": (404, "404.002.01", "No data for this shortcode"),
+        }
+        if habit in faults:
+            status, code, text = faults[habit]
+            return status, {"requestId": "0000", "errorCode": code, "errorMessage": text}
         answer["Response"] = [[]]
         return 200, answer
 
@@ -254,21 +283,25 @@ class Results:
         }
 
     async def _take(
-        self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: Habit
+        self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
         """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
-        plan = RESULT_HABITS.get(habit, RESULT_HABITS["normal"])
+        plan = RESULT_PLANS.get(habit, Plan())
+        spelling = await self.habit("callback")
         now = self._gateway.clock.now()
         delay = await self._knob("late_delay") if plan.is_late else await self._knob("callback_delay")
         owed: list[int] = []
         for number, content in enumerate(plan.bodies(envelope)):
+            if spelling == "float_code" and isinstance(content["ResultCode"], int):
+                content["ResultCode"] = float(content["ResultCode"])
+            text = "" if plan.is_empty else msgspec.json.encode({"Result": content}).decode()
             owed.append(
                 await self._db.fetchval(
                     tables.INSERT_RESULT,
                     operation,
                     envelope["OriginatorConversationID"],
                     timeout_url if plan.is_timeout else result_url,
-                    msgspec.json.encode({"Result": content}).decode(),
+                    *written(text, spelling),
                     now + timedelta(seconds=delay + number * 0.05),
                 )
             )
@@ -277,7 +310,7 @@ class Results:
         ack = {
             "OriginatorConversationID": envelope["OriginatorConversationID"],
             "ConversationID": envelope["ConversationID"],
-            "ResponseCode": "0",
+            "ResponseCode": plan.ack_code,
             "ResponseDescription": "Accept the service request successfully.",
         }
         return ack, owed if plan.is_before_ack else []
@@ -289,6 +322,12 @@ class Results:
 
 def _party(phone: str, name: str = "") -> str:
     return f"{phone} - {name or 'JANE DOE'}"
+
+
+def _hidden(party: str) -> str:
+    """A party whose number, if it has one, is masked."""
+    number, _, name = party.partition(" - ")
+    return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 
 
 def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]:
@@ -350,7 +389,7 @@ def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime) -> l
     ]
 
 
-def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
+def _statement_row(row: Row, habit: str) -> dict[str, Any]:
     at = (row["at"] + timedelta(seconds=row["skew"])).astimezone(EAT)
     time_shown = habit if habit in {"no_zone", "z_meaning_eat"} else row["time_shown"]
     date = {
@@ -358,7 +397,12 @@ def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
         "z_meaning_eat": f"{at:%Y-%m-%dT%H:%M:%S}Z",
         "offset": f"{at:%Y-%m-%dT%H:%M:%S}+03:00",
     }[time_shown]
-    amounts: dict[str, Any] = {"cents": f"{row['amount']}.00", "amount_number": row["amount"]}
+    amounts: dict[str, Any] = {
+        "cents": f"{row['amount']}.00",
+        "amount_number": row["amount"],
+        "amount_float": msgspec.Raw(f"{row['amount']}.0".encode()),
+        "amount_exponent": msgspec.Raw(f"{row['amount']}e0".encode()),
+    }
     kind = {"push": "buy_goods" if row["is_till"] else "pay_bill"}.get(row["kind"], row["kind"])
     shown = {
         "transactionId": row["receipt"],
@@ -371,4 +415,6 @@ def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
         "amount": amounts.get(habit, str(row["amount"])),
         "organizationname": "Shop",
     }
+    if habit == "no_type":
+        del shown["transactiontype"]
     return {name: value for name, value in shown.items() if value is not None}

@@ -17,6 +17,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.habits import EXPIRES, written
 from mpesa_gateway_simulator.outcomes import (
     ANSWERS,
     CHAOS,
@@ -88,7 +89,7 @@ class Simulator:
 
     # -- what Daraja answers --------------------------------------------------------------------------------------
 
-    async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, str]:
+    async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, Any]:
         """A new access token; the consumer key's earlier one is invalid from now on. Raises Fault."""
         await self._play_fault("oauth")
         scheme, _, pair = (authorization or "").partition(" ")
@@ -104,10 +105,15 @@ class Simulator:
             raise named_fault("400.008.01")
         token = base64.urlsafe_b64encode(self._gateway.ids.token(21)).decode()
         lifetime = self._settings.token_lifetime
+        habit = await self.results.habit("oauth")
+        if habit == "token_line_break":
+            token = f"{token[:8]}\r\n{token[8:]}"
         await self._db.execute(tables.PUT_TOKEN, key, token, self._gateway.clock.now() + timedelta(seconds=lifetime))
-        return {"access_token": token, "expires_in": str(lifetime)}
+        if habit == "expires_absent":
+            return {"access_token": token}
+        return {"access_token": token, "expires_in": EXPIRES.get(habit, str(lifetime))}
 
-    async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+    async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """Take a push and answer as Daraja does. Raises Fault, and AckLost where the answer is to be lost."""
         await self._check_token(authorization)
         await self._play_fault("stkpush")
@@ -125,15 +131,21 @@ class Simulator:
             await asyncio.sleep(await self.knob("slow_answer"))
         if behaviour.ack == "lost":
             raise AckLost
-        return {
+        ack: dict[str, Any] = {
             "MerchantRequestID": merchant_request_id,
             "CheckoutRequestID": checkout_request_id,
             "ResponseCode": "0",
             "ResponseDescription": "Success. Request accepted for processing",
             "CustomerMessage": "Success. Request accepted for processing",
         }
+        habit = await self.results.habit("stkack")
+        if habit == "no_merchant_request_id":
+            del ack["MerchantRequestID"]
+        codes: dict[str, Any] = {"code_float": 0.0, "code_zeros": "00000000", "code_number": 0}
+        ack["ResponseCode"] = codes.get(habit, "0")
+        return ack | ({"traceId": {"id": [None, 1.5]}} if habit == "extra_fields" else {})
 
-    async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+    async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """How a push stands: never with its receipt. Raises Fault while the prompt is open."""
         await self._check_token(authorization)
         await self._play_fault("stkquery")
@@ -141,17 +153,22 @@ class Simulator:
         row = await self._db.fetchrow(
             "SELECT * FROM sim_push WHERE checkout_request_id = $1", str(body.get("CheckoutRequestID"))
         )
-        if row is None:
+        habit = await self.results.habit("stkquery")
+        if row is None or habit == "does_not_exist":
             raise Fault(500, "500.001.1001", "The transaction does not exist")
         if row["state"] == "open":
-            raise Fault(500, "500.001.1001", "The transaction is being processed")
+            status = 200 if habit == "processing_200" else 500
+            raise Fault(status, "500.001.1001", "The transaction is being processed")
+        # About another push, it is always paid: an answer that must not be taken for ours.
+        is_other = habit == "other_handle"
+        code = {"unknown_code": "7777", "code_9999": "9999"}.get(habit, "0" if is_other else row["result_code"])
         return {
             "ResponseCode": "0",
             "ResponseDescription": "The service request has been accepted successfully",
             "MerchantRequestID": row["merchant_request_id"],
-            "CheckoutRequestID": row["checkout_request_id"],
-            "ResultCode": row["result_code"],
-            "ResultDesc": RESULT_TEXTS.get(row["result_code"], "Failed"),
+            "CheckoutRequestID": "ws_CO_OFANOTHERPUSH" if is_other else row["checkout_request_id"],
+            "ResultCode": int(code) if habit == "code_number" and code.isdigit() else code,
+            "ResultDesc": RESULT_TEXTS.get(code, "Failed"),
         }
 
     async def transaction_status(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
@@ -360,12 +377,15 @@ class Simulator:
             return []
         late = await self.knob("late_delay") if behaviour.callback == "late" else 0.0
         jitter = await self.knob("callback_jitter")
-        body = callback_body(row, result_code, receipt, now, behaviour)
+        habit = await self.results.habit("callback")
+        body, encoding = written(callback_body(row, result_code, receipt, now, behaviour, habit), habit)
         owed: list[int] = []
         for _ in range(2 if behaviour.callback == "twice" else 1):
             wait = late + (jitter * await self._chance.share() if jitter else 0.0)
             due = now + timedelta(seconds=wait)
-            owed.append(await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, due))
+            owed.append(
+                await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, encoding, due)
+            )
         return owed
 
     # -- calling back ---------------------------------------------------------------------------------------------
@@ -447,7 +467,7 @@ class Simulator:
         receipt = await self._chance.receipt()
         body = callback_body(subject, "0", receipt, self._gateway.clock.now(), by_name("pays"))
         headers = {} if signature is None else {"X-Mpesa-Signature": signature}
-        return await self._post({"callback_url": row["callback_url"], "body": body}, headers)
+        return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
         began, status, said = time.perf_counter(), 0, "no answer"
@@ -455,7 +475,7 @@ class Simulator:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
                     row["callback_url"],
-                    data=row["body"].encode(),
+                    data=str(row["body"]).encode(row["encoding"]),
                     headers={"Content-Type": "application/json"} | dict(headers or {}),
                     allow_redirects=False,
                     timeout=_ANSWER_WITHIN,
@@ -495,7 +515,7 @@ class Simulator:
         Raises LookupError when the push has none.
         """
         row = await self._db.fetchrow(
-            "SELECT sim_callback.callback_id, body, tries, callback_url FROM sim_callback "
+            "SELECT sim_callback.callback_id, body, encoding, tries, callback_url FROM sim_callback "
             "JOIN sim_push USING (checkout_request_id) WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1",
             checkout_request_id,
         )
@@ -539,24 +559,37 @@ class Simulator:
 
 
 def callback_body(
-    row: Row | Mapping[str, Any], result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour
+    row: Row | Mapping[str, Any],
+    result_code: str,
+    receipt: str | None,
+    at: datetime,
+    behaviour: Behaviour,
+    habit: str = "normal",
 ) -> str:
-    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success."""
+    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success.
+
+    ``habit`` is one of those of callbacks.
+    """
+    code: Any = int(result_code)
     callback: dict[str, Any] = {
         "MerchantRequestID": row["merchant_request_id"],
         "CheckoutRequestID": row["checkout_request_id"],
-        "ResultCode": int(result_code),
+        "ResultCode": float(code) if habit in {"float_code", "float_numbers"} else code,
         "ResultDesc": RESULT_TEXTS.get(result_code, "Failed"),
     }
     if receipt is not None and behaviour.callback != "without_metadata":
         amount = row["amount"] + 1 if behaviour.callback == "wrong_amount" else row["amount"]
         as_text = behaviour.callback == "text_amount"
+        number = f"{amount}e0" if habit == "exponent_amount" else f"{amount}.00"
+        phone: Any = row["phone"] if as_text else int(row["phone"])
+        if habit == "float_numbers":
+            phone = msgspec.Raw(f"{row['phone']}.0".encode())
         values: list[tuple[str, Any]] = [
-            ("Amount", f"{amount}.00" if as_text else msgspec.Raw(f"{amount}.00".encode())),
+            ("Amount", f"{amount}.00" if as_text else msgspec.Raw(number.encode())),
             ("MpesaReceiptNumber", receipt),
             ("Balance", None),
             ("TransactionDate", int(f"{at.astimezone(EAT):%Y%m%d%H%M%S}")),
-            ("PhoneNumber", row["phone"] if as_text else int(row["phone"])),
+            ("PhoneNumber", phone),
         ]
         callback["CallbackMetadata"] = {
             "Item": [{"Name": name} if value is None else {"Name": name, "Value": value} for name, value in values]

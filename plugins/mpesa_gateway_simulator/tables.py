@@ -31,6 +31,7 @@ class CallbackRow(Table, tablename="sim_callback"):
     callback_id = BigInt(primary_key=True)
     checkout_request_id = Text()
     body = Text()
+    encoding = Text()
     due_at = Timestamptz(null=True, default=None)
     tries = Integer()
     last_status = Integer(null=True, default=None)
@@ -45,6 +46,7 @@ class ResultRow(Table, tablename="sim_result"):
     originator_conversation_id = Text()
     callback_url = Text()
     body = Text()
+    encoding = Text()
     due_at = Timestamptz(null=True, default=None)
     tries = Integer()
     last_status = Integer(null=True, default=None)
@@ -126,7 +128,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 
 INSERT_CALLBACK = (
-    "INSERT INTO sim_callback (checkout_request_id, body, due_at) VALUES ($1, $2, $3) RETURNING callback_id"
+    "INSERT INTO sim_callback (checkout_request_id, body, encoding, due_at) VALUES ($1, $2, $3, $4) "
+    "RETURNING callback_id"
 )
 
 CLAIM_CALLBACKS = """
@@ -135,7 +138,8 @@ FROM sim_push
 WHERE sim_push.checkout_request_id = sim_callback.checkout_request_id AND callback_id IN (
     SELECT callback_id FROM sim_callback WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
 )
-RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.tries, sim_push.callback_url
+RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.encoding, sim_callback.tries,
+    sim_push.callback_url
 """
 
 ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at = $4 WHERE callback_id = $1"
@@ -242,7 +246,8 @@ INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation)
 """
 
 INSERT_RESULT = """
-INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, due_at) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, encoding, due_at)
+VALUES ($1, $2, $3, $4, $5, $6)
 RETURNING result_id
 """
 
@@ -251,12 +256,12 @@ UPDATE sim_result SET due_at = $2, tries = tries + 1
 WHERE result_id IN (
     SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
 )
-RETURNING result_id, body, tries, callback_url
+RETURNING result_id, body, encoding, tries, callback_url
 """
 
 CLAIM_RESULT = """
 UPDATE sim_result SET due_at = $2, tries = tries + 1 WHERE result_id = $1
-RETURNING result_id, body, tries, callback_url
+RETURNING result_id, body, encoding, tries, callback_url
 """
 
 RESULT_ANSWERED = "UPDATE sim_result SET due_at = $2, last_status = $3, answered_at = $4 WHERE result_id = $1"

@@ -20,4 +20,8 @@ CREATE INDEX sim_reversal_at ON sim_reversal (at);
 
 ALTER TABLE sim_habit DROP CONSTRAINT sim_habit_operation_check;
 ALTER TABLE sim_habit ADD CONSTRAINT sim_habit_operation_check CHECK (operation IN
-    ('oauth', 'stkpush', 'callback', 'stkquery', 'transactionstatus', 'reversal', 'pullregister', 'pullquery'));
+    ('oauth', 'stkpush', 'stkack', 'callback', 'stkquery', 'transactionstatus', 'reversal', 'pullquery'));
+
+-- Not everything that Daraja sends is UTF-8.
+ALTER TABLE sim_callback ADD COLUMN encoding text NOT NULL DEFAULT 'utf-8';
+ALTER TABLE sim_result ADD COLUMN encoding text NOT NULL DEFAULT 'utf-8';
