@@ -50,8 +50,10 @@ push AS (
         WHEN moved.receipt IS NULL THEN 'nothing'
         WHEN {another_world} THEN 'the other world'
         WHEN moved.is_out THEN 'money that left'
+        WHEN moved.checkout_request_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM push
+            WHERE push.payment_id = paid.payment_id AND push.checkout_request_id = moved.checkout_request_id)
+            THEN 'another payment'
         WHEN moved.amount <> paid.amount THEN 'another amount'
-        WHEN moved.checkout_request_id IS NOT NULL THEN 'another payment'
         ELSE 'a stranger' END AS is_of
     FROM paid LEFT JOIN sim_transaction moved ON moved.receipt = paid.receipt WHERE paid.receipt IS NOT NULL
 )
@@ -74,7 +76,9 @@ CHECKS: dict[str, str] = {
     sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - our own words
     for sentence, what in TAKEN.items()
 } | {
-    ONE_RECEIPT: "SELECT min(payment_id) FROM payment WHERE receipt IS NOT NULL GROUP BY env, receipt HAVING count(*) > 1"
+    ONE_RECEIPT: """
+        SELECT min(payment_id) FROM payment WHERE receipt IS NOT NULL GROUP BY env, receipt HAVING count(*) > 1
+    """
 }
 """What must select nothing at any moment, after `truth`."""
 

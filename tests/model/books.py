@@ -137,13 +137,15 @@ SETTLED: dict[str, str] = {
     """,
     "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
         SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
-            JOIN status_check c ON c.payment_id = p.payment_id AND c.state = 'answered' AND c.transaction_status = 'Reversed'
+            JOIN status_check c ON c.payment_id = p.payment_id AND c.state = 'answered'
+                AND c.transaction_status = 'Reversed'
         WHERE w.by_us = 0 AND NOT EXISTS (SELECT 1 FROM event e WHERE e.subject_id = p.payment_id
             AND e.kind NOT IN ('payment.created', 'payment.completed', 'payment.failed'))
     """,
     "lost: money that stands nowhere": """
         SELECT t.receipt FROM sim_transaction t
-        WHERE t.receipt NOT LIKE 'S%' AND NOT t.is_out AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
+        WHERE t.receipt NOT LIKE 'S%' AND NOT t.is_out
+            AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
             AND NOT EXISTS (SELECT 1 FROM statement_line l WHERE l.receipt = t.receipt
                 AND l.finding IN ('not_found', 'ambiguous') AND l.payment_id IS NULL)
     """,
@@ -189,8 +191,8 @@ _ALWAYS, _SETTLED = _all(ALWAYS), _all(SETTLED)
 class Known:
     """What the model knows beside the ledger.
 
-    ``forged``: payments about which a liar has spoken; ``assigned``: those that a person put a line on which no evidence
-    spoke against; ``acknowledged``: pushes whose acknowledgement arrived.
+    ``forged``: payments about which a liar has spoken; ``assigned``: those that a person put a line on, with no
+    evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
     """
 
     forged: set[str] = field(default_factory=set[str])
@@ -215,5 +217,5 @@ SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id A
             ELSE moved.phone = p.phone END)
 FROM payment p, sim_transaction moved WHERE p.payment_id = $1 AND moved.receipt = $2
 """  # noqa: S608 - our own
-"""Whether nothing that a statement shows speaks against a person's decision: a receipt that is paid for no other payment,
-incoming, of this world, receiver and amount, and of a payer who can be the payment's."""
+"""Whether nothing that a statement shows speaks against a person's decision: the money was made for no other payment,
+came in, is of this world, receiver and amount, and its payer can be the payment's."""

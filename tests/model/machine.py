@@ -34,8 +34,8 @@ from tests.model.choices import (
     which,
 )
 from tests.model.product import NO_PAYMENT, POSTGRES_AWAY, RECONCILE, REFUSED, SWEEPS, NotConfigured, OtherBody
-from tests.model.stage import DAWN, ENVS, MOVED, Stage
-from tests.model.wire import Act, Fate, Plan, ProcessDied, live
+from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Stage
+from tests.model.wire import Act, Plan, ProcessDied, live
 
 T = TypeVar("T")
 
@@ -187,6 +187,7 @@ class Money(RuleBasedStateMachine):
         reference: str | None,
         plan: Plan,
         fault: str | None,
+        *,
         shop: int = 0,
         wants_live: bool = False,
         ack: str = "normal",
@@ -761,11 +762,11 @@ class Money(RuleBasedStateMachine):
 
     async def _call_back(self, callback_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.call_back(callback_id) for _ in range(times)))
-        assert set(statuses) == {200}
+        assert set(statuses) == {200}, REFUSED_BODY
 
     async def _send_result(self, result_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.send_result(result_id) for _ in range(times)))
-        assert set(statuses) == {200}
+        assert set(statuses) == {200}, REFUSED_BODY
 
     async def _walk_in(self, nth: int, amount: int, phone: str, reference: str, minutes: int) -> None:
         stage = self.stage

@@ -41,6 +41,8 @@ PAYBILL, TILL, STORE, MOVED = "174379", "5123456", "600638", "600639"
 
 _KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "provider_credentials"})
 _LONGEST_PROMPT = 45
+
+REFUSED_BODY = "lost: a body that Daraja posted was not taken"
 _PUBLIC, _LIVE_SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
 """Addresses that lead to loopback: the live world is https, and no name of it exists."""
 
@@ -376,9 +378,9 @@ class Stage:
     async def call_back_all(self) -> None:
         """Daraja makes every call that it owes."""
         for callback_id in await self._owed("callback"):
-            assert await self.call_back(callback_id) == 200
+            assert await self.call_back(callback_id) == 200, REFUSED_BODY
         for result_id in await self._owed("result"):
-            assert await self.send_result(result_id) == 200
+            assert await self.send_result(result_id) == 200, REFUSED_BODY
 
     async def _owed(self, what: str) -> list[int]:
         return [
