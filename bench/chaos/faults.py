@@ -51,7 +51,6 @@ PULL_HABITS = (
     "latin1_row",
     "amount_exponent",
     "amount_float",
-    "no_type",
 )
 _OTHER_FAULTS = (
     "400.003.02",

@@ -40,7 +40,7 @@ class Options:
     seconds: int = 120
     rate: float = 8.0
     misbehave: float = 0.4
-    strangers: float = 3.0
+    strangers: float = 4.0
     settle: int = 240
     at_once: int = 3
     pace: float = 1.0

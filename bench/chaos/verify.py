@@ -121,12 +121,13 @@ ORDER BY r.payment_id, r.created_at
 """
 """Refunds whose reversal nobody answers for, one of each payment, and whether the simulator's ledger has it."""
 
-LINES_LEFT_TO_A_PERSON = """
+LINES_LEFT_TO_A_PERSON = f"""
+WITH {_TRUTH}
 SELECT l.line_id, l.merchant_id, p.payment_id FROM statement_line l
-JOIN sim_transaction t ON t.receipt = l.receipt JOIN sim_push s USING (checkout_request_id)
-JOIN payment p ON p.checkout_request_id = s.checkout_request_id AND p.merchant_id = l.merchant_id
+JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
+JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
 WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
-"""
+"""  # noqa: S608 - our own
 """Statement lines that fit several payments, and the payment whose push moved the money."""
 
 _FIGURES: dict[str, str] = {
@@ -274,7 +275,7 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
     moved = await gateway.db.fetch(
         "SELECT e.event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
-        "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed'"
+        "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed' WHERE t.kind = 'push'"
     )
     waits = sorted(taken[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in taken)
     findings.figures["deliveries received"] = len(endpoint.deliveries)

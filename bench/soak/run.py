@@ -46,7 +46,7 @@ _RECOVERS_WITHIN = 10
 
 _STUCK = 60.0
 
-_STRANGERS = 3.0
+_STRANGERS = 4.0
 """Strangers' transactions for each push."""
 
 _MEMORY_SLACK = 6.0

@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -38,6 +38,14 @@ PULL_TYPES: dict[Kind, str] = {
 
 REVERSAL_TYPE = "Transaction Reversal"
 """The same for a reversal that was asked for through the API."""
+
+
+def pull_type(kind: str, *, is_till: bool) -> str:
+    """``transactiontype`` of a row, a reversal that was asked for through the API included."""
+    if kind == "push":
+        return PULL_TYPES["buy_goods" if is_till else "pay_bill"]
+    return REVERSAL_TYPE if kind == "reversal" else PULL_TYPES[cast("Kind", kind)]
+
 
 REASONS: dict[Kind, str] = {
     "push": "Pay Bill Online",

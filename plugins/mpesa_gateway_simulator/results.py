@@ -17,6 +17,7 @@ from mpesa_gateway_simulator.population import (
     REASONS,
     REVERSAL_TYPE,
     Movement,
+    pull_type,
     shown_payer,
 )
 from mpesa_gateway_simulator.settings import SimulatorSettings
@@ -403,13 +404,12 @@ def _statement_row(row: Row, habit: str) -> dict[str, Any]:
         "amount_float": msgspec.Raw(f"{row['amount']}.0".encode()),
         "amount_exponent": msgspec.Raw(f"{row['amount']}e0".encode()),
     }
-    kind = {"push": "buy_goods" if row["is_till"] else "pay_bill"}.get(row["kind"], row["kind"])
     shown = {
         "transactionId": row["receipt"],
         "trxDate": date,
         "msisdn": shown_payer(row["phone"], "partial" if habit == "partial_msisdn" else row["payer_shown"]),
         "sender": "MPESA",
-        "transactiontype": REVERSAL_TYPE if kind == "reversal" else PULL_TYPES[kind],
+        "transactiontype": pull_type(row["kind"], is_till=row["is_till"]),
         # A till's customers give no account, and what a push to one says of it is not on the statement.
         "billreference": "" if row["is_till"] else row["reference"],
         "amount": amounts.get(habit, str(row["amount"])),

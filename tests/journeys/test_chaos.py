@@ -60,6 +60,15 @@ LISTED = {
     "disk full": {"valkey_disk_full"},
     "rolling restarts": {"api_replaced", "worker_replaced"},
     "two at once": {"two_sweepers_at_once", "two_reconciliations_at_once", "two_crons_at_once"},
+    "spike arrest, quotas and firewalls in front of Daraja, and answers that cannot be read": {
+        "proxies_refuse",
+        "answers_cannot_be_read",
+        "chunks_broken",
+    },
+    "tokens, acknowledgements, queries and posted bodies as they have been seen": {
+        "answers_spelt_otherwise",
+        "bodies_spelt_otherwise",
+    },
 }
 """What has to be survived, and the faults that are it."""
 

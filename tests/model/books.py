@@ -206,6 +206,16 @@ async def wrong(db: Any, now: datetime, known: Known, *, has_settled: bool = Fal
     return [tuple(row) for row in await db.fetch(_SETTLED if has_settled else _ALWAYS, *values)]
 
 
+LEFT_TO_A_PERSON = f"""
+WITH {truth(has_worlds=True)}
+SELECT l.line_id, l.merchant_id, l.env, p.payment_id FROM statement_line l
+    JOIN sim_transaction t ON t.receipt = l.receipt AND t.env = l.env
+    JOIN push ON push.checkout_request_id = t.checkout_request_id
+    JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
+WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+"""  # noqa: S608 - our own
+"""Statement lines that fit several payments, and the payment whose push moved the money."""
+
 MAY_BE_ASSIGNED = f"""
 WITH {truth(has_worlds=True)}
 SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id AND made_for.receipt = moved.receipt)

@@ -12,6 +12,9 @@ PHONES = (
     # These behave by themselves: see docs/simulator.md.
     *(f"254700000{digits}" for digits in ("006", "007", "010", "011", "012", "013", "014", "015", "018", "020", "021")),
 )
+SILENT = "254700000007"
+"""Pays, and Daraja never calls back."""
+
 REFERENCES = (None, None, None, "RENT", "x9 ")
 PUSH_FAULTS = (
     "400.002.02",
@@ -42,8 +45,8 @@ def _normal_first(known: frozenset[str]) -> tuple[str, ...]:
 
 STATUS_HABITS = _normal_first(habits.STATUS_HABITS)
 REVERSAL_HABITS = _normal_first(habits.REVERSAL_HABITS)
-# An endless statement and one of another spelling are for tests of their own: here, each row must be somewhere.
-PULL_HABITS = _normal_first(habits.PULL_HABITS - {"endless"})
+# An endless statement, and one that does not say what its rows are, have tests of their own: here each row counts.
+PULL_HABITS = _normal_first(habits.PULL_HABITS - {"endless", "no_type"})
 QUERY_HABITS = _normal_first(habits.QUERY_HABITS)
 CALLBACK_HABITS = _normal_first(habits.CALLBACK_HABITS)
 ACK_HABITS = _normal_first(habits.ACK_HABITS)

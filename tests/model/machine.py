@@ -26,6 +26,7 @@ from tests.model.choices import (
     QUERY_HABITS,
     REFERENCES,
     REVERSAL_HABITS,
+    SILENT,
     STATUS_HABITS,
     Accident,
     plans,
@@ -99,7 +100,7 @@ UNION SELECT DISTINCT 'money: ' || kind FROM sim_transaction
 _PATIENCE = 30
 """Rounds in which everything has to settle once all is well."""
 
-_SOON = 75
+_SOON = 250
 """Looks, 20 ms apart, within which a webhook has to come while Daraja hangs."""
 
 
@@ -153,7 +154,7 @@ class Money(RuleBasedStateMachine):
         seed=st.integers(0, 1000),
         confirm=st.sampled_from(("never", "mismatch", "always")),
         other=st.sampled_from(("neighbour", "till")),
-        strangers=st.sampled_from((3, 3, 0)),
+        strangers=st.sampled_from((4, 4, 0)),
         bought=purchases,
     )
     def begin(self, seed: int, confirm: str, other: str, strangers: int, bought: list[tuple[int, str, bool]]) -> None:
@@ -275,7 +276,7 @@ class Money(RuleBasedStateMachine):
     @rule(shop=st.integers(0, 1), plan=plans)
     def three_ask_at_once(self, shop: int, plan: Plan) -> None:
         """Three payments whose acknowledgements come together; what befalls one must not harm the others."""
-        three = [self._new(shop, amount, phone) for amount, phone in zip((70, 500, 70), PHONES, strict=False)]
+        three = [self._new(shop, 70, phone) for phone in (PHONES[0], PHONES[1], SILENT)]
         self.wire.plan("stkpush", plan)
         self.run(_at_once(self._request(asked) for asked in three))
 
@@ -502,6 +503,7 @@ class Money(RuleBasedStateMachine):
         for shop in stage.shops:
             for env in shop.fields:
                 await stage.become(shop, env, "testapi")
+                await stage.product.register(shop.callers[env])
         for number in range(_PATIENCE):
             if number % 3 == 0:
                 await stage.product.cron(RECONCILE)
@@ -532,18 +534,9 @@ class Money(RuleBasedStateMachine):
         ):
             went = row["refund_id"] in stage.reversals.values()
             await stage.product.decide_refund(row["refund_id"], went_back=went)
-        lines = await stage.db.fetch(
-            "SELECT l.line_id, s.callback_url, p.merchant_id, p.env FROM statement_line l "
-            "JOIN sim_transaction t ON t.receipt = l.receipt AND t.env = l.env "
-            "JOIN sim_push s USING (checkout_request_id) "
-            "JOIN payment p ON p.checkout_request_id = s.checkout_request_id AND p.merchant_id = l.merchant_id "
-            "WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL"
-        )
-        for row in lines:
+        for row in await stage.db.fetch(books.LEFT_TO_A_PERSON):
             caller = stage.caller(row["merchant_id"], row["env"])
-            await _refusable(
-                stage.product.decide_line(caller, row["line_id"], stage.product.subject(row["callback_url"]))
-            )
+            await _refusable(stage.product.decide_line(caller, row["line_id"], row["payment_id"]))
         if await self._is_dead():
             await self._replay()
 

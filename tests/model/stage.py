@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
@@ -26,7 +26,7 @@ from mpesa_gateway.testing.serving import INITIATED, PLUGINS, gateway_values, li
 from mpesa_gateway_payments.events import PaymentCompleted
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import ReversalRequest
-from tests.model.product import Product
+from tests.model.product import REFUSED, Product
 from tests.model.wire import Act, MortalDatabase, Wire, live
 
 T = TypeVar("T")
@@ -305,10 +305,12 @@ class Stage:
             await self.configure(shop, "sandbox", fields)
 
     async def configure(self, shop: Shop, env: Env, changes: Mapping[str, Any]) -> None:
-        """Store a shop's credentials of one world, and enable Pull for them."""
-        shop.fields[env] = INITIATED["mpesa"] | {"env": env, "consumer_key": f"key-{shop.number}-{env}"} | dict(changes)
-        await self.product.store_credentials(shop.callers[env], shop.fields[env])
-        await self.product.register(shop.callers[env])
+        """Store a shop's credentials of one world, and enable Pull for them, if Daraja answers."""
+        fields = INITIATED["mpesa"] | {"env": env, "consumer_key": f"key-{shop.number}-{env}"} | dict(changes)
+        await self.product.store_credentials(shop.callers[env], fields)
+        shop.fields[env] = fields
+        with suppress(*REFUSED):
+            await self.product.register(shop.callers[env])
 
     async def go_live(self, shop: Shop) -> None:
         """A shop that has the sandbox only gets the live world beside it."""

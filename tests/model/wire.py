@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import asyncpg
 import msgspec
@@ -225,8 +225,8 @@ class Wire:
     def _note_ack(self, body: bytes) -> None:
         with suppress(msgspec.DecodeError):
             answer = msgspec.json.decode(body)
-            if isinstance(answer, dict) and "CheckoutRequestID" in answer:
-                self.acknowledged.add(str(answer["CheckoutRequestID"]))
+            if isinstance(answer, dict) and isinstance(handle := cast(Any, answer).get("CheckoutRequestID"), str):
+                self.acknowledged.add(handle)
 
 
 def _answer(body: bytes) -> niquests.Response:
