@@ -97,6 +97,8 @@ class StkQueryAnswer:
 
     outcome: Outcome
     result_desc: str
+    checkout_request_id: str | None = None
+    """The push that the answer names."""
 
 
 class DarajaFault(Exception):
@@ -260,7 +262,7 @@ class DarajaClient:
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
         said = read_text(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_outcome(code, said), said)
+        return StkQueryAnswer(stk_outcome(code, said), said, read_text(answer, "CheckoutRequestID"))
 
     async def transaction_status(
         self,

@@ -32,6 +32,11 @@ class Outcome:
     is_paid: bool = False
     is_pending: bool = False
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a callback with this failure is M-Pesa's last word; an answer to STK query never is."""
+        return self.code in STK_FINAL
+
 
 @dataclass(frozen=True)
 class _Result:
@@ -84,6 +89,9 @@ STK_RESULTS: dict[str, _Result] = {
     "8006": _Result("the payer's PIN is locked", "rejected_by_provider", "the payer has to call Safaricom at 100"),
 }
 """Result codes of STK pushes: from Safaricom's portal, and as seen by integrations."""
+
+STK_FINAL = frozenset(STK_RESULTS) - {"26", "9999", "1019", "1036", "1037"}
+"""Result codes after which M-Pesa moves no money; an unknown code is never one of them."""
 
 STK_PENDING = frozenset({"4999"})
 """Result codes that mean: not yet."""

@@ -28,7 +28,6 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -37,6 +36,8 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_e
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount, read_callback
+from mpesa_gateway_payments.judging import Confirm, judge, payment_of, speaks_of
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -49,7 +50,7 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
-from mpesa_gateway_payments.transitions import Told, Transitions, fits
+from mpesa_gateway_payments.transitions import Told, Transitions, told_of
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class PaymentService:
         self._moves = Transitions(gateway)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
-        self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
+        self._rules = self._settings.rules
+        self._endings = Endings(gateway, self._rules)
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -180,7 +182,7 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
         if row is None:
             raise NotFound("there is no such payment")
-        is_same = row["amount"] == request.amount and fits(request.phone, row)
+        is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
         return row
@@ -333,6 +335,7 @@ class PaymentService:
                 reason=fault.failure_reason,
                 cause=Cause.FAULT,
                 step="refused",
+                is_final=True,
             )
             await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
 
@@ -352,8 +355,9 @@ class PaymentService:
             return
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
+        evidence = read_callback(result)
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
+        if not speaks_of(evidence, payment_of(row)):
             raise AnotherSubject("this callback is about another payment than its address")
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         if told and not known:
@@ -364,7 +368,10 @@ class PaymentService:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
             await self._db.execute(tables.RELEARN_CHECKOUT, row["payment_id"], told)
         if outcome.is_paid:
-            is_applied = await self._take_callback(row, result)
+            is_applied = await self._take_callback(row, evidence, result)
+        elif evidence.proof is Proof.NONE:
+            # Nothing proves who says so. M-Pesa is asked at once.
+            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._gateway.clock.now())
         elif not outcome.is_pending:
             await self._moves.fail(
                 row["payment_id"],
@@ -372,6 +379,7 @@ class PaymentService:
                 text=result.result_desc,
                 reason=outcome.failure_reason,
                 cause=Cause.CALLBACK,
+                is_final=outcome.is_final,
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
@@ -390,27 +398,17 @@ class PaymentService:
         except asyncpg.UniqueViolationError:
             raise AnotherSubject("this callback is about another payment than its address") from None
 
-    async def _take_callback(self, row: Row, result: StkResulted) -> bool:
-        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that.
+    async def _take_callback(self, row: Row, evidence: Evidence, result: StkResulted) -> bool:
+        """Take a callback that says that the payer paid.
 
-        False when it has to wait, because what another callback says is being confirmed.
+        Returns False when it has to wait, because what another callback says is being confirmed.
         """
-        told = _told(result)
-        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
-        if not is_open or not self._wants_confirmation(row, told):
-            await self._moves.take_money(row, told, Cause.CALLBACK)
-        elif row["mismatch"] is None and (row["checkout_request_id"] or result.checkout_request_id):
+        told = told_of(evidence, code=result.result_code, text=result.result_desc)
+        verdict = judge(evidence, (payment_of(row),), rules=self._rules)
+        if isinstance(verdict, Confirm):
             return await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
-        else:
-            # Nobody can be asked, or a person is looking at what came before: another callback proves nothing.
-            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._moves.take(row, verdict, told, Cause.CALLBACK)
         return True
-
-    def _wants_confirmation(self, row: Row, told: Told) -> bool:
-        if self._settings.confirm == "mismatch":
-            is_asked_for = told.amount == row["amount"] and told.receipt is not None
-            return not is_asked_for or not fits(told.phone or "", row)
-        return self._settings.confirm == "always"
 
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
@@ -457,11 +455,9 @@ class PaymentService:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
         claim = None if row["claim"] is None else loads(row["claim"], Told)
+        is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and outcome.is_paid:
-            if claim is not None:
-                await self._moves.drop_claim(payment_id, refuted=False)
-            told = claim or Told(code=outcome.code, text=outcome.meaning)
-            await self._moves.take_money(row, told, Cause.CALLBACK if claim else Cause.STK_QUERY)
+            await self._take_paid(row, outcome, claim)
         elif outcome is not None and not outcome.is_pending:
             if claim is not None:
                 await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
@@ -472,14 +468,39 @@ class PaymentService:
                 reason=outcome.failure_reason,
                 cause=Cause.STK_QUERY,
             )
+            if is_expired:
+                # M-Pesa has said how it ended. Its merchant knows that it failed.
+                await self._db.execute(tables.ASK_AGAIN, payment_id, None)
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
         elif claim is not None:
             # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
             await self._moves.drop_claim(payment_id, refuted=False)
             await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
+        elif is_expired:
+            await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_late_ask(row, now))
         else:
-            await self._moves.expire(payment_id)
+            await self._moves.expire(payment_id, self._next_late_ask(row, now))
+
+    async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
+        """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""
+        handle = Handle(row["payment_id"], row["checkout_request_id"])
+        if claim is None or not claim.is_proven:
+            told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+            evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        else:
+            told, cause = claim, Cause.CALLBACK
+            evidence = Evidence(
+                source=Source.STK_CALLBACK,
+                proof=Proof.CONFIRMED,
+                handle=handle,
+                receipt=claim.receipt,
+                amount=read_amount(claim.amount, claim.amount_text),
+                payer=claim.phone,
+            )
+        if claim is not None:
+            await self._moves.drop_claim(row["payment_id"], refuted=False)
+        await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
@@ -495,6 +516,14 @@ class PaymentService:
                 log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
                 return None, None
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+            named = Evidence(
+                source=Source.STK_QUERY,
+                proof=Proof.ANSWER,
+                handle=Handle(row["payment_id"], answer.checkout_request_id),
+            )
+            if not speaks_of(named, payment_of(row)):
+                log.error("stk_query_about_another_push", payment_id=row["payment_id"])
+                return None, None
         except NotSent as fault:
             # Its spike arrest counts every question: this merchant's others wait as well.
             again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
@@ -520,6 +549,13 @@ class PaymentService:
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
         return min(at, max(expires_at, now + timedelta(seconds=1)))
 
+    def _next_late_ask(self, row: Row, now: datetime) -> datetime | None:
+        """When to ask again about a payment that has expired, counted from its creation; None after the last time."""
+        if row["checkout_request_id"] is None:
+            return None
+        asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.ask_expired_after)
+        return next((at for at in asks if at > now), None)
+
     async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
         async with self._db.transaction():
@@ -535,6 +571,7 @@ class PaymentService:
                     reason="other",
                     cause=Cause.EXPIRY,
                     step="expired",
+                    is_final=True,
                 )
             elif row["checkout_request_id"] is None and now >= row["expires_at"]:
                 await self._moves.expire(payment_id)
@@ -545,8 +582,9 @@ class PaymentService:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         row = await self._require(merchant_id, payment_id)
         check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
-        if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
+        is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
+        if not is_open or row["checkout_request_id"] is None:
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
         return await self.get(merchant_id, payment_id)
 
@@ -590,17 +628,6 @@ def own_reference(payment_id: str) -> str:
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
-
-
-def _told(result: StkResulted) -> Told:
-    return Told(
-        receipt=result.receipt,
-        amount=result.amount,
-        amount_text=result.amount_text,
-        phone=result.phone,
-        code=result.result_code,
-        text=result.result_desc,
-    )
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:

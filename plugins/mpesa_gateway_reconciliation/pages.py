@@ -155,7 +155,9 @@ async def resolve(visit: Visit) -> Done:
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     service = visit.gateway.services.get(Reconciliation)
-    assigned = await service.assign(visit.caller(merchant), line_id, visit.text("payment_id"), reason=reason)
+    assigned = await service.assign(
+        visit.caller(merchant), line_id, visit.text("payment_id"), reason=reason, by_operator=True
+    )
     return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
 
 
