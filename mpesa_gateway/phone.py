@@ -64,7 +64,7 @@ def compare(shown: str, phone: str) -> Likeness:
     """Compare a number as M-Pesa shows it (whole, masked, cut or as a digest) with ``phone``, a whole ``2547…``."""
     text = _SEPARATORS.sub("", _AS_DECIMAL.sub("", shown.strip())).removeprefix("+").lower()
     if _DIGEST.match(text):
-        return Likeness.SAME if text == hashlib.sha256(phone.encode()).hexdigest() else Likeness.OTHER
+        return _equal(text == hashlib.sha256(phone.encode()).hexdigest())
     text = text.replace("x", "*")
     if not _VISIBLE.match(text):
         return Likeness.HIDDEN
@@ -72,8 +72,12 @@ def compare(shown: str, phone: str) -> Likeness:
     forms = (phone, "0" + national, national)
     if "*" not in text:
         if len(text) >= _SHORTEST:
-            return Likeness.SAME if text in forms else Likeness.OTHER
+            return _equal(text in forms)
         return _enough(len(text)) if phone.endswith(text) else Likeness.OTHER
+    return _compare_masked(text, forms)
+
+
+def _compare_masked(text: str, forms: tuple[str, ...]) -> Likeness:
     if not _MASKED_PHONE.match(text):
         # Not the beginning of any number of Kenya, such as a digest under a mask.
         return Likeness.HIDDEN
@@ -82,6 +86,10 @@ def compare(shown: str, phone: str) -> Likeness:
     at_end = len(text) - len(text.rstrip("0123456789"))
     in_place = sum(char != "*" for char in text[-_LAST:]) if len(text) in {len(form) for form in forms} else 0
     return _enough(max(min(at_end, _LAST), in_place))
+
+
+def _equal(is_equal: bool) -> Likeness:
+    return Likeness.SAME if is_equal else Likeness.OTHER
 
 
 def _enough(visible: int) -> Likeness:

@@ -222,7 +222,7 @@ def read_payer(parties: Iterable[str]) -> str | None:
 
 
 def read_moments(text: str | None) -> tuple[datetime, ...]:
-    """The readings of a time in UTC. Without a zone it is East Africa Time; with a Z, which cannot be trusted, either."""
+    """The readings of a time in UTC, East Africa Time first: one without a zone, two with a Z, which is not trusted."""
     if text is None:
         return ()
     try:

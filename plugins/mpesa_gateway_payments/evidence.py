@@ -111,7 +111,7 @@ def read_amount(amount: Kes | None, text: str | None) -> Kes | str | None:
 
 
 def normalised(text: str | None) -> str | None:
-    """A reference as it is compared: without regard to case, width, outer and repeated spaces. None for an empty one."""
+    """A reference as it is compared: regardless of case, width, outer and repeated spaces. None for an empty one."""
     return " ".join(unicodedata.normalize("NFKC", text or "").split()).casefold() or None
 
 
@@ -128,13 +128,13 @@ _INCOMING: dict[str, bool] = {
     "customerbuygoodsonline": True,
     "customermerchantpayment": True,
 }
-"""The ``transactiontype`` values of payments from customers, without punctuation, and whether the receiver is a till."""
+"""Values of ``transactiontype`` for payments from customers, letters only, and whether the receiver is a till."""
 
 _OUTGOING = ("revers", "b2c", "b2b", "payout", "charge", "withdraw", "salary", "promotion", "businesspayment")
 
 
 def read_kind(kind: str | None) -> tuple[Direction | None, bool]:
-    """The direction of a statement's ``transactiontype`` (None for one that is absent or unknown), and if it is a till's."""
+    """The direction of a ``transactiontype`` (None for one that is absent or unknown), and whether it is a till's."""
     word = _LETTERS.sub("", (kind or "").casefold())
     if word in _INCOMING:
         return Direction.IN, _INCOMING[word]

@@ -197,7 +197,9 @@ def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
     return _accepted(evidence, payment, "push", rules)
 
 
-def _identified(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -> Verdict | None:
+def _identified(  # noqa: PLR0911 - one return for each rule
+    evidence: Evidence, payments: Sequence[Payment], rules: Rules
+) -> Verdict | None:
     """The verdict on money whose receipt we know, or that carries a reference of our own; None for any other."""
     receiver, receipt = evidence.receiver, evidence.receipt
     is_in = evidence.direction is Direction.IN and receiver is not None
@@ -220,7 +222,7 @@ def _identified(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
     reference = normalised(evidence.reference)
     for payment in payments:
         if payment.reference_is_ours and normalised(payment.reference) == reference and _is_at(payment, receiver):
-            if not is_in or evidence.amount is None or payment.receipt is not None:
+            if not is_in or evidence.amount is None or receipt is None or payment.receipt is not None:
                 # A second payment under a reference that has been paid is money that was not asked for.
                 return Ambiguous((payment.payment_id,))
             return _accepted(evidence, payment, "reference", rules)
@@ -243,7 +245,9 @@ def _judge_by_rule(
     return Ambiguous(ids)
 
 
-def _accepted(evidence: Evidence, payment: Payment, by: By, rules: Rules) -> Verdict:
+def _accepted(  # noqa: PLR0911 - likewise
+    evidence: Evidence, payment: Payment, by: By, rules: Rules
+) -> Verdict:
     """What money means for the payment that it names."""
     payment_id, amount, receipt = payment.payment_id, evidence.amount, evidence.receipt
     if evidence.proof is Proof.NONE and not payment.is_open:
@@ -289,7 +293,7 @@ def _is_own_word(evidence: Evidence, payment: Payment) -> bool:
     return is_asked and not payment.outcome_is_final
 
 
-def judge_choice(
+def judge_choice(  # noqa: PLR0911 - likewise
     evidence: Evidence,
     chosen: Payment,
     payments: Sequence[Payment],

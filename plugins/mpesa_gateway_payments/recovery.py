@@ -10,7 +10,7 @@ from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import judging, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
-from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Source, normalised
+from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
 from mpesa_gateway_payments.judging import (
     SHOWN_FOR,
     AlreadyKnown,
@@ -33,9 +33,7 @@ from mpesa_gateway_payments.transitions import Transitions, told_of
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
-_CAUSES = {Source.STATEMENT: Cause.STATEMENT, Source.STATUS_QUERY: Cause.STATUS_QUERY}
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
-_TEXTS = {Source.STATEMENT: "found on M-Pesa's statement", Source.STATUS_QUERY: "M-Pesa reports Completed"}
 
 _Group = tuple[str, str, int]
 """Env, receiver and amount."""
@@ -129,8 +127,11 @@ class PaymentRecovery:
         return verdict if isinstance(verdict, Unfit) else await self._write(row, report, verdict)
 
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
-        told = told_of(report, text=_TEXTS.get(report.source, ""))
-        outcome = await self._moves.take(row, verdict, told, _CAUSES[report.source])
+        is_statement = report.source is Source.STATEMENT
+        text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
+        # What a line shows only since M-Pesa answered about it was decided by that answer.
+        cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
+        outcome = await self._moves.take(row, verdict, told_of(report, text=text), cause)
         return Settled(_FINDINGS[outcome], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:
@@ -162,7 +163,7 @@ class PaymentRecovery:
             facts.outgoing[env, one.receipt] = one
 
     async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
-        wanted = self._wanted(env, reports)
+        wanted = self._wanted(reports)
         if not wanted:
             return
         rows = await self._db.fetch(
@@ -195,7 +196,7 @@ class PaymentRecovery:
             if one.receipt not in known and one.receiver is not None and one.amount is not None:
                 facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
 
-    def _wanted(self, env: str, reports: Sequence[Evidence]) -> list[Wanted]:
+    def _wanted(self, reports: Sequence[Evidence]) -> list[Wanted]:
         """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
         now, within = self._gateway.clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}

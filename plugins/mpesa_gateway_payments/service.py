@@ -502,7 +502,9 @@ class PaymentService:
             await self._moves.drop_claim(row["payment_id"], refuted=False)
         await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
 
-    async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
+    async def _ask_daraja(  # noqa: PLR0911 - one return for each kind of answer
+        self, row: Row
+    ) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
         merchant_id, now = row["merchant_id"], self._gateway.clock.now()
         rests_until = self._resting.get(merchant_id)
@@ -516,14 +518,6 @@ class PaymentService:
                 log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
                 return None, None
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
-            named = Evidence(
-                source=Source.STK_QUERY,
-                proof=Proof.ANSWER,
-                handle=Handle(row["payment_id"], answer.checkout_request_id),
-            )
-            if not speaks_of(named, payment_of(row)):
-                log.error("stk_query_about_another_push", payment_id=row["payment_id"])
-                return None, None
         except NotSent as fault:
             # Its spike arrest counts every question: this merchant's others wait as well.
             again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
@@ -536,7 +530,12 @@ class PaymentService:
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
-        return answer.outcome, None
+        handle = Handle(row["payment_id"], answer.checkout_request_id)
+        named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        if speaks_of(named, payment_of(row)):
+            return answer.outcome, None
+        log.error("stk_query_about_another_push", payment_id=row["payment_id"])
+        return None, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""

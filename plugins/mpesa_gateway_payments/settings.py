@@ -12,10 +12,11 @@ from mpesa_gateway_payments.judging import Rules
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[payments]``. Times are in seconds.
 
-    ``match_within`` is how long after a payment was made money can be matched to it that names it by neither receipt nor
-    our own reference, at most 60 minutes. ``ask_after`` says when Daraja is asked about a payment that no callback has ended, counted from the push, the
-    last pause repeating; ``expire_after`` when a payment that Daraja knows nothing about counts as expired;
-    ``ask_expired_after`` when Daraja is asked about one that expired, counted from the payment;
+    ``match_within`` is how long after a payment was made money can be matched to it that names it by neither receipt
+    nor our own reference, at most 60 minutes. ``ask_after`` says when Daraja is asked about a payment that no callback
+    has ended, counted from the push, the last pause repeating; ``expire_after`` when a payment that Daraja knows
+    nothing about counts as expired; ``ask_expired_after`` when Daraja is asked about one that expired, counted from its
+    creation;
     ``unsent_after`` when one that could never be sent does; ``hold`` how long a create call may take before another
     with its Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
     confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is neither

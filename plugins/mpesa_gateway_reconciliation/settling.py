@@ -141,9 +141,7 @@ class Settling:
         try:
             async with self._db.transaction():
                 settled = await self._gateway.services.get(Recovery).settle(report)
-                line = await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"])
-                if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
-                    raise _SettledMeanwhile
+                _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
                 # A payment of another merchant of this receiver is theirs to see.
                 is_own = settled.merchant_id == row["merchant_id"]
                 finding = settled.finding if is_own or settled.payment_id is None else "not_found"
@@ -242,7 +240,8 @@ class Settling:
             tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
         )
         zone = await self.zone_of(asked["env"], asked["shortcode"])
-        await self._settle_many(rows, [evidence_of(row, Proof.WINDOW, zone) for row in rows], None)
+        # M-Pesa has been asked about all of them.
+        await self._settle_many(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
 
     # -- people ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +258,7 @@ class Settling:
             raise NotFound("there is no such statement line")
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
-        report = evidence_of(found, Proof.ANSWER, await self.zone_of(found["env"], found["shortcode"]))
+        report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
         async with self._db.transaction():
             settled = await self._gateway.services.get(Recovery).assign(report, payment_id, by_operator=by_operator)
             if isinstance(settled, Unfit):
@@ -285,7 +284,7 @@ class Settling:
 
     async def candidates(self, line: Row) -> tuple[str, ...]:
         """The payments that a line can belong to, by their ids."""
-        report = evidence_of(line, Proof.ANSWER, await self.zone_of(line["env"], line["shortcode"]))
+        report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
         (verdict,) = await self._gateway.services.get(Recovery).judge([report])
         if isinstance(verdict, Settles | AlreadyKnown | Mismatch):
             return (verdict.payment_id,)
@@ -344,6 +343,11 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
         "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
     }
     return Evidence(**values)
+
+
+def _require_open(line: Row | None) -> None:
+    if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
+        raise _SettledMeanwhile
 
 
 def _loose(verdict: Verdict) -> Finding:
