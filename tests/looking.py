@@ -44,4 +44,4 @@ async def only_merchant(gateway: Gateway) -> Merchant:
 
 def merchant_in(env: Env, gateway: Gateway) -> Merchant:
     """A merchant of an environment, for checks that look at no row of it."""
-    return Merchant(merchant_id="mer_1", name="Shop", env=env, is_active=True, created_at=gateway.clock.now())
+    return Merchant(merchant_id="mer_1", name="Shop", envs=(env,), is_active=True, created_at=gateway.clock.now())
