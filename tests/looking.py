@@ -23,6 +23,8 @@ class OffClock:
 async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, Observation]:
     """What a check sees, by name. Raises AssertionError when it says two things under one name."""
     wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
+    merchant = examined.get("merchant")
+    wishes |= {} if merchant is None else {"env": merchant.env}
     examination = Examination(**(wishes | examined))
     found: dict[str, Observation] = {}
     async for observation in look(gateway, examination):

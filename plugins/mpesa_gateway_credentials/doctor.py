@@ -52,9 +52,10 @@ async def look_at_credentials(gateway: "Gateway", examination: Examination) -> A
 def _completeness(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
     missing = [*missing_fields(credentials), *foreign_receiver(credentials)]
     level = Level.WARNING if credentials.env == "live" else Level.NOTE
-    for lack in missing:
-        yield Observation(name="credentials.whole", level=level, text=lack.message, fix=lack.fix)
-    if not missing:
+    if missing:
+        text, fix = "; ".join(lack.message for lack in missing), "; ".join(lack.fix for lack in missing)
+        yield Observation(name="credentials.whole", level=level, text=text, fix=fix)
+    else:
         yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are whole")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
         text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode, and no shop's"

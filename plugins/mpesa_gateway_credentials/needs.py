@@ -30,13 +30,13 @@ def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:
     if credentials.initiator is None:
         yield Missing(
             name="initiator",
-            message="refunds and status queries are off: no initiator is stored",
+            message="refunds and status queries are off: mpesa.initiator is not stored",
             fix=f"{_AGAIN}, with mpesa.initiator and mpesa.initiator_password (or mpesa.security_credential)",
         )
     if credentials.nominated_number is None:
         yield Missing(
             name="nominated_number",
-            message="reconciliation (Pull) is off: no nominated number is stored",
+            message="reconciliation (Pull) is off: mpesa.nominated_number is not stored",
             fix=f"{_AGAIN}, with mpesa.nominated_number",
         )
 

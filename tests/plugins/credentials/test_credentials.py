@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.schemas import MpesaFields
@@ -347,6 +347,7 @@ async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_
         shop(gateway, base, is_configured=False) as test_shop,
         shop(gateway, base, env="live", is_configured=False) as live_shop,
     ):
+        env: Env
         for api, env, issued in ((test_shop, "sandbox", sandbox), (live_shop, "live", live)):
             answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
             assert answer.status == 200, answer.body

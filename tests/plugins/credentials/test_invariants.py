@@ -7,8 +7,7 @@ from tests.ledger import each_is_noticed, lay_bare
 BENDINGS = {
     "credentials.envs_are_the_shortcodes": """
         UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
-        UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id;
-        UPDATE merchant SET envs = '{}' WHERE envs = '{sandbox}' RETURNING merchant_id
+        UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id
     """,
     "credentials.owners_have_credentials": """
         UPDATE receiver SET env = 'live', owner_id = (SELECT merchant_id FROM merchant WHERE name = 'Other')

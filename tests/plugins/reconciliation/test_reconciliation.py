@@ -401,9 +401,11 @@ async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, da
 
 
 FILL = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '2547' || (22000000 + i)::text,
+SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode), 500, 'KES', '2547' || (22000000 + i)::text,
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - interval '1 minute', now()
 FROM generate_series(1, 400) AS i
 """
