@@ -305,6 +305,8 @@ FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, del
 ORDER BY attempt.at LIMIT 100
 """
 
+HAS_ENDPOINT = "SELECT EXISTS (SELECT 1 FROM webhook_endpoint WHERE merchant_id = $1 AND is_active)"
+
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,
     (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND status = 'dead' AND delivery.created_at >= $2)
