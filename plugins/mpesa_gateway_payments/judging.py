@@ -48,6 +48,7 @@ class Payment:
     reference_is_ours: bool
     created_at: datetime
     status: str
+    failure_reason: str | None = None
     outcome_is_final: bool = False
     receipt: str | None = None
     received_receipt: str | None = None
@@ -281,9 +282,9 @@ def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, i
         return False
     if evidence.proof is Proof.NONE or rules.confirm == "always":
         return True
-    if payment.status == Status.FAILED.value and evidence.receipt is None:
-        # Without a receipt only M-Pesa's own answer outweighs a failure.
-        return not payment.outcome_is_final
+    if payment.failure_reason == "expired" and evidence.receipt is None:
+        # M-Pesa has said nothing yet: its own answer decides.
+        return True
     return rules.confirm == "mismatch" and not is_asked_for
 
 

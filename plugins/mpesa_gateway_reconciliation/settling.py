@@ -1,6 +1,7 @@
 """Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -219,10 +220,11 @@ class Settling:
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
-        known = await self._gateway.services.get(Credentials).get(line["merchant_id"])
         numbers = {line["shortcode"]}
-        if known.env == line["env"] and line["shortcode"] in {known.shortcode, known.daraja.receiver}:
-            numbers |= {known.shortcode, known.daraja.receiver}
+        with suppress(ProviderNotConfigured):
+            port = self._gateway.services.get(Credentials)
+            known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
         direction = read_direction(result.payees, numbers)
         moments = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
         await self._db.execute(

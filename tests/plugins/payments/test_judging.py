@@ -116,9 +116,12 @@ def callback(**changes: Any) -> Evidence:
 
 def query(**changes: Any) -> Evidence:
     """M-Pesa's 0 to our STK query."""
-    return Evidence(
-        **{"source": Source.STK_QUERY, "proof": Proof.ANSWER, "handle": Handle("pay_1", "ws_CO_1")} | changes
-    )
+    values: dict[str, Any] = {
+        "source": Source.STK_QUERY,
+        "proof": Proof.ANSWER,
+        "handle": Handle("pay_1", "ws_CO_1"),
+    }
+    return Evidence(**values | changes)
 
 
 def rival(**changes: Any) -> Transaction:
@@ -136,9 +139,9 @@ def rival(**changes: Any) -> Transaction:
 
 P = payment()
 TILL_PAYMENT = payment(shortcode=TILL.number, reference=OWN, reference_is_ours=True)
-CANCELLED = {"status": "failed", "outcome_is_final": True}
-TIMED_OUT = {"status": "failed"}
-PAID = {"status": "completed", "receipt": "FIRST00001"}
+CANCELLED: dict[str, Any] = {"status": "failed", "outcome_is_final": True}
+TIMED_OUT: dict[str, Any] = {"status": "failed"}
+PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
 BY_RULE = Settles("pay_1", "rule")
 ONE = ("pay_1",)
 BOTH = ("pay_1", "pay_2")
@@ -243,7 +246,10 @@ CASES: list[Case] = [
     ("confirmed", callback(proof=Proof.CONFIRMED), [P], [], Settles("pay_1", "push")),
     ("late, with a receipt", callback(), [payment(**CANCELLED)], [], Settles("pay_1", "push")),
     ("late, without", callback(receipt=None), [payment(**CANCELLED)], [], Mismatch("pay_1", "unconfirmed")),
-    ("late, without, not final", callback(receipt=None), [payment(**TIMED_OUT)], [], Confirm("pay_1")),
+    ("late, without, not final", callback(receipt=None), [payment(**TIMED_OUT)], [],
+     Mismatch("pay_1", "unconfirmed")),
+    ("late, without, expired", callback(receipt=None), [payment(**TIMED_OUT, failure_reason="expired")], [],
+     Confirm("pay_1")),
     ("twice", callback(), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
     ("a second receipt", callback(), [payment(**PAID)], [], Mismatch("pay_1", "receipt")),
     ("the first receipt", callback(), [payment(status="completed")], [], Settles("pay_1", "push")),
@@ -301,7 +307,8 @@ def test_judge_match_within_bounds_the_rule() -> None:
 
 THEIRS = payment(payment_id="pay_2", merchant_id="mer_2")
 CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | Unfit, Verdict | Unfit]] = [
-    ("one of two of mine", line(), P, [payment(payment_id="pay_2")], Settles("pay_1", "hand"), Settles("pay_1", "hand")),
+    ("one of two of mine", line(), P, [payment(payment_id="pay_2")], Settles("pay_1", "hand"),
+     Settles("pay_1", "hand")),
     ("no payer", line(payer=None), P, [], Settles("pay_1", "hand"), Settles("pay_1", "hand")),
     ("hours later", line(time=(minutes(300),)), payment(**CANCELLED), [], Settles("pay_1", "hand"),
      Settles("pay_1", "hand")),
@@ -413,7 +420,7 @@ RECEIVERS = st.sampled_from([PAYBILL, TILL])
 @st.composite
 def payments(draw: st.DrawFn, payment_id: str) -> Payment:
     """Any payment, in any state."""
-    state = draw(st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}]))
+    state: dict[str, Any] = draw(st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}]))
     is_ours = draw(st.booleans())
     return payment(
         payment_id=payment_id,

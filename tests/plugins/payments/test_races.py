@@ -400,6 +400,7 @@ async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(str
             (await street.api.call("GET", "/v1/merchant/me")).data["id"],
             PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE)),
             idempotency_key="a",
+            env="sandbox",
         )
     )
     await street.daraja.pushing.wait()
@@ -415,7 +416,7 @@ async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street)
     request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
     with pytest.raises(CalledInTransaction, match="after commit"):
         async with street.gateway.db.transaction():
-            await street.payments.request(merchant_id, request, idempotency_key="a")
+            await street.payments.request(merchant_id, request, idempotency_key="a", env="sandbox")
     assert street.daraja.pushed == 0
 
 
@@ -435,7 +436,7 @@ async def test_an_ack_with_a_handle_that_is_anothers_is_an_unknown_outcome(stree
 async def test_a_callback_that_waited_for_its_ack_is_applied_with_it_and_the_push_is_noted_once(
     values: dict[str, Any],
 ) -> None:
-    values["callbacks"] = {"enforce_allowlist": "never"}
+    values["callbacks"] = {"allowlist": ["127.0.0.0/8"]}
     async with on_street(values) as street:
         # At an address without a token, so that nothing but Daraja's id says whose it is.
         path = "/v1/webhooks/mpesa"
@@ -471,11 +472,9 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
         async with shop(street.gateway, street.base) as odd:
             merchant_id = (await odd.call("GET", "/v1/merchant/me")).data["id"]
             # As only a mistake of ours could store it.
+            await street.gateway.db.execute("ALTER TABLE shortcode DROP CONSTRAINT shortcode_account_reference_check")
             await street.gateway.db.execute(
-                "ALTER TABLE provider_credentials DROP CONSTRAINT provider_credentials_account_reference_check"
-            )
-            await street.gateway.db.execute(
-                "UPDATE provider_credentials SET account_reference = 'far too long for it' WHERE merchant_id = $1",
+                "UPDATE shortcode SET account_reference = 'far too long for it' WHERE merchant_id = $1",
                 merchant_id,
             )
             answers = await asyncio.gather(
