@@ -88,7 +88,9 @@ class Transitions:
         """
         outcome = await self._take(row, verdict, told, cause)
         claim = None if row["claim"] is None else loads(row["claim"], Told)
-        if outcome != "ignored" and claim is not None and claim.receipt not in {None, told.receipt}:
+        if outcome == "ignored" or claim is None or not claim.is_proven:
+            return outcome
+        if claim.receipt not in {None, told.receipt}:
             # Other money was quicker than the answer about this: the payer may have paid twice.
             await self.hold(row, "unconfirmed", claim, Cause.CALLBACK)
         return outcome
