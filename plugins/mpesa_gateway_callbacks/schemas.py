@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
 
@@ -22,6 +23,7 @@ class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
+    env: Environment | None
     received_at: datetime
     source: str
     merchant_id: str
@@ -39,6 +41,7 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
+    env: Environment | None
     at: datetime
     source: str
     merchant_id: str | None

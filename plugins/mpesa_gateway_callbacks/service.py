@@ -502,6 +502,7 @@ class CallbackInbox:
             merchant_id=subject.merchant_id if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else refused_id,
+            env=subject.env if subject else None,
             detail={"kind": incoming.kind, "reason": refusal.reason, "refused_id": refused_id},
         )
 
@@ -512,6 +513,7 @@ class CallbackInbox:
             merchant_id=subject.merchant_id if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else None,
+            env=subject.env if subject else None,
             detail={"kind": incoming.kind, "handle": report.handle},
         )
 
@@ -529,7 +531,11 @@ class CallbackInbox:
             await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
             await self._offer_again(row)
             await self._gateway.audit.record(
-                "callback.offered", merchant_id=row["merchant_id"] or None, actor=actor, subject_id=callback_id
+                "callback.offered",
+                merchant_id=row["merchant_id"] or None,
+                actor=actor,
+                subject_id=callback_id,
+                env=row["env"],
             )
         return str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
 
@@ -563,6 +569,7 @@ class CallbackInbox:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refused_id,
+                env=row["env"],
                 detail={"kind": row["kind"], "reason": row["reason"], "callback_id": kept["callback_id"]},
             )
         return str(kept["callback_id"])
@@ -596,26 +603,32 @@ class CallbackInbox:
             raise NotFound("there is no such refused callback")
         return row
 
-    async def count_unmatched(self) -> int:
-        """How many callbacks nobody could use in all the time that they were kept waiting."""
-        return int(await self._db.fetchval(tables.COUNT_UNMATCHED))
+    async def count_unmatched(self, env: Env) -> int:
+        """How many callbacks of ``env``, or of no env, nobody could use in all the time that they were kept waiting."""
+        return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
-    async def count_refused(self, within: timedelta) -> int:
-        """How many callbacks were refused of late and not replayed; 1,000 at most."""
-        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within))
+    async def count_refused(self, env: Env, within: timedelta) -> int:
+        """How many callbacks of ``env``, or of no env, were refused of late and not replayed; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within, env))
 
-    async def refused(self, filters: RefusedQuery) -> Page[RefusedView]:
-        """Refused callbacks, newest first. Raises Invalid for a bad cursor."""
-        at, refused_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id)
-        return page_of(rows, filters.limit, view=refused_view, position=lambda row: (row["at"], row["refused_id"]))
-
-    async def accepted(self, filters: CallbackQuery) -> Page[CallbackView]:
-        """Accepted callbacks, newest first. Raises Invalid for a bad cursor."""
-        at, callback_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id)
+    async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
+        """Refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id, env)
         return page_of(
-            rows, filters.limit, view=callback_view, position=lambda row: (row["received_at"], row["callback_id"])
+            rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
+        )
+
+    async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
+        """Accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id, env)
+        return page_of(
+            rows,
+            filters.limit,
+            env=env,
+            view=callback_view,
+            position=lambda row: (row["received_at"], row["callback_id"]),
         )
 
 

@@ -108,14 +108,22 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 
 REFUSED = """
-SELECT * FROM refused_callback WHERE $2::timestamptz IS NULL OR (at, refused_id) < ($2, $3)
+SELECT * FROM refused_callback
+WHERE (env = $4 OR env IS NULL) AND ($2::timestamptz IS NULL OR (at, refused_id) < ($2, $3))
 ORDER BY at DESC, refused_id DESC LIMIT $1
 """
 
 _ACCEPTED = """
-SELECT * FROM callback WHERE ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3)) AND {}
+SELECT * FROM (
+    (SELECT * FROM callback WHERE env = $4 AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
+    UNION ALL
+    (SELECT * FROM callback WHERE env IS NULL AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
+) AS both_kinds
 ORDER BY received_at DESC, callback_id DESC LIMIT $1
 """
+"""Those of one env, and those without a token, which belong to none."""
 
 ACCEPTED: dict[str | None, str] = {
     None: _ACCEPTED.format("true"),
@@ -140,7 +148,9 @@ FIND_REFUSED = "SELECT * FROM refused_callback WHERE refused_id = $1"
 
 REPLAYED = "UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1"
 
-COUNT_UNMATCHED = "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched'"
+COUNT_UNMATCHED = (
+    "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched' AND (env = $1 OR env IS NULL)"
+)
 
 COUNT_WAITING = """
 SELECT count(*) AS waiting, min(received_at) AS oldest
@@ -148,7 +158,8 @@ FROM (SELECT received_at FROM callback WHERE verdict = 'waiting' ORDER BY due_at
 """
 
 COUNT_REFUSED_SINCE = """
-SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
+SELECT count(*) FROM (SELECT 1 FROM refused_callback
+    WHERE at >= $1 AND replayed_at IS NULL AND (env = $2 OR env IS NULL) LIMIT 1000) AS late
 """
 
 OF_CASE = """
@@ -209,7 +220,12 @@ SOURCES_LATELY = """
 SELECT source FROM (
     (SELECT source FROM refused_callback WHERE at >= $1 AND reason = 'source' ORDER BY at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE received_at >= $1 AND (env = 'live' OR NOT $2::boolean)
+    (SELECT source FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT source FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
+        ORDER BY received_at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT source FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """

@@ -102,7 +102,7 @@ async def summary(visit: Visit, merchant_id: str) -> Shown | None:
     return Shown("summary.html", {"summary": views[0].config_summary if views else None, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: "Gateway") -> Sequence[Concern]:
+async def endangered(gateway: "Gateway", _: Env) -> Sequence[Concern]:
     """Certificates that end soon, or have, while somebody uses them."""
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]

@@ -40,9 +40,7 @@ class StatusChecks:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 
-    async def ask(
-        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
-    ) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
@@ -87,11 +85,12 @@ class StatusChecks:
             response_description=ack.response_description,
             check_id=check_id,
             payment_id=payment_id,
+            env=env,
         )
 
-    async def get(self, merchant_id: str, check_id: str) -> CheckView:
+    async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, check_id)
+        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
@@ -100,7 +99,7 @@ class StatusChecks:
         """The payment where we know it, its receipt, and the conversation of its push."""
         merchant_id = credentials.merchant_id
         if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, credentials.env, what)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:

@@ -38,7 +38,7 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.listing import export_payments, list_payments
-from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
+from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -117,14 +117,12 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
-        row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
+        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
-            row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+            row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
@@ -134,7 +132,7 @@ class PaymentService:
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
@@ -164,20 +162,20 @@ class PaymentService:
         return await self._steps.insert(wanted), credentials
 
     async def _claim(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
-            return await self._claim_now(merchant_id, request, key, env)
+            return await self._claim_now(merchant_id, env, request, key)
         except _KeyOfOld:
-            return await self._find_old(merchant_id, request, key), None
+            return await self._find_old(merchant_id, env, request, key), None
 
-    async def _find_old(self, merchant_id: str, request: PaymentRequest, key: str) -> Row:
+    async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
         """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             raise NotFound("there is no such payment")
         is_same = row["amount"] == request.amount and fits(request.phone, row)
@@ -186,7 +184,7 @@ class PaymentService:
         return row
 
     async def _claim_now(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
@@ -194,14 +192,16 @@ class PaymentService:
             claim = await idempotency.claim(
                 self._db,
                 merchant_id=merchant_id,
+                env=env,
                 key=key,
+                operation=OPERATION,
                 fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
                 subject_id=payment_id,
                 now=now,
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                return await self._require(merchant_id, claim.subject_id), None
+                return await self._require(merchant_id, env, claim.subject_id), None
             credentials = await self._gateway.services.get(Credentials).get(merchant_id)
             check_env(credentials, env)
             if claim.subject_id != payment_id:
@@ -211,8 +211,8 @@ class PaymentService:
                 if again is not None:
                     return again, credentials
                 # It was given up meanwhile: what it is now is the answer.
-                await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
-                return await self._require(merchant_id, claim.subject_id), None
+                await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
+                return await self._require(merchant_id, env, claim.subject_id), None
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
 
     async def _insert(
@@ -249,7 +249,7 @@ class PaymentService:
 
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the one STK push of a payment and record what came of it."""
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
+        payment_id, merchant_id = row["payment_id"], row["merchant_id"]
         address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
             "stk", env=credentials.env, merchant_id=merchant_id, subject_id=payment_id
         )
@@ -263,35 +263,37 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
-            await self._record_unsent(payment_id, merchant_id, key, fault)
+            await self._record_unsent(row, fault)
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
             ) from None
         except Rejected as fault:
-            await self._record_refusal(payment_id, merchant_id, key, fault)
+            await self._record_refusal(row, fault)
             raise ProviderRejected(
                 f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
             ) from None
         except OutcomeUnknown as fault:
-            return await self._record_unknown(payment_id, merchant_id, key, fault)
+            return await self._record_unknown(row, fault)
         return await self._record_ack(row, ack)
 
     async def _record_ack(self, row: Row, ack: StkAck) -> Row:
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
-        is_named = row["callback_url"] is None
-        taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
+        payment_id, is_named = row["payment_id"], row["callback_url"] is None
+        taken = await self._steps.accept(
+            Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
+        )
         if taken is not None:
             return taken
         try:
-            return await self._record_accepted(payment_id, merchant_id, key, ack)
+            return await self._record_accepted(row, ack)
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
-        return await self._record_unknown(payment_id, merchant_id, key, fault)
+        return await self._record_unknown(row, fault)
 
-    async def _record_accepted(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+    async def _record_accepted(self, row: Row, ack: StkAck) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(
@@ -303,38 +305,45 @@ class PaymentService:
                 now + timedelta(seconds=self._settings.ask_after[0]),
             )
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
-            return await self._require(merchant_id, payment_id)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unknown(self, payment_id: str, merchant_id: str, key: str, fault: OutcomeUnknown) -> Row:
+    async def _record_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
-            return await self._require(merchant_id, payment_id)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unsent(self, payment_id: str, merchant_id: str, key: str, fault: NotSent) -> None:
+    async def _settle_key(self, row: Row) -> None:
+        await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
+
+    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
             await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(self._db, merchant_id=merchant_id, key=key)
+            await idempotency.release(
+                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
 
-    async def _record_refusal(self, payment_id: str, merchant_id: str, key: str, fault: Rejected) -> None:
+    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
         async with self._db.transaction():
             await self._moves.fail(
-                payment_id,
+                row["payment_id"],
                 code=fault.code or "refused",
                 text=fault.meaning,
                 reason=fault.failure_reason,
                 cause=Cause.FAULT,
                 step="refused",
             )
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
 
     # -- what ends a payment --------------------------------------------------------------------------------------
 
@@ -541,20 +550,20 @@ class PaymentService:
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
-    async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
+    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
-        return await self.get(merchant_id, payment_id)
+        return await self.get(merchant_id, env, payment_id)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """See the port."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
@@ -568,16 +577,16 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
         return None if row is None else view(row)
 
-    async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
-        """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, filters, view)
+    async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
+        """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
+        return await list_payments(self._reads, merchant_id, env, filters, view)
 
-    def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, filters, exported)
+    def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
+        return export_payments(self._reads, merchant_id, env, filters, exported)
 
-    async def _require(self, merchant_id: str, payment_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)
+    async def _require(self, merchant_id: str, env: Env, payment_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, payment_id)
         if row is None:
             raise NotFound("there is no such payment")
         return row

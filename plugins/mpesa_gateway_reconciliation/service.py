@@ -74,7 +74,7 @@ Source = Literal["statement", "status_query"]
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything, and one runs at a time per merchant."""
+    """The use cases of reconciliation. A run is a row before it asks anything; one runs at a time for (merchant, env)."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
@@ -116,6 +116,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=caller.merchant_id,
+                env=caller.env,
                 detail={"shortcode": credentials.daraja.receiver, "code": code},
             )
         if row is None:
@@ -139,7 +140,7 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, run["run_id"])
+        return await self.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, merchant_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended. False when one is running."""
@@ -187,7 +188,7 @@ class Reconciliation:
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
         now = self._gateway.clock.now()
         async with self._db.transaction():
-            await self._db.execute(tables.INTERRUPTED, credentials.merchant_id, now)
+            await self._db.execute(tables.INTERRUPTED, credentials.merchant_id, now, credentials.env)
             run = await self._db.fetchrow(
                 tables.BEGIN,
                 self._gateway.ids.new("run"),
@@ -454,17 +455,17 @@ class Reconciliation:
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
         """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
-        await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
+        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
+            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, caller.env, line_id)
             if row is None:
                 raise NotFound("there is no such statement line")
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
             recovery = self._gateway.services.get(Recovery)
-            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, statement_of(row))
+            finding = await recovery.settle(caller.merchant_id, caller.env, payment_id, statement_of(row))
             if finding == "not_found":
-                raise LineSettled(f"this line is of {row['env']}, and that payment is not")
+                raise NotFound("there is no such payment")
             if finding == "ambiguous":
                 raise LineSettled("this payment has another receipt: it was paid with other money")
             assigned = await self._db.fetchrow(tables.FOUND, line_id, finding, payment_id, self._gateway.clock.now())
@@ -474,6 +475,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
+                env=caller.env,
                 detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
             )
         if assigned is None:
@@ -482,26 +484,27 @@ class Reconciliation:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, run_id: str) -> RunView:
-        """A run of this merchant. Raises NotFound."""
-        return run_view(await self._require(merchant_id, run_id))
+    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
+        """A run of this merchant in ``env``. Raises NotFound."""
+        return run_view(await self._require(merchant_id, env, run_id))
 
-    async def page(self, merchant_id: str, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
+    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
+        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
+        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
+        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
         return page_of(
             rows,
             filters.limit,
+            env=env,
             view=run_view,
             position=lambda row: (row["started_at"], row["run_id"]),
             total=total,
         )
 
-    async def rows(self, merchant_id: str, run_id: str, filters: RowsQuery) -> RunPage:
+    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
         """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, run_id)
+        run = await self._require(merchant_id, env, run_id)
         after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
         rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
         shown, has_more = rows[: filters.limit], len(rows) > filters.limit
@@ -514,8 +517,8 @@ class Reconciliation:
             ),
         )
 
-    async def _require(self, merchant_id: str, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, run_id)
+    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row

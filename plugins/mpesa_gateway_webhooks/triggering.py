@@ -101,7 +101,9 @@ class Trigger:
         """A test event that says of itself that nothing was paid, delivered as any other."""
         merchant_id = self._merchant.merchant_id
         async with self._gateway.db.transaction():
-            event = await self._gateway.outbox.publish(WebhookTest(merchant_id=merchant_id, subject_id=merchant_id))
+            event = await self._gateway.outbox.publish(
+                WebhookTest(merchant_id=merchant_id, env="sandbox", subject_id=merchant_id)
+            )
             await self._gateway.audit.record(
                 "webhook.triggered", merchant_id=merchant_id, actor=self._actor, subject_id=event.event_id
             )
@@ -138,7 +140,7 @@ class Trigger:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             for row in await self._gateway.db.fetch(
-                tables.EVENTS_OF_KIND_SINCE, self._merchant.merchant_id, kind, since
+                tables.EVENTS_OF_KIND_SINCE, self._merchant.merchant_id, kind, since, "sandbox"
             ):
                 told: dict[str, Any] = msgspec.json.decode(row["body"])["data"]
                 if told.get("payment_id") == payment_id:
