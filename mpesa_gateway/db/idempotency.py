@@ -19,6 +19,7 @@ INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, stat
 VALUES ($1, $2, $3, $4, $5, 'in_flight', $6, $8, $7)
 ON CONFLICT (merchant_id, env, key) DO UPDATE SET state = 'in_flight', leased_until = excluded.leased_until
     WHERE idempotency_key.state = 'released' AND idempotency_key.fingerprint = excluded.fingerprint
+        AND idempotency_key.operation IN ('', excluded.operation)
 RETURNING subject_id
 """
 

@@ -392,6 +392,7 @@ async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(str
     pushing = asyncio.create_task(
         street.payments.request(
             (await street.api.call("GET", "/v1/merchant/me")).data["id"],
+            "sandbox",
             PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE)),
             idempotency_key="a",
         )
@@ -409,7 +410,7 @@ async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street)
     request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
     with pytest.raises(CalledInTransaction, match="after commit"):
         async with street.gateway.db.transaction():
-            await street.payments.request(merchant_id, request, idempotency_key="a")
+            await street.payments.request(merchant_id, "sandbox", request, idempotency_key="a")
     assert street.daraja.pushed == 0
 
 

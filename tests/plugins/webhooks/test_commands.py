@@ -160,8 +160,8 @@ async def test_an_event_that_is_committed_late_is_forwarded_once(desk: Desk) -> 
         await desk.gets("trigger", "webhook.test")
         first = await line_of(process)
         await desk.gateway.db.execute(
-            "INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body) "
-            "SELECT 'evt_late', kind, merchant_id, subject_id, occurred_at - interval '5 seconds', true, payload, "
+            "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) "
+            "SELECT 'evt_late', kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', true, payload, "
             "replace(body, event_id, 'evt_late') FROM event WHERE kind = 'webhook.test'"
         )
         assert "evt_late" in await line_of(process)
