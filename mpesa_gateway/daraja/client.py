@@ -66,6 +66,10 @@ __all__ = [
 ]
 
 
+SIMULATED = "X-Daraja-Simulated"
+"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
+
+
 @dataclass(frozen=True)
 class DarajaCredentials:
     """What Daraja wants to know about a merchant. With ``till_number``, Buy Goods, ``shortcode`` is the store."""
@@ -531,6 +535,8 @@ class DarajaClient:
                 content = read_json(body) if body else None
             except ValueError:
                 content = None
+            if env == "live" and SIMULATED in response.headers:
+                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
             answer = _Answer(status, content if isinstance(content, dict) else None)
             outcome, code = counted_as(answer.status, answer.content)
         except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:

@@ -63,7 +63,7 @@ class EventLog:
         return await self._db.fetch(_TASKS, event_id)
 
     async def stuck(self, env: Env) -> Sequence[Row]:
-        """Tasks of ``env``, or of no env, that failed several times and are not done, longest due first; 100 at most."""
+        """Tasks of ``env``, or of no env, that failed several times and are not done, oldest first; 100 at most."""
         return await self._db.fetch(_STUCK, STUCK, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:

@@ -139,6 +139,7 @@ class Refundable:
 
     payment_id: str
     env: Env
+    shortcode_id: str
     shortcode: str
     amount: Kes
     payment_amount: Kes
@@ -170,10 +171,11 @@ class Payments(Protocol):
     """Asks payers for money and knows how each payment stands."""
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        """Ask a payer for money in ``env``: one STK push for one key, whatever happens.
+        """Ask a payer for money at the merchant's default shortcode of ``env``: one STK push for one key.
 
         A key belongs to (merchant, env). Raises ProviderNotConfigured without credentials for ``env``, KeyMismatch,
-        KeyInProgress, ProviderRejected, and ProviderUnavailable when nothing was sent and the key may try again.
+        KeyInProgress, ProviderRejected, Conflict where the shortcode is another merchant's or the key's payment is of
+        one that is retired, and ProviderUnavailable when nothing was sent and the key may try again.
         """
         ...
 

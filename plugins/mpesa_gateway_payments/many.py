@@ -43,6 +43,7 @@ class Wanted:
     payment_id: str
     merchant_id: str
     env: Env
+    shortcode_id: str
     shortcode: str
     amount: int
     phone: str
@@ -122,6 +123,7 @@ class Steps:
             [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
             [one.asked_at for one in wanted],
             [OPERATION] * len(wanted),
+            [one.shortcode_id for one in wanted],
         )
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:

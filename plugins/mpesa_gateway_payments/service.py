@@ -33,10 +33,10 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -136,9 +136,9 @@ class PaymentService:
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
-        except ProviderNotConfigured:
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
+        except (ProviderNotConfigured, ReceiverOwned):
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")
@@ -147,6 +147,7 @@ class PaymentService:
             payment_id=payment_id,
             merchant_id=merchant_id,
             env=credentials.env,
+            shortcode_id=credentials.shortcode_id,
             shortcode=credentials.shortcode,
             amount=int(request.amount),
             phone=str(request.phone),
@@ -202,9 +203,8 @@ class PaymentService:
             )
             if not claim.is_ours:
                 return await self._require(merchant_id, env, claim.subject_id), None
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
             if claim.subject_id != payment_id:
+                credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.unsent_after)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
@@ -213,7 +213,28 @@ class PaymentService:
                 # It was given up meanwhile: what it is now is the answer.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await self._require(merchant_id, env, claim.subject_id), None
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+
+    async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
+        """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
+
+        Raises ShortcodeRetired where that shortcode takes no payments any more.
+        """
+        row = await self._require(merchant_id, env, payment_id)
+        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        try:
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        except ProviderNotConfigured:
+            credentials = None
+        if credentials is None or credentials.retired_at is not None:
+            raise ShortcodeRetired(
+                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                "a new Idempotency-Key to ask at the present shortcode"
+            )
+        credentials.check_use()
+        return credentials
 
     async def _insert(
         self,
@@ -242,6 +263,7 @@ class PaymentService:
             now + timedelta(seconds=self._settings.unsent_after),
             now + timedelta(seconds=self._settings.expire_after),
             now,
+            credentials.shortcode_id,
         )
         if row is None:
             raise _KeyOfOld
@@ -276,23 +298,25 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(row, fault)
-        return await self._record_ack(row, ack)
+        return await self._record_ack(row, ack, credentials)
 
-    async def _record_ack(self, row: Row, ack: StkAck) -> Row:
+    async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
         payment_id, is_named = row["payment_id"], row["callback_url"] is None
-        taken = await self._steps.accept(
-            Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
-        )
-        if taken is not None:
-            return taken
+        # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+        if not credentials.wants_owner:
+            taken = await self._steps.accept(
+                Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
+            )
+            if taken is not None:
+                return taken
         try:
-            return await self._record_accepted(row, ack)
+            return await self._record_accepted(row, ack, credentials)
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
         return await self._record_unknown(row, fault)
 
-    async def _record_accepted(self, row: Row, ack: StkAck) -> Row:
+    async def _record_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
         payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
@@ -308,6 +332,7 @@ class PaymentService:
             await self._settle_key(row)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
+            await self._gateway.services.get(Credentials).accepted(credentials)
             return await self._require(row["merchant_id"], row["env"], payment_id)
 
     async def _record_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
@@ -498,11 +523,7 @@ class PaymentService:
             return None, rests_until
         self._resting.pop(merchant_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
-                # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
-                log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
-                return None, None
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
             # Its spike arrest counts every question: this merchant's others wait as well.
@@ -553,7 +574,7 @@ class PaymentService:
     async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         row = await self._require(merchant_id, env, payment_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
+        await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)

@@ -161,7 +161,7 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     """Make an EVENT happen in the sandbox: a payment is made with a simulated phone, and ends that way.
 
     Needs the running gateway with its worker and simulator, as `mpesa-gateway up` has them; only webhook.test, which
-    says that nothing was paid, needs no simulator. Never for a merchant who moves real money.
+    says that nothing was paid, needs no simulator. Nothing of it touches what the merchant has in live.
     """
 
     async def work(gateway: Gateway) -> Triggered:

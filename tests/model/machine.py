@@ -524,8 +524,8 @@ class Money(RuleBasedStateMachine):
 
     async def _reconcile(self, habit: str, plan: Plan) -> None:
         began = self.stage.clock.now()
-        merchant_id = self.stage.caller.merchant_id
-        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(merchant_id)))
+        shortcode_id = self.stage.shortcode_id
+        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(shortcode_id)))
         reached = await self.stage.db.fetchval(
             "SELECT max(window_end) FROM reconciliation_run WHERE status = 'completed' AND window_end >= $1", began
         )

@@ -1,7 +1,7 @@
 -- contract: a release before wrote rows without an env, which no merchant could read; none was ever published.
 -- An endpoint belongs to (merchant, env), and a delivery to the env of its event.
 ALTER TABLE webhook_endpoint ADD COLUMN env text;
-UPDATE webhook_endpoint SET env = COALESCE(to_jsonb(merchant) ->> 'env', 'sandbox') FROM merchant
+UPDATE webhook_endpoint SET env = CASE WHEN 'live' = ANY(envs) THEN 'live' ELSE 'sandbox' END FROM merchant
 WHERE merchant.merchant_id = webhook_endpoint.merchant_id;
 ALTER TABLE webhook_endpoint ADD CONSTRAINT webhook_endpoint_env_check CHECK (env IN ('sandbox', 'live'));
 ALTER TABLE webhook_endpoint ALTER COLUMN env SET NOT NULL;

@@ -466,11 +466,9 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
         async with shop(street.gateway, street.base) as odd:
             merchant_id = (await odd.call("GET", "/v1/merchant/me")).data["id"]
             # As only a mistake of ours could store it.
+            await street.gateway.db.execute("ALTER TABLE shortcode DROP CONSTRAINT shortcode_account_reference_check")
             await street.gateway.db.execute(
-                "ALTER TABLE provider_credentials DROP CONSTRAINT provider_credentials_account_reference_check"
-            )
-            await street.gateway.db.execute(
-                "UPDATE provider_credentials SET account_reference = 'far too long for it' WHERE merchant_id = $1",
+                "UPDATE shortcode SET account_reference = 'far too long for it' WHERE merchant_id = $1",
                 merchant_id,
             )
             answers = await asyncio.gather(

@@ -177,7 +177,7 @@ async def test_every_event_can_be_triggered(desk: Desk, kind: str) -> None:
     (told,) = await desk.endpoint.wait_for(1, kind=kind)
     assert (told.json["id"], told.json["type"]) == (made["event_id"], kind)
     if kind == "webhook.test":
-        assert told.json["data"] == {"message": "This is a test. Nothing has been paid."}
+        assert told.json["data"] == {"env": "sandbox", "message": "This is a test. Nothing has been paid."}
     else:
         assert told.json["data"]["payment_id"] == made["subject_id"]
     # The key that it was done with opens nothing afterwards.
@@ -186,7 +186,7 @@ async def test_every_event_can_be_triggered(desk: Desk, kind: str) -> None:
 
 
 async def test_nothing_is_triggered_for_a_live_merchant(desk: Desk) -> None:
-    await desk.gateway.db.execute("UPDATE merchant SET env = 'live' WHERE merchant_id = $1", desk.merchant_id)
+    await desk.gateway.db.execute("UPDATE merchant SET envs = '{live}' WHERE merchant_id = $1", desk.merchant_id)
     for kind in ("payment.completed", "webhook.test"):
         status, out, err = await desk.types("trigger", kind)
         assert (status, out) == (1, "")

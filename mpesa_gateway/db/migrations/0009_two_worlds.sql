@@ -1,6 +1,6 @@
 -- contract: a release before wrote rows without an env, which no merchant could read; none was ever published.
 -- Sandbox and live are two worlds: each row of a merchant belongs to one of them. Rows from before take the env of what
--- they are about: of the row with that id in any table that has an env. What has no such row is of its merchant's env.
+-- they are about: of the row with that id in any table that has an env. What has no such row is of the sandbox.
 ALTER TABLE idempotency_key
     ADD COLUMN env text,
     ADD COLUMN operation text NOT NULL DEFAULT '';
@@ -26,10 +26,8 @@ BEGIN
     END LOOP;
 END
 $$;
-UPDATE idempotency_key SET env = COALESCE(to_jsonb(merchant) ->> 'env', 'sandbox') FROM merchant
-WHERE idempotency_key.env IS NULL AND merchant.merchant_id = idempotency_key.merchant_id;
-UPDATE event SET env = COALESCE(to_jsonb(merchant) ->> 'env', 'sandbox') FROM merchant
-WHERE event.env IS NULL AND is_public AND merchant.merchant_id = event.merchant_id;
+UPDATE idempotency_key SET env = 'sandbox' WHERE env IS NULL;
+UPDATE event SET env = 'sandbox' WHERE env IS NULL AND is_public;
 -- What merchants hear says its env, at its top and in its data, and the payload decodes as the new events do.
 UPDATE event SET payload = payload || jsonb_build_object('env', env),
     body = regexp_replace(regexp_replace(body,

@@ -1,9 +1,7 @@
 -- contract: a release before wrote rows without an env, which no merchant could read; none was ever published.
--- One run at a time for each merchant and env; every list belongs to (merchant, env).
-DROP INDEX reconciliation_run_one_at_a_time;
+-- Every list belongs to (merchant, env).
 DROP INDEX reconciliation_run_merchant;
 DROP INDEX statement_line_unresolved;
-CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (merchant_id, env) WHERE status = 'running';
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, started_at DESC, run_id DESC);
 CREATE INDEX statement_line_unresolved ON statement_line (merchant_id, env, created_at DESC, line_id DESC)
     WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
