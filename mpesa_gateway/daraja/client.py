@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import niquests
@@ -38,6 +39,7 @@ from mpesa_gateway.daraja.wire import (
 )
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
 from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.money import Kes
@@ -149,6 +151,29 @@ class _Answer:
     """The JSON, None where the answer was none."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _asks(operation: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Wrap an operation so that an unexpected error is OutcomeUnknown: the request may have been sent before it.
+
+    Cancellation passes through.
+    """
+
+    @wraps(operation)
+    async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await operation(*args, **kwargs)
+        except DarajaFault:
+            raise
+        except Exception as problem:  # noqa: BLE001 - as the docstring says
+            log.error("daraja_answer_unreadable", operation=operation.__name__, exception=trace(problem))
+            raise OutcomeUnknown("M-Pesa's answer could not be read") from None
+
+    return ask
+
+
 class DarajaClient:
     """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
 
@@ -192,6 +217,7 @@ class DarajaClient:
 
     # -- operations -----------------------------------------------------------------------------------------------
 
+    @_asks
     async def stk_push(
         self,
         credentials: DarajaCredentials,
@@ -239,6 +265,7 @@ class DarajaClient:
             customer_message=read_text(answer, "CustomerMessage") or "",
         )
 
+    @_asks
     async def stk_query(self, credentials: DarajaCredentials, checkout_request_id: str) -> StkQueryAnswer:
         """Ask how a push stands. Raises NotSent, Rejected or OutcomeUnknown when the question got no answer."""
         timestamp = daraja_timestamp(self._clock.now())
@@ -262,6 +289,7 @@ class DarajaClient:
         said = read_text(answer, "ResultDesc") or ""
         return StkQueryAnswer(stk_outcome(code, said), said)
 
+    @_asks
     async def transaction_status(
         self,
         credentials: DarajaCredentials,
@@ -294,6 +322,7 @@ class DarajaClient:
             body["OriginalConversationID"] = conversation_id
         return _ack(await self._call(credentials, "transaction_status", "/mpesa/transactionstatus/v1/query", body))
 
+    @_asks
     async def reverse(
         self,
         credentials: DarajaCredentials,
@@ -325,6 +354,7 @@ class DarajaClient:
         }
         return _ack(await self._call(credentials, "reversal", "/mpesa/reversal/v1/request", body))
 
+    @_asks
     async def pull_register(
         self, credentials: DarajaCredentials, *, nominated_number: Msisdn, callback_url: str
     ) -> tuple[str, str]:
@@ -351,6 +381,7 @@ class DarajaClient:
             raise _refused(code, said)
         return code, said
 
+    @_asks
     async def pull_query(
         self, credentials: DarajaCredentials, *, start: datetime, end: datetime, offset: int
     ) -> StatementPage:
@@ -386,7 +417,12 @@ class DarajaClient:
         The new token makes the shared one invalid, so it takes its place.
         """
         base, owner = self._base(credentials)
-        await self._tokens.put(owner, await self._fetch_token(base, credentials))
+        try:
+            await self._tokens.put(owner, await self._fetch_token(base, credentials))
+        except DarajaFault:
+            raise
+        except Exception as problem:  # noqa: BLE001 - without a token nothing was sent
+            raise _no_token(problem) from None
 
     async def server_time(self, env: Env) -> datetime | None:
         """What time it is there, in UTC, by the Date of an answer; None for an answer without. Raises NotSent.
@@ -399,7 +435,7 @@ class DarajaClient:
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 response = await self._session.get(base.rstrip("/") + "/oauth/v1/generate", allow_redirects=False)
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library raises many kinds
             raise NotSent(f"no answer from {urlsplit(base).hostname} ({type(problem).__name__})") from None
         try:
             return parsedate_to_datetime(response.headers.get("date") or "").astimezone(UTC)
@@ -436,7 +472,12 @@ class DarajaClient:
         """
         base, owner = self._base(credentials)
         for is_last in (False, True):
-            token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            try:
+                token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - without a token nothing was sent
+                raise _no_token(problem) from None
             answer = await self._exchange(
                 "POST", base + path, operation, credentials.env, json=body, headers={"Authorization": f"Bearer {token}"}
             )
@@ -533,7 +574,7 @@ class DarajaClient:
                 content = None
             answer = _Answer(status, content if isinstance(content, dict) else None)
             outcome, code = counted_as(answer.status, answer.content)
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
             if _never_connected(problem):
                 outcome = "unreachable"
@@ -550,6 +591,11 @@ class DarajaClient:
             log.info(
                 "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )
+
+
+def _no_token(problem: Exception) -> NotSent:
+    log.error("daraja_token_unreadable", exception=trace(problem))
+    return NotSent("M-Pesa gave no access token", retry_after=5)
 
 
 def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:

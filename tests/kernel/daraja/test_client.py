@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,6 +20,7 @@ from mpesa_gateway.daraja.client import (
     DarajaClient,
     DarajaCredentials,
     DarajaFault,
+    Initiator,
     NotSent,
     OutcomeUnknown,
     Rejected,
@@ -30,7 +32,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway.testing.serving import listening
+from mpesa_gateway.testing.serving import eventually, listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write, write_json
 
 TOKEN = "/oauth/v1/generate"
@@ -120,6 +122,37 @@ def client_of(
     return DarajaClient(
         config, clock=clock or SetClock(NIGHT), ids=Ids(SetClock(NIGHT)), valkey=cache, sealer=Sealer([key])
     )
+
+
+async def breaks_a_chunk(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}")
+    await writer.drain()
+    writer.close()
+
+
+async def breaks_a_header(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}")
+    await writer.drain()
+    writer.close()
+
+
+async def switches_protocols(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+UNREADABLE: list[Answering] = [
+    breaks_a_chunk,
+    breaks_a_header,
+    switches_protocols,
+    writes(302, b"", Location="http://[bad"),
+    writes(200, b"not deflated", Content_Encoding="deflate"),
+    writes(200, b"not zipped", Content_Encoding="gzip"),
+    writes(200, b"[" * 100_000),
+    writes(200, b'{"ResponseCode": ' + b"9" * 5000 + b"}"),
+]
+"""Answers that make the library, or our reading of them, raise."""
 
 
 @asynccontextmanager
@@ -407,6 +440,106 @@ async def test_a_question_without_an_answer_proves_nothing(answering: Answering,
         daraja.says = answering
         with pytest.raises(kind):
             await client.stk_query(CREDENTIALS, "ws_CO_1")
+
+
+# -- unexpected errors -------------------------------------------------------------------------------------------------
+
+
+async def call(client: DarajaClient, operation: str) -> Any:
+    """One call of any operation, with the credentials of these tests."""
+    initiator = Initiator("testapi", Secret("encrypted"))
+    to: dict[str, Any] = {"result_url": "https://pay.example/1", "timeout_url": "https://pay.example/2", "remarks": "r"}
+    if operation == "stk_push":
+        return await push(client)
+    if operation == "stk_query":
+        return await client.stk_query(CREDENTIALS, "ws_CO_1")
+    if operation == "transaction_status":
+        return await client.transaction_status(CREDENTIALS, initiator, receipt="TKN4A1B2C3", conversation_id=None, **to)
+    if operation == "reverse":
+        return await client.reverse(CREDENTIALS, initiator, receipt="TKN4A1B2C3", amount=Kes(500), **to)
+    if operation == "pull_register":
+        number = Msisdn.parse("254708374149")
+        return await client.pull_register(CREDENTIALS, nominated_number=number, callback_url="https://pay.example/3")
+    return await client.pull_query(CREDENTIALS, start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0)
+
+
+OPERATIONS = ("stk_push", "stk_query", "transaction_status", "reverse", "pull_register", "pull_query")
+
+
+# The library does not close a connection whose answer it cannot read; the garbage collector does,
+# at the end of these tests.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("answering", UNREADABLE)
+async def test_operation_with_unreadable_answer_has_unknown_outcome(
+    answering: Answering,
+) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = answering
+        for operation in OPERATIONS:
+            with pytest.raises(OutcomeUnknown):
+                await call(client, operation)
+        # No part of such an answer is read as the next one.
+        daraja.says = says(200, ACK)
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+    gc.collect()
+
+
+@pytest.mark.parametrize("kind", [RecursionError, ValueError, TypeError, KeyError, ZeroDivisionError, MemoryError])
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_operation_with_unexpected_library_error_has_unknown_outcome(
+    operation: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as (_, _, client):
+        await push(client)
+
+        async def fail(*_: Any, **__: Any) -> None:
+            raise kind("with 254711000001 in it")
+
+        monkeypatch.setattr("niquests.AsyncSession.request", fail)
+        with pytest.raises(OutcomeUnknown) as failed:
+            await call(client, operation)
+        assert "254711000001" not in str(failed.value)
+
+
+# The library does not close a connection whose answer it cannot read; the garbage collector does,
+# at the end of these tests.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("answering", UNREADABLE)
+async def test_unreadable_token_answer_means_not_sent(answering: Answering) -> None:
+    async with market() as (daraja, server, client):
+        daraja.gives = answering
+        for operation in OPERATIONS:
+            with pytest.raises(NotSent):
+                await call(client, operation)
+        with pytest.raises(NotSent):
+            await client.verify(CREDENTIALS)
+        assert not server.of(PUSH)
+    gc.collect()
+
+
+@pytest.mark.parametrize("lifetime", ["\u00b2", "9" * 5000, "9" * 20, -1, 0, "", [], {}])
+async def test_token_with_odd_lifetime_is_used_or_not_sent(lifetime: Any) -> None:
+    async with market() as (daraja, _, client):
+        daraja.lifetime = lifetime
+        try:
+            assert (await push(client)).checkout_request_id == "ws_CO_1"
+        except NotSent:
+            return
+
+
+async def test_cancelled_call_raises_cancelled_error() -> None:
+    async with market() as (daraja, server, client):
+        await push(client)
+        daraja.says = drips
+        work = asyncio.create_task(client.stk_query(CREDENTIALS, "ws_CO_1"))
+        await eventually(lambda: _is_asked(server, QUERY))
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+
+async def _is_asked(server: Scripted, path: str) -> bool:
+    return bool(server.of(path))
 
 
 # -- the token ---------------------------------------------------------------------------------------------------------
