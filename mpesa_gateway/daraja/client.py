@@ -25,7 +25,7 @@ from mpesa_gateway.daraja.codes import (
     Retry,
     Sent,
     read_fault,
-    stk_outcome,
+    stk_query_outcome,
 )
 from mpesa_gateway.daraja.token import Token, Tokens
 from mpesa_gateway.daraja.wire import (
@@ -287,7 +287,7 @@ class DarajaClient:
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
         said = read_text(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_outcome(code, said), said)
+        return StkQueryAnswer(stk_query_outcome(code, said), said)
 
     @_asks
     async def transaction_status(

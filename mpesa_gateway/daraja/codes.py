@@ -1,8 +1,10 @@
 """What Daraja's codes mean, what to do about each, and whether asking again is safe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, get_args
+
+from mpesa_gateway.daraja.numerals import canonical
 
 FailureReason = Literal[
     "insufficient_funds",
@@ -23,7 +25,11 @@ FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an STK push ended, or that it has not. ``advice`` says what the merchant can do."""
+    """How an STK push ended, or that it has not. ``advice`` says what the merchant can do.
+
+    ``is_final``: this failure is M-Pesa's last word, so no later money of this push is expected. False for codes that
+    this table does not know. ``is_known``: the table has the code.
+    """
 
     code: str
     meaning: str
@@ -31,15 +37,18 @@ class Outcome:
     advice: str
     is_paid: bool = False
     is_pending: bool = False
+    is_final: bool = False
+    is_known: bool = True
 
 
 @dataclass(frozen=True)
 class _Result:
-    """One row of the table of result codes."""
+    """One row of the table of result codes. ``is_final`` as in Outcome."""
 
     meaning: str
     failure_reason: FailureReason
     advice: str
+    is_final: bool = True
 
 
 _AGAIN = "ask the payer to try again"
@@ -53,22 +62,28 @@ STK_RESULTS: dict[str, _Result] = {
     "17": _Result(
         "the same amount was just asked of this payer", "duplicate_in_progress", "wait two minutes, then try again"
     ),
-    "26": _Result("M-Pesa is busy", "other", "try again in a while"),
-    "9999": _Result("the prompt could not be sent", "other", "try again in a while"),
+    "26": _Result("M-Pesa is busy", "other", "try again in a while", is_final=False),
+    "9999": _Result("the prompt could not be sent", "other", "try again in a while", is_final=False),
     "1025": _Result(
         "the prompt could not be sent", "other", "try again; if it persists, shorten reference and description"
     ),
     "1001": _Result(
         "the payer's line is busy with another session", "duplicate_in_progress", "try again after a minute"
     ),
-    "1019": _Result("the prompt expired", "timeout", _AGAIN),
+    "1019": _Result("the prompt expired", "timeout", _AGAIN, is_final=False),
     "1031": _Result("the payer cancelled", "cancelled_by_user", "ask the payer whether they want to pay"),
     "1032": _Result("the payer cancelled", "cancelled_by_user", "ask the payer whether they want to pay"),
     "1036": _Result(
-        "the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"
+        "the payer's phone cannot be reached",
+        "unreachable",
+        "ask the payer to switch it on and try again",
+        is_final=False,
     ),
     "1037": _Result(
-        "the payer's phone cannot be reached", "unreachable", "ask the payer to switch it on and try again"
+        "the payer's phone cannot be reached",
+        "unreachable",
+        "ask the payer to switch it on and try again",
+        is_final=False,
     ),
     "2001": _Result("the payer entered a wrong PIN", "wrong_pin", _AGAIN),
     "2028": _Result(
@@ -89,19 +104,34 @@ STK_PENDING = frozenset({"4999"})
 """Result codes that mean: not yet."""
 
 
+STK_UNDECIDED = frozenset({"26", "9999"})
+"""Result codes that say nothing about the push when a query answers with them: M-Pesa itself failed."""
+
+
 def stk_outcome(result_code: str, result_desc: str = "") -> Outcome:
-    """What a ResultCode of an STK push means; an unknown one is a failure for reason ``other``."""
-    code, said = result_code.strip(), result_desc.lower()
+    """What a ResultCode of an STK callback means. An unknown one is a failure for reason ``other`` and not final."""
+    code, said = canonical(result_code), result_desc.lower()
     if code == "0":
         return Outcome("0", "paid", "other", "", is_paid=True)
     if code in STK_PENDING or "under processing" in said or "being processed" in said:
         return Outcome(code, "not ended yet", "other", "wait", is_pending=True)
-    row = STK_RESULTS.get(code)
+    row = STK_RESULTS.get(code) or STK_RESULTS.get(code.upper())
     if row is None:
-        return Outcome(code, result_desc or "an unknown result", "other", "see result_desc")
+        return Outcome(code, result_desc or "an unknown result", "other", "see result_desc", is_known=False)
     if code == "1037" and "no response" in said:
         return Outcome(code, "the payer did not respond", "timeout", _AGAIN)
-    return Outcome(code, row.meaning, row.failure_reason, row.advice)
+    return Outcome(code, row.meaning, row.failure_reason, row.advice, is_final=row.is_final)
+
+
+def stk_query_outcome(result_code: str, result_desc: str = "") -> Outcome:
+    """What a ResultCode of an STK query means. A code that is unknown, or M-Pesa's own trouble, is pending.
+
+    A failure that only a query reports is never final.
+    """
+    outcome = stk_outcome(result_code, result_desc)
+    if not outcome.is_paid and (not outcome.is_known or outcome.code in STK_UNDECIDED):
+        return replace(outcome, advice="wait", is_pending=True, is_final=False)
+    return replace(outcome, is_final=False)
 
 
 ReversalWord = Literal[

@@ -13,7 +13,9 @@ from mpesa_gateway.daraja.codes import (
     Sent,
     read_fault,
     stk_outcome,
+    stk_query_outcome,
 )
+from mpesa_gateway.daraja.numerals import canonical
 
 RESULTS: dict[str, FailureReason] = {
     "1": "insufficient_funds",
@@ -74,9 +76,40 @@ AMBIGUOUS_ROWS = [
 def test_zero_is_paid_and_nothing_else_is() -> None:
     outcome = stk_outcome("0", "The service request is processed successfully.")
     assert (outcome.is_paid, outcome.is_pending, outcome.code) == (True, False, "0")
-    assert stk_outcome(" 0 ").is_paid
-    for code in ("00", "0.0", "", "-0", "O", *RESULTS, "4999"):
+    for code in (" 0 ", "00", "0.0", "-0", "00000000", "0e5", "0E-3"):
+        assert stk_outcome(code).is_paid
+    for code in ("", "O", "0x0", "0,0", "zero", "NaN", "0.5", "1e-99", "0 0", "\u0660", "-", *RESULTS, "4999"):
         assert not stk_outcome(code).is_paid
+
+
+@pytest.mark.parametrize("code", ["1032", " 1032 ", "1032.0", "1.032e3", "001032", "+1032"])
+def test_stk_outcome_equal_number_is_equal(code: str) -> None:
+    outcome = stk_outcome(code)
+    assert (outcome.code, outcome.failure_reason) == ("1032", "cancelled_by_user")
+
+
+NOT_FINAL = {"26", "9999", "1019", "1036", "1037"}
+
+
+def test_stk_outcome_is_final_as_the_table_says() -> None:
+    for code in RESULTS:
+        for said in ("", "No response from user"):
+            assert stk_outcome(code, said).is_final == (code not in NOT_FINAL), code
+    for code in ("0", "4999", "7777", "SFC_IC9999", ""):
+        assert not stk_outcome(code).is_final
+
+
+@given(st.text(max_size=20), st.text(max_size=60))
+def test_stk_query_outcome_never_ends_for_an_unknown_code_and_is_never_final(code: str, said: str) -> None:
+    outcome = stk_query_outcome(code, said)
+    assert outcome.is_paid == stk_outcome(code, said).is_paid
+    assert not outcome.is_final
+    assert outcome.is_paid or outcome.is_pending or outcome.code in RESULTS.keys() - {"26", "9999"}
+
+
+@pytest.mark.parametrize("code", ["9999", "26", "7777", "15", "SFC_IC9999", "9999.0"])
+def test_stk_query_outcome_undecided_code_is_pending(code: str) -> None:
+    assert stk_query_outcome(code, "an error occurred").is_pending
 
 
 @pytest.mark.parametrize(("code", "reason"), RESULTS.items())
@@ -121,7 +154,7 @@ def test_an_unknown_result_is_a_failure_in_daraja_s_own_words() -> None:
 def test_any_result_is_paid_pending_or_failed_for_a_stable_reason(code: str, said: str) -> None:
     outcome = stk_outcome(code, said)
     assert outcome.failure_reason in FAILURE_REASONS
-    assert outcome.is_paid == (code.strip() == "0")
+    assert outcome.is_paid == (canonical(code) == "0")
     assert not (outcome.is_paid and outcome.is_pending)
     assert outcome.meaning
 
