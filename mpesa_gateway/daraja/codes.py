@@ -1,7 +1,6 @@
 """What Daraja's codes mean, what to do about each, and whether asking again is safe."""
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Literal, get_args
 
 from mpesa_gateway.daraja.numerals import canonical
@@ -152,11 +151,15 @@ ReversalWord = Literal[
 
 @dataclass(frozen=True)
 class ReversalOutcome:
-    """How a reversal ended. ``advice`` says what the merchant can do."""
+    """How a reversal ended. ``advice`` says what the merchant can do.
+
+    ``is_known``: the table has the code. An unknown code does not prove that no money went back.
+    """
 
     word: ReversalWord
     meaning: str
     advice: str
+    is_known: bool = True
 
 
 REVERSAL_RESULTS: dict[str, ReversalOutcome] = {
@@ -195,9 +198,9 @@ REVERSAL_RESULTS: dict[str, ReversalOutcome] = {
 
 
 def reversal_outcome(result_code: str, result_desc: str = "") -> ReversalOutcome:
-    """What a ResultCode of a reversal means; an unknown one is ``other``."""
-    known = REVERSAL_RESULTS.get(result_code.strip().upper())
-    return known or ReversalOutcome("other", result_desc or "an unknown result", "see result_desc")
+    """What a ResultCode of a reversal means; an unknown one is ``other`` and proves nothing about the money."""
+    known = REVERSAL_RESULTS.get(canonical(result_code).upper())
+    return known or ReversalOutcome("other", result_desc or "an unknown result", "see result_desc", is_known=False)
 
 
 TransactionState = Literal["completed", "failed", "reversed", "pending"]
@@ -220,154 +223,6 @@ def transaction_state(text: str | None) -> TransactionState:
 NOT_FOUND_RESULTS = frozenset({"2032"})
 """Result codes of a status query that mean: M-Pesa knows no such transaction."""
 
-PULL_OK = frozenset({"1000"})
+PULL_OK = frozenset({"0", "1000"})
 PULL_EMPTY = frozenset({"1001"})
 """Pull's response codes: rows follow, and there are none (for a registration: done, and done before)."""
-
-
-class Sent(StrEnum):
-    """Whether a request that was answered with a fault has been carried out."""
-
-    NO = "no"
-    UNKNOWN = "unknown"
-    EARLIER = "earlier"
-    """An earlier, equal one was."""
-
-
-class Retry(StrEnum):
-    """What to do about a fault."""
-
-    FIX = "fix"
-    NEW_TOKEN = "new_token"  # noqa: S105 - a word, not a token
-    BACK_OFF = "back_off"
-    AFTER_A_MINUTE = "after_a_minute"
-    PENDING = "pending"
-    ASK = "ask"
-    NEVER = "never"
-
-
-@dataclass(frozen=True)
-class FaultMeaning:
-    """What a fault means and what to do about it."""
-
-    code: str
-    meaning: str
-    mitigation: str
-    sent: Sent
-    retry: Retry
-    failure_reason: FailureReason = "rejected_by_provider"
-
-
-def _no(code: str, meaning: str, mitigation: str, retry: Retry = Retry.FIX) -> FaultMeaning:
-    return FaultMeaning(code, meaning, mitigation, Sent.NO, retry)
-
-
-FAULTS: dict[str, FaultMeaning] = {
-    fault.code: fault
-    for fault in (
-        _no("400.008.01", "wrong authentication type", "the gateway must use HTTP Basic: report this as a bug"),
-        _no("400.008.02", "wrong grant type", "the gateway must ask for client_credentials: report this as a bug"),
-        _no("400.002.02", "a field is not valid", "correct the field that the message names"),
-        _no("400.002.05", "the request's payload is not valid", "correct what the message names"),
-        _no(
-            "400.003.01",
-            "the access token is not valid",
-            "a new token is fetched and the call repeated",
-            Retry.NEW_TOKEN,
-        ),
-        _no(
-            "401.001", "the access token is not valid", "a new token is fetched and the call repeated", Retry.NEW_TOKEN
-        ),
-        _no(
-            "404.001.03",
-            "the access token is not valid",
-            "a new token is fetched and the call repeated",
-            Retry.NEW_TOKEN,
-        ),
-        _no("400.003.02", "bad request", "use your own shortcode with its own passkey and consumer key"),
-        _no("401.002.01", "the authorisation header is not valid", "check consumer_key and consumer_secret"),
-        _no("404.001.04", "the authorisation header is not valid", "check consumer_key and consumer_secret"),
-        _no("404.001.01", "there is no such resource", "check that the app on Safaricom's portal has this API"),
-        _no("404.003.01", "there is no such resource", "check that the app on Safaricom's portal has this API"),
-        _no("405.001", "the method is not allowed", "check the base URL in the configuration"),
-        FaultMeaning(
-            "500.002.1001",
-            "the same OriginatorConversationID was used before",
-            "the earlier request stands: ask for its status",
-            Sent.EARLIER,
-            Retry.NEVER,
-        ),
-        _no(
-            "500.003.02",
-            "spike arrest: too many requests, or the system is busy",
-            "try again in a few seconds, more slowly",
-            Retry.BACK_OFF,
-        ),
-        _no("500.003.03", "the quota is used up", "ask Safaricom for a higher quota; try again later", Retry.BACK_OFF),
-        FaultMeaning(
-            "500.003.1001",
-            "internal error at M-Pesa",
-            "nothing is known about the request: its result is asked for",
-            Sent.UNKNOWN,
-            Retry.ASK,
-            "other",
-        ),
-    )
-}
-"""Fault codes that mean one thing: from the specification, Safaricom's portal, and as seen by integrations."""
-
-_AMBIGUOUS = "500.001.1001"
-"""The code that means four things, told apart by its message."""
-
-KNOWN_FAULTS = frozenset({*FAULTS, _AMBIGUOUS})
-"""Every fault code that this table knows."""
-
-
-def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
-    """What a fault means. Without a code that we know, a 4xx is a refusal and anything else says nothing."""
-    if code == _AMBIGUOUS:
-        return _read_ambiguous((message or "").lower())
-    known = FAULTS.get(code or "")
-    if known is not None:
-        return known
-    if code and 400 <= http_status < 500:
-        return _no(code, "M-Pesa refused the request", "see the provider's message")
-    return FaultMeaning(
-        code or f"http_{http_status}",
-        "M-Pesa's answer does not say what became of the request",
-        "its result is asked for",
-        Sent.UNKNOWN,
-        Retry.ASK,
-        "other",
-    )
-
-
-def _read_ambiguous(message: str) -> FaultMeaning:
-    if "lock subscriber" in message:
-        return FaultMeaning(
-            _AMBIGUOUS,
-            "the payer's line is busy with another prompt",
-            "try again after a minute",
-            Sent.NO,
-            Retry.AFTER_A_MINUTE,
-            "duplicate_in_progress",
-        )
-    if "being processed" in message or "under processing" in message:
-        return FaultMeaning(_AMBIGUOUS, "not ended yet", "ask again", Sent.UNKNOWN, Retry.PENDING, "other")
-    if "credentials" in message:
-        return _no(_AMBIGUOUS, "shortcode, passkey and timestamp do not fit together", "check shortcode and passkey")
-    if "merchant" in message:
-        return _no(_AMBIGUOUS, "the shortcode is not known", "check shortcode; ask Safaricom to enable STK push for it")
-    if "not exist" in message:
-        # Reported for live pushes some 20 seconds old: it proves nothing.
-        return FaultMeaning(
-            _AMBIGUOUS, "M-Pesa does not know it (yet)", "ask again", Sent.UNKNOWN, Retry.PENDING, "other"
-        )
-    return FaultMeaning(
-        _AMBIGUOUS,
-        "M-Pesa's answer does not say what became of the request",
-        "its result is asked for",
-        Sent.UNKNOWN,
-        Retry.ASK,
-        "other",
-    )

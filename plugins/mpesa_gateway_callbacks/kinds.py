@@ -8,13 +8,13 @@ from typing import Any
 from mpesa_gateway.daraja.wire import (
     NotACallback,
     ResultCallback,
+    read_amount,
     read_json,
     read_moments,
     read_receipt,
     read_result,
     read_stk_callback,
 )
-from mpesa_gateway.money import Kes, NotAnAmount
 from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.events import CallbackEvent, ReversalResulted, StatusResulted, StkResulted
 
@@ -69,7 +69,7 @@ def _status(body: bytes) -> Report:
         return StatusResulted(
             **known,
             **_common(result),
-            amount=_amount(amount_text),
+            amount=read_amount(amount_text),
             amount_text=amount_text,
             transaction_status=status,
             receipt=receipt,
@@ -89,7 +89,7 @@ def _reversal(body: bytes) -> Report:
         return ReversalResulted(
             **known,
             **_common(result),
-            amount=_amount(amount_text),
+            amount=read_amount(amount_text),
             amount_text=amount_text,
             reversal_receipt=read_receipt(result.transaction_id),
             receipt=receipt,
@@ -190,13 +190,6 @@ def _common(result: ResultCallback, *, timed_out: bool = False) -> dict[str, Any
         "is_final": timed_out or result.is_final,
         "timed_out": timed_out,
     }
-
-
-def _amount(text: str | None) -> Kes | None:
-    try:
-        return None if text is None else Kes.parse(text)
-    except NotAnAmount:
-        return None
 
 
 def _moment(text: str | None) -> datetime | None:
