@@ -212,12 +212,16 @@ def read_statement(content: Any) -> StatementPage:
     """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
     lines: list[StatementLine] = []
     rows = malformed = 0
-    waiting: list[Any] = [cast("dict[str, Any]", content).get("Response")] if isinstance(content, dict) else []
+    response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
+    outer: list[Any] = cast("list[Any]", response) if isinstance(response, list) else [response]
+    is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
+    # Each with whether rows are expected there: a text or nothing in place of a list of rows is none.
+    waiting: list[tuple[Any, bool]] = [(entry, is_flat) for entry in outer]
     while waiting:
-        current = waiting.pop(0)
+        current, is_among_rows = waiting.pop(0)
         if isinstance(current, list):
-            waiting[:0] = current
-        elif current is not None and not isinstance(current, str):
+            waiting[:0] = [(entry, True) for entry in cast("list[Any]", current)]
+        elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)
             if line is None:

@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import structlog
+
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
 from mpesa_gateway.db.changes import Remembered
@@ -29,6 +31,8 @@ from mpesa_gateway_credentials.settings import CredentialsSettings
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
 
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """The fields that are sealed at rest and masked everywhere."""
@@ -193,12 +197,14 @@ class CredentialStore:
         """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
         try:
             certificate = certificate_for(self._gateway.config.daraja, env)
-            certificate.check_time(self._gateway.clock.now())
         except CertificateRefused as problem:
             raise Invalid.field_error(
                 "mpesa.initiator_password",
                 f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
             ) from None
+        problem = certificate.time_problem(self._gateway.clock.now())
+        if problem is not None:
+            log.warning("certificate_outside_its_time", env=env, problem=problem)
         return certificate.encrypt(Secret(password)).reveal()
 
     def _check_initiator(self, checks: Checks, fields: MpesaFields) -> None:

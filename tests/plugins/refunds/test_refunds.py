@@ -229,9 +229,8 @@ WORDS = {
     "2001": "initiator_invalid",
     "2028": "not_permitted",
     "8006": "initiator_locked",
-    "4242": "other",
-    "SFC_IC0003": "other",
 }
+UNKNOWN = ("15", "100000100", "100000000", "26", "4242", "SFC_IC0003", "R000003")
 
 
 def test_the_table_of_results_is_complete() -> None:
@@ -266,6 +265,50 @@ async def test_every_result_code_has_its_outcome_and_its_advice(desk: Desk, is_t
         assert (data["outcome"], bool(data["advice"]), data["status"]) == (WORDS[data["result_code"]], True, "failed")
     (reversed_,) = await desk.town.receiver.wait_for(1, kind="payment.reversed")
     assert reversed_.json["data"]["refund_amount"] == "500.00"
+
+
+@pytest.mark.parametrize("code", UNKNOWN)
+async def test_take_result_unknown_code_keeps_the_money_reserved_for_review(desk: Desk, code: str) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    said = result(int(code) if code.isdigit() else code, "Duplicate Detected 254711000001")
+    assert (await desk.result(refund, said)).status == 200
+    after = await desk.refund(refund)
+    assert (after["status"], after["outcome"]) == ("pending", None)
+    assert code in after["attention"]
+    assert "254711000001" not in after["attention"]
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    # No second reversal is possible meanwhile, and M-Pesa's own proof still ends this one.
+    assert (await desk.ask(payment_id, key="again")).status == 409
+    assert len(desk.daraja.of("reversal")) == 1
+    await desk.done(refund)
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+@pytest.mark.parametrize("code", [0.0, "00000000", "0.0"])
+async def test_reversal_acknowledged_with_any_zero_is_sent_once(desk: Desk, code: Any) -> None:
+    payment_id = await desk.paid()
+    status, content = ack(9)
+    desk.daraja.say("reversal", (status, content | {"ResponseCode": code}))
+    refund = (await desk.ask(payment_id)).data
+    assert refund["status"] == "pending"
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert (await desk.result(refund, result(code, transaction_id=REVERSAL))).status == 200
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
+
+
+@pytest.mark.parametrize("said", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
+async def test_reversal_refused_by_the_proxy_frees_the_money(desk: Desk, said: Any) -> None:
+    payment_id = await desk.paid()
+    desk.daraja.say("reversal", said)
+    answer = await desk.ask(payment_id, key="r")
+    assert (answer.status, answer.error["retryable"]) == (503, True)
+    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await desk.ask(payment_id, key="r")).data["status"] == "pending"
+    assert len(desk.daraja.of("reversal")) == 2
 
 
 async def test_a_part_goes_back_and_then_the_rest(desk: Desk) -> None:
