@@ -213,14 +213,14 @@ def read_statement(content: Any) -> StatementPage:
     lines: list[StatementLine] = []
     rows = malformed = 0
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
-    outer: list[Any] = cast("list[Any]", response) if isinstance(response, list) else [response]
+    outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
     # Each with whether rows are expected there: a text or nothing in place of a list of rows is none.
     waiting: list[tuple[Any, bool]] = [(entry, is_flat) for entry in outer]
     while waiting:
         current, is_among_rows = waiting.pop(0)
         if isinstance(current, list):
-            waiting[:0] = [(entry, True) for entry in cast("list[Any]", current)]
+            waiting[:0] = [(entry, True) for entry in current]
         elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)

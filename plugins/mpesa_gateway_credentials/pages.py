@@ -45,9 +45,9 @@ def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
         certificate = certificate_for(gateway.config.daraja, env)
     except CertificateRefused as problem:
         return CertificateHealth(env, "missing", None, str(problem))
-    problem = certificate.time_problem(now)
-    if problem is not None:
-        return CertificateHealth(env, "expired", certificate.not_after, f"{problem}; it still encrypts")
+    outside = certificate.time_problem(now)
+    if outside is not None:
+        return CertificateHealth(env, "expired", certificate.not_after, f"{outside}; it still encrypts")
     state = "expiring" if certificate.not_after - now < _SOON else "valid"
     return CertificateHealth(env, state, certificate.not_after, "")
 

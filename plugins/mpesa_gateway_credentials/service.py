@@ -202,9 +202,9 @@ class CredentialStore:
                 "mpesa.initiator_password",
                 f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
             ) from None
-        problem = certificate.time_problem(self._gateway.clock.now())
-        if problem is not None:
-            log.warning("certificate_outside_its_time", env=env, problem=problem)
+        outside = certificate.time_problem(self._gateway.clock.now())
+        if outside is not None:
+            log.warning("certificate_outside_its_time", env=env, problem=outside)
         return certificate.encrypt(Secret(password)).reveal()
 
     def _check_initiator(self, checks: Checks, fields: MpesaFields) -> None:
