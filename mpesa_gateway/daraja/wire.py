@@ -408,10 +408,14 @@ def _proxy_code(fault: dict[str, Any]) -> str | None:
 def read_code(content: Any, name: str) -> str | None:
     """A code of an answer or callback in its one form (see ``canonical``). None when it is absent, or is no number."""
     text = read_text(content, name)
-    return None if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE else canonical(text)
+    if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE:
+        return None
+    return canonical(text) if _CODE.match(text) else provider_text(text, _LONGEST_CODE) or None
 
 
 _LONGEST_CODE = 64
+_CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
+"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
 _NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 

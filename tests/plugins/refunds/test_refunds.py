@@ -428,8 +428,13 @@ async def test_reversal_result_without_a_token_is_taken_at_every_result_address(
         assert (await desk.town.api.call("POST", path, strange)).status == 200
         assert await desk.books(payment_id) == ("completed", 0, 500)
         says = {"OriginalTransactionID": receipt, "Amount": 5e2}
-        ids = {"originator": f"o-{80 + number}", "conversation": f"AG_{80 + number}"}
-        done = result(0.0, transaction_id=reversal, says=says, **ids)
+        done = result(
+            0.0,
+            originator=f"o-{80 + number}",
+            conversation=f"AG_{80 + number}",
+            transaction_id=reversal,
+            says=says,
+        )
         assert (await desk.town.api.call("POST", path, done)).status == 200
         assert await desk.books(payment_id) == ("reversed", 500, 0), where
         assert (await desk.refund(refund))["reversal_receipt"] == reversal
