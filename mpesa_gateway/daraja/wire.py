@@ -220,7 +220,8 @@ def read_statement(content: Any) -> StatementPage:
     while waiting:
         current, is_among_rows = waiting.pop(0)
         if isinstance(current, list):
-            waiting[:0] = [(entry, True) for entry in current]
+            entries: list[Any] = current  # pyright: ignore[reportUnknownVariableType] - JSON
+            waiting[:0] = [(entry, True) for entry in entries]
         elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)

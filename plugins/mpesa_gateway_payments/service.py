@@ -277,6 +277,7 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(payment_id, merchant_id, key, fault)
+        self._resting.pop(merchant_id, None)
         return await self._record_ack(row, ack)
 
     async def _record_ack(self, row: Row, ack: StkAck) -> Row:

@@ -420,8 +420,10 @@ def test_any_answer_can_be_looked_into(content: Any, reader: Callable[[Any], Any
     reader(content)
 
 
-PAID = b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0, "ResultDesc": "%s", '
-PAID += b'"CallbackMetadata": {"Item": [{"Name": "Amount", "Value": 500}, {"Name": "Who", "Value": "%s"}]}}}}'
+PAID = (
+    b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0, "ResultDesc": "%s", '
+    b'"CallbackMetadata": {"Item": [{"Name": "Amount", "Value": 500}, {"Name": "Who", "Value": "%s"}]}}}}'
+)
 
 NOT_STRICT = [
     PAID % (b"Caf\xe9 pay\xe9", b"x"),
