@@ -76,6 +76,10 @@ __all__ = [
 ]
 
 
+SIMULATED = "X-Daraja-Simulated"
+"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
+
+
 @dataclass(frozen=True)
 class DarajaCredentials:
     """What Daraja wants to know about a merchant. With ``till_number``, Buy Goods, ``shortcode`` is the store."""
@@ -159,7 +163,6 @@ class _Answer:
     """The JSON object, None where the answer was none."""
     retry_after: int | None = None
     """Seconds, from the header, None without one."""
-    is_empty: bool = False
 
 
 P = ParamSpec("P")
@@ -588,12 +591,9 @@ class DarajaClient:
                 content = read_json_leniently(without(body, secrets)) if body else None
             except ValueError:
                 content = None
-            answer = _Answer(
-                status,
-                content if isinstance(content, dict) else None,
-                _read_rest(response.headers.get("retry-after")),
-                is_empty=not body,
-            )
+            is_simulated = env == "live" and SIMULATED in response.headers
+            rest = _read_rest(response.headers.get("retry-after"))
+            answer = _Answer(status, content if isinstance(content, dict) else None, rest)
             outcome, code = counted_as(answer.status, answer.content)
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
@@ -602,6 +602,8 @@ class DarajaClient:
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
             raise OutcomeUnknown("M-Pesa did not answer") from None
         else:
+            if is_simulated:
+                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
             return answer
         finally:
             took = time.perf_counter() - began

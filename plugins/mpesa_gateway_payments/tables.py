@@ -13,6 +13,7 @@ class PaymentRow(Table, tablename="payment"):
     merchant_id = Text()
     env = Text()
     provider = Text()
+    shortcode_id = Text()
     shortcode = Text()
     amount = Integer()
     currency = Text()
@@ -102,8 +103,8 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
+        updated_at, shortcode_id)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16)
     ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
@@ -120,9 +121,9 @@ INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
-        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
@@ -130,9 +131,10 @@ WITH asked AS (
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
+        updated_at, shortcode_id)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+        shortcode_id
     FROM asked JOIN claimed USING (subject_id)
     RETURNING *
 ), step AS (
@@ -304,6 +306,13 @@ ASK_AGAIN = """
 UPDATE payment SET due_at = $2
 WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
 """
+
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM payment
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 

@@ -47,7 +47,7 @@ DAWN = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 SWEEPS = ("payments.sweep", "refunds.sweep", "callbacks.sweep", "webhooks.sweep", "kernel.sweep_events")
 """The crons that hand over what is due."""
 
-_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "provider_credentials"})
+_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "receiver", "shortcode"})
 _LONGEST_PROMPT = 45
 
 
@@ -255,7 +255,9 @@ class Stage:
         """Store the shop's credentials with this initiator: its name decides how the simulator ends reversals."""
         fields = INITIATED["mpesa"] | {"initiator": initiator}
         body = msgspec.convert({"provider": "mpesa", "mpesa": fields}, SetProvider)
-        await self.gateway.services.get(CredentialStore).store(self.caller, body)
+        store = self.gateway.services.get(CredentialStore)
+        await store.store(self.caller, body)
+        self.shortcode_id = (await store.get(self.caller.merchant_id, self.caller.env)).shortcode_id
 
     # -- what Daraja and payers do --------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ _ELSEWHERE = {
 }
 """What no class of ours refuses: the router does."""
 
+
 def page() -> str:
     """The whole page."""
     return document(
