@@ -246,7 +246,7 @@ class Egress:
                     status, start = await self._exchange(self._sessions[allow_loopback], url, body, headers)
         except TimeoutError:
             raise EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds") from None
-        except (niquests.exceptions.RequestException, OSError, ValueError) as problem:
+        except Exception as problem:  # noqa: BLE001 - any error of the library is a failed attempt
             raise _failure(problem) from None
         return Answer(status, int((time.perf_counter() - began) * 1000), start)
 

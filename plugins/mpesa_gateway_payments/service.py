@@ -285,6 +285,7 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
+            self._rest(merchant_id, fault)
             await self._record_unsent(row, fault)
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
@@ -298,6 +299,7 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(row, fault)
+        self._resting.pop(merchant_id, None)
         return await self._record_ack(row, ack, credentials)
 
     async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
@@ -387,12 +389,13 @@ class PaymentService:
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
-            raise AnotherSubject("this callback is about another payment than its address")
+        outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if known and told and not may_be_handle(told, known):
+            await self._take_other_push(row, result, outcome)
+            return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
-        outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
@@ -409,6 +412,26 @@ class PaymentService:
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_other_push(self, row: Row, result: StkResulted, outcome: Outcome) -> None:
+        """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
+
+        Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
+        payer fit, and is held for a person otherwise.
+        """
+        told = _told(result)
+        is_own = bool(result.subject_id) and not await self._db.fetchval(
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+        )
+        if not outcome.is_paid or not is_own:
+            raise AnotherSubject("this callback is about another payment than its address")
+        log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
+        is_whole = told.receipt is not None and told.amount == row["amount"]
+        if is_whole and told.phone is not None and fits(told.phone, row) and not self._wants_confirmation(row, told):
+            await self._moves.take_money(row, told, Cause.CALLBACK)
+        else:
+            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -526,9 +549,7 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this merchant's others wait as well.
-            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[merchant_id] = again_at
+            again_at = self._rest(merchant_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
@@ -538,6 +559,12 @@ class PaymentService:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
         return answer.outcome, None
+
+    def _rest(self, merchant_id: str, fault: NotSent) -> datetime:
+        """Ask nothing for this merchant until the returned time: Daraja's spike arrest counts every call."""
+        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        self._resting[merchant_id] = again_at
+        return again_at
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""

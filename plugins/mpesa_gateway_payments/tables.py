@@ -289,6 +289,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
+IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
 DUE = """

@@ -60,7 +60,9 @@ _BEAT = 15.0
 
 _STOPPED = "the process that ran it was stopped"
 
-_MOST_PAGES = 10_000
+_PAGE_ROWS = 100
+"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+_MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
@@ -292,13 +294,14 @@ class Reconciliation:
             if page.rows == 0:
                 return
             is_new = await self._keep(run, page) > 0
-            if not is_new and page.malformed < page.rows:
+            if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
             offset += page.rows
+            await asyncio.sleep(self._settings.page_pause)
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:

@@ -47,6 +47,7 @@ _ASKING = timedelta(seconds=60)
 """For how long one worker has a refund to itself while it asks M-Pesa."""
 
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
@@ -247,6 +248,9 @@ class RefundService:
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
                 await self._needs_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif not outcome.is_known and row["status"] == "pending":
+            # An unknown code does not prove that no money went back: its amount stays reserved.
+            await self._needs_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
             await self._fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
