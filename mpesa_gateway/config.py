@@ -21,6 +21,11 @@ ELSEWHERE = frozenset({"CONFIG", "DATA"})
 NOT_OURS = ("TEST_",)
 """Prefixes, after ours, of variables that are not settings: those of the test fixtures."""
 
+QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
+"""One queue for each kind of work: webhooks; questions to M-Pesa; sweeps and upkeep; a host's and third parties'."""
+
+QUEUES: tuple[QueueName, ...] = get_args(QueueName)
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
@@ -130,10 +135,20 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     drain: Pause = 0.0
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The queue's workers."""
+class ConcurrencyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many jobs of each queue one worker process runs at the same time."""
 
-    concurrency: Count = 20
+    deliveries: Count = 10
+    daraja: Count = 20
+    maintenance: Count = 10
+    default: Count = 10
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The queues' workers: which queues a worker process serves, and with how many slots each."""
+
+    queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
+    concurrency: ConcurrencyConfig = ConcurrencyConfig()
     grace: Annotated[int, msgspec.Meta(ge=0, extra={"unit": "seconds"})] = 20
     in_process: bool = False
 

@@ -51,9 +51,9 @@ plugin = Plugin(
     settings=PaymentsSettings,
     routes=routes,
     jobs=(
-        Job(ask, timeout=90),
-        Job(sweep, timeout=30, cron="* * * * * */5"),
-        Job(tally, timeout=60, cron="* * * * * */20"),
+        Job(ask, timeout=90, queue="daraja"),
+        Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
+        Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
     subscribers=(

@@ -41,7 +41,10 @@ plugin = Plugin(
     summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
     routes=routes,
-    jobs=(Job(deliver, timeout=90), Job(sweep, timeout=30, cron="* * * * * */3")),
+    jobs=(
+        Job(deliver, timeout=90, queue="deliveries"),
+        Job(sweep, timeout=30, cron="* * * * * */3", queue="maintenance"),
+    ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
     provides=((Endpoints, Endpoints), (Deliveries, Deliveries), (WebhookDesk, WebhookDesk)),
