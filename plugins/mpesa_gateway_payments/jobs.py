@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.tally import PaymentTally
 
@@ -9,14 +10,19 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-async def ask(gateway: "Gateway", *, payment_id: str) -> None:
-    """Ask Daraja how a payment stands that no callback has ended, or expire it."""
-    await gateway.services.get(PaymentService).ask(payment_id)
+async def ask(gateway: "Gateway", *, merchant_id: str, env: Env) -> None:
+    """Ask Daraja how an account's due payments stand, those that no callback has ended."""
+    await gateway.services.get(PaymentService).ask_due(merchant_id, env)
 
 
 async def sweep(gateway: "Gateway") -> None:
-    """Wake a job for every payment that is due."""
+    """Wake a job for every account with payments that are due."""
     await gateway.services.get(PaymentService).wake_due()
+
+
+async def expire(gateway: "Gateway") -> None:
+    """End the payments whose time is up."""
+    await gateway.services.get(PaymentService).end_due()
 
 
 async def tally(gateway: "Gateway") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.places import Places
 from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
@@ -37,6 +39,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_e
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -62,8 +65,10 @@ _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
 _REST = 10
 """Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
-_UNASKED = timedelta(hours=1)
-"""How much longer a payment stays open whose last question could not be put."""
+_ASK_FOR = 20.0
+"""Seconds after which an account's job begins no more questions: others have their turn."""
+_LAST_ASK = timedelta(seconds=45)
+"""How long before a payment's end it is asked about for the last time: longer than a call to Daraja takes."""
 
 
 class _KeyOfOld(Exception):
@@ -78,8 +83,9 @@ class PaymentService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
-        self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+        self._places = Places(gateway.config.worker.concurrency.daraja, each=1)
         self._moves = Transitions(gateway)
+        self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
         self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
@@ -415,11 +421,40 @@ class PaymentService:
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every payment that is due to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Wake one job for each account (merchant and env) with payments that are due; gives their count."""
+        rows = await self._db.fetch(tables.DUE_ACCOUNTS, self._gateway.clock.now())
         for row in rows:
-            await self._gateway.jobs.enqueue("payments.ask", payment_id=row["payment_id"])
+            merchant_id, env = row["merchant_id"], row["env"]
+            await self._gateway.jobs.enqueue(
+                "payments.ask", once=f"{merchant_id}:{env}", merchant_id=merchant_id, env=env
+            )
         return len(rows)
+
+    async def end_due(self) -> int:
+        """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
+        return await self._expiry.end_due()
+
+    async def ask_due(self, merchant_id: str, env: Env) -> int:
+        """Ask Daraja about an account's due payments, ``asks_at_once`` side by side; gives how many were asked about.
+
+        What is left after a while, or after a question without an answer, stays due for the next job.
+        """
+        account = f"{merchant_id}:{env}"
+        count = 0
+        with self._places.take(account) as has_place:
+            until = time.monotonic() + _ASK_FOR
+            while has_place and time.monotonic() < until:
+                now = self._gateway.clock.now()
+                rows = await self._db.fetch(
+                    tables.CLAIM_DUE_OF, merchant_id, env, now, now + _ASKING, self._settings.asks_at_once
+                )
+                answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
+                count += len(rows)
+                if rows:
+                    self._places.note(account, answered=all(answered))
+                if len(rows) < self._settings.asks_at_once or not all(answered):
+                    break
+        return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
         """Ask Daraja how a pending payment stands, or expire it once its time is up.
@@ -430,14 +465,19 @@ class PaymentService:
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
+        await self._ask_claimed(row, now)
+        return True
+
+    async def _ask_claimed(self, row: Row, now: datetime) -> bool:
+        """Ask about a payment that is this worker's own for ``_ASKING``. False where Daraja gave no answer."""
+        payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
             return True
         try:
-            async with self._asking:
-                outcome, again_at = await self._ask_daraja(row)
+            outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, payment_id, now)
@@ -445,13 +485,11 @@ class PaymentService:
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
-            if locked is None:
-                return True
-            if again_at is not None and now < locked["expires_at"] + _UNASKED:
+            if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
-            else:
+            elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return True
+        return outcome is not None and again_at is None
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
@@ -474,12 +512,8 @@ class PaymentService:
             )
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
-        elif claim is not None:
-            # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
-            await self._moves.drop_claim(payment_id, refuted=False)
-            await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
-        else:
-            await self._moves.expire(payment_id)
+        elif row["status"] == Status.PENDING.value or claim is not None:
+            await self._expiry.end(row)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
@@ -510,7 +544,7 @@ class PaymentService:
         return answer.outcome, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""
+        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
         schedule = self._settings.ask_after
         expires_at: datetime = row["expires_at"]
         # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
@@ -518,7 +552,11 @@ class PaymentService:
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        return min(at, max(expires_at, now + timedelta(seconds=1)))
+        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
+        if last <= now:
+            return expires_at + _ASKING
+        return min(at, max(last, now + timedelta(seconds=1)))
 
     async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
@@ -527,17 +565,8 @@ class PaymentService:
             row = await self._db.fetchrow(tables.LOCK, payment_id)
             if row is None:
                 return
-            if row["charge"] == Charge.RELEASED.value:
-                await self._moves.fail(
-                    payment_id,
-                    code="unsent",
-                    text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                    reason="other",
-                    cause=Cause.EXPIRY,
-                    step="expired",
-                )
-            elif row["checkout_request_id"] is None and now >= row["expires_at"]:
-                await self._moves.expire(payment_id)
+            if row["checkout_request_id"] is None and now >= row["expires_at"]:
+                await self._expiry.end(row)
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 

@@ -178,7 +178,9 @@ RETURNING payment.*
 
 CHARGE = """
 UPDATE payment SET charge = $2, updated_at = $3,
-    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
+    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END,
+    -- What was never sent ends when it may no longer be sent.
+    expires_at = CASE WHEN $2 = 'released' AND due_at IS NOT NULL THEN due_at ELSE expires_at END
 WHERE payment_id = $1 AND charge = 'sending'
 RETURNING *
 """
@@ -288,8 +290,49 @@ RETURNING payment_id
 
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
-DUE = """
-SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY due_at LIMIT $2
+DUE_ACCOUNTS = """
+WITH RECURSIVE open AS (
+    -- From one account with open payments to the next, along the index: many of one merchant are not read for it.
+    (SELECT merchant_id, env FROM payment WHERE due_at IS NOT NULL ORDER BY merchant_id, env LIMIT 1)
+    UNION ALL
+    SELECT later.* FROM open CROSS JOIN LATERAL (
+        SELECT merchant_id, env FROM payment
+        WHERE due_at IS NOT NULL AND (payment.merchant_id, payment.env) > (open.merchant_id, open.env)
+        ORDER BY merchant_id, env LIMIT 1
+    ) AS later
+)
+SELECT merchant_id, env, oldest.due_at FROM open CROSS JOIN LATERAL (
+    SELECT due_at FROM payment
+    WHERE payment.merchant_id = open.merchant_id AND payment.env = open.env AND due_at <= $1
+        AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT 1
+) AS oldest
+ORDER BY oldest.due_at
+"""
+"""A merchant's env is an account at Daraja; each has its own questions."""
+
+CLAIM_DUE_OF = """
+UPDATE payment SET due_at = $4, asked = asked + 1
+WHERE payment_id IN (
+    SELECT payment_id FROM payment
+    WHERE merchant_id = $1 AND env = $2 AND due_at <= $3 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED
+)
+RETURNING *
+"""
+
+_EXPIRED = """
+SELECT * FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+ORDER BY expires_at LIMIT $2
+"""
+
+EXPIRED = _EXPIRED
+
+LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+
+LOCK_ONE_EXPIRED = """
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
 """
 
 CLAIM_DUE = """
@@ -314,7 +357,7 @@ AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL LIMIT 10000) AS due
 """
 
 COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above

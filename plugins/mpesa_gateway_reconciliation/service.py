@@ -19,6 +19,7 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import visible_pattern
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -81,7 +82,9 @@ class Reconciliation:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(ReconciliationSettings)
-        self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._places = Places(self._settings.at_once, each=1)
+        self._without_place: dict[str, None] = {}
+        """Merchants whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -142,10 +145,22 @@ class Reconciliation:
         return await self.get(caller.merchant_id, run["run_id"])
 
     async def run_due(self, merchant_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last regular one ended. False when one is running."""
-        # Before it begins: a run that waits for its turn would lose its lease.
-        async with self._slots:
-            return await self._run_due(merchant_id)
+        """A regular run: the last two hours, or back to where the last regular one ended. False when one is running.
+
+        Without a place among ``at_once`` runs it is False too, and the merchant is woken again once a run has ended.
+        """
+        with self._places.take(merchant_id) as has_place:
+            if not has_place:
+                self._without_place[merchant_id] = None
+                return False
+            self._without_place.pop(merchant_id, None)
+            try:
+                return await self._run_due(merchant_id)
+            finally:
+                if self._without_place:
+                    waiting = next(iter(self._without_place))
+                    del self._without_place[waiting]
+                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, merchant_id=waiting)
 
     async def _run_due(self, merchant_id: str) -> bool:
         credentials = await self._gateway.services.get(Credentials).get(merchant_id)
@@ -164,7 +179,7 @@ class Reconciliation:
         """Hand a regular run of each merchant that has a nominated number to the queue; gives their count."""
         merchants = await self._gateway.services.get(Credentials).merchants_with_statements()
         for merchant_id in merchants:
-            await self._gateway.jobs.enqueue("reconciliation.reconcile", merchant_id=merchant_id)
+            await self._gateway.jobs.enqueue("reconciliation.reconcile", once=merchant_id, merchant_id=merchant_id)
         return len(merchants)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
@@ -218,7 +233,9 @@ class Reconciliation:
             await self._read(run, credentials)
             await self._settle(run, credentials)
             error = None
+            self._places.note(run["merchant_id"], answered=True)
         except DarajaFault as fault:
+            self._places.note(run["merchant_id"], answered=fault.code is not None)
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:

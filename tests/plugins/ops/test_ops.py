@@ -398,7 +398,9 @@ async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
     (job,) = await failed(home.gateway, "failing.fail")
     async with signed_in(home.ops) as browser:
         page = await browser.opens("/failed")
-        await browser.sends("/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")})
+        await browser.sends(
+            "/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
+        )
 
         async def fails_again() -> bool:
             found = await home.gateway.jobs.queues["default"].failed_jobs(0, 10)
@@ -423,9 +425,9 @@ async def test_the_queue_is_looked_at_and_a_job_stopped_without_a_script(home: H
         key = re.search(r'name="key" value="([^"]+)"', row)
         assert key is not None
         fields = {"form_token": page.field("form_token"), "queue": "default", "key": key[1]}
-        assert "That job has ended meanwhile." in (
-            await browser.sends("/queue/stop", fields | {"queue": "daraja"})
-        ).words
+        assert (
+            "That job has ended meanwhile." in (await browser.sends("/queue/stop", fields | {"queue": "daraja"})).words
+        )
         assert (await browser.sends("/queue/stop", fields | {"form_token": "x"})).status == 403
         assert "The job was stopped." in (await browser.sends("/queue/stop", fields)).words
         assert "failing.fail" not in (await browser.opens("/queue")).text
@@ -520,7 +522,9 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
                 here = re.search(r'new URL\("([^"]*)", location.href\)', page.text)
                 assert here is None or urljoin(page.url, here[1]) == base + "/ops/queues"
             page = await browser.opens("/failed")
-            retried = await browser.sends("/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")})
+            retried = await browser.sends(
+                "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}
+            )
             assert retried.url.startswith(base + "/ops/failed?page=1&note=")
             assert "The job is on the queue again." in retried.words
             out = await browser.sends("/logout", {"form_token": page.field("form_token")})
