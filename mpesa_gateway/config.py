@@ -135,20 +135,14 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     drain: Pause = 0.0
 
 
-class ConcurrencyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How many jobs of each queue one worker process runs at the same time."""
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The queues' workers: which queues a worker process serves, and how many jobs of each it runs at the same time."""
 
+    queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
     deliveries: Count = 10
     daraja: Count = 20
     maintenance: Count = 10
     default: Count = 10
-
-
-class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The queues' workers: which queues a worker process serves, and with how many slots each."""
-
-    queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
-    concurrency: ConcurrencyConfig = ConcurrencyConfig()
     grace: Annotated[int, msgspec.Meta(ge=0, extra={"unit": "seconds"})] = 20
     in_process: bool = False
 

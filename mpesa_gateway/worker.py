@@ -292,7 +292,7 @@ def build_worker(gateway: "Gateway", name: QueueName) -> GatewayWorker:
         queue,
         functions,
         # Crons are unique: with a slot for each, none waits for another one that takes long.
-        concurrency=max(getattr(config.worker.concurrency, name), len(crons)),
+        concurrency=max(getattr(config.worker, name), len(crons)),
         cron_jobs=crons,
         timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
         dequeue_timeout=_DEQUEUE,

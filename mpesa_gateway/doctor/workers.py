@@ -50,7 +50,7 @@ async def look_at_workers(gateway: "Gateway", examination: Examination) -> Async
             yield warning(
                 "workers.waiting",
                 f"{count} jobs wait in the queue `{name}`: new ones are done late",
-                f"start more workers, raise worker.concurrency.{name}, or find the slow job",
+                f"start more workers, raise worker.{name}, or find the slow job",
             )
     yield await _crons(gateway, examination)
     failed = sum([await queue.count_failed() for queue in queues.values()])

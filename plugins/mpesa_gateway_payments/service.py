@@ -83,7 +83,7 @@ class PaymentService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
-        self._places = Places(gateway.config.worker.concurrency.daraja, each=1)
+        self._places = Places(gateway.config.worker.daraja, each=1)
         self._moves = Transitions(gateway)
         self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}

@@ -73,7 +73,7 @@ class RefundService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(RefundsSettings)
-        self._places = Places(max(1, gateway.config.worker.concurrency.daraja // 2), each=_ASKED_EACH)
+        self._places = Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH)
 
     # -- asking for one -------------------------------------------------------------------------------------------
 

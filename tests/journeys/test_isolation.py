@@ -30,7 +30,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
     values |= {
         "daraja": {"sandbox_url": daraja.base, "timeout": 300},
         "payments": {"ask_after": [1], "expire_after": 3600},
-        "worker": {"in_process": True, "grace": 0, "concurrency": {"daraja": SLOTS}},
+        "worker": {"in_process": True, "grace": 0, "daraja": SLOTS},
     }
     daraja.hold("stkquery")
     daraja.hold("pullquery")
@@ -93,7 +93,7 @@ async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, A
 
 
 async def test_a_cron_that_takes_long_leaves_a_slot_for_each_other(values: dict[str, Any]) -> None:
-    values["worker"] = {"in_process": False, "concurrency": {"maintenance": 1}}
+    values["worker"] = {"in_process": False, "maintenance": 1}
     async with running_gateway(values) as (gateway, _):
         (worker,) = gateway.worker(["maintenance"]).workers.values()
         crons = [job for job in gateway.jobs_by_name.values() if job.queue == "maintenance" and job.cron is not None]
