@@ -215,6 +215,10 @@ class Gateway:
         """A plugin's settings, by their class. Raises KeyError when no enabled plugin has such settings."""
         return cast(S, self._settings[kind])
 
+    def contributed(self, kind: type[T]) -> list[T]:
+        """What the enabled plugins contribute of this type, in the order of the plugins."""
+        return [value for plugin in self.plugins for value in plugin.contributes if isinstance(value, kind)]
+
     def url(self, path: str) -> str:
         """An address of ours as others reach it: ``public_url`` and the path."""
         return self.config.public_url.rstrip("/") + path

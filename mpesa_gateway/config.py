@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -374,12 +374,17 @@ def _check_daraja(config: DarajaConfig) -> None:
         raise ConfigRefused(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
     if live.hostname == _SANDBOX_HOST:
         raise ConfigRefused(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
-    if "simulator" in live.path.split("/"):
+    if "simulator" in unquote(live.path).lower().split("/"):
         raise ConfigRefused("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
-    if config.sandbox_url.rstrip("/") == config.live_url.rstrip("/"):
+    if _place(sandbox) == _place(live):
         raise ConfigRefused("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
     if live.scheme != "https" and live.hostname not in _LOOPBACK:
         raise ConfigRefused("setting `daraja.live_url`: must be https, since it carries the keys to real money")
+
+
+def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
+    """What an address leads to, however it is spelt."""
+    return url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme), unquote(url.path).rstrip("/")
 
 
 def shown(value: Any) -> Any:

@@ -188,6 +188,8 @@ class Plugin:
     """What this plugin counts and times in each process, by ``gateway.meter``."""
     readings: tuple[Reading, ...] = ()
     """How things of this plugin stand, for the plugin ``metrics`` to show."""
+    contributes: tuple[Any, ...] = ()
+    """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
     """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
 

@@ -39,11 +39,13 @@ _SEED: Sequence[tuple[str, str]] = (
     (
         "payment",
         """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, metadata, idempotency_key, status, charge, merchant_request_id, checkout_request_id,
     receipt, result_code, result_desc, failure_reason, refunded, due_at, expires_at, created_at, updated_at,
     completed_at)
-SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379', amount, 'KES',
+SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), amount, 'KES',
     '2547' || lpad(((n * 7919) % 200000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN upper(lpad(to_hex(n), 12, 'X')) ELSE 'ORDER' || n % 50000 END, n % 10 < 7, 'Payment',
     jsonb_build_object('order', n::text), 'seed-' || n, status, 'accepted', 'm-seed-' || n, 'ws_CO_seed' || n,
@@ -118,10 +120,12 @@ WHERE $1::text IS NOT NULL
 # $1 merchant, $2 the ids' common part, $3 how many: payments whose push Daraja has taken a moment ago.
 SEED_PENDING = """
 WITH made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
         reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id,
         due_at, expires_at, created_at, updated_at)
-    SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '254708374149', 'R' || n, false,
+    SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254708374149', 'R' || n, false,
         'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
         now() + interval '1 day', now(), now()
     FROM generate_series(1, $3::bigint) AS n

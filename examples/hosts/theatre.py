@@ -60,6 +60,7 @@ class Theatre:
             self.merchant_id,
             PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),
             idempotency_key=ticket.ticket_id,
+            env="sandbox",
         )
         return {"ticket": ticket.ticket_id, "payment": asked.payment.id}
 

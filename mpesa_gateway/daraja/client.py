@@ -68,6 +68,10 @@ __all__ = [
 ]
 
 
+SIMULATED = "X-Daraja-Simulated"
+"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
+
+
 @dataclass(frozen=True)
 class DarajaCredentials:
     """What Daraja wants to know about a merchant. With ``till_number``, Buy Goods, ``shortcode`` is the store."""
@@ -572,6 +576,7 @@ class DarajaClient:
                 content = read_json(body) if body else None
             except ValueError:
                 content = None
+            is_simulated = SIMULATED in response.headers
             answer = _Answer(status, content if isinstance(content, dict) else None)
             outcome, code = counted_as(answer.status, answer.content)
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
@@ -581,6 +586,9 @@ class DarajaClient:
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
             raise OutcomeUnknown("M-Pesa did not answer") from None
         else:
+            if env == "live" and is_simulated:
+                outcome = "unreachable"
+                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
             return answer
         finally:
             took = time.perf_counter() - began

@@ -119,7 +119,7 @@ def _is_same_key(one: Certificate | None, other: Certificate | None) -> bool:
 
 def _envs(examination: Examination) -> Sequence[Env]:
     """The environments that are in use, or are about to be."""
-    used: set[Env] = {merchant.env for merchant in examination.merchants}
+    used: set[Env] = {env for merchant in examination.merchants for env in merchant.envs}
     if examination.is_live:
         used.add("live")
     return sorted(used or {"sandbox"})

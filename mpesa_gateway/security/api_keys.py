@@ -17,14 +17,13 @@ from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope
+from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope, key_prefix
 from mpesa_gateway.security.tables import FIND_KEY, TOUCH_KEY, ApiKeyRow
 from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
 log = structlog.get_logger(__name__)
 
 _KEY = re.compile(r"sk_(live|test)_([0-9a-z]{16})([0-9a-z]{32})\Z", re.ASCII)
-_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
 _TOUCH_EVERY = timedelta(minutes=1)
 
 HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
@@ -81,7 +80,7 @@ class ApiKeys:
     ) -> tuple[ApiKey, Secret]:
         """A new key and its secret, which is shown now or never."""
         handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
-        text = _PREFIX[env] + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
+        text = key_prefix(env) + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
         key = ApiKey(
             key_id=f"key_{handle}",
             merchant_id=merchant_id,

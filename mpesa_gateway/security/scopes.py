@@ -11,6 +11,13 @@ Env = Literal["sandbox", "live"]
 Environment = Annotated[Env, msgspec.Meta(title="Environment")]
 """The same as the API shows it."""
 
+_KEY_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
+
+
+def key_prefix(env: Env) -> str:
+    """How an API key of this env begins."""
+    return _KEY_PREFIX[env]
+
 
 class Scope(StrEnum):
     """A right that an API key can carry."""

@@ -454,10 +454,11 @@ class CallbackInbox:
     async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
         if subject is not None and subject.env == "sandbox":
             try:
-                passkey = await self._gateway.services.get(CallbackSecrets).passkey_of(subject.merchant_id)
+                secrets = self._gateway.services.get(CallbackSecrets)
+                passkeys = await secrets.passkeys_of(subject.merchant_id, subject.env)
             except NotProvided:
-                passkey = None
-            return passkey is not None and is_signed_with_passkey(passkey, body, signature)
+                passkeys = ()
+            return any(is_signed_with_passkey(passkey, body, signature) for passkey in passkeys)
         # Without a token nobody knows whose passkey it would be: only Safaricom's own key is left.
         certificate = self._live_certificate()
         return certificate is not None and is_signed_with_certificate(certificate, body, signature)

@@ -130,7 +130,7 @@ class PaymentDesk:
         Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         row = await self.get(payment_id)
-        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], payment_id)
+        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], payment_id, row["env"])
 
     async def look_after(self, payment_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.tally import PaymentTally
 
@@ -10,13 +9,13 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-async def ask(gateway: "Gateway", *, merchant_id: str, env: Env) -> None:
-    """Ask Daraja how an account's due payments stand, those that no callback has ended."""
-    await gateway.services.get(PaymentService).ask_due(merchant_id, env)
+async def ask(gateway: "Gateway", *, shortcode_id: str) -> None:
+    """Ask Daraja how a shortcode's due payments stand, those that no callback has ended."""
+    await gateway.services.get(PaymentService).ask_due(shortcode_id)
 
 
 async def sweep(gateway: "Gateway") -> None:
-    """Wake a job for every account with payments that are due."""
+    """Wake a job for every shortcode with payments that are due."""
     await gateway.services.get(PaymentService).wake_due()
 
 

@@ -39,6 +39,7 @@ class Wanted:
     payment_id: str
     merchant_id: str
     env: str
+    shortcode_id: str
     shortcode: str
     amount: int
     phone: str
@@ -116,6 +117,7 @@ class Steps:
             [one.asked_at + timedelta(seconds=settings.unsent_after) for one in wanted],
             [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
             [one.asked_at for one in wanted],
+            [one.shortcode_id for one in wanted],
         )
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:

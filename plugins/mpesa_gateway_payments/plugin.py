@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
+from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
@@ -44,6 +45,11 @@ async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None
     await gateway.services.get(StatusChecks).take_result(result)
 
 
+async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+    rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
+    return {row["shortcode_id"]: row["open"] for row in rows}
+
+
 plugin = Plugin(
     name="payments",
     summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
@@ -78,6 +84,7 @@ plugin = Plugin(
     ),
     commands=(payments,),
     pages=PAGES,
+    contributes=(OpenWork("payments", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

@@ -22,6 +22,7 @@ class PaymentRefunds:
         return Refundable(
             payment_id=payment_id,
             env=row["env"],
+            shortcode_id=row["shortcode_id"],
             shortcode=row["shortcode"],
             amount=reserved,
             payment_amount=Kes(row["amount"]),

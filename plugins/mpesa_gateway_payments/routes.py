@@ -97,7 +97,7 @@ async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """Ask M-Pesa now how a pending payment stands."""
-    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id, caller.env))
+    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id))
 
 
 @post(

@@ -35,10 +35,10 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
@@ -64,9 +64,9 @@ _OPERATION = "payments.request"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
 _REST = 10
-"""Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
+"""Seconds without questions for a shortcode after Daraja took none, when it does not say how long."""
 _ASK_FOR = 20.0
-"""Seconds after which an account's job begins no more questions: others have their turn."""
+"""Seconds after which a shortcode's job begins no more questions: others have their turn."""
 _LAST_ASK = timedelta(seconds=45)
 """How long before a payment's end it is asked about for the last time: longer than a call to Daraja takes."""
 
@@ -123,9 +123,7 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
+    async def request(self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
         row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
@@ -140,13 +138,13 @@ class PaymentService:
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
-        except ProviderNotConfigured:
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
+        except (ProviderNotConfigured, ReceiverOwned):
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")
@@ -155,6 +153,7 @@ class PaymentService:
             payment_id=payment_id,
             merchant_id=merchant_id,
             env=credentials.env,
+            shortcode_id=credentials.shortcode_id,
             shortcode=credentials.shortcode,
             amount=int(request.amount),
             phone=str(request.phone),
@@ -170,7 +169,7 @@ class PaymentService:
         return await self._steps.insert(wanted), credentials
 
     async def _claim(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
@@ -192,7 +191,7 @@ class PaymentService:
         return row
 
     async def _claim_now(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
     ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
@@ -208,9 +207,8 @@ class PaymentService:
             )
             if not claim.is_ours:
                 return await self._require(merchant_id, claim.subject_id), None
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
             if claim.subject_id != payment_id:
+                credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.unsent_after)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
@@ -219,7 +217,30 @@ class PaymentService:
                 # It was given up meanwhile: what it is now is the answer.
                 await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
                 return await self._require(merchant_id, claim.subject_id), None
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+
+    async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
+        """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
+
+        Raises ShortcodeRetired where that shortcode takes no payments any more, or is of another env.
+        """
+        row = await self._require(merchant_id, payment_id)
+        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        if row["env"] != env:
+            raise ShortcodeRetired(f"{told}, and this API key is for {env}: send a new Idempotency-Key")
+        try:
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        except ProviderNotConfigured:
+            credentials = None
+        if credentials is None or credentials.retired_at is not None:
+            raise ShortcodeRetired(
+                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                "a new Idempotency-Key to ask at the present shortcode"
+            )
+        credentials.check_use()
+        return credentials
 
     async def _insert(
         self,
@@ -248,6 +269,7 @@ class PaymentService:
             now + timedelta(seconds=self._settings.unsent_after),
             now + timedelta(seconds=self._settings.expire_after),
             now,
+            credentials.shortcode_id,
         )
         if row is None:
             raise _KeyOfOld
@@ -282,22 +304,26 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(payment_id, merchant_id, key, fault)
-        return await self._record_ack(row, ack)
+        return await self._record_ack(row, ack, credentials)
 
-    async def _record_ack(self, row: Row, ack: StkAck) -> Row:
+    async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
         payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
         is_named = row["callback_url"] is None
-        taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
-        if taken is not None:
-            return taken
+        # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+        if not credentials.wants_owner:
+            taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
+            if taken is not None:
+                return taken
         try:
-            return await self._record_accepted(payment_id, merchant_id, key, ack)
+            return await self._record_accepted(payment_id, merchant_id, key, ack, credentials)
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
         return await self._record_unknown(payment_id, merchant_id, key, fault)
 
-    async def _record_accepted(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+    async def _record_accepted(
+        self, payment_id: str, merchant_id: str, key: str, ack: StkAck, credentials: MpesaCredentials
+    ) -> Row:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(
@@ -312,6 +338,7 @@ class PaymentService:
             await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
+            await self._gateway.services.get(Credentials).accepted(credentials)
             return await self._require(merchant_id, payment_id)
 
     async def _record_unknown(self, payment_id: str, merchant_id: str, key: str, fault: OutcomeUnknown) -> Row:
@@ -421,37 +448,34 @@ class PaymentService:
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Wake one job for each account (merchant and env) with payments that are due; gives their count."""
-        rows = await self._db.fetch(tables.DUE_ACCOUNTS, self._gateway.clock.now())
+        """Wake one job for each shortcode with payments that are due; gives their count."""
+        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._gateway.clock.now())
         for row in rows:
-            merchant_id, env = row["merchant_id"], row["env"]
-            await self._gateway.jobs.enqueue(
-                "payments.ask", once=f"{merchant_id}:{env}", merchant_id=merchant_id, env=env
-            )
+            shortcode_id = row["shortcode_id"]
+            await self._gateway.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
 
     async def end_due(self) -> int:
         """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
         return await self._expiry.end_due()
 
-    async def ask_due(self, merchant_id: str, env: Env) -> int:
-        """Ask Daraja about an account's due payments, ``asks_at_once`` side by side; gives how many were asked about.
+    async def ask_due(self, shortcode_id: str) -> int:
+        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
 
         What is left after a while, or after a question without an answer, stays due for the next job.
         """
-        account = f"{merchant_id}:{env}"
         count = 0
-        with self._places.take(account) as has_place:
+        with self._places.take(shortcode_id) as has_place:
             until = time.monotonic() + _ASK_FOR
             while has_place and time.monotonic() < until:
                 now = self._gateway.clock.now()
                 rows = await self._db.fetch(
-                    tables.CLAIM_DUE_OF, merchant_id, env, now, now + _ASKING, self._settings.asks_at_once
+                    tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
                 )
                 answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
                 count += len(rows)
                 if rows:
-                    self._places.note(account, answered=all(answered))
+                    self._places.note(shortcode_id, answered=all(answered))
                 if len(rows) < self._settings.asks_at_once or not all(answered):
                     break
         return count
@@ -517,22 +541,18 @@ class PaymentService:
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
-        merchant_id, now = row["merchant_id"], self._gateway.clock.now()
-        rests_until = self._resting.get(merchant_id)
+        shortcode_id, now = row["shortcode_id"], self._gateway.clock.now()
+        rests_until = self._resting.get(shortcode_id)
         if rests_until is not None and rests_until > now:
             return None, rests_until
-        self._resting.pop(merchant_id, None)
+        self._resting.pop(shortcode_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
-                # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
-                log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
-                return None, None
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this merchant's others wait as well.
+            # Its spike arrest counts every question: this shortcode's others wait as well.
             again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[merchant_id] = again_at
+            self._resting[shortcode_id] = again_at
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
@@ -570,10 +590,10 @@ class PaymentService:
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
-    async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
+    async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         row = await self._require(merchant_id, payment_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
+        await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)

@@ -13,6 +13,7 @@ class PaymentRow(Table, tablename="payment"):
     merchant_id = Text()
     env = Text()
     provider = Text()
+    shortcode_id = Text()
     shortcode = Text()
     amount = Integer()
     currency = Text()
@@ -102,8 +103,8 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
+        updated_at, shortcode_id)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16)
     ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
@@ -120,9 +121,9 @@ INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
-        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
@@ -130,9 +131,10 @@ WITH asked AS (
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
+        updated_at, shortcode_id)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+        shortcode_id
     FROM asked JOIN claimed USING (subject_id)
     RETURNING *
 ), step AS (
@@ -290,33 +292,31 @@ RETURNING payment_id
 
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
-DUE_ACCOUNTS = """
+DUE_SHORTCODES = """
 WITH RECURSIVE open AS (
-    -- From one account with open payments to the next, along the index: many of one merchant are not read for it.
-    (SELECT merchant_id, env FROM payment WHERE due_at IS NOT NULL ORDER BY merchant_id, env LIMIT 1)
+    -- From one shortcode with open payments to the next, along the index: many of one are not read for it.
+    (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
     UNION ALL
-    SELECT later.* FROM open CROSS JOIN LATERAL (
-        SELECT merchant_id, env FROM payment
-        WHERE due_at IS NOT NULL AND (payment.merchant_id, payment.env) > (open.merchant_id, open.env)
-        ORDER BY merchant_id, env LIMIT 1
-    ) AS later
+    SELECT (SELECT payment.shortcode_id FROM payment
+        WHERE due_at IS NOT NULL AND payment.shortcode_id > open.shortcode_id ORDER BY payment.shortcode_id LIMIT 1)
+    FROM open WHERE open.shortcode_id IS NOT NULL
 )
-SELECT merchant_id, env, oldest.due_at FROM open CROSS JOIN LATERAL (
+SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
     SELECT due_at FROM payment
-    WHERE payment.merchant_id = open.merchant_id AND payment.env = open.env AND due_at <= $1
+    WHERE payment.shortcode_id = open.shortcode_id AND due_at <= $1
         AND checkout_request_id IS NOT NULL AND mismatch IS NULL
     ORDER BY due_at LIMIT 1
 ) AS oldest
 ORDER BY oldest.due_at
 """
-"""A merchant's env is an account at Daraja; each has its own questions."""
+"""A shortcode is an account at Daraja; each has its own questions."""
 
 CLAIM_DUE_OF = """
-UPDATE payment SET due_at = $4, asked = asked + 1
+UPDATE payment SET due_at = $3, asked = asked + 1
 WHERE payment_id IN (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND env = $2 AND due_at <= $3 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
-    ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED
+    WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 RETURNING *
 """
@@ -345,6 +345,13 @@ ASK_AGAIN = """
 UPDATE payment SET due_at = $2
 WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
 """
+
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM payment
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 

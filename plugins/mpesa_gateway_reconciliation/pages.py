@@ -33,7 +33,8 @@ async def runs(visit: Visit) -> Shown:
     gateway, query = visit.gateway, visit.read_query(DeskQuery)
     desk = gateway.services.get(ReconciliationDesk)
     page = await desk.runs(query, _A_PAGE)
-    with_statements = set(await gateway.services.get(Credentials).merchants_with_statements())
+    sources = await gateway.services.get(Credentials).statement_sources()
+    with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.whose(page.rows)
     gravely, in_all = await desk.count_unresolved()
     return Shown(

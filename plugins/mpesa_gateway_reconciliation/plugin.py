@@ -12,6 +12,7 @@ from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
+from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -49,6 +50,7 @@ plugin = Plugin(
     ),
     commands=(reconcile_now,),
     pages=PAGES,
+    contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

@@ -23,7 +23,7 @@ from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments.api import Candidate, Finding, Match, Payments, Recovery, Statement
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress, RunLost
@@ -84,7 +84,7 @@ class Reconciliation:
         self._settings = gateway.settings(ReconciliationSettings)
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
-        """Merchants whose regular run found no place, in order: each run that ends wakes the next."""
+        """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -92,34 +92,37 @@ class Reconciliation:
     async def register(self, caller: Caller) -> Registration:
         """Enable Pull for the merchant's shortcode; doing it again is fine.
 
-        Raises ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
+        another merchant's.
         """
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
-        if credentials.nominated_number is None:
-            raise ProviderNotConfigured(
-                "Pull needs mpesa.nominated_number: store the credentials again with it", field="mpesa.nominated_number"
-            )
+        port = self._gateway.services.get(Credentials)
+        credentials = await port.get(caller.merchant_id, caller.env)
+        credentials.check_owner("Pull")
+        nominated_number = credentials.nominated_for("Pull")
         address = self._gateway.services.get(Callbacks).url_for(
             "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
         )
         try:
             code, text = await self._gateway.daraja.pull_register(
-                credentials.daraja, nominated_number=credentials.nominated_number, callback_url=address
+                credentials.daraja, nominated_number=nominated_number, callback_url=address
             )
         except DarajaFault as fault:
             raise refusal_of(fault) from None
         now = self._gateway.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.REGISTER, caller.merchant_id, credentials.env, credentials.daraja.receiver, code, text, now
+                tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
             )
+            if not await port.accepted(credentials):
+                raise ReceiverOwned(
+                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
+                )
             await self._gateway.audit.record(
                 "pull.registered",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=caller.merchant_id,
-                detail={"shortcode": credentials.daraja.receiver, "code": code},
+                detail={"shortcode": credentials.shortcode, "code": code},
             )
         if row is None:
             raise RuntimeError("the registration was not written")
@@ -130,11 +133,12 @@ class Reconciliation:
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window now, the last two hours without one; gives the run, perhaps still running.
 
-        Raises Invalid for a window that Pull cannot give, RunInProgress, and ProviderNotConfigured.
+        Raises Invalid for a window that Pull cannot give, RunInProgress, ProviderNotConfigured, and ReceiverOwned.
         """
         start, end = self._read_window(window)
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
+        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id, caller.env)
+        credentials.check_owner("reconciliation")
+        credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
         # The run goes on when its caller hangs up, or is tired of waiting.
         work = asyncio.ensure_future(self._run(run, credentials))
@@ -144,28 +148,33 @@ class Reconciliation:
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
         return await self.get(caller.merchant_id, run["run_id"])
 
-    async def run_due(self, merchant_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last regular one ended. False when one is running.
+    async def run_due(self, shortcode_id: str) -> bool:
+        """A regular run: the last two hours, or back to where the last regular one ended.
 
-        Without a place among ``at_once`` runs it is False too, and the merchant is woken again once a run has ended.
+        Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
+        a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
         """
-        with self._places.take(merchant_id) as has_place:
+        with self._places.take(shortcode_id) as has_place:
             if not has_place:
-                self._without_place[merchant_id] = None
+                self._without_place[shortcode_id] = None
                 return False
-            self._without_place.pop(merchant_id, None)
+            self._without_place.pop(shortcode_id, None)
             try:
-                return await self._run_due(merchant_id)
+                return await self._run_due(shortcode_id)
             finally:
                 if self._without_place:
                     waiting = next(iter(self._without_place))
                     del self._without_place[waiting]
-                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, merchant_id=waiting)
+                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
-    async def _run_due(self, merchant_id: str) -> bool:
-        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+    async def _run_due(self, shortcode_id: str) -> bool:
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
+        if not credentials.is_owner:
+            return False
         now = self._gateway.clock.now()
-        reached = await self._db.fetchval(tables.REACHED, merchant_id, credentials.env, credentials.daraja.receiver)
+        reached = await self._db.fetchval(
+            tables.REACHED, credentials.merchant_id, credentials.env, credentials.shortcode
+        )
         usual = now - timedelta(hours=self._settings.window_hours)
         start = now - FARTHEST if reached is None else max(min(usual, reached - OVERLAP), now - FARTHEST)
         try:
@@ -176,11 +185,13 @@ class Reconciliation:
         return True
 
     async def wake_all(self) -> int:
-        """Hand a regular run of each merchant that has a nominated number to the queue; gives their count."""
-        merchants = await self._gateway.services.get(Credentials).merchants_with_statements()
-        for merchant_id in merchants:
-            await self._gateway.jobs.enqueue("reconciliation.reconcile", once=merchant_id, merchant_id=merchant_id)
-        return len(merchants)
+        """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
+        sources = await self._gateway.services.get(Credentials).statement_sources()
+        for source in sources:
+            await self._gateway.jobs.enqueue(
+                "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
+            )
+        return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
         now = self._gateway.clock.now()
@@ -202,21 +213,22 @@ class Reconciliation:
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
         now = self._gateway.clock.now()
         async with self._db.transaction():
-            await self._db.execute(tables.INTERRUPTED, credentials.merchant_id, now)
+            await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
                 tables.BEGIN,
                 self._gateway.ids.new("run"),
                 credentials.merchant_id,
                 credentials.env,
-                credentials.daraja.receiver,
+                credentials.shortcode,
                 cause,
                 start,
                 end,
                 now,
                 now + _LEASE,
+                credentials.receiver_id,
             )
         if run is None:
-            raise RunInProgress("a reconciliation of this merchant is running: wait until it has finished")
+            raise RunInProgress("a reconciliation of this shortcode is running: wait until it has finished")
         return run
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
@@ -233,9 +245,9 @@ class Reconciliation:
             await self._read(run, credentials)
             await self._settle(run, credentials)
             error = None
-            self._places.note(run["merchant_id"], answered=True)
+            self._places.note(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
-            self._places.note(run["merchant_id"], answered=fault.code is not None)
+            self._places.note(credentials.shortcode_id, answered=fault.code is not None)
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
@@ -255,7 +267,7 @@ class Reconciliation:
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
         """A fault as the run's error, with what to do about it."""
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
-        shortcode = credentials.daraja.receiver
+        shortcode = credentials.shortcode
         if isinstance(fault, Rejected) and not await self._db.fetchval(
             tables.REGISTERED_AT, credentials.merchant_id, credentials.env, shortcode
         ):
@@ -451,7 +463,7 @@ class Reconciliation:
         is_answer = result.is_final and not result.timed_out and result.result_code == "0"
         if is_answer and asked["line_id"] in line_ids and result.receipt in {None, asked["receipt"]}:
             await self._learn(asked, result)
-            await self._find_again(asked, line_ids)
+            await self._find_again(line_ids)
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
@@ -460,14 +472,11 @@ class Reconciliation:
         moments = None if result.finished_at is None else [result.finished_at]
         await self._db.execute(tables.LEARN, line["line_id"], payer, pattern, moments)
 
-    async def _find_again(self, asked: Row, line_ids: list[str]) -> None:
-        credentials = await self._gateway.services.get(Credentials).get(asked["merchant_id"])
-        if credentials.env != asked["env"]:
-            return
+    async def _find_again(self, line_ids: list[str]) -> None:
         for line_id in line_ids:
             line = await self._db.fetchrow(tables.FIND_LINE, line_id)
             if line is not None:
-                await self._find(line, credentials.shortcode, "status_query")
+                await self._find(line, line["shortcode"], "status_query")
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
         """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""

@@ -21,6 +21,7 @@ class RunRow(Table, tablename="reconciliation_run"):
     run_id = Text(primary_key=True)
     merchant_id = Text()
     env = Text()
+    receiver_id = Text()
     shortcode = Text()
     cause = Text()
     window_start = Timestamptz()
@@ -87,14 +88,14 @@ REGISTERED_AT = "SELECT registered_at FROM pull_registration WHERE merchant_id =
 INTERRUPTED = """
 UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
     finished_at = $2
-WHERE merchant_id = $1 AND status = 'running' AND lease_until < $2
+WHERE receiver_id = $1 AND status = 'running' AND lease_until < $2
 """
 
 BEGIN = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
-    started_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)
-ON CONFLICT (merchant_id) WHERE status = 'running' DO NOTHING
+    started_at, receiver_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8, $10)
+ON CONFLICT DO NOTHING
 RETURNING *
 """
 

@@ -1,9 +1,12 @@
 """The refunds plugin, declared."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
+from mpesa_gateway_credentials.api import OpenWork
+from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
@@ -31,6 +34,11 @@ async def take_status_of_reversal(result: StatusResulted, gateway: "Gateway") ->
     await gateway.services.get(RefundService).take_status(result)
 
 
+async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+    rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
+    return {row["shortcode_id"]: row["open"] for row in rows}
+
+
 plugin = Plugin(
     name="refunds",
     summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
@@ -47,6 +55,7 @@ plugin = Plugin(
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,
+    contributes=(OpenWork("refunds", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
     readings=READINGS,

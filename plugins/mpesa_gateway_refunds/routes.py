@@ -97,7 +97,7 @@ async def query_refund(
     refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """Ask M-Pesa now what became of a pending refund; the answer comes later."""
-    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, refund_id, caller.env))
+    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, refund_id))
 
 
 @post(

@@ -13,7 +13,7 @@ from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transa
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.idempotency import KeyMismatch
-from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refused
+from mpesa_gateway.errors import Conflict, NotFound, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -21,10 +21,10 @@ from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
-from mpesa_gateway.security.scopes import Caller, Env
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
@@ -83,21 +83,17 @@ class RefundService:
         Raises NotFound, Conflict where the payment does not allow it, KeyMismatch, KeyInProgress,
         ProviderNotConfigured, ProviderRejected, and ProviderUnavailable when nothing was sent.
         """
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
         try:
-            row, is_ours = await self._claim(caller, body, key, credentials)
+            row, credentials = await self._claim(caller, body, key)
         except _KeyOfOld as found:
             return view(_same(found.row, body)), True
-        if is_ours:
+        if credentials is not None:
             # A caller that hangs up must not tear the reversal from its record.
             row = await self._gateway.see_through(self._reverse(row, credentials, key))
-        return view(row), not is_ours
+        return view(row), credentials is None
 
-    async def _claim(
-        self, caller: Caller, body: CreateRefund, key: str | None, credentials: MpesaCredentials
-    ) -> tuple[Row, bool]:
-        """The refund of this request, with its money set aside, and whether its reversal is ours to send."""
+    async def _claim(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[Row, MpesaCredentials | None]:
+        """The refund of this request with its money set aside, and its payment's credentials; None for a replay."""
         now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
         amount = read_amount(body.amount)
         async with self._db.transaction():
@@ -119,21 +115,19 @@ class RefundService:
                     lease=timedelta(seconds=self._settings.hold),
                 )
                 if not claim.is_ours:
-                    return await self._require(caller.merchant_id, claim.subject_id), False
+                    return await self._require(caller.merchant_id, claim.subject_id), None
                 if claim.subject_id == refund_id:
                     await self._refuse_old(caller.merchant_id, key)
                 else:
                     # A result locks its refund and then the payment: whoever comes from here goes the same way.
                     refund_id = claim.subject_id
                     await self._db.fetchrow(tables.LOCK, refund_id)
-            credentials.initiator_for("a refund")
             payments = self._gateway.services.get(RefundablePayments)
             refundable = await payments.reserve(caller.merchant_id, body.payment_id, amount, refund_id)
-            if (refundable.env, refundable.shortcode) != (credentials.env, credentials.shortcode):
-                raise Conflict(
-                    f"this payment is of {refundable.env} and shortcode {refundable.shortcode}, and the stored "
-                    f"credentials are of {credentials.env} and {credentials.shortcode}: its money is not theirs to move"
-                )
+            if refundable.env != caller.env:
+                raise NotFound("there is no such payment")
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
+            credentials.initiator_for("a refund")
             row = await self._db.fetchrow(
                 tables.INSERT,
                 refund_id,
@@ -148,6 +142,7 @@ class RefundService:
                 now + timedelta(seconds=self._settings.hold),
                 now,
                 refundable.shortcode,
+                refundable.shortcode_id,
             )
             if row is None:
                 raise Conflict("this refund is under way: look at it before asking again")
@@ -158,7 +153,7 @@ class RefundService:
                 subject_id=refund_id,
                 detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
             )
-            return row, True
+            return row, credentials
 
     async def _refuse_old(self, merchant_id: str, key: str) -> None:
         """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
@@ -464,10 +459,7 @@ class RefundService:
 
     async def _question(self, row: Row) -> None:
         """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
-        credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
-        check_env(credentials, row["env"])
-        if row["shortcode"] not in {None, credentials.shortcode}:
-            raise ProviderNotConfigured(f"the stored credentials are not those of shortcode {row['shortcode']}")
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
@@ -485,13 +477,9 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, merchant_id: str, refund_id: str, env: Env | None = None) -> RefundView:
-        """Ask at once, for a key of ``env``.
-
-        Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked.
-        """
+    async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
+        """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
         row = await self._require(merchant_id, refund_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())

@@ -11,6 +11,7 @@ class RefundRow(Table, tablename="refund"):
     merchant_id = Text()
     payment_id = Text()
     env = Text()
+    shortcode_id = Text()
     shortcode = Text(null=True, default=None)
     amount = Integer()
     payment_amount = Integer()
@@ -36,8 +37,8 @@ class RefundRow(Table, tablename="refund"):
 
 INSERT = """
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
-    due_at, created_at, updated_at, shortcode)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
+    due_at, created_at, updated_at, shortcode, shortcode_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13)
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'sending', outcome = NULL, result_code = NULL,
     result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
     amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
@@ -138,6 +139,13 @@ COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
 FROM (SELECT created_at FROM refund WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
 """
+
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM refund
+WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
 
 COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
 

@@ -15,6 +15,7 @@ from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, sweep
 from mpesa_gateway_webhooks.measures import COUNTS, READINGS
+from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -58,6 +59,7 @@ plugin = Plugin(
     ),
     commands=(webhooks,),
     pages=PAGES,
+    contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

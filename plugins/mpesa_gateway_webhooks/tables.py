@@ -80,7 +80,8 @@ WHERE delivery_id IN (
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
     webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
-    webhook_endpoint.failures, webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
+    webhook_endpoint.failures, webhook_endpoint.closed_until, merchant.is_active AS merchant_is_active,
+    CASE WHEN 'live' = ANY(merchant.envs) THEN 'live' ELSE 'sandbox' END AS env
 """
 
 CLAIM = _CLAIM.format(
@@ -242,7 +243,8 @@ SELECT delivery_id FROM delivery WHERE merchant_id = $1 AND event_id = $2 ORDER 
 # -- what operators look at -------------------------------------------------------------------------------------------
 
 _ENDPOINTS = """
-SELECT webhook_endpoint.*, merchant.name, merchant.env,
+SELECT webhook_endpoint.*, merchant.name,
+    CASE WHEN 'live' = ANY(merchant.envs) THEN 'live' ELSE 'sandbox' END AS env,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
         WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending' LIMIT 1000) AS owed) AS owed,
     (SELECT min(created_at) FROM (SELECT created_at FROM delivery
@@ -277,7 +279,8 @@ SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT 1 FROM delivery
 """
 
 FIND_ANY = """
-SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active, event.body, merchant.name, merchant.env
+SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active, event.body, merchant.name,
+    CASE WHEN 'live' = ANY(merchant.envs) THEN 'live' ELSE 'sandbox' END AS env
 FROM delivery JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
@@ -301,6 +304,8 @@ FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, del
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt.at LIMIT 100
 """
+
+HAS_ENDPOINT = "SELECT EXISTS (SELECT 1 FROM webhook_endpoint WHERE merchant_id = $1 AND is_active)"
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,

@@ -81,7 +81,7 @@ async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, A
 
         await eventually(both_are)
         assert await served() == ["deliveries", "maintenance"]
-        await gateway.jobs.enqueue("payments.ask", merchant_id="mer_1", env="sandbox")
+        await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
         assert await gateway.jobs.queues["daraja"].count("queued") == 1
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         group = gateway.worker()

@@ -63,6 +63,8 @@ def test_an_unknown_setting_is_refused_by_its_path_with_those_that_exist(
         ({"daraja": {"sandbox_url": "https://api.safaricom.co.ke"}}, "`daraja.sandbox_url`: api.safaricom.co.ke"),
         ({"daraja": {"live_url": "https://sandbox.safaricom.co.ke/"}}, "setting `daraja.live_url`: sandbox."),
         ({"daraja": {"live_url": "https://pay.example/simulator"}}, "setting `daraja.live_url`: that is a simulator"),
+        ({"daraja": {"live_url": "https://pay.example/x/%53imulator/"}}, "`daraja.live_url`: that is a simulator"),
+        ({"daraja": {"live_url": "https://A.b:443/", "sandbox_url": "https://a.b"}}, "must not be the same"),
         ({"daraja": {"live_url": "http://api.safaricom.co.ke"}}, "setting `daraja.live_url`: must be https"),
         ({"daraja": {"live_url": "https://a.b/", "sandbox_url": "https://a.b"}}, "must not be the same"),
         ({"database": {"schema": 'x"; DROP'}}, "setting `database.schema`: must be a plain lower-case name"),

@@ -173,7 +173,9 @@ class Money(RuleBasedStateMachine):
 
         async def work() -> None:
             try:
-                await self.stage.payments.request(self.stage.caller.merchant_id, other, idempotency_key=key)
+                await self.stage.payments.request(
+                    self.stage.caller.merchant_id, other, idempotency_key=key, env=self.stage.caller.env
+                )
             except KeyMismatch:
                 return
             raise AssertionError("a key was taken for another payment")
@@ -450,7 +452,9 @@ class Money(RuleBasedStateMachine):
         asked, stage = self.payments[key], self.stage
         self.under_way = ("payment", key)
         try:
-            made = await stage.payments.request(stage.caller.merchant_id, asked.request, idempotency_key=key)
+            made = await stage.payments.request(
+                stage.caller.merchant_id, asked.request, idempotency_key=key, env=stage.caller.env
+            )
         except ProcessDied:
             live()
             return
@@ -519,13 +523,13 @@ class Money(RuleBasedStateMachine):
             asked.made = made.id
 
     async def _check(self, name: str, habit: str, plan: Plan) -> None:
-        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, name))
+        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, name, self.stage.caller.env))
         await self._with_habit("transactionstatus", habit, plan, ask)
 
     async def _reconcile(self, habit: str, plan: Plan) -> None:
         began = self.stage.clock.now()
-        merchant_id = self.stage.caller.merchant_id
-        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(merchant_id)))
+        shortcode_id = self.stage.shortcode_id
+        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(shortcode_id)))
         reached = await self.stage.db.fetchval(
             "SELECT max(window_end) FROM reconciliation_run WHERE status = 'completed' AND window_end >= $1", began
         )

@@ -1,4 +1,4 @@
-"""Payments end by their own time, and questions are put account by account, whatever Daraja does."""
+"""Payments end by their own time, and questions are put shortcode by shortcode, whatever Daraja does."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -60,8 +60,8 @@ async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops,
     await shops.pay(3)
     daraja.hold("stkquery")
     await shops.set("due_at = now()")
-    merchant_id = await shops.gateway.db.fetchval("SELECT merchant_id FROM payment LIMIT 1")
-    asking = asyncio.create_task(shops.service.ask_due(merchant_id, "sandbox"))
+    (first, *_) = await shortcodes(shops)
+    asking = asyncio.create_task(shops.service.ask_due(first))
     await daraja.asked_about("stkquery", 2)
     await shops.set(PAST)
     assert await shops.service.end_due() == 3
@@ -109,7 +109,7 @@ async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(sh
     daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     assert (await shops.apis[0].pay(PHONE, 500, key="k")).status == 503
     assert await shops.service.end_due() == 0
-    await shops.set("due_at = now(), expires_at = now()")
+    await shops.set(f"due_at = now(), {PAST}")
     assert await shops.service.end_due() == 1
     code = await shops.gateway.db.fetchval("SELECT result_code FROM payment")
     assert (code, await shops.statuses()) == ("unsent", [("failed", "other")])
@@ -125,59 +125,62 @@ async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> Non
 # -- questions -----------------------------------------------------------------------------------------------------
 
 
-async def merchants(shops: Shops) -> list[str]:
-    """The merchants' ids, in the order of their clients."""
-    return [(await api.call("GET", "/v1/merchant/me")).data["id"] for api in shops.apis]
+async def shortcodes(shops: Shops) -> list[str]:
+    """The ids of the merchants' shortcodes, in the order of their clients."""
+    ids = [(await api.call("GET", "/v1/merchant/me")).data["id"] for api in shops.apis]
+    rows = await shops.gateway.db.fetch("SELECT merchant_id, shortcode_id FROM shortcode")
+    known = {row["merchant_id"]: row["shortcode_id"] for row in rows}
+    return [known[merchant_id] for merchant_id in ids]
 
 
-async def test_wake_due_wakes_one_job_for_each_account_however_many_are_due(shops: Shops) -> None:
+async def test_wake_due_wakes_one_job_for_each_shortcode_however_many_are_due(shops: Shops) -> None:
     await shops.pay(12)
     await shops.pay(1, api=1)
     await shops.set("due_at = now()")
     for _ in range(3):
         assert await shops.service.wake_due() == 2
-    # The same accounts are not added again and again.
+    # The same shortcodes are not added again and again.
     assert await shops.gateway.jobs.queues["daraja"].count("queued") == 2
 
 
-async def test_ask_due_of_a_hanging_account_delays_no_other(shops: Shops, daraja: Daraja) -> None:
-    first, second, _ = await merchants(shops)
+async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, daraja: Daraja) -> None:
+    first, second, _ = await shortcodes(shops)
     await shops.pay(6)
     await shops.pay(3, api=1)
     await shops.set("due_at = now()")
     go = daraja.hold("stkquery")
-    hanging = asyncio.create_task(shops.service.ask_due(first, "sandbox"))
+    hanging = asyncio.create_task(shops.service.ask_due(first))
     await daraja.asked_about("stkquery", 2)
-    # A second job of the same account finds no place, claims nothing, and leaves all due.
-    assert await shops.service.ask_due(first, "sandbox") == 0
-    still_due = "SELECT count(*) FROM payment WHERE merchant_id = $1 AND due_at <= now()"
+    # A second job of the same shortcode finds no place, claims nothing, and leaves all due.
+    assert await shops.service.ask_due(first) == 0
+    still_due = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND due_at <= now()"
     assert await shops.gateway.db.fetchval(still_due, first) == 4
     del daraja.held["stkquery"]
     daraja.say("stkquery", *[stk_result("1032")] * 3)
-    assert await shops.service.ask_due(second, "sandbox") == 3
-    ended = "SELECT count(*) FROM payment WHERE merchant_id = $1 AND status = 'failed'"
+    assert await shops.service.ask_due(second) == 3
+    ended = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND status = 'failed'"
     assert await shops.gateway.db.fetchval(ended, second) == 3
     go.set()
     assert await hanging == 6
 
 
 async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, daraja: Daraja) -> None:
-    merchant_id, *_ = await merchants(shops)
+    first, *_ = await shortcodes(shops)
     await shops.pay(6)
     await shops.set("due_at = now()")
     daraja.say("stkquery", *[(503, b"")] * 6)
-    assert await shops.service.ask_due(merchant_id, "sandbox") == 2
+    assert await shops.service.ask_due(first) == 2
     assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
 
 
 async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_expires(
     shops: Shops, daraja: Daraja
 ) -> None:
-    merchant_id, *_ = await merchants(shops)
+    first, *_ = await shortcodes(shops)
     await shops.pay(1)
     await shops.set("due_at = now()")
     daraja.say("stkquery", (200, b"[" * 100_000))
-    assert await shops.service.ask_due(merchant_id, "sandbox") == 1
+    assert await shops.service.ask_due(first) == 1
     assert await shops.statuses() == [("pending", None)]
     await shops.set(PAST)
     assert await shops.service.end_due() == 1

@@ -27,10 +27,12 @@ All that half of the filters let through are many times more, so whoever reads t
 
 # A minute apart, the newest last. One in 50 is of more than 100,000; 80 % are paid, 15 % failed, 2 % pending.
 FILL = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, charge, merchant_request_id, checkout_request_id, receipt,
     failure_reason, refunded, due_at, expires_at, created_at, updated_at, completed_at)
 SELECT 'pay_' || lpad(n::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode),
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN 'OWN' || lpad(n::text, 9, '0') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',

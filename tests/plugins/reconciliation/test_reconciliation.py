@@ -15,7 +15,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, result, stk_callback
-from tests.stored import change_credentials
+from tests.stored import change_credentials, default_shortcode, move_to
 
 RUN = "/v1/payments/mpesa/reconcile"
 RUNS = "/v1/payments/mpesa/reconciliations"
@@ -401,9 +401,11 @@ async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, da
 
 
 FILL = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '2547' || (22000000 + i)::text,
+SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode), 500, 'KES', '2547' || (22000000 + i)::text,
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - interval '1 minute', now()
 FROM generate_series(1, 400) AS i
 """
@@ -604,12 +606,13 @@ async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: T
 async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) -> None:
     service, db = town.gateway.services.get(Reconciliation), town.gateway.db
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    shortcode_id = await default_shortcode(town.gateway, merchant_id)
     go = daraja.hold("pullquery")
     first = asyncio.create_task(town.api.call("POST", RUN, {}))
     await daraja.asked_about("pullquery")
     refused = await town.api.call("POST", RUN, {})
     assert (refused.status, refused.error["code"], refused.error["retryable"]) == (409, "CONFLICT", True)
-    assert await service.run_due(merchant_id) is False
+    assert await service.run_due(shortcode_id) is False
     assert await db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
     # Its process is gone, as far as anybody can tell: the next one takes over, and the first writes nothing more.
     await db.execute("UPDATE reconciliation_run SET lease_until = now() - interval '1 second'")
@@ -629,13 +632,14 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
 async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"at_once": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
-        merchants: list[str] = []
+        shortcodes: list[str] = []
         for api in (one, two):
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-            merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])
+            merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+            shortcodes.append(await default_shortcode(gateway, merchant_id))
         go = daraja.hold("pullquery")
         service = gateway.services.get(Reconciliation)
-        both = [asyncio.create_task(service.run_due(merchant_id)) for merchant_id in merchants]
+        both = [asyncio.create_task(service.run_due(shortcode_id)) for shortcode_id in shortcodes]
         await daraja.asked_about("pullquery")
         # The other one keeps no slot: its job ends at once, and its run follows when there is a place.
         assert await both[1] is False
@@ -654,6 +658,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
     async with running_gateway(values, clock=clock) as (gateway, base), shop(gateway, base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        shortcode_id = await default_shortcode(gateway, merchant_id)
         service = gateway.services.get(Reconciliation)
 
         async def window() -> tuple[timedelta, timedelta]:
@@ -665,10 +670,10 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
             )
             return clock.now() - began, clock.now() - ended
 
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=48), timedelta(0))
         clock.advance(timedelta(minutes=15))
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=2), timedelta(0))
         # Ten hours without a worker; then somebody looks at the last hour by hand, and a run fails.
         clock.advance(timedelta(hours=10))
@@ -677,17 +682,18 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         assert await window() == (timedelta(hours=1), timedelta(0))
         clock.advance(timedelta(minutes=5))
         daraja.say("pullquery", (500, b""), (500, b""))
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         clock.advance(timedelta(minutes=15))
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=10, minutes=30), timedelta(0))
         clock.advance(timedelta(days=7))
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=48), timedelta(0))
         # Another shortcode has a statement of its own, which nobody has read.
-        await change_credentials(gateway, shortcode="600001")
+        await move_to(api, "600001")
+        shortcode_id = await default_shortcode(gateway, merchant_id)
         clock.advance(timedelta(minutes=15))
-        assert await service.run_due(merchant_id)
+        assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=48), timedelta(0))
         runs = (await api.call("GET", RUNS)).data
         assert [one["cause"] for one in runs].count("cron") == 6

@@ -14,7 +14,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, result, stk_callback
-from tests.stored import change_credentials
+from tests.stored import WIPE, change_credentials, move_to
 
 RECEIPT = "TKN4A1B2C3"
 REVERSAL = "TKN9REV001"
@@ -182,26 +182,35 @@ async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(de
     assert len(desk.daraja.of("reversal")) == 1
 
 
-async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not_reversed(desk: Desk) -> None:
+async def test_a_payment_is_reversed_with_its_own_shortcode_whatever_the_default_is_now(desk: Desk) -> None:
     payment_id = await desk.paid()
-    gateway = desk.town.gateway
-    await change_credentials(gateway, shortcode="600001")
-    answer = await desk.ask(payment_id, key="r")
-    assert (answer.status, "600001" in answer.error["message"]) == (409, True)
+    await move_to(desk.town.api, "600001")
+    assert (await desk.ask(payment_id, key="r")).status == 201
+    (sent,) = desk.daraja.of("reversal")
+    assert sent["ReceiverParty"] == "174379"
+
+
+async def test_a_payment_of_the_other_environment_is_not_found(desk: Desk) -> None:
+    payment_id = await desk.paid()
     _, secret = await desk.town.gateway.api_keys.create(
         desk.merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
     )
     live = Api(desk.town.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
-    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
-    # The shop has gone live, and wants to refund what it tried in the sandbox.
-    await change_credentials(gateway, shortcode="174379", env="live")
-    answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
-    assert (answer.status, "of sandbox" in answer.error["message"]) == (409, True)
+    assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
     assert desk.daraja.of("reversal") == []
     assert await desk.books(payment_id) == ("completed", 0, 0)
-    await change_credentials(gateway, env="sandbox")
+
+
+async def test_a_payment_whose_credentials_were_erased_is_refunded_once_they_are_stored_again(desk: Desk) -> None:
+    payment_id = await desk.paid()
+    await desk.town.gateway.db.execute(WIPE)
+    answer = await desk.ask(payment_id, key="r")
+    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    assert "174379" in answer.error["message"]
+    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await desk.town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     assert (await desk.ask(payment_id, key="r")).status == 201
 
 
@@ -665,15 +674,15 @@ async def test_asking_takes_no_attention_away_that_a_result_has_called_for_meanw
     assert (await asking).data["attention"]
 
 
-async def test_other_credentials_are_not_asked_about_an_old_refund(desk: Desk) -> None:
+async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_retired(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id)).data
-    await change_credentials(desk.town.gateway, shortcode="600001")
+    assert await move_to(desk.town.api, "600001") == {"payments": 0, "refunds": 1}
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
-    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    assert answer.status == 200
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
     assert await desk.town.gateway.services.get(RefundService).ask(refund["id"])
-    assert desk.daraja.of("transactionstatus") == []
+    assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
 
 
 async def test_who_asks_by_hand_hears_why_m_pesa_was_not_asked(desk: Desk) -> None:

@@ -186,7 +186,7 @@ async def test_every_event_can_be_triggered(desk: Desk, kind: str) -> None:
 
 
 async def test_nothing_is_triggered_for_a_live_merchant(desk: Desk) -> None:
-    await desk.gateway.db.execute("UPDATE merchant SET env = 'live' WHERE merchant_id = $1", desk.merchant_id)
+    await desk.gateway.db.execute("UPDATE merchant SET envs = '{live}' WHERE merchant_id = $1", desk.merchant_id)
     for kind in ("payment.completed", "webhook.test"):
         status, out, err = await desk.types("trigger", kind)
         assert (status, out) == (1, "")
