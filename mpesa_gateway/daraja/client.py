@@ -603,6 +603,7 @@ class DarajaClient:
             raise OutcomeUnknown("M-Pesa did not answer") from None
         else:
             if is_simulated:
+                outcome = "unreachable"
                 raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
             return answer
         finally:

@@ -1,10 +1,11 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -152,6 +153,8 @@ class CallbackInbox:
         )
         self._unkept: ContextVar[dict[str, Verdict] | None] = ContextVar("unkept_callbacks", default=None)
         """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
+        self._uncounted: Counter[bytes] = Counter()
+        self._counting: asyncio.Task[None] | None = None
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
@@ -166,7 +169,10 @@ class CallbackInbox:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     async def stop(self) -> None:
-        """Finish what nobody waits for."""
+        """Finish what no caller waits for."""
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
         await self._dedup.settle()
 
     def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
@@ -219,8 +225,8 @@ class CallbackInbox:
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
         # What is done together is done outside its callers' contexts, and with that outside their right to the reserve.
         with reserve(), self._for_those_who_brought(arrivals):
-            repeated = await self._count_repeats(again) if again else set[bytes]()
             kept = await self._keep_at_once(list(fresh.values()))
+            repeated = await self._repeats_among(again) if again else set[bytes]()
         self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
         return [
             True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
@@ -288,11 +294,36 @@ class CallbackInbox:
         )
         await self._db.put_off(Write(tables.KEEP_MANY, args, expects=len(arrivals)))
 
+    async def _repeats_among(self, times: Counter[bytes]) -> set[bytes]:
+        """Like ``_count_repeats``. Where that fails, none: each is looked at by itself, and the fresh ones are kept."""
+        try:
+            return await self._count_repeats(times)
+        except Exception as problem:  # noqa: BLE001 - raised again for each repetition alone
+            log.warning("repetitions_one_by_one", count=times.total(), exception=trace(problem))
+            return set()
+
     async def _count_repeats(self, times: Counter[bytes]) -> set[bytes]:
-        """Count repetitions of callbacks that we have had; gives those that we have."""
+        """Count repetitions of callbacks that were kept before; returns those that were. Waits for no lock."""
         fingerprints = sorted(times)
         rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
+        for row in rows:
+            if not row["is_counted"]:
+                self._count_later(bytes(row["fingerprint"]), times[row["fingerprint"]])
         return {bytes(row["fingerprint"]) for row in rows}
+
+    def _count_later(self, fingerprint: bytes, times: int) -> None:
+        """Count repetitions of a callback whose row is locked, one after the other, with one connection."""
+        self._uncounted[fingerprint] += times
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._count_uncounted(), context=Context())
+
+    async def _count_uncounted(self) -> None:
+        while self._uncounted:
+            fingerprint, times = self._uncounted.popitem()
+            try:
+                await self._db.execute(tables.COUNT_REPEATED, [fingerprint], [times])
+            except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is kept
+                log.warning("repetition_not_counted", times=times, exception=trace(problem))
 
     async def _keep(self, arrival: "_Arrival") -> bool:
         """Keep one callback whatever is odd about it; False for one that we have had.

@@ -66,10 +66,25 @@ RETURNING callback_id
 """
 
 REPEATED = """
-UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
-WHERE callback.fingerprint = again.fingerprint RETURNING callback.fingerprint
+WITH free AS (
+    SELECT callback_id FROM callback WHERE fingerprint = ANY($1::bytea[]) FOR UPDATE SKIP LOCKED
+), counted AS (
+    UPDATE callback SET repeats = repeats + again.times
+    FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
+    WHERE callback.fingerprint = again.fingerprint AND callback_id IN (SELECT callback_id FROM free)
+    RETURNING callback.fingerprint
+)
+SELECT fingerprint, fingerprint IN (SELECT fingerprint FROM counted) AS is_counted
+FROM callback WHERE fingerprint = ANY($1::bytea[])
 """
-"""Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
+"""Waits for no lock: a row that is locked is a repetition all the same, and is counted later.
+
+Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
+
+COUNT_REPEATED = """
+UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
+WHERE callback.fingerprint = again.fingerprint
+"""
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'
