@@ -198,6 +198,19 @@ def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
     return _accepted(evidence, payment, "push", rules)
 
 
+def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = Rules()) -> Verdict:
+    """What a success means that came to the address of a payment's push and names another push.
+
+    It completes the payment where it states the amount, a receipt and the payer; otherwise a person decides.
+    """
+    is_whole = evidence.receipt is not None and evidence.amount == payment.amount and evidence.payer is not None
+    if is_whole and _likeness(evidence.payer, payment) is not Likeness.OTHER:
+        verdict = _accepted(evidence, payment, "push", rules)
+        if not isinstance(verdict, Confirm):
+            return verdict
+    return Mismatch(payment.payment_id, "unconfirmed")
+
+
 def _identified(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence, payments: Sequence[Payment], rules: Rules
 ) -> Verdict | None:

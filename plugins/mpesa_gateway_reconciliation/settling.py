@@ -254,8 +254,8 @@ class Settling:
 
         A merchant's choice has to fit the line, and no other merchant's payment may; an operator decides.
         """
-        await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
-        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, line_id)
+        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
+        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
         if found is None:
             raise NotFound("there is no such statement line")
         if found["payment_id"] is not None:
@@ -278,6 +278,7 @@ class Settling:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
+                env=caller.env,
                 detail=detail | ({"reason": reason[:500]} if reason else {}),
             )
         if assigned is None:

@@ -14,7 +14,6 @@ from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, fault
 from tests.plugins.reconciliation.test_reconciliation import (
-    NOTHING,
     RUN,
     answer,
     asked,
@@ -260,7 +259,9 @@ async def test_what_is_certain_on_a_page_is_settled_though_a_later_page_fails(
         row("RULE000001", 503, reference="table 4"),
         row("WRONG00001", 5, reference=wrong["reference"]),
     ]
-    daraja.say("pullquery", page(*rows), *[FAILS[how]()] * 2)
+    # A page with fewer rows would be the last.
+    full = [*rows, *(row(f"FILL{number:06}", 1000 + number) for number in range(96))]
+    daraja.say("pullquery", page(*full), *[FAILS[how]()] * 2)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["already_known"], found["recovered"], found["mismatched"]) == ("failed", 1, 1, 1)
     assert (await look(town, own))["receipt"] == "OWN0000001"
@@ -268,7 +269,7 @@ async def test_what_is_certain_on_a_page_is_settled_though_a_later_page_fails(
     # The rule waits: other money on the next page may fit as well.
     assert (await look(town, by_rule))["status"] == "pending"
     daraja.answers["pullquery"] = []
-    daraja.say("pullquery", page(*rows), page(row("RULE000002", 503, reference="table 4")), NOTHING)
+    daraja.say("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["ambiguous"]) == ("completed", 2)
     assert (await look(town, by_rule))["status"] == "pending"
