@@ -1,16 +1,19 @@
 """What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
 
-from collections.abc import AsyncGenerator, Generator
+import os
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import structlog
+from argon2 import PasswordHasher
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values
+from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
@@ -32,6 +35,20 @@ class Town:
     base: str
     api: Api
     receiver: Receiver
+
+
+def pytest_configure() -> None:
+    """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def real_hasher() -> Iterator[PasswordHasher]:
+    """Make operators' passwords cheap for the tests: one of pages hashes half a dozen. Gives what the product uses."""
+    real = operators._hasher
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield real
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "security": {"master_key": generate()},
         "worker": {"in_process": True, "grace": 5},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
-        "simulator": {"callback_delay": 0.2},
+        "simulator": {"callback_delay": 0.05},
         "metrics": {"networks": ["127.0.0.0/8"]},
         "traces": {"endpoint": "http://127.0.0.1:1/nobody"},
     }
