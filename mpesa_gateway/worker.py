@@ -1,11 +1,13 @@
 """The queue: SAQ on Valkey wakes the work that Postgres says is owed. All of it may vanish and nothing is lost."""
 
 import asyncio
+import contextlib
 import math
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import structlog
 import valkey.asyncio
@@ -17,7 +19,7 @@ from saq.utils import now
 from saq.worker import Worker
 from valkey.asyncio.retry import Retry
 from valkey.backoff import NoBackoff
-from valkey.exceptions import ValkeyError
+from valkey.exceptions import ResponseError, ValkeyError
 
 from mpesa_gateway.config import ValkeyConfig
 from mpesa_gateway.logs import trace
@@ -34,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 _DEQUEUE = 1.0
 """Seconds that an idle worker waits in Valkey before it looks whether it should stop."""
+
+_RELEASE_AGAIN = 0.01
+"""Seconds between two attempts to make idle slots return from Valkey while their worker stops."""
 
 _AWAY = 1.0
 """Seconds between attempts while Valkey does not answer."""
@@ -68,14 +73,46 @@ class GatewayQueue(RedisQueue):
 
     _said_at = -_SAY_AGAIN
 
+    def __init__(self, client: Any, name: str) -> None:
+        """``client`` is the queue's own: its connections are asked for their numbers when they are made."""
+        super().__init__(client, name)
+        self._dequeuing = 0
+        self._client_ids: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        client.connection_pool.connection_kwargs["valkey_connect_func"] = self._note_client_id
+
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's shape
         """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
+        self._dequeuing += 1
         try:
             return await super().dequeue(timeout, poll_interval)
         except (ValkeyError, OSError, TimeoutError) as problem:
             self._say_away(problem)
-            await asyncio.sleep(_AWAY)
-            return None
+        finally:
+            self._dequeuing -= 1
+        await asyncio.sleep(_AWAY)
+        return None
+
+    async def release_idle(self) -> None:
+        """Make every ``dequeue`` that waits in Valkey return None now, as at its timeout. For a worker that stops.
+
+        Valkey decides between this and a job that arrives at the same moment: no job is taken and then lost. Where
+        Valkey refuses CLIENT UNBLOCK or is away, the timeout of ``dequeue`` remains.
+        """
+        try:
+            while self._dequeuing:
+                for client_id in list(self._client_ids.values()):
+                    await self.redis.client_unblock(client_id)
+                # One that had not reached Valkey yet is released the next time.
+                await asyncio.sleep(_RELEASE_AGAIN)
+        except (ValkeyError, OSError, TimeoutError) as problem:
+            log.debug("idle_slots_not_released", error=type(problem).__name__)
+
+    async def _note_client_id(self, connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command("CLIENT", "ID")
+        # An ACL may forbid the command; a worker then stops a little later.
+        with contextlib.suppress(ResponseError):
+            self._client_ids[connection] = await connection.read_response()
 
     def _say_away(self, problem: BaseException) -> None:
         now = asyncio.get_running_loop().time()
@@ -229,6 +266,8 @@ class GatewayWorker(Worker[Any]):
 
     SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - declared so by SAQ
 
+    queue: GatewayQueue
+
     async def upkeep(self) -> list["asyncio.Task[None]"]:
         """SAQ's upkeep, remembered so that stopping need not sleep it out."""
         self._upkeep = await super().upkeep()
@@ -243,7 +282,12 @@ class GatewayWorker(Worker[Any]):
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=0.1)
-        await super().stop()
+        releasing = asyncio.create_task(self.queue.release_idle())
+        try:
+            await super().stop()
+        finally:
+            releasing.cancel()
+            await asyncio.wait([releasing])
 
 
 def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> GatewayWorker:

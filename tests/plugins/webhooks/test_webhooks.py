@@ -294,7 +294,7 @@ CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (NEW.delivery_
 
 
 async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(values: dict[str, Any]) -> None:
-    values["webhooks"] = {"timeout": 0.5}
+    values["webhooks"] = {"timeout": 5}
     values["worker"] = {"in_process": False}
     async with (
         receiving() as receiver,
