@@ -21,6 +21,11 @@ ELSEWHERE = frozenset({"CONFIG", "DATA"})
 NOT_OURS = ("TEST_",)
 """Prefixes, after ours, of variables that are not settings: those of the test fixtures."""
 
+QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
+"""One queue for each kind of work: webhooks; questions to M-Pesa; sweeps and upkeep; a host's and third parties'."""
+
+QUEUES: tuple[QueueName, ...] = get_args(QueueName)
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
@@ -131,9 +136,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The queue's workers."""
+    """The queues' workers: which queues a worker process serves, and how many jobs of each it runs at the same time."""
 
-    concurrency: Count = 20
+    queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
+    deliveries: Count = 10
+    daraja: Count = 20
+    maintenance: Count = 10
+    default: Count = 10
     grace: Annotated[int, msgspec.Meta(ge=0, extra={"unit": "seconds"})] = 20
     in_process: bool = False
 

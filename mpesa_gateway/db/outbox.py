@@ -165,7 +165,7 @@ class Outbox:
         async def wake() -> None:
             for event, name in owed:
                 with coming_from(origin_of(event.subject_id), tracer):
-                    await jobs.enqueue(HANDLE, event_id=event.event_id, subscriber=name)
+                    jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
 
         await db.after_commit(wake)
 
@@ -221,7 +221,10 @@ class Outbox:
         now = gateway.clock.now()
         rows = await gateway.db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
-            await gateway.jobs.enqueue(HANDLE, event_id=row["event_id"], subscriber=row["subscriber"])
+            event_id, subscriber = row["event_id"], row["subscriber"]
+            await gateway.jobs.enqueue(
+                HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber
+            )
         return Sweep(len(rows))
 
 

@@ -46,10 +46,9 @@ def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
         certificate = certificate_for(gateway.config.daraja, env)
     except CertificateRefused as problem:
         return CertificateHealth(env, "missing", None, str(problem))
-    try:
-        certificate.check_time(now)
-    except CertificateRefused as problem:
-        return CertificateHealth(env, "expired", certificate.not_after, str(problem))
+    outside = certificate.time_problem(now)
+    if outside is not None:
+        return CertificateHealth(env, "expired", certificate.not_after, f"{outside}; it still encrypts")
     state = "expiring" if certificate.not_after - now < _SOON else "valid"
     return CertificateHealth(env, state, certificate.not_after, "")
 

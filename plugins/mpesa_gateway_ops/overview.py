@@ -32,7 +32,7 @@ async def unwell(gateway: Gateway, _: Env) -> list[Concern]:
         if not part.ok
     ]
     try:
-        failed = await gateway.jobs.queue.count_failed()
+        failed = sum([await queue.count_failed() for queue in gateway.jobs.queues.values()])
     except ValkeyError:
         return found
     if failed:

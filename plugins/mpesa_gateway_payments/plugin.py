@@ -15,7 +15,7 @@ from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.invariants import INVARIANTS
-from mpesa_gateway_payments.jobs import ask, sweep, tally
+from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -57,9 +57,10 @@ plugin = Plugin(
     settings=PaymentsSettings,
     routes=routes,
     jobs=(
-        Job(ask, timeout=90),
-        Job(sweep, timeout=30, cron="* * * * * */5"),
-        Job(tally, timeout=60, cron="* * * * * */20"),
+        Job(ask, timeout=90, queue="daraja"),
+        Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
+        Job(expire, timeout=120, cron="* * * * * */5", queue="maintenance"),
+        Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
     subscribers=(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.places import Places
 from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
@@ -37,6 +39,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, Receive
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -61,9 +64,11 @@ _OPERATION = "payments.request"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
 _REST = 10
-"""Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
-_UNASKED = timedelta(hours=1)
-"""How much longer a payment stays open whose last question could not be put."""
+"""Seconds without questions for a shortcode after Daraja took none, when it does not say how long."""
+_ASK_FOR = 20.0
+"""Seconds after which a shortcode's job begins no more questions: others have their turn."""
+_LAST_ASK = timedelta(seconds=45)
+"""How long before a payment's end it is asked about for the last time: longer than a call to Daraja takes."""
 
 
 class _KeyOfOld(Exception):
@@ -78,8 +83,9 @@ class PaymentService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
-        self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+        self._places = Places(gateway.config.worker.daraja, each=1)
         self._moves = Transitions(gateway)
+        self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
         self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
@@ -285,6 +291,7 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
+            self._rest(row["shortcode_id"], fault)
             await self._record_unsent(row, fault)
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
@@ -298,6 +305,7 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record_unknown(row, fault)
+        self._resting.pop(row["shortcode_id"], None)
         return await self._record_ack(row, ack, credentials)
 
     async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
@@ -387,12 +395,13 @@ class PaymentService:
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
-            raise AnotherSubject("this callback is about another payment than its address")
+        outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if known and told and not may_be_handle(told, known):
+            await self._take_other_push(row, result, outcome)
+            return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
-        outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
@@ -409,6 +418,26 @@ class PaymentService:
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_other_push(self, row: Row, result: StkResulted, outcome: Outcome) -> None:
+        """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
+
+        Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
+        payer fit, and is held for a person otherwise.
+        """
+        told = _told(result)
+        is_own = bool(result.subject_id) and not await self._db.fetchval(
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+        )
+        if not outcome.is_paid or not is_own:
+            raise AnotherSubject("this callback is about another payment than its address")
+        log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
+        is_whole = told.receipt is not None and told.amount == row["amount"]
+        if is_whole and told.phone is not None and fits(told.phone, row) and not self._wants_confirmation(row, told):
+            await self._moves.take_money(row, told, Cause.CALLBACK)
+        else:
+            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -449,11 +478,37 @@ class PaymentService:
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every payment that is due to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Wake one job for each shortcode with payments that are due; gives their count."""
+        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._gateway.clock.now())
         for row in rows:
-            await self._gateway.jobs.enqueue("payments.ask", payment_id=row["payment_id"])
+            shortcode_id = row["shortcode_id"]
+            await self._gateway.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
+
+    async def end_due(self) -> int:
+        """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
+        return await self._expiry.end_due()
+
+    async def ask_due(self, shortcode_id: str) -> int:
+        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
+
+        What is left after a while, or after a question without an answer, stays due for the next job.
+        """
+        count = 0
+        with self._places.take(shortcode_id) as has_place:
+            until = time.monotonic() + _ASK_FOR
+            while has_place and time.monotonic() < until:
+                now = self._gateway.clock.now()
+                rows = await self._db.fetch(
+                    tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                )
+                answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
+                count += len(rows)
+                if rows:
+                    self._places.note(shortcode_id, answered=all(answered))
+                if len(rows) < self._settings.asks_at_once or not all(answered):
+                    break
+        return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
         """Ask Daraja how a pending payment stands, or expire it once its time is up.
@@ -464,14 +519,19 @@ class PaymentService:
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
+        await self._ask_claimed(row, now)
+        return True
+
+    async def _ask_claimed(self, row: Row, now: datetime) -> bool:
+        """Ask about a payment that is this worker's own for ``_ASKING``. False where Daraja gave no answer."""
+        payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
             return True
         try:
-            async with self._asking:
-                outcome, again_at = await self._ask_daraja(row)
+            outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, payment_id, now)
@@ -479,13 +539,11 @@ class PaymentService:
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
-            if locked is None:
-                return True
-            if again_at is not None and now < locked["expires_at"] + _UNASKED:
+            if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
-            else:
+            elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return True
+        return outcome is not None and again_at is None
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
@@ -508,27 +566,21 @@ class PaymentService:
             )
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
-        elif claim is not None:
-            # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
-            await self._moves.drop_claim(payment_id, refuted=False)
-            await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
-        else:
-            await self._moves.expire(payment_id)
+        elif row["status"] == Status.PENDING.value or claim is not None:
+            await self._expiry.end(row)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
-        merchant_id, now = row["merchant_id"], self._gateway.clock.now()
-        rests_until = self._resting.get(merchant_id)
+        shortcode_id, now = row["shortcode_id"], self._gateway.clock.now()
+        rests_until = self._resting.get(shortcode_id)
         if rests_until is not None and rests_until > now:
             return None, rests_until
-        self._resting.pop(merchant_id, None)
+        self._resting.pop(shortcode_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this merchant's others wait as well.
-            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[merchant_id] = again_at
+            again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
@@ -539,8 +591,14 @@ class PaymentService:
             return None, None
         return answer.outcome, None
 
+    def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
+        """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
+        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        self._resting[shortcode_id] = again_at
+        return again_at
+
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""
+        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
         schedule = self._settings.ask_after
         expires_at: datetime = row["expires_at"]
         # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
@@ -548,7 +606,11 @@ class PaymentService:
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        return min(at, max(expires_at, now + timedelta(seconds=1)))
+        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
+        if last <= now:
+            return expires_at + _ASKING
+        return min(at, max(last, now + timedelta(seconds=1)))
 
     async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
@@ -557,17 +619,8 @@ class PaymentService:
             row = await self._db.fetchrow(tables.LOCK, payment_id)
             if row is None:
                 return
-            if row["charge"] == Charge.RELEASED.value:
-                await self._moves.fail(
-                    payment_id,
-                    code="unsent",
-                    text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                    reason="other",
-                    cause=Cause.EXPIRY,
-                    step="expired",
-                )
-            elif row["checkout_request_id"] is None and now >= row["expires_at"]:
-                await self._moves.expire(payment_id)
+            if row["checkout_request_id"] is None and now >= row["expires_at"]:
+                await self._expiry.end(row)
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 

@@ -181,7 +181,9 @@ RETURNING payment.*
 
 CHARGE = """
 UPDATE payment SET charge = $2, updated_at = $3,
-    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
+    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END,
+    -- What was never sent ends when it may no longer be sent.
+    expires_at = CASE WHEN $2 = 'released' AND due_at IS NOT NULL THEN due_at ELSE expires_at END
 WHERE payment_id = $1 AND charge = 'sending'
 RETURNING *
 """
@@ -289,10 +291,51 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
+IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
-DUE = """
-SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY due_at LIMIT $2
+DUE_SHORTCODES = """
+WITH RECURSIVE open AS (
+    -- From one shortcode with open payments to the next, along the index: many of one are not read for it.
+    (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT payment.shortcode_id FROM payment
+        WHERE due_at IS NOT NULL AND payment.shortcode_id > open.shortcode_id ORDER BY payment.shortcode_id LIMIT 1)
+    FROM open WHERE open.shortcode_id IS NOT NULL
+)
+SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
+    SELECT due_at FROM payment
+    WHERE payment.shortcode_id = open.shortcode_id AND due_at <= $1
+        AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT 1
+) AS oldest
+ORDER BY oldest.due_at
+"""
+"""A shortcode is an account at Daraja; each has its own questions."""
+
+CLAIM_DUE_OF = """
+UPDATE payment SET due_at = $3, asked = asked + 1
+WHERE payment_id IN (
+    SELECT payment_id FROM payment
+    WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+)
+RETURNING *
+"""
+
+_EXPIRED = """
+SELECT * FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+ORDER BY expires_at LIMIT $2
+"""
+
+EXPIRED = _EXPIRED
+
+LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+
+LOCK_ONE_EXPIRED = """
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
 """
 
 CLAIM_DUE = """
@@ -324,7 +367,7 @@ AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL LIMIT 10000) AS due
 """
 
 COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above

@@ -38,7 +38,10 @@ plugin = Plugin(
     requires=("credentials", "callbacks", "payments"),
     settings=ReconciliationSettings,
     routes=routes,
-    jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
+    jobs=(
+        Job(reconcile, timeout=900, queue="daraja"),
+        Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
+    ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
     provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
     tables=Tables(

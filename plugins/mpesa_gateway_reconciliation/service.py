@@ -19,6 +19,7 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import visible_pattern
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -60,7 +61,9 @@ _BEAT = 15.0
 
 _STOPPED = "the process that ran it was stopped"
 
-_MOST_PAGES = 10_000
+_PAGE_ROWS = 100
+"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+_MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
@@ -81,7 +84,9 @@ class Reconciliation:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(ReconciliationSettings)
-        self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._places = Places(self._settings.at_once, each=1)
+        self._without_place: dict[str, None] = {}
+        """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -149,11 +154,21 @@ class Reconciliation:
     async def run_due(self, shortcode_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended.
 
-        Returns False while another run of the receiver is running, and where another merchant owns it by now.
+        Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
+        a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
         """
-        # Before it begins: a run that waits for its turn would lose its lease.
-        async with self._slots:
-            return await self._run_due(shortcode_id)
+        with self._places.take(shortcode_id) as has_place:
+            if not has_place:
+                self._without_place[shortcode_id] = None
+                return False
+            self._without_place.pop(shortcode_id, None)
+            try:
+                return await self._run_due(shortcode_id)
+            finally:
+                if self._without_place:
+                    waiting = next(iter(self._without_place))
+                    del self._without_place[waiting]
+                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
     async def _run_due(self, shortcode_id: str) -> bool:
         credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
@@ -176,7 +191,9 @@ class Reconciliation:
         """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
         sources = await self._gateway.services.get(Credentials).statement_sources()
         for source in sources:
-            await self._gateway.jobs.enqueue("reconciliation.reconcile", shortcode_id=source.shortcode_id)
+            await self._gateway.jobs.enqueue(
+                "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
+            )
         return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
@@ -231,7 +248,9 @@ class Reconciliation:
             await self._read(run, credentials)
             await self._settle(run, credentials)
             error = None
+            self._places.note(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
+            self._places.note(credentials.shortcode_id, answered=fault.code is not None)
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
@@ -292,13 +311,14 @@ class Reconciliation:
             if page.rows == 0:
                 return
             is_new = await self._keep(run, page) > 0
-            if not is_new and page.malformed < page.rows:
+            if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
             offset += page.rows
+            await asyncio.sleep(self._settings.page_pause)
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:

@@ -45,7 +45,10 @@ plugin = Plugin(
     requires=("credentials", "callbacks", "payments"),
     settings=RefundsSettings,
     routes=routes,
-    jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */10")),
+    jobs=(
+        Job(ask, timeout=90, queue="daraja"),
+        Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
+    ),
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
     provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),

@@ -20,6 +20,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
@@ -46,7 +47,14 @@ _ABOUT_REVERSAL, _ABOUT_PAYMENT = "rfd", "rfp"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a refund to itself while it asks M-Pesa."""
 
+_WOKEN_EACH = 20
+"""Refunds of one merchant that one sweep hands over."""
+
+_ASKED_EACH = 2
+"""Refunds of one merchant that one worker asks about at the same time."""
+
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
@@ -66,6 +74,7 @@ class RefundService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(RefundsSettings)
+        self._places = Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH)
 
     # -- asking for one -------------------------------------------------------------------------------------------
 
@@ -247,6 +256,9 @@ class RefundService:
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
                 await self._needs_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif not outcome.is_known and row["status"] == "pending":
+            # An unknown code does not prove that no money went back: its amount stays reserved.
+            await self._needs_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
             await self._fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
@@ -397,11 +409,19 @@ class RefundService:
     # -- asking M-Pesa --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every refund whose result is overdue to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Hand the refunds whose result is overdue to the queue, some of each merchant; gives their count."""
+        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200, _WOKEN_EACH)
         for row in rows:
-            await self._gateway.jobs.enqueue("refunds.ask", refund_id=row["refund_id"])
+            refund_id, merchant_id = row["refund_id"], row["merchant_id"]
+            await self._gateway.jobs.enqueue(
+                "refunds.ask", once=refund_id, refund_id=refund_id, merchant_id=merchant_id
+            )
         return len(rows)
+
+    async def ask_in_turn(self, refund_id: str, merchant_id: str) -> bool:
+        """Like ``ask``. False, and the refund stays due, while enough of its merchant's refunds are asked about."""
+        with self._places.take(merchant_id) as has_place:
+            return has_place and await self.ask(refund_id)
 
     async def ask(self, refund_id: str, *, is_forced: bool = False) -> bool:
         """Ask M-Pesa what became of a reversal; False when it is not due, has ended, or another worker is asking.
@@ -424,6 +444,7 @@ class RefundService:
         try:
             await self._question(row)
         except DarajaFault as fault:
+            self._places.note(row["merchant_id"], answered=fault.code is not None)
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
             refusal = refusal_of(fault)
         except Refused as problem:
@@ -434,6 +455,8 @@ class RefundService:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, now)
             raise
+        else:
+            self._places.note(row["merchant_id"], answered=True)
         # Unless the answer, or a result, was quicker.
         await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, self._next_ask(row, now))
         if is_forced and refusal is not None:

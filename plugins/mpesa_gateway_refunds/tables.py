@@ -110,7 +110,13 @@ RETURNING refund_id
 
 LOOKED_AT = "UPDATE refund SET attention = NULL, updated_at = $2 WHERE refund_id = $1"
 
-DUE = "SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
+DUE = """
+SELECT refund_id, merchant_id FROM (
+    SELECT refund_id, merchant_id, due_at, row_number() OVER (PARTITION BY merchant_id ORDER BY due_at) AS turn
+    FROM refund WHERE due_at <= $1
+) AS due
+WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
+"""
 
 CLAIM_DUE = """
 UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status = 'pending' AND due_at <= $2

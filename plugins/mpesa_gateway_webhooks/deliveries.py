@@ -52,7 +52,7 @@ class Deliveries:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads
-        self._sender = Sender(gateway)
+        self._sender = Sender(gateway, self.sweep)
         self._wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
 
     @property
@@ -108,8 +108,11 @@ class Deliveries:
     async def sweep(self) -> int:
         """Hand what is due to the queue again; gives how many."""
         rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), SWEEP, SWEEP_EACH)
-        await self._wake([row["delivery_id"] for row in rows])
-        return len(rows)
+        due = [row["delivery_id"] for row in rows]
+        for start in range(0, len(due), BATCH):
+            # Without a worker, one sweep after the other finds the same: they are not added again and again.
+            await self._gateway.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
+        return len(due)
 
     async def hand_over(self) -> int:
         """Give what waits to the endpoint of its merchant and env, where one is set by now; returns how many.
@@ -129,12 +132,13 @@ class Deliveries:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
-        """Claim those that are due and nobody else is sending, and send them side by side; gives how many.
+    async def deliver(self, delivery_ids: Sequence[str]) -> int:
+        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
+        return await self._sender.deliver(delivery_ids)
 
-        With ``patience``, in seconds, what takes longer goes on by itself: a slow endpoint must not keep a job busy.
-        """
-        return await self._sender.deliver(delivery_ids, patience=patience)
+    async def begin(self, delivery_ids: Sequence[str]) -> int:
+        """Like ``deliver``, without waiting for an endpoint."""
+        return await self._sender.begin(delivery_ids)
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 

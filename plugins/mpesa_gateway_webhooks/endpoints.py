@@ -8,8 +8,9 @@ from piccolo.columns import Column
 
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound, checking
+from mpesa_gateway.errors import NotFound, RateLimited, checking
 from mpesa_gateway.http.egress import Egress, EgressFailed, check_url
+from mpesa_gateway.places import Places
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import signing, tables
@@ -44,6 +45,10 @@ def aad(merchant_id: str) -> tuple[str, ...]:
     return (merchant_id, "webhooks", "secret")
 
 
+_TESTS, _TESTS_EACH = 32, 2
+"""Tests of webhooks that one process has under way, in all and of one merchant: each waits for a merchant's server."""
+
+
 class Endpoints:
     """The use cases of endpoints."""
 
@@ -51,6 +56,7 @@ class Endpoints:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(WebhooksSettings)
+        self._tests = Places(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
         """Set where the merchant hears of the caller's env, with a new secret. The old one signs too for a day.
@@ -130,7 +136,18 @@ class Endpoints:
         )
 
     async def test(self, caller: Caller, egress: Egress) -> TestAnswer:
-        """Send a ``webhook.test`` now, outside the schedule, and say what the server answered. Raises NotFound."""
+        """Send a ``webhook.test`` now, outside the schedule, and say what the server answered.
+
+        Raises NotFound, and RateLimited while enough tests of this merchant wait for its server.
+        """
+        with self._tests.take(caller.merchant_id) as has_place:
+            if not has_place:
+                raise RateLimited(
+                    "other tests of this webhook still wait for its server: wait for them", retry_after=10
+                )
+            return await self._test(caller, egress)
+
+    async def _test(self, caller: Caller, egress: Egress) -> TestAnswer:
         row = await self._find(caller.merchant_id, caller.env)
         now = self._gateway.clock.now()
         event = msgspec.structs.replace(

@@ -43,9 +43,9 @@ plugin = Plugin(
     settings=WebhooksSettings,
     routes=routes,
     jobs=(
-        Job(deliver, timeout=90),
-        Job(sweep, timeout=30, cron="* * * * * */3"),
-        Job(hand_over, timeout=300, cron="* * * * *"),
+        Job(deliver, timeout=90, queue="deliveries"),
+        Job(sweep, timeout=30, cron="* * * * * */3", queue="maintenance"),
+        Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),

@@ -33,7 +33,7 @@ def made(values: dict[str, Any], **changes: Any) -> Gateway:
 
 async def working(gateway: Gateway) -> tuple[GatewayWorker, "asyncio.Task[None]"]:
     """A worker all of whose slots wait in Valkey."""
-    worker = gateway.worker()
+    (worker,) = gateway.worker(["default"]).workers.values()
     await worker.queue.connect()
     task = asyncio.create_task(worker.start())
 
@@ -91,7 +91,7 @@ async def test_a_job_that_arrives_while_a_worker_stops_is_done_or_left_to_the_ne
                 assert await gateway.jobs.enqueue("noting.note", number=str(sent))
                 sent += 1
             await stopping
-        queue: GatewayQueue = gateway.jobs.queue
+        queue: GatewayQueue = gateway.jobs.queues["default"]
         # None is in the hands of a worker that is gone.
         assert await queue.count("active") == 0
         worker, task = await working(gateway)

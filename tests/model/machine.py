@@ -354,7 +354,7 @@ class Money(RuleBasedStateMachine):
         wrong = await books.wrong(stage.db, stage.clock.now(), sorted(self.forged))
         assert not wrong, f"the books are wrong: {wrong}"
         assert not stage.swallowed, f"an error was logged and passed over: {stage.swallowed}"
-        assert await stage.queue.count_failed() == 0, "a job failed"
+        assert await stage.count_failed() == 0, "a job failed"
         found: dict[str, list[Any] | None] = msgspec.json.decode(await stage.db.fetchval(_SEEN))
         self.seen = {name: rows or [] for name, rows in found.items()}
         for payment in self.seen["payments"]:

@@ -190,7 +190,7 @@ async def test_a_lost_wake_up_is_made_good_by_the_sweep(values: dict[str, Any]) 
         # One that is under way is not handed over again.
         assert await gateway.outbox.sweep() == Sweep(0)
         await eventually(lambda: done(gateway), 8)
-        worker.event.set()
+        worker.stop()
         await working
         assert len(ears.heard) == 1
 

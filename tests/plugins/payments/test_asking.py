@@ -130,28 +130,18 @@ async def test_does_not_exist_is_young_ignorance_until_the_window_has_passed(tow
         assert (await query(town, payment))["status"] == "pending"
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
     daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
-    ended = await query(town, payment)
+    await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    ended = await look(town, payment)
     assert (ended["status"], ended["failure_reason"], ended["timeline"][-1]["kind"]) == ("failed", "expired", "expired")
     assert await told(town, 1) == ["payment.failed"]
 
 
-async def test_at_the_end_of_the_window_mpesas_own_word_counts_before_the_clock(town: Town, daraja: Daraja) -> None:
+async def test_ask_schedules_the_last_question_before_the_end_of_the_window(town: Town) -> None:
     payment = await asked(town)
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 hour'")
-    daraja.say("stkquery", stk_result("0"))
-    assert (await query(town, payment))["status"] == "completed"
-
-
-async def test_a_spike_arrest_at_the_end_of_the_window_does_not_end_the_payment(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
-    daraja.say("stkquery", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    assert (await query(town, payment))["status"] == "pending"
-    # Not for ever, though.
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '3 hours'")
-    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
-    await town.gateway.services.get(PaymentService).ask(payment["id"])
-    assert (await look(town, payment))["failure_reason"] == "expired"
+    await town.gateway.db.execute("UPDATE payment SET expires_at = now() + interval '200 seconds'")
+    await query(town, payment)
+    before = await town.gateway.db.fetchval("SELECT expires_at - due_at FROM payment")
+    assert timedelta(seconds=10) < before < timedelta(seconds=60)
 
 
 async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_credentials(

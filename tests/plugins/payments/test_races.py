@@ -508,7 +508,7 @@ async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(s
 
     payment = await street.asks()
     await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
-    refused = await street.api.call("POST", street.address(payment), paid("ws_CO_another"))
+    refused = await street.api.call("POST", street.address(payment), result("ws_CO_another", 1032))
     assert refused.status == 403
     assert hear.__name__ == "hear"
     assert await street.events() == ["callback.stk_resulted", "payment.completed", "payment.mismatched"]
