@@ -20,8 +20,8 @@ async def copy_to_live(town: Town) -> None:
     """A live endpoint, and live deliveries, like those of the sandbox."""
     await town.gateway.db.execute(
         "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "
-        "updated_at) SELECT 'whe_live', merchant_id, 'live', url, secret, failures, closed_until, created_at, updated_at "
-        "FROM webhook_endpoint"
+        "updated_at) SELECT 'whe_live', merchant_id, 'live', url, secret, failures, closed_until, created_at, "
+        "updated_at FROM webhook_endpoint"
     )
 
 
