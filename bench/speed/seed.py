@@ -65,8 +65,8 @@ FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 <
     (
         "idempotency_key",
         """
-INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
-SELECT $1, 'seed-' || n, sha256(n::text::bytea), 'settled', ID[pay]ID, AT, AT
+INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
+SELECT $1, 'sandbox', 'seed-' || n, 'payment', sha256(n::text::bytea), 'settled', ID[pay]ID, AT, AT
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
@@ -92,18 +92,18 @@ FROM generate_series(1, $2::bigint) AS n
     (
         "event",
         """
-INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-SELECT ID[evt]ID, CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, ID[pay]ID, AT,
-    true, '{"seeded": true}', repeat('x', 400)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+SELECT ID[evt]ID, CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay]ID,
+    AT, true, '{"seeded": true}', repeat('x', 400)
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
     (
         "delivery",
         """
-INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, status, attempts,
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, attempts,
     created_at, delivered_at)
-SELECT ID[dlv]ID, ID[evt]ID, endpoint_id, $1, 'payment.completed', ID[pay]ID, 'delivered', 1, AT, AT
+SELECT ID[dlv]ID, ID[evt]ID, endpoint_id, $1, env, 'payment.completed', ID[pay]ID, 'delivered', 1, AT, AT
 FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoint.merchant_id = $1
 """,
     ),
@@ -129,14 +129,16 @@ WITH made AS (
         'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
         now() + interval '1 day', now(), now()
     FROM generate_series(1, $3::bigint) AS n
-    RETURNING payment_id, merchant_id, idempotency_key, created_at
+    RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 ), steps AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
     SELECT payment_id, created_at, kind, cause, '' FROM made,
         (VALUES ('requested', 'merchant'), ('sent', 'ack')) AS step(kind, cause)
 )
-INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, idempotency_key, sha256(payment_id::bytea), 'settled', payment_id, created_at, created_at FROM made
+INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
+SELECT merchant_id, env, idempotency_key, 'payment', sha256(payment_id::bytea), 'settled', payment_id, created_at,
+    created_at
+FROM made
 """
 
 PEER_PENDING = """

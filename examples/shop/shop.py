@@ -192,7 +192,7 @@ class Shop:
             )
             try:
                 asked = await self._gateway.payments.request(
-                    self.merchant_id, wanted, idempotency_key=order.key, env="sandbox"
+                    self.merchant_id, "sandbox", wanted, idempotency_key=order.key
                 )
             except Refused as refused:
                 # Nothing was sent, or M-Pesa said no: the buyer may try again, and is asked for the money once.

@@ -46,10 +46,9 @@ def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
         certificate = certificate_for(gateway.config.daraja, env)
     except CertificateRefused as problem:
         return CertificateHealth(env, "missing", None, str(problem))
-    try:
-        certificate.check_time(now)
-    except CertificateRefused as problem:
-        return CertificateHealth(env, "expired", certificate.not_after, str(problem))
+    outside = certificate.time_problem(now)
+    if outside is not None:
+        return CertificateHealth(env, "expired", certificate.not_after, f"{outside}; it still encrypts")
     state = "expiring" if certificate.not_after - now < _SOON else "valid"
     return CertificateHealth(env, state, certificate.not_after, "")
 
@@ -84,11 +83,18 @@ async def of_merchant(visit: Visit) -> Shown:
                     "missing": await missing_of(gateway, merchant.merchant_id, env),
                 }
             )
+    retired = [
+        each
+        for env in merchant.envs
+        for each in await store.shortcodes(merchant.merchant_id, env)
+        if each.retired_at is not None
+    ]
     return Shown(
         "credentials_of.html",
         {
             "merchant": merchant,
             "stored": stored,
+            "retired": retired,
             "certificates": [each for each in certificates(gateway) if each.env in merchant.envs],
         },
         title=f"Credentials of {merchant.name}",
@@ -111,7 +117,7 @@ async def summary(visit: Visit, merchant_id: str) -> Shown | None:
     return Shown("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: "Gateway") -> Sequence[Concern]:
+async def endangered(gateway: "Gateway", _: Env) -> Sequence[Concern]:
     """Certificates that end soon, or have, while somebody uses them."""
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]

@@ -39,7 +39,7 @@ plugin = Plugin(
             for field in SECRET_FIELDS
         ),
     ),
-    jobs=(Job(wipe_retired, timeout=120, cron="23 * * * *"),),
+    jobs=(Job(wipe_retired, timeout=120, cron="23 * * * *", queue="maintenance"),),
     contributes=NEEDS,
     commands=(receivers,),
     checks=CHECKS,

@@ -420,12 +420,14 @@ class CredentialStore:
         """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
         try:
             certificate = certificate_for(self._gateway.config.daraja, env)
-            certificate.check_time(self._gateway.clock.now())
         except CertificateRefused as problem:
             raise Invalid.field_error(
                 "mpesa.initiator_password",
                 f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
             ) from None
+        outside = certificate.time_problem(self._gateway.clock.now())
+        if outside is not None:
+            log.warning("certificate_outside_its_time", env=env, problem=outside)
         return certificate.encrypt(Secret(password)).reveal()
 
     def _check_initiator(self, checks: Checks, fields: MpesaFields) -> None:

@@ -40,7 +40,7 @@ class StatusChecks:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 
-    async def ask(self, merchant_id: str, what: str, env: Env, *, reference: str | None = None) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
@@ -84,11 +84,12 @@ class StatusChecks:
             response_description=ack.response_description,
             check_id=check_id,
             payment_id=payment_id,
+            env=env,
         )
 
-    async def get(self, merchant_id: str, check_id: str) -> CheckView:
+    async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, check_id)
+        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
@@ -105,8 +106,8 @@ class StatusChecks:
     async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Row | None, str | None, str | None]:
         """The payment where we know it, its receipt, and the conversation of its push."""
         if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
-            if payment is None or payment["env"] != env:
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
+            if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
                 raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")

@@ -41,7 +41,7 @@ from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import export_payments, list_payments
-from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
+from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -123,12 +123,12 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env) -> Requested:
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
-        row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
+        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
-            row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+            row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
@@ -138,7 +138,7 @@ class PaymentService:
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
@@ -169,20 +169,20 @@ class PaymentService:
         return await self._steps.insert(wanted), credentials
 
     async def _claim(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
-            return await self._claim_now(merchant_id, request, key, env)
+            return await self._claim_now(merchant_id, env, request, key)
         except _KeyOfOld:
-            return await self._find_old(merchant_id, request, key), None
+            return await self._find_old(merchant_id, env, request, key), None
 
-    async def _find_old(self, merchant_id: str, request: PaymentRequest, key: str) -> Row:
+    async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
         """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             raise NotFound("there is no such payment")
         is_same = row["amount"] == request.amount and fits(request.phone, row)
@@ -191,7 +191,7 @@ class PaymentService:
         return row
 
     async def _claim_now(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
@@ -199,14 +199,16 @@ class PaymentService:
             claim = await idempotency.claim(
                 self._db,
                 merchant_id=merchant_id,
+                env=env,
                 key=key,
+                operation=OPERATION,
                 fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
                 subject_id=payment_id,
                 now=now,
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                return await self._require(merchant_id, claim.subject_id), None
+                return await self._require(merchant_id, env, claim.subject_id), None
             if claim.subject_id != payment_id:
                 credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.unsent_after)
@@ -215,8 +217,8 @@ class PaymentService:
                 if again is not None:
                     return again, credentials
                 # It was given up meanwhile: what it is now is the answer.
-                await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
-                return await self._require(merchant_id, claim.subject_id), None
+                await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
+                return await self._require(merchant_id, env, claim.subject_id), None
             credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
             credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
@@ -224,12 +226,10 @@ class PaymentService:
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
         """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
 
-        Raises ShortcodeRetired where that shortcode takes no payments any more, or is of another env.
+        Raises ShortcodeRetired where that shortcode takes no payments any more.
         """
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
-        if row["env"] != env:
-            raise ShortcodeRetired(f"{told}, and this API key is for {env}: send a new Idempotency-Key")
         try:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         except ProviderNotConfigured:
@@ -277,7 +277,7 @@ class PaymentService:
 
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the one STK push of a payment and record what came of it."""
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
+        payment_id, merchant_id = row["payment_id"], row["merchant_id"]
         address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
             "stk", env=credentials.env, merchant_id=merchant_id, subject_id=payment_id
         )
@@ -291,39 +291,41 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
-            await self._record_unsent(payment_id, merchant_id, key, fault)
+            self._rest(row["shortcode_id"], fault)
+            await self._record_unsent(row, fault)
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
             ) from None
         except Rejected as fault:
-            await self._record_refusal(payment_id, merchant_id, key, fault)
+            await self._record_refusal(row, fault)
             raise ProviderRejected(
                 f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
             ) from None
         except OutcomeUnknown as fault:
-            return await self._record_unknown(payment_id, merchant_id, key, fault)
+            return await self._record_unknown(row, fault)
+        self._resting.pop(row["shortcode_id"], None)
         return await self._record_ack(row, ack, credentials)
 
     async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
-        is_named = row["callback_url"] is None
+        payment_id, is_named = row["payment_id"], row["callback_url"] is None
         # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
         if not credentials.wants_owner:
-            taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
+            taken = await self._steps.accept(
+                Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
+            )
             if taken is not None:
                 return taken
         try:
-            return await self._record_accepted(payment_id, merchant_id, key, ack, credentials)
+            return await self._record_accepted(row, ack, credentials)
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
-        return await self._record_unknown(payment_id, merchant_id, key, fault)
+        return await self._record_unknown(row, fault)
 
-    async def _record_accepted(
-        self, payment_id: str, merchant_id: str, key: str, ack: StkAck, credentials: MpesaCredentials
-    ) -> Row:
+    async def _record_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(
@@ -335,39 +337,46 @@ class PaymentService:
                 now + timedelta(seconds=self._settings.ask_after[0]),
             )
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
             await self._gateway.services.get(Credentials).accepted(credentials)
-            return await self._require(merchant_id, payment_id)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unknown(self, payment_id: str, merchant_id: str, key: str, fault: OutcomeUnknown) -> Row:
+    async def _record_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
-            return await self._require(merchant_id, payment_id)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unsent(self, payment_id: str, merchant_id: str, key: str, fault: NotSent) -> None:
+    async def _settle_key(self, row: Row) -> None:
+        await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
+
+    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
             await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(self._db, merchant_id=merchant_id, key=key)
+            await idempotency.release(
+                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
 
-    async def _record_refusal(self, payment_id: str, merchant_id: str, key: str, fault: Rejected) -> None:
+    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
         async with self._db.transaction():
             await self._moves.fail(
-                payment_id,
+                row["payment_id"],
                 code=fault.code or "refused",
                 text=fault.meaning,
                 reason=fault.failure_reason,
                 cause=Cause.FAULT,
                 step="refused",
             )
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
 
     # -- what ends a payment --------------------------------------------------------------------------------------
 
@@ -386,12 +395,13 @@ class PaymentService:
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
-            raise AnotherSubject("this callback is about another payment than its address")
+        outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if known and told and not may_be_handle(told, known):
+            await self._take_other_push(row, result, outcome)
+            return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
-        outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
@@ -408,6 +418,26 @@ class PaymentService:
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_other_push(self, row: Row, result: StkResulted, outcome: Outcome) -> None:
+        """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
+
+        Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
+        payer fit, and is held for a person otherwise.
+        """
+        told = _told(result)
+        is_own = bool(result.subject_id) and not await self._db.fetchval(
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+        )
+        if not outcome.is_paid or not is_own:
+            raise AnotherSubject("this callback is about another payment than its address")
+        log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
+        is_whole = told.receipt is not None and told.amount == row["amount"]
+        if is_whole and told.phone is not None and fits(told.phone, row) and not self._wants_confirmation(row, told):
+            await self._moves.take_money(row, told, Cause.CALLBACK)
+        else:
+            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -550,9 +580,7 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this shortcode's others wait as well.
-            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[shortcode_id] = again_at
+            again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
@@ -562,6 +590,12 @@ class PaymentService:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
         return answer.outcome, None
+
+    def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
+        """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
+        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        self._resting[shortcode_id] = again_at
+        return again_at
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
@@ -590,20 +624,20 @@ class PaymentService:
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
-    async def ask_now(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
-        return await self.get(merchant_id, payment_id)
+        return await self.get(merchant_id, env, payment_id)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """See the port."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
@@ -617,16 +651,16 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
         return None if row is None else view(row)
 
-    async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
-        """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, filters, view)
+    async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
+        """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
+        return await list_payments(self._reads, merchant_id, env, filters, view)
 
-    def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, filters, exported)
+    def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
+        return export_payments(self._reads, merchant_id, env, filters, exported)
 
-    async def _require(self, merchant_id: str, payment_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)
+    async def _require(self, merchant_id: str, env: Env, payment_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, payment_id)
         if row is None:
             raise NotFound("there is no such payment")
         return row

@@ -105,7 +105,7 @@ WITH made AS (
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
         updated_at, shortcode_id)
     VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16)
-    ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+    ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
@@ -115,18 +115,19 @@ SELECT * FROM made
 """
 """Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
 
-FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND idempotency_key = $2"
+FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
 INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
-        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, shortcode_id)
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
+        shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
+        WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($1)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
@@ -164,8 +165,8 @@ RETURNING *
 
 ACCEPTED_MANY = f"""
 WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
+        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     ORDER BY payment_id LIMIT cardinality($1)
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
@@ -290,6 +291,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
+IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
 DUE_SHORTCODES = """
@@ -353,7 +356,7 @@ GROUP BY shortcode_id
 """
 """Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
 
-FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
+FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
@@ -367,7 +370,7 @@ SELECT count(*) AS open, min(created_at) AS oldest
 FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL LIMIT 10000) AS due
 """
 
-COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
 
 LOOK_AFTER = f"""
 UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
@@ -429,12 +432,13 @@ UPDATE status_check SET state = $2, result_code = $3, result_desc = $4, transact
 WHERE check_id = $1 AND state <> 'answered'
 """
 
-FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND check_id = $2"
+FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND env = $2 AND check_id = $3"
 
 LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
 
 FIND_OF_PAYER = """
-SELECT payment_id FROM payment WHERE merchant_id = $1 AND phone = $2 AND payment_id > $4
+SELECT payment_id FROM payment
+WHERE merchant_id = $1 AND env IN ('sandbox', 'live') AND phone = $2 AND payment_id > $4
 UNION
 SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($3::text[]) AND payment_id > $4
 ORDER BY payment_id LIMIT $5
@@ -485,13 +489,13 @@ ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 EXAMINE = f"""
 WITH lately AS (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
+    WHERE merchant_id = $1 AND env = $3 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
     ORDER BY created_at DESC, payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
     (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
-    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND {WAITS_FOR_A_PERSON}) AS held
+    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above
 
 TALLIED_AT = "SELECT counted_at FROM payment_tally ORDER BY counted_at DESC LIMIT 1"
@@ -533,7 +537,7 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-TALLIED_ENV = "SELECT min(env) FROM payment_tally WHERE hour >= $1"
+TALLIED_ANY = "SELECT EXISTS (SELECT 1 FROM payment_tally WHERE env = $1 AND hour >= $2)"
 
 TALLIED = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,

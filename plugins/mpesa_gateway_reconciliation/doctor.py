@@ -36,7 +36,7 @@ async def look_at_reconciliation(gateway: "Gateway", examination: Examination) -
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
     if max(reached or registered_at, registered_at) < examination.now - _LATE:
-        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id)
+        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id, credentials.env)
         yield warning(
             "reconciliation.runs",
             f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",

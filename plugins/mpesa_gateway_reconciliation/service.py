@@ -61,7 +61,9 @@ _BEAT = 15.0
 
 _STOPPED = "the process that ran it was stopped"
 
-_MOST_PAGES = 10_000
+_PAGE_ROWS = 100
+"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+_MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
@@ -75,7 +77,7 @@ Source = Literal["statement", "status_query"]
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything, and one runs at a time per merchant."""
+    """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
@@ -122,6 +124,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=caller.merchant_id,
+                env=caller.env,
                 detail={"shortcode": credentials.shortcode, "code": code},
             )
         if row is None:
@@ -146,7 +149,7 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, run["run_id"])
+        return await self.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended.
@@ -308,13 +311,14 @@ class Reconciliation:
             if page.rows == 0:
                 return
             is_new = await self._keep(run, page) > 0
-            if not is_new and page.malformed < page.rows:
+            if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
             offset += page.rows
+            await asyncio.sleep(self._settings.page_pause)
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
@@ -480,17 +484,17 @@ class Reconciliation:
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
         """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
-        await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
+        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
+            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, caller.env, line_id)
             if row is None:
                 raise NotFound("there is no such statement line")
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
             recovery = self._gateway.services.get(Recovery)
-            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, statement_of(row))
+            finding = await recovery.settle(caller.merchant_id, caller.env, payment_id, statement_of(row))
             if finding == "not_found":
-                raise LineSettled(f"this line is of {row['env']}, and that payment is not")
+                raise NotFound("there is no such payment")
             if finding == "ambiguous":
                 raise LineSettled("this payment has another receipt: it was paid with other money")
             assigned = await self._db.fetchrow(tables.FOUND, line_id, finding, payment_id, self._gateway.clock.now())
@@ -500,6 +504,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
+                env=caller.env,
                 detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
             )
         if assigned is None:
@@ -508,26 +513,27 @@ class Reconciliation:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, run_id: str) -> RunView:
-        """A run of this merchant. Raises NotFound."""
-        return run_view(await self._require(merchant_id, run_id))
+    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
+        """A run of this merchant in ``env``. Raises NotFound."""
+        return run_view(await self._require(merchant_id, env, run_id))
 
-    async def page(self, merchant_id: str, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
+    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
+        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
+        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
+        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
         return page_of(
             rows,
             filters.limit,
+            env=env,
             view=run_view,
             position=lambda row: (row["started_at"], row["run_id"]),
             total=total,
         )
 
-    async def rows(self, merchant_id: str, run_id: str, filters: RowsQuery) -> RunPage:
+    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
         """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, run_id)
+        run = await self._require(merchant_id, env, run_id)
         after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
         rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
         shown, has_more = rows[: filters.limit], len(rows) > filters.limit
@@ -540,8 +546,8 @@ class Reconciliation:
             ),
         )
 
-    async def _require(self, merchant_id: str, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, run_id)
+    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row

@@ -21,7 +21,7 @@ from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
-from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
@@ -54,6 +54,7 @@ _ASKED_EACH = 2
 """Refunds of one merchant that one worker asks about at the same time."""
 
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
@@ -101,7 +102,9 @@ class RefundService:
                 claim = await idempotency.claim(
                     self._db,
                     merchant_id=caller.merchant_id,
+                    env=caller.env,
                     key=key,
+                    operation="refund",
                     fingerprint=idempotency.fingerprint(
                         _OPERATION,
                         {
@@ -115,17 +118,15 @@ class RefundService:
                     lease=timedelta(seconds=self._settings.hold),
                 )
                 if not claim.is_ours:
-                    return await self._require(caller.merchant_id, claim.subject_id), None
+                    return await self._require(caller.merchant_id, caller.env, claim.subject_id), None
                 if claim.subject_id == refund_id:
-                    await self._refuse_old(caller.merchant_id, key)
+                    await self._refuse_old(caller.merchant_id, caller.env, key)
                 else:
                     # A result locks its refund and then the payment: whoever comes from here goes the same way.
                     refund_id = claim.subject_id
                     await self._db.fetchrow(tables.LOCK, refund_id)
             payments = self._gateway.services.get(RefundablePayments)
-            refundable = await payments.reserve(caller.merchant_id, body.payment_id, amount, refund_id)
-            if refundable.env != caller.env:
-                raise NotFound("there is no such payment")
+            refundable = await payments.reserve(caller.merchant_id, caller.env, body.payment_id, amount, refund_id)
             credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
             credentials.initiator_for("a refund")
             row = await self._db.fetchrow(
@@ -151,13 +152,14 @@ class RefundService:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=refund_id,
+                env=caller.env,
                 detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
             )
             return row, credentials
 
-    async def _refuse_old(self, merchant_id: str, key: str) -> None:
+    async def _refuse_old(self, merchant_id: str, env: Env, key: str) -> None:
         """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is not None:
             raise _KeyOfOld(row)
 
@@ -183,7 +185,7 @@ class RefundService:
             raise refusal_of(fault) from None
         else:
             await self._record_ack(row, key, ack)
-        return await self._require(row["merchant_id"], refund_id)
+        return await self._require(row["merchant_id"], row["env"], refund_id)
 
     def _address(self, kind: Kind, credentials: MpesaCredentials, refund_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(
@@ -216,7 +218,7 @@ class RefundService:
                 outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
                 await self._fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
                 if key is not None:
-                    await idempotency.release(self._db, merchant_id=row["merchant_id"], key=key)
+                    await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
             else:
                 outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
                 await self._fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
@@ -224,7 +226,7 @@ class RefundService:
 
     async def _settle_key(self, row: Row, key: str | None) -> None:
         if key is not None:
-            await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=key)
+            await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
 
     # -- what ends one --------------------------------------------------------------------------------------------
 
@@ -254,6 +256,9 @@ class RefundService:
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
                 await self._needs_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif not outcome.is_known and row["status"] == "pending":
+            # An unknown code does not prove that no money went back: its amount stays reserved.
+            await self._needs_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
             await self._fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
@@ -332,7 +337,7 @@ class RefundService:
         try:
             async with self._db.savepoint():
                 if row["status"] == "failed":
-                    await payments.reserve(row["merchant_id"], payment_id, amount, refund_id)
+                    await payments.reserve(row["merchant_id"], row["env"], payment_id, amount, refund_id)
                 await self._db.fetchrow(tables.COMPLETE, refund_id, outcome.word, code, text, shown, now)
         except Conflict as problem:
             why = f"M-Pesa carried this refund out after all, and its money is promised to another: {problem.message}"
@@ -360,6 +365,7 @@ class RefundService:
         await self._gateway.outbox.publish(
             RefundFailed(
                 merchant_id=row["merchant_id"],
+                env=row["env"],
                 subject_id=row["refund_id"],
                 refund_id=row["refund_id"],
                 payment_id=row["payment_id"],
@@ -477,21 +483,24 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, merchant_id: str, refund_id: str) -> RefundView:
+    async def ask_now(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
         """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
-        row = await self._require(merchant_id, refund_id)
+        row = await self._require(merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
-        return await self.get(merchant_id, refund_id)
+        return await self.get(merchant_id, env, refund_id)
 
-    async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
-        """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
+    async def resolve(self, env: Env, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
+        """End a refund of ``env`` by hand, from what a person saw on M-Pesa's portal.
+
+        Raises NotFound, Invalid, RefundEnded.
+        """
         require_confirmed(resolution.confirm, refund_id)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK, refund_id)
-            if row is None:
+            if row is None or row["env"] != env:
                 raise NotFound("there is no such refund")
             await self._resolve(row, resolution)
             # Last: whoever waits for the audit log holds nothing that others need.
@@ -500,9 +509,10 @@ class RefundService:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refund_id,
+                env=env,
                 detail={"outcome": resolution.outcome, "note": resolution.note},
             )
-        return await self.get(row["merchant_id"], refund_id)
+        return await self.get(row["merchant_id"], env, refund_id)
 
     async def _resolve(self, row: Row, resolution: Resolution) -> None:
         if row["attention"] is None:
@@ -521,32 +531,32 @@ class RefundService:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, refund_id: str) -> RefundView:
-        """A refund of this merchant. Raises NotFound."""
-        return view(await self._require(merchant_id, refund_id))
+    async def get(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
+        """A refund of this merchant in ``env``. Raises NotFound."""
+        return view(await self._require(merchant_id, env, refund_id))
 
     def url_of(self, refund_id: str) -> str:
         """Where a refund is found."""
         return self._gateway.url(f"/v1/refunds/{refund_id}")
 
-    async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
+    async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
-        after = decode_position(filters.cursor) if filters.cursor else None
-        chosen = _chosen(merchant_id, filters)
+        after = decode_position(filters.cursor, env) if filters.cursor else None
+        chosen = _chosen(merchant_id, env, filters)
         rows = await self._read(chosen, after, filters.limit + 1)
         total = await self._reads.fetchval(tables.COUNT, *chosen) if filters.count else None
-        return page_of(rows, filters.limit, view=view, position=_position, total=total)
+        return page_of(rows, filters.limit, env=env, view=view, position=_position, total=total)
 
-    def export(self, merchant_id: str, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All of the merchant's refunds that the filters let through, newest first, in pages."""
-        chosen = _chosen(merchant_id, filters)
+        chosen = _chosen(merchant_id, env, filters)
         return keyset_pages(lambda after, limit: self._read(chosen, after, limit), _position, exported)
 
     async def _read(self, chosen: tuple[Any, ...], after: tuple[datetime, str] | None, limit: int) -> list[Row]:
         return await self._reads.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
 
-    async def _require(self, merchant_id: str, refund_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, refund_id)
+    async def _require(self, merchant_id: str, env: Env, refund_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, refund_id)
         if row is None:
             raise NotFound("there is no such refund")
         return row
@@ -565,9 +575,10 @@ def _same(row: Row, body: CreateRefund) -> Row:
     return row
 
 
-def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:
+def _chosen(merchant_id: str, env: Env, filters: RefundFilters) -> tuple[Any, ...]:
     return (
         merchant_id,
+        env,
         filters.payment_id,
         filters.status,
         filters.since,

@@ -127,9 +127,9 @@ OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id 
 
 ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"
 
-FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND idempotency_key = $2"
+FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
-FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND refund_id = $2"
+FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND refund_id = $3"
 
 FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"
 
@@ -147,22 +147,22 @@ GROUP BY shortcode_id
 """
 """Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
 
-COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
+COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL AND env = ANY($1::text[])"
 
 PAGE = """
-SELECT * FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
-    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
-    AND ($7::timestamptz IS NULL OR (created_at, refund_id) < ($7, $8))
-ORDER BY created_at DESC, refund_id DESC LIMIT $9
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
+    AND ($8::timestamptz IS NULL OR (created_at, refund_id) < ($8, $9))
+ORDER BY created_at DESC, refund_id DESC LIMIT $10
 """
 
 COUNT = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
-    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
 """
 
 NEEDING_ATTENTION = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND status = 'pending' AND attention IS NOT NULL
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND status = 'pending' AND attention IS NOT NULL
 """

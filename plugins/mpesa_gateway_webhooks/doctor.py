@@ -31,12 +31,17 @@ async def look_at_settings(gateway: "Gateway", examination: Examination) -> Asyn
 async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """The endpoint is set, may be called, and takes what is sent."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now)
+    row = await gateway.db.fetchrow(
+        tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now, examination.env
+    )
     if row is None:
+        oldest = examination.now - timedelta(days=gateway.settings(WebhooksSettings).wait_days)
+        waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, examination.env, oldest)
         yield Observation(
             name="webhooks.endpoint",
             level=Level.WARNING if examination.env == "live" else Level.NOTE,
-            text="no webhook is set: it hears of its payments only where it asks for them (GET /v1/events)",
+            text=f"no {examination.env} webhook is set: it hears of its payments only by asking (GET /v1/events)"
+            + (f"; {waiting} of its events wait for one" if waiting else ""),
             fix="PUT /v1/merchant/webhook, with its API key",
         )
         return

@@ -13,6 +13,11 @@ async def deliver(gateway: "Gateway", *, delivery_ids: list[str]) -> None:
     await gateway.services.get(Deliveries).begin(delivery_ids)
 
 
+async def hand_over(gateway: "Gateway") -> None:
+    """Give what waits for an endpoint to the one that is set by now."""
+    await gateway.services.get(Deliveries).hand_over()
+
+
 async def sweep(gateway: "Gateway") -> None:
     """Hand over deliveries that are due and that nobody was woken for."""
     await gateway.services.get(Deliveries).sweep()

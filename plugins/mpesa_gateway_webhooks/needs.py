@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 async def missing_endpoint(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
-    """That no webhook is set."""
-    if await gateway.db.fetchval(tables.HAS_ENDPOINT, merchant_id):
+    """That no webhook is set for ``env``."""
+    if await gateway.db.fetchval(tables.HAS_ENDPOINT, merchant_id, env):
         return []
     return [
         Missing(
             name="webhook",
-            message="webhooks are off: no endpoint is set; events wait for the first one (GET /v1/events shows them)",
+            message=f"webhooks are off: no endpoint is set; {env} events wait for one (GET /v1/events shows them)",
             fix=f"PUT /v1/merchant/webhook, with a key that starts with {key_prefix(env)}",
         )
     ]

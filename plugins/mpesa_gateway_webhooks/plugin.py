@@ -13,7 +13,7 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
-from mpesa_gateway_webhooks.jobs import deliver, sweep
+from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
 from mpesa_gateway_webhooks.measures import COUNTS, READINGS
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
@@ -45,6 +45,7 @@ plugin = Plugin(
     jobs=(
         Job(deliver, timeout=90, queue="deliveries"),
         Job(sweep, timeout=30, cron="* * * * * */3", queue="maintenance"),
+        Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),

@@ -154,7 +154,9 @@ class Sender:
     async def _begin(
         self, rows: Sequence[Row], lease: _Lease, contexts: Mapping[str, Context]
     ) -> dict[str, asyncio.Task[None]]:
-        gone = [row["delivery_id"] for row in rows if not row["is_active"] or not row["merchant_is_active"]]
+        gone = [row["delivery_id"] for row in rows if not row["merchant_is_active"]]
+        # Their endpoint was removed: they wait for the next one.
+        homeless = [row["delivery_id"] for row in rows if row["merchant_is_active"] and not row["is_active"]]
         begun: dict[str, asyncio.Task[None]] = {}
         # In the order in which they were made, as far as the servers take them in any order.
         for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
@@ -164,6 +166,8 @@ class Sender:
                 begun[row["delivery_id"]] = self._go(self._deliver_one(row, lane, lease), context)
         if gone:
             await self._db.execute(tables.CANCEL, gone)
+        if homeless:
+            await self._db.execute(tables.MAKE_WAIT, homeless)
         return begun
 
     def _go(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
@@ -320,7 +324,8 @@ class Sender:
                 [_shown(answer) for _, answer in taken],
                 now,
             )
-            await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+            well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
+            await self._db.execute(tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well])
         self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
@@ -352,13 +357,14 @@ class Sender:
                 _shown(answer) if isinstance(answer, Answer) else "",
             )
             text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
+            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
             await self._db.execute(
                 tables.ENDPOINT_ILL,
                 row["endpoint_id"],
                 now,
                 self._settings.breaker_failures,
                 now + timedelta(seconds=self._settings.breaker_pause),
+                row["url"],
             )
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error

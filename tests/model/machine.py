@@ -173,9 +173,7 @@ class Money(RuleBasedStateMachine):
 
         async def work() -> None:
             try:
-                await self.stage.payments.request(
-                    self.stage.caller.merchant_id, other, idempotency_key=key, env=self.stage.caller.env
-                )
+                await self.stage.payments.request(self.stage.caller.merchant_id, "sandbox", other, idempotency_key=key)
             except KeyMismatch:
                 return
             raise AssertionError("a key was taken for another payment")
@@ -208,7 +206,7 @@ class Money(RuleBasedStateMachine):
                 "stkquery",
                 fault,
                 plan,
-                _refusable(self.stage.payments.ask_now(self.stage.caller.merchant_id, payment_id)),
+                _refusable(self.stage.payments.ask_now(self.stage.caller.merchant_id, "sandbox", payment_id)),
             )
         )
 
@@ -243,7 +241,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which, plan=plans, habit=st.sampled_from(RESULT_HABITS))
     def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
         refund_id = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, refund_id))
+        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, "sandbox", refund_id))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------
@@ -413,7 +411,7 @@ class Money(RuleBasedStateMachine):
         ):
             went = row["refund_id"] in stage.reversals.values()
             resolution = Resolution(outcome="completed" if went else "failed", confirm=row["refund_id"], note="seen")
-            await stage.refunds.resolve(row["refund_id"], resolution, "model")
+            await stage.refunds.resolve("sandbox", row["refund_id"], resolution, "model")
         lines = await stage.db.fetch(
             "SELECT l.line_id, s.callback_url FROM statement_line l JOIN sim_transaction t USING (receipt) "
             "JOIN sim_push s USING (checkout_request_id) WHERE l.finding = 'ambiguous'"
@@ -452,9 +450,7 @@ class Money(RuleBasedStateMachine):
         asked, stage = self.payments[key], self.stage
         self.under_way = ("payment", key)
         try:
-            made = await stage.payments.request(
-                stage.caller.merchant_id, asked.request, idempotency_key=key, env=stage.caller.env
-            )
+            made = await stage.payments.request(stage.caller.merchant_id, "sandbox", asked.request, idempotency_key=key)
         except ProcessDied:
             live()
             return
@@ -523,7 +519,7 @@ class Money(RuleBasedStateMachine):
             asked.made = made.id
 
     async def _check(self, name: str, habit: str, plan: Plan) -> None:
-        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, name, self.stage.caller.env))
+        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, "sandbox", name))
         await self._with_habit("transactionstatus", habit, plan, ask)
 
     async def _reconcile(self, habit: str, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
@@ -368,16 +369,34 @@ async def test_a_password_that_cannot_be_encrypted_here_is_refused_with_the_reas
 ) -> None:
     values["daraja"] = {"sandbox_certificate": str(tmp_path / "a.cer"), "sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
-        for word in ("cannot be read", "expired on"):
+        for word in ("cannot be read", "no X.509"):
             answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
             assert (answer.status, answer.error["field"]) == (422, "mpesa.initiator_password")
             assert word in answer.error["message"]
             assert "Initiator-pw-7" not in str(answer.body)
-            issue(tmp_path / "a.cer", since=-10, days=5)
+            (tmp_path / "a.cer").write_text("-----BEGIN CERTIFICATE-----")
         both = await put(api, initiator_password="Initiator-pw-7")
         assert (both.status, both.error["field"]) == (422, "mpesa.initiator_password")
         spaced = await put(api, security_credential=None, initiator_password="with space")
         assert (spaced.status, spaced.error["field"]) == (422, "mpesa.initiator_password")
+
+
+async def test_initiator_password_is_encrypted_with_an_expired_certificate_and_a_warning_logged(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    issued = issue(tmp_path / "a.cer", since=-4000, days=5)
+    values["daraja"] = {"sandbox_certificate": str(issued.path), "sandbox_url": "http://127.0.0.1:9"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        with capture_logs() as logged:
+            answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
+        assert answer.status == 200, answer.body
+        merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        kept = await gateway.services.get(CredentialStore).get(merchant_id, "sandbox")
+        assert kept.security_credential is not None
+        assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
+        (warned,) = [entry for entry in logged if entry["event"] == "certificate_outside_its_time"]
+        assert (warned["log_level"], "expired on" in warned["problem"]) == ("warning", True)
+        assert "Initiator-pw-7" not in str(logged)
 
 
 async def test_each_environment_talks_to_its_own_daraja_only(values: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ FILTERS: dict[str, dict[str, str]] = {
 
 async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, after: Position | None) -> dict[str, Any]:
     """How Postgres has read a page."""
-    sql, values = page_sql(merchant_id, filters, after, SHOWN)
+    sql, values = page_sql(merchant_id, "sandbox", filters, after, SHOWN)
     (row,) = await db.fetch_planned("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql, *values)
     plan: dict[str, Any] = json.loads(row[0])[0]["Plan"]
     return plan
@@ -115,7 +115,7 @@ async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, aft
 
 async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> Position | None:
     """The position of a row far down the list, or half way where the list is shorter; None in an empty one."""
-    sql, values = page_sql(merchant_id, filters, None, DEEP)
+    sql, values = page_sql(merchant_id, "sandbox", filters, None, DEEP)
     rows = await db.fetch_planned(f"SELECT created_at, payment_id FROM ({sql}) AS listed", *values)  # noqa: S608
     if not rows:
         return None

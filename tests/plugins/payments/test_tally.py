@@ -65,7 +65,7 @@ async def counted(town: Town) -> Tallied:
     """The figures, counted now."""
     tally = town.gateway.services.get(PaymentTally)
     await tally.count()
-    found = await tally.read()
+    found = await tally.read("sandbox")
     assert found is not None
     return found
 
@@ -77,7 +77,7 @@ async def books(town: Town) -> Books:
 async def test_nothing_is_told_before_the_first_payment(town: Town) -> None:
     tally = town.gateway.services.get(PaymentTally)
     assert await tally.count() == 0
-    assert await tally.read() is None
+    assert await tally.read("sandbox") is None
 
 
 async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(town: Town) -> None:
@@ -172,6 +172,6 @@ async def test_the_worker_counts_by_itself(town: Town) -> None:
     await town.gateway.jobs.enqueue("payments.tally")
 
     async def is_counted() -> bool:
-        return await town.gateway.services.get(PaymentTally).read() is not None
+        return await town.gateway.services.get(PaymentTally).read("sandbox") is not None
 
     await eventually(is_counted)

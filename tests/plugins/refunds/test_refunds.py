@@ -1,6 +1,7 @@
 """Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each rightly."""
 
 import asyncio
+import json
 from typing import Any, ClassVar
 
 import asyncpg
@@ -8,7 +9,7 @@ import pytest
 
 from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
-from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, shop
+from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.service import RefundService
@@ -238,9 +239,8 @@ WORDS = {
     "2001": "initiator_invalid",
     "2028": "not_permitted",
     "8006": "initiator_locked",
-    "4242": "other",
-    "SFC_IC0003": "other",
 }
+UNKNOWN_RESULTS = ("15", "100000100", "100000000", "26", "4242", "SFC_IC0003", "R000003")
 
 
 def test_the_table_of_results_is_complete() -> None:
@@ -275,6 +275,50 @@ async def test_every_result_code_has_its_outcome_and_its_advice(desk: Desk, is_t
         assert (data["outcome"], bool(data["advice"]), data["status"]) == (WORDS[data["result_code"]], True, "failed")
     (reversed_,) = await desk.town.receiver.wait_for(1, kind="payment.reversed")
     assert reversed_.json["data"]["refund_amount"] == "500.00"
+
+
+@pytest.mark.parametrize("code", UNKNOWN_RESULTS)
+async def test_take_result_unknown_code_keeps_the_money_reserved_for_review(desk: Desk, code: str) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    said = result(int(code) if code.isdigit() else code, "Duplicate Detected 254711000001")
+    assert (await desk.result(refund, said)).status == 200
+    after = await desk.refund(refund)
+    assert (after["status"], after["outcome"]) == ("pending", None)
+    assert code in after["attention"]
+    assert "254711000001" not in after["attention"]
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    # No second reversal is possible meanwhile, and M-Pesa's own proof still ends this one.
+    assert (await desk.ask(payment_id, key="again")).status == 409
+    assert len(desk.daraja.of("reversal")) == 1
+    await desk.done(refund)
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+@pytest.mark.parametrize("code", [0.0, "00000000", "0.0"])
+async def test_reversal_acknowledged_with_any_zero_is_sent_once(desk: Desk, code: Any) -> None:
+    payment_id = await desk.paid()
+    status, content = ack(9)
+    desk.daraja.say("reversal", (status, content | {"ResponseCode": code}))
+    refund = (await desk.ask(payment_id)).data
+    assert refund["status"] == "pending"
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert (await desk.result(refund, result(code, transaction_id=REVERSAL))).status == 200
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
+
+
+@pytest.mark.parametrize("said", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
+async def test_reversal_refused_by_the_proxy_frees_the_money(desk: Desk, said: Any) -> None:
+    payment_id = await desk.paid()
+    desk.daraja.say("reversal", said)
+    answer = await desk.ask(payment_id, key="r")
+    assert (answer.status, answer.error["retryable"]) == (503, True)
+    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await desk.ask(payment_id, key="r")).data["status"] == "pending"
+    assert len(desk.daraja.of("reversal")) == 2
 
 
 async def test_a_part_goes_back_and_then_the_rest(desk: Desk) -> None:
@@ -364,6 +408,75 @@ async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: De
     go.set()
     assert (await asking).data["status"] == "completed"
     assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+SPECIFIED = "/v1/webhooks/mpesa/"
+
+
+async def test_reversal_result_without_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
+    """The specification's one result_url is that of status queries, and Daraja posts reversals' results there too."""
+    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
+    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    url = f"{desk.town.base}{SPECIFIED}transactionstatus/result"
+    await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    for number, where in enumerate(("transactionstatus/result", "reversal/result", "")):
+        receipt, reversal = f"TKN000000{number}", f"REV000000{number}"
+        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
+        desk.daraja.say("reversal", ack(80 + number))
+        refund = (await desk.ask(payment_id)).data
+        assert desk.daraja.of("reversal")[-1]["ResultURL"] == url
+        # A timeout, likewise, asks.
+        late = result(1, kind=1, originator=f"o-{80 + number}", conversation=f"AG_{80 + number}")
+        assert (await desk.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
+        due = "SELECT due_at <= now() FROM refund WHERE refund_id = $1"
+        assert await desk.town.gateway.db.fetchval(due, refund["id"])
+        assert await desk.books(payment_id) == ("completed", 0, 500)
+        # Ids that we do not know wait, whatever their result says.
+        strange = result(0, originator=f"x-{number}", conversation=f"AGX_{number}", transaction_id=reversal)
+        path = f"{SPECIFIED}{where}".rstrip("/")
+        assert (await desk.town.api.call("POST", path, strange)).status == 200
+        assert await desk.books(payment_id) == ("completed", 0, 500)
+        says = {"OriginalTransactionID": receipt, "Amount": 5e2}
+        done = result(
+            0.0,
+            originator=f"o-{80 + number}",
+            conversation=f"AG_{80 + number}",
+            transaction_id=reversal,
+            says=says,
+        )
+        assert (await desk.town.api.call("POST", path, done)).status == 200
+        assert await desk.books(payment_id) == ("reversed", 500, 0), where
+        assert (await desk.refund(refund))["reversal_receipt"] == reversal
+    verdicts = await desk.town.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
+    assert {row["verdict"]: row["count"] for row in verdicts} == {"applied": 9, "waiting": 3}
+
+
+async def test_reversal_result_without_a_token_needs_a_listed_source(values: dict[str, Any], daraja: Daraja) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        done = result(0, originator="o-1", conversation="AG_1", transaction_id=REVERSAL)
+        for where in ("transactionstatus/result", "reversal/result", "reversal/timeout", ""):
+            assert (await api.call("POST", f"{SPECIFIED}{where}".rstrip("/"), done)).status == 403, where
+        assert daraja.of("reversal") == []
+        reasons = {row["reason"] for row in await gateway.db.fetch("SELECT reason FROM refused_callback")}
+        assert reasons == {"source"}
+
+
+async def test_reversal_result_with_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
+    callbacks = desk.town.gateway.services.get(Callbacks)
+    for number, path in enumerate(("/v1/cb/status/", f"{SPECIFIED}transactionstatus/result/", "/v1/cb/reversal/")):
+        receipt = f"TKN000000{number}"
+        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
+        refund = (await desk.ask(payment_id)).data
+        url = callbacks.url_for("reversal", env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"])
+        token = url.rpartition("/")[2]
+        # At a timeout address it says nothing of the money, whatever is in it, also nothing at all.
+        for raw in (b"", b"\xff", b"<html>gone</html>", json.dumps(result(1)).encode()):
+            answer = await desk.town.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
+            assert (answer.status, await desk.books(payment_id)) == (200, ("completed", 0, 500)), raw
+        done = result(0, transaction_id=f"REV000000{number}", says={"OriginalTransactionID": receipt})
+        assert (await desk.town.api.call("POST", path + token, done)).status == 200
+        assert await desk.books(payment_id) == ("reversed", 500, 0), path
 
 
 def _loopback() -> tuple[Any, ...]:
