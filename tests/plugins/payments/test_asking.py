@@ -374,3 +374,13 @@ async def test_request_refused_by_spike_arrest_rests_the_merchants_questions(tow
     assert (await town.api.pay(PHONE, 500, key="b")).status == 201
     await query(town, made)
     assert len(daraja.of("stkquery")) == 1
+
+
+async def test_request_acknowledged_without_merchant_request_id_can_be_asked_about(town: Town, daraja: Daraja) -> None:
+    ack = {"CheckoutRequestID": "ws_CO_77", "ResponseCode": 0.0, "ResponseDescription": "Success"}
+    daraja.say("stkpush", (200, ack))
+    made = await asked(town)
+    assert (made["status"], made["provider_ref"]) == ("pending", "ws_CO_77")
+    daraja.say("stkquery", stk_result("0"))
+    assert (await query(town, made))["status"] == "completed"
+    assert daraja.of("stkquery")[0]["CheckoutRequestID"] == "ws_CO_77"
