@@ -219,7 +219,9 @@ class Jobs:
         self._known = known
         self._tracer = tracer
         self._client = connect(config)
-        self._queues = {name: GatewayQueue(self._client, name=queue_key(config, name)) for name in QUEUES}
+        self._queues: dict[QueueName, GatewayQueue] = {
+            name: GatewayQueue(self._client, name=queue_key(config, name)) for name in QUEUES
+        }
         self._resting_until = 0.0
         self._waking: set[asyncio.Task[bool]] = set()
 

@@ -121,7 +121,7 @@ INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id)
