@@ -41,6 +41,7 @@ async def open_shop(
         rng=rng,
         http=http,
         merchant_ids=tuple(merchant_id for merchant_id, _ in shops),
+        shortcode_ids=tuple(row[0] for row in await gateway.db.fetch("SELECT shortcode_id FROM shortcode")),
         api_keys=tuple(key for _, key in shops),
         operator_key=operator_key.reveal(),
         crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),

@@ -15,6 +15,7 @@ from mpesa_gateway.config import GatewayConfig, HttpConfig
 from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.databases import fill
 
 T = TypeVar("T")
 
@@ -53,9 +54,10 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "database": {"url": database_url, "pool_max": 10},
         "valkey": {"url": valkey_url},
         "security": {"master_key": generate()},
-        "worker": {"in_process": True, "grace": 5},
+        # Each slot has a connection: a test needs few, and pays for all of them at its start.
+        "worker": {"in_process": True, "grace": 5, "deliveries": 5, "daraja": 5, "maintenance": 3, "default": 3},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
-        "simulator": {"callback_delay": 0.2},
+        "simulator": {"callback_delay": 0.05},
         "metrics": {"networks": ["127.0.0.0/8"]},
         "traces": {"endpoint": "http://127.0.0.1:1/nobody"},
     }
@@ -80,9 +82,7 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
 
     Gives its base URL. Raises RuntimeError for one that does not start; the log says why.
     """
-    server = uvicorn.Server(
-        ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more)
-    )
+    server = _Server(ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more))
     task = asyncio.create_task(_serve(server, at))
     try:
         while not server.started:
@@ -92,8 +92,46 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{at.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.end()
         await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends when it is told to and idle. uvicorn itself looks every tenth of a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """Stop serving."""
+        self.should_exit = True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        """Serve until told to end."""
+        ticking, told = asyncio.create_task(super().main_loop()), asyncio.create_task(self._told.wait())
+        await asyncio.wait((ticking, told), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ticking, told):
+            task.cancel()
+        await asyncio.gather(ticking, told, return_exceptions=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was begun, ``timeout_graceful_shutdown`` seconds at most, and end the application."""
+        for server in self.servers:
+            server.close()
+        for at in sockets or ():
+            at.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - uvicorn tells of neither
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 async def _serve(server: uvicorn.Server, at: socket.socket) -> None:
@@ -116,6 +154,7 @@ async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenera
     values = {"public_url": base} | values | {"daraja": daraja}
     with at:
         gateway = Gateway(GatewayConfig.from_values(values), **options)
+        await fill(gateway)
         async with serving(gateway.asgi, at, gateway.config.http):
             yield gateway, base
 

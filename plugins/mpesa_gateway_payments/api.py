@@ -1,29 +1,74 @@
 """What other plugins and hosts may ask of payments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import ClassVar, Literal, Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Proof,
+    Receiver,
+    Source,
+    Zone,
+    in_zone,
+    possible,
+    proven_zone,
+    read_amount,
+    read_direction,
+    read_kind,
+)
+from mpesa_gateway_payments.judging import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Mismatch,
+    Settles,
+    Transaction,
+    Unfit,
+    Verdict,
+)
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
 __all__ = [
+    "AlreadyKnown",
+    "Ambiguous",
+    "Ask",
     "CheckStarted",
+    "Direction",
+    "Evidence",
     "Finding",
-    "Match",
+    "Mismatch",
     "PaymentRequest",
     "PaymentView",
     "PaymentWithTimeline",
     "Payments",
+    "Proof",
+    "Receiver",
     "Recovery",
     "Refundable",
     "RefundablePayments",
     "Requested",
-    "Statement",
+    "Settled",
+    "Settles",
+    "Source",
     "StatusQueries",
+    "Transaction",
+    "UnallocatedMoney",
+    "Unfit",
+    "Verdict",
+    "Wanted",
+    "Zone",
+    "in_zone",
+    "possible",
+    "proven_zone",
+    "read_amount",
+    "read_direction",
+    "read_kind",
 ]
 
 
@@ -47,85 +92,73 @@ class Requested:
     is_replay: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """Money as M-Pesa shows it on a statement or in a status answer.
-
-    ``amount`` is in KES, None when it is not whole; ``phone`` is what is visible of the payer's number; ``moments`` are
-    the readings of its time, in UTC; ``source`` says where M-Pesa showed it.
-    """
-
-    receipt: str
-    amount: Kes | None
-    amount_text: str
-    phone: str | None
-    reference: str | None
-    moments: tuple[datetime, ...]
-    source: Literal["statement", "status_query"] = "statement"
-
-
 Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
-"""What a statement line turned out to be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A payment that a statement line can belong to; ``created_at`` is in UTC."""
-
-    payment_id: str
-    phone: Msisdn
-    reference: str
-    created_at: datetime
+"""What a report of money turned out to be."""
 
 
 @dataclass(frozen=True)
-class Match:
-    """The payments that a statement line can belong to, and by what they were found.
+class Settled:
+    """What became of a report.
 
-    By the ``rule`` there is a ``candidate`` only where exactly one payment fits, whoever asked for it; several, some of
-    them perhaps other merchants', are ambiguous.
+    ``payment_id`` and ``merchant_id`` are of the payment that has the money, or contradicts it. An ambiguous report has
+    ``candidates``, and ``asks`` where M-Pesa may know more about the receipt.
     """
 
-    how: Literal["receipt", "reference", "rule"]
-    payment_ids: tuple[str, ...] = ()
-    candidate: Candidate | None = None
-    is_ambiguous: bool = False
+    finding: Finding
+    payment_id: str | None = None
+    merchant_id: str | None = None
+    candidates: tuple[str, ...] = ()
+    asks: bool = False
 
-    @property
-    def payment_id(self) -> str | None:
-        """The one payment that it is, None where that is not sure."""
-        return self.payment_ids[0] if self.payment_ids and not self.is_ambiguous else None
 
-    BEFORE: ClassVar[timedelta] = timedelta(minutes=2)
-    """How much earlier than our record of the payment M-Pesa's clock may put the money."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A receiver's ``number`` and an ``amount`` in KES of which money is wanted.
 
-    AFTER: ClassVar[timedelta] = timedelta(hours=24)
-    """How much later than the request a payer may still have paid."""
+    Payments made between ``since`` and ``until`` may have it, those from ``likely`` on by the rule. Times are in UTC.
+    """
+
+    number: str
+    amount: int
+    since: datetime
+    likely: datetime
+    until: datetime
+
+
+class UnallocatedMoney(Protocol):
+    """Knows money that came in and belongs to no payment. Provided by the owner of statements."""
+
+    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
+        """Return the money of these receivers and amounts that came since ``likely``, each receipt once."""
+        ...
 
 
 class Recovery(Protocol):
-    """Finds the payment that money belongs to, and completes it."""
+    """Finds the payments that money belongs to, by the one judge, and completes them."""
 
-    async def match(self, merchant_id: str, env: Env, shortcode: str, line: Statement) -> Match:
-        """The payment that a line can belong to.
+    async def judge(self, reports: Sequence[Evidence]) -> Sequence[Verdict]:
+        """Return what each report means as things stand. Nothing is locked or written."""
+        ...
 
-        By receipt, by our unique reference, or else by the rule of shortcode, amount, visible digits of the payer,
-        reference and time, among payments that have no receipt, other merchants' of this shortcode included. Several
-        are never guessed between.
+    async def settle(self, report: Evidence) -> Settled:
+        """Judge a report, lock its payment, judge again, and write what follows. Needs an open transaction.
+
+        The payment may be another merchant's of the same receiver.
         """
         ...
 
-    async def settle(self, merchant_id: str, env: Env, payment_id: str, line: Statement) -> Finding:
-        """Complete this merchant's payment with this money, or say why not: it is done already, or does not fit."""
+    async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
+        """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
+
+        A merchant's choice has to fit the report; an operator decides. Raises NotFound.
+        """
         ...
 
 
 class StatusQueries(Protocol):
     """Asks M-Pesa what became of a transaction."""
 
-    async def ask(
-        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
-    ) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
 
         The answer never shows the money's ``reference``: give it where it is known, so that no payment for another
@@ -141,6 +174,7 @@ class Refundable:
 
     payment_id: str
     env: Env
+    shortcode_id: str
     shortcode: str
     amount: Kes
     payment_amount: Kes
@@ -150,7 +184,9 @@ class Refundable:
 class RefundablePayments(Protocol):
     """Lets refunds change payments. Each call needs an open transaction, so that refund and payment move together."""
 
-    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> Refundable:
+    async def reserve(
+        self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
+    ) -> Refundable:
         """Set an amount aside (all that is left without one), so that refunds never exceed the payment.
 
         Raises NotFound, and Conflict where the payment is not paid, has no receipt, or has less left.
@@ -169,18 +205,17 @@ class RefundablePayments(Protocol):
 class Payments(Protocol):
     """Asks payers for money and knows how each payment stands."""
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
-        """Ask a payer for money: one STK push for one key, whatever happens.
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
+        """Ask a payer for money at the merchant's default shortcode of ``env``: one STK push for one key.
 
-        ``env``, where given, must be that of the merchant's credentials. Raises ProviderNotConfigured, KeyMismatch,
-        KeyInProgress, ProviderRejected, and ProviderUnavailable when nothing was sent and the key may try again.
+        A key belongs to (merchant, env). Raises ProviderNotConfigured without credentials for ``env``, KeyMismatch,
+        KeyInProgress, ProviderRejected, Conflict where the shortcode is another merchant's or the key's payment is of
+        one that is retired, and ProviderUnavailable when nothing was sent and the key may try again.
         """
         ...
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
-        """A payment of this merchant; raises NotFound."""
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
+        """A payment of this merchant in ``env``; raises NotFound."""
         ...
 
     async def find(self, payment_id: str) -> PaymentView | None:

@@ -1,6 +1,7 @@
 """Asks M-Pesa what became of a transaction, by its receipt or by our payment, and takes the answer when it comes."""
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -10,19 +11,29 @@ from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, Rejected
 from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Statement
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Handle,
+    Proof,
+    Receiver,
+    Source,
+    possible,
+    read_amount,
+    read_direction,
+)
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
-from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.transitions import Transitions
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -40,17 +51,14 @@ class StatusChecks:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 
-    async def ask(
-        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
-    ) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
-        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-        check_env(credentials, env)
+        payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
+        credentials = await self._credentials(merchant_id, env, payment)
         initiator = credentials.initiator_for("a status check")
-        payment, receipt, conversation_id = await self._subject(what, credentials)
         check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
@@ -87,34 +95,38 @@ class StatusChecks:
             response_description=ack.response_description,
             check_id=check_id,
             payment_id=payment_id,
+            env=env,
         )
 
-    async def get(self, merchant_id: str, check_id: str) -> CheckView:
+    async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, check_id)
+        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _subject(self, what: str, credentials: MpesaCredentials) -> tuple[Row | None, str | None, str | None]:
+    async def _credentials(self, merchant_id: str, env: Env, payment: Row | None) -> MpesaCredentials:
+        """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
+        port = self._gateway.services.get(Credentials)
+        if payment is not None:
+            return await port.of_shortcode(payment["shortcode_id"])
+        credentials = await port.get(merchant_id, env)
+        credentials.check_use()
+        return credentials
+
+    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Row | None, str | None, str | None]:
         """The payment where we know it, its receipt, and the conversation of its push."""
-        merchant_id = credentials.merchant_id
         if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
                 raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
-            if (payment["env"], payment["shortcode"]) != (credentials.env, credentials.shortcode):
-                raise NotAsked(
-                    f"this payment is of {payment['env']} and shortcode {payment['shortcode']}, and the stored "
-                    f"credentials are of {credentials.env} and {credentials.shortcode}: M-Pesa would not know it"
-                )
             return payment, payment["receipt"], payment["merchant_request_id"]
         receipt = read_receipt(what)
         if receipt is None:
             raise Invalid.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
-        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, credentials.env, receipt), receipt, None
+        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
 
     def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(
@@ -176,59 +188,73 @@ class StatusChecks:
         )
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
-        """What the answer means here; moves the payment where it says so. Gives the finding."""
+        """Write what the answer means to the payment that it is about. Returns the finding."""
         state, asked = transaction_state(result.transaction_status), check["receipt"]
         if (why_nothing := _says_nothing(result, state, asked)) is not None:
             return why_nothing
-        told = Told(
-            receipt=result.receipt or asked,
-            amount=result.amount,
-            amount_text=result.amount_text,
-            phone=read_payer(result.payers),
-            text=f"M-Pesa reports {result.transaction_status}",
-        )
-        payment, finding, is_sure = await self._payment(check, told, result)
-        if payment is None:
-            return finding
+        evidence = await self._evidence(check, result)
+        recovery = self._gateway.services.get(PaymentRecovery)
         if state == "completed":
-            outcome = await self._moves.take_money(payment, told, Cause.STATUS_QUERY)
-            return {"completed": "recovered", "known": "already_known"}.get(outcome, outcome)
-        if not is_sure:
+            settled = await recovery.settle(evidence)
+            is_own = settled.merchant_id in {None, check["merchant_id"]}
+            return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
+        payment = await self._named(check, evidence)
+        if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-        return "reversed" if state == "reversed" else await self._fail(payment, told, result)
+        return "reversed" if state == "reversed" else await self._fail(payment, result)
 
-    async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
-        """M-Pesa says that no money moved. Gives the finding."""
+    async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
+        """What the answer states. One about a payment of ours by its conversation speaks of its push."""
+        payment_id: str | None = check["payment_id"]
+        return Evidence(
+            source=Source.STATUS_QUERY,
+            proof=Proof.ANSWER,
+            direction=read_direction(result.payees, await self._numbers(check)),
+            receiver=Receiver(check["env"], check["shortcode"]),
+            receipt=result.receipt or check["receipt"],
+            handle=None if payment_id is None else Handle(payment_id),
+            reference=check["reference"],
+            amount=read_amount(result.amount, result.amount_text),
+            payer=read_payer(result.payers),
+            time=() if result.finished_at is None else possible((result.finished_at,), now=result.received_at),
+        )
+
+    async def _numbers(self, check: Row) -> set[str]:
+        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        numbers = {check["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            port = self._gateway.services.get(Credentials)
+            known = await port.get(check["merchant_id"], check["env"], check["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
+        return numbers
+
+    async def _named(self, check: Row, evidence: Evidence) -> Row | None:
+        """The payment that the answer names, locked: it was asked about, or has the receipt."""
+        payment_id = check["payment_id"]
+        if evidence.direction is Direction.OUT:
+            return None
+        if payment_id is None:
+            known = await self._db.fetchrow(
+                tables.FIND_BY_RECEIPT, check["merchant_id"], check["env"], evidence.receipt
+            )
+            payment_id = None if known is None else known["payment_id"]
+        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, payment_id)
+
+    async def _fail(self, payment: Row, result: StatusResulted) -> str:
+        """M-Pesa says that no money moved. Returns the finding."""
         has_failed = await self._moves.fail(
             payment["payment_id"],
             code=result.result_code,
-            text=told.text,
+            text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
+            is_final=True,
         )
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
-
-    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str, bool]:
-        """The locked payment that the answer is about; without one, why there is none; and whether it was named."""
-        if check["payment_id"] is not None:
-            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), "", True
-        statement = Statement(
-            receipt=told.receipt or "",
-            amount=told.amount,
-            amount_text=told.amount_text or "",
-            phone=told.phone,
-            reference=check["reference"],
-            moments=(result.finished_at,) if result.finished_at else (),
-        )
-        recovery = self._gateway.services.get(PaymentRecovery)
-        match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)
-        if match.payment_id is None:
-            return None, "ambiguous" if match.is_ambiguous else "not_ours", False
-        return await self._db.fetchrow(tables.LOCK, match.payment_id), "", match.how == "receipt"
 
 
 def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str | None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,17 +29,20 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import may_be_handle
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount, read_callback
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.judging import Confirm, judge, judge_other_push, payment_of, speaks_of
 from mpesa_gateway_payments.listing import export_payments, list_payments
-from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
+from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -49,7 +53,7 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
-from mpesa_gateway_payments.transitions import Told, Transitions, fits
+from mpesa_gateway_payments.transitions import Told, Transitions, told_of
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -61,9 +65,11 @@ _OPERATION = "payments.request"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
 _REST = 10
-"""Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
-_UNASKED = timedelta(hours=1)
-"""How much longer a payment stays open whose last question could not be put."""
+"""Seconds without questions for a shortcode after Daraja took none, when it does not say how long."""
+_ASK_FOR = 20.0
+"""Seconds after which a shortcode's job begins no more questions: others have their turn."""
+_LAST_ASK = timedelta(seconds=45)
+"""How long before a payment's end it is asked about for the last time: longer than a call to Daraja takes."""
 
 
 class _KeyOfOld(Exception):
@@ -78,11 +84,13 @@ class PaymentService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
-        self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+        self._places = Places(gateway.config.worker.daraja, each=1)
         self._moves = Transitions(gateway)
+        self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
-        self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
+        self._rules = self._settings.rules
+        self._endings = Endings(gateway, self._rules)
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -117,14 +125,12 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
-        row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
+        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
-            row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+            row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
@@ -134,13 +140,13 @@ class PaymentService:
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
-        except ProviderNotConfigured:
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
+        except (ProviderNotConfigured, ReceiverOwned):
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")
@@ -149,6 +155,7 @@ class PaymentService:
             payment_id=payment_id,
             merchant_id=merchant_id,
             env=credentials.env,
+            shortcode_id=credentials.shortcode_id,
             shortcode=credentials.shortcode,
             amount=int(request.amount),
             phone=str(request.phone),
@@ -164,29 +171,29 @@ class PaymentService:
         return await self._steps.insert(wanted), credentials
 
     async def _claim(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
-            return await self._claim_now(merchant_id, request, key, env)
+            return await self._claim_now(merchant_id, env, request, key)
         except _KeyOfOld:
-            return await self._find_old(merchant_id, request, key), None
+            return await self._find_old(merchant_id, env, request, key), None
 
-    async def _find_old(self, merchant_id: str, request: PaymentRequest, key: str) -> Row:
+    async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
         """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             raise NotFound("there is no such payment")
-        is_same = row["amount"] == request.amount and fits(request.phone, row)
+        is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
         return row
 
     async def _claim_now(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
@@ -194,26 +201,48 @@ class PaymentService:
             claim = await idempotency.claim(
                 self._db,
                 merchant_id=merchant_id,
+                env=env,
                 key=key,
+                operation=OPERATION,
                 fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
                 subject_id=payment_id,
                 now=now,
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                return await self._require(merchant_id, claim.subject_id), None
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
+                return await self._require(merchant_id, env, claim.subject_id), None
             if claim.subject_id != payment_id:
+                credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.unsent_after)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
                 # It was given up meanwhile: what it is now is the answer.
-                await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
-                return await self._require(merchant_id, claim.subject_id), None
+                await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
+                return await self._require(merchant_id, env, claim.subject_id), None
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+
+    async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
+        """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
+
+        Raises ShortcodeRetired where that shortcode takes no payments any more.
+        """
+        row = await self._require(merchant_id, env, payment_id)
+        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        try:
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        except ProviderNotConfigured:
+            credentials = None
+        if credentials is None or credentials.retired_at is not None:
+            raise ShortcodeRetired(
+                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                "a new Idempotency-Key to ask at the present shortcode"
+            )
+        credentials.check_use()
+        return credentials
 
     async def _insert(
         self,
@@ -242,6 +271,7 @@ class PaymentService:
             now + timedelta(seconds=self._settings.unsent_after),
             now + timedelta(seconds=self._settings.expire_after),
             now,
+            credentials.shortcode_id,
         )
         if row is None:
             raise _KeyOfOld
@@ -249,7 +279,7 @@ class PaymentService:
 
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the one STK push of a payment and record what came of it."""
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
+        payment_id, merchant_id = row["payment_id"], row["merchant_id"]
         address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
             "stk", env=credentials.env, merchant_id=merchant_id, subject_id=payment_id
         )
@@ -263,35 +293,41 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
-            await self._record_unsent(payment_id, merchant_id, key, fault)
+            self._rest(row["shortcode_id"], fault)
+            await self._record_unsent(row, fault)
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
             ) from None
         except Rejected as fault:
-            await self._record_refusal(payment_id, merchant_id, key, fault)
+            await self._record_refusal(row, fault)
             raise ProviderRejected(
                 f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
             ) from None
         except OutcomeUnknown as fault:
-            return await self._record_unknown(payment_id, merchant_id, key, fault)
-        return await self._record_ack(row, ack)
+            return await self._record_unknown(row, fault)
+        self._resting.pop(row["shortcode_id"], None)
+        return await self._record_ack(row, ack, credentials)
 
-    async def _record_ack(self, row: Row, ack: StkAck) -> Row:
-        payment_id, merchant_id, key = row["payment_id"], row["merchant_id"], row["idempotency_key"]
-        is_named = row["callback_url"] is None
-        taken = await self._steps.accept(Accepted(payment_id, merchant_id, key, ack, is_named=is_named))
-        if taken is not None:
-            return taken
+    async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
+        payment_id, is_named = row["payment_id"], row["callback_url"] is None
+        # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+        if not credentials.wants_owner:
+            taken = await self._steps.accept(
+                Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
+            )
+            if taken is not None:
+                return taken
         try:
-            return await self._record_accepted(payment_id, merchant_id, key, ack)
+            return await self._record_accepted(row, ack, credentials)
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
         fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
-        return await self._record_unknown(payment_id, merchant_id, key, fault)
+        return await self._record_unknown(row, fault)
 
-    async def _record_accepted(self, payment_id: str, merchant_id: str, key: str, ack: StkAck) -> Row:
+    async def _record_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(
@@ -303,38 +339,47 @@ class PaymentService:
                 now + timedelta(seconds=self._settings.ask_after[0]),
             )
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
             await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
-            return await self._require(merchant_id, payment_id)
+            await self._gateway.services.get(Credentials).accepted(credentials)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unknown(self, payment_id: str, merchant_id: str, key: str, fault: OutcomeUnknown) -> Row:
+    async def _record_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
-            return await self._require(merchant_id, payment_id)
+            return await self._require(row["merchant_id"], row["env"], payment_id)
 
-    async def _record_unsent(self, payment_id: str, merchant_id: str, key: str, fault: NotSent) -> None:
+    async def _settle_key(self, row: Row) -> None:
+        await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
+
+    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
+        payment_id = row["payment_id"]
         now = self._gateway.clock.now()
         async with self._db.transaction():
             await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
             await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(self._db, merchant_id=merchant_id, key=key)
+            await idempotency.release(
+                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
 
-    async def _record_refusal(self, payment_id: str, merchant_id: str, key: str, fault: Rejected) -> None:
+    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
         async with self._db.transaction():
             await self._moves.fail(
-                payment_id,
+                row["payment_id"],
                 code=fault.code or "refused",
                 text=fault.meaning,
                 reason=fault.failure_reason,
                 cause=Cause.FAULT,
                 step="refused",
+                is_final=True,
             )
-            await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
+            await self._settle_key(row)
 
     # -- what ends a payment --------------------------------------------------------------------------------------
 
@@ -352,19 +397,24 @@ class PaymentService:
             return
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
+        evidence = read_callback(result)
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
-            raise AnotherSubject("this callback is about another payment than its address")
+        outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if not speaks_of(evidence, payment_of(row)):
+            await self._take_other_push(row, evidence, result, outcome)
+            return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
-        outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
             await self._db.execute(tables.RELEARN_CHECKOUT, row["payment_id"], told)
         if outcome.is_paid:
-            is_applied = await self._take_callback(row, result)
+            is_applied = await self._take_callback(row, evidence, result)
+        elif evidence.proof is Proof.NONE:
+            # Nothing proves who says so. M-Pesa is asked at once.
+            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._gateway.clock.now())
         elif not outcome.is_pending:
             await self._moves.fail(
                 row["payment_id"],
@@ -372,9 +422,27 @@ class PaymentService:
                 text=result.result_desc,
                 reason=outcome.failure_reason,
                 cause=Cause.CALLBACK,
+                is_final=outcome.is_final,
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_other_push(self, row: Row, evidence: Evidence, result: StkResulted, outcome: Outcome) -> None:
+        """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
+
+        Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
+        payer fit, and is held for a person otherwise.
+        """
+        is_own = bool(result.subject_id) and not await self._db.fetchval(
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+        )
+        if not outcome.is_paid or not is_own:
+            raise AnotherSubject("this callback is about another payment than its address")
+        log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
+        verdict = judge_other_push(evidence, payment_of(row), self._rules)
+        told = told_of(evidence, code=result.result_code, text=result.result_desc)
+        await self._moves.take(row, verdict, told, Cause.CALLBACK)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -390,36 +458,56 @@ class PaymentService:
         except asyncpg.UniqueViolationError:
             raise AnotherSubject("this callback is about another payment than its address") from None
 
-    async def _take_callback(self, row: Row, result: StkResulted) -> bool:
-        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that.
+    async def _take_callback(self, row: Row, evidence: Evidence, result: StkResulted) -> bool:
+        """Take a callback that says that the payer paid.
 
-        False when it has to wait, because what another callback says is being confirmed.
+        Returns False when it has to wait, because what another callback says is being confirmed.
         """
-        told = _told(result)
-        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
-        if not is_open or not self._wants_confirmation(row, told):
-            await self._moves.take_money(row, told, Cause.CALLBACK)
-        elif row["mismatch"] is None and (row["checkout_request_id"] or result.checkout_request_id):
+        told = told_of(evidence, code=result.result_code, text=result.result_desc)
+        verdict = judge(evidence, (payment_of(row),), rules=self._rules)
+        if isinstance(verdict, Confirm):
             return await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
-        else:
-            # Nobody can be asked, or a person is looking at what came before: another callback proves nothing.
-            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._moves.take(row, verdict, told, Cause.CALLBACK)
         return True
-
-    def _wants_confirmation(self, row: Row, told: Told) -> bool:
-        if self._settings.confirm == "mismatch":
-            is_asked_for = told.amount == row["amount"] and told.receipt is not None
-            return not is_asked_for or not fits(told.phone or "", row)
-        return self._settings.confirm == "always"
 
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every payment that is due to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Wake one job for each shortcode with payments that are due; gives their count."""
+        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._gateway.clock.now())
         for row in rows:
-            await self._gateway.jobs.enqueue("payments.ask", payment_id=row["payment_id"])
+            shortcode_id = row["shortcode_id"]
+            await self._gateway.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
+
+    async def end_due(self) -> int:
+        """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
+        return await self._expiry.end_due()
+
+    async def ask_due(self, shortcode_id: str) -> int:
+        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
+
+        What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
+        raised for one of the payments, after the others.
+        """
+        count = 0
+        failed: list[BaseException] = []
+        with self._places.take(shortcode_id) as has_place:
+            until = time.monotonic() + _ASK_FOR
+            while has_place and time.monotonic() < until:
+                now = self._gateway.clock.now()
+                rows = await self._db.fetch(
+                    tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                )
+                asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
+                failed += [one for one in asked if one is not None]
+                count += len(rows)
+                rests = self._places.is_silent(shortcode_id) or shortcode_id in self._resting
+                if rests or len(rows) < self._settings.asks_at_once:
+                    break
+        if failed:
+            raise failed[0]
+        return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
         """Ask Daraja how a pending payment stands, or expire it once its time is up.
@@ -430,14 +518,19 @@ class PaymentService:
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
+        await self._ask_claimed(row, now)
+        return True
+
+    async def _ask_claimed(self, row: Row, now: datetime) -> None:
+        """Ask about a payment that is this worker's own for ``_ASKING``."""
+        payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
-            return True
+            return
         try:
-            async with self._asking:
-                outcome, again_at = await self._ask_daraja(row)
+            outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, payment_id, now)
@@ -445,23 +538,18 @@ class PaymentService:
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
-            if locked is None:
-                return True
-            if again_at is not None and now < locked["expires_at"] + _UNASKED:
+            if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
-            else:
+            elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return True
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
         claim = None if row["claim"] is None else loads(row["claim"], Told)
+        is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and outcome.is_paid:
-            if claim is not None:
-                await self._moves.drop_claim(payment_id, refuted=False)
-            told = claim or Told(code=outcome.code, text=outcome.meaning)
-            await self._moves.take_money(row, told, Cause.CALLBACK if claim else Cause.STK_QUERY)
+            await self._take_paid(row, outcome, claim)
         elif outcome is not None and not outcome.is_pending:
             if claim is not None:
                 await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
@@ -472,45 +560,74 @@ class PaymentService:
                 reason=outcome.failure_reason,
                 cause=Cause.STK_QUERY,
             )
+            if is_expired:
+                # M-Pesa has said how it ended. Its merchant knows that it failed.
+                await self._db.execute(tables.ASK_AGAIN, payment_id, None)
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
-        elif claim is not None:
-            # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
-            await self._moves.drop_claim(payment_id, refuted=False)
-            await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
+        elif row["status"] == Status.PENDING.value or claim is not None:
+            await self._expiry.end(row)
+        elif is_expired:
+            await self._db.execute(tables.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
+
+    async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
+        """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""
+        handle = Handle(row["payment_id"], row["checkout_request_id"])
+        if claim is None or not claim.is_proven:
+            told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+            evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         else:
-            await self._moves.expire(payment_id)
+            told, cause = claim, Cause.CALLBACK
+            evidence = Evidence(
+                source=Source.STK_CALLBACK,
+                proof=Proof.CONFIRMED,
+                handle=handle,
+                receipt=claim.receipt,
+                amount=read_amount(claim.amount, claim.amount_text),
+                payer=claim.phone,
+            )
+        if claim is not None:
+            await self._moves.drop_claim(row["payment_id"], refuted=False)
+        await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
-        merchant_id, now = row["merchant_id"], self._gateway.clock.now()
-        rests_until = self._resting.get(merchant_id)
+        shortcode_id, now = row["shortcode_id"], self._gateway.clock.now()
+        rests_until = self._resting.get(shortcode_id)
         if rests_until is not None and rests_until > now:
             return None, rests_until
-        self._resting.pop(merchant_id, None)
+        self._resting.pop(shortcode_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
-                # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
-                log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
-                return None, None
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this merchant's others wait as well.
-            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[merchant_id] = again_at
+            self._places.note(shortcode_id, answered=fault.code is not None)
+            again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
             return None, None
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
-        return answer.outcome, None
+        self._places.note(shortcode_id, answered=True)
+        handle = Handle(row["payment_id"], answer.checkout_request_id)
+        named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        if speaks_of(named, payment_of(row)):
+            return answer.outcome, None
+        log.error("stk_query_about_another_push", payment_id=row["payment_id"])
+        return None, None
+
+    def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
+        """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
+        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        self._resting[shortcode_id] = again_at
+        return again_at
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""
+        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
         schedule = self._settings.ask_after
         expires_at: datetime = row["expires_at"]
         # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
@@ -518,7 +635,11 @@ class PaymentService:
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        return min(at, max(expires_at, now + timedelta(seconds=1)))
+        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
+        if last <= now:
+            return expires_at + _ASKING
+        return min(at, max(last, now + timedelta(seconds=1)))
 
     async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
         """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
@@ -527,34 +648,26 @@ class PaymentService:
             row = await self._db.fetchrow(tables.LOCK, payment_id)
             if row is None:
                 return
-            if row["charge"] == Charge.RELEASED.value:
-                await self._moves.fail(
-                    payment_id,
-                    code="unsent",
-                    text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                    reason="other",
-                    cause=Cause.EXPIRY,
-                    step="expired",
-                )
-            elif row["checkout_request_id"] is None and now >= row["expires_at"]:
-                await self._moves.expire(payment_id)
+            if row["checkout_request_id"] is None and now >= row["expires_at"]:
+                await self._expiry.end(row)
             elif row["checkout_request_id"] is None:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
 
-    async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
+    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
-        row = await self._require(merchant_id, payment_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
-        if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
+        row = await self._require(merchant_id, env, payment_id)
+        await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
+        if not is_open or row["checkout_request_id"] is None:
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
-        return await self.get(merchant_id, payment_id)
+        return await self.get(merchant_id, env, payment_id)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """See the port."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
@@ -568,16 +681,16 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
         return None if row is None else view(row)
 
-    async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
-        """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, filters, view)
+    async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
+        """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
+        return await list_payments(self._reads, merchant_id, env, filters, view)
 
-    def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, filters, exported)
+    def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
+        return export_payments(self._reads, merchant_id, env, filters, exported)
 
-    async def _require(self, merchant_id: str, payment_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)
+    async def _require(self, merchant_id: str, env: Env, payment_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, payment_id)
         if row is None:
             raise NotFound("there is no such payment")
         return row
@@ -590,17 +703,6 @@ def own_reference(payment_id: str) -> str:
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
-
-
-def _told(result: StkResulted) -> Told:
-    return Told(
-        receipt=result.receipt,
-        amount=result.amount,
-        amount_text=result.amount_text,
-        phone=result.phone,
-        code=result.result_code,
-        text=result.result_desc,
-    )
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:

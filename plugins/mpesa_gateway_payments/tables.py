@@ -5,6 +5,9 @@ from piccolo.table import Table
 
 from mpesa_gateway.db import idempotency
 
+MOST_CANDIDATES = 1000
+"""Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
+
 
 class PaymentRow(Table, tablename="payment"):
     """A merchant wants an amount from a payer."""
@@ -13,6 +16,7 @@ class PaymentRow(Table, tablename="payment"):
     merchant_id = Text()
     env = Text()
     provider = Text()
+    shortcode_id = Text()
     shortcode = Text()
     amount = Integer()
     currency = Text()
@@ -31,6 +35,7 @@ class PaymentRow(Table, tablename="payment"):
     result_code = Text(null=True, default=None)
     result_desc = Text(null=True, default=None)
     failure_reason = Text(null=True, default=None)
+    outcome_is_final = Boolean()
     mismatch = Text(null=True, default=None)
     received_amount = Text(null=True, default=None)
     received_receipt = Text(null=True, default=None)
@@ -86,6 +91,15 @@ class StatusCheckRow(Table, tablename="status_check"):
     finished_at = Timestamptz(null=True, default=None)
 
 
+class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
+    """The receipt of money that went out of our own receivers."""
+
+    env = Text(primary_key=True)
+    receipt = Text()
+    payment_id = Text()
+    noted_at = Timestamptz()
+
+
 class PaymentStepRow(Table, tablename="payment_step"):
     """One entry of a payment's timeline."""
 
@@ -102,9 +116,9 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
-    ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        updated_at, shortcode_id)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16)
+    ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
@@ -114,25 +128,27 @@ SELECT * FROM made
 """
 """Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
 
-FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND idempotency_key = $2"
+FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
 INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
-        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
+        shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
+        WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($1)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
+        updated_at, shortcode_id)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+        shortcode_id
     FROM asked JOIN claimed USING (subject_id)
     RETURNING *
 ), step AS (
@@ -162,8 +178,8 @@ RETURNING *
 
 ACCEPTED_MANY = f"""
 WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
+        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     ORDER BY payment_id LIMIT cardinality($1)
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
@@ -178,7 +194,9 @@ RETURNING payment.*
 
 CHARGE = """
 UPDATE payment SET charge = $2, updated_at = $3,
-    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
+    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END,
+    -- What was never sent ends when it may no longer be sent.
+    expires_at = CASE WHEN $2 = 'released' AND due_at IS NOT NULL THEN due_at ELSE expires_at END
 WHERE payment_id = $1 AND charge = 'sending'
 RETURNING *
 """
@@ -188,6 +206,7 @@ UPDATE payment SET status = 'completed', receipt = $2, result_code = $3, result_
     mismatch = COALESCE($5, mismatch), received_phone = COALESCE($6, received_phone),
     completed_at = $7, updated_at = $7, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND status = ANY($8::text[])
+    AND (status <> 'failed' OR $2::text IS NOT NULL OR NOT outcome_is_final)
 RETURNING *
 """
 
@@ -200,7 +219,7 @@ RETURNING *
 
 FAIL = """
 UPDATE payment SET status = 'failed', result_code = $2, result_desc = $3, failure_reason = $4, updated_at = $5,
-    due_at = NULL, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
+    due_at = $9, outcome_is_final = $8, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
 WHERE payment_id = $1 AND status = ANY($7::text[]) AND mismatch IS NULL AND claim IS NULL
 RETURNING *
 """
@@ -225,7 +244,8 @@ RETURNING *
 """
 
 DROP_CLAIM = """
-UPDATE payment SET claim = NULL, updated_at = $2, due_at = CASE WHEN status = 'pending' THEN due_at END
+UPDATE payment SET claim = NULL, updated_at = $2,
+    due_at = CASE WHEN status = 'pending' OR failure_reason = 'expired' THEN due_at END
 WHERE payment_id = $1
 """
 
@@ -245,11 +265,19 @@ UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE
 """
 
 REVERSE = """
-UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
-    status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
-WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
-RETURNING *
+WITH reversed AS (
+    UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
+        status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
+    WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
+    RETURNING *
+), outgoing AS (
+    INSERT INTO outgoing_receipt (env, receipt, payment_id, noted_at)
+    SELECT env, $4, payment_id, $3 FROM reversed WHERE $4::text IS NOT NULL
+    ON CONFLICT (env, receipt) DO NOTHING
+)
+SELECT * FROM reversed
 """
+"""``$4`` is the reversal's own receipt: it is known as money that went out."""
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
@@ -263,11 +291,11 @@ row of a list that it does not know, and not ten, and so keep the plan. Making o
 END_MANY = """
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
-    completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
-    due_at = NULL
+    completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
+    outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
+        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
     LIMIT cardinality($1)
 ) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
@@ -286,24 +314,75 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
+IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
-DUE = """
-SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY due_at LIMIT $2
+DUE_SHORTCODES = """
+WITH RECURSIVE open AS (
+    -- From one shortcode with open payments to the next, along the index: many of one are not read for it.
+    (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT payment.shortcode_id FROM payment
+        WHERE due_at IS NOT NULL AND payment.shortcode_id > open.shortcode_id ORDER BY payment.shortcode_id LIMIT 1)
+    FROM open WHERE open.shortcode_id IS NOT NULL
+)
+SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
+    SELECT due_at FROM payment
+    WHERE payment.shortcode_id = open.shortcode_id AND due_at <= $1
+        AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT 1
+) AS oldest
+ORDER BY oldest.due_at
 """
+"""A shortcode is an account at Daraja; each has its own questions."""
 
-CLAIM_DUE = """
+CLAIM_DUE_OF = """
 UPDATE payment SET due_at = $3, asked = asked + 1
-WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND (due_at <= $2 OR $4) AND mismatch IS NULL
+WHERE payment_id IN (
+    SELECT payment_id FROM payment
+    WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+)
 RETURNING *
 """
 
-ASK_AGAIN = """
-UPDATE payment SET due_at = $2
-WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
+_EXPIRED = """
+SELECT * FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+ORDER BY expires_at LIMIT $2
 """
 
-FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
+EXPIRED = _EXPIRED
+
+LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+
+LOCK_ONE_EXPIRED = """
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
+"""
+
+_ASKED_ABOUT = "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
+
+CLAIM_DUE = f"""
+UPDATE payment SET due_at = $3, asked = asked + 1
+WHERE payment_id = $1 AND {_ASKED_ABOUT} AND (due_at <= $2 OR $4) AND mismatch IS NULL
+RETURNING *
+"""  # noqa: S608 - the clause above
+
+ASK_AGAIN = f"""
+UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND {_ASKED_ABOUT} AND due_at IS NOT NULL
+"""  # noqa: S608 - likewise
+
+ASK_NOW = "UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND status = 'pending' AND due_at > $2"
+
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM payment
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
+
+FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
@@ -314,10 +393,12 @@ AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+FROM (
+    SELECT created_at FROM payment WHERE due_at IS NOT NULL AND (status = 'pending' OR claim IS NOT NULL) LIMIT 10000
+) AS due
 """
 
-COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
 
 LOOK_AFTER = f"""
 UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
@@ -331,31 +412,42 @@ SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id =
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
 
-FIND_ANYBODYS_BY_RECEIPT = """
-SELECT payment_id, merchant_id FROM (
-    SELECT payment_id, merchant_id, 1 AS rank FROM payment WHERE env = $1 AND receipt = $2
-    UNION ALL
-    SELECT payment_id, merchant_id, 2 FROM payment WHERE env = $1 AND received_receipt = $2
+_FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
+    status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch"""
+
+NAMED = f"""
+SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE env = $1 AND received_receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE reference_is_ours AND reference = ANY($3::text[]) AND env = $1
+"""  # noqa: S608 - the columns above
+"""Payments of all merchants that have one of these receipts, or one of these references of our own."""
+
+CANDIDATES = f"""
+SELECT found.* FROM (
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[])
+        AS t(number, value, since, likely, until)
+    LIMIT cardinality($2)
+) AS wanted CROSS JOIN LATERAL (
+    SELECT {_FACTS} FROM payment
+    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND receipt IS NULL
+        AND status IN ('pending', 'failed', 'completed') AND erased_at IS NULL
+        AND created_at BETWEEN wanted.since AND wanted.until
+    ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
-ORDER BY (merchant_id = $3) DESC, rank LIMIT 1
+"""  # noqa: S608 - likewise
+"""Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
+
+FACTS_LOCKED = f"""
+SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE
+"""  # noqa: S608 - likewise
+
+RECEIPTS_KNOWN = """
+SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 """
 
-FIND_ANYBODYS_BY_OWN_REFERENCE = """
-SELECT payment_id, merchant_id FROM payment
-WHERE reference_is_ours AND reference = $1 AND env = $2 AND shortcode = $3
-"""
-
-CANDIDATES = """
-SELECT payment_id, merchant_id, phone, reference, created_at FROM payment
-WHERE env = $1 AND shortcode = $2 AND amount = $3 AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
-    AND (mismatch IS NULL OR mismatch = 'unconfirmed') AND erased_at IS NULL
-    AND created_at BETWEEN $4 AND $5
-    AND EXISTS (SELECT 1 FROM unnest($6::timestamptz[]) AS at
-        WHERE created_at BETWEEN at - $7::interval AND at + $8::interval)
-    AND ($9::text IS NULL OR phone ~ $9 OR '0' || substr(phone, 4) ~ $9 OR substr(phone, 4) ~ $9)
-    AND ($10 = '' OR upper(reference) = $10)
-ORDER BY (merchant_id = $11) DESC, created_at DESC LIMIT 10
-"""
+OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
 
 INSERT_CHECK = """
 INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
@@ -379,12 +471,13 @@ UPDATE status_check SET state = $2, result_code = $3, result_desc = $4, transact
 WHERE check_id = $1 AND state <> 'answered'
 """
 
-FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND check_id = $2"
+FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND env = $2 AND check_id = $3"
 
 LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
 
 FIND_OF_PAYER = """
-SELECT payment_id FROM payment WHERE merchant_id = $1 AND phone = $2 AND payment_id > $4
+SELECT payment_id FROM payment
+WHERE merchant_id = $1 AND env IN ('sandbox', 'live') AND phone = $2 AND payment_id > $4
 UNION
 SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($3::text[]) AND payment_id > $4
 ORDER BY payment_id LIMIT $5
@@ -435,13 +528,13 @@ ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 EXAMINE = f"""
 WITH lately AS (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
+    WHERE merchant_id = $1 AND env = $3 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
     ORDER BY created_at DESC, payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
     (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
-    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND {WAITS_FOR_A_PERSON}) AS held
+    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above
 
 TALLIED_AT = "SELECT counted_at FROM payment_tally ORDER BY counted_at DESC LIMIT 1"
@@ -483,7 +576,7 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-TALLIED_ENV = "SELECT min(env) FROM payment_tally WHERE hour >= $1"
+TALLIED_ANY = "SELECT EXISTS (SELECT 1 FROM payment_tally WHERE env = $1 AND hour >= $2)"
 
 TALLIED = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,

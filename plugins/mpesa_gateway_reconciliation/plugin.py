@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
@@ -12,10 +13,12 @@ from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
+from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
+from mpesa_gateway_reconciliation.settling import UnallocatedLines
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
 if TYPE_CHECKING:
@@ -37,15 +40,23 @@ plugin = Plugin(
     requires=("credentials", "callbacks", "payments"),
     settings=ReconciliationSettings,
     routes=routes,
-    jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
+    jobs=(
+        Job(reconcile, timeout=900, queue="daraja"),
+        Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
+    ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
-    provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
+    provides=(
+        (Reconciliation, Reconciliation),
+        (ReconciliationDesk, ReconciliationDesk),
+        (UnallocatedMoney, UnallocatedLines),
+    ),
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
     commands=(reconcile_now,),
     pages=PAGES,
+    contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

@@ -1,6 +1,6 @@
 """Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
-from piccolo.columns import Array, Integer, Text, Timestamptz
+from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -21,6 +21,7 @@ class RunRow(Table, tablename="reconciliation_run"):
     run_id = Text(primary_key=True)
     merchant_id = Text()
     env = Text()
+    receiver_id = Text()
     shortcode = Text()
     cause = Text()
     window_start = Timestamptz()
@@ -57,7 +58,10 @@ class LineRow(Table, tablename="statement_line"):
     organisation = Text(null=True, default=None)
     finding = Text()
     payment_id = Text(null=True, default=None)
-    payer_pattern = Text(null=True, default=None)
+    is_timed = Boolean()
+    zone = Text(null=True, default=None)
+    answered_at = Timestamptz(null=True, default=None)
+    is_to_us = Boolean(null=True, default=None)
     asked_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
@@ -87,14 +91,14 @@ REGISTERED_AT = "SELECT registered_at FROM pull_registration WHERE merchant_id =
 INTERRUPTED = """
 UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
     finished_at = $2
-WHERE merchant_id = $1 AND status = 'running' AND lease_until < $2
+WHERE receiver_id = $1 AND status = 'running' AND lease_until < $2
 """
 
 BEGIN = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
-    started_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)
-ON CONFLICT (merchant_id) WHERE status = 'running' DO NOTHING
+    started_at, receiver_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8, $10)
+ON CONFLICT DO NOTHING
 RETURNING *
 """
 
@@ -105,7 +109,7 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
 LAST_ERROR = """
-SELECT error FROM reconciliation_run WHERE merchant_id = $1 ORDER BY started_at DESC, run_id DESC LIMIT 1
+SELECT error FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 ORDER BY started_at DESC, run_id DESC LIMIT 1
 """
 
 PAGE_READ = """
@@ -119,13 +123,13 @@ BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND sta
 KEEP_LINES = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],
-        $7::text[], $8::text[], $9::text[], $10::text[], $16::text[])
-        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, payer_pattern)
+        $7::text[], $8::text[], $9::text[], $10::text[], $16::boolean[])
+        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
 ), kept AS (
     INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
-        reference, kind, organisation, payer_pattern, created_at)
+        reference, kind, organisation, is_timed, created_at)
     SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
-        reference, kind, organisation, payer_pattern, $14
+        reference, kind, organisation, is_timed, $14
     FROM given
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
     RETURNING line_id, finding, set_aside_at
@@ -144,16 +148,44 @@ WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND line_id > $2
 ORDER BY line_id LIMIT 200
 """
 
-HAS_RIVAL = """
-SELECT EXISTS (
-    SELECT 1 FROM statement_line
-    WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous')
-        AND line_id <> $4 AND set_aside_at IS NULL
-        AND (payer_pattern IS NULL OR $5 ~ payer_pattern OR '0' || substr($5, 4) ~ payer_pattern
-            OR substr($5, 4) ~ payer_pattern)
-        AND (COALESCE(reference, '') = '' OR upper(reference) = upper($6))
-        AND EXISTS (SELECT 1 FROM unnest(moments) AS at WHERE at BETWEEN $7::timestamptz AND $8::timestamptz)
+UNSETTLED_OF_PAGE = """
+SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND receipt = ANY($2::text[])
+ORDER BY line_id
+"""
+
+UNALLOCATED = """
+SELECT found.* FROM (
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[]) AS t(number, value, since)
+    LIMIT cardinality($2)
+) AS wanted CROSS JOIN LATERAL (
+    SELECT * FROM statement_line
+    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND created_at >= wanted.since
+        AND finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL
+    ORDER BY created_at DESC LIMIT 1000
+) AS found
+"""
+"""Lines of all merchants of these receivers that belong to no payment."""
+
+ZONES = """
+SELECT zone FROM statement_line WHERE env = $1 AND shortcode = $2 AND zone IS NOT NULL ORDER BY line_id DESC LIMIT 5
+"""
+
+PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = $1"
+
+FOUND_MANY = """
+WITH open AS (
+    SELECT line_id FROM statement_line
+    WHERE line_id = ANY($1::text[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+), found AS (
+    UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
 )
+UPDATE reconciliation_line SET finding = CASE
+    WHEN line_id IN (SELECT line_id FROM open) THEN $2
+    WHEN (SELECT payment_id FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) IS NOT NULL
+        THEN 'already_known'
+    ELSE (SELECT s.finding FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) END
+WHERE run_id = $3 AND line_id = ANY($1::text[])
 """
 
 FOUND = """
@@ -171,21 +203,21 @@ FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
 
 LOCK_ANY_LINE = "SELECT * FROM statement_line WHERE line_id = $1 FOR UPDATE"
 
-LOCK_OPEN_LIKE = """
-SELECT line_id FROM statement_line
+OPEN_LIKE = """
+SELECT * FROM statement_line
 WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
     SELECT $4 UNION ALL (
         SELECT line_id FROM statement_line
-        WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding = 'ambiguous' AND asked_at IS NOT NULL
-            AND set_aside_at IS NULL
-        ORDER BY line_id DESC LIMIT 100)))
-ORDER BY line_id FOR UPDATE
+        WHERE env = $1 AND shortcode = $2 AND amount = $3 AND merchant_id = $5 AND asked_at IS NOT NULL
+            AND finding IN ('new', 'not_found', 'ambiguous') AND finding = 'ambiguous' AND set_aside_at IS NULL
+        ORDER BY created_at DESC LIMIT 100)))
+ORDER BY line_id
 """
 """The line that was asked about and the newest that it may have left alone: the new number may decide those too."""
 
 LEARN = """
-UPDATE statement_line SET phone = COALESCE($2, phone), payer_pattern = COALESCE($3, payer_pattern),
-    moments = COALESCE($4::timestamptz[], moments)
+UPDATE statement_line SET phone = COALESCE($2, phone), moments = COALESCE($3::timestamptz[], moments),
+    is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4, is_to_us = $5
 WHERE line_id = $1
 """
 
@@ -205,15 +237,15 @@ UPDATE reconciliation_run SET status = $2, error = $3, finished_at = $4, lease_u
 FROM counted WHERE run_id = $1 AND status = 'running'
 """
 
-FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND run_id = $2"
+FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 AND run_id = $3"
 
 RUNS = """
 SELECT * FROM reconciliation_run
-WHERE merchant_id = $1 AND ($2::timestamptz IS NULL OR (started_at, run_id) < ($2, $3))
-ORDER BY started_at DESC, run_id DESC LIMIT $4
+WHERE merchant_id = $1 AND env = $2 AND ($3::timestamptz IS NULL OR (started_at, run_id) < ($3, $4))
+ORDER BY started_at DESC, run_id DESC LIMIT $5
 """
 
-COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1"
+COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1 AND env = $2"
 
 RUN_LINES = """
 SELECT statement_line.*, reconciliation_line.finding AS run_finding
@@ -233,9 +265,7 @@ SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY
 """
 
 ERASE = """
-UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4,
-    payer_pattern = CASE WHEN $2::text IS NOT NULL THEN payer_pattern END
-WHERE line_id = $1
+UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4 WHERE line_id = $1
 """
 
 FORGET_RUNS = """
@@ -258,7 +288,7 @@ DELETE FROM statement_line WHERE line_id IN (
 )
 """
 
-LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
+FIND_LINE_OF = "SELECT * FROM statement_line WHERE merchant_id = $1 AND env = $2 AND line_id = $3"
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""
@@ -275,20 +305,23 @@ LINES_OF_PAYMENT = "SELECT * FROM statement_line WHERE payment_id = $1 ORDER BY 
 COUNT_UNRESOLVED = f"""
 SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
-        SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+        SELECT finding FROM statement_line
+        WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = $1 AND {UNRESOLVED}
         LIMIT 1000) AS open) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
-SELECT open.finding, count(*) AS count FROM merchant CROSS JOIN LATERAL (
-    SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+SELECT open.finding, count(*) AS count
+FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
+    SELECT finding FROM statement_line
+    WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
     ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
 GROUP BY open.finding
 """  # noqa: S608 - likewise
 
 SET_ASIDE = f"""
 UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, finding
+WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, env, finding
 """  # noqa: S608 - likewise
 
 SET_ASIDE_OF_RUN = f"""
@@ -297,10 +330,12 @@ WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND 
     AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
 """  # noqa: S608 - likewise
 
-REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 ORDER BY registered_at DESC"
+REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 AND env = $2 ORDER BY registered_at DESC"
 
 COUNT_FAILING = """
-SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT status FROM reconciliation_run
-    WHERE reconciliation_run.merchant_id = merchant.merchant_id ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
+SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN LATERAL (
+    SELECT status FROM reconciliation_run
+    WHERE reconciliation_run.merchant_id = merchant.merchant_id AND reconciliation_run.env = world
+    ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
 WHERE last.status = 'failed'
 """

@@ -8,6 +8,7 @@ from litestar import Request, Response, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, RawBody
 
+from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
@@ -25,6 +26,7 @@ from mpesa_gateway_simulator.habits import (
     STATUS_HABITS,
 )
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
+from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.population import PayerShown, TimeShown
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
@@ -54,6 +56,7 @@ async def _answer(request: Request[Any, Any, Any], services: Services, operation
     answer = await _answered(request, simulator, operation, body)
     said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
     simulator.diary.received(operation, body, answer.status_code or 200, said)
+    answer.headers[SIMULATED] = "1"
     return answer
 
 
@@ -161,6 +164,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/pushes",
+    guards=[own_host_only],
     public=True,
     priority=True,
     dependencies={"filters": reads(PushQuery)},
@@ -172,7 +176,13 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
     return Success(data=[push_view(row) for row in rows])
 
 
-@get("/simulator/control/pushes/{checkout_request_id:str}", public=True, priority=True, tags=["Simulator"])
+@get(
+    "/simulator/control/pushes/{checkout_request_id:str}",
+    guards=[own_host_only],
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
@@ -191,6 +201,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/answer",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -211,6 +222,7 @@ async def answer_push(
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/callback",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -238,6 +250,7 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/forge",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -269,7 +282,9 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
 
-@post("/simulator/control/faults", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/faults", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
     await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
@@ -294,7 +309,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
-@patch("/simulator/control/knobs", public=True, priority=True, tags=["Simulator"])
+@patch("/simulator/control/knobs", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
@@ -331,7 +346,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     pullquery: str | None = None
 
 
-@patch("/simulator/control/habits", public=True, priority=True, tags=["Simulator"])
+@patch("/simulator/control/habits", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
     """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
@@ -360,7 +375,9 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     skew: Annotated[int, msgspec.Meta(ge=-3600, le=3600)] = 0
 
 
-@post("/simulator/control/ledger", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/ledger", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Write money that no push asked for to the ledger: only statements and status answers show it."""
     more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
@@ -379,6 +396,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/ledger",
+    guards=[own_host_only],
     public=True,
     priority=True,
     dependencies={"filters": reads(LedgerQuery)},
@@ -392,7 +410,9 @@ async def ledger(
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
-@post("/simulator/control/reset", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/reset", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
     await services.get(Simulator).reset()

@@ -15,7 +15,8 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
     pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
     in every run. ``strangers`` is how many payments by people whom no push asked, payouts, charges and portal reversals
-    come with each push, on average; 0 keeps the ledger to what was asked for.
+    come with each push, on average; 0 keeps the ledger to what was asked for. ``hosts`` are the names, besides loopback
+    and those of ``public_url`` and ``daraja.sandbox_url``, by which its pages and its control API may be called.
     """
 
     callback_delay: Pause = 0.3
@@ -30,4 +31,5 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     https_callbacks: bool = False
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    hosts: tuple[str, ...] = ()
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None

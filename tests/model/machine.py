@@ -472,7 +472,7 @@ class Money(RuleBasedStateMachine):
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known)
         assert not wrong, f"the books are wrong: {wrong}"
         assert not stage.swallowed, f"an error was logged and passed over: {stage.swallowed}"
-        assert await stage.product.queue.count_failed() == 0, "a job failed"
+        assert await stage.product.count_failed() == 0, "a job failed"
         found: dict[str, list[Any] | None] = msgspec.json.decode(await stage.db.fetchval(_SEEN))
         self.seen = {name: rows or [] for name, rows in found.items()}
         for payment in self.seen["payments"]:
@@ -530,10 +530,10 @@ class Money(RuleBasedStateMachine):
         """What is left to people, who look at M-Pesa's portal."""
         stage = self.stage
         for row in await stage.db.fetch(
-            "SELECT refund_id FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
+            "SELECT refund_id, env FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
         ):
             went = row["refund_id"] in stage.reversals.values()
-            await stage.product.decide_refund(row["refund_id"], went_back=went)
+            await stage.product.decide_refund(row["env"], row["refund_id"], went_back=went)
         for row in await stage.db.fetch(books.LEFT_TO_A_PERSON):
             caller = stage.caller(row["merchant_id"], row["env"])
             await _refusable(stage.product.decide_line(caller, row["line_id"], row["payment_id"]))

@@ -18,7 +18,6 @@ from mpesa_gateway.errors import Conflict, Invalid, NotFound, ProviderNotConfigu
 from mpesa_gateway.errors import ProviderUnavailable as Unavailable
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Env
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
-from mpesa_gateway.worker import GatewayQueue
 from mpesa_gateway_callbacks.tokens import read_token
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
@@ -79,21 +78,22 @@ class Product:
         self._deliveries = services.get(Deliveries)
         self._endpoints = services.get(Endpoints)
         self._credentials = services.get(CredentialStore)
-        self._worker = gateway.worker()
+        self._workers = list(gateway.worker().workers.values())
 
     @asynccontextmanager
     async def queued(self) -> AsyncGenerator[None]:
-        """The queue, connected for the length of the block."""
-        await self.queue.connect()
+        """The queues, connected for the length of the block."""
+        for worker in self._workers:
+            await worker.queue.connect()
         try:
             yield
         finally:
-            await self.queue.disconnect()
+            for worker in self._workers:
+                await worker.queue.disconnect()
 
-    @property
-    def queue(self) -> GatewayQueue:
-        """The queue as SAQ knows it."""
-        return cast(GatewayQueue, self._worker.queue)
+    async def count_failed(self) -> int:
+        """How many jobs have failed."""
+        return sum([await worker.queue.count_failed() for worker in self._workers])
 
     def reach_through(self, host: str, base: str) -> None:
         """Send what goes to ``host`` to ``base``."""
@@ -135,21 +135,21 @@ class Product:
     async def request(self, caller: Caller, body: Mapping[str, Any], key: str) -> tuple[str, int, str]:
         """POST /v1/payments: the payment's id, its amount in KES, and its payer. Raises NO_PAYMENT, NotConfigured."""
         request = self._payments.read(msgspec.convert(_json(body), CreatePayment))
-        made = await self._payments.request(caller.merchant_id, request, idempotency_key=key, env=caller.env)
+        made = await self._payments.request(caller.merchant_id, caller.env, request, idempotency_key=key)
         return made.payment.id, int(str(made.payment.amount).partition(".")[0]), str(made.payment.phone)
 
     async def listed(self, caller: Caller) -> list[str]:
         """GET /v1/payments: the ids."""
-        page = await self._payments.page(caller.merchant_id, PaymentQuery(limit=200))
+        page = await self._payments.page(caller.merchant_id, caller.env, PaymentQuery(limit=200))
         return [one.id for one in page.data]
 
     async def ask_now(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
-        await self._payments.ask_now(caller.merchant_id, payment_id, caller.env)
+        await self._payments.ask_now(caller.merchant_id, caller.env, payment_id)
 
     async def check(self, caller: Caller, what: str) -> None:
         """POST /v1/payments/mpesa/check-status/{receipt or payment}."""
-        await self._checks.ask(caller.merchant_id, what, caller.env)
+        await self._checks.ask(caller.merchant_id, caller.env, what)
 
     async def refund(self, caller: Caller, payment_id: str, amount: int | None, key: str | None) -> str:
         """POST /v1/refunds: the refund's id."""
@@ -161,15 +161,21 @@ class Product:
 
     async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
         """POST /v1/refunds/{id}/query."""
-        await self._refunds.ask_now(caller.merchant_id, refund_id, caller.env)
+        await self._refunds.ask_now(caller.merchant_id, caller.env, refund_id)
 
     async def register(self, caller: Caller) -> None:
         """POST /v1/payments/mpesa/pull/register."""
         await self._reconciliation.register(caller)
 
     async def reconcile(self, caller: Caller) -> None:
-        """A regular run of this merchant's."""
-        await self._reconciliation.run_due(caller.merchant_id)
+        """A regular run of each of this merchant's receivers, those that it has left included."""
+        rows = await self.db.fetch(
+            "SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 AND env = $2 ORDER BY 1",
+            caller.merchant_id,
+            caller.env,
+        )
+        for row in rows:
+            await self._reconciliation.run_due(row["shortcode_id"])
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """POST …/statement-lines/{line}/assign, as the merchant."""
@@ -184,14 +190,13 @@ class Product:
 
     async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
-        await self._reconciliation.assign(caller, line_id, payment_id)
+        await self._reconciliation.assign(caller, line_id, payment_id, by_operator=True)
 
-    async def decide_refund(self, refund_id: str, *, went_back: bool) -> None:
+    async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
         """An operator, who has seen M-Pesa's portal, says what became of a refund."""
         outcome = "completed" if went_back else "failed"
-        await self._refunds.resolve(
-            refund_id, Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen"), "m"
-        )
+        resolution = Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen")
+        await self._refunds.resolve(env, refund_id, resolution, "model")
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -200,21 +205,28 @@ class Product:
         await self.gateway.jobs_by_name[name].fn(self.gateway)
 
     async def work(self) -> None:
-        """A worker takes what is on the queue until it is empty."""
-        while await self.queue.count("queued"):
-            await self._worker.process()
+        """Workers take what is on the queues until they are empty."""
+        is_busy = True
+        while is_busy:
+            is_busy = False
+            for worker in self._workers:
+                while await worker.queue.count("queued"):
+                    is_busy = True
+                    await worker.process()
 
     @asynccontextmanager
     async def at_work(self) -> AsyncGenerator[None]:
-        """A worker at work, with all of its slots, for the length of the block."""
+        """Workers at work, with all of their slots, for the length of the block."""
         is_over = False
 
-        async def slot() -> None:
+        async def slot(worker: Any) -> None:
             # SAQ takes a cancellation for the job's own, and goes on.
             while not is_over:
-                await self._worker.process()
+                await worker.process()
 
-        slots = [asyncio.create_task(slot()) for _ in range(self.gateway.config.worker.concurrency)]
+        slots = [
+            asyncio.create_task(slot(worker)) for worker in self._workers for _ in range(cast(Any, worker).concurrency)
+        ]
         try:
             yield
         finally:
@@ -229,6 +241,7 @@ class Product:
 
     async def ask_due(self, now: datetime) -> None:
         """What a worker would do about everything that is due, without the queue."""
+        await self._payments.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
             await self._payments.ask(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):

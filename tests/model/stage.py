@@ -39,7 +39,7 @@ ENVS: tuple[Env, ...] = ("sandbox", "live")
 PAYBILL, TILL, STORE, MOVED = "174379", "5123456", "600638", "600639"
 """The paybill that two merchants share, a till with its store number, and where a merchant moves to."""
 
-_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "provider_credentials"})
+_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry"})
 _LONGEST_PROMPT = 45
 
 REFUSED_BODY = "lost: a body that Daraja posted was not taken"
@@ -194,7 +194,7 @@ class Stage:
             plugins=[name for name in PLUGINS if name != "simulator"],
             public_url=_PUBLIC,
             daraja={"sandbox_url": f"{self.worlds['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
-            worker={"in_process": False, "concurrency": 2},
+            worker={"in_process": False, "daraja": 2, "deliveries": 2, "maintenance": 2},
             callbacks={"allowlist": ["127.0.0.1"]},
             refunds={"ask_after": [60, 300]},
             reconciliation={"tries": 2, "pause": 0.0},

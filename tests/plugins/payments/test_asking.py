@@ -1,6 +1,7 @@
 """Daraja is asked about what no callback has ended; whatever it says, late, twice or wrongly, moves money once."""
 
 import asyncio
+from base64 import b64decode
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments.service import PaymentService
 from tests.conftest import Town
 from tests.daraja import PROCESSING, Daraja, Said, fault, stk_callback, stk_result
-from tests.stored import change_credentials
+from tests.stored import WIPE, move_to
 
 PHONE = "254711000001"
 
@@ -116,8 +117,7 @@ async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at
     wait = await town.gateway.db.fetchval("SELECT due_at - now() FROM payment")
     assert timedelta(seconds=3) < wait < timedelta(seconds=60), wait
     # While Daraja rests no question of this merchant is put, whoever wants it.
-    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"])
+    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
     assert len(daraja.of("stkquery")) == len(answers)
 
@@ -129,42 +129,40 @@ async def test_does_not_exist_is_young_ignorance_until_the_window_has_passed(tow
         assert (await query(town, payment))["status"] == "pending"
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
     daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
-    ended = await query(town, payment)
+    await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    ended = await look(town, payment)
     assert (ended["status"], ended["failure_reason"], ended["timeline"][-1]["kind"]) == ("failed", "expired", "expired")
     assert await told(town, 1) == ["payment.failed"]
 
 
-async def test_at_the_end_of_the_window_mpesas_own_word_counts_before_the_clock(town: Town, daraja: Daraja) -> None:
+async def test_ask_schedules_the_last_question_before_the_end_of_the_window(town: Town) -> None:
     payment = await asked(town)
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 hour'")
-    daraja.say("stkquery", stk_result("0"))
-    assert (await query(town, payment))["status"] == "completed"
+    await town.gateway.db.execute("UPDATE payment SET expires_at = now() + interval '200 seconds'")
+    await query(town, payment)
+    before = await town.gateway.db.fetchval("SELECT expires_at - due_at FROM payment")
+    assert timedelta(seconds=10) < before < timedelta(seconds=60)
 
 
-async def test_a_spike_arrest_at_the_end_of_the_window_does_not_end_the_payment(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
-    daraja.say("stkquery", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    assert (await query(town, payment))["status"] == "pending"
-    # Not for ever, though.
-    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '3 hours'")
-    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
-    await town.gateway.services.get(PaymentService).ask(payment["id"])
-    assert (await look(town, payment))["failure_reason"] == "expired"
-
-
-async def test_a_question_is_put_to_the_daraja_that_was_asked_for_the_money_or_to_none(
+async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_credentials(
     town: Town, daraja: Daraja
 ) -> None:
     payment = await asked(town)
-    await town.api.call("PUT", "/v1/merchant/providers", INITIATED)
-    # The shop has gone live, or has moved to another shortcode, and this payment is still open.
-    for env, shortcode in (("live", "174379"), ("sandbox", "600001")):
-        await change_credentials(town.gateway, env=env, shortcode=shortcode)
-        # By itself, not by hand: a key of the sandbox is refused before any question.
-        assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
-        assert (await look(town, payment))["status"] == "pending"
-        assert daraja.of("stkquery") == []
+    newer = INITIATED["mpesa"] | {"passkey": "a-newer-passkey-of-the-same-shortcode"}
+    await town.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": newer})
+    assert await move_to(town.api, "600001") == {"payments": 1, "refunds": 0}
+    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    (sent,) = daraja.of("stkquery")
+    assert sent["BusinessShortCode"] == "174379"
+    signed = f"174379{newer['passkey']}{sent['Timestamp']}"
+    assert b64decode(sent["Password"]).decode() == signed
+
+
+async def test_credentials_that_were_erased_ask_nothing(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town)
+    await town.gateway.db.execute(WIPE)
+    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert (await look(town, payment))["status"] == "pending"
+    assert daraja.of("stkquery") == []
 
 
 # -- contradictions -----------------------------------------------------------------------------------------------
@@ -296,16 +294,13 @@ async def test_a_live_key_asks_nothing_about_a_sandbox_payment(town: Town, daraj
     await town.api.call("PUT", "/v1/merchant/providers", INITIATED)
     api = Api(town.base, secret.reveal())
     answer = await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
-    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
-    # The shop goes live, and asks about what it did in the sandbox.
-    await change_credentials(town.gateway, env="live")
-    answer = await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     await api.close()
-    assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
-    await change_credentials(town.gateway, env="sandbox", shortcode="600001")
-    answer = await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
-    assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
+    assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
     assert daraja.of("transactionstatus") == []
+    await move_to(town.api, "600001")
+    answer = await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
+    assert answer.status == 200
+    assert [sent["PartyA"] for sent in daraja.of("transactionstatus")] == ["174379"]
 
 
 async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
@@ -324,3 +319,68 @@ async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
     go.set()
     assert sorted(await asyncio.gather(*both)) == [False, True]
     assert len(daraja.of("stkquery")) == 1
+
+
+# -- what was not sent ---------------------------------------------------------------------------------------------
+
+SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
+DEAD_TOKEN = fault("401.002.01", "Error Occurred - Invalid Access Token - abc", 401)
+FIREWALL = (403, b"<html><head><title>Request unsuccessful</title></head></html>")
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        ("stkpush", [(429, SPIKE)]),
+        ("stkpush", [(500, SPIKE)]),
+        ("stkpush", [fault("429.001.01", "Too many requests", 429)]),
+        ("stkpush", [fault("500.002.1001", "The service is under maintenance just now")]),
+        ("stkpush", [DEAD_TOKEN, DEAD_TOKEN]),
+        ("oauth", [FIREWALL]),
+        ("oauth", [(200, {"access_token": "line\nbreak", "expires_in": "99999999999999999999"})]),
+    ],
+)
+async def test_request_not_sent_is_retryable_with_the_same_key(
+    town: Town, daraja: Daraja, operation: str, said: list[Said]
+) -> None:
+    daraja.say(operation, *said)
+    refused = await town.api.pay(PHONE, 500, key="a")
+    assert (refused.status, refused.error["retryable"]) == (503, True)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "abc" not in str(refused.body)
+    assert await town.gateway.db.fetchval("SELECT charge FROM payment") == "released"
+    again = await town.api.pay(PHONE, 500, key="a")
+    assert (again.status, again.data["status"], again.data["provider_ref"] is not None) == (201, "pending", True)
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM payment") == 1
+
+
+async def test_request_answered_busy_is_unknown_and_its_late_callback_is_taken(town: Town, daraja: Daraja) -> None:
+    daraja.say("stkpush", fault("500.003.02", "System is busy"))
+    made = await asked(town)
+    assert made["status"] == "pending"
+    assert (await town.api.pay(PHONE, 500, key="a")).data["id"] == made["id"]
+    assert len(daraja.of("stkpush")) == 1
+    assert (await call_back(town, made, handle="ws_CO_busy")).status == 200
+    assert (await look(town, made))["status"] == "completed"
+
+
+async def test_request_refused_by_spike_arrest_rests_the_merchants_questions(town: Town, daraja: Daraja) -> None:
+    made = await asked(town)
+    daraja.say("stkpush", (429, SPIKE))
+    assert (await town.api.pay(PHONE, 500, key="b")).status == 503
+    await query(town, made)
+    assert daraja.of("stkquery") == []
+    # One accepted push ends the rest.
+    assert (await town.api.pay(PHONE, 500, key="b")).status == 201
+    await query(town, made)
+    assert len(daraja.of("stkquery")) == 1
+
+
+async def test_request_acknowledged_without_merchant_request_id_can_be_asked_about(town: Town, daraja: Daraja) -> None:
+    ack = {"CheckoutRequestID": "ws_CO_77", "ResponseCode": 0.0, "ResponseDescription": "Success"}
+    daraja.say("stkpush", (200, ack))
+    made = await asked(town)
+    assert (made["status"], made["provider_ref"]) == ("pending", "ws_CO_77")
+    daraja.say("stkquery", stk_result("0"))
+    assert (await query(town, made))["status"] == "completed"
+    assert daraja.of("stkquery")[0]["CheckoutRequestID"] == "ws_CO_77"

@@ -17,7 +17,7 @@ from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gate
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import PaymentRequest, Recovery, Statement
+from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
 from mpesa_gateway_payments.service import PaymentService
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
@@ -325,12 +325,18 @@ async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its
 
 
 async def other_money(street: Street, payment: dict[str, Any], receipt: str, amount: int = 500) -> str:
-    """M-Pesa's statement shows money for a payment; gives what it turned out to be."""
-    line = Statement(
-        receipt=receipt, amount=Kes(amount), amount_text=f"{amount}.00", phone=None, reference=None, moments=()
+    """M-Pesa's statement shows money under a payment's own reference; returns what it turned out to be."""
+    line = Evidence(
+        source=Source.STATEMENT,
+        proof=Proof.WINDOW,
+        direction=Direction.IN,
+        receiver=Receiver("sandbox", "174379"),
+        receipt=receipt,
+        reference=payment["reference"],
+        amount=Kes(amount),
     )
-    recovery = street.gateway.services.get(Recovery)
-    return str(await recovery.settle(payment["merchant_id"], "sandbox", payment["id"], line))
+    async with street.gateway.db.transaction():
+        return (await street.gateway.services.get(Recovery).settle(line)).finding
 
 
 @pytest.mark.parametrize(
@@ -392,6 +398,7 @@ async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(str
     pushing = asyncio.create_task(
         street.payments.request(
             (await street.api.call("GET", "/v1/merchant/me")).data["id"],
+            "sandbox",
             PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE)),
             idempotency_key="a",
         )
@@ -409,7 +416,7 @@ async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street)
     request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
     with pytest.raises(CalledInTransaction, match="after commit"):
         async with street.gateway.db.transaction():
-            await street.payments.request(merchant_id, request, idempotency_key="a")
+            await street.payments.request(merchant_id, "sandbox", request, idempotency_key="a")
     assert street.daraja.pushed == 0
 
 
@@ -429,7 +436,7 @@ async def test_an_ack_with_a_handle_that_is_anothers_is_an_unknown_outcome(stree
 async def test_a_callback_that_waited_for_its_ack_is_applied_with_it_and_the_push_is_noted_once(
     values: dict[str, Any],
 ) -> None:
-    values["callbacks"] = {"enforce_allowlist": "never"}
+    values["callbacks"] = {"allowlist": ["127.0.0.0/8"]}
     async with on_street(values) as street:
         # At an address without a token, so that nothing but Daraja's id says whose it is.
         path = "/v1/webhooks/mpesa"
@@ -465,11 +472,9 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
         async with shop(street.gateway, street.base) as odd:
             merchant_id = (await odd.call("GET", "/v1/merchant/me")).data["id"]
             # As only a mistake of ours could store it.
+            await street.gateway.db.execute("ALTER TABLE shortcode DROP CONSTRAINT shortcode_account_reference_check")
             await street.gateway.db.execute(
-                "ALTER TABLE provider_credentials DROP CONSTRAINT provider_credentials_account_reference_check"
-            )
-            await street.gateway.db.execute(
-                "UPDATE provider_credentials SET account_reference = 'far too long for it' WHERE merchant_id = $1",
+                "UPDATE shortcode SET account_reference = 'far too long for it' WHERE merchant_id = $1",
                 merchant_id,
             )
             answers = await asyncio.gather(
@@ -509,7 +514,7 @@ async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(s
 
     payment = await street.asks()
     await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
-    refused = await street.api.call("POST", street.address(payment), paid("ws_CO_another"))
+    refused = await street.api.call("POST", street.address(payment), result("ws_CO_another", 1032))
     assert refused.status == 403
     assert hear.__name__ == "hear"
     assert await street.events() == ["callback.stk_resulted", "payment.completed", "payment.mismatched"]
