@@ -35,7 +35,7 @@ from tests.model.choices import (
     which,
 )
 from tests.model.product import NO_PAYMENT, POSTGRES_AWAY, RECONCILE, REFUSED, SWEEPS, NotConfigured, OtherBody
-from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Stage
+from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Shop, Stage
 from tests.model.wire import Act, Plan, ProcessDied, live
 
 T = TypeVar("T")
@@ -422,11 +422,18 @@ class Money(RuleBasedStateMachine):
 
     # -- reconciliation -------------------------------------------------------------------------------------------
 
-    @rule(habit=st.sampled_from(PULL_HABITS), plan=plans, nth=which, hides=st.booleans())
-    def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool) -> None:
+    @rule(
+        habit=st.sampled_from(PULL_HABITS),
+        plan=plans,
+        nth=which,
+        hides=st.booleans(),
+        shop=st.sampled_from((None, 0, 1)),
+    )
+    def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool, shop: int | None = None) -> None:
+        """One shop reads its statement, or both do; one receipt may be on none yet."""
         paid = self.seen["paid"]
         self.wire.hidden = frozenset({_pick(paid, nth)} if hides and paid else ())
-        self.run(self._reconcile(habit, plan))
+        self.run(self._reconcile(habit, plan, self.stage.shops if shop is None else [self.stage.shops[shop]]))
         self.wire.hidden = frozenset()
 
     # -- time, workers, accidents ---------------------------------------------------------------------------------
@@ -719,11 +726,11 @@ class Money(RuleBasedStateMachine):
         ask = _refusable(self.stage.product.check(self._caller(payment), what))
         await self._with_habit("transactionstatus", habit, plan, ask)
 
-    async def _reconcile(self, habit: str, plan: Plan) -> None:
+    async def _reconcile(self, habit: str, plan: Plan, shops: Sequence[Shop]) -> None:
         began = self.stage.clock.now()
 
         async def work() -> None:
-            for shop in self.stage.shops:
+            for shop in shops:
                 for env in shop.fields:
                     await _mortal(self.stage.product.reconcile(shop.callers[env]))
 
