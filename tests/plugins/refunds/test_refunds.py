@@ -624,7 +624,7 @@ async def test_already_reversed_does_not_say_how_much_so_a_part_waits_for_a_pers
 async def test_already_reversed_after_a_part_that_may_have_gone_back_waits_for_a_person(desk: Desk) -> None:
     payment_id = await desk.paid()
     part = (await desk.ask(payment_id, 100)).data
-    await desk.result(part, result(26, "System busy"))
+    await desk.result(part, result(1, "balance too low"))
     whole = (await desk.ask(payment_id)).data
     assert whole["amount"] == "500.00"
     await desk.result(whole, result("R000001"))
