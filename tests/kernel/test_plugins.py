@@ -192,7 +192,7 @@ def test_load_with_a_job_in_an_unknown_queue_is_refused() -> None:
         """Nothing."""
 
     jobs = (Job(sweep, timeout=5, queue=cast("Any", "webhooks")),)
-    with pytest.raises(PluginRefused, match=r"the job `shop\.sweep` names the queue `webhooks`, which there is not: use"):
+    with pytest.raises(PluginRefused, match=r"the job `shop\.sweep` names the queue `webhooks`"):
         gateway(Plugin(name="shop", summary="A shop.", jobs=jobs))
 
 
