@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from mpesa_gateway.config import ConfigRefused, decode
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.phone import may_be
+from mpesa_gateway.phone import Likeness, compare
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments.service import PaymentService, own_reference
@@ -353,22 +354,40 @@ def test_a_payments_own_reference_is_twelve_characters_of_its_id(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("told", "is_same"),
+    ("shown", "likeness"),
     [
-        ("254711000001", True),
-        ("0711000001", True),
-        ("2547****001", True),
-        ("254711******", True),
-        ("*****", True),
-        ("254711000002", False),
-        ("2547****002", False),
-        ("", True),
-        ("not a phone", True),
-        ("123", False),
+        ("254711000001", Likeness.SAME),
+        ("+254 711 000 001", Likeness.SAME),
+        ("0711000001", Likeness.SAME),
+        ("711000001", Likeness.SAME),
+        ("254711000001.0", Likeness.SAME),
+        (sha256(b"254711000001").hexdigest(), Likeness.SAME),
+        (sha256(b"254711000001").hexdigest().upper(), Likeness.SAME),
+        ("2547****001", Likeness.PARTLY),
+        ("2547 ***** 001", Likeness.PARTLY),
+        ("25471****001", Likeness.PARTLY),
+        ("711xxx001", Likeness.PARTLY),
+        ("0001", Likeness.PARTLY),
+        ("2547110*0*01", Likeness.PARTLY),
+        ("254711******", Likeness.HIDDEN),
+        ("2547*******01", Likeness.HIDDEN),
+        ("01", Likeness.HIDDEN),
+        ("*****", Likeness.HIDDEN),
+        ("", Likeness.HIDDEN),
+        ("not a phone", Likeness.HIDDEN),
+        ("9d2c ***** 33fd", Likeness.HIDDEN),
+        ("5912*****3341", Likeness.HIDDEN),
+        ("9f86d081884c7d659a2feaa0c55ad015", Likeness.HIDDEN),
+        ("254711000002", Likeness.OTHER),
+        ("2547****002", Likeness.OTHER),
+        ("2541****001", Likeness.OTHER),
+        ("123", Likeness.OTHER),
+        ("256711000001", Likeness.OTHER),
+        (sha256(b"254711000002").hexdigest(), Likeness.OTHER),
     ],
 )
-def test_phones_are_compared_as_far_as_they_are_visible(told: str, is_same: bool) -> None:
-    assert may_be(told, "254711000001") is is_same
+def test_a_shown_number_is_compared_as_far_as_it_is_visible(shown: str, likeness: Likeness) -> None:
+    assert compare(shown, "254711000001") is likeness
 
 
 async def test_the_answer_to_a_replay_is_the_payment_as_it_stands(town: Town) -> None:

@@ -17,7 +17,7 @@ from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gate
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import PaymentRequest, Recovery, Statement
+from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
 from mpesa_gateway_payments.service import PaymentService
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
@@ -325,12 +325,18 @@ async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its
 
 
 async def other_money(street: Street, payment: dict[str, Any], receipt: str, amount: int = 500) -> str:
-    """M-Pesa's statement shows money for a payment; gives what it turned out to be."""
-    line = Statement(
-        receipt=receipt, amount=Kes(amount), amount_text=f"{amount}.00", phone=None, reference=None, moments=()
+    """M-Pesa's statement shows money under a payment's own reference; returns what it turned out to be."""
+    line = Evidence(
+        source=Source.STATEMENT,
+        proof=Proof.WINDOW,
+        direction=Direction.IN,
+        receiver=Receiver("sandbox", "174379"),
+        receipt=receipt,
+        reference=payment["reference"],
+        amount=Kes(amount),
     )
-    recovery = street.gateway.services.get(Recovery)
-    return str(await recovery.settle(payment["merchant_id"], "sandbox", payment["id"], line))
+    async with street.gateway.db.transaction():
+        return (await street.gateway.services.get(Recovery).settle(line)).finding
 
 
 @pytest.mark.parametrize(
@@ -430,7 +436,7 @@ async def test_an_ack_with_a_handle_that_is_anothers_is_an_unknown_outcome(stree
 async def test_a_callback_that_waited_for_its_ack_is_applied_with_it_and_the_push_is_noted_once(
     values: dict[str, Any],
 ) -> None:
-    values["callbacks"] = {"enforce_allowlist": "never"}
+    values["callbacks"] = {"allowlist": ["127.0.0.0/8"]}
     async with on_street(values) as street:
         # At an address without a token, so that nothing but Daraja's id says whose it is.
         path = "/v1/webhooks/mpesa"
