@@ -358,7 +358,8 @@ EXPIRED = _EXPIRED
 LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
 
 LOCK_ONE_EXPIRED = """
-SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
+FOR UPDATE SKIP LOCKED
 """
 
 _ASKED_ABOUT = "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
