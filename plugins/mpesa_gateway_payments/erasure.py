@@ -46,6 +46,8 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
             return "money that was not what was asked for waits for a person"
         if row["claim"] is not None:
             return "M-Pesa is being asked to confirm the payment"
+        if row["due_at"] is not None:
+            return "M-Pesa is still asked about the payment, which expired"
         if row["refund_reserved"] > 0:
             return "a refund is under way"
         if row["updated_at"] >= case.before:
