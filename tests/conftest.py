@@ -48,7 +48,7 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def real_hasher() -> Iterator[PasswordHasher]:
     """Make operators' passwords cheap for the tests: one of pages hashes half a dozen. Gives what the product uses."""
-    real = operators._hasher
+    real = operators._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         yield real

@@ -560,7 +560,8 @@ class CallbackInbox:
         log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
         if subject is None and (found := self._opened(incoming)) is not None:
             # Refused before its token was read: we may know what it is about, whoever sent it does not.
-            subject, _ = found
+            subject, kind = found
+            incoming = replace(incoming, kind=kind)
         is_trusted = subject is not None or self._is_listed(incoming.source)
         if not is_trusted:
             second, count = self._refusals

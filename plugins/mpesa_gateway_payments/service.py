@@ -487,9 +487,11 @@ class PaymentService:
     async def ask_due(self, shortcode_id: str) -> int:
         """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
 
-        What is left after a while, or after a question without an answer, stays due for the next job.
+        What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
+        raised for one of the payments, after the others.
         """
         count = 0
+        failed: list[BaseException] = []
         with self._places.take(shortcode_id) as has_place:
             until = time.monotonic() + _ASK_FOR
             while has_place and time.monotonic() < until:
@@ -497,12 +499,14 @@ class PaymentService:
                 rows = await self._db.fetch(
                     tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
                 )
-                answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
+                asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
+                failed += [one for one in asked if one is not None]
                 count += len(rows)
-                if rows:
-                    self._places.note(shortcode_id, answered=all(answered))
-                if len(rows) < self._settings.asks_at_once or not all(answered):
+                rests = self._places.is_silent(shortcode_id) or shortcode_id in self._resting
+                if rests or len(rows) < self._settings.asks_at_once:
                     break
+        if failed:
+            raise failed[0]
         return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
@@ -517,14 +521,14 @@ class PaymentService:
         await self._ask_claimed(row, now)
         return True
 
-    async def _ask_claimed(self, row: Row, now: datetime) -> bool:
-        """Ask about a payment that is this worker's own for ``_ASKING``. False where Daraja gave no answer."""
+    async def _ask_claimed(self, row: Row, now: datetime) -> None:
+        """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._expire_unacknowledged(payment_id, now)
-            return True
+            return
         try:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
@@ -538,7 +542,6 @@ class PaymentService:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
             elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return outcome is not None and again_at is None
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
@@ -598,15 +601,18 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
             again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
             return None, None
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
+        self._places.note(shortcode_id, answered=True)
         handle = Handle(row["payment_id"], answer.checkout_request_id)
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         if speaks_of(named, payment_of(row)):

@@ -22,7 +22,7 @@ CASES = {
         OPEN % "received_receipt = 'TKN4A1B2C3'",
         OPEN % "received_phone = '254711000001'",
     ],
-    "payment_accepted_has_its_ids": [OPEN % "checkout_request_id = NULL", OPEN % "merchant_request_id = NULL"],
+    "payment_accepted_has_its_ids": [OPEN % "checkout_request_id = NULL"],
     "payment_claim_is_being_asked_about": [
         OPEN % "claim = '[]'",
         OPEN % "claim = '{}', due_at = NULL, mismatch = 'phone'",

@@ -185,11 +185,11 @@ async def test_a_payment_whose_prompt_is_open_stays_pending_when_asked(town: Tow
     assert due == timedelta(seconds=30)
 
 
-async def test_the_sweep_asks_about_what_is_due_and_time_ends_what_nobody_knows_of(town: Town) -> None:
+async def test_time_ends_what_m_pesa_never_acknowledged(town: Town) -> None:
     made = await town.api.pay(PHONES + "018", key="unknown")
     assert made.data["provider_ref"] is None
     await town.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
-    assert await town.gateway.services.get(PaymentService).wake_due() == 1
+    await town.gateway.services.get(PaymentService).end_due()
     ended = await town.api.settled(made.data["id"])
     assert (ended["status"], ended["failure_reason"]) == ("failed", "expired")
     assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
@@ -210,8 +210,8 @@ async def test_a_push_whose_fate_is_unknown_ends_when_it_expires_however_long_an
 async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(town: Town) -> None:
     assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
     (pending,) = (await town.api.call("GET", "/v1/payments")).data
-    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
-    await town.gateway.services.get(PaymentService).wake_due()
+    await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
+    await town.gateway.services.get(PaymentService).end_due()
     ended = await town.api.settled(pending["id"])
     assert (ended["failure_reason"], ended["result_code"]) == ("other", "unsent")
     again = await town.api.pay(PHONES + "016", key="unsent")
