@@ -192,6 +192,14 @@ class DarajaClient:
 
     # -- operations -----------------------------------------------------------------------------------------------
 
+    async def prepare(self, credentials: DarajaCredentials) -> None:
+        """Fetch the access token that the next call needs, where there is none. Raises NotSent or Rejected.
+
+        Nothing has been sent for the caller when it returns or raises.
+        """
+        base, owner = self._base(credentials)
+        await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+
     async def stk_push(
         self,
         credentials: DarajaCredentials,

@@ -14,6 +14,7 @@ FailureReason = Literal[
     "duplicate_in_progress",
     "rejected_by_provider",
     "expired",
+    "not_sent",
     "other",
 ]
 """Why a payment failed, in a stable word."""

@@ -31,17 +31,30 @@ claimed AS (
 """For a statement that claims many keys and writes what they are claimed for: a CTE that reads these columns of
 ``asked`` and gives the subjects whose keys nobody has used before. All others are left to ``claim``."""
 
-SETTLED = """
-settled AS (
-    UPDATE idempotency_key SET state = 'settled' FROM told
-    WHERE idempotency_key.merchant_id = told.merchant_id AND key = idempotency_key AND state = 'in_flight'
+UNLOCKED = """
+unlocked AS MATERIALIZED (
+    SELECT subject_id FROM told JOIN idempotency_key AS known
+        ON known.merchant_id = told.merchant_id AND known.key = told.idempotency_key
+    ORDER BY known.merchant_id, known.key FOR UPDATE OF known SKIP LOCKED
 )
 """
-"""Likewise, for a statement that writes the outcome of many: settles the keys in ``told``."""
+"""Likewise, for a statement that writes the outcome of many: locks the keys of ``told`` that no other session has."""
+
+SETTLED = """
+settled AS (
+    UPDATE idempotency_key SET state = 'settled' FROM free
+    WHERE idempotency_key.merchant_id = free.merchant_id AND key = idempotency_key AND state = 'in_flight'
+)
+"""
+"""Likewise: settles the keys of ``free``, a CTE of what can be written now."""
 
 FIND = """
 SELECT fingerprint, state, subject_id, leased_until FROM idempotency_key WHERE merchant_id = $1 AND key = $2
 """
+
+LOCK = "SELECT state, leased_until FROM idempotency_key WHERE merchant_id = $1 AND key = $2 FOR UPDATE"
+
+CLOSE = "UPDATE idempotency_key SET state = 'settled' WHERE merchant_id = $1 AND key = $2 AND state <> 'settled'"
 
 SETTLE = "UPDATE idempotency_key SET state = $3 WHERE merchant_id = $1 AND key = $2 AND state = 'in_flight'"
 
@@ -119,6 +132,21 @@ async def claim(
 async def settle(db: Database, *, merchant_id: str, key: str) -> None:
     """The request has its outcome: later requests with the key are answered with what it made."""
     await db.execute(SETTLE, merchant_id, key, "settled")
+
+
+async def lock(db: Database, *, merchant_id: str, key: str) -> datetime | None:
+    """Lock the key in the open transaction, before anything that it stands for; returns until when it is leased.
+
+    None where no request is under its lease: the key is settled, released or forgotten.
+    """
+    row = await db.fetchrow(LOCK, merchant_id, key)
+    leased_until: datetime | None = None if row is None or row["state"] != "in_flight" else row["leased_until"]
+    return leased_until
+
+
+async def close(db: Database, *, merchant_id: str, key: str) -> None:
+    """What the key stands for has ended: settle it, whether its request is in flight or was released."""
+    await db.execute(CLOSE, merchant_id, key)
 
 
 async def forget(db: Database, *, merchant_id: str, key: str) -> None:

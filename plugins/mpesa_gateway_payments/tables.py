@@ -25,6 +25,7 @@ class PaymentRow(Table, tablename="payment"):
     idempotency_key = Text()
     status = Text()
     charge = Text()
+    push_attempt = Integer()
     merchant_request_id = Text(null=True, default=None)
     checkout_request_id = Text(null=True, default=None)
     receipt = Text(null=True, default=None)
@@ -102,8 +103,8 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15)
+        updated_at, charge)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, 'ready')
     ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
@@ -130,9 +131,9 @@ WITH asked AS (
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at)
+        updated_at, charge)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at, 'ready'
     FROM asked JOIN claimed USING (subject_id)
     RETURNING *
 ), step AS (
@@ -147,16 +148,41 @@ INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALU
 RETURNING payment_id
 """
 
-RESEND = """
-UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3, expires_at = $4
-WHERE payment_id = $1 AND status = 'pending' AND charge = 'released'
-RETURNING *
+NOTHING_KNOWN = """
+status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
+    AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
+"""Nothing says that a prompt was shown or that money moved. Only then may a push be sent, or sent again."""
+
+RESEND = f"""
+UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
+WHERE payment_id = $1 AND charge = 'released' AND {NOTHING_KNOWN}
+RETURNING *
+"""  # noqa: S608 - the clause above
+
+SENDING_MANY = f"""
+WITH told AS (
+    SELECT * FROM unnest($1::text[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
+), free AS MATERIALIZED (
+    SELECT payment_id FROM told JOIN payment USING (payment_id, push_attempt)
+    WHERE charge = 'ready' AND {NOTHING_KNOWN}
+    ORDER BY payment_id FOR UPDATE OF payment SKIP LOCKED
+)
+UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
+RETURNING payment.payment_id
+"""  # noqa: S608 - the clause above
+"""Committed before each push: without it, nothing was sent. A row that another session has locked is passed over."""
+
+SENDING = f"""
+UPDATE payment SET charge = 'sending' WHERE payment_id = $1 AND push_attempt = $2 AND charge = 'ready'
+    AND {NOTHING_KNOWN}
+RETURNING payment_id
+"""  # noqa: S608 - the clause above
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
-WHERE payment_id = $1
+WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
 RETURNING *
 """
 
@@ -164,22 +190,34 @@ ACCEPTED_MANY = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
-    ORDER BY payment_id LIMIT cardinality($1)
+    LIMIT cardinality($1)
+), {idempotency.UNLOCKED}, free AS MATERIALIZED (
+    -- What another session has locked, the key or the payment, is written by itself afterwards.
+    SELECT told.* FROM told JOIN unlocked ON unlocked.subject_id = told.payment_id
+        JOIN payment ON payment.payment_id = told.payment_id
+    WHERE charge <> 'accepted' AND erased_at IS NULL
+    ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM told
+    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM free
 )
-UPDATE payment SET charge = 'accepted', merchant_request_id = told.merchant_request_id,
-    checkout_request_id = told.checkout_request_id, updated_at = $6::timestamptz,
+UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
+    checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
-FROM told WHERE payment.payment_id = told.payment_id
+FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.*
 """  # noqa: S608 - put together from constants
 
-CHARGE = """
-UPDATE payment SET charge = $2, updated_at = $3,
-    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END
-WHERE payment_id = $1 AND charge = 'sending'
+RELEASE_PUSH = f"""
+UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4
+WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
+RETURNING *
+"""  # noqa: S608 - the clause above
+
+OUTCOME_UNKNOWN = """
+UPDATE payment SET charge = 'unknown', updated_at = $2,
+    due_at = CASE WHEN due_at IS NOT NULL AND claim IS NULL THEN expires_at ELSE due_at END
+WHERE payment_id = $1 AND charge IN ('ready', 'sending', 'released')
 RETURNING *
 """
 
