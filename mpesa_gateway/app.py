@@ -299,6 +299,7 @@ class Gateway:
             prefix=self.config.valkey.prefix,
             meter=self.meter,
             tracer=self.tracer,
+            refuse_transaction=self.db.refuse_transaction,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.

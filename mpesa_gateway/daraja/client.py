@@ -163,7 +163,10 @@ class DarajaClient:
         prefix: str = "mpesa",
         meter: Meter | None = None,
         tracer: Tracer = UNTRACED,
+        refuse_transaction: Callable[[str], None] | None = None,
     ) -> None:
+        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one."""
+        self._refuse_transaction = refuse_transaction
         self._config = config
         self._tracer = tracer
         self._meter = meter or Meter()
@@ -519,6 +522,8 @@ class DarajaClient:
     ) -> _Answer:
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
+        if self._refuse_transaction is not None:
+            self._refuse_transaction(f"the call {operation}")
         began = time.perf_counter()
         status, error = 0, ""
         outcome, code = "no_answer", ""

@@ -147,6 +147,7 @@ class CredentialStore:
 
         Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
         """
+        self._gateway.db.refuse_transaction("verifying credentials")
         credentials = await self.get(merchant_id)
         check_env(credentials, env)
         try:

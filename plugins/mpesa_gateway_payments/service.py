@@ -483,6 +483,7 @@ class PaymentService:
 
         False when it is not due, has ended, or another worker is asking.
         """
+        self._db.refuse_transaction("asking M-Pesa about a payment")
         now = self._gateway.clock.now()
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
@@ -579,6 +580,7 @@ class PaymentService:
 
     async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
+        self._db.refuse_transaction("asking M-Pesa about a payment")
         row = await self._require(merchant_id, payment_id)
         check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:

@@ -403,7 +403,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 CHECK_ASKED = """
 UPDATE status_check SET state = CASE WHEN state = 'sending' THEN 'asked' ELSE state END,
     originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, '')
-WHERE check_id = $1
+WHERE check_id = $1 AND originator_conversation_id IS NULL AND conversation_id IS NULL
+RETURNING check_id
 """
 
 CHECK_FAILED = """

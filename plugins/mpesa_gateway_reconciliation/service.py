@@ -91,6 +91,7 @@ class Reconciliation:
 
         Raises ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
+        self._db.refuse_transaction("registering for Pull")
         credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
         check_env(credentials, caller.env)
         if credentials.nominated_number is None:
@@ -129,6 +130,7 @@ class Reconciliation:
 
         Raises Invalid for a window that Pull cannot give, RunInProgress, and ProviderNotConfigured.
         """
+        self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
         credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
         check_env(credentials, caller.env)
@@ -143,6 +145,7 @@ class Reconciliation:
 
     async def run_due(self, merchant_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended. False when one is running."""
+        self._db.refuse_transaction("a reconciliation run")
         # Before it begins: a run that waits for its turn would lose its lease.
         async with self._slots:
             return await self._run_due(merchant_id)

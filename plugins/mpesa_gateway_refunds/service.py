@@ -530,6 +530,7 @@ class RefundService:
         By its conversation where the ack is known, else by the payment's receipt. It is never sent again. Raises
         ProviderNotConfigured, ProviderRejected and ProviderUnavailable where somebody ``is_forced`` to hear of it.
         """
+        self._db.refuse_transaction("asking M-Pesa about a refund")
         now = self._gateway.clock.now()
         leased_until = now + _ASKING
         row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
@@ -592,6 +593,7 @@ class RefundService:
 
         Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked.
         """
+        self._db.refuse_transaction("asking M-Pesa about a refund")
         row = await self._require(merchant_id, refund_id)
         check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
         if row["status"] != "pending":

@@ -13,9 +13,10 @@ from mpesa_gateway import outcomes
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.daraja.client import NotSent
 from mpesa_gateway.daraja.wire import StkAck
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.testing.serving import Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.service import PaymentService
 from tests.daraja import Daraja, Said, fault, stk_callback
@@ -265,6 +266,19 @@ async def test_an_outcome_written_twice_is_written_once(counter: Shop) -> None:
     async with counter.gateway.db.transaction():
         await service._write_accepted(row, ack)
     assert await counter.steps() == ["requested", "sent"]
+
+
+async def test_no_call_to_daraja_is_made_inside_a_transaction(counter: Shop) -> None:
+    """Also where a port forgets to refuse it."""
+    credentials = await counter.gateway.services.get(Credentials).get(
+        (await counter.api.call("GET", "/v1/merchant/me")).data["id"]
+    )
+    async with counter.gateway.db.transaction():
+        with pytest.raises(CalledInTransaction):
+            await counter.gateway.daraja.verify(credentials.daraja)
+        with pytest.raises(CalledInTransaction):
+            await counter.payments.ask("pay_1")
+    assert counter.daraja.asked == []
 
 
 # -- nothing was sent, or may have been -------------------------------------------------------------------------------
