@@ -20,6 +20,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_e
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Statement
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
@@ -40,6 +41,7 @@ class StatusChecks:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = Transitions(gateway)
+        self._outside = OutsideReversals(gateway)
 
     async def ask(
         self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
@@ -215,7 +217,10 @@ class StatusChecks:
         if not is_sure:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-        return "reversed" if state == "reversed" else await self._fail(payment, told, result)
+        if state in {"reversed", "partially_reversed"}:
+            await self._outside.take(payment, state, Cause.STATUS_QUERY, told.text)
+            return "reversed"
+        return await self._fail(payment, told, result)
 
     async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
         """M-Pesa says that no money moved. Gives the finding."""

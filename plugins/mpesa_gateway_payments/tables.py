@@ -40,6 +40,7 @@ class PaymentRow(Table, tablename="payment"):
     refunded = Integer()
     claim = JSONB(null=True, default=None)
     looked_after_at = Timestamptz(null=True, default=None)
+    reversed_outside = Text(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
     expires_at = Timestamptz()
@@ -289,6 +290,15 @@ WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refu
 RETURNING *
 """
 
+REVERSED_OUTSIDE = """
+UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
+    refunded = CASE WHEN $2 = 'whole' THEN amount ELSE refunded END,
+    status = CASE WHEN $2 = 'whole' THEN 'reversed' ELSE status END
+WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reserved = 0
+    AND (reversed_outside IS NULL OR (reversed_outside = 'part' AND $2 = 'whole'))
+RETURNING *
+"""
+
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
 FIND_MANY = """
@@ -346,9 +356,11 @@ FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
 WAITS_FOR_A_PERSON = """
-mismatch IS NOT NULL AND looked_after_at IS NULL
-AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt <> receipt)
+looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
+    status IN ('pending', 'failed') OR mismatch = 'receipt' OR (received_receipt = receipt) IS FALSE
+    OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
+"""A report of another amount is settled only by the same receipt: one without a receipt is not."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest

@@ -408,6 +408,11 @@ class RefundService:
         if result.receipt not in {None, row["receipt"]} or state == "pending":
             return
         is_verifying = row["reversal"] == "verifying"
+        if state == "partially_reversed":
+            # Of which refund the part is, M-Pesa does not say.
+            if is_verifying:
+                await self._needs_attention(row, _NOT_HOW_MUCH)
+            return
         if is_verifying and (state == "failed" or result.amount not in {None, row["payment_amount"]}):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
             said = f"M-Pesa says both already reversed and {result.transaction_status}{of}"
