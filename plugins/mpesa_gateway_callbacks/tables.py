@@ -63,8 +63,13 @@ RETURNING callback_id
 """
 
 REPEATED = """
-UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
-WHERE callback.fingerprint = again.fingerprint RETURNING callback.fingerprint
+WITH again AS MATERIALIZED (
+    SELECT callback_id, times FROM unnest($1::bytea[], $2::integer[]) AS came(fingerprint, times)
+        JOIN callback USING (fingerprint)
+    ORDER BY fingerprint FOR UPDATE OF callback
+)
+UPDATE callback SET repeats = repeats + again.times FROM again WHERE callback.callback_id = again.callback_id
+RETURNING callback.fingerprint
 """
 """Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 
@@ -74,8 +79,9 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 
 WAITING_FOR = """
 SELECT callback_id, kind, env, merchant_id, subject_id, body, received_at FROM callback
-WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
 """
+"""Without a lock: what a callback is about is locked before the callback itself, in every path."""
 
 WAITING_AMONG = """
 SELECT handle FROM callback WHERE handle = ANY($1::text[]) AND handle <> '' AND verdict <> 'applied'
@@ -127,8 +133,6 @@ ACCEPTED: dict[str | None, str] = {
 """By verdict."""
 
 FIND = "SELECT * FROM callback WHERE callback_id = $1"
-
-LOCK = "SELECT * FROM callback WHERE callback_id = $1 FOR UPDATE"
 
 WAKE = """
 UPDATE callback SET verdict = 'waiting', due_at = $2 WHERE callback_id = $1 AND verdict <> 'applied'

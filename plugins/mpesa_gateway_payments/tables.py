@@ -136,6 +136,7 @@ WITH asked AS (
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
         description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at, 'ready'
     FROM asked JOIN claimed USING (subject_id)
+    ORDER BY subject_id
     RETURNING *
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
@@ -316,7 +317,8 @@ UPDATE payment SET status = told.status, receipt = told.receipt, result_code = t
 FROM (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
         AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
-    LIMIT cardinality($1)
+    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
+    ORDER BY receipt LIMIT cardinality($1)
 ) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
     -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
