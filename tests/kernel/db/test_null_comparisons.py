@@ -18,8 +18,6 @@ _UNEQUAL = re.compile(
 _TABLES = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+([a-z_]+)", re.IGNORECASE)
 
 MEANT = {
-    # Lines that were found to be something; one that has no finding yet is not among them.
-    ("statement_line", "finding"),
     # The simulator asks only about pushes that have ended, and these have a result.
     ("sim_push", "result_code"),
 }
