@@ -102,6 +102,10 @@ docs: ready
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
 
+# Measure webhooks and expiry while every question to M-Pesa hangs: docs/performance.md
+bench-isolation *options: ready
+    .venv/bin/python -m bench.isolation {{ options }}
+
 # Measure what a replica for reads takes off the primary: docs/scaling.md
 bench-replica *options: ready
     .venv/bin/python -m bench.replica {{ options }}

@@ -1,9 +1,10 @@
 """The gateway itself: assembled from its configuration and plugins, served by itself or mounted in a host."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -12,7 +13,7 @@ from litestar import Litestar, Request, Response
 from litestar.di import Provide
 
 from mpesa_gateway.clock import Clock, SharedClock
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigRefused, GatewayConfig, QueueName
 from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
@@ -49,7 +50,7 @@ from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
 from mpesa_gateway.tracing import UNTRACED, Tracer
-from mpesa_gateway.worker import GatewayWorker, Jobs, build_worker, connect, keep_working
+from mpesa_gateway.worker import Jobs, WorkerGroup, build_worker, connect, keep_working
 
 log = structlog.get_logger(__name__)
 
@@ -91,12 +92,13 @@ async def sweep_events(gateway: "Gateway") -> None:
 
 
 KERNEL_JOBS: dict[str, Job] = {
-    HANDLE: Job(handle_event, timeout=120),
-    "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10"),
+    # Handlers of a host and of third parties may wait for anything: they run beside their own kind only.
+    HANDLE: Job(handle_event, timeout=120, queue="default"),
+    "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10", queue="maintenance"),
     # In the middle of the night in East Africa. What an hour is not enough for is left to the next night.
-    "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *"),
+    "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *", queue="maintenance"),
     # Three months ahead: many a night may be missed.
-    "kernel.make_months": Job(make_months, timeout=300, cron="47 22 * * *"),
+    "kernel.make_months": Job(make_months, timeout=300, cron="47 22 * * *", queue="maintenance"),
 }
 
 
@@ -215,6 +217,10 @@ class Gateway:
         """A plugin's settings, by their class. Raises KeyError when no enabled plugin has such settings."""
         return cast(S, self._settings[kind])
 
+    def contributed(self, kind: type[T]) -> list[T]:
+        """What the enabled plugins contribute of this type, in the order of the plugins."""
+        return [value for plugin in self.plugins for value in plugin.contributes if isinstance(value, kind)]
+
     def url(self, path: str) -> str:
         """An address of ours as others reach it: ``public_url`` and the path."""
         return self.config.public_url.rstrip("/") + path
@@ -312,7 +318,8 @@ class Gateway:
                     await part.start()
                     self._running_parts.append(part)
         if self.config.worker.in_process:
-            self._in_process_worker = asyncio.create_task(keep_working(self.worker))
+            builders = [partial(build_worker, self, queue) for queue in self.config.worker.queues]
+            self._in_process_worker = asyncio.create_task(keep_working(builders))
         self._is_running, self.is_draining = True, False
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
@@ -393,9 +400,10 @@ class Gateway:
         async with self.running():
             yield
 
-    def worker(self) -> GatewayWorker:
-        """A worker for all jobs of the kernel and the plugins. The gateway must be started."""
-        return build_worker(self, self.jobs_by_name.items())
+    def worker(self, queues: Sequence[QueueName] | None = None) -> WorkerGroup:
+        """Workers for the jobs of these queues, those of ``worker.queues`` by default. The gateway must be started."""
+        chosen = self.config.worker.queues if queues is None else queues
+        return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})
 
     def __getattr__(self, name: str) -> Any:
         if name in {"valkey", "jobs", "limits", "daraja"}:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -20,6 +20,11 @@ ELSEWHERE = frozenset({"CONFIG", "DATA"})
 
 NOT_OURS = ("TEST_",)
 """Prefixes, after ours, of variables that are not settings: those of the test fixtures."""
+
+QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
+"""One queue for each kind of work: webhooks; questions to M-Pesa; sweeps and upkeep; a host's and third parties'."""
+
+QUEUES: tuple[QueueName, ...] = get_args(QueueName)
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -131,9 +136,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The queue's workers."""
+    """The queues' workers: which queues a worker process serves, and how many jobs of each it runs at the same time."""
 
-    concurrency: Count = 20
+    queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
+    deliveries: Count = 10
+    daraja: Count = 20
+    maintenance: Count = 10
+    default: Count = 10
     grace: Annotated[int, msgspec.Meta(ge=0, extra={"unit": "seconds"})] = 20
     in_process: bool = False
 
@@ -365,12 +374,17 @@ def _check_daraja(config: DarajaConfig) -> None:
         raise ConfigRefused(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
     if live.hostname == _SANDBOX_HOST:
         raise ConfigRefused(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
-    if "simulator" in live.path.split("/"):
+    if "simulator" in unquote(live.path).lower().split("/"):
         raise ConfigRefused("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
-    if config.sandbox_url.rstrip("/") == config.live_url.rstrip("/"):
+    if _place(sandbox) == _place(live):
         raise ConfigRefused("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
     if live.scheme != "https" and live.hostname not in _LOOPBACK:
         raise ConfigRefused("setting `daraja.live_url`: must be https, since it carries the keys to real money")
+
+
+def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
+    """What an address leads to, however it is spelt."""
+    return url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme), unquote(url.path).rstrip("/")
 
 
 def shown(value: Any) -> Any:

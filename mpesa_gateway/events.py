@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from mpesa_gateway.env import Env
+
 UNPUBLISHED = datetime(1, 1, 1, tzinfo=UTC)
 """``occurred_at`` before the outbox has stamped it."""
 
@@ -19,6 +21,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str = ""
     occurred_at: datetime = UNPUBLISHED
     merchant_id: str
+    env: Env | None = None
+    """The world that it happened in; None for what belongs to none, such as a callback that names nothing we know."""
     subject_id: str
     """The id of the object that the event is about, such as a payment's."""
 
@@ -29,6 +33,8 @@ class PublicEvent(Event, frozen=True, kw_only=True):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
     """What its fields hold in the reference's example, besides those that every event has."""
 
+    env: Env
+
     def data(self) -> dict[str, Any]:
-        """The ``data`` of the webhook body: JSON-ready values, money as decimal strings."""
+        """The ``data`` of the webhook body: JSON-ready values, money as decimal strings. ``env`` is added to it."""
         raise TypeError(f"{type(self).__name__} does not say what merchants get to see of it")

@@ -13,6 +13,7 @@ import msgspec
 
 from mpesa_gateway.clock import EAT, rfc3339
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Problem
 from mpesa_gateway.http.reading import read_query
 from mpesa_gateway.secret import Secret
@@ -43,6 +44,14 @@ class Role(StrEnum):
         return ranks.index(self) >= ranks.index(needed)
 
 
+class OtherWorld(Exception):
+    """The page shows something of the other env: it is shown again once that one is looked at."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self.env: Env = env
+
+
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
     """Who looks at a page or acts on it. ``actor`` is how the audit log names them."""
@@ -57,7 +66,7 @@ class Visit:
     """One request for a page, or one act.
 
     ``values`` are those in the page's address, ``query`` what follows it, ``form`` the fields that were sent with an
-    act; ``problems`` say what was wrong with them when a page is shown again.
+    act; ``problems`` say what was wrong with them when a page is shown again. Operators look at one env at a time.
     """
 
     gateway: Gateway
@@ -66,6 +75,13 @@ class Visit:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     problems: tuple[Problem, ...] = ()
+    env: Env = "sandbox"
+    """The world that is looked at, or that the form was shown in."""
+
+    def require(self, env: Env) -> None:
+        """Raise OtherWorld where what the page shows is of another env than the one that is looked at."""
+        if env != self.env:
+            raise OtherWorld(env)
 
     def read_query(self, kind: type[Q]) -> Q:
         """What follows the page's address, as a struct. Raises Invalid."""
@@ -111,9 +127,12 @@ class Visit:
         except (ValueError, OverflowError):
             return text
 
-    def caller(self, merchant: Merchant) -> Caller:
-        """This visitor acting for a merchant, for services that take who calls."""
-        return Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=self.visitor.actor)
+    def caller(self, merchant: Merchant, env: Env) -> Caller:
+        """This visitor acting for a merchant in ``env``, for services that take who calls.
+
+        ``env`` is that of the object that is acted on, or the visit's where there is none.
+        """
+        return Caller(merchant.merchant_id, "", frozenset(), env, by=self.visitor.actor)
 
 
 @dataclass(frozen=True)
@@ -242,7 +261,8 @@ class Pages:
     """Everything that one plugin brings to the operators' pages.
 
     ``templates`` is the package with the folder ``templates``. A ``finder`` gives the page for what somebody has in
-    hand, such as a receipt, None for what it does not know; ids find their page by themselves.
+    hand, such as a receipt, None for what it does not know; ids find their page by themselves. ``concerns`` are
+    those of one env, and those of no env.
     """
 
     templates: str = ""
@@ -250,7 +270,7 @@ class Pages:
     acts: tuple[Act, ...] = ()
     panels: tuple[Panel, ...] = ()
     traces: tuple[Trace, ...] = ()
-    concerns: tuple[Callable[[Gateway], Awaitable[Sequence[Concern]]], ...] = ()
+    concerns: tuple[Callable[[Gateway, Env], Awaitable[Sequence[Concern]]], ...] = ()
     finder: Callable[[Visit, str], Awaitable[str | None]] | None = None
 
 

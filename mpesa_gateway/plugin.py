@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mpesa_gateway.config import QUEUES, QueueName
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
@@ -38,7 +39,8 @@ class Job:
     """Work for the queue: ``fn(gateway, **kwargs)``. kwargs carry ids, never phone numbers or secrets.
 
     ``timeout`` and ``heartbeat`` are in seconds; ``attempts`` is the total number of tries; ``cron`` has five
-    fields, or six with seconds last, in UTC, and fires once per cluster.
+    fields, or six with seconds last, in UTC, and fires once per cluster. ``queue`` names the slots that it runs in:
+    a job that may wait long must not run among jobs that do not.
     """
 
     fn: Callable[..., Awaitable[Any]]
@@ -46,6 +48,7 @@ class Job:
     attempts: int = 1
     cron: str | None = None
     heartbeat: int = 20
+    queue: QueueName = "default"
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ class Plugin:
     """What this plugin counts and times in each process, by ``gateway.meter``."""
     readings: tuple[Reading, ...] = ()
     """How things of this plugin stand, for the plugin ``metrics`` to show."""
+    contributes: tuple[Any, ...] = ()
+    """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
     """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
 
@@ -254,10 +259,20 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
     enabled = {plugin.name for plugin in loaded}
     for plugin in loaded:
         _check_settings(plugin)
+        _check_queues(plugin)
         for needed in plugin.requires:
             if needed not in enabled:
                 raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
     return tuple(loaded)
+
+
+def _check_queues(plugin: Plugin) -> None:
+    for job in plugin.jobs:
+        if job.queue not in QUEUES:
+            raise PluginRefused(
+                f"plugin `{plugin.name}`: the job `{plugin.job_name(job)}` names the queue `{job.queue}`, which there "
+                f"is not: use one of {', '.join(QUEUES)}"
+            )
 
 
 def _check_settings(plugin: Plugin) -> None:

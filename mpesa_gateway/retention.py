@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 FORGET_KEYS = """
-DELETE FROM idempotency_key WHERE (merchant_id, key) IN (
-    SELECT merchant_id, key FROM idempotency_key
+DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
+    SELECT merchant_id, env, key FROM idempotency_key
     WHERE created_at < $1 AND (state <> 'in_flight' OR leased_until < $1)
     ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )

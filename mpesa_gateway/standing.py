@@ -28,9 +28,11 @@ REPLICA_LAG = Gauge(
     "How long it took to have all that was committed; where that was too long, the age of its last transaction.",
 )
 VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
-WORKERS = Gauge("mpesa_workers", "Workers whose heartbeat is not older than a minute.")
+WORKERS = Gauge("mpesa_workers", "Workers of a queue whose heartbeat is not older than a minute.", ("queue",))
 QUEUE = Gauge(
-    "mpesa_queue_jobs", "Jobs by state: waiting, active, incomplete (with those for later), failed.", ("state",)
+    "mpesa_queue_jobs",
+    "Jobs of a queue by state: waiting, active, incomplete (with those for later), failed.",
+    ("queue", "state"),
 )
 CRONS = Gauge(
     "mpesa_crons_not_run", "Tasks that run by the clock and have not run for a minute, or that no worker knows."
@@ -78,24 +80,22 @@ async def read_replica(gateway: "Gateway") -> Sequence[Value]:
 
 
 async def read_queue(gateway: "Gateway") -> Sequence[Value]:
-    """What waits in Valkey, and who works on it."""
-    queue = gateway.jobs.queue
+    """Jobs and workers by queue."""
+    values: list[Value] = [(VALKEY, (), 1)]
     try:
         await gateway.valkey.ping()
-        waiting, active, incomplete = [await queue.count(kind) for kind in ("queued", "active", "incomplete")]
-        failed, workers = await queue.count_failed(), await queue.count_workers()
+        for name, queue in gateway.jobs.queues.items():
+            values += [
+                (WORKERS, (name,), await queue.count_workers()),
+                (QUEUE, (name, "waiting"), await queue.count("queued")),
+                (QUEUE, (name, "active"), await queue.count("active")),
+                (QUEUE, (name, "incomplete"), await queue.count("incomplete")),
+                (QUEUE, (name, "failed"), await queue.count_failed()),
+            ]
         missing, late = await crons_not_run(gateway, gateway.clock.now())
     except Exception:  # noqa: BLE001 - likewise
         return [(VALKEY, (), 0)]
-    return [
-        (VALKEY, (), 1),
-        (WORKERS, (), workers),
-        (QUEUE, ("waiting",), waiting),
-        (QUEUE, ("active",), active),
-        (QUEUE, ("incomplete",), incomplete),
-        (QUEUE, ("failed",), failed),
-        (CRONS, (), len(missing) + len(late)),
-    ]
+    return [*values, (CRONS, (), len(missing) + len(late))]
 
 
 async def read_process(gateway: "Gateway") -> Sequence[Value]:

@@ -1,11 +1,16 @@
-"""The queue: SAQ on Valkey wakes the work that Postgres says is owed. All of it may vanish and nothing is lost."""
+"""The queues: SAQ on Valkey wakes the work that Postgres says is owed. All of it may vanish and nothing is lost.
+
+Each kind of work has a queue and slots of its own, so that a job that waits delays only its own kind.
+"""
 
 import asyncio
+import contextlib
 import math
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import structlog
 import valkey.asyncio
@@ -13,13 +18,13 @@ from saq import CronJob, Status
 from saq import Job as SaqJob
 from saq.job import UNSUCCESSFUL_TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
-from saq.utils import now
+from saq.utils import now, uuid1
 from saq.worker import Worker
 from valkey.asyncio.retry import Retry
 from valkey.backoff import NoBackoff
-from valkey.exceptions import ValkeyError
+from valkey.exceptions import ResponseError, ValkeyError
 
-from mpesa_gateway.config import ValkeyConfig
+from mpesa_gateway.config import QUEUES, QueueName, ValkeyConfig
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import JOB_SECONDS, JOBS
 from mpesa_gateway.origin import Origin, coming_from, current_origin, origins, read_origins
@@ -35,6 +40,9 @@ log = structlog.get_logger(__name__)
 _DEQUEUE = 1.0
 """Seconds that an idle worker waits in Valkey before it looks whether it should stop."""
 
+_RELEASE_AGAIN = 0.01
+"""Seconds between two attempts to make idle slots return from Valkey while their worker stops."""
+
 _AWAY = 1.0
 """Seconds between attempts while Valkey does not answer."""
 
@@ -43,6 +51,9 @@ _REST = 2.0
 
 _PATIENCE = 0.5
 """Seconds that enqueueing may take before the caller goes on without it."""
+
+_WAKING_AT_MOST = 1000
+"""Wake-ups that may be on their way to Valkey; what is beyond them is left to the sweepers."""
 
 _KEEP = 60
 """Seconds that a finished job stays visible in Valkey."""
@@ -68,14 +79,46 @@ class GatewayQueue(RedisQueue):
 
     _said_at = -_SAY_AGAIN
 
+    def __init__(self, client: Any, name: str) -> None:
+        """``client`` is the queue's own: its connections are asked for their numbers when they are made."""
+        super().__init__(client, name)
+        self._dequeuing = 0
+        self._client_ids: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        client.connection_pool.connection_kwargs["valkey_connect_func"] = self._note_client_id
+
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's shape
         """The next job, or None after a while; a Valkey that is away is waited for, not asked in a hot loop."""
+        self._dequeuing += 1
         try:
             return await super().dequeue(timeout, poll_interval)
         except (ValkeyError, OSError, TimeoutError) as problem:
             self._say_away(problem)
-            await asyncio.sleep(_AWAY)
-            return None
+        finally:
+            self._dequeuing -= 1
+        await asyncio.sleep(_AWAY)
+        return None
+
+    async def release_idle(self) -> None:
+        """Make every ``dequeue`` that waits in Valkey return None now, as at its timeout. For a worker that stops.
+
+        Valkey decides between this and a job that arrives at the same moment: no job is taken and then lost. Where
+        Valkey refuses CLIENT UNBLOCK or is away, the timeout of ``dequeue`` remains.
+        """
+        try:
+            while self._dequeuing:
+                for client_id in list(self._client_ids.values()):
+                    await self.redis.client_unblock(client_id)
+                # One that had not reached Valkey yet is released the next time.
+                await asyncio.sleep(_RELEASE_AGAIN)
+        except (ValkeyError, OSError, TimeoutError) as problem:
+            log.debug("idle_slots_not_released", error=type(problem).__name__)
+
+    async def _note_client_id(self, connection: Any) -> None:
+        await connection.on_connect()
+        await connection.send_command("CLIENT", "ID")
+        # An ACL may forbid the command; a worker then stops a little later.
+        with contextlib.suppress(ResponseError):
+            self._client_ids[connection] = await connection.read_response()
 
     def _say_away(self, problem: BaseException) -> None:
         now = asyncio.get_running_loop().time()
@@ -138,6 +181,11 @@ class GatewayQueue(RedisQueue):
             await self.redis.aclose()
 
 
+def queue_key(config: ValkeyConfig, queue: QueueName) -> str:
+    """What a queue is called in Valkey: the gateway's prefix, and its name."""
+    return f"{config.prefix}-{queue}"
+
+
 def _has_failed(job: SaqJob | None) -> bool:
     return job is not None and job.status in UNSUCCESSFUL_TERMINAL_STATUSES
 
@@ -165,39 +213,53 @@ class Jobs:
         self._known = known
         self._tracer = tracer
         self._client = connect(config)
-        self._queue = GatewayQueue(self._client, name=config.prefix)
+        self._queues = {name: GatewayQueue(self._client, name=queue_key(config, name)) for name in QUEUES}
         self._resting_until = 0.0
         self._waking: set[asyncio.Task[bool]] = set()
 
     @property
-    def queue(self) -> GatewayQueue:
-        """The queue as SAQ knows it."""
-        return self._queue
+    def queues(self) -> Mapping[QueueName, GatewayQueue]:
+        """The queues as SAQ knows them."""
+        return self._queues
 
     async def stop(self) -> None:
         """Close the connections, once everybody has been woken."""
         await asyncio.gather(*self._waking, return_exceptions=True)
-        await self._queue.disconnect()
+        for queue in self._queues.values():
+            await queue.disconnect()
 
     def wake(self, name: str, /, **kwargs: Any) -> None:
-        """Like ``enqueue``, without waiting for it: for whoever has somebody waiting for an answer meanwhile."""
+        """Like ``enqueue``, without waiting for it: for callers whose client waits for an answer.
+
+        Does nothing while very many are on their way: a sweeper hands the work over later.
+        """
+        if len(self._waking) >= _WAKING_AT_MOST:
+            return
         task = asyncio.create_task(self.enqueue(name, **kwargs))
         self._waking.add(task)
         task.add_done_callback(self._waking.discard)
 
     async def enqueue(
-        self, name: str, /, *, delay: float = 0, origins: Mapping[str, Origin] | None = None, **kwargs: Any
+        self,
+        name: str,
+        /,
+        *,
+        delay: float = 0,
+        once: str | None = None,
+        origins: Mapping[str, Origin] | None = None,
+        **kwargs: Any,
     ) -> bool:
         """Wake a job, ``delay`` seconds from now (whole seconds, rounded up).
 
-        kwargs are shown to operators: ids only. ``origins`` says whose request each of the things is that the job is
-        about, where they are of several. False when Valkey is away; raises KeyError for an unknown job.
+        kwargs are shown to operators: ids only. With ``once``, an id, nothing is added while a job of this name with
+        the same id waits or runs. ``origins`` says whose request each of the things is that the job is about, where
+        they are of several. False when Valkey is away; raises KeyError for an unknown job.
         """
         with self._tracer.step(f"enqueue {name}", _SAQ, "producer"):
-            return await self._enqueue(name, delay, origins, kwargs)
+            return await self._enqueue(name, delay, once, origins, kwargs)
 
     async def _enqueue(
-        self, name: str, delay: float, known: Mapping[str, Origin] | None, kwargs: dict[str, Any]
+        self, name: str, delay: float, once: str | None, known: Mapping[str, Origin] | None, kwargs: dict[str, Any]
     ) -> bool:
         job = self._known[name]
         loop = asyncio.get_running_loop()
@@ -205,9 +267,10 @@ class Jobs:
             return False
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._queue.enqueue(
+                await self._queues[job.queue].enqueue(
                     SaqJob(
                         function=name,
+                        key=f"{name}:{once}" if once is not None else uuid1(),
                         kwargs=kwargs,
                         timeout=job.timeout,
                         heartbeat=job.heartbeat,
@@ -229,6 +292,8 @@ class GatewayWorker(Worker[Any]):
 
     SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - declared so by SAQ
 
+    queue: GatewayQueue
+
     async def upkeep(self) -> list["asyncio.Task[None]"]:
         """SAQ's upkeep, remembered so that stopping need not sleep it out."""
         self._upkeep = await super().upkeep()
@@ -243,18 +308,24 @@ class GatewayWorker(Worker[Any]):
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=0.1)
-        await super().stop()
+        releasing = asyncio.create_task(self.queue.release_idle())
+        try:
+            await super().stop()
+        finally:
+            releasing.cancel()
+            await asyncio.wait([releasing])
 
 
-def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> GatewayWorker:
-    """A worker for these jobs and crons."""
+def build_worker(gateway: "Gateway", name: QueueName) -> GatewayWorker:
+    """A worker for the jobs and crons of one queue."""
     config = gateway.config
-    queue = GatewayQueue(connect(config.valkey, patient=True), name=config.valkey.prefix)
+    queue = GatewayQueue(connect(config.valkey, patient=True), name=queue_key(config.valkey, name))
+    jobs = {known: job for known, job in gateway.jobs_by_name.items() if job.queue == name}
     functions: list[tuple[str, Any]] = []
     crons: list[CronJob[Any]] = []
-    for name, job in jobs:
-        run = _runner(gateway, name, job)
-        functions.append((name, run))
+    for known, job in jobs.items():
+        run = _runner(gateway, known, job)
+        functions.append((known, run))
         if job.cron is not None:
             crons.append(
                 CronJob(
@@ -264,7 +335,8 @@ def build_worker(gateway: "Gateway", jobs: Iterable[tuple[str, Job]]) -> Gateway
     return GatewayWorker(
         queue,
         functions,
-        concurrency=config.worker.concurrency,
+        # Crons are unique: with a slot for each, none waits for another one that takes long.
+        concurrency=max(getattr(config.worker, name), len(crons)),
         cron_jobs=crons,
         timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
         dequeue_timeout=_DEQUEUE,
@@ -353,23 +425,57 @@ async def _beat(job: SaqJob, every: float) -> None:
             log.warning("queue_unavailable", error=type(problem).__name__)
 
 
-async def run_worker(worker: GatewayWorker, started: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Work until ``worker.event`` is set, then finish or hand back what is running."""
+class WorkerGroup:
+    """The workers of one process, one for each queue that it serves."""
+
+    def __init__(self, workers: Mapping[QueueName, GatewayWorker]) -> None:
+        self.workers = dict(workers)
+
+    def stop(self) -> None:
+        """Tell all of them to take no more jobs."""
+        for worker in self.workers.values():
+            worker.event.set()
+
+
+async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Work until the group is stopped, then finish or hand back what is running. Raises what one of them raises."""
+    workers = group.workers.values()
+    running: list[asyncio.Task[None]] = []
     try:
-        await worker.queue.connect()
+        for worker in workers:
+            await worker.queue.connect()
         if started is not None:
             await started()
+        running = [asyncio.create_task(worker.start()) for worker in workers]
+        await asyncio.gather(*running)
+    finally:
+        # If one has failed, the others finish what they do: the process is about to end.
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for worker in workers:
+            await worker.queue.disconnect()
+
+
+async def keep_working(builders: Sequence[Callable[[], GatewayWorker]]) -> None:
+    """Work until cancelled, each worker for itself."""
+    await asyncio.gather(*map(_keep_working, builders))
+
+
+async def _run_one(worker: GatewayWorker) -> None:
+    try:
+        await worker.queue.connect()
         await worker.start()
     finally:
         await worker.queue.disconnect()
 
 
-async def keep_working(build: Callable[[], GatewayWorker]) -> None:
-    """Work until cancelled. A worker that ends by itself is followed by a new one: nobody else would notice."""
+async def _keep_working(build: Callable[[], GatewayWorker]) -> None:
+    """Work until cancelled. A worker that ends by itself is followed by a new one: no supervisor would notice."""
     task = asyncio.current_task()
     while True:
         try:
-            await run_worker(build())
+            await _run_one(build())
         except Exception as problem:  # noqa: BLE001 - another worker follows
             log.error("worker_ended", exception=trace(problem))
         # SAQ's worker takes a cancellation as the wish to stop, and returns.

@@ -31,7 +31,7 @@ async def lay_bare(gateway: Gateway) -> None:
         "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u') AND coninhcount = 0"
     )
     for row in rows:
-        await gateway.db.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']}")
+        await gateway.db.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']} CASCADE")
     indexes = await gateway.db.fetch(
         "SELECT indexrelid::regclass::text AS name FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
         "WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indisprimary"

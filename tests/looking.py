@@ -23,6 +23,8 @@ class OffClock:
 async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, Observation]:
     """What a check sees, by name. Raises AssertionError when it says two things under one name."""
     wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
+    merchant = examined.get("merchant")
+    wishes |= {} if merchant is None else {"env": merchant.env}
     examination = Examination(**(wishes | examined))
     found: dict[str, Observation] = {}
     async for observation in look(gateway, examination):
@@ -44,4 +46,4 @@ async def only_merchant(gateway: Gateway) -> Merchant:
 
 def merchant_in(env: Env, gateway: Gateway) -> Merchant:
     """A merchant of an environment, for checks that look at no row of it."""
-    return Merchant(merchant_id="mer_1", name="Shop", env=env, is_active=True, created_at=gateway.clock.now())
+    return Merchant(merchant_id="mer_1", name="Shop", envs=(env,), is_active=True, created_at=gateway.clock.now())

@@ -462,7 +462,7 @@ async def two_reconciliations_at_once(chaos: Chaos) -> None:
     """Two reconciliations that the merchant asks for, and two in the queue, at the same moment."""
     await asyncio.gather(
         *(chaos.ask("POST", "/v1/payments/mpesa/reconcile", {}) for _ in range(2)),
-        _wake(chaos, ("reconciliation.reconcile",) * 2, merchant_id=chaos.merchant_id),
+        _wake(chaos, ("reconciliation.reconcile",) * 2, queue="daraja", merchant_id=chaos.merchant_id),
     )
 
 
@@ -472,17 +472,17 @@ async def two_crons_at_once(chaos: Chaos) -> None:
     await _wake(chaos, (name for name in chaos.crons for _ in range(2)))
 
 
-async def _wake(chaos: Chaos, names: Iterable[str], **kwargs: str) -> None:
-    """Put jobs on the queue, all at once; one that Valkey is not there for is left out."""
+async def _wake(chaos: Chaos, names: Iterable[str], *, queue: str = "maintenance", **kwargs: str) -> None:
+    """Put jobs on their queue, all at once; one that Valkey is not there for is left out."""
     from saq.queue.redis import RedisQueue  # noqa: PLC0415 - SAQ takes half a second to import
 
     client: Any = valkey.asyncio.from_url(chaos.site.standalone.valkey.url)  # type: ignore[no-untyped-call]
-    queue = RedisQueue(client, name="mpesa")
+    found = RedisQueue(client, name=f"mpesa-{queue}")
 
     async def wake(name: str) -> None:
         with suppress(ValkeyError, OSError, TimeoutError):
             async with asyncio.timeout(2):
-                await queue.enqueue(name, timeout=60, heartbeat=20, **kwargs)
+                await found.enqueue(name, timeout=60, heartbeat=20, **kwargs)
 
     await asyncio.gather(*map(wake, names))
     with suppress(ValkeyError, OSError):

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.worker import GatewayQueue
 
 
 async def stuck_jobs(gateway: Gateway, patience: float) -> list[str]:
@@ -21,7 +22,13 @@ async def stuck_jobs(gateway: Gateway, patience: float) -> list[str]:
 
 async def _at_work(gateway: Gateway) -> dict[str, int]:
     """Every job that is active, or that is neither queued nor scheduled though it is owed: when it started."""
-    queue = gateway.jobs.queue
+    found: dict[str, int] = {}
+    for queue in gateway.jobs.queues.values():
+        found |= await _at_work_in(queue)
+    return found
+
+
+async def _at_work_in(queue: GatewayQueue) -> dict[str, int]:
     redis: Any = queue.redis
     async with redis.pipeline(transaction=True) as pipe:
         pipe.lrange(queue.namespace("active"), 0, -1)

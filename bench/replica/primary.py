@@ -75,9 +75,9 @@ async def _measure(folder: Path, rounds: int, lists: int, payments: int) -> None
 async def _read(reads: Asking, merchant_id: str, what: str, times: int) -> None:
     if what == "list":
         for _ in range(times):
-            await list_payments(reads, merchant_id, PaymentQuery(limit=100), view)
+            await list_payments(reads, merchant_id, "sandbox", PaymentQuery(limit=100), view)
         return
-    async for _ in export_payments(reads, merchant_id, PaymentFilters(), exported):
+    async for _ in export_payments(reads, merchant_id, "sandbox", PaymentFilters(), exported):
         pass
 
 

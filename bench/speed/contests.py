@@ -195,7 +195,10 @@ class Contests:
                 await connection.close()
             if row is None:
                 raise RuntimeError("there are no payments to read")
-            known = {"payment_id": row["payment_id"], "cursor": encode_position(row["created_at"], row["payment_id"])}
+            known = {
+                "payment_id": row["payment_id"],
+                "cursor": encode_position(row["created_at"], row["payment_id"], "sandbox"),
+            }
             requests = (request("GET", path.format(**known), {"X-API-Key": self._shop.key}) for path in paths)
             return await self._load(requests, contestant, 200, repeat=True)
 

@@ -30,14 +30,16 @@ _PATIENCE = 120.0
 # $1 the ids' common part, $2 how many, $3 the merchants: an event and its delivery each, to each merchant in turn.
 _OWED = """
 WITH event AS (
-    INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-    SELECT 'evt_' || id, 'payment.completed', ($3::text[])[1 + n % cardinality($3::text[])], 'pay_' || id, now(), true,
-        '{}', '{"id": "evt_' || id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}'
+    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+    SELECT 'evt_' || id, 'payment.completed', ($3::text[])[1 + n % cardinality($3::text[])], 'sandbox', 'pay_' || id,
+        now(), true, '{}',
+        '{"id": "evt_' || id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}'
     FROM (SELECT n, $1 || lpad(n::text, 8, '0') AS id FROM generate_series(1, $2::bigint) AS n) AS made
     RETURNING event_id, merchant_id, subject_id
 )
-INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
-SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, 'payment.completed', subject_id, now(), now()
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, due_at, created_at)
+SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, env, 'payment.completed', subject_id, now(),
+    now()
 FROM event JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
 """

@@ -65,17 +65,17 @@ async def explain(url: str, shop: Shop) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for name, query in cases(known).items():
             filters = read_query({key: [value] for key, value in query.items()}, PaymentFilters)
-            first, indexes = await _cost(connection, *page_sql(shop.merchant_id, filters, None, _SHOWN))
+            first, indexes = await _cost(connection, *page_sql(shop.merchant_id, "sandbox", filters, None, _SHOWN))
             deep = None
             # As deep as page 1,000 of 100, or not at all where there is less.
-            sql, values = page_sql(shop.merchant_id, filters, None, _DEEP)
+            sql, values = page_sql(shop.merchant_id, "sandbox", filters, None, _DEEP)
             row = await connection.fetchrow(
                 f"SELECT created_at, payment_id FROM ({sql}) AS before OFFSET {_DEEP - 1}",  # noqa: S608 - our clause
                 *values,
             )
             if row is not None:
                 after = (row["created_at"], row["payment_id"])
-                deep, _ = await _cost(connection, *page_sql(shop.merchant_id, filters, after, _SHOWN))
+                deep, _ = await _cost(connection, *page_sql(shop.merchant_id, "sandbox", filters, after, _SHOWN))
             found.append({"filters": name, "first_ms": first, "page_1000_ms": deep, "indexes": indexes})
         return found
     finally:

@@ -39,11 +39,13 @@ _SEED: Sequence[tuple[str, str]] = (
     (
         "payment",
         """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, metadata, idempotency_key, status, charge, merchant_request_id, checkout_request_id,
     receipt, result_code, result_desc, failure_reason, refunded, due_at, expires_at, created_at, updated_at,
     completed_at)
-SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379', amount, 'KES',
+SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), amount, 'KES',
     '2547' || lpad(((n * 7919) % 200000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN upper(lpad(to_hex(n), 12, 'X')) ELSE 'ORDER' || n % 50000 END, n % 10 < 7, 'Payment',
     jsonb_build_object('order', n::text), 'seed-' || n, status, 'accepted', 'm-seed-' || n, 'ws_CO_seed' || n,
@@ -63,8 +65,8 @@ FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 <
     (
         "idempotency_key",
         """
-INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
-SELECT $1, 'seed-' || n, sha256(n::text::bytea), 'settled', ID[pay]ID, AT, AT
+INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
+SELECT $1, 'sandbox', 'seed-' || n, 'payment', sha256(n::text::bytea), 'settled', ID[pay]ID, AT, AT
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
@@ -90,18 +92,18 @@ FROM generate_series(1, $2::bigint) AS n
     (
         "event",
         """
-INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-SELECT ID[evt]ID, CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, ID[pay]ID, AT,
-    true, '{"seeded": true}', repeat('x', 400)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+SELECT ID[evt]ID, CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay]ID,
+    AT, true, '{"seeded": true}', repeat('x', 400)
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
     (
         "delivery",
         """
-INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, status, attempts,
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, attempts,
     created_at, delivered_at)
-SELECT ID[dlv]ID, ID[evt]ID, endpoint_id, $1, 'payment.completed', ID[pay]ID, 'delivered', 1, AT, AT
+SELECT ID[dlv]ID, ID[evt]ID, endpoint_id, $1, env, 'payment.completed', ID[pay]ID, 'delivered', 1, AT, AT
 FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoint.merchant_id = $1
 """,
     ),
@@ -118,21 +120,25 @@ WHERE $1::text IS NOT NULL
 # $1 merchant, $2 the ids' common part, $3 how many: payments whose push Daraja has taken a moment ago.
 SEED_PENDING = """
 WITH made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
         reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id,
         due_at, expires_at, created_at, updated_at)
-    SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '254708374149', 'R' || n, false,
+    SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254708374149', 'R' || n, false,
         'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
         now() + interval '1 day', now(), now()
     FROM generate_series(1, $3::bigint) AS n
-    RETURNING payment_id, merchant_id, idempotency_key, created_at
+    RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 ), steps AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
     SELECT payment_id, created_at, kind, cause, '' FROM made,
         (VALUES ('requested', 'merchant'), ('sent', 'ack')) AS step(kind, cause)
 )
-INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, idempotency_key, sha256(payment_id::bytea), 'settled', payment_id, created_at, created_at FROM made
+INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
+SELECT merchant_id, env, idempotency_key, 'payment', sha256(payment_id::bytea), 'settled', payment_id, created_at,
+    created_at
+FROM made
 """
 
 PEER_PENDING = """

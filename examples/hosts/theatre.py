@@ -58,8 +58,10 @@ class Theatre:
         await ticket.save()
         asked = await self.gateway.payments.request(
             self.merchant_id,
+            "sandbox",
             PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),
             idempotency_key=ticket.ticket_id,
+            env="sandbox",
         )
         return {"ticket": ticket.ticket_id, "payment": asked.payment.id}
 

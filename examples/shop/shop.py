@@ -191,7 +191,9 @@ class Shop:
                 metadata={"order": order.order_id, "attempt": str(order.attempt)},
             )
             try:
-                asked = await self._gateway.payments.request(self.merchant_id, wanted, idempotency_key=order.key)
+                asked = await self._gateway.payments.request(
+                    self.merchant_id, "sandbox", wanted, idempotency_key=order.key
+                )
             except Refused as refused:
                 # Nothing was sent, or M-Pesa said no: the buyer may try again, and is asked for the money once.
                 self._orders.was_not_asked(order.order_id, order.attempt, refused.message)

@@ -48,8 +48,8 @@ def list_(session: Session, limit: int, *, as_json: bool) -> None:
         return await gateway.merchants.page(limit)
 
     show(
-        ("merchant_id", "name", "env", "active", "created_at"),
-        [(each.merchant_id, each.name, each.env, each.is_active, each.created_at) for each in session.run(work)],
+        ("merchant_id", "name", "envs", "active", "created_at"),
+        [(each.merchant_id, each.name, list(each.envs), each.is_active, each.created_at) for each in session.run(work)],
         as_json=as_json,
     )
 

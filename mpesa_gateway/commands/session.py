@@ -18,6 +18,7 @@ from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
 from mpesa_gateway.db.engine import UNREACHABLE
+from mpesa_gateway.env import Env
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.server_address import address
@@ -31,6 +32,11 @@ MERCHANT = click.option(
     "--merchant", "merchant_id", metavar="MER_…", help="Whose; not needed where there is one active merchant only."
 )
 """The option of commands that work for one merchant."""
+
+LIVE = click.option(
+    "--live", "is_live", is_flag=True, help="Of live, where real money moves; without it, of the sandbox."
+)
+"""The option of commands that work in one env: never live unless it is said."""
 
 DEFAULT_CONFIG = Path("config/gateway.toml")
 """Read when it exists and no other file is named."""
@@ -159,6 +165,11 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
         seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
         raise Failed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
     return active[0]
+
+
+def env_of(*, is_live: bool) -> Env:
+    """The env that ``--live`` stands for."""
+    return "live" if is_live else "sandbox"
 
 
 def read_time(text: str, option: str) -> datetime:

@@ -1,9 +1,10 @@
-"""``mpesa-gateway worker``: does what the queue and Postgres say is owed, and hands back what it cannot finish."""
+"""``mpesa-gateway worker``: does what the queues and Postgres say is owed, and hands back what it cannot finish."""
 
 import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import Failed, Session, alone, pass_session, run, started
+from mpesa_gateway.config import QUEUES, QueueName
 from mpesa_gateway.server_address import valkey_address
 from mpesa_gateway.worker import run_worker
 
@@ -25,16 +27,30 @@ from mpesa_gateway.worker import run_worker
     metavar="MODULE:NAME",
     help="Work for a host's own gateway, with the handlers that its `@gateway.on` has registered.",
 )
+@click.option(
+    "--queues",
+    metavar="NAMES",
+    help=f"Serve only these queues, such as deliveries,daraja (worker.queues; there are {', '.join(QUEUES)}).",
+)
 @pass_session
-def worker(session: Session, where: str | None) -> None:
-    """Run the queue's jobs and crons until stopped.
+def worker(session: Session, where: str | None, queues: str | None) -> None:
+    """Run the jobs and crons of the queues until stopped.
 
     Ctrl-C or SIGTERM finishes the running jobs or hands them back to the queue; a second one stops at once, and
     other workers take those jobs over when their heartbeat is missed.
     """
     gateway = Gateway(alone(session.config())) if where is None else _hosts(where)
     logs.configure(gateway.config.logs)
-    run(_work(gateway))
+    run(_work(gateway, gateway.config.worker.queues if queues is None else _read_queues(queues)))
+
+
+def _read_queues(text: str) -> tuple[QueueName, ...]:
+    """The queues that `--queues` names, each once. Raises Failed for none, and for one that there is not."""
+    names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
+    chosen = tuple(queue for queue in QUEUES if queue in names)
+    if not chosen or len(chosen) != len(names):
+        raise Failed(f"`--queues {text}` names no queue, or one that there is not: name some of {', '.join(QUEUES)}")
+    return chosen
 
 
 def _hosts(where: str) -> Gateway:
@@ -53,7 +69,7 @@ def _hosts(where: str) -> Gateway:
     return found
 
 
-async def _work(gateway: Gateway) -> None:
+async def _work(gateway: Gateway, queues: Sequence[QueueName]) -> None:
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
 
@@ -69,7 +85,7 @@ async def _work(gateway: Gateway) -> None:
             for run_beside in plugin.beside_worker:
                 await beside.enter_async_context(run_beside(gateway))
         await _look_for_valkey(gateway)
-        work = asyncio.create_task(run_worker(gateway.worker(), _say))
+        work = asyncio.create_task(run_worker(gateway.worker(queues), _say))
         told = asyncio.create_task(signalled.wait())
         await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

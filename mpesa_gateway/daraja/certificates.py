@@ -32,17 +32,23 @@ class Certificate:
     not_after: datetime
     public_key: RSAPublicKey
 
-    def check_time(self, now: datetime) -> None:
-        """Raises CertificateRefused when it is not valid at ``now``."""
+    def time_problem(self, now: datetime) -> str | None:
+        """Why it is not valid at ``now``, None where it is.
+
+        Safaricom's published certificates passed their end dates years ago and are still in use: such a certificate
+        encrypts, and proves no signature.
+        """
         if now >= self.not_after:
-            raise CertificateRefused(
-                f"Safaricom's certificate expired on {self.not_after:%Y-%m-%d}: "
-                "download the present one from the developer portal"
-            )
+            return f"expired on {self.not_after:%Y-%m-%d}"
         if now < self.not_before:
-            raise CertificateRefused(
-                f"Safaricom's certificate is valid from {self.not_before:%Y-%m-%d} only: check this machine's clock"
-            )
+            return f"is valid from {self.not_before:%Y-%m-%d} only: check this machine's clock"
+        return None
+
+    def check_time(self, now: datetime) -> None:
+        """Raises CertificateRefused when it is not valid at ``now``, for the verification of signatures."""
+        problem = self.time_problem(now)
+        if problem is not None:
+            raise CertificateRefused(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
 
     def encrypt(self, password: Secret) -> Secret:
         """The SecurityCredential: RSA with PKCS#1 v1.5 padding, base64 (Safaricom's developer portal)."""
@@ -90,12 +96,17 @@ def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
 
 
 def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
-    """Whether the configured certificate of an environment is fine, and until when, or what is wrong and the fix."""
+    """Whether the configured certificate of an environment is fine, and until when, or what is wrong and the fix.
+
+    One outside its time is fine: it encrypts.
+    """
     try:
         certificate = certificate_for(config, env)
-        certificate.check_time(now)
-    except CertificateRefused as problem:
-        return False, f"{env}: {problem}"
+    except CertificateRefused as refusal:
+        return False, f"{env}: {refusal}"
+    problem = certificate.time_problem(now)
+    if problem is not None:
+        return True, f"{env} {problem}, and still encrypts"
     left = certificate.not_after - now
     until = f"{env} until {certificate.not_after:%Y-%m-%d}"
     if left > SOON:

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import niquests
@@ -15,33 +17,30 @@ import structlog
 
 from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.codes import (
-    KNOWN_FAULTS,
-    PULL_EMPTY,
-    PULL_OK,
-    FaultMeaning,
-    Outcome,
-    Retry,
-    Sent,
-    read_fault,
-    stk_outcome,
-)
+from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK, Outcome, stk_query_outcome
+from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
+from mpesa_gateway.daraja.numerals import canonical
+from mpesa_gateway.daraja.provider_text import provider_text, without
 from mpesa_gateway.daraja.token import Token, Tokens
 from mpesa_gateway.daraja.wire import (
     Ack,
     StatementPage,
     StkAck,
+    read_code,
     read_fault_body,
-    read_json,
+    read_json_leniently,
+    read_said,
     read_statement,
     read_text,
+    says_no_transactions,
 )
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
 from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.sealing import Sealer
@@ -50,6 +49,17 @@ from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
 log = structlog.get_logger(__name__)
 
 _CONNECTIONS = 200
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
+"""What a header can carry: a token with a space or a control character is none."""
+_LIFETIME = 3599
+"""Seconds that a token lives when Daraja does not say, and at most."""
+_SHORTEST_LIFETIME = 10
+_REST = 10
+"""Seconds to wait after Daraja took no request, when it does not say how long; it can say up to five minutes."""
+_LONGEST_REST = 300
+_ACCEPTED = frozenset({"0"})
+_CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
+"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
 _UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
 """What urllib3 calls a connection that never came about."""
 
@@ -64,6 +74,10 @@ __all__ = [
     "StkAck",
     "StkQueryAnswer",
 ]
+
+
+SIMULATED = "X-Daraja-Simulated"
+"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,32 @@ class OutcomeUnknown(DarajaFault):
 class _Answer:
     status: int
     content: Any
-    """The JSON, None where the answer was none."""
+    """The JSON object, None where the answer was none."""
+    retry_after: int | None = None
+    """Seconds, from the header, None without one."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _asks(operation: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Wrap an operation so that an unexpected error is OutcomeUnknown: the request may have been sent before it.
+
+    Cancellation passes through.
+    """
+
+    @wraps(operation)
+    async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await operation(*args, **kwargs)
+        except DarajaFault:
+            raise
+        except Exception as problem:  # noqa: BLE001 - as the docstring says
+            log.error("daraja_answer_unreadable", operation=operation.__name__, exception=trace(problem))
+            raise OutcomeUnknown("M-Pesa's answer could not be read") from None
+
+    return ask
 
 
 class DarajaClient:
@@ -203,6 +242,7 @@ class DarajaClient:
         base, owner = self._base(credentials)
         await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
 
+    @_asks
     async def stk_push(
         self,
         credentials: DarajaCredentials,
@@ -237,19 +277,16 @@ class DarajaClient:
                 "TransactionDesc": description,
             },
         )
-        code = read_text(answer, "ResponseCode")
-        merchant_request_id = read_text(answer, "MerchantRequestID")
         checkout_request_id = read_text(answer, "CheckoutRequestID")
-        if code is None or (code == "0" and (merchant_request_id is None or checkout_request_id is None)):
+        if read_code(answer, "ResponseCode") is None or checkout_request_id is None:
             raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
-        if code != "0":
-            raise _refused(code, read_text(answer, "ResponseDescription") or "")
         return StkAck(
-            merchant_request_id=merchant_request_id or "",
-            checkout_request_id=checkout_request_id or "",
-            customer_message=read_text(answer, "CustomerMessage") or "",
+            merchant_request_id=read_text(answer, "MerchantRequestID"),
+            checkout_request_id=checkout_request_id,
+            customer_message=read_said(answer, "CustomerMessage") or "",
         )
 
+    @_asks
     async def stk_query(self, credentials: DarajaCredentials, checkout_request_id: str) -> StkQueryAnswer:
         """Ask how a push stands. Raises NotSent, Rejected or OutcomeUnknown when the question got no answer."""
         timestamp = daraja_timestamp(self._clock.now())
@@ -264,15 +301,17 @@ class DarajaClient:
                     "Timestamp": timestamp,
                     "CheckoutRequestID": checkout_request_id,
                 },
+                accepts=None,
             )
         except _StillPending as pending:
             return StkQueryAnswer(Outcome(pending.code or "", pending.meaning, "other", "wait", is_pending=True), "")
-        code = read_text(answer, "ResultCode")
+        code = read_code(answer, "ResultCode")
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
-        said = read_text(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_outcome(code, said), said)
+        said = read_said(answer, "ResultDesc") or ""
+        return StkQueryAnswer(stk_query_outcome(code, said), said)
 
+    @_asks
     async def transaction_status(
         self,
         credentials: DarajaCredentials,
@@ -305,6 +344,7 @@ class DarajaClient:
             body["OriginalConversationID"] = conversation_id
         return _ack(await self._call(credentials, "transaction_status", "/mpesa/transactionstatus/v1/query", body))
 
+    @_asks
     async def reverse(
         self,
         credentials: DarajaCredentials,
@@ -336,6 +376,7 @@ class DarajaClient:
         }
         return _ack(await self._call(credentials, "reversal", "/mpesa/reversal/v1/request", body))
 
+    @_asks
     async def pull_register(
         self, credentials: DarajaCredentials, *, nominated_number: Msisdn, callback_url: str
     ) -> tuple[str, str]:
@@ -353,15 +394,14 @@ class DarajaClient:
                 "NominatedNumber": str(nominated_number),
                 "CallBackURL": callback_url,
             },
+            accepts=PULL_OK | PULL_EMPTY,
         )
-        code = read_text(answer, "ResponseStatus") or read_text(answer, "Response Status")
-        said = read_text(answer, "ResponseDescription") or read_text(answer, "Response Description") or ""
+        code = _response_code(answer)
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no status")
-        if code not in PULL_OK | PULL_EMPTY:
-            raise _refused(code, said)
-        return code, said
+        return code, _response_text(answer)
 
+    @_asks
     async def pull_query(
         self, credentials: DarajaCredentials, *, start: datetime, end: datetime, offset: int
     ) -> StatementPage:
@@ -380,16 +420,13 @@ class DarajaClient:
                 "EndDate": f"{(end + timedelta(microseconds=999_999)).astimezone(EAT):%Y-%m-%d %H:%M:%S}",
                 "OffSetValue": str(offset),
             },
+            accepts=PULL_OK | PULL_EMPTY,
             says_empty=_is_empty_statement,
         )
-        code = read_text(answer, "ResponseCode")
-        if _is_empty_statement(answer):
-            return StatementPage(lines=(), malformed=0, rows=0)
-        if code in PULL_OK:
-            return read_statement(answer)
-        if code is None:
+        page = read_statement(answer)
+        if page.rows == 0 and _response_code(answer) not in PULL_OK and not _is_empty_statement(answer):
             raise OutcomeUnknown("M-Pesa's answer is no statement")
-        raise _refused(code, read_text(answer, "ResponseMessage") or "")
+        return page
 
     async def verify(self, credentials: DarajaCredentials) -> None:
         """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
@@ -397,7 +434,12 @@ class DarajaClient:
         The new token makes the shared one invalid, so it takes its place.
         """
         base, owner = self._base(credentials)
-        await self._tokens.put(owner, await self._fetch_token(base, credentials))
+        try:
+            await self._tokens.put(owner, await self._fetch_token(base, credentials))
+        except DarajaFault:
+            raise
+        except Exception as problem:  # noqa: BLE001 - without a token nothing was sent
+            raise _no_token(problem) from None
 
     async def server_time(self, env: Env) -> datetime | None:
         """What time it is there, in UTC, by the Date of an answer; None for an answer without. Raises NotSent.
@@ -410,7 +452,7 @@ class DarajaClient:
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 response = await self._session.get(base.rstrip("/") + "/oauth/v1/generate", allow_redirects=False)
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library raises many kinds
             raise NotSent(f"no answer from {urlsplit(base).hostname} ({type(problem).__name__})") from None
         try:
             return parsedate_to_datetime(response.headers.get("date") or "").astimezone(UTC)
@@ -439,31 +481,48 @@ class DarajaClient:
         path: str,
         body: dict[str, Any],
         *,
+        accepts: frozenset[str] | None = _ACCEPTED,
         says_empty: Callable[[Any], bool] | None = None,
     ) -> Any:
-        """POST with the shared token; an invalid token is replaced and the call repeated, once.
+        """POST with the shared token and return the answer's JSON object, without the secrets of this call.
 
-        An answer that ``says_empty`` recognises is one, whatever its HTTP status.
+        An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. ``accepts`` are
+        the response codes that are no refusal, None for any. An answer that ``says_empty`` recognises is returned
+        whatever its HTTP status. Raises NotSent, Rejected or OutcomeUnknown.
         """
         base, owner = self._base(credentials)
+        secrets = (
+            credentials.consumer_key.reveal(),
+            credentials.consumer_secret.reveal(),
+            credentials.passkey.reveal(),
+            str(body.get("Password", "")),
+            str(body.get("SecurityCredential", "")),
+        )
         for is_last in (False, True):
-            token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            try:
+                token = await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - without a token nothing was sent
+                raise _no_token(problem) from None
             answer = await self._exchange(
-                "POST", base + path, operation, credentials.env, json=body, headers={"Authorization": f"Bearer {token}"}
+                "POST",
+                base + path,
+                operation,
+                credentials.env,
+                (token, *secrets),
+                json=body,
+                headers={"Authorization": f"Bearer {token}"},
             )
-            if answer.content is None:
-                raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
-            fault = read_fault_body(answer.content)
-            if fault.code is None and 200 <= answer.status < 300:
+            judged = _judge(answer, accepts, says_empty)
+            if judged is None:
                 return answer.content
-            if says_empty is not None and says_empty(answer.content):
-                return answer.content
-            meaning = read_fault(answer.status, fault.code, fault.message)
+            meaning, message = judged
             if meaning.retry is Retry.NEW_TOKEN:
                 await self._tokens.drop(owner, token)
                 if not is_last:
                     continue
-            raise _fault(meaning, fault.message)
+            raise _fault(meaning, message, answer.retry_after)
         raise AssertionError("unreachable")
 
     async def _fetch_token(self, base: str, credentials: DarajaCredentials) -> Token:
@@ -475,35 +534,36 @@ class DarajaClient:
                 base + "/oauth/v1/generate?grant_type=client_credentials",
                 "token",
                 credentials.env,
+                (credentials.consumer_secret.reveal(), basic),
                 headers={"Authorization": f"Basic {basic}"},
             )
         except OutcomeUnknown as problem:
             # A token that we did not get moved no money.
             raise NotSent(problem.meaning, code=problem.code, retry_after=5) from None
-        text, lifetime = read_text(answer.content, "access_token"), read_text(answer.content, "expires_in")
-        if 200 <= answer.status < 300 and text is not None:
-            seconds = int(lifetime) if lifetime is not None and lifetime.isdigit() else 3599
-            now = self._clock.now()
-            return Token(text, now + self._tokens.early(timedelta(seconds=seconds)), now)
-        fault = read_fault_body(answer.content)
-        meaning = read_fault(answer.status, fault.code, fault.message)
-        if meaning.sent is Sent.NO and meaning.retry is not Retry.BACK_OFF:
-            raise _fault(meaning, fault.message)
-        if answer.status in {400, 401, 403}:
-            # Daraja has been seen to answer wrong credentials with an empty body.
-            raise Rejected(
-                "M-Pesa refused consumer_key and consumer_secret",
-                code=meaning.code,
-                provider_message=_safe(fault.message),
-                mitigation="check consumer_key and consumer_secret, and that they belong to this env",
-                failure_reason="rejected_by_provider",
-            )
-        raise NotSent(
-            "M-Pesa gave no access token", code=meaning.code, provider_message=_safe(fault.message), retry_after=5
-        )
+        token = self._read_token(answer)
+        if token is not None:
+            return token
+        raise _no_token_in(answer)
 
-    async def _exchange(self, method: str, url: str, operation: str, env: Env, **options: Any) -> _Answer:
-        """One HTTP exchange. Raises NotSent when no connection came about, OutcomeUnknown when no answer came back."""
+    def _read_token(self, answer: _Answer) -> Token | None:
+        """The token in an answer, None where there is none that a header can carry."""
+        content = answer.content
+        text = content.get("access_token") if content is not None else None
+        if not 200 <= answer.status < 300 or not isinstance(text, str) or not _TOKEN.match(text):
+            return None
+        lifetime = read_code(content, "expires_in") or ""
+        seconds = int(lifetime) if lifetime.isascii() and lifetime.isdigit() else _LIFETIME
+        now = self._clock.now()
+        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _SHORTEST_LIFETIME), _LIFETIME)))
+        return Token(text, now + kept, now)
+
+    async def _exchange(
+        self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], **options: Any
+    ) -> _Answer:
+        """One HTTP exchange; ``secrets`` are removed from the answer before it is read.
+
+        Raises NotSent when no connection came about, OutcomeUnknown when no answer came back.
+        """
         parts = urlsplit(url)
         said: Attributes = {
             "http.request.method": method,
@@ -515,10 +575,10 @@ class DarajaClient:
             "mpesa.daraja.operation": operation,
         }
         with self._tracer.call(f"daraja {operation}", said) as span:
-            return await self._exchange_once(method, url, operation, env, span, **options)
+            return await self._exchange_once(method, url, operation, env, secrets, span, **options)
 
     async def _exchange_once(
-        self, method: str, url: str, operation: str, env: Env, span: Span, **options: Any
+        self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], span: Span, **options: Any
     ) -> _Answer:
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
@@ -541,18 +601,23 @@ class DarajaClient:
                 body = response.content
             status = response.status_code or 0
             try:
-                content = read_json(body) if body else None
+                content = read_json_leniently(without(body, secrets)) if body else None
             except ValueError:
                 content = None
-            answer = _Answer(status, content if isinstance(content, dict) else None)
+            is_simulated = env == "live" and SIMULATED in response.headers
+            rest = _read_rest(response.headers.get("retry-after"))
+            answer = _Answer(status, content if isinstance(content, dict) else None, rest)
             outcome, code = counted_as(answer.status, answer.content)
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
             if _never_connected(problem):
                 outcome = "unreachable"
                 raise NotSent("M-Pesa could not be reached", retry_after=5) from None
             raise OutcomeUnknown("M-Pesa did not answer") from None
         else:
+            if is_simulated:
+                outcome = "unreachable"
+                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
             return answer
         finally:
             took = time.perf_counter() - began
@@ -565,6 +630,11 @@ class DarajaClient:
             )
 
 
+def _no_token(problem: Exception) -> NotSent:
+    log.error("daraja_token_unreadable", exception=trace(problem))
+    return NotSent("M-Pesa gave no access token", retry_after=5)
+
+
 def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
     span.note({"mpesa.daraja.outcome": outcome})
     if status:
@@ -573,6 +643,78 @@ def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
         span.note({"mpesa.daraja.code": code})
     if outcome != "ok":
         span.fail(code or error or outcome)
+
+
+def _judge(
+    answer: _Answer, accepts: frozenset[str] | None, says_empty: Callable[[Any], bool] | None
+) -> tuple[FaultMeaning, str | None] | None:
+    """What is wrong with an answer, with the provider's words; None for one that can be used. Raises OutcomeUnknown."""
+    if answer.content is None:
+        if answer.status == _TOO_MANY:
+            return read_fault(answer.status, None, None), None
+        raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
+    if says_empty is not None and says_empty(answer.content):
+        return None
+    fault = read_fault_body(answer.content)
+    if fault.code is not None or not 200 <= answer.status < 300:
+        return read_fault(answer.status, fault.code, fault.message), fault.message
+    code = _response_code(answer.content)
+    if accepts is None or code is None or code in accepts:
+        return None
+    said = _response_text(answer.content)
+    return read_response(code, said), said
+
+
+_TOO_MANY = 429
+
+
+def _response_code(answer: Any) -> str | None:
+    """The code of an acknowledgement in its one form; Pull's registration has names of its own for it."""
+    names = ("ResponseCode", "ResponseStatus", "Response Status")
+    return next((code for name in names if (code := read_code(answer, name)) is not None), None)
+
+
+def _response_text(answer: Any) -> str:
+    names = ("ResponseDescription", "Response Description", "ResponseMessage")
+    return next((said for name in names if (said := read_said(answer, name)) is not None), "")
+
+
+def _read_rest(header: str | bytes | None) -> int | None:
+    """The seconds in a Retry-After header, within bounds; None for a date and for anything else."""
+    text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        return None
+    return min(max(int(text), 1), _LONGEST_REST)
+
+
+def _no_token_in(answer: _Answer) -> DarajaFault:
+    """The fault of an answer without a token: only Daraja's own JSON blames the credentials."""
+    fault = read_fault_body(answer.content)
+    meaning = read_fault(answer.status, fault.code, fault.message)
+    message = None if fault.message is None else provider_text(fault.message)
+    if fault.code is not None and meaning.sent is Sent.NO:
+        if meaning.retry is Retry.NEW_TOKEN:
+            return Rejected(
+                "M-Pesa refused consumer_key and consumer_secret",
+                code=meaning.code,
+                provider_message=message,
+                mitigation="check consumer_key and consumer_secret, and that they belong to this env",
+                failure_reason="rejected_by_provider",
+            )
+        if meaning.retry is not Retry.BACK_OFF:
+            return _fault(meaning, fault.message)
+    hint = "; check consumer_key and consumer_secret if this persists" if answer.status in {400, 401} else ""
+    return NotSent(
+        f"M-Pesa gave no access token{hint}",
+        code=meaning.code,
+        provider_message=message,
+        mitigation=_AGAIN,
+        retry_after=answer.retry_after or (_REST if meaning.retry is Retry.BACK_OFF else 5),
+        retryable=True,
+    )
+
+
+_AGAIN = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
@@ -586,38 +728,33 @@ def counted_as(status: int, content: Any) -> tuple[str, str]:
 
 
 def _ack(answer: Any) -> Ack:
-    """The acknowledgement in an answer. Raises Rejected for another ResponseCode than 0, OutcomeUnknown for none."""
-    code = read_text(answer, "ResponseCode")
+    """The acknowledgement in an answer that was not refused. Raises OutcomeUnknown for none."""
+    code = read_code(answer, "ResponseCode")
     originator = read_text(answer, "OriginatorConversationID")
     conversation = read_text(answer, "ConversationID")
-    if code is None or (code == "0" and originator is None and conversation is None):
+    if code is None or (originator is None and conversation is None):
         raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
-    said = read_text(answer, "ResponseDescription") or ""
-    if code != "0":
-        raise _refused(code, said)
     return Ack(
         originator_conversation_id=originator or "",
         conversation_id=conversation or "",
         response_code=code,
-        response_description=said,
+        response_description=read_said(answer, "ResponseDescription") or "",
     )
 
 
-def _refused(code: str, said: str) -> Rejected:
-    return Rejected(
-        "M-Pesa did not accept the request",
-        code=code,
-        provider_message=_safe(said),
-        mitigation="see the provider's message",
-        failure_reason="rejected_by_provider",
-    )
+_NOTHING_HERE = "404.002.01"
+"""The error code with which Pull has been seen to say that it has no rows."""
 
 
 def _is_empty_statement(answer: Any) -> bool:
-    """Nothing found has been seen with a code of its own, with words only, and under HTTP 500."""
-    code = read_text(answer, "ResponseCode")
-    said = f"{read_text(answer, 'ResponseMessage') or ''} {read_text(answer, 'errorMessage') or ''}".lower()
-    return code in PULL_EMPTY or (code not in PULL_OK and "no transaction" in said)
+    """Whether Pull says that there is nothing: by a code, or in words under any HTTP status."""
+    if read_statement(answer).rows:
+        return False
+    code, fault = _response_code(answer), read_fault_body(answer)
+    if code in PULL_EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
+        return True
+    said = f"{_response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
+    return code not in PULL_OK and says_no_transactions(said)
 
 
 class _StillPending(OutcomeUnknown):
@@ -630,7 +767,7 @@ def password(credentials: DarajaCredentials, timestamp: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _fault(meaning: FaultMeaning, message: str | None) -> DarajaFault:
+def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None = None) -> DarajaFault:
     """The exception for a fault: by whether anything was done, and whether asking again is safe."""
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
@@ -643,17 +780,13 @@ def _fault(meaning: FaultMeaning, message: str | None) -> DarajaFault:
         kind = Rejected
     return kind(
         meaning.meaning,
-        code=meaning.code,
-        provider_message=_safe(message),
+        code=meaning.code if _CODE.match(meaning.code) else provider_text(meaning.code, 64),
+        provider_message=None if message is None else provider_text(message),
         mitigation=meaning.mitigation,
-        retry_after=10 if meaning.retry is Retry.BACK_OFF else None,
+        retry_after=(retry_after or _REST) if meaning.retry is Retry.BACK_OFF else None,
         retryable=meaning.retry in {Retry.BACK_OFF, Retry.AFTER_A_MINUTE, Retry.NEW_TOKEN},
         failure_reason=meaning.failure_reason,
     )
-
-
-def _safe(message: str | None) -> str | None:
-    return None if message is None else mask_phones(message)[:300]
 
 
 def _never_connected(problem: BaseException) -> bool:

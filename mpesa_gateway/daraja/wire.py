@@ -1,5 +1,6 @@
 """What goes over Daraja's wire: read in every shape it has been seen in, and refused when it is something else."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -8,7 +9,9 @@ from typing import Any, cast
 import msgspec
 
 from mpesa_gateway.clock import EAT, from_daraja_timestamp
-from mpesa_gateway.money import Kes, NotAnAmount
+from mpesa_gateway.daraja.numerals import canonical, read_number
+from mpesa_gateway.daraja.provider_text import LIMIT, provider_text
+from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 
 _RECEIPT = re.compile(r"[A-Z0-9]{6,20}\Z")
@@ -23,9 +26,12 @@ class NotACallback(ValueError):
 
 
 class StkAck(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja took a push: the prompt is on its way. Nothing has been paid."""
+    """Daraja took a push: the prompt is on its way. Nothing has been paid.
 
-    merchant_request_id: str
+    ``merchant_request_id`` has been seen to be missing.
+    """
+
+    merchant_request_id: str | None
     checkout_request_id: str
     customer_message: str
 
@@ -110,27 +116,68 @@ def read_json(body: bytes) -> Any:
         raise ValueError("not JSON") from None
 
 
+def read_json_leniently(body: bytes) -> Any:
+    """JSON as it really arrives, its numbers as they stand. Raises ValueError where no JSON value begins the body.
+
+    Accepts what strict JSON forbids and Daraja has sent: Latin-1 bytes, control characters in texts, halves of
+    surrogate pairs, a byte order mark, other Unicode encodings, NaN and Infinity (as texts, which no number reads),
+    and anything after the end.
+    """
+    try:
+        return _READER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _LENIENT.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+
+
+def decoded(body: bytes) -> str:
+    """A body as text for people and for storage: each byte that is no UTF-8 as its Latin-1 character, no NUL."""
+    text = _decoded(body)
+    return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
+
+
+def _decoded(body: bytes) -> str:
+    encoding = json.detect_encoding(body)
+    if encoding.startswith(("utf-16", "utf-32")):
+        return body.decode(encoding, "replace")
+    text = body.decode("utf-8", "surrogateescape")
+    return _ESCAPED.sub(lambda found: chr(ord(found[0]) - 0xDC00), text)
+
+
+def _integer(text: str) -> int | str:
+    return int(text) if len(text) <= _MOST_DIGITS else text
+
+
+_BEFORE_JSON = "\ufeff \t\r\n\x00"
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LENIENT = json.JSONDecoder(strict=False, parse_float=str, parse_int=_integer, parse_constant=str)
+
+
 def read_stk_callback(body: bytes) -> StkCallback:
     """Read an STK callback, in any of the shapes it comes in. Raises NotACallback."""
     try:
-        content = read_json(body)
+        content = read_json_leniently(body)
     except ValueError:
         raise NotACallback("not JSON") from None
     callback = _inner(content, "Body", "stkCallback")
-    code = _text(callback.get("ResultCode"))
+    code = read_code(callback, "ResultCode")
     if code is None:
         raise NotACallback("ResultCode is missing")
     items = _items(callback.get("CallbackMetadata"), "Item", "Name")
-    amount_text = _text(items.get("Amount"))
+    amount_text = _stated(items.get("Amount"))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
         result_code=code,
-        result_desc=_text(callback.get("ResultDesc")) or "",
-        amount=_amount(amount_text),
+        result_desc=read_said(callback, "ResultDesc", 500) or "",
+        amount=read_amount(amount_text),
         amount_text=amount_text,
         receipt=read_receipt(_text(items.get("MpesaReceiptNumber"))),
-        phone=_text(items.get("PhoneNumber")),
+        phone=_digits(_text(items.get("PhoneNumber"))),
         paid_at=_moment(_text(items.get("TransactionDate"))),
     )
 
@@ -138,22 +185,22 @@ def read_stk_callback(body: bytes) -> StkCallback:
 def read_result(body: bytes) -> ResultCallback:
     """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises NotACallback."""
     try:
-        content = read_json(body)
+        content = read_json_leniently(body)
     except ValueError:
         raise NotACallback("not JSON") from None
     result = _inner(content, "Result")
-    code = _text(result.get("ResultCode"))
+    code = read_code(result, "ResultCode")
     if code is None:
         raise NotACallback("Result.ResultCode is missing")
     parameters: dict[str, tuple[str, ...]] = {}
     for name, value in _pairs(result.get("ResultParameters"), "ResultParameter", "Key"):
-        text = _text(value)
+        text = _stated(value) if name == "Amount" else _text(value)
         if text is not None:
             parameters[name] = (*parameters.get(name, ()), text)
     return ResultCallback(
-        is_final=_text(result.get("ResultType")) != "1",
+        is_final=read_code(result, "ResultType") != "1",
         result_code=code,
-        result_desc=_text(result.get("ResultDesc")) or "",
+        result_desc=read_said(result, "ResultDesc", 500) or "",
         originator_conversation_id=_text(result.get("OriginatorConversationID")),
         conversation_id=_text(result.get("ConversationID")),
         transaction_id=_text(result.get("TransactionID")),
@@ -165,12 +212,17 @@ def read_statement(content: Any) -> StatementPage:
     """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
     lines: list[StatementLine] = []
     rows = malformed = 0
-    waiting: list[Any] = [cast("dict[str, Any]", content).get("Response")] if isinstance(content, dict) else []
+    response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
+    outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
+    is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
+    # Each with whether rows are expected there: a text or nothing in place of a list of rows is none.
+    waiting: list[tuple[Any, bool]] = [(entry, is_flat) for entry in outer]
     while waiting:
-        current = waiting.pop(0)
+        current, is_among_rows = waiting.pop(0)
         if isinstance(current, list):
-            waiting[:0] = current
-        elif current is not None and not isinstance(current, str):
+            entries: list[Any] = current  # pyright: ignore[reportUnknownVariableType] - JSON
+            waiting[:0] = [(entry, True) for entry in entries]
+        elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)
             if line is None:
@@ -192,9 +244,9 @@ def _statement_line(row: Any) -> StatementLine | None:
     return StatementLine(
         receipt=receipt,
         moments=moments,
-        amount=_amount(amount_text),
+        amount=read_amount(amount_text),
         amount_text=amount_text,
-        phone=_text(fields.get("msisdn")),
+        phone=_digits(_text(fields.get("msisdn"))),
         reference=_text(fields.get("billreference")),
         kind=_text(fields.get("transactiontype")),
         organisation=_text(fields.get("organizationname")),
@@ -225,6 +277,7 @@ def read_moments(text: str | None) -> tuple[datetime, ...]:
     """What a time can mean in UTC, the likelier first: without a zone, or with a Z that cannot be trusted, two."""
     if text is None:
         return ()
+    text = _digits(text) or ""
     try:
         moment = datetime.strptime(text, "%Y%m%d%H%M%S") if text.isdigit() else datetime.fromisoformat(text)  # noqa: DTZ007
         if moment.tzinfo is not None and moment.utcoffset():
@@ -251,16 +304,20 @@ def _items(holder: Any, list_name: str, key_name: str) -> dict[str, Any]:
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
-    """Names and values, from a list of them or a single one standing where the list should be."""
+    """Names and values: in a list, in a list of lists, alone, or without the object around them."""
     found: list[tuple[str, Any]] = []
-    items = cast("dict[str, Any]", holder).get(list_name) if isinstance(holder, dict) else None
-    entries: list[Any] = items if isinstance(items, list) else [items]  # pyright: ignore[reportUnknownVariableType] - JSON
-    for item in entries:
-        if isinstance(item, dict):
-            entry = cast("dict[str, Any]", item)
+    waiting: list[Any] = [holder]
+    while waiting:
+        current = waiting.pop(0)
+        if isinstance(current, list):
+            waiting[:0] = current
+        elif isinstance(current, dict):
+            entry = cast("dict[str, Any]", current)
             name = entry.get(key_name)
             if isinstance(name, str):
-                found.append((name, entry.get("Value")))
+                found.append((name.strip(), entry.get("Value")))
+            elif list_name in entry:
+                waiting.insert(0, entry[list_name])
     return found
 
 
@@ -270,20 +327,41 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, int) and value.bit_length() > _MOST_DIGITS * 3:
         return None
-    text = str(value).strip().replace("\x00", "")
+    text = _SURROGATE.sub("\ufffd", str(value)).replace("\x00", "").strip()
     return text[:500] or None
 
 
-def _amount(text: str | None) -> Kes | None:
-    try:
-        return None if text is None else Kes.parse(text)
-    except NotAnAmount:
+def _stated(value: Any) -> str | None:
+    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well."""
+    text = _text(value)
+    if text is not None or value is None or isinstance(value, str):
+        return text
+    return _text(f"{value}"[:_SHOWN] if isinstance(value, bool | list | dict) else "a number of too many digits")
+
+
+_SHOWN = 40
+
+
+def read_amount(text: str | None) -> Kes | None:
+    """An amount in KES, compared as a number: ``500``, ``"500.00"``, ``5e2``. None for cents, words, and below zero."""
+    number = None if text is None else read_number(text.strip())
+    if number is None or number != number.to_integral_value() or not 0 <= number < _MOST_KES:
         return None
+    return Kes(int(number))
+
+
+_MOST_KES = 10**12
+"""Beyond it no number is an amount of money that anybody paid."""
+
+
+def _digits(text: str | None) -> str | None:
+    """A number that is read digit by digit, such as a phone or a time, also where it stands as ``254711000001.0``."""
+    return text if text is None or text.isdigit() else canonical(text)
 
 
 def _moment(text: str | None) -> datetime | None:
     try:
-        return None if text is None else from_daraja_timestamp(text)
+        return None if text is None else from_daraja_timestamp(_digits(text) or "")
     except ValueError:
         return None
 
@@ -296,13 +374,120 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_fault_body(content: Any) -> Fault:
-    """The code and message of an error answer, None where it has none."""
+    """The code and message of an error answer, Daraja's or the API proxy's in front; None where it has none."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
     fields = cast("dict[str, Any]", content)
-    return Fault(code=_text(fields.get("errorCode")), message=_text(fields.get("errorMessage")))
+    code, message = _text(fields.get("errorCode")), _text(fields.get("errorMessage"))
+    if code is None and isinstance(proxy := _proxy_fault(fields), dict):
+        code, message = (
+            _proxy_code(cast("dict[str, Any]", proxy)),
+            _text(cast("dict[str, Any]", proxy).get("faultstring")),
+        )
+    return Fault(code=code, message=message)
+
+
+def _proxy_fault(fields: dict[str, Any]) -> Any:
+    """The proxy's fault, in JSON or as a SOAP envelope turned into JSON."""
+    if "fault" in fields:
+        return fields["fault"]
+    for name in ("Envelope", "Body", "Fault"):
+        inner = fields.get(name)
+        if not isinstance(inner, dict):
+            return None
+        fields = cast("dict[str, Any]", inner)
+    return fields
+
+
+def _proxy_code(fault: dict[str, Any]) -> str | None:
+    detail = fault.get("detail")
+    if isinstance(detail, dict) and isinstance(source := cast("dict[str, Any]", detail).get("source"), dict):
+        detail = cast("dict[str, Any]", source)
+    return read_text(detail, "errorcode")
+
+
+def read_code(content: Any, name: str) -> str | None:
+    """A code of an answer or callback in its one form (see ``canonical``). None when it is absent, or is no number."""
+    text = read_text(content, name)
+    if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE:
+        return None
+    return canonical(text) if _CODE.match(text) else provider_text(text, _LONGEST_CODE) or None
+
+
+_LONGEST_CODE = 64
+_CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
+"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
+_NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
+def read_said(content: Any, name: str, limit: int = LIMIT) -> str | None:
+    """Words of M-Pesa's, fit to be shown and stored. None when there are none."""
+    text = read_text(content, name)
+    return None if text is None else provider_text(text, limit) or None
 
 
 def read_text(content: Any, name: str) -> str | None:
     """A field of an answer as text, None when it is absent or no plain value."""
     return _text(cast("dict[str, Any]", content).get(name)) if isinstance(content, dict) else None
+
+
+_WORDS = re.compile(r"[a-z0-9']+")
+_NOUNS = frozenset({"transaction", "transactions", "record", "records", "row", "rows", "entries", "payments", "data"})
+_NONE = frozenset({"no", "zero", "0", "without", "lack", "lacks", "nil", "none", "nothing", "empty"})
+_NOT = frozenset({"not", "cannot", "never"})
+_EXIST = frozenset({"found", "exist", "exists", "present", "recorded", "made"})
+_SEEN = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
+_OTHER_THAN_MONEY = frozenset(
+    {"access", "all", "answer", "by", "connection", "every", "from", "permission", "reply", "response", "to", "valid"}
+)
+"""Words between a negation and the noun that make the negation about something else."""
+
+_TROUBLE = frozenset(
+    {"again", "busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}
+    | {"maintenance", "timeout", "timed", "unable", "unauthorised", "unauthorized", "unavailable"}
+)
+_PREFIX = frozenset({"error", "occurred", "bad", "request", "internal", "server"})
+"""How Daraja begins the text of any fault."""
+_VERBS = ("access", "allow", "authori", "complet", "connect", "enabl", "fetch", "get", "load", "permit", "process")
+_MORE_VERBS = ("pull", "query", "quer", "read", "register", "retriev")
+_NEAR, _MOST_SAID = 7, 1000
+
+
+def says_no_transactions(text: str) -> bool:
+    """Whether a text says, in any words, that there are no transactions, and nothing of an error.
+
+    The absence of an answer is no answer: a text that could mean trouble is not taken for it.
+    """
+    words = _WORDS.findall(text[:_MOST_SAID].lower().replace("\u2019", "'"))
+    while words and words[0] in _PREFIX:
+        words = words[1:]
+    if not _TROUBLE.isdisjoint(words) or any(_is_unable(words, at) for at in range(len(words))):
+        return False
+    return any(_denies(words, at) for at in range(len(words)))
+
+
+def _is_not(word: str) -> bool:
+    return word in _NOT or word.endswith("n't")
+
+
+def _is_unable(words: list[str], at: int) -> bool:
+    """Whether it says here that something could not be done, such as ``could not fetch``."""
+    if not _is_not(words[at]):
+        return False
+    rest = [word for word in words[at + 1 : at + 4] if word not in {"be", "been"}]
+    return bool(rest) and rest[0].startswith(_VERBS + _MORE_VERBS) and "any" not in rest[1:2]
+
+
+def _denies(words: list[str], at: int) -> bool:
+    """Whether the word here says that there are none of what is named nearby."""
+    if words[at] in _NOUNS:
+        after = words[at + 1 : at + _NEAR]
+        found = any(_is_not(word) and _EXIST & set(after[place + 1 : place + 3]) for place, word in enumerate(after))
+        return found or bool({"none", "nil", "zero", "0", "empty"} & set(after))
+    if words[at] not in _NONE and not _is_not(words[at]):
+        return False
+    ahead = words[at + 1 : at + 1 + _NEAR]
+    noun = next((place for place, word in enumerate(ahead) if word in _NOUNS), None)
+    if noun is not None:
+        return _OTHER_THAN_MONEY.isdisjoint(ahead[:noun])
+    return words[at] in {"nothing", "none", "empty"} and bool(_SEEN & set(ahead))

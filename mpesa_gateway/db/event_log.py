@@ -6,6 +6,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 
 EVENTS = Listing("event", "occurred_at", "event_id")
@@ -19,7 +20,7 @@ _TASKS = "SELECT * FROM event_task WHERE event_id = $1 ORDER BY subscriber"
 
 _STUCK = """
 SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)
-WHERE done_at IS NULL AND attempts >= $1 ORDER BY due_at LIMIT 100
+WHERE done_at IS NULL AND attempts >= $1 AND (event.env = $2 OR event.env IS NULL) ORDER BY due_at LIMIT 100
 """
 
 _WAKE = """
@@ -42,13 +43,13 @@ class EventLog:
         self._reads = reads
         self._clock = clock
 
-    async def page(self, query: EventsQuery, limit: int) -> Paged:
-        """A page of the events that merchants hear of. Raises Invalid for a bad cursor."""
+    async def page(self, env: Env, query: EventsQuery, limit: int) -> Paged:
+        """A page of the events of ``env`` that merchants hear of. Raises Invalid for a bad cursor."""
         found = Conditions()
         found.add("is_public")
         if query.kind is not None:
             found.add("kind = {}", query.kind)
-        return await EVENTS.page(self._reads, query.merchant, found, query.cursor, limit)
+        return await EVENTS.page(self._reads, query.merchant, env, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
         """An event, of whichever kind. Raises NotFound."""
@@ -61,9 +62,9 @@ class EventLog:
         """What subscribers have done, or owe, about an event."""
         return await self._db.fetch(_TASKS, event_id)
 
-    async def stuck(self) -> Sequence[Row]:
-        """What has failed several times and is not done, the longest due first; 100 at most."""
-        return await self._db.fetch(_STUCK, STUCK)
+    async def stuck(self, env: Env) -> Sequence[Row]:
+        """Tasks of ``env``, or of no env, that failed several times and are not done, oldest first; 100 at most."""
+        return await self._db.fetch(_STUCK, STUCK, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
         """Make a subscriber's work due now; False when it is done, or there is none."""

@@ -1,4 +1,4 @@
-"""Long lists, newest first, of one merchant or of all: each page is served by the index of each merchant's own list."""
+"""Long lists of one env, newest first, of one merchant or of all, served by the index of each merchant's own list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import msgspec
 
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.http.pagination import decode_position, encode_position
 
 Position = tuple[datetime, str]
@@ -61,32 +62,36 @@ class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 @dataclass(frozen=True)
 class Listing:
-    """A table whose rows have a merchant, a time and an id, and an index on these three (the last two descending)."""
+    """A table with an index on merchant, env, time and id (the last two descending)."""
 
     table: str
     at: str
     key: str
 
     async def page(
-        self, reads: Asking, merchant_id: str | None, found: Conditions, cursor: str | None, limit: int
+        self, reads: Asking, merchant_id: str | None, env: Env, found: Conditions, cursor: str | None, limit: int
     ) -> Paged:
-        """A page of one merchant's rows, or of all merchants'. Raises Invalid for a bad cursor."""
+        """A page of one merchant's rows of ``env``, or of all merchants'. Raises Invalid for a bad cursor."""
         chosen = found.copy()
+        chosen.add(f"{self.table}.env = {{}}", env)
         if cursor is not None:
-            chosen.add(f"({self.at}, {self.key}) < ({{}}, {{}})", *decode_position(cursor))
+            chosen.add(f"({self.at}, {self.key}) < ({{}}, {{}})", *decode_position(cursor, env))
         rows = await reads.fetch(self._sql("*", merchant_id, chosen, limit + 1), *chosen.values)
         shown = rows[:limit]
         return Paged(
             shown,
-            encode_position(*self.position(shown[-1])) if len(rows) > limit else None,
-            encode_position(*self.position(shown[0])) if shown else None,
+            encode_position(*self.position(shown[-1]), env) if len(rows) > limit else None,
+            encode_position(*self.position(shown[0]), env) if shown else None,
         )
 
-    async def count_newer(self, reads: Asking, merchant_id: str | None, found: Conditions, cursor: str | None) -> int:
-        """How many rows have come since the one at the cursor (all of them without one), as far as they are counted."""
+    async def count_newer(
+        self, reads: Asking, merchant_id: str | None, env: Env, found: Conditions, cursor: str | None
+    ) -> int:
+        """How many rows of ``env`` are newer than the one at the cursor (all of them without one), up to COUNTED."""
         chosen = found.copy()
+        chosen.add(f"{self.table}.env = {{}}", env)
         if cursor is not None:
-            chosen.add(f"({self.at}, {self.key}) > ({{}}, {{}})", *decode_position(cursor))
+            chosen.add(f"({self.at}, {self.key}) > ({{}}, {{}})", *decode_position(cursor, env))
         rows = self._sql(f"{self.at}, {self.key}", merchant_id, chosen, COUNTED)
         return int(await reads.fetchval(f"SELECT count(*) FROM ({rows}) AS newer", *chosen.values))  # noqa: S608 - as below
 

@@ -33,10 +33,10 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 """Seconds until a failed subscriber is tried again; the last one repeats."""
 
 INSERT_EVENTS = """
-INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-SELECT event_id, kind, NULLIF(merchant_id, ''), subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
-    AS t(event_id, kind, merchant_id, subject_id, occurred_at, payload, body)
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+SELECT event_id, kind, NULLIF(merchant_id, ''), env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+    AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
 RETURNING event_id
 """
 
@@ -144,6 +144,7 @@ class Outbox:
                 [event.event_id for event in events],
                 [event.kind for event in events],
                 [event.merchant_id for event in events],
+                [event.env for event in events],
                 [event.subject_id for event in events],
                 [event.occurred_at for event in events],
                 [dumps(event) for event in events],
@@ -164,7 +165,7 @@ class Outbox:
         async def wake() -> None:
             for event, name in owed:
                 with coming_from(origin_of(event.subject_id), tracer):
-                    await jobs.enqueue(HANDLE, event_id=event.event_id, subscriber=name)
+                    jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
 
         await db.after_commit(wake)
 
@@ -220,12 +221,21 @@ class Outbox:
         now = gateway.clock.now()
         rows = await gateway.db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
-            await gateway.jobs.enqueue(HANDLE, event_id=row["event_id"], subscriber=row["subscriber"])
+            event_id, subscriber = row["event_id"], row["subscriber"]
+            await gateway.jobs.enqueue(
+                HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber
+            )
         return Sweep(len(rows))
 
 
 def public_body(event: PublicEvent) -> str:
     """The exact webhook body: the same bytes for every delivery and every attempt."""
     return msgspec.json.encode(
-        {"id": event.event_id, "type": event.kind, "created_at": rfc3339(event.occurred_at), "data": event.data()}
+        {
+            "id": event.event_id,
+            "type": event.kind,
+            "env": event.env,
+            "created_at": rfc3339(event.occurred_at),
+            "data": {"env": event.env} | event.data(),
+        }
     ).decode()

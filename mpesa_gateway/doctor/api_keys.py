@@ -19,23 +19,23 @@ FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (exp
 
 
 async def look_at_api_keys(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
-    """The merchant's keys for the environment that it is in."""
-    merchant = examination.one
-    row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, merchant.env, examination.now)
-    create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if merchant.env == 'live' else ''}"
+    """The merchant's keys for an env."""
+    merchant, env = examination.one, examination.env
+    row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, env, examination.now)
+    create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if env == 'live' else ''}"
     if row is None or row["count"] == 0:
         yield Observation(
             name="merchant.api_keys",
-            level=Level.PROBLEM if merchant.env == "live" else Level.NOTE,
-            text=f"no API key for {merchant.env} is valid: its shop cannot call us",
+            level=Level.PROBLEM if env == "live" else Level.NOTE,
+            text=f"no API key for {env} is valid: its shop cannot call us",
             fix=create,
         )
         return
-    keys = f"{row['count']} valid API {'key' if row['count'] == 1 else 'keys'} for {merchant.env}"
+    keys = f"{row['count']} valid API {'key' if row['count'] == 1 else 'keys'} for {env}"
     if not row["is_endless"] and row["until"] - examination.now < _SOON:
         yield warning(
             "merchant.api_keys",
-            f"the last API key for {merchant.env} expires on {row['until']:%Y-%m-%d}: then its shop cannot call us",
+            f"the last API key for {env} expires on {row['until']:%Y-%m-%d}: then its shop cannot call us",
             f"make another one in time: {create}",
         )
         return

@@ -26,6 +26,7 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import Env
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -133,18 +134,18 @@ async def _look_at_all(
             if seen.level is Level.PROBLEM:
                 broken.add(seen.name)
     of_merchants = [check for check in checks if check.of_each_merchant]
-    queue = iter(merchants)
+    queue = ((one, env) for one in merchants for env in one.envs or (one.env,))
     while batch := list(islice(queue, _AT_ONCE)):
-        for found in await asyncio.gather(*(_look_at(one, of_merchants, gateway, examination) for one in batch)):
+        for found in await asyncio.gather(*(_look_at(*each, of_merchants, gateway, examination) for each in batch)):
             for seen in found:
                 yield seen
 
 
 async def _look_at(
-    merchant: Merchant, checks: Sequence[Check], gateway: "Gateway", examination: Examination
+    merchant: Merchant, env: Env, checks: Sequence[Check], gateway: "Gateway", examination: Examination
 ) -> list[Seen]:
-    mine = Examination(examination.now, examination.is_live, examination.merchants, merchant)
-    title = f"{merchant.name} ({merchant.merchant_id}, {merchant.env})"
+    mine = Examination(examination.now, examination.is_live, examination.merchants, merchant, env)
+    title = f"{merchant.name} ({merchant.merchant_id}, {env})"
     return [
         msgspec.structs.replace(seen, title=title, merchant_id=merchant.merchant_id)
         for check in checks

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.scopes import Env
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -44,13 +45,15 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Examination:
     """What is examined: as going live needs it where ``is_live``, and for which merchants.
 
-    ``merchant`` is the one that a check of each merchant is to look at; None for all other checks. ``now`` is in UTC.
+    ``merchant`` and ``env`` are what a check of each merchant looks at; it is called once for each env that the
+    merchant has credentials for. ``merchant`` is None for all other checks. ``now`` is in UTC.
     """
 
     now: datetime
     is_live: bool
     merchants: tuple[Merchant, ...] = ()
     merchant: Merchant | None = None
+    env: Env = "sandbox"
 
     @property
     def one(self) -> Merchant:

@@ -1,4 +1,4 @@
-"""Looks whether somebody works the queue, and whether what runs by the clock does run."""
+"""Checks that each queue has a worker, and that the crons run."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -19,26 +19,41 @@ _MANY = 10_000
 
 
 async def look_at_workers(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
-    """The workers' heartbeats, the crons, and what waits or failed."""
-    queue = gateway.jobs.queue
-    info = await queue.info()
-    workers, waiting = len(info["workers"]), info["queued"]
-    if not workers:
+    """The workers' heartbeats by queue, the crons, and the jobs that wait or failed."""
+    queues = gateway.jobs.queues
+    workers = {name: await queue.count_workers() for name, queue in queues.items()}
+    waiting = {name: await queue.count("queued") for name, queue in queues.items()}
+    in_all = sum(waiting.values())
+    if not any(workers.values()):
         yield problem(
             "workers.alive",
-            f"no worker is running: {waiting} jobs wait, no webhook goes out and no payment is asked about",
+            f"no worker is running: {in_all} jobs wait, no webhook goes out and no payment is asked about",
             "start `mpesa-gateway worker` (or `serve --with-worker` for a small shop), and keep it running (systemd)",
         )
         return
-    yield ok("workers.alive", f"{workers} {'worker' if workers == 1 else 'workers'} at work, {waiting} jobs waiting")
-    if waiting > _MANY:
-        yield warning(
-            "workers.waiting",
-            f"{waiting} jobs wait: what is new is done late",
-            "start more workers, or find the slow job",
+    if unserved := [name for name, count in workers.items() if not count]:
+        yield problem(
+            "workers.alive",
+            f"no worker serves {' and '.join(f'the queue `{name}`' for name in unserved)}: "
+            f"{sum(waiting[name] for name in unserved)} jobs wait there",
+            f"start `mpesa-gateway worker --queues {','.join(unserved)}`, or take --queues (worker.queues) away from "
+            "the workers that run",
         )
+    else:
+        least = min(workers.values())
+        yield ok(
+            "workers.alive",
+            f"{least} {'worker serves' if least == 1 else 'workers serve'} each queue, {in_all} jobs waiting",
+        )
+    for name, count in waiting.items():
+        if count > _MANY:
+            yield warning(
+                "workers.waiting",
+                f"{count} jobs wait in the queue `{name}`: new ones are done late",
+                f"start more workers, raise worker.{name}, or find the slow job",
+            )
     yield await _crons(gateway, examination)
-    failed = await queue.count_failed()
+    failed = sum([await queue.count_failed() for queue in queues.values()])
     if failed:
         yield note(
             "workers.failed",
@@ -48,9 +63,10 @@ async def look_at_workers(gateway: "Gateway", examination: Examination) -> Async
 
 
 async def crons_not_run(gateway: "Gateway", now: datetime) -> tuple[list[str], list[str]]:
-    """What runs by the clock and no worker knows, and what is late."""
-    names = [name for name, job in gateway.jobs_by_name.items() if job.cron is not None]
-    jobs = await gateway.jobs.queue.jobs([f"cron:{name}" for name in names])
+    """Crons that no worker knows, and crons that are late."""
+    crons = {name: job.queue for name, job in gateway.jobs_by_name.items() if job.cron is not None}
+    names = list(crons)
+    jobs = [await gateway.jobs.queues[queue].job(f"cron:{name}") for name, queue in crons.items()]
     missing = [name for name, job in zip(names, jobs, strict=True) if job is None]
     late = [
         name

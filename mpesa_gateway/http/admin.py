@@ -41,7 +41,7 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A key to create. Without ``scopes``: everything but administration. ``env`` decides sk_test_ or sk_live_."""
+    """A key to create. Without ``scopes``: everything but administration. ``env`` is that of the key that asks."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME, "scopes": elsewhere(minItems=1)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -52,7 +52,7 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     }
 
     name: str
-    env: Environment = "sandbox"
+    env: Environment | None = None
     scopes: tuple[Scope, ...] = MERCHANT_SCOPES
     expires_at: Moment | None = None
 
@@ -109,6 +109,8 @@ async def deactivate_merchant(
 ) -> Success[Merchant]:
     """Refuse a merchant's keys from now on. This cannot be undone: ``confirm`` repeats the merchant's id."""
     data.check(merchant_id)
+    if caller.env == "sandbox" and await gateway.api_keys.has_live(merchant_id):
+        raise Conflict("this merchant has live API keys: deactivate it with an admin key that starts with sk_live_")
     return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
 
 
@@ -122,6 +124,9 @@ async def create_key(
             checks.fail("expires_at", "must be in the future: this key could never be used")
         if not data.scopes:
             checks.fail("scopes", "name at least one, or leave it out for everything but administration")
+        if data.env not in {None, caller.env}:
+            prefix = "sk_live_" if data.env == "live" else "sk_test_"
+            checks.fail("env", f"a {data.env} key is created with an admin key that starts with {prefix}")
     merchant: Merchant = await gateway.merchants.require(merchant_id)
     if not merchant.is_active:
         raise Conflict("this merchant is not active, so its keys would be refused")
@@ -129,7 +134,7 @@ async def create_key(
         merchant_id,
         name=data.name,
         scopes=data.scopes,
-        env=data.env,
+        env=caller.env,
         actor=caller.actor,
         expires_at=data.expires_at,
     )
@@ -137,14 +142,10 @@ async def create_key(
 
 
 @get("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT)
-async def list_keys(
-    merchant_id: FromPath[str],
-    caller: Admin,  # noqa: ARG001 - its annotation is the check
-    gateway: NamedDependency[Any],
-) -> Success[list[ApiKey]]:
-    """A merchant's keys, newest first, never their secrets."""
+async def list_keys(merchant_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]) -> Success[list[ApiKey]]:
+    """A merchant's keys of the env of the key that asks, newest first, never their secrets."""
     await gateway.merchants.require(merchant_id)
-    return Success(data=await gateway.api_keys.list(merchant_id))
+    return Success(data=await gateway.api_keys.list(merchant_id, caller.env))
 
 
 @post(
@@ -163,7 +164,7 @@ async def revoke_key(
 ) -> Success[ApiKey]:
     """Refuse a key from now on. This cannot be undone: ``confirm`` repeats the key's id."""
     data.check(key_id)
-    return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor))
+    return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor, env=caller.env))
 
 
 class AuditQuery(ListQuery, frozen=True, kw_only=True):
@@ -176,11 +177,13 @@ class AuditQuery(ListQuery, frozen=True, kw_only=True):
 async def list_audit(
     filters: NamedDependency[AuditQuery], caller: AuditRead, gateway: NamedDependency[Any]
 ) -> Page[AuditEntry]:
-    """Who did what to this merchant's settings, newest first; with the admin scope, to anybody's."""
+    """Who did what to this merchant's settings, newest first, in the key's env; with the admin scope, to anybody's."""
     merchant_id = None if Scope.ADMIN.value in caller.scopes else caller.merchant_id
     before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
-    found: list[AuditEntry] = await gateway.audit.page(filters.limit + 1, merchant_id, filters.action, before)
-    total: int | None = await gateway.audit.count(merchant_id, filters.action) if filters.count else None
+    found: list[AuditEntry] = await gateway.audit.page(
+        filters.limit + 1, merchant_id, filters.action, before, env=caller.env
+    )
+    total: int | None = await gateway.audit.count(merchant_id, filters.action, caller.env) if filters.count else None
     return _page(found, filters.limit, lambda entry: str(entry.number), total)
 
 

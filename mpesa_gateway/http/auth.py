@@ -82,7 +82,7 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
             raise
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
-    who = {"merchant_id": caller.merchant_id, "actor": caller.actor, "subject_id": caller.key_id}
+    who = {"merchant_id": caller.merchant_id, "actor": caller.actor, "subject_id": caller.key_id, "env": caller.env}
     try:
         await gateway.limits.called(caller.key_id)
     except RateLimited:

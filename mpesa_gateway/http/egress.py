@@ -5,7 +5,9 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
@@ -140,10 +142,53 @@ def _literal(host: str) -> Address | None:
         return None
 
 
+_LOOKUPS = 64
+"""Names that one process looks up at the same time."""
+
+
 async def system_lookup(host: str, port: int) -> list[str]:
     """The machine's own resolver. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
+
+
+class SystemLookup:
+    """The machine's own resolver, in threads of its own, with one question for each name at a time.
+
+    A name whose DNS is slow takes one thread, however many calls wait for it. The event loop's few threads would be
+    all taken by a few such names.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+        self._asked: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """The addresses of a host. Raises OSError."""
+        if _literal(host) is not None:
+            return [host]
+        name = (host, port)
+        found = self._asked.get(name)
+        if found is None:
+            found = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+            self._asked[name] = found
+            found.add_done_callback(partial(self._done, name))
+        # A caller that gives up does not end the question: others may wait for the same name.
+        return await asyncio.shield(found)
+
+    def close(self) -> None:
+        """Take no more questions; those under way end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, name: tuple[str, int], found: "asyncio.Future[list[str]]") -> None:
+        self._asked.pop(name, None)
+        if not found.cancelled():
+            # Read here, or asyncio complains where every caller has given up.
+            found.exception()
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class GuardedResolver(AsyncBaseResolver):
@@ -198,7 +243,7 @@ class GuardedResolver(AsyncBaseResolver):
 class Egress:
     """Posts to merchants. One session for the Internet, one that may also call this machine, for the sandbox."""
 
-    def __init__(self, *, timeout: float = 10.0, lookup: Lookup = system_lookup, connections: int = 200) -> None:
+    def __init__(self, *, timeout: float = 10.0, lookup: Lookup | None = None, connections: int = 200) -> None:
         """``timeout`` is the whole time for one call, in seconds.
 
         ``connections`` bounds the hosts that connections are kept to, and those to one host. The library lets a call
@@ -209,13 +254,16 @@ class Egress:
         self._lookup = lookup
         self._connections = connections
         self._sessions: dict[bool, niquests.AsyncSession] = {}
+        self._own_lookup: SystemLookup | None = None
 
     async def start(self) -> None:
         """Make the sessions; nothing is connected yet."""
+        lookup = self._lookup or SystemLookup()
+        self._own_lookup = lookup if isinstance(lookup, SystemLookup) else None
         for allow_loopback in (False, True):
             session = niquests.AsyncSession(
                 # The same class under the other of the library's two names.
-                resolver=cast("Any", GuardedResolver(self._lookup, allow_loopback=allow_loopback)),
+                resolver=cast("Any", GuardedResolver(lookup, allow_loopback=allow_loopback)),
                 retries=0,
                 disable_http3=True,
                 pool_connections=self._connections,
@@ -231,6 +279,8 @@ class Egress:
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
+        if self._own_lookup is not None:
+            self._own_lookup.close()
 
     async def post(self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool) -> Answer:
         """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed."""
@@ -246,7 +296,7 @@ class Egress:
                     status, start = await self._exchange(self._sessions[allow_loopback], url, body, headers)
         except TimeoutError:
             raise EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds") from None
-        except (niquests.exceptions.RequestException, OSError, ValueError) as problem:
+        except Exception as problem:  # noqa: BLE001 - any error of the library is a failed attempt
             raise _failure(problem) from None
         return Answer(status, int((time.perf_counter() - began) * 1000), start)
 

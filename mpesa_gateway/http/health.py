@@ -132,11 +132,14 @@ async def _valkey(gateway: "Gateway") -> str | None:
 
 
 async def _queue(gateway: "Gateway") -> str | None:
-    waiting = await gateway.jobs.queue.count("queued")
-    workers = await gateway.jobs.queue.count_workers()
-    if not workers:
+    queues = gateway.jobs.queues
+    workers = {name: await queue.count_workers() for name, queue in queues.items()}
+    if not any(workers.values()):
         raise NotReady("no worker is running: start `mpesa-gateway worker`")
-    return f"{workers} working, {waiting} waiting"
+    if unserved := [name for name, count in workers.items() if not count]:
+        raise NotReady(f"no worker serves {', '.join(unserved)}: see --queues of `mpesa-gateway worker`")
+    waiting = sum([await queue.count("queued") for queue in queues.values()])
+    return f"{min(workers.values())} working, {waiting} waiting"
 
 
 async def _certificates(gateway: "Gateway") -> str | None:

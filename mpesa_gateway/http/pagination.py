@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.http.envelope import Meta, Page
 
@@ -32,14 +33,16 @@ def decode_cursor(text: str, parts: int) -> tuple[str, ...]:
     return found
 
 
-def encode_position(at: datetime, object_id: str) -> str:
-    """The cursor after an object in a list ordered by time and id."""
-    return encode_cursor(str(int(at.timestamp()) * 1_000_000 + at.microsecond), object_id)
+def encode_position(at: datetime, object_id: str, env: Env) -> str:
+    """The cursor after an object in a list of one env, ordered by time and id."""
+    return encode_cursor(str(int(at.timestamp()) * 1_000_000 + at.microsecond), object_id, env)
 
 
-def decode_position(text: str) -> tuple[datetime, str]:
-    """The time and id that a cursor holds; raises Invalid."""
-    microseconds, object_id = decode_cursor(text, 2)
+def decode_position(text: str, env: Env) -> tuple[datetime, str]:
+    """The time and id that a cursor holds. Raises Invalid, also for a cursor of the other env's list."""
+    microseconds, object_id, its_env = decode_cursor(text, 3)
+    if its_env != env:
+        raise Invalid.field_error("cursor", f"this cursor is not of a {env} list: begin at the first page")
     if not (microseconds.isascii() and microseconds.isdigit() and len(microseconds) <= 17):
         raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
     seconds, rest = divmod(int(microseconds), 1_000_000)
@@ -50,14 +53,15 @@ def page_of(
     rows: Sequence[R],
     limit: int,
     *,
+    env: Env,
     view: Callable[[R], T],
     position: Callable[[R], tuple[datetime, str]],
     total: int | None = None,
 ) -> Page[T]:
-    """A page from one row more than its limit: the extra row only tells that there is more."""
+    """A page of ``env`` from one row more than its limit: the extra row only tells that there is more."""
     shown = rows[:limit]
     has_more = len(rows) > limit
-    cursor = encode_position(*position(shown[-1])) if has_more else None
+    cursor = encode_position(*position(shown[-1]), env) if has_more else None
     return Page(
         data=[view(row) for row in shown], meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total)
     )

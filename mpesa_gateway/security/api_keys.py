@@ -17,14 +17,13 @@ from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope
+from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope, key_prefix
 from mpesa_gateway.security.tables import FIND_KEY, TOUCH_KEY, ApiKeyRow
 from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
 log = structlog.get_logger(__name__)
 
 _KEY = re.compile(r"sk_(live|test)_([0-9a-z]{16})([0-9a-z]{32})\Z", re.ASCII)
-_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
 _TOUCH_EVERY = timedelta(minutes=1)
 
 HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
@@ -81,7 +80,7 @@ class ApiKeys:
     ) -> tuple[ApiKey, Secret]:
         """A new key and its secret, which is shown now or never."""
         handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
-        text = _PREFIX[env] + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
+        text = key_prefix(env) + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
         key = ApiKey(
             key_id=f"key_{handle}",
             merchant_id=merchant_id,
@@ -147,27 +146,45 @@ class ApiKeys:
             self._touched[key_id] = now
             await self._db.execute(TOUCH_KEY, key_id, now)
 
-    async def list(self, merchant_id: str) -> list[ApiKey]:
-        """A merchant's keys, newest first."""
-        mine = ApiKeyRow.merchant_id == merchant_id
+    async def list(self, merchant_id: str, env: Env | None = None) -> list[ApiKey]:
+        """A merchant's keys, newest first; with ``env`` those of it only."""
+        mine: Any = ApiKeyRow.merchant_id == merchant_id
+        if env is not None:
+            mine = mine & (ApiKeyRow.env == env)
         query: Any = ApiKeyRow.select(*_SHOWN).where(mine).order_by(ApiKeyRow.created_at, ascending=False)  # pyright: ignore[reportUnknownVariableType] - Piccolo
         return [_key(row) for row in await self._db.run(query)]
 
-    async def revoke(self, merchant_id: str, key_id: str, *, actor: str) -> ApiKey:
-        """Refuse this key from now on. Raises NotFound, and Conflict when it was revoked before."""
+    async def has_live(self, merchant_id: str) -> bool:
+        """Whether a merchant has a live key that was not revoked."""
+        return bool(
+            await self._db.fetchval(
+                "SELECT EXISTS (SELECT 1 FROM api_key WHERE merchant_id = $1 AND env = 'live' AND revoked_at IS NULL)",
+                merchant_id,
+            )
+        )
+
+    async def revoke(self, merchant_id: str, key_id: str, *, actor: str, env: Env | None = None) -> ApiKey:
+        """Refuse this key from now on; with ``env`` only where it is of that env.
+
+        Raises NotFound, and Conflict when it was revoked before.
+        """
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 "UPDATE api_key SET revoked_at = $3 WHERE merchant_id = $1 AND key_id = $2 AND revoked_at IS NULL "
+                "AND ($4::text IS NULL OR env = $4) "
                 "RETURNING key_id, merchant_id, name, env, scopes, created_at, expires_at, revoked_at, last_used_at",
                 merchant_id,
                 key_id,
                 self._clock.now(),
+                env,
             )
             if row is None:
-                if await ApiKeyRow.exists().where(ApiKeyRow.key_id == key_id, ApiKeyRow.merchant_id == merchant_id):
+                if any(key.key_id == key_id for key in await self.list(merchant_id, env)):
                     raise Conflict("this API key was revoked before")
                 raise NotFound("there is no such API key")
-            await self._audit.record("api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id)
+            await self._audit.record(
+                "api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id, env=row["env"]
+            )
         self._changes.tell("api_key", key_id)
         return _key(dict(row))
 

@@ -13,6 +13,7 @@ from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.lists import Conditions
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
@@ -27,6 +28,7 @@ CUT = "audit.cut"
 _OBSERVED_A_SECOND = 5
 """How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
 one of one kind must not hide another."""
+
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +95,7 @@ class Audit:
         merchant_id: str | None,
         actor: str,
         subject_id: str | None = None,
+        env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
         """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
@@ -104,7 +107,9 @@ class Audit:
             return
         detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
-            await self.record(action, merchant_id=merchant_id, actor=actor, subject_id=subject_id, detail=detail)
+            await self.record(
+                action, merchant_id=merchant_id, actor=actor, subject_id=subject_id, env=env, detail=detail
+            )
         except Exception as problem:  # noqa: BLE001 - the request was refused already
             log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
 
@@ -115,15 +120,19 @@ class Audit:
         merchant_id: str | None,
         actor: str,
         subject_id: str | None = None,
+        env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
         """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets.
+
+        ``env`` is that of what was done, and stands in ``detail``; what belongs to no env, such as a new merchant, has
+        none.
 
         Nothing is ever erased from an entry: phone numbers in its texts, such as a person's note, are masked.
         Where a request is being handled, the client's address is added to ``detail`` as ``from``.
         """
         address = acting_from.get()
-        detail = (detail or {}) | ({"from": address} if address else {})
+        detail = (detail or {}) | ({"env": env} if env else {}) | ({"from": address} if address else {})
         async with self._db.transaction():
             # One chain means one writer at a time; the lock goes with the transaction.
             await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
@@ -145,8 +154,12 @@ class Audit:
         before: str | None,
         *,
         subject_id: str | None = None,
+        env: Env | None = None,
     ) -> list[AuditEntry]:
-        """Entries, newest first, from just before the one with this number. Raises Invalid for another cursor."""
+        """Entries, newest first, from just before the one with this number. Raises Invalid for another cursor.
+
+        With ``env``: those of it, and those of no env.
+        """
         if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
             raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
         found = Conditions()
@@ -155,6 +168,7 @@ class Audit:
             (action, "action = {}"),
             (subject_id, "subject_id = {}"),
             (None if before is None else int(before), "number < {}"),
+            (env, "COALESCE(detail::jsonb ->> 'env' = {}, true)"),
         ):
             if value is not None:
                 found.add(clause, value)
@@ -177,14 +191,16 @@ class Audit:
             for row in rows
         ]
 
-    async def count(self, merchant_id: str | None, action: str | None) -> int:
-        """How many entries there are."""
+    async def count(self, merchant_id: str | None, action: str | None, env: Env | None = None) -> int:
+        """How many entries there are, with ``env`` those of it and those of no env."""
         return int(
             await self._reads.fetchval(
                 "SELECT count(*) FROM audit_entry "
-                "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2)",
+                "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2) "
+                "AND ($3::text IS NULL OR COALESCE(detail::jsonb ->> 'env' = $3, true))",
                 merchant_id,
                 action,
+                env,
             )
         )
 

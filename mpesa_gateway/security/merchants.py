@@ -17,13 +17,18 @@ from mpesa_gateway.security.tables import MerchantRow
 
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
-    """A merchant. ``env`` says whether the stored credentials are for the sandbox or move real money."""
+    """A merchant. ``envs`` are the envs that it has credentials for: none, one or both."""
 
     merchant_id: str
     name: str
-    env: Environment
+    envs: tuple[Environment, ...] = ()
     is_active: bool
     created_at: datetime
+
+    @property
+    def env(self) -> Env:
+        """The env that commands and pages act in unless told otherwise: live with live credentials, else sandbox."""
+        return "live" if "live" in self.envs else "sandbox"
 
 
 class Merchants:
@@ -37,14 +42,13 @@ class Merchants:
         self._audit = audit
 
     async def create(self, name: str, *, actor: str) -> Merchant:
-        """A new merchant, in the sandbox until live credentials are stored. ``name`` is 1 to 100 characters."""
+        """A new merchant, without credentials. ``name`` is 1 to 100 characters."""
         now = self._clock.now()
-        merchant = Merchant(merchant_id=self._ids.new("mer"), name=name, env="sandbox", is_active=True, created_at=now)
+        merchant = Merchant(merchant_id=self._ids.new("mer"), name=name, is_active=True, created_at=now)
         async with self._db.transaction():
             await MerchantRow(
                 merchant_id=merchant.merchant_id,
                 name=name,
-                env=merchant.env,
                 is_active=True,
                 created_at=now,
                 updated_at=now,
@@ -89,7 +93,7 @@ class Merchants:
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 "UPDATE merchant SET is_active = false, updated_at = $2 WHERE merchant_id = $1 AND is_active "
-                "RETURNING merchant_id, name, env, is_active, created_at",
+                "RETURNING merchant_id, name, envs, is_active, created_at",
                 merchant_id,
                 self._clock.now(),
             )
@@ -102,21 +106,21 @@ class Merchants:
         self._changes.tell("merchant", merchant_id)
         return _merchant(dict(row))
 
-    async def set_env(self, merchant_id: str, env: Env) -> None:
-        """Note whether the merchant's stored credentials are for the sandbox or live."""
+    async def set_envs(self, merchant_id: str, envs: Collection[Env]) -> None:
+        """Note the envs that the merchant has credentials for."""
         await self._db.execute(
-            "UPDATE merchant SET env = $2, updated_at = $3 WHERE merchant_id = $1 AND env <> $2",
+            "UPDATE merchant SET envs = $2, updated_at = $3 WHERE merchant_id = $1 AND envs <> $2",
             merchant_id,
-            env,
+            sorted(envs),
             self._clock.now(),
         )
 
     async def any_live(self) -> bool:
-        """Whether any merchant moves real money through this gateway."""
-        return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE env = 'live')"))
+        """Whether any merchant has live credentials: real money may move through this gateway."""
+        return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE 'live' = ANY(envs))"))
 
 
 def _merchant(row: dict[str, Any]) -> Merchant:
     return msgspec.convert(
-        {name: row[name] for name in ("merchant_id", "name", "env", "is_active", "created_at")}, Merchant
+        {name: row[name] for name in ("merchant_id", "name", "envs", "is_active", "created_at")}, Merchant
     )

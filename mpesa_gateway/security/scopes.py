@@ -2,14 +2,38 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
-import msgspec
 from litestar.di import Dependency
 
-Env = Literal["sandbox", "live"]
-Environment = Annotated[Env, msgspec.Meta(title="Environment")]
-"""The same as the API shows it."""
+from mpesa_gateway.env import ENVS, Env, Environment
+
+__all__ = [
+    "ENVS",
+    "MEANINGS",
+    "MERCHANT_SCOPES",
+    "Admin",
+    "AuditRead",
+    "Caller",
+    "Env",
+    "Environment",
+    "MerchantRead",
+    "MerchantWrite",
+    "PaymentsRead",
+    "PaymentsWrite",
+    "RefundsRead",
+    "RefundsWrite",
+    "Scope",
+    "WebhooksRead",
+    "WebhooksWrite",
+]
+
+_KEY_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
+
+
+def key_prefix(env: Env) -> str:
+    """How an API key of this env begins."""
+    return _KEY_PREFIX[env]
 
 
 class Scope(StrEnum):

@@ -8,20 +8,25 @@ import base64
 import binascii
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Protocol
 
 from mpesa_gateway.daraja.certificates import Certificate
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.scopes import Env
 
 HEADER = "X-Mpesa-Signature"
 """Base64. Sandbox: HMAC-SHA-256 keyed with the merchant's passkey. Live: RSASSA-PKCS1-v1_5 with SHA-256."""
 
 
 class CallbackSecrets(Protocol):
-    """Knows the secret that sandbox callbacks are signed with."""
+    """Knows the secrets that sandbox callbacks are signed with."""
 
-    async def passkey_of(self, merchant_id: str) -> Secret | None:
-        """The merchant's passkey, None when there is none."""
+    async def passkeys_of(self, merchant_id: str, env: Env) -> Sequence[Secret]:
+        """The passkeys of the merchant's shortcodes in an env, retired ones too: each may still call back.
+
+        Any of them proves the merchant's own passkey; which payment it is about is bound by the address's token.
+        """
         ...
 
 

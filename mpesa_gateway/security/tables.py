@@ -9,7 +9,7 @@ class MerchantRow(Table, tablename="merchant"):
 
     merchant_id = Text(primary_key=True)
     name = Text()
-    env = Text()
+    envs = Array(base_column=Text())
     is_active = Boolean()
     created_at = Timestamptz()
     updated_at = Timestamptz()

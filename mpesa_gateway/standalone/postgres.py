@@ -35,15 +35,32 @@ _WRITING = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 """Postgres' fast shutdown, then its immediate one."""
 
+_FORGETFUL: dict[str, object] = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "checkpoint_timeout": "1h",
+}
+"""Settings of a server whose data need not outlive the machine's next crash."""
+
 
 class EmbeddedPostgres:
     """One Postgres server for one data folder."""
 
     def __init__(
-        self, data_dir: Path, *, max_connections: int = 200, settings: Mapping[str, object] | None = None
+        self,
+        data_dir: Path,
+        *,
+        max_connections: int = 200,
+        settings: Mapping[str, object] | None = None,
+        is_durable: bool = True,
     ) -> None:
-        """``settings`` are Postgres' own, over ours, for a machine that has more to give."""
-        self._settings = settings or {}
+        """``settings`` are Postgres' own, over ours, for a machine that has more to give.
+
+        Without ``is_durable`` nothing waits for the disk, and a crash of the machine may lose everything: for tests.
+        """
+        self._settings = ({} if is_durable else _FORGETFUL) | dict(settings or {})
+        self._is_durable = is_durable
         self._is_root = os.geteuid() == 0
         self._user = _UNPRIVILEGED if self._is_root else None
         self._given = data_dir.resolve()
@@ -152,6 +169,7 @@ class EmbeddedPostgres:
                 "--encoding=UTF8",
                 "--locale-provider=builtin",
                 "--locale=C.UTF-8",
+                *(() if self._is_durable else ("--no-sync",)),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,

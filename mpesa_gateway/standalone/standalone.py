@@ -25,10 +25,11 @@ class InUse(StartFailed):
 class Standalone:
     """Postgres and Valkey on one data folder, started and stopped together."""
 
-    def __init__(self, data_dir: Path, *, databases: int = 16) -> None:
+    def __init__(self, data_dir: Path, *, databases: int = 16, is_durable: bool = True) -> None:
+        """``databases`` is how many Valkey has. Without ``is_durable`` a crash may lose everything: for tests."""
         self.data_dir = data_dir.resolve()
-        self.postgres = EmbeddedPostgres(self.data_dir)
-        self.valkey = EmbeddedValkey(self.data_dir, databases=databases)
+        self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable)
+        self.valkey = EmbeddedValkey(self.data_dir, databases=databases, is_durable=is_durable)
         self._lock: IO[str] | None = None
         self._wanted: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
         self._mend_at = 0.0

@@ -132,11 +132,8 @@ class Up:
             simulator_port=None,
             sandbox_certificate=None,
         )
-        notes: tuple[str, ...] = ()
         has_live = _run(_migrate(gateway_config(self._base, embedded)))
-        if has_live:
-            notes = ("There are live merchants: no simulator runs beside real money.",)
-        elif self._wishes.simulator:
+        if self._wishes.simulator:
             last_port = read_state(self._data).get("simulator_port")
             embedded = replace(
                 embedded,
@@ -160,7 +157,9 @@ class Up:
             operator_password=password,
             new_master_key=key_file if is_new_key else None,
             has_simulator=embedded.simulator_port is not None,
-            notes=notes,
+            notes=("There are live merchants: their payments go to Safaricom, not to the simulator.",)
+            if has_live
+            else (),
         ).show(self._console)
         self._supervisor = supervisor
 

@@ -18,7 +18,9 @@ _PATIENCE = 30.0
 class EmbeddedValkey:
     """One Valkey server for one data folder."""
 
-    def __init__(self, data_dir: Path, *, databases: int = 16) -> None:
+    def __init__(self, data_dir: Path, *, databases: int = 16, is_durable: bool = True) -> None:
+        """Without ``is_durable`` nothing is written to disk: for tests."""
+        self._is_durable = is_durable
         self._home = data_dir.resolve() / "valkey"
         self._databases = databases
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,7 +84,7 @@ class EmbeddedValkey:
                 f"port {self._port}",
                 f"requirepass {self._password()}",
                 f'dir "{self._home}"',
-                "appendonly yes",
+                f"appendonly {'yes' if self._is_durable else 'no'}",
                 "appendfsync everysec",
                 'save ""',
                 "maxmemory-policy noeviction",

@@ -1,25 +1,37 @@
 """Fixtures: a real Postgres and Valkey for the session, a database and a keyspace of its own for each test."""
 
-import asyncio
+import fcntl
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine, Generator, Iterator
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-_names = itertools.count(1)
+from mpesa_gateway.testing.databases import Aside, Databases
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps files in memory; ours get a folder with a random name
+_ROOM = 2 << 30
+"""Bytes that must be free in memory before the servers' files are kept there."""
+
+_PREFIX = "mpesa-gateway-tests-"
+_ABANDONED = 600
+"""Seconds after which the folder of a session that has no owner any more is removed."""
 
 
 class Servers:
     """The Postgres and the Valkey of a test session. ``valkey_url`` has no database number."""
 
-    def __init__(self, database_url: str, valkey_url: str, databases: int) -> None:
+    def __init__(self, database_url: str, valkey_url: str, databases: int, *, is_own: bool = False) -> None:
+        """``databases`` is how many Valkey has. ``is_own``: the servers were started for this session alone."""
         self.database_url = database_url
         self.valkey_url = valkey_url
+        self.aside = Aside()
+        self.databases = Databases(database_url, self.aside, is_own=is_own)
         # Processes that pytest-xdist runs beside each other may share one server: each leaves the others theirs.
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -29,28 +41,62 @@ class Servers:
         """A number of a Valkey database that no running test uses."""
         return next(self._keyspaces)
 
+    def close(self) -> None:
+        """Drop the databases that were kept for further tests, and close the connections."""
+        self.databases.close()
+        self.aside.stop()
+
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """The session's servers: embedded ones, or those that MPESA_GATEWAY_TEST_DATABASE_URL and _VALKEY_URL name."""
+    """The session's servers: embedded ones, or those that MPESA_GATEWAY_TEST_DATABASE_URL and _VALKEY_URL name.
+
+    Embedded ones are quick instead of durable: they wait for no disk, and on Linux they live in memory.
+    """
     database_url = os.environ.get("MPESA_GATEWAY_TEST_DATABASE_URL")
     valkey_url = os.environ.get("MPESA_GATEWAY_TEST_VALKEY_URL")
     if database_url and valkey_url:
-        yield Servers(database_url, valkey_url.rstrip("/"), databases=16)
+        given = Servers(database_url, valkey_url.rstrip("/"), databases=16)
+        yield given
+        given.close()
         return
     # Imported here: a session without these fixtures should not pay for them.
     from mpesa_gateway.standalone.standalone import Standalone  # noqa: PLC0415
 
-    folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-tests-"))
-    # The server may run as another user, who must be able to pass through; what is inside stays private.
-    folder.chmod(0o711)
-    standalone = Standalone(folder, databases=512)
+    folder = _new_folder()
+    standalone = Standalone(folder, databases=512, is_durable=False)
     standalone.start()
     try:
-        yield Servers(standalone.postgres.url, standalone.valkey.url.rpartition("/")[0], databases=512)
+        own = Servers(standalone.postgres.url, standalone.valkey.url.rpartition("/")[0], databases=512, is_own=True)
+        yield own
+        own.close()
     finally:
         standalone.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder() -> Path:
+    has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM
+    if has_room:
+        _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if has_room else None))
+    # The server may run as another user, who must be able to pass through; what is inside stays private.
+    folder.chmod(0o711)
+    return folder
+
+
+def _remove_abandoned() -> None:
+    """Free the memory of sessions that were killed: their servers ended with them, their files did not."""
+    for lock in _MEMORY.glob(f"{_PREFIX}*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime < _ABANDONED:
+                continue
+            with lock.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:
+            # Another user's, one that is in use, or one that another session has just removed.
+            continue
 
 
 @pytest.fixture
@@ -69,29 +115,18 @@ def valkey_url(servers: Servers) -> str:
 @contextmanager
 def empty_database(servers: Servers) -> Generator[str]:
     """An empty database for the length of the block: for fixtures that several tests share."""
-    name = f"test_{os.getpid()}_{next(_names)}"
-    _run_sql(servers.database_url, f'CREATE DATABASE "{name}"')
+    url = servers.databases.make()
     try:
-        yield servers.database_url.rpartition("/")[0] + f"/{name}"
+        yield url
     finally:
-        _run_sql(servers.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+        servers.databases.drop(url)
 
 
 def empty_keyspace(servers: Servers) -> str:
     """The address of a Valkey keyspace that no running test uses, emptied."""
     url = f"{servers.valkey_url}/{servers.next_keyspace()}"
-    _in_own_loop(_flush(url))
+    servers.aside.run(_flush(url))
     return url
-
-
-async def _execute(url: str, sql: str) -> None:
-    import asyncpg  # noqa: PLC0415
-
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
 
 
 async def _flush(url: str) -> None:
@@ -100,26 +135,3 @@ async def _flush(url: str) -> None:
     client = valkey.asyncio.from_url(url)  # type: ignore[no-untyped-call]
     await client.flushdb()
     await client.aclose()
-
-
-def _run_sql(url: str, sql: str) -> None:
-    _in_own_loop(_execute(url, sql))
-
-
-def _in_own_loop(work: Coroutine[object, object, None]) -> None:
-    """Run to the end in a thread of its own: the test's event loop may be running in this one."""
-    import threading  # noqa: PLC0415
-
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(work)
-        except BaseException as problem:  # noqa: BLE001 - handed on below
-            problems.append(problem)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if problems:
-        raise problems[0]

@@ -15,6 +15,7 @@ from mpesa_gateway.config import GatewayConfig, HttpConfig
 from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.databases import fill
 
 T = TypeVar("T")
 
@@ -80,9 +81,7 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
 
     Gives its base URL. Raises RuntimeError for one that does not start; the log says why.
     """
-    server = uvicorn.Server(
-        ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more)
-    )
+    server = _Server(ServerConfig(app, http or HttpConfig(), proxy_headers=False, timeout_graceful_shutdown=5, **more))
     task = asyncio.create_task(_serve(server, at))
     try:
         while not server.started:
@@ -92,8 +91,46 @@ async def serving(app: Any, at: socket.socket, http: HttpConfig | None = None, *
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{at.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.end()
         await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends when it is told to and idle. uvicorn itself looks every tenth of a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """Stop serving."""
+        self.should_exit = True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        """Serve until told to end."""
+        ticking, told = asyncio.create_task(super().main_loop()), asyncio.create_task(self._told.wait())
+        await asyncio.wait((ticking, told), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ticking, told):
+            task.cancel()
+        await asyncio.gather(ticking, told, return_exceptions=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was begun, ``timeout_graceful_shutdown`` seconds at most, and end the application."""
+        for server in self.servers:
+            server.close()
+        for at in sockets or ():
+            at.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 - uvicorn tells of neither
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 async def _serve(server: uvicorn.Server, at: socket.socket) -> None:
@@ -116,6 +153,7 @@ async def running_gateway(values: dict[str, Any], **options: Any) -> AsyncGenera
     values = {"public_url": base} | values | {"daraja": daraja}
     with at:
         gateway = Gateway(GatewayConfig.from_values(values), **options)
+        await fill(gateway)
         async with serving(gateway.asgi, at, gateway.config.http):
             yield gateway, base
 

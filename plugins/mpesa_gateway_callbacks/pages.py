@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
 from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out
@@ -40,7 +41,7 @@ async def callbacks(visit: Visit) -> Shown:
     """Those that were taken, newest first."""
     query = visit.read_query(_Accepted)
     page = await visit.gateway.services.get(CallbackInbox).accepted(
-        CallbackQuery(limit=50, cursor=query.cursor, verdict=query.verdict)
+        visit.env, CallbackQuery(limit=50, cursor=query.cursor, verdict=query.verdict)
     )
     return Shown(
         "callbacks.html", {"rows": page.data, "query": query} | visit.pager("callbacks", page.meta.next_cursor)
@@ -50,7 +51,9 @@ async def callbacks(visit: Visit) -> Shown:
 async def refused(visit: Visit) -> Shown:
     """Those that were refused, newest first."""
     query = visit.read_query(_Refused)
-    page = await visit.gateway.services.get(CallbackInbox).refused(RefusedQuery(limit=50, cursor=query.cursor))
+    page = await visit.gateway.services.get(CallbackInbox).refused(
+        visit.env, RefusedQuery(limit=50, cursor=query.cursor)
+    )
     pager = visit.pager("callbacks/refused", page.meta.next_cursor)
     return Shown("refused_callbacks.html", {"rows": page.data, "why": WHY} | pager)
 
@@ -58,6 +61,8 @@ async def refused(visit: Visit) -> Shown:
 async def callback(visit: Visit) -> Shown:
     """One that was taken."""
     row = await visit.gateway.services.get(CallbackInbox).find(visit.values["callback_id"])
+    if row["env"] is not None:
+        visit.require(row["env"])
     return Shown(
         "callback.html",
         {"row": row, "merchant": await _merchant(visit, row), "body": laid_out(row["body"])},
@@ -73,6 +78,8 @@ async def _merchant(visit: Visit, row: Row) -> str | None:
 async def refused_callback(visit: Visit) -> Shown:
     """One that was refused."""
     row = await visit.gateway.services.get(CallbackInbox).find_refused(visit.values["refused_id"])
+    if row["env"] is not None:
+        visit.require(row["env"])
     merchant = await _merchant(visit, row)
     can_replay = row["callback_id"] is None and row["original"] is not None and row["reason"] != "token"
     return Shown("refused_callback.html", {"row": row, "merchant": merchant, "why": WHY, "can_replay": can_replay})
@@ -94,13 +101,13 @@ async def replay(visit: Visit) -> Done:
     return Done(f"callbacks/{taken}", "It was taken, and went through the pipeline.")
 
 
-async def unused(gateway: "Gateway") -> Sequence[Concern]:
+async def unused(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     """Callbacks that nobody could use, and those refused of late."""
     inbox, found = gateway.services.get(CallbackInbox), list[Concern]()
-    if count := await inbox.count_unmatched():
+    if count := await inbox.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} that no payment could use"
         found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
-    if count := await inbox.count_refused(_A_DAY):
+    if count := await inbox.count_refused(env, _A_DAY):
         text = f"{count if count < 1000 else '1,000 or more'} refused {'callback' if count == 1 else 'callbacks'} today"
         found.append(Concern(text=text, to="callbacks/refused"))
     return found

@@ -20,7 +20,7 @@ plugin = Plugin(
     summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
     settings=CallbacksSettings,
     routes=routes,
-    jobs=(Job(sweep, timeout=60, cron="* * * * * */5"),),
+    jobs=(Job(sweep, timeout=60, cron="* * * * * */5", queue="maintenance"),),
     publishes=(StkResulted, StatusResulted, ReversalResulted),
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),

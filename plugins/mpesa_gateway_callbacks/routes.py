@@ -149,22 +149,18 @@ async def neutral_callback(
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
 async def list_callbacks(
-    filters: NamedDependency[CallbackQuery],
-    caller: Admin,  # noqa: ARG001 - its annotation is the check
-    gateway: NamedDependency[Gateway],
+    filters: NamedDependency[CallbackQuery], caller: Admin, gateway: NamedDependency[Gateway]
 ) -> Page[CallbackView]:
-    """The callbacks that were taken, newest first, each with its verdict."""
-    return await gateway.services.get(CallbackInbox).accepted(filters)
+    """The callbacks that were taken in the key's env, or that name none, newest first, each with its verdict."""
+    return await gateway.services.get(CallbackInbox).accepted(caller.env, filters)
 
 
 @get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
 async def list_refused(
-    filters: NamedDependency[RefusedQuery],
-    caller: Admin,  # noqa: ARG001 - its annotation is the check
-    gateway: NamedDependency[Gateway],
+    filters: NamedDependency[RefusedQuery], caller: Admin, gateway: NamedDependency[Gateway]
 ) -> Page[RefusedView]:
-    """The callbacks that were refused, newest first, each with the reason."""
-    return await gateway.services.get(CallbackInbox).refused(filters)
+    """The callbacks that were refused in the key's env, or that name none, newest first, each with the reason."""
+    return await gateway.services.get(CallbackInbox).refused(caller.env, filters)
 
 
 routes = (

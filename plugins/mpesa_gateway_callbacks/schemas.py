@@ -1,11 +1,13 @@
 """Callbacks as operators see them: never with a whole phone number."""
 
+import re
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
 
@@ -22,6 +24,7 @@ class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
+    env: Environment | None
     received_at: datetime
     source: str
     merchant_id: str
@@ -39,6 +42,7 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
+    env: Environment | None
     at: datetime
     source: str
     merchant_id: str | None
@@ -63,7 +67,7 @@ class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
 def callback_view(row: Any) -> CallbackView:
     """A row as it is shown."""
     values = {name: row[name] for name in CallbackView.__struct_fields__ if name not in {"id", "body"}}
-    return CallbackView(id=row["callback_id"], body=mask_phones(row["body"]), **values)
+    return CallbackView(id=row["callback_id"], body=visible(row["body"]), **values)
 
 
 def refused_view(row: Any) -> RefusedView:
@@ -77,4 +81,13 @@ def laid_out(body: str) -> str:
     # What is no JSON, or only the beginning of it, stays as it came.
     with suppress(msgspec.DecodeError):
         body = msgspec.json.format(body, indent=2)
-    return mask_phones(body)
+    return visible(body)
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+"""Characters that a terminal or a browser obeys instead of showing them, but line breaks and tabs."""
+
+
+def visible(text: str) -> str:
+    """A body for people: phones masked, and each control character as its escape."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", mask_phones(text))

@@ -1,11 +1,12 @@
 """Takes callbacks: checks who sends them and what they say, keeps each once, and tells who is waiting for it."""
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import Context, ContextVar
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ import structlog
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
-from mpesa_gateway.daraja.wire import NotACallback
+from mpesa_gateway.daraja.wire import NotACallback, decoded
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.errors import Conflict, NotFound
@@ -25,7 +26,6 @@ from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
 from mpesa_gateway.pages import Moment
-from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.signatures import (
     CallbackSecrets,
@@ -47,7 +47,7 @@ from mpesa_gateway_callbacks.errors import (
     SourceRefused,
     TokenRefused,
 )
-from mpesa_gateway_callbacks.kinds import Report, read_report
+from mpesa_gateway_callbacks.kinds import RESULTS, Make, Report, kind_of, merged, read_report
 from mpesa_gateway_callbacks.measures import CALLBACKS
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
@@ -57,6 +57,7 @@ from mpesa_gateway_callbacks.schemas import (
     callback_view,
     laid_out,
     refused_view,
+    visible,
 )
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
@@ -76,13 +77,13 @@ _LOOK_AGAIN = timedelta(minutes=1)
 """How often a certificate that cannot be used is read again."""
 
 _SHOWN = 2048
-"""Characters of a refused callback that are kept."""
+"""Characters of a refused callback that are shown."""
 
 _REPLAYABLE = 16_384
-"""Characters of a refused callback beyond which it is not kept to be replayed."""
+"""Bytes of a stranger's callback beyond which it is not kept to be replayed."""
 
 _REFUSALS_A_SECOND = 20
-"""How many refused callbacks one process writes down in a second; a flood is only counted."""
+"""How many strangers' callbacks one process writes down in a second; a flood is only counted."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ class _Arrival:
 
     @property
     def text(self) -> str:
-        """The body as it is kept."""
-        return self.incoming.body.decode("utf-8", "replace").replace("\x00", "")
+        """The body as it is shown and searched."""
+        return decoded(self.incoming.body)
+
+    @property
+    def raw(self) -> bytes | None:
+        """The body's bytes where its text does not give them back."""
+        return _raw(self.incoming.body)
 
     def known(self, now: datetime) -> dict[str, Any]:
         """What the inbox knows about it, for its event."""
@@ -147,6 +153,8 @@ class CallbackInbox:
         )
         self._unkept: ContextVar[dict[str, Verdict] | None] = ContextVar("unkept_callbacks", default=None)
         """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
+        self._uncounted: Counter[bytes] = Counter()
+        self._counting: asyncio.Task[None] | None = None
         self._refusals = (0, 0)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
@@ -161,7 +169,10 @@ class CallbackInbox:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     async def stop(self) -> None:
-        """Finish what nobody waits for."""
+        """Finish what no caller waits for."""
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
         await self._dedup.settle()
 
     def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
@@ -176,14 +187,16 @@ class CallbackInbox:
         """
         subject: Subject | None = None
         try:
-            subject = self._read_token(incoming)
+            subject, kind = self._read_token(incoming)
+            incoming = replace(incoming, kind=kind)
             if subject is not None:
                 self._gateway.tracer.concerns(subject.subject_id)
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
-            report = _read(incoming)
+            report = _read(incoming, has_token=subject is not None)
             arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
-            is_new = await self._kept.ask(arrival)
+            # One that may be of two kinds is offered by itself.
+            is_new = None if report.otherwise else await self._kept.ask(arrival)
             if is_new is None:
                 is_new = await self._keep(arrival)
         except CallbackRefused as refusal:
@@ -212,8 +225,8 @@ class CallbackInbox:
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
         # What is done together is done outside its callers' contexts, and with that outside their right to the reserve.
         with reserve(), self._for_those_who_brought(arrivals):
-            repeated = await self._count_repeats(again) if again else set[bytes]()
             kept = await self._keep_at_once(list(fresh.values()))
+            repeated = await self._repeats_among(again) if again else set[bytes]()
         self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in kept])
         return [
             True if arrival.callback_id in kept else False if arrival.fingerprint in repeated else None
@@ -277,14 +290,40 @@ class CallbackInbox:
             now,
             now + timedelta(seconds=PAUSES[0]),
             [verdicts[arrival.callback_id] == "applied" for arrival in arrivals],
+            [arrival.raw for arrival in arrivals],
         )
         await self._db.put_off(Write(tables.KEEP_MANY, args, expects=len(arrivals)))
 
+    async def _repeats_among(self, times: Counter[bytes]) -> set[bytes]:
+        """Like ``_count_repeats``. Where that fails, none: each is looked at by itself, and the fresh ones are kept."""
+        try:
+            return await self._count_repeats(times)
+        except Exception as problem:  # noqa: BLE001 - raised again for each repetition alone
+            log.warning("repetitions_one_by_one", count=times.total(), exception=trace(problem))
+            return set()
+
     async def _count_repeats(self, times: Counter[bytes]) -> set[bytes]:
-        """Count repetitions of callbacks that we have had; gives those that we have."""
+        """Count repetitions of callbacks that were kept before; returns those that were. Waits for no lock."""
         fingerprints = sorted(times)
         rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
+        for row in rows:
+            if not row["is_counted"]:
+                self._count_later(bytes(row["fingerprint"]), times[row["fingerprint"]])
         return {bytes(row["fingerprint"]) for row in rows}
+
+    def _count_later(self, fingerprint: bytes, times: int) -> None:
+        """Count repetitions of a callback whose row is locked, one after the other, with one connection."""
+        self._uncounted[fingerprint] += times
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._count_uncounted(), context=Context())
+
+    async def _count_uncounted(self) -> None:
+        while self._uncounted:
+            fingerprint, times = self._uncounted.popitem()
+            try:
+                await self._db.execute(tables.COUNT_REPEATED, [fingerprint], [times])
+            except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is kept
+                log.warning("repetition_not_counted", times=times, exception=trace(problem))
 
     async def _keep(self, arrival: "_Arrival") -> bool:
         """Keep one callback whatever is odd about it; False for one that we have had.
@@ -361,30 +400,47 @@ class CallbackInbox:
 
     # -- who sends ------------------------------------------------------------------------------------------------
 
-    def _read_token(self, incoming: Incoming) -> Subject | None:
-        """What the token was made for, None without one. Raises TokenRefused, and SourceRefused before it.
+    def _read_token(self, incoming: Incoming) -> tuple[Subject | None, Kind]:
+        """What the token was made for, None without one, and the kind of the callback.
 
-        Where every address is checked, that comes first: a stranger learns nothing about tokens.
+        Raises TokenRefused, and SourceRefused before it: where every address is checked, a stranger learns nothing
+        about tokens.
         """
         if self._settings.enforce_allowlist == "always":
             self._check_listed(incoming.source)
         if incoming.token is None:
-            return None
-        subject = read_token(self._gateway.vault.secret(CALLBACK_TOKENS), incoming.kind, incoming.token)
-        if subject is None:
+            return None, kind_of(incoming.kind, incoming.body)
+        found = self._opened(incoming)
+        if found is None:
             raise TokenRefused("there is nothing at this address")
-        return subject
+        return found
+
+    def _opened(self, incoming: Incoming) -> tuple[Subject, Kind] | None:
+        """What a token was made for; one of a result opens at every result address."""
+        if incoming.token is None:
+            return None
+        key = self._gateway.vault.secret(CALLBACK_TOKENS)
+        others = RESULTS if incoming.kind in RESULTS else ()
+        for kind in dict.fromkeys((incoming.kind, *others)):
+            subject = read_token(key, kind, incoming.token)
+            if subject is not None:
+                return subject, merged(incoming.kind, kind)
+        return None
 
     def _check_source(self, incoming: Incoming, subject: Subject | None) -> None:
         mode = self._settings.enforce_allowlist
-        # Without a token the address is all the proof there is.
-        if mode != "never" and (subject is None or subject.env == "live"):
+        # Without a token the address is all the proof there is. A push can still be asked about, a result cannot.
+        is_checked = mode != "never" and (subject is None or subject.env == "live")
+        if is_checked or (subject is None and incoming.kind in RESULTS):
             self._check_listed(incoming.source)
 
     def _check_listed(self, source: str) -> None:
-        address = read_address(source)
-        if address is None or not within(address, self._allowlist):
+        if not self._is_listed(source):
             raise SourceRefused("this address is not on the allowlist of Safaricom's addresses")
+
+    def _is_listed(self, source: str) -> bool:
+        address = read_address(source)
+        return address is not None and within(address, self._allowlist)
 
     async def _check_signature(self, incoming: Incoming, subject: Subject | None) -> bool:
         """Whether the callback is signed, and rightly. Raises SignatureRefused for any other signature."""
@@ -423,10 +479,11 @@ class CallbackInbox:
     async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
         if subject is not None and subject.env == "sandbox":
             try:
-                passkey = await self._gateway.services.get(CallbackSecrets).passkey_of(subject.merchant_id)
+                secrets = self._gateway.services.get(CallbackSecrets)
+                passkeys = await secrets.passkeys_of(subject.merchant_id, subject.env)
             except NotProvided:
-                passkey = None
-            return passkey is not None and is_signed_with_passkey(passkey, body, signature)
+                passkeys = ()
+            return any(is_signed_with_passkey(passkey, body, signature) for passkey in passkeys)
         # Without a token nobody knows whose passkey it would be: only Safaricom's own key is left.
         certificate = self._live_certificate()
         return certificate is not None and is_signed_with_certificate(certificate, body, signature)
@@ -435,7 +492,8 @@ class CallbackInbox:
 
     async def _offer_again(self, row: Row) -> None:
         try:
-            await self._offer(read_report(row["kind"], row["body"].encode()), row)
+            body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
+            await self._offer(read_report(row["kind"], body, has_token=bool(row["subject_id"])), row)
         except AnotherSubject:
             await self._db.execute(tables.GIVE_UP, row["callback_id"])
         except NotACallback as problem:
@@ -450,7 +508,18 @@ class CallbackInbox:
         if report.event is None:
             await self.mark_applied(row["callback_id"])
             return
-        event = report.event(
+        await self._publish(report.event, row)
+        if report.otherwise is not None and not await self._is_applied(row["callback_id"]):
+            await self._publish(report.otherwise, row)
+
+    async def _is_applied(self, callback_id: str) -> bool:
+        unkept = self._unkept.get()
+        if unkept is not None and callback_id in unkept:
+            return unkept[callback_id] == "applied"
+        return bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
+
+    async def _publish(self, make: Make, row: Row | Mapping[str, Any]) -> None:
+        event = make(
             {
                 "merchant_id": row["merchant_id"],
                 "subject_id": row["subject_id"],
@@ -473,15 +542,19 @@ class CallbackInbox:
     # -- what is refused ------------------------------------------------------------------------------------------
 
     async def _keep_refused(self, incoming: Incoming, subject: Subject | None, refusal: CallbackRefused) -> None:
+        """Keep what was refused: whole from a listed address or at a valid token, and bounded from strangers."""
         now = self._gateway.clock.now()
-        second, count = self._refusals
-        self._refusals = (int(now.timestamp()), count + 1 if second == int(now.timestamp()) else 1)
         log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
-        if self._refusals[1] > _REFUSALS_A_SECOND:
-            return
-        if subject is None and incoming.token is not None:
+        if subject is None and (found := self._opened(incoming)) is not None:
             # Refused before its token was read: we may know what it is about, whoever sent it does not.
-            subject = read_token(self._gateway.vault.secret(CALLBACK_TOKENS), incoming.kind, incoming.token)
+            subject, _ = found
+        is_trusted = subject is not None or self._is_listed(incoming.source)
+        if not is_trusted:
+            second, count = self._refusals
+            self._refusals = (int(now.timestamp()), count + 1 if second == int(now.timestamp()) else 1)
+            if self._refusals[1] > _REFUSALS_A_SECOND:
+                return
+        is_whole = is_trusted or len(incoming.body) <= _REPLAYABLE
         refused_id = self._gateway.ids.new("ref")
         await self._db.execute(
             tables.REFUSE,
@@ -494,14 +567,17 @@ class CallbackInbox:
             subject.merchant_id if subject else None,
             subject.subject_id if subject else None,
             subject.env if subject else None,
-            _original(incoming.body),
+            decoded(incoming.body) if is_whole else None,
             incoming.signature,
+            _raw(incoming.body) if is_whole else None,
+            is_trusted,
         )
         await self._gateway.audit.observe(
             "callback.refused",
             merchant_id=subject.merchant_id if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else refused_id,
+            env=subject.env if subject else None,
             detail={"kind": incoming.kind, "reason": refusal.reason, "refused_id": refused_id},
         )
 
@@ -512,6 +588,7 @@ class CallbackInbox:
             merchant_id=subject.merchant_id if subject else None,
             actor="callback",
             subject_id=subject.subject_id if subject else None,
+            env=subject.env if subject else None,
             detail={"kind": incoming.kind, "handle": report.handle},
         )
 
@@ -528,7 +605,11 @@ class CallbackInbox:
             await self._offer_again(row)
             await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
             await self._gateway.audit.record(
-                "callback.offered", merchant_id=row["merchant_id"] or None, actor=actor, subject_id=callback_id
+                "callback.offered",
+                merchant_id=row["merchant_id"] or None,
+                actor=actor,
+                subject_id=callback_id,
+                env=row["env"],
             )
         return str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
 
@@ -547,9 +628,11 @@ class CallbackInbox:
             raise Conflict("it was not kept whole: it is too long, or from before it could be replayed")
         known = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if known else None
-        incoming = Incoming(row["kind"], None, row["original"].encode(), row["source"], row["signature"])
+        body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
+        kind = row["kind"] if known else kind_of(row["kind"], body)
+        incoming = Incoming(kind, None, body, row["source"], row["signature"])
         is_signed = await self._check_signature(incoming, subject)
-        report = _read(incoming)
+        report = _read(incoming, has_token=known)
         arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
         await self._keep(arrival)
         kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
@@ -562,6 +645,7 @@ class CallbackInbox:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refused_id,
+                env=row["env"],
                 detail={"kind": row["kind"], "reason": row["reason"], "callback_id": kept["callback_id"]},
             )
         return str(kept["callback_id"])
@@ -595,26 +679,32 @@ class CallbackInbox:
             raise NotFound("there is no such refused callback")
         return row
 
-    async def count_unmatched(self) -> int:
-        """How many callbacks nobody could use in all the time that they were kept waiting."""
-        return int(await self._db.fetchval(tables.COUNT_UNMATCHED))
+    async def count_unmatched(self, env: Env) -> int:
+        """How many callbacks of ``env``, or of no env, nobody could use in all the time that they were kept waiting."""
+        return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
-    async def count_refused(self, within: timedelta) -> int:
-        """How many callbacks were refused of late and not replayed; 1,000 at most."""
-        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within))
+    async def count_refused(self, env: Env, within: timedelta) -> int:
+        """How many callbacks of ``env``, or of no env, were refused of late and not replayed; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within, env))
 
-    async def refused(self, filters: RefusedQuery) -> Page[RefusedView]:
-        """Refused callbacks, newest first. Raises Invalid for a bad cursor."""
-        at, refused_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id)
-        return page_of(rows, filters.limit, view=refused_view, position=lambda row: (row["at"], row["refused_id"]))
-
-    async def accepted(self, filters: CallbackQuery) -> Page[CallbackView]:
-        """Accepted callbacks, newest first. Raises Invalid for a bad cursor."""
-        at, callback_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id)
+    async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
+        """Refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id, env)
         return page_of(
-            rows, filters.limit, view=callback_view, position=lambda row: (row["received_at"], row["callback_id"])
+            rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
+        )
+
+    async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
+        """Accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id, env)
+        return page_of(
+            rows,
+            filters.limit,
+            env=env,
+            view=callback_view,
+            position=lambda row: (row["received_at"], row["callback_id"]),
         )
 
 
@@ -622,24 +712,23 @@ def _repeated(repeats: int) -> str:
     return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""
 
 
-def _read(incoming: Incoming) -> Report:
+def _read(incoming: Incoming, *, has_token: bool) -> Report:
     try:
-        return read_report(incoming.kind, incoming.body)
+        return read_report(incoming.kind, incoming.body, has_token=has_token)
     except NotACallback as problem:
         raise ShapeRefused(f"not a callback of this kind: {problem}") from None
+    except Exception as problem:  # noqa: BLE001 - whatever is wrong with our reading, the body is kept
+        log.error("callback_not_read", kind=incoming.kind, exception=trace(problem))
+        raise ShapeRefused("not a callback that can be read") from None
 
 
 def _shown(body: bytes) -> str:
-    return mask_phones(body[: _SHOWN * 4].decode("utf-8", "replace").replace("\x00", ""))[:_SHOWN]
+    return visible(decoded(body[: _SHOWN * 4]))[:_SHOWN]
 
 
-def _original(body: bytes) -> str | None:
-    """A refused callback as it came, where it is short and text: what can go through the pipeline again."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return None
-    return text if len(text) <= _REPLAYABLE and "\x00" not in text else None
+def _raw(body: bytes) -> bytes | None:
+    """The bytes of a body whose text does not give them back."""
+    return None if decoded(body).encode() == body else body
 
 
 def _fingerprint(kind: str, subject_id: str, report: Report) -> bytes:

@@ -27,8 +27,10 @@ SAFARICOM = (
 class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[callbacks]``.
 
-    ``enforce_allowlist``: for live payments and callbacks without token, for all, or never. ``signature``: whether a
-    callback must carry one, must carry a right one if any, or is not looked at; ``signature_header`` names the header.
+    ``enforce_allowlist``: for live payments and callbacks without token, for all, or never (results without a token
+    need a listed source in any case). ``signature``: whether a callback must carry one, must carry a right one if any,
+    or is not looked at; ``signature_header`` names the header. ``keep_refused`` bounds refused callbacks of strangers;
+    those at a valid token or from a listed source are all kept for ``keep_refused_days``.
     ``keep_days`` and ``keep_refused_days`` say for how long callbacks are kept, 0 for ever; one that still waits for
     its payment is kept in any case.
     """

@@ -1,6 +1,6 @@
 """The inbox as Piccolo knows it, and the named queries on it; the migrations say the rest."""
 
-from piccolo.columns import Bytea, Integer, Text, Timestamptz
+from piccolo.columns import Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -24,6 +24,7 @@ class CallbackRow(Table, tablename="callback"):
     due_at = Timestamptz(null=True, default=None)
     merchant_id = Text()
     signature = Text()
+    body_bytes = Bytea(null=True, default=None)
 
 
 class RefusedRow(Table, tablename="refused_callback"):
@@ -42,20 +43,22 @@ class RefusedRow(Table, tablename="refused_callback"):
     signature = Text(null=True, default=None)
     replayed_at = Timestamptz(null=True, default=None)
     callback_id = Text(null=True, default=None)
+    body_bytes = Bytea(null=True, default=None)
+    is_trusted = Boolean()
 
 
 KEEP_MANY = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
-    merchant_id, signature, verdict, applied_at, due_at)
+    merchant_id, signature, body_bytes, verdict, applied_at, due_at)
 SELECT callback_id, kind, fingerprint, $12::timestamptz, source, env, subject_id, handle, result_code, body,
-    merchant_id, signature,
+    merchant_id, signature, body_bytes,
     CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
     CASE WHEN is_applied THEN $12::timestamptz END,
     CASE WHEN NOT is_applied THEN $13::timestamptz END
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $14::boolean[])
+    $10::text[], $11::text[], $14::boolean[], $15::bytea[])
     AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
-    is_applied)
+    is_applied, body_bytes)
 -- Always in this order, so that two processes with the same callbacks wait for each other and not in a ring.
 ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
@@ -63,22 +66,32 @@ RETURNING callback_id
 """
 
 REPEATED = """
-WITH again AS MATERIALIZED (
-    SELECT callback_id, times FROM unnest($1::bytea[], $2::integer[]) AS came(fingerprint, times)
-        JOIN callback USING (fingerprint)
-    ORDER BY fingerprint FOR UPDATE OF callback
+WITH free AS (
+    SELECT callback_id FROM callback WHERE fingerprint = ANY($1::bytea[]) FOR UPDATE SKIP LOCKED
+), counted AS (
+    UPDATE callback SET repeats = repeats + again.times
+    FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
+    WHERE callback.fingerprint = again.fingerprint AND callback_id IN (SELECT callback_id FROM free)
+    RETURNING callback.fingerprint
 )
-UPDATE callback SET repeats = repeats + again.times FROM again WHERE callback.callback_id = again.callback_id
-RETURNING callback.fingerprint
+SELECT fingerprint, fingerprint IN (SELECT fingerprint FROM counted) AS is_counted
+FROM callback WHERE fingerprint = ANY($1::bytea[])
 """
-"""Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
+"""Waits for no lock: a row that is locked is a repetition all the same, and is counted later.
+
+Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
+
+COUNT_REPEATED = """
+UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
+WHERE callback.fingerprint = again.fingerprint
+"""
 
 APPLIED = """
 UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE callback_id = $1 AND verdict <> 'applied'
 """
 
 WAITING_FOR = """
-SELECT callback_id, kind, env, merchant_id, subject_id, body, received_at FROM callback
+SELECT callback_id, kind, env, merchant_id, subject_id, body, body_bytes, received_at FROM callback
 WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
 """
 """Without a lock: what a callback is about is locked before the callback itself, in every path."""
@@ -93,7 +106,7 @@ WHERE callback_id IN (
     SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at <= $1
     ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-RETURNING callback_id, kind, env, merchant_id, subject_id, body, received_at, tries
+RETURNING callback_id, kind, env, merchant_id, subject_id, body, body_bytes, received_at, tries
 """
 
 PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 'waiting'"
@@ -109,19 +122,27 @@ ORDER BY received_at, callback_id LIMIT 100
 
 REFUSE = """
 INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id, env, original,
-    signature)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    signature, body_bytes, is_trusted)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 
 REFUSED = """
-SELECT * FROM refused_callback WHERE $2::timestamptz IS NULL OR (at, refused_id) < ($2, $3)
+SELECT * FROM refused_callback
+WHERE (env = $4 OR env IS NULL) AND ($2::timestamptz IS NULL OR (at, refused_id) < ($2, $3))
 ORDER BY at DESC, refused_id DESC LIMIT $1
 """
 
 _ACCEPTED = """
-SELECT * FROM callback WHERE ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3)) AND {}
+SELECT * FROM (
+    (SELECT * FROM callback WHERE env = $4 AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
+    UNION ALL
+    (SELECT * FROM callback WHERE env IS NULL AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
+) AS both_kinds
 ORDER BY received_at DESC, callback_id DESC LIMIT $1
 """
+"""Those of one env, and those without a token, which belong to none."""
 
 ACCEPTED: dict[str | None, str] = {
     None: _ACCEPTED.format("true"),
@@ -138,13 +159,17 @@ WAKE = """
 UPDATE callback SET verdict = 'waiting', due_at = $2 WHERE callback_id = $1 AND verdict <> 'applied'
 """
 
+IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
+
 FIND_BY_FINGERPRINT = "SELECT callback_id, verdict FROM callback WHERE fingerprint = $1"
 
 FIND_REFUSED = "SELECT * FROM refused_callback WHERE refused_id = $1"
 
 REPLAYED = "UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1"
 
-COUNT_UNMATCHED = "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched'"
+COUNT_UNMATCHED = (
+    "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched' AND (env = $1 OR env IS NULL)"
+)
 
 COUNT_WAITING = """
 SELECT count(*) AS waiting, min(received_at) AS oldest
@@ -152,7 +177,8 @@ FROM (SELECT received_at FROM callback WHERE verdict = 'waiting' ORDER BY due_at
 """
 
 COUNT_REFUSED_SINCE = """
-SELECT count(*) FROM (SELECT 1 FROM refused_callback WHERE at >= $1 AND replayed_at IS NULL LIMIT 1000) AS late
+SELECT count(*) FROM (SELECT 1 FROM refused_callback
+    WHERE at >= $1 AND replayed_at IS NULL AND (env = $2 OR env IS NULL) LIMIT 1000) AS late
 """
 
 OF_CASE = """
@@ -168,7 +194,7 @@ FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
 """Looks at the next so many, and gives what those say that it may stand in."""
 
-ERASE = "UPDATE callback SET body = $2, handle = $3, fingerprint = $4 WHERE callback_id = $1"
+ERASE = "UPDATE callback SET body = $2, body_bytes = NULL, handle = $3, fingerprint = $4 WHERE callback_id = $1"
 
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
@@ -183,7 +209,7 @@ ORDER BY refused_id LIMIT $4
 """
 """Looks at all of them: there are only so many as the settings keep."""
 
-ERASE_REFUSED = "UPDATE refused_callback SET original = NULL, signature = NULL WHERE refused_id = $1"
+ERASE_REFUSED = "UPDATE refused_callback SET original = NULL, body_bytes = NULL, signature = NULL WHERE refused_id = $1"
 
 FORGET = """
 DELETE FROM callback WHERE callback_id IN (
@@ -201,7 +227,7 @@ DELETE FROM refused_callback WHERE refused_id IN (
 
 FORGET_REFUSED = """
 DELETE FROM refused_callback WHERE refused_id IN (
-    SELECT refused_id FROM refused_callback ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000
+    SELECT refused_id FROM refused_callback WHERE NOT is_trusted ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000
 )
 """
 
@@ -213,7 +239,12 @@ SOURCES_LATELY = """
 SELECT source FROM (
     (SELECT source FROM refused_callback WHERE at >= $1 AND reason = 'source' ORDER BY at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE received_at >= $1 AND (env = 'live' OR NOT $2::boolean)
+    (SELECT source FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT source FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
+        ORDER BY received_at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT source FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """

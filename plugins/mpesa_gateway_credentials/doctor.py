@@ -11,9 +11,10 @@ from mpesa_gateway.daraja.addresses import filtered_words, tunnel
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
 from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.security.sealing import CannotOpen
-from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.needs import foreign_receiver, missing_fields
 from mpesa_gateway_credentials.service import CredentialStore
 
 if TYPE_CHECKING:
@@ -28,47 +29,38 @@ _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 async def look_at_credentials(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """Stored, readable, whole, at proper addresses, and good for an access token."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.FIND, merchant.merchant_id)
-    if row is None:
+    try:
+        credentials = await gateway.services.get(CredentialStore).get(merchant.merchant_id, examination.env)
+    except ProviderNotConfigured as refusal:
         yield Observation(
             name="credentials.stored",
             level=Level.WARNING if examination.is_live else Level.NOTE,
-            text="no M-Pesa credentials are stored: it cannot take payments",
-            fix="PUT /v1/merchant/providers, with its API key",
+            text=f"no M-Pesa credentials for {examination.env} are stored: it cannot take payments",
+            fix=refusal.message,
         )
         return
-    try:
-        credentials = await gateway.services.get(CredentialStore).get(merchant.merchant_id)
     except CannotOpen as refusal:
         yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
         return
     for observation in (*_completeness(credentials, examination), *_addresses(credentials, examination)):
         yield observation
     if credentials.security_credential is not None:
-        yield _security_credential(gateway, credentials, stored_at=row["updated_at"])
+        yield _security_credential(gateway, credentials, stored_at=credentials.updated_at)
     yield await _token(gateway, credentials)
 
 
 def _completeness(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
-    missing = [
-        f"mpesa.{name} ({purpose})"
-        for name, value, purpose in (
-            ("initiator", credentials.initiator, "refunds and status checks"),
-            ("initiator_password", credentials.security_credential, "refunds and status checks"),
-            ("nominated_number", credentials.nominated_number, "reconciliation"),
-        )
-        if value is None
-    ]
+    missing = [*missing_fields(credentials), *foreign_receiver(credentials)]
+    level = Level.WARNING if credentials.env == "live" else Level.NOTE
     if missing:
-        level = Level.PROBLEM if credentials.env == "live" else Level.NOTE
-        text = f"not stored: {', '.join(missing)}"
-        yield Observation(name="credentials.whole", level=level, text=text, fix=f"{_AGAIN}, with those fields")
+        text, fix = "; ".join(lack.message for lack in missing), "; ".join(lack.fix for lack in missing)
+        yield Observation(name="credentials.whole", level=level, text=text, fix=fix)
     else:
         yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are whole")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
         text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode, and no shop's"
         yield problem("credentials.live", text, f"{_AGAIN}, the live ones")
-    elif credentials.env == "sandbox" and examination.is_live:
+    elif credentials.env == "sandbox" and examination.is_live and "live" not in examination.one.envs:
         yield note(
             "credentials.live",
             "it is in the sandbox: no real money moves",

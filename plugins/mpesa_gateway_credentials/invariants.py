@@ -1,14 +1,24 @@
-"""What always holds between merchants and their credentials, besides what Postgres itself refuses."""
+"""What always holds between merchants and their shortcodes, besides what Postgres itself refuses."""
 
 from mpesa_gateway.doctor.invariant import Invariant
 
 INVARIANTS = (
     Invariant(
-        name="env_is_the_merchants",
-        sentence="A merchant is of the environment that its stored credentials are for",
+        name="envs_are_the_shortcodes",
+        sentence="A merchant has exactly the envs that it has credentials for",
         sql="""
-            SELECT merchant_id FROM merchant LEFT JOIN provider_credentials USING (merchant_id)
-            WHERE merchant.env <> COALESCE(provider_credentials.env, 'sandbox')
+            SELECT merchant_id FROM merchant
+            WHERE envs <> ARRAY(SELECT DISTINCT env FROM shortcode
+                WHERE shortcode.merchant_id = merchant.merchant_id AND wiped_at IS NULL ORDER BY env)
+        """,
+    ),
+    Invariant(
+        name="owners_have_credentials",
+        sentence="The owner of a receiver has, or had, a shortcode there",
+        sql="""
+            SELECT receiver_id FROM receiver WHERE owner_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM shortcode WHERE shortcode.receiver_id = receiver.receiver_id
+                    AND shortcode.merchant_id = owner_id)
         """,
     ),
 )

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Panel, Shown, Visit
+from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.service import CredentialStore
 
@@ -45,10 +46,9 @@ def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
         certificate = certificate_for(gateway.config.daraja, env)
     except CertificateRefused as problem:
         return CertificateHealth(env, "missing", None, str(problem))
-    try:
-        certificate.check_time(now)
-    except CertificateRefused as problem:
-        return CertificateHealth(env, "expired", certificate.not_after, str(problem))
+    outside = certificate.time_problem(now)
+    if outside is not None:
+        return CertificateHealth(env, "expired", certificate.not_after, f"{outside}; it still encrypts")
     state = "expiring" if certificate.not_after - now < _SOON else "valid"
     return CertificateHealth(env, state, certificate.not_after, "")
 
@@ -58,7 +58,7 @@ async def credentials(visit: Visit) -> Shown:
     query, gateway = visit.read_query(_Query), visit.gateway
     found = await gateway.services.get(CredentialStore).page(query.cursor, _A_PAGE + 1)
     shown = found[:_A_PAGE]
-    cursor = shown[-1].credentials.merchant_id if len(found) > _A_PAGE else None
+    cursor = shown[-1].credentials.shortcode_id if len(found) > _A_PAGE else None
     rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in shown]
     return Shown(
         "credentials.html",
@@ -71,18 +71,24 @@ async def of_merchant(visit: Visit) -> Shown:
     gateway = visit.gateway
     merchant = await gateway.merchants.require(visit.values["merchant_id"])
     store = gateway.services.get(CredentialStore)
-    views = await store.providers(merchant.merchant_id)
-    until = None
-    if views:
-        until = await gateway.daraja.token_until((await store.get(merchant.merchant_id)).daraja)
-    summary: dict[str, str] = msgspec.to_builtins(views[0].config_summary) if views else {}
+    stored: list[dict[str, Any]] = []
+    for env in merchant.envs:
+        for view in await store.providers(merchant.merchant_id, env):
+            credentials = await store.get(merchant.merchant_id, env)
+            stored.append(
+                {
+                    "env": env,
+                    "summary": msgspec.to_builtins(view.config_summary),
+                    "until": await gateway.daraja.token_until(credentials.daraja),
+                    "missing": await missing_of(gateway, merchant.merchant_id, env),
+                }
+            )
     return Shown(
         "credentials_of.html",
         {
             "merchant": merchant,
-            "summary": summary,
-            "until": until,
-            "certificates": [each for each in certificates(gateway) if each.env == merchant.env],
+            "stored": stored,
+            "certificates": [each for each in certificates(gateway) if each.env in merchant.envs],
         },
         title=f"Credentials of {merchant.name}",
     )
@@ -91,18 +97,20 @@ async def of_merchant(visit: Visit) -> Shown:
 async def verify(visit: Visit) -> Done:
     """Fetch a token with the stored keys now."""
     merchant_id = visit.values["merchant_id"]
-    told = await visit.gateway.services.get(CredentialStore).verify(merchant_id)
+    env: Env = "live" if visit.text("env") == "live" else "sandbox"
+    told = await visit.gateway.services.get(CredentialStore).verify(merchant_id, env)
     said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
     return Done(f"credentials/{merchant_id}", f"{'They work' if told.ok else 'They do not work'}: {said}")
 
 
 async def summary(visit: Visit, merchant_id: str) -> Shown | None:
     """What is stored for a merchant, for the merchant's own page."""
-    views = await visit.gateway.services.get(CredentialStore).providers(merchant_id)
-    return Shown("summary.html", {"summary": views[0].config_summary if views else None, "merchant_id": merchant_id})
+    store = visit.gateway.services.get(CredentialStore)
+    summaries = [view.config_summary for env in _ENVS for view in await store.providers(merchant_id, env)]
+    return Shown("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: "Gateway") -> Sequence[Concern]:
+async def endangered(gateway: "Gateway", _: Env) -> Sequence[Concern]:
     """Certificates that end soon, or have, while somebody uses them."""
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]

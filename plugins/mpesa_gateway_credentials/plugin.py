@@ -1,19 +1,24 @@
 """The credentials plugin, declared."""
 
-from mpesa_gateway.plugin import Plugin, SealedColumn, Tables
+from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
 from mpesa_gateway.security.signatures import CallbackSecrets
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
 from mpesa_gateway_credentials.invariants import INVARIANTS
+from mpesa_gateway_credentials.jobs import wipe_retired
+from mpesa_gateway_credentials.needs import NEEDS
 from mpesa_gateway_credentials.pages import PAGES
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
 from mpesa_gateway_credentials.settings import CredentialsSettings
-from mpesa_gateway_credentials.tables import CredentialsRow
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
+
+_NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
 
 plugin = Plugin(
     name="credentials",
-    summary="Keeps each merchant's keys to M-Pesa, sealed at rest, and tries whether they work.",
+    summary="Keeps the credentials of merchants' shortcodes, sealed at rest, and who owns which receiver.",
     settings=CredentialsSettings,
     routes=routes,
     provides=(
@@ -22,18 +27,21 @@ plugin = Plugin(
         (CallbackSecrets, lambda gateway: gateway.services.get(CredentialStore)),
     ),
     tables=Tables(
-        models=(CredentialsRow,),
+        models=(ReceiverRow, ShortcodeRow),
         migrations="mpesa_gateway_credentials.migrations",
         sealed=tuple(
             SealedColumn(
-                table="provider_credentials",
-                key="merchant_id",
+                table="shortcode",
+                key="shortcode_id",
                 column=field,
-                aad=("merchant_id", "'mpesa'", f"'{field}'"),
+                aad=("merchant_id", "'mpesa'", "env", _NUMBER, f"'{field}'"),
             )
             for field in SECRET_FIELDS
         ),
     ),
+    jobs=(Job(wipe_retired, timeout=120, cron="23 * * * *", queue="maintenance"),),
+    contributes=NEEDS,
+    commands=(receivers,),
     checks=CHECKS,
     invariants=INVARIANTS,
     pages=PAGES,

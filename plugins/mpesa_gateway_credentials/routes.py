@@ -1,14 +1,25 @@
 """Credentials over HTTP."""
 
+from typing import Any
+
 from litestar import delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured, ProviderUnavailable
-from mpesa_gateway.http.envelope import Deleted, Success
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_credentials.schemas import MerchantView, ProviderView, SetProvider, Verification
+from mpesa_gateway_credentials.schemas import (
+    MerchantView,
+    ProviderMeta,
+    Providers,
+    RemovedProvider,
+    SetProvider,
+    StoredProvider,
+    Verification,
+)
 from mpesa_gateway_credentials.service import CredentialStore
 
 
@@ -21,22 +32,30 @@ async def me(caller: MerchantRead, services: NamedDependency[Services]) -> Succe
 @put("/v1/merchant/providers", status_code=200, tags=["Merchant"])
 async def set_provider(
     data: JSONBody[SetProvider], caller: MerchantWrite, services: NamedDependency[Services]
-) -> Success[ProviderView]:
-    """Store the merchant's keys to M-Pesa; the whole configuration is replaced."""
-    return Success(data=await services.get(CredentialStore).store(caller, data))
+) -> StoredProvider:
+    """Store the keys of the default shortcode of this key's env; its whole configuration is replaced.
+
+    Another shortcode retires the former one. `meta.missing` lists what does not work yet, each with what to do.
+    """
+    stored = await services.get(CredentialStore).store(caller, data)
+    return StoredProvider(data=stored.provider, meta=ProviderMeta(missing=stored.missing, retired=stored.retired))
 
 
 @get("/v1/merchant/providers", tags=["Merchant"])
-async def list_providers(caller: MerchantRead, services: NamedDependency[Services]) -> Success[list[ProviderView]]:
-    """What is configured; secrets by their last four characters."""
-    return Success(data=await services.get(CredentialStore).providers(caller.merchant_id))
+async def list_providers(
+    caller: MerchantRead, services: NamedDependency[Services], gateway: NamedDependency[Any]
+) -> Providers:
+    """What is configured for this key's env, secrets by their last four characters; `meta.missing` as for storing."""
+    found = await services.get(CredentialStore).providers(caller.merchant_id, caller.env)
+    missing = await missing_of(gateway, caller.merchant_id, caller.env) if found else []
+    return Providers(data=found, meta=ProviderMeta(missing=missing))
 
 
 @delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound,))
-async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
-    """Forget the merchant's keys to M-Pesa."""
-    await services.get(CredentialStore).remove(caller)
-    return Success(data=Deleted())
+async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[RemovedProvider]:
+    """Retire the default shortcode of this key's env: it takes no new payments. `open` counts what it still has."""
+    retired = await services.get(CredentialStore).retire(caller)
+    return Success(data=RemovedProvider(shortcode=retired.shortcode, open=retired.open))
 
 
 @post(

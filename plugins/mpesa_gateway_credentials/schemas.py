@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from mpesa_gateway.http.fields import KeyId, Masked, MerchantId, Provider
+from mpesa_gateway.http.fields import KeyId, Masked, MerchantId, Provider, Yes
 from mpesa_gateway.http.rules import PHONE, matching, one_of, printable
+from mpesa_gateway.readiness import Missing
 from mpesa_gateway.security.scopes import Environment
 
 _SECRET = matching(r"[!-~]{8,1024}", "must be 8 to 1024 printable ASCII characters without spaces", format="password")
@@ -52,9 +53,8 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     TOGETHER: ClassVar[Mapping[str, Any]] = {
         # As a condition: clients' generators take a plain `anyOf` for three kinds of objects.
-        "if": {"properties": {"env": {"const": "sandbox"}}},
-        "then": {"anyOf": [_INITIATED_BY_NOBODY, *_INITIATED]},
-        "else": {"required": ["nominated_number"], "properties": {"nominated_number": _TEXT}, "anyOf": _INITIATED},
+        "if": _INITIATED_BY_NOBODY,
+        "else": {"anyOf": _INITIATED},
     }
 
     env: str
@@ -115,6 +115,44 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     config_summary: MpesaSummary
 
 
+class RetiredView(msgspec.Struct, frozen=True, kw_only=True):
+    """A shortcode that takes no new payments any more. ``open`` counts what it still has, such as ``payments``."""
+
+    shortcode: str
+    open: dict[str, int]
+
+
+class ProviderMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the key's env still lacks, and the former shortcode where storing another one retired it."""
+
+    missing: list[Missing]
+    retired: RetiredView | None = None
+
+
+class StoredProvider(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider as it is configured now."""
+
+    success: Yes = True
+    data: ProviderView
+    meta: ProviderMeta
+
+
+class Providers(msgspec.Struct, frozen=True, kw_only=True):
+    """The providers that are configured for the key's env."""
+
+    success: Yes = True
+    data: list[ProviderView]
+    meta: ProviderMeta
+
+
+class RemovedProvider(msgspec.Struct, frozen=True, kw_only=True):
+    """The shortcode was retired: its secrets are erased once nothing of it is open, after 48 hours at the earliest."""
+
+    deleted: Yes = True
+    shortcode: str
+    open: dict[str, int]
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that was tried with the stored credentials. ``mitigation`` says what to do where it failed."""
 
@@ -141,7 +179,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MerchantView(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asking: the merchant, the key, and what is configured."""
+    """The calling merchant and key. ``env`` is the key's, and ``providers`` are configured in that env."""
 
     id: MerchantId
     name: str

@@ -1,55 +1,146 @@
-"""Stored credentials as Piccolo knows them, and the named queries on them."""
+"""Receivers and shortcodes as Piccolo tables, and the named queries on them.
 
-from piccolo.columns import Text, Timestamptz
+The queries are raw SQL where they join, lock or decide concurrency in one statement.
+"""
+
+from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
 
 
-class CredentialsRow(Table, tablename="provider_credentials"):
-    """One merchant's keys to M-Pesa; the secret ones sealed."""
+class ReceiverRow(Table, tablename="receiver"):
+    """A number that is paid (paybill or till) in one env. In live it has at most one owner."""
 
-    merchant_id = Text(primary_key=True)
-    provider = Text()
+    receiver_id = Text(primary_key=True)
     env = Text()
-    consumer_key = Text()
-    consumer_secret = Text()
-    passkey = Text()
-    shortcode = Text()
-    till_number = Text(null=True, default=None)
+    number = Text()
+    kind = Text()
+    owner_id = Text(null=True, default=None)
+    created_at = Timestamptz()
+
+
+class ShortcodeRow(Table, tablename="shortcode"):
+    """A merchant's right to use a receiver, with its credentials; the secret ones are sealed."""
+
+    shortcode_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    provider = Text()
+    receiver_id = Text()
+    store_number = Text(null=True, default=None)
+    name = Text(null=True, default=None)
+    consumer_key = Text(null=True, default=None)
+    consumer_secret = Text(null=True, default=None)
+    passkey = Text(null=True, default=None)
     initiator = Text(null=True, default=None)
     security_credential = Text(null=True, default=None)
     result_url = Text(null=True, default=None)
     timeout_url = Text(null=True, default=None)
     nominated_number = Text(null=True, default=None)
     account_reference = Text(null=True, default=None)
+    is_default = Boolean()
+    is_allowed = Boolean()
     created_at = Timestamptz()
     updated_at = Timestamptz()
+    retired_at = Timestamptz(null=True, default=None)
+    wiped_at = Timestamptz(null=True, default=None)
 
+
+_WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
+
+LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
+"""One change of a merchant's shortcodes at a time. Inserts that refer to the merchant do not wait for it."""
+
+ADD_RECEIVER = """
+INSERT INTO receiver (receiver_id, env, number, kind, created_at) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
+    WHERE receiver.kind <> excluded.kind AND (receiver.owner_id IS NULL OR receiver.owner_id = $6)
+"""
+
+RECEIVER = "SELECT * FROM receiver WHERE env = $1 AND number = $2"
 
 STORE = """
-INSERT INTO provider_credentials (merchant_id, env, consumer_key, consumer_secret, passkey, shortcode, till_number,
-    initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, created_at,
-    updated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14)
-ON CONFLICT (merchant_id) DO UPDATE SET env = excluded.env, consumer_key = excluded.consumer_key,
-    consumer_secret = excluded.consumer_secret, passkey = excluded.passkey, shortcode = excluded.shortcode,
-    till_number = excluded.till_number, initiator = excluded.initiator,
-    security_credential = excluded.security_credential, result_url = excluded.result_url,
-    timeout_url = excluded.timeout_url, nominated_number = excluded.nominated_number,
-    account_reference = excluded.account_reference, updated_at = excluded.updated_at
+INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, consumer_key, consumer_secret,
+    passkey, initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, is_default,
+    created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, true, $15, $15)
+ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.store_number,
+    consumer_key = excluded.consumer_key, consumer_secret = excluded.consumer_secret, passkey = excluded.passkey,
+    initiator = excluded.initiator, security_credential = excluded.security_credential,
+    result_url = excluded.result_url, timeout_url = excluded.timeout_url,
+    nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
+    updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL
+RETURNING shortcode_id
+"""
+"""Stores the credentials of a shortcode and makes it the default one; revives it where it was retired."""
+
+RETIRE_DEFAULT = """
+UPDATE shortcode SET retired_at = $4, is_default = false, updated_at = $4
+WHERE merchant_id = $1 AND env = $2 AND is_default AND retired_at IS NULL AND receiver_id IS DISTINCT FROM $3
+RETURNING shortcode_id
 """
 
-FIND = "SELECT * FROM provider_credentials WHERE merchant_id = $1"
+ENVS = """
+SELECT COALESCE(array_agg(DISTINCT env ORDER BY env), '{}')
+FROM shortcode WHERE merchant_id = $1 AND wiped_at IS NULL
+"""
 
-FIND_PASSKEY = "SELECT passkey FROM provider_credentials WHERE merchant_id = $1"
+USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL"
+
+FIND = f"{_WHOLE} WHERE shortcode_id = $1"
+
+OF_ENV = f"""
+{_WHOLE} WHERE merchant_id = $1 AND env = $2 AND wiped_at IS NULL ORDER BY retired_at IS NOT NULL, shortcode_id
+"""
+
+PASSKEYS = """
+SELECT shortcode.*, receiver.number FROM shortcode JOIN receiver USING (receiver_id, env)
+WHERE merchant_id = $1 AND env = $2 AND passkey IS NOT NULL ORDER BY retired_at IS NOT NULL, shortcode_id
+"""
 
 WITH_STATEMENTS = """
-SELECT merchant_id FROM provider_credentials JOIN merchant USING (merchant_id)
-WHERE nominated_number IS NOT NULL AND merchant.is_active ORDER BY merchant_id
+SELECT shortcode_id, merchant_id, shortcode.env, retired_at
+FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
+WHERE nominated_number IS NOT NULL AND wiped_at IS NULL AND merchant.is_active
+    AND (receiver.owner_id IS NULL OR receiver.owner_id = merchant_id)
+ORDER BY shortcode_id
 """
 
-REMOVE = "DELETE FROM provider_credentials WHERE merchant_id = $1 RETURNING env"
+OWN = """
+UPDATE receiver SET owner_id = $2 WHERE receiver_id = $1 AND owner_id IS NULL AND env = 'live' RETURNING receiver_id
+"""
+"""Postgres decides who is first: a second merchant's update waits for the first and then changes nothing."""
+
+OWNER = "SELECT owner_id FROM receiver WHERE receiver_id = $1"
+
+MOVE_OWNER = "UPDATE receiver SET owner_id = $2 WHERE receiver_id = $1 RETURNING number"
+
+HAS_SHORTCODE = "SELECT EXISTS (SELECT 1 FROM shortcode WHERE merchant_id = $1 AND receiver_id = $2)"
+
+ALLOW = """
+UPDATE shortcode SET is_allowed = $3, updated_at = $4 WHERE merchant_id = $1 AND receiver_id = $2
+RETURNING shortcode_id
+"""
+
+USERS = """
+SELECT merchant_id, merchant.name, owner_id = merchant_id AS is_owner, is_allowed, retired_at
+FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
+WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
+"""
+
+TO_WIPE = """
+SELECT shortcode_id, merchant_id FROM shortcode WHERE retired_at < $1 AND wiped_at IS NULL
+ORDER BY retired_at LIMIT $2
+"""
+
+WIPE = """
+UPDATE shortcode SET consumer_key = NULL, consumer_secret = NULL, passkey = NULL, initiator = NULL,
+    security_credential = NULL, wiped_at = $3, updated_at = $3
+WHERE shortcode_id = $1 AND retired_at < $2 AND wiped_at IS NULL
+RETURNING shortcode_id
+"""
 
 LIST = """
-SELECT provider_credentials.*, merchant.name FROM provider_credentials JOIN merchant USING (merchant_id)
-WHERE $1::text IS NULL OR merchant_id < $1 ORDER BY merchant_id DESC LIMIT $2
+SELECT shortcode.*, receiver.number, receiver.owner_id, merchant.name AS merchant_name
+FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
+WHERE wiped_at IS NULL AND ($1::text IS NULL OR shortcode_id < $1) ORDER BY shortcode_id DESC LIMIT $2
 """

@@ -8,6 +8,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import Invalid, UnsupportedMediaType
 from mpesa_gateway.http.html import root
 from mpesa_gateway.http.same_site import is_same_site
@@ -18,6 +19,8 @@ from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Session, Sessions
 
 COOKIE = "mpesa_gateway_ops"
+ENV_COOKIE = "mpesa_gateway_ops_env"
+"""Which env an operator's browser looks at."""
 
 POLLED = "ops_polled"
 """``ops_polled=True`` in a route's decorator: a script asks by itself, which keeps no session alive."""
@@ -52,9 +55,15 @@ def known_session(connection: Connection) -> Session | None:
     return session
 
 
+def env_of(connection: Connection) -> Env:
+    """The env that this operator looks at."""
+    env: Env = connection.state.ops_env
+    return env
+
+
 def is_live(connection: Connection) -> bool:
-    """Whether this gateway moves real money, as it was when the session was let in."""
-    return bool(connection.state.ops_is_live)
+    """Whether this operator looks at live."""
+    return env_of(connection) == "live"
 
 
 async def from_our_own_page(connection: Connection, _: BaseRouteHandler) -> None:
@@ -85,9 +94,18 @@ async def let_in(connection: Connection, *, is_used: bool) -> Session:
         session = sessions.of_host(operator)
     if session is None:
         raise NotSignedIn("sign in at /ops/login")
-    connection.state.ops_is_live = await gateway.merchants.any_live()
+    connection.state.ops_env = await _chosen_env(connection, gateway)
     connection.state.ops_session = session
     return session
+
+
+async def _chosen_env(connection: Connection, gateway: Gateway) -> Env:
+    """As the address says, or else the cookie; at first live, where a merchant moves real money."""
+    for text in (connection.query_params.get("env"), connection.cookies.get(ENV_COOKIE)):
+        for env in ENVS:
+            if text == env:
+                return env
+    return "live" if await gateway.merchants.any_live() else "sandbox"
 
 
 def require(session: Session, role: Role) -> None:

@@ -24,7 +24,9 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 async def audit(visit: Visit) -> Shown:
     """Who did what, newest first."""
     query, gateway = visit.read_query(AuditQuery), visit.gateway
-    found = await gateway.audit.page(_A_PAGE + 1, query.merchant, query.action, query.cursor, subject_id=query.subject)
+    found = await gateway.audit.page(
+        _A_PAGE + 1, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
+    )
     shown = found[:_A_PAGE]
     cursor = str(shown[-1].number) if len(found) > _A_PAGE else None
     rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in shown]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Act, Concern, Menu, Page, Visit
 from mpesa_gateway.plugin import PluginRefused
@@ -81,9 +82,9 @@ class Desk:
                 return path
         return None
 
-    async def concerns(self) -> list[Concern]:
-        """What wants attention, of all plugins, the gravest first."""
-        found = await asyncio.gather(*(calmly(reader(self._gateway)) for reader in self._concerns))
+    async def concerns(self, env: Env) -> list[Concern]:
+        """What wants attention in ``env``, of all plugins, the gravest first."""
+        found = await asyncio.gather(*(calmly(reader(self._gateway, env)) for reader in self._concerns))
         concerns = [concern for part in found if part is not None for concern in part]
         return sorted(concerns, key=lambda concern: concern.state != "failed")
 

@@ -7,6 +7,7 @@ import msgspec
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.event_log import EventLog, EventsQuery
 from mpesa_gateway.db.outbox import HANDLE
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Shown, Visit
@@ -22,12 +23,12 @@ def _log(gateway: Gateway) -> EventLog:
 async def events(visit: Visit) -> Shown:
     """The list, newest first."""
     gateway, query = visit.gateway, visit.read_query(EventsQuery)
-    page = await _log(gateway).page(query, _A_PAGE)
+    page = await _log(gateway).page(visit.env, query, _A_PAGE)
     return Shown(
         "events.html",
         {
             "rows": page.rows,
-            "stuck": await _log(gateway).stuck(),
+            "stuck": await _log(gateway).stuck(visit.env),
             "query": query,
             "kinds": [kind for kind in gateway.event_kinds if issubclass(gateway.event_type(kind), PublicEvent)],
         }
@@ -40,6 +41,8 @@ async def event(visit: Visit) -> Shown:
     """One event: what it says, and who has heard."""
     log = _log(visit.gateway)
     row = await log.get(visit.values["event_id"])
+    if row["env"] is not None:
+        visit.require(row["env"])
     text: str = row["body"] or row["payload"]
     return Shown(
         "event.html",
@@ -61,9 +64,9 @@ async def wake(visit: Visit) -> Done:
     return Done(f"events/{event_id}", "It is tried again now.")
 
 
-async def stuck(gateway: Gateway) -> Sequence[Concern]:
+async def stuck(gateway: Gateway, env: Env) -> Sequence[Concern]:
     """Events that a subscriber cannot cope with."""
-    count = len(await _log(gateway).stuck())
+    count = len(await _log(gateway).stuck(env))
     if not count:
         return ()
     text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} that a subscriber fails on"

@@ -17,15 +17,29 @@ class _Query(msgspec.Struct, frozen=True):
 async def failed_jobs(visit: Visit) -> Shown:
     """A page of them."""
     number = max(1, min(visit.read_query(_Query).page, 10_000))
-    queue = visit.gateway.jobs.queue
-    jobs = await queue.failed_jobs((number - 1) * _A_PAGE, _A_PAGE)
-    has_more = await queue.count_failed() > number * _A_PAGE
-    return Shown("failed_jobs.html", {"jobs": [_view(job) for job in jobs], "number": number, "has_more": has_more})
+    found: list[tuple[str, Job]] = []
+    count = 0
+    for name, queue in visit.gateway.jobs.queues.items():
+        # Each queue lists a bounded number; a page is cut from all of them together.
+        found += [(name, job) for job in await queue.failed_jobs(0, number * _A_PAGE)]
+        count += await queue.count_failed()
+    found.sort(key=lambda one: one[1].completed, reverse=True)
+    shown = found[(number - 1) * _A_PAGE : number * _A_PAGE]
+    return Shown(
+        "failed_jobs.html",
+        {
+            "jobs": [_view(name, job) for name, job in shown],
+            "number": number,
+            "has_more": count > number * _A_PAGE,
+        },
+    )
 
 
 async def retry(visit: Visit) -> Done:
     """Put a failed job on the queue once more."""
-    job = await visit.gateway.jobs.queue.retry_failed(visit.text("key"))
+    queues = visit.gateway.jobs.queues
+    queue = next((queue for name, queue in queues.items() if name == visit.text("queue")), None)
+    job = None if queue is None else await queue.retry_failed(visit.text("key"))
     if job is not None:
         await visit.gateway.audit.record(
             "job.retried",
@@ -39,8 +53,9 @@ async def retry(visit: Visit) -> Done:
     return Done(f"failed?page={number}" if number.isdigit() else "failed", said)
 
 
-def _view(job: Job) -> dict[str, object]:
+def _view(queue: str, job: Job) -> dict[str, object]:
     return {
+        "queue": queue,
         "key": job.key,
         "name": job.function,
         "kwargs": msgspec.json.encode(job.kwargs or {}, enc_hook=str).decode(),

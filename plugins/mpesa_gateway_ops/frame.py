@@ -14,7 +14,7 @@ from mpesa_gateway.http import html
 from mpesa_gateway.http.html import Connection
 from mpesa_gateway.pages import Moment, Page, Panel, Role, Shown, Visit
 from mpesa_gateway.phone import Msisdn, mask_phones
-from mpesa_gateway_ops.admission import is_live
+from mpesa_gateway_ops.admission import env_of
 from mpesa_gateway_ops.desk import Desk, Found, calmly, groups
 from mpesa_gateway_ops.notes import Note
 from mpesa_gateway_ops.sessions import Session
@@ -69,7 +69,7 @@ class Frame:
         said = {"title": title, "message": message}
         if session is None:
             return self.alone(connection, "refusal_alone.html", said, status=status)
-        visit = Visit(gateway=self._gateway, visitor=session.visitor, values={})
+        visit = Visit(gateway=self._gateway, visitor=session.visitor, values={}, env=env_of(connection))
         values = self._values(connection, session, visit, None)
         text = self._templates.get_template("refusal.html").render(values | said)
         return html.answer(text, status=status)
@@ -144,10 +144,16 @@ class Frame:
             "now": now,
             "visitor": visitor,
             "may": may,
-            "token": Markup('<input type="hidden" name="form_token" value="{}">').format(session.form_token),
+            # A form acts in the env that it was shown in, whatever another tab looks at by then.
+            "token": Markup(
+                '<input type="hidden" name="form_token" value="{}"><input type="hidden" name="form_env" value="{}">'
+            ).format(session.form_token, visit.env),
             "is_ours": session.is_ours,
             "menu": groups(menu),
-            "is_live": is_live(connection),
+            "is_live": visit.env == "live",
+            "env": visit.env,
+            # A list has its like in the other env, a page about one object has not.
+            "switch_to": page.path if page is not None and "{" not in page.path else "",
             "page": page,
             "note": None,
             "problems": (),

@@ -3,6 +3,7 @@
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import examine
 from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
 from mpesa_gateway_ops import queue_desk
@@ -18,12 +19,12 @@ async def overview(visit: Visit) -> Shown:
         {
             "parts": parts,
             "queue": await queue_desk.numbers(gateway),
-            "concerns": await gateway.services.get(Desk).concerns(),
+            "concerns": await gateway.services.get(Desk).concerns(visit.env),
         },
     )
 
 
-async def unwell(gateway: Gateway) -> list[Concern]:
+async def unwell(gateway: Gateway, _: Env) -> list[Concern]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
         Concern(text=f"{name} is not well: {part.detail or 'no answer'}", to="system", state="failed")
@@ -31,7 +32,7 @@ async def unwell(gateway: Gateway) -> list[Concern]:
         if not part.ok
     ]
     try:
-        failed = await gateway.jobs.queue.count_failed()
+        failed = sum([await queue.count_failed() for queue in gateway.jobs.queues.values()])
     except ValkeyError:
         return found
     if failed:

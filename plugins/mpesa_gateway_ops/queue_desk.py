@@ -1,10 +1,11 @@
-"""The queue as operators look at it: how much waits, who works, which jobs come next, and stopping one of them."""
+"""The queues on the operators' pages: jobs that wait and run, workers, and stopping a job."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from saq import Job
 from saq.job import ACTIVE_STATUSES, Status
 from valkey.exceptions import ValkeyError
 
@@ -21,6 +22,7 @@ class QueuedJob:
     ``at`` is when it is due, or was put on the queue; ``kwargs`` are ids only, as JSON, empty without any.
     """
 
+    queue: str
     key: str
     name: str
     state: str
@@ -31,8 +33,9 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class AtWork:
-    """A process that takes jobs, and what it has done since it was started."""
+    """The worker of one queue in one process, and what it has done since it was started."""
 
+    queue: str
     name: str
     up: timedelta
     done: int
@@ -41,12 +44,23 @@ class AtWork:
 
 
 async def numbers(gateway: Gateway) -> dict[str, int] | None:
-    """The queue in numbers, None when it does not answer."""
-    queue = gateway.jobs.queue
+    """All queues in numbers, with the workers of the queue that has fewest; None when they do not answer."""
     try:
-        return _numbers(dict(await queue.info()), await queue.count_failed())
+        each = await _each(gateway)
     except ValkeyError:
         return None
+    return _total(list(each.values()))
+
+
+async def _each(gateway: Gateway) -> dict[str, dict[str, int]]:
+    return {
+        name: _numbers(dict(await queue.info()), await queue.count_failed())
+        for name, queue in gateway.jobs.queues.items()
+    }
+
+
+def _total(each: list[dict[str, int]]) -> dict[str, int]:
+    return {what: (min if what == "workers" else sum)(one[what] for one in each) for what in each[0]}
 
 
 def _numbers(info: dict[str, Any], failed: int) -> dict[str, int]:
@@ -61,23 +75,31 @@ def _numbers(info: dict[str, Any], failed: int) -> dict[str, int]:
 
 async def queue(visit: Visit) -> Shown:
     """All of it on one page, which needs no script."""
-    queue = visit.gateway.jobs.queue
+    now = visit.gateway.clock.now()
+    each: dict[str, dict[str, int]] = {}
+    jobs: list[QueuedJob] = []
+    workers: list[AtWork] = []
     try:
-        info: dict[str, Any] = dict(await queue.info(jobs=True, limit=_SHOWN))
-        failed = await queue.count_failed()
+        for name, queue in visit.gateway.jobs.queues.items():
+            info: dict[str, Any] = dict(await queue.info(jobs=True, limit=_SHOWN))
+            each[name] = _numbers(info, await queue.count_failed())
+            jobs += [_job(name, job, now) for job in info["jobs"]]
+            workers += [_at_work(name, worker, known) for worker, known in sorted(info["workers"].items())]
     except ValkeyError:
         return Shown("queue.html", {"queue": None})
-    now = visit.gateway.clock.now()
-    jobs = sorted((_job(job, now) for job in info["jobs"]), key=lambda job: (job.state != "running", job.at or now))
-    workers = [_at_work(name, worker) for name, worker in sorted(info["workers"].items())]
-    return Shown("queue.html", {"queue": _numbers(info, failed), "jobs": jobs[:_SHOWN], "workers": workers})
+    jobs.sort(key=lambda job: (job.state != "running", job.at or now))
+    return Shown(
+        "queue.html",
+        {"queue": _total(list(each.values())), "each": each, "jobs": jobs[:_SHOWN], "workers": workers},
+    )
 
 
-def _job(job: dict[str, Any], now: datetime) -> QueuedJob:
+def _job(queue: str, job: dict[str, Any], now: datetime) -> QueuedJob:
     seconds = job.get("scheduled") or job.get("queued", 0) / 1000
     at = datetime.fromtimestamp(seconds, UTC) if seconds else None
     state = "scheduled" if at is not None and at > now else "waiting"
     return QueuedJob(
+        queue=queue,
         key=job["key"],
         name=job["function"],
         state="running" if job.get("status") == Status.ACTIVE else state,
@@ -87,9 +109,10 @@ def _job(job: dict[str, Any], now: datetime) -> QueuedJob:
     )
 
 
-def _at_work(name: str, worker: dict[str, Any]) -> AtWork:
+def _at_work(queue: str, name: str, worker: dict[str, Any]) -> AtWork:
     stats: dict[str, int] = worker.get("stats") or {}
     return AtWork(
+        queue=queue,
         name=name[:8],
         up=timedelta(seconds=stats.get("uptime", 0) // 1000),
         done=stats.get("complete", 0),
@@ -98,9 +121,17 @@ def _at_work(name: str, worker: dict[str, Any]) -> AtWork:
     )
 
 
+async def find_job(visit: Visit) -> Job | None:
+    """The job that a form names by its queue and key, None where there is none."""
+    for name, queue in visit.gateway.jobs.queues.items():
+        if name == visit.text("queue"):
+            return await queue.job(visit.text("key"))
+    return None
+
+
 async def stop(visit: Visit) -> Done:
     """Stop a job, or take it off the queue; what it was to do stands in Postgres."""
-    job = await visit.gateway.jobs.queue.job(visit.text("key"))
+    job = await find_job(visit)
     if job is None or job.status not in ACTIVE_STATUSES:
         return Done("queue", "That job has ended meanwhile.")
     await visit.gateway.audit.record(

@@ -1,4 +1,4 @@
-"""SAQ's own pages about the queue, behind our login: its script, its styles and the JSON that they ask for.
+"""SAQ's own pages about the queues, behind our login: its script, its styles and the JSON that they ask for.
 
 SAQ's Starlette application is not mounted: it keeps its queues and its path in module globals, where they would meet
 those of a host that shows its own queues, and it would make Starlette a requirement.
@@ -84,8 +84,8 @@ async def queue_asset(name: FromPath[str]) -> Response[bytes]:
 
 @get("/ops/queues/api/queues", **_POLL)
 async def queue_list(gateway: NamedDependency[Any]) -> Response[Any]:
-    """The queue in numbers."""
-    return _json({"queues": [await _queue(gateway).info()]})
+    """The queues in numbers."""
+    return _json({"queues": [await queue.info() for queue in gateway.jobs.queues.values()]})
 
 
 @get("/ops/queues/api/queues/{queue:str}", **_POLL)
@@ -136,10 +136,11 @@ async def _note(gateway: Gateway, request: Request[Any, Any, Any], action: str, 
     )
 
 
-def _queue(gateway: Gateway, name: str | None = None) -> GatewayQueue:
-    if name not in {None, gateway.jobs.queue.name}:
-        raise NotFound("there is no such queue")
-    return gateway.jobs.queue
+def _queue(gateway: Gateway, name: str) -> GatewayQueue:
+    for queue in gateway.jobs.queues.values():
+        if queue.name == name:
+            return queue
+    raise NotFound("there is no such queue")
 
 
 async def _job(gateway: Gateway, queue: str, key: str) -> Job:

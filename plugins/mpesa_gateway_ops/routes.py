@@ -1,24 +1,28 @@
 """The operators' pages over HTTP: login and logout, and every page and act that the enabled plugins bring."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import NotFound, Refused, TooManyFailures
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.html import moved
-from mpesa_gateway.pages import Act, Done, Visit
+from mpesa_gateway.pages import Act, Done, OtherWorld, Visit
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import queue_pages
 from mpesa_gateway_ops.admission import (
     COOKIE,
+    ENV_COOKIE,
     Form,
     checked_form,
     cookie_of,
+    env_of,
     first,
     form_of,
     from_our_own_page,
@@ -35,6 +39,9 @@ from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
+
+_ENV_KEPT = 365 * 24 * 3600
+"""Seconds for which a browser keeps which env it looks at."""
 
 _OPEN: dict[str, Any] = {
     "public": True,
@@ -104,11 +111,27 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
     return moved(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
 
-def _cookie(gateway: Gateway, value: str, seconds: int) -> str:
-    """The session's cookie. Without a Path it belongs to the folder of /ops/login, wherever we are mounted."""
+def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
+    """The env that a form was shown in."""
+    return next((env for env in ENVS if env == first(form, "form_env")), env_of(request))
+
+
+def _cookie(gateway: Gateway, value: str, seconds: int, *, name: str = COOKIE) -> str:
+    """A cookie of ours. Without a Path it belongs to the folder of /ops/login, wherever we are mounted."""
     is_secure = urlsplit(gateway.config.public_url).scheme == "https"
     secure = "; Secure" if is_secure else ""
-    return f"{COOKIE}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return f"{name}={value}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+
+
+@get(["/ops/sandbox", "/ops/live"], **_OPEN)
+async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+    """Look at one env from now on, and go on with the page that ``to`` names, as far as it is one of ours."""
+    await let_in(request, is_used=True)
+    env = request.url.path.rpartition("/")[2]
+    to = request.query_params.get("to", "").strip("/")
+    known = gateway.services.get(Desk).page_at(to.partition("?")[0]) is not None
+    cookie = _cookie(gateway, env, _ENV_KEPT, name=ENV_COOKIE)
+    return moved(_below(request, to if known else ""), more={"Set-Cookie": cookie})
 
 
 # -- pages and acts ---------------------------------------------------------------------------------------------------
@@ -139,19 +162,21 @@ async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway:
     form = await checked_form(request)
     require(session, found.it.role)
     request.scope["path_template"] = f"/ops/{found.it.path}"
+    env = _form_env(request, form)
     await gateway.audit.record(
         "operator.acted",
         merchant_id=None,
         actor=session.visitor.actor,
         subject_id=next(iter(found.values.values()), None),
+        env=env,
         detail={"act": f"{found.plugin}.{found.it.name}"},
     )
-    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, form=form)
+    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, form=form, env=env)
     try:
         done: Done = await found.it.do(visit)
     except Refused as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
-    return await _go_on(request, gateway, done)
+    return await _go_on(request, gateway, done, visit.env)
 
 
 async def _show(request: Request[Any, Any, Any], gateway: Gateway, path: str) -> Response[Any]:
@@ -169,18 +194,36 @@ async def _show(request: Request[Any, Any, Any], gateway: Gateway, path: str) ->
     query: dict[str, list[str]] = {}
     for name, text in request.query_params.multi_items():
         query.setdefault(name, []).append(text.replace("\x00", ""))
+    asked_env = "".join(query.pop("env", []))
     note_id = "".join(query.pop("note", []))
+    is_whole = not found.it.is_part and not note_id
+    if is_whole and asked_env == env_of(request) != request.cookies.get(ENV_COOKIE):
+        # From now on, then: the links of the page lead on in the same env.
+        return moved(_look_at(request, env_of(request), path, query))
     note = await gateway.services.get(Notes).take(session.owner, note_id) if note_id else None
-    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, query=query)
-    return await gateway.services.get(Frame).page(request, session, visit, found, note=note)
+    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
+    try:
+        return await gateway.services.get(Frame).page(request, session, visit, found, note=note)
+    except OtherWorld as other:
+        return moved(_look_at(request, other.env, path, query))
 
 
-async def _go_on(request: Request[Any, Any, Any], gateway: Gateway, done: Done) -> Response[Any]:
+def _look_at(request: Request[Any, Any, Any], env: Env, path: str, query: Mapping[str, Sequence[str]]) -> str:
+    """The way to a page in the other env."""
+    to = path.strip("/") + (f"?{urlencode(query, doseq=True)}" if query else "")
+    return _below(request, f"{env}?{urlencode({'to': to})}")
+
+
+async def _go_on(request: Request[Any, Any, Any], gateway: Gateway, done: Done, env: Env) -> Response[Any]:
     note_id = ""
     if done.note or done.secret is not None:
         owner = session_of(request).owner
         note_id = await gateway.services.get(Notes).leave(owner, done.note, secret=done.secret)
-    return moved(_below(request, done.to, note_id))
+    to = done.to
+    if env != env_of(request):
+        # Another tab looks at the other env by now: the note belongs to the page of this one.
+        to += f"{'&' if '?' in to else '?'}env={env}"
+    return moved(_below(request, to, note_id))
 
 
 async def _show_again(
@@ -191,7 +234,9 @@ async def _show_again(
     page = gateway.services.get(Desk).page_of(act)
     if page is not None:
         problems = tuple(refused.problems)
-        again = Visit(gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems)
+        again = Visit(
+            gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems, env=visit.env
+        )
         return await gateway.services.get(Frame).page(request, session, again, page, status=refused.status)
     text = str(refused)
     note_id = await gateway.services.get(Notes).leave(
@@ -212,4 +257,4 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (login_page, sign_in, sign_out, front_page, any_page, any_act, *queue_pages.routes)
+routes = (login_page, sign_in, sign_out, look_at, front_page, any_page, any_act, *queue_pages.routes)

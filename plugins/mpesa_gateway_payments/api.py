@@ -123,9 +123,7 @@ class Recovery(Protocol):
 class StatusQueries(Protocol):
     """Asks M-Pesa what became of a transaction."""
 
-    async def ask(
-        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
-    ) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
 
         The answer never shows the money's ``reference``: give it where it is known, so that no payment for another
@@ -141,6 +139,7 @@ class Refundable:
 
     payment_id: str
     env: Env
+    shortcode_id: str
     shortcode: str
     amount: Kes
     payment_amount: Kes
@@ -151,7 +150,9 @@ class Refundable:
 class RefundablePayments(Protocol):
     """Lets refunds change payments. Each call needs an open transaction, so that refund and payment move together."""
 
-    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> Refundable:
+    async def reserve(
+        self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
+    ) -> Refundable:
         """Set an amount aside (all that is left without one), so that refunds never exceed the payment.
 
         Raises NotFound, and Conflict where the payment is not paid, has no receipt, or has less left.
@@ -170,18 +171,17 @@ class RefundablePayments(Protocol):
 class Payments(Protocol):
     """Asks payers for money and knows how each payment stands."""
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
-        """Ask a payer for money: one STK push for one key, whatever happens.
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
+        """Ask a payer for money at the merchant's default shortcode of ``env``: one STK push for one key.
 
-        ``env``, where given, must be that of the merchant's credentials. Raises ProviderNotConfigured, KeyMismatch,
-        KeyInProgress, ProviderRejected, and ProviderUnavailable when nothing was sent and the key may try again.
+        A key belongs to (merchant, env). Raises ProviderNotConfigured without credentials for ``env``, KeyMismatch,
+        KeyInProgress, ProviderRejected, Conflict where the shortcode is another merchant's or the key's payment is of
+        one that is retired, and ProviderUnavailable when nothing was sent and the key may try again.
         """
         ...
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
-        """A payment of this merchant; raises NotFound."""
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
+        """A payment of this merchant in ``env``; raises NotFound."""
         ...
 
     async def find(self, payment_id: str) -> PaymentView | None:

@@ -16,7 +16,7 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Statement
 from mpesa_gateway_payments.errors import NotAsked
@@ -43,19 +43,16 @@ class StatusChecks:
         self._moves = Transitions(gateway)
         self._outside = OutsideReversals(gateway)
 
-    async def ask(
-        self, merchant_id: str, what: str, env: Env | None = None, *, reference: str | None = None
-    ) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         self._db.refuse_transaction("asking M-Pesa about a transaction")
         self._gateway.outcomes.require_room()
-        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-        check_env(credentials, env)
+        payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
+        credentials = await self._credentials(merchant_id, env, payment)
         initiator = credentials.initiator_for("a status check")
-        payment, receipt, conversation_id = await self._subject(what, credentials)
         check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
@@ -107,34 +104,38 @@ class StatusChecks:
             response_description=ack.response_description,
             check_id=check_id,
             payment_id=payment_id,
+            env=credentials.env,
         )
 
-    async def get(self, merchant_id: str, check_id: str) -> CheckView:
+    async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, check_id)
+        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _subject(self, what: str, credentials: MpesaCredentials) -> tuple[Row | None, str | None, str | None]:
+    async def _credentials(self, merchant_id: str, env: Env, payment: Row | None) -> MpesaCredentials:
+        """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
+        port = self._gateway.services.get(Credentials)
+        if payment is not None:
+            return await port.of_shortcode(payment["shortcode_id"])
+        credentials = await port.get(merchant_id, env)
+        credentials.check_use()
+        return credentials
+
+    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Row | None, str | None, str | None]:
         """The payment where we know it, its receipt, and the conversation of its push."""
-        merchant_id = credentials.merchant_id
         if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, what)
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
                 raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
-            if (payment["env"], payment["shortcode"]) != (credentials.env, credentials.shortcode):
-                raise NotAsked(
-                    f"this payment is of {payment['env']} and shortcode {payment['shortcode']}, and the stored "
-                    f"credentials are of {credentials.env} and {credentials.shortcode}: M-Pesa would not know it"
-                )
             return payment, payment["receipt"], payment["merchant_request_id"]
         receipt = read_receipt(what)
         if receipt is None:
             raise Invalid.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
-        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, credentials.env, receipt), receipt, None
+        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
 
     def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(

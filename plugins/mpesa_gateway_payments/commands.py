@@ -8,7 +8,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show
-from mpesa_gateway.commands.session import MERCHANT, Session, merchant_of, pass_session, read_time
+from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
@@ -27,6 +27,7 @@ def payments() -> None:
 @click.option("--search", metavar="TEXT", help="A receipt, an id, a reference, an idempotency key or a phone number.")
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many at most.")
 @MERCHANT
+@LIVE
 @JSON
 @pass_session
 def list_(
@@ -37,9 +38,10 @@ def list_(
     limit: int,
     merchant_id: str | None,
     *,
+    is_live: bool,
     as_json: bool,
 ) -> None:
-    """List a merchant's payments, newest first. Phone numbers are masked."""
+    """List a merchant's payments of one env, newest first. Phone numbers are masked."""
     filters = PaymentQuery(
         status=None if status is None else Status(status),
         since=None if since is None else read_time(since, "--since"),
@@ -49,7 +51,9 @@ def list_(
 
     async def work(gateway: Gateway) -> list[PaymentView]:
         merchant = await merchant_of(gateway, merchant_id)
-        return (await gateway.services.get(PaymentService).page(merchant.merchant_id, filters)).data
+        return (
+            await gateway.services.get(PaymentService).page(merchant.merchant_id, env_of(is_live=is_live), filters)
+        ).data
 
     found = session.run(work)
     if as_json:
@@ -82,7 +86,7 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
 
     async def work(gateway: Gateway) -> PaymentView:
         row = await gateway.services.get(PaymentDesk).get(payment_id)
-        return await gateway.services.get(PaymentService).get(row["merchant_id"], payment_id)
+        return await gateway.services.get(PaymentService).get(row["merchant_id"], row["env"], payment_id)
 
     payment = _masked(session.run(work))
     if as_json:

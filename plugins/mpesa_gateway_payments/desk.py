@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.sealing import CannotOpen
@@ -64,21 +65,21 @@ class PaymentDesk:
         except (CannotOpen, ValueError):
             raise Invalid.field_error("payer", "search for the number again") from None
 
-    async def page(self, filters: DeskFilters, limit: int) -> Paged:
-        """A page of payments. Raises Invalid for filters that cannot be read."""
-        return await PAYMENTS.page(self._reads, filters.merchant, self._conditions(filters), filters.cursor, limit)
+    async def page(self, env: Env, filters: DeskFilters, limit: int) -> Paged:
+        """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
+        return await PAYMENTS.page(self._reads, filters.merchant, env, self._conditions(filters), filters.cursor, limit)
 
-    async def count_newer(self, filters: DeskFilters) -> int:
-        """How many payments that the filters let through have come since the cursor."""
-        return await PAYMENTS.count_newer(self._reads, filters.merchant, self._conditions(filters), filters.cursor)
+    async def count_newer(self, env: Env, filters: DeskFilters) -> int:
+        """How many payments of ``env`` that the filters let through have come since the cursor."""
+        return await PAYMENTS.count_newer(self._reads, filters.merchant, env, self._conditions(filters), filters.cursor)
 
-    async def count_held(self) -> int:
-        """How many payments wait for a person."""
-        return int(await self._db.fetchval(tables.COUNT_HELD))
+    async def count_held(self, env: Env) -> int:
+        """How many payments of ``env`` wait for a person."""
+        return int(await self._db.fetchval(tables.COUNT_HELD, [env]))
 
-    def export(self, filters: DeskFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    def export(self, env: Env, filters: DeskFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All payments of one merchant that the filters let through, newest first, in pages."""
-        return export_payments(self._reads, filters.merchant or "", self._plain(filters), exported)
+        return export_payments(self._reads, filters.merchant or "", env, self._plain(filters), exported)
 
     def _plain(self, filters: DeskFilters) -> PaymentFilters:
         values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}
@@ -88,7 +89,7 @@ class PaymentDesk:
         return PaymentFilters(**values)
 
     def _conditions(self, filters: DeskFilters) -> Conditions:
-        found = conditions(None, self._plain(filters))
+        found = conditions(None, None, self._plain(filters))
         if filters.held:
             found.add(tables.WAITS_FOR_A_PERSON)
         return found
@@ -121,7 +122,7 @@ class PaymentDesk:
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
         row = await self.get(payment_id)
-        asked = await self._gateway.services.get(PaymentService).ask_now(row["merchant_id"], payment_id)
+        asked = await self._gateway.services.get(PaymentService).ask_now(row["merchant_id"], row["env"], payment_id)
         return asked.status
 
     async def check_status(self, payment_id: str) -> None:
@@ -130,7 +131,7 @@ class PaymentDesk:
         Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         row = await self.get(payment_id)
-        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], payment_id)
+        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], row["env"], payment_id)
 
     async def look_after(self, payment_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""
@@ -148,6 +149,7 @@ class PaymentDesk:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=payment_id,
+                env=row["env"],
                 detail={"mismatch": row["mismatch"], "reversed_outside": row["reversed_outside"]},
             )
 

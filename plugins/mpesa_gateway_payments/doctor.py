@@ -18,13 +18,13 @@ _ENOUGH = 5
 async def look_at_payments(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """Whether callbacks come, and whether money waits for a person."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY)
+    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.env)
     if row is None:
         return
     if row["ended"] >= _ENOUGH and row["by_callback"] == 0:
         yield Observation(
             name="payments.callbacks",
-            level=Level.PROBLEM if merchant.env == "live" else Level.WARNING,
+            level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
             text=f"none of its last {row['ended']} payments ended by a callback: they do not arrive here, and every "
             "payment takes longer",
             fix="see what is said above of public_url and of refused callbacks",

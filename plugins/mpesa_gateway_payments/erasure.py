@@ -67,7 +67,9 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.execute(tables.ERASE, row["payment_id"], *(cleaned[name] for name in tables.ERASED))
             # The number could be found again from the fingerprint of the request, by trying all that there are.
-            await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+            await idempotency.forget(
+                gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
             payments += 1
     for step in await gateway.db.fetch(tables.STEPS_OF_CASE, case.named):
         if case.number.is_in(step["detail"]):

@@ -9,3 +9,7 @@ class NotRefundable(Conflict):
 
 class NotAsked(Conflict):
     """Daraja cannot be asked about this payment: it has no CheckoutRequestID, or has ended."""
+
+
+class ShortcodeRetired(Conflict):
+    """The shortcode that the payment is bound to takes no payments any more."""

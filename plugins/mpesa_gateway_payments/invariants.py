@@ -108,8 +108,9 @@ INVARIANTS = (
         sentence="An Idempotency-Key stands for the payment that was made with it",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
-                ON idempotency_key.merchant_id = payment.merchant_id AND idempotency_key.key = payment.idempotency_key
-            WHERE idempotency_key.subject_id <> payment.payment_id
+                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
+                    = (payment.merchant_id, payment.env, payment.idempotency_key)
+            WHERE idempotency_key.subject_id <> payment.payment_id AND operation IN ('', 'payment')
             UNION ALL
             SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'pay~_%' ESCAPE '~'
                 AND NOT EXISTS (SELECT 1 FROM payment WHERE payment_id = subject_id)
@@ -120,9 +121,24 @@ INVARIANTS = (
         sentence="An Idempotency-Key whose payment was sent is settled; one that is free again sent nothing",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
-                ON idempotency_key.merchant_id = payment.merchant_id AND idempotency_key.key = payment.idempotency_key
+                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
+                    = (payment.merchant_id, payment.env, payment.idempotency_key)
+                    AND operation IN ('', 'payment')
             WHERE (charge IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
                 OR (state = 'released' AND charge <> 'released')
+        """,
+    ),
+    Invariant(
+        name="env_is_its_payments",
+        sentence="A status query, an event and an Idempotency-Key belong to the env of their payment",
+        sql="""
+            SELECT check_id FROM status_check JOIN payment USING (payment_id) WHERE status_check.env <> payment.env
+            UNION ALL
+            SELECT event_id FROM event JOIN payment ON payment_id = subject_id
+            WHERE event.env IS DISTINCT FROM payment.env AND is_public
+            UNION ALL
+            SELECT payment_id FROM payment JOIN idempotency_key ON subject_id = payment_id
+            WHERE idempotency_key.env <> payment.env
         """,
     ),
 )

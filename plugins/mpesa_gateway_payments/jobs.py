@@ -9,14 +9,19 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-async def ask(gateway: "Gateway", *, payment_id: str) -> None:
-    """Ask Daraja how a payment stands that no callback has ended, or expire it."""
-    await gateway.services.get(PaymentService).ask(payment_id)
+async def ask(gateway: "Gateway", *, shortcode_id: str) -> None:
+    """Ask Daraja how a shortcode's due payments stand, those that no callback has ended."""
+    await gateway.services.get(PaymentService).ask_due(shortcode_id)
 
 
 async def sweep(gateway: "Gateway") -> None:
-    """Wake a job for every payment that is due."""
+    """Wake a job for every shortcode with payments that are due."""
     await gateway.services.get(PaymentService).wake_due()
+
+
+async def expire(gateway: "Gateway") -> None:
+    """End the payments whose time is up."""
+    await gateway.services.get(PaymentService).end_due()
 
 
 async def tally(gateway: "Gateway") -> None:

@@ -8,6 +8,7 @@ import msgspec
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Listing, Position
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import checking
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -21,11 +22,16 @@ _LONGEST_SEARCH = 100
 PAYMENTS = Listing("payment", "created_at", "payment_id")
 
 
-def conditions(merchant_id: str | None, filters: PaymentFilters) -> Conditions:
-    """The filters as SQL. Raises Invalid with every filter that cannot be read."""
+def conditions(merchant_id: str | None, env: Env | None, filters: PaymentFilters) -> Conditions:
+    """The filters as SQL; None for a merchant or an env that the list adds by itself.
+
+    Raises Invalid with every filter that cannot be read.
+    """
     found = Conditions()
     if merchant_id is not None:
         found.add("merchant_id = {}", merchant_id)
+    if env is not None:
+        found.add("env = {}", env)
     with checking() as checks:
         for name, column, operator, parse in (
             ("min_amount", "amount", ">=", Kes.parse),
@@ -70,8 +76,7 @@ def _add_search(found: Conditions, text: str) -> None:
     parts = [
         "payment_id = {}",
         "checkout_request_id = {}",
-        # Its index has the environment first.
-        "env IN ('sandbox', 'live') AND receipt = {}",
+        "receipt = {}",
         "idempotency_key = {}",
     ]
     values = [text, text, upper, text]
@@ -87,34 +92,38 @@ def _add_search(found: Conditions, text: str) -> None:
 
 
 async def list_payments(
-    reads: Asking, merchant_id: str, filters: PaymentQuery, view: Callable[[Row], PaymentView]
+    reads: Asking, merchant_id: str, env: Env, filters: PaymentQuery, view: Callable[[Row], PaymentView]
 ) -> Page[PaymentView]:
     """One page. ``meta.total`` counts only when asked to. Raises Invalid."""
-    found = conditions(merchant_id, filters)
+    found = conditions(merchant_id, env, filters)
     total: int | None = None
     if filters.count:
         # The clause is ours; every value in it is a parameter.
         total = await reads.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
-    after = None if filters.cursor is None else decode_position(filters.cursor)
-    sql, values = page_sql(merchant_id, filters, after, filters.limit + 1)
-    return page_of(await reads.fetch_planned(sql, *values), filters.limit, view=view, position=_position, total=total)
+    after = None if filters.cursor is None else decode_position(filters.cursor, env)
+    sql, values = page_sql(merchant_id, env, filters, after, filters.limit + 1)
+    return page_of(
+        await reads.fetch_planned(sql, *values), filters.limit, env=env, view=view, position=_position, total=total
+    )
 
 
 def export_payments(
-    reads: Asking, merchant_id: str, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
+    reads: Asking, merchant_id: str, env: Env, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """All payments that the filters let through, newest first, in pages. Raises Invalid."""
     # Before the first page is asked for, so that who asks is told at once.
-    conditions(merchant_id, filters)
+    conditions(merchant_id, env, filters)
 
     async def read(after: Position | None, limit: int) -> list[Row]:
-        sql, values = page_sql(merchant_id, filters, after, limit)
+        sql, values = page_sql(merchant_id, env, filters, after, limit)
         return await reads.fetch_planned(sql, *values)
 
     return keyset_pages(read, _position, row)
 
 
-def page_sql(merchant_id: str, filters: PaymentFilters, after: Position | None, limit: int) -> tuple[str, list[Any]]:
+def page_sql(
+    merchant_id: str, env: Env, filters: PaymentFilters, after: Position | None, limit: int
+) -> tuple[str, list[Any]]:
     """The statement for one page of ``limit`` rows after a position, and its parameters. Raises Invalid.
 
     Only the rows that are shown are read: which these are, the index alone says.
@@ -123,7 +132,7 @@ def page_sql(merchant_id: str, filters: PaymentFilters, after: Position | None, 
     # that earlier pages have shown.
     until = None if filters.until is None else (filters.until, "")
     start = min(filter(None, (after, until)), default=None)
-    found = conditions(merchant_id, msgspec.structs.replace(filters, until=None))
+    found = conditions(merchant_id, env, msgspec.structs.replace(filters, until=None))
     if start is not None:
         found.add("(created_at, payment_id) < ({}, {})", *start)
     # The clause is ours, its values are parameters.

@@ -14,6 +14,7 @@ from mpesa_gateway.daraja.client import StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import Write
+from mpesa_gateway.env import Env
 from mpesa_gateway.phone import may_be
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+OPERATION = "payment"
+"""What an Idempotency-Key of a payment was used for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -38,7 +42,8 @@ class Wanted:
 
     payment_id: str
     merchant_id: str
-    env: str
+    env: Env
+    shortcode_id: str
     shortcode: str
     amount: int
     phone: str
@@ -58,6 +63,7 @@ class Accepted:
 
     payment_id: str
     merchant_id: str
+    env: Env
     idempotency_key: str
     ack: StkAck
     is_named: bool
@@ -149,6 +155,8 @@ class Steps:
             [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
             [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
             [one.asked_at for one in wanted],
+            [OPERATION] * len(wanted),
+            [one.shortcode_id for one in wanted],
         )
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
@@ -164,6 +172,7 @@ class Steps:
                     [one.ack.checkout_request_id for one in accepted],
                     now,
                     now + timedelta(seconds=self._settings.ask_after[0]),
+                    [one.env for one in accepted],
                 )
         except _SINGLY as problem:
             # Each by itself then, so that one spoils no others.

@@ -81,7 +81,7 @@ def _window(env: Env, window: str, row: Row | None) -> Iterator[Value]:
 async def read_open(gateway: "Gateway") -> Sequence[Value]:
     """Payments that are not over."""
     row = await gateway.db.fetchrow(tables.COUNT_OPEN)
-    held = await gateway.db.fetchval(tables.COUNT_HELD)
+    held = await gateway.db.fetchval(tables.COUNT_HELD, list(_ENVS))
     count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
     return [(OPEN, (), count), (OLDEST, (), seconds_since(oldest, gateway.clock)), (HELD, (), held)]
 

@@ -9,6 +9,7 @@ from litestar import Response
 
 from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
@@ -32,11 +33,11 @@ async def payments(visit: Visit) -> Shown:
     filters, problems = DeskFilters(), visit.problems
     try:
         filters = visit.read_query(DeskFilters)
-        page = await desk.page(filters, _A_PAGE)
+        page = await desk.page(visit.env, filters, _A_PAGE)
         payer = desk.payer_of(filters)
     except Invalid as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await desk.page(DeskFilters(), _A_PAGE)
+        page = await desk.page(visit.env, DeskFilters(), _A_PAGE)
     whose = await visit.whose(page.rows)
     merchants = whose["merchants"]
     chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
@@ -51,7 +52,7 @@ async def payments(visit: Visit) -> Shown:
             "rows": page.rows,
             "waits": waits_for_a_person,
             "next": page.next_cursor and urlencode(chosen | {"cursor": page.next_cursor}),
-            "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or ""}),
+            "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or "", "env": visit.env}),
             "here": urlencode(chosen),
             "chosen": chosen,
             "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
@@ -71,8 +72,12 @@ def _told(visit: Visit, name: str) -> str:
 async def newer(visit: Visit) -> Shown:
     """How many payments have come since the list was drawn: its rows stay where they are."""
     filters = visit.read_query(DeskFilters)
-    count = await visit.gateway.services.get(PaymentDesk).count_newer(filters)
-    kept = {name: value for name, values in visit.query.items() if name != "cursor" and (value := "".join(values))}
+    count = await visit.gateway.services.get(PaymentDesk).count_newer(visit.env, filters)
+    kept = {
+        name: value
+        for name, values in visit.query.items()
+        if name not in {"cursor", "env"} and (value := "".join(values))
+    }
     return Shown("newer.html", {"count": count, "here": urlencode(kept)})
 
 
@@ -122,14 +127,18 @@ async def export(visit: Visit) -> Response[Any]:
         merchant_id=merchant.merchant_id,
         actor=visit.visitor.actor,
         subject_id=merchant.merchant_id,
+        env=visit.env,
     )
-    return await stream_csv("payments.csv", EXPORTED, visit.gateway.services.get(PaymentDesk).export(filters))
+    return await stream_csv(
+        "payments.csv", EXPORTED, visit.gateway.services.get(PaymentDesk).export(visit.env, filters)
+    )
 
 
 async def payment(visit: Visit) -> Shown:
     """One payment: how it stands, what happened, and what can be done."""
     desk, payment_id = visit.gateway.services.get(PaymentDesk), visit.values["payment_id"]
     row = await desk.get(payment_id)
+    visit.require(row["env"])
     shown = view(row)
     return Shown(
         "payment.html",
@@ -280,9 +289,9 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
     ]
 
 
-async def held(gateway: "Gateway") -> Sequence[Concern]:
+async def held(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     """Money that is not what was asked for."""
-    count = await gateway.services.get(PaymentDesk).count_held()
+    count = await gateway.services.get(PaymentDesk).count_held(env)
     if not count:
         return ()
     text = (

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
+from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
@@ -14,7 +15,7 @@ from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.invariants import INVARIANTS
-from mpesa_gateway_payments.jobs import ask, sweep, tally
+from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -44,6 +45,11 @@ async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None
     await gateway.services.get(StatusChecks).take_result(result)
 
 
+async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+    rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
+    return {row["shortcode_id"]: row["open"] for row in rows}
+
+
 plugin = Plugin(
     name="payments",
     summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
@@ -51,9 +57,10 @@ plugin = Plugin(
     settings=PaymentsSettings,
     routes=routes,
     jobs=(
-        Job(ask, timeout=90),
-        Job(sweep, timeout=30, cron="* * * * * */5"),
-        Job(tally, timeout=60, cron="* * * * * */20"),
+        Job(ask, timeout=90, queue="daraja"),
+        Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
+        Job(expire, timeout=120, cron="* * * * * */5", queue="maintenance"),
+        Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
     subscribers=(
@@ -77,6 +84,7 @@ plugin = Plugin(
     ),
     commands=(payments,),
     pages=PAGES,
+    contributes=(OpenWork("payments", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

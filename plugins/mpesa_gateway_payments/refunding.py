@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import Refundable
 from mpesa_gateway_payments.transitions import Reversal, Transitions
@@ -16,12 +17,15 @@ class PaymentRefunds:
     def __init__(self, gateway: "Gateway") -> None:
         self._moves = Transitions(gateway)
 
-    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> Refundable:
+    async def reserve(
+        self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
+    ) -> Refundable:
         """See the port."""
-        row, reserved = await self._moves.reserve(merchant_id, payment_id, amount, refund_id)
+        row, reserved = await self._moves.reserve(merchant_id, env, payment_id, amount, refund_id)
         return Refundable(
             payment_id=payment_id,
             env=row["env"],
+            shortcode_id=row["shortcode_id"],
             shortcode=row["shortcode"],
             amount=reserved,
             payment_amount=Kes(row["amount"]),

@@ -53,7 +53,7 @@ async def create_payment(
     """Ask a payer for money: sends an STK push to their phone."""
     key = read_key(idempotency_key)
     service = services.get(PaymentService)
-    made = await service.request(caller.merchant_id, service.read(data), idempotency_key=key, env=caller.env)
+    made = await service.request(caller.merchant_id, caller.env, service.read(data), idempotency_key=key)
     return Response(
         Success(data=made.payment),
         status_code=200 if made.is_replay else 201,
@@ -66,7 +66,7 @@ async def list_payments(
     filters: NamedDependency[PaymentQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[PaymentView]:
     """The merchant's payments, newest first."""
-    return await services.get(PaymentService).page(caller.merchant_id, filters)
+    return await services.get(PaymentService).page(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/payments/export", dependencies={"filters": reads(PaymentFilters)}, tags=["Payments"])
@@ -74,7 +74,7 @@ async def export_payments(
     filters: NamedDependency[PaymentFilters], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Stream:
     """The same list as a CSV file, all of it, newest first."""
-    pages = services.get(PaymentService).export(caller.merchant_id, filters)
+    pages = services.get(PaymentService).export(caller.merchant_id, caller.env, filters)
     return await stream_csv("payments.csv", EXPORTED, pages)
 
 
@@ -83,7 +83,7 @@ async def get_payment(
     payment_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """A payment with everything that has happened to it."""
-    return Success(data=await services.get(PaymentService).get(caller.merchant_id, payment_id))
+    return Success(data=await services.get(PaymentService).get(caller.merchant_id, caller.env, payment_id))
 
 
 @post(
@@ -97,7 +97,7 @@ async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """Ask M-Pesa now how a pending payment stands."""
-    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, payment_id, caller.env))
+    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, caller.env, payment_id))
 
 
 @post(
@@ -111,7 +111,7 @@ async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[CheckStarted]:
     """Ask M-Pesa what became of a transaction, by its receipt or by a payment's id; the answer comes later."""
-    return Success(data=await services.get(StatusChecks).ask(caller.merchant_id, receipt, caller.env))
+    return Success(data=await services.get(StatusChecks).ask(caller.merchant_id, caller.env, receipt))
 
 
 @get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"], described=path_id("check_id", "chk"))
@@ -119,7 +119,7 @@ async def get_check(
     check_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[CheckView]:
     """A status check, and its answer as far as it has come."""
-    return Success(data=await services.get(StatusChecks).get(caller.merchant_id, check_id))
+    return Success(data=await services.get(StatusChecks).get(caller.merchant_id, caller.env, check_id))
 
 
 routes = (create_payment, list_payments, export_payments, get_payment, query_payment, check_status, get_check)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.daraja.codes import FailureReason
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.fields import Amount, CheckId, Currency, MerchantId, PaymentId, Phone, Provider, Receipt, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
@@ -89,6 +90,7 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: PaymentId
     merchant_id: MerchantId
+    env: Environment
     amount: Amount
     refunded_amount: Amount
     currency: Currency
@@ -154,6 +156,7 @@ class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
     response_description: str = msgspec.field(name="ResponseDescription")
     check_id: CheckId
     payment_id: PaymentId | None
+    env: Environment
 
 
 CheckFinding = Literal[
@@ -180,6 +183,7 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     check_id: CheckId
+    env: Environment
     payment_id: PaymentId | None
     receipt: Receipt | None
     state: Literal["sending", "asked", "unsent", "refused", "unknown", "answered", "timed_out"]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,17 +30,19 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.places import Places
 from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import export_payments, list_payments
-from mpesa_gateway_payments.many import Accepted, Endings, Steps, Wanted, metadata_json
+from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -65,9 +68,11 @@ _ASKING = timedelta(seconds=60)
 _MARK_WITHIN = 5.0
 """Seconds that committing the mark before a push may take; nothing is sent without it."""
 _REST = 10
-"""Seconds without questions for a merchant after Daraja took none, when it does not say how long."""
-_UNASKED = timedelta(hours=1)
-"""How much longer a payment stays open whose last question could not be put."""
+"""Seconds without questions for a shortcode after Daraja took none, when it does not say how long."""
+_ASK_FOR = 20.0
+"""Seconds after which a shortcode's job begins no more questions: others have their turn."""
+_LAST_ASK = timedelta(seconds=45)
+"""How long before a payment's end it is asked about for the last time: longer than a call to Daraja takes."""
 
 
 class _KeyOfOld(Exception):
@@ -82,8 +87,9 @@ class PaymentService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(PaymentsSettings)
-        self._asking = asyncio.Semaphore(self._settings.asks_at_once)
+        self._places = Places(gateway.config.worker.daraja, each=1)
         self._moves = Transitions(gateway)
+        self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
         self._unacknowledged = Unacknowledged(gateway)
@@ -122,15 +128,13 @@ class PaymentService:
                 "(payments.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
 
-    async def request(
-        self, merchant_id: str, request: PaymentRequest, *, idempotency_key: str, env: Env | None = None
-    ) -> Requested:
+    async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
         self._gateway.outcomes.require_room()
-        row, credentials = await self._insert_first(merchant_id, request, idempotency_key, env)
+        row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
-            row, credentials = await self._claim(merchant_id, request, idempotency_key, env)
+            row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
@@ -140,13 +144,13 @@ class PaymentService:
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
-        except ProviderNotConfigured:
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
+        except (ProviderNotConfigured, ReceiverOwned):
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")
@@ -155,6 +159,7 @@ class PaymentService:
             payment_id=payment_id,
             merchant_id=merchant_id,
             env=credentials.env,
+            shortcode_id=credentials.shortcode_id,
             shortcode=credentials.shortcode,
             amount=int(request.amount),
             phone=str(request.phone),
@@ -170,20 +175,20 @@ class PaymentService:
         return await self._steps.insert(wanted), credentials
 
     async def _claim(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
-            return await self._claim_now(merchant_id, request, key, env)
+            return await self._claim_now(merchant_id, env, request, key)
         except _KeyOfOld:
-            return await self._find_old(merchant_id, request, key), None
+            return await self._find_old(merchant_id, env, request, key), None
 
-    async def _find_old(self, merchant_id: str, request: PaymentRequest, key: str) -> Row:
+    async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
         """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             raise NotFound("there is no such payment")
         is_same = row["amount"] == request.amount and fits(request.phone, row)
@@ -192,7 +197,7 @@ class PaymentService:
         return row
 
     async def _claim_now(
-        self, merchant_id: str, request: PaymentRequest, key: str, env: Env | None
+        self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
         now = self._gateway.clock.now()
         payment_id = self._gateway.ids.new("pay")
@@ -200,30 +205,52 @@ class PaymentService:
             claim = await idempotency.claim(
                 self._db,
                 merchant_id=merchant_id,
+                env=env,
                 key=key,
+                operation=OPERATION,
                 fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
                 subject_id=payment_id,
                 now=now,
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                row = await self._require(merchant_id, claim.subject_id)
+                row = await self._require(merchant_id, env, claim.subject_id)
                 if row["charge"] in {Charge.READY.value, Charge.SENDING.value}:
                     # The lease has ended and there is no record: the process that had it is gone.
                     row = await self._unacknowledged.close(claim.subject_id, now) or row
                 return row, None
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            check_env(credentials, env)
             if claim.subject_id != payment_id:
+                credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
                 due = now + timedelta(seconds=self._settings.hold)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
                 # It was given up meanwhile: what it is now is the answer.
-                await idempotency.settle(self._db, merchant_id=merchant_id, key=key)
-                return await self._require(merchant_id, claim.subject_id), None
+                await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
+                return await self._require(merchant_id, env, claim.subject_id), None
+            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+
+    async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
+        """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
+
+        Raises ShortcodeRetired where that shortcode takes no payments any more.
+        """
+        row = await self._require(merchant_id, env, payment_id)
+        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        try:
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        except ProviderNotConfigured:
+            credentials = None
+        if credentials is None or credentials.retired_at is not None:
+            raise ShortcodeRetired(
+                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                "a new Idempotency-Key to ask at the present shortcode"
+            )
+        credentials.check_use()
+        return credentials
 
     async def _insert(
         self,
@@ -252,6 +279,7 @@ class PaymentService:
             now + timedelta(seconds=self._settings.hold),
             now + timedelta(seconds=self._settings.expire_after),
             now,
+            credentials.shortcode_id,
         )
         if row is None:
             raise _KeyOfOld
@@ -276,6 +304,7 @@ class PaymentService:
                 description=row["description"],
             )
         except NotSent as fault:
+            self._rest(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
@@ -289,15 +318,22 @@ class PaymentService:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
+        self._resting.pop(row["shortcode_id"], None)
         handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
         accepted = Accepted(
-            payment_id, row["merchant_id"], row["idempotency_key"], ack, is_named=row["callback_url"] is None
+            payment_id,
+            row["merchant_id"],
+            row["env"],
+            row["idempotency_key"],
+            ack,
+            is_named=row["callback_url"] is None,
         )
         return await self._record(
             "ack",
             row,
-            partial(self._write_accepted, row, ack),
-            at_once=partial(self._steps.accept, accepted),
+            partial(self._write_accepted, row, ack, credentials),
+            # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+            at_once=None if credentials.wants_owner else partial(self._steps.accept, accepted),
             known=handles,
         )
 
@@ -317,8 +353,8 @@ class PaymentService:
         """A payment that is not to be pushed any more, as it is; its key is settled."""
 
         async def write() -> Row:
-            await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
-            return await self._require(row["merchant_id"], row["payment_id"])
+            await self._settle_key(row)
+            return await self._require(row["merchant_id"], row["env"], row["payment_id"])
 
         return await self._record("key", row, write)
 
@@ -336,9 +372,9 @@ class PaymentService:
         # A view reads either in the same way.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
-    async def _write_accepted(self, row: Row, ack: StkAck) -> Row:
+    async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
         payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
-        await idempotency.settle(self._db, merchant_id=merchant_id, key=row["idempotency_key"])
+        await self._settle_key(row)
         try:
             async with self._db.savepoint():
                 due = now + timedelta(seconds=self._settings.ask_after[0])
@@ -356,33 +392,34 @@ class PaymentService:
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
         await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
-        return await self._require(merchant_id, payment_id)
+        await self._gateway.services.get(Credentials).accepted(credentials)
+        return await self._require(merchant_id, row["env"], payment_id)
 
     async def _write_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
         payment_id, now = row["payment_id"], self._gateway.clock.now()
-        await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+        await self._settle_key(row)
         if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
-        return await self._require(row["merchant_id"], payment_id)
+        return await self._require(row["merchant_id"], row["env"], payment_id)
 
     async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
         """Nothing was sent: the same key may try again, unless something says that there was a prompt after all."""
         payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
         key, attempt = row["idempotency_key"], row["push_attempt"]
-        await idempotency.lock(self._db, merchant_id=merchant_id, key=key)
+        await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         due = now + timedelta(seconds=self._settings.unsent_after)
         if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
             await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(self._db, merchant_id=merchant_id, key=key)
-        found = await self._require(merchant_id, payment_id)
+            await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
+        found = await self._require(merchant_id, row["env"], payment_id)
         is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
         if found["push_attempt"] == attempt and is_under_way:
             return await self._write_unknown(row, OutcomeUnknown(fault.meaning, code=fault.code))
         return found
 
     async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
-        await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+        await self._settle_key(row)
         await self._moves.fail(
             row["payment_id"],
             code=fault.code or "refused",
@@ -391,7 +428,10 @@ class PaymentService:
             cause=Cause.FAULT,
             step="refused",
         )
-        return await self._require(row["merchant_id"], row["payment_id"])
+        return await self._require(row["merchant_id"], row["env"], row["payment_id"])
+
+    async def _settle_key(self, row: Row) -> None:
+        await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
 
     # -- what ends a payment --------------------------------------------------------------------------------------
 
@@ -410,12 +450,13 @@ class PaymentService:
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
         known, told = row["checkout_request_id"], result.checkout_request_id
-        if known and told and not may_be_handle(told, known):
-            raise AnotherSubject("this callback is about another payment than its address")
+        outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        if known and told and not may_be_handle(told, known):
+            await self._take_other_push(row, result, outcome)
+            return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
-        outcome = stk_outcome(result.result_code, result.result_desc)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
@@ -432,6 +473,26 @@ class PaymentService:
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _take_other_push(self, row: Row, result: StkResulted, outcome: Outcome) -> None:
+        """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
+
+        Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
+        payer fit, and is held for a person otherwise.
+        """
+        told = _told(result)
+        is_own = bool(result.subject_id) and not await self._db.fetchval(
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+        )
+        if not outcome.is_paid or not is_own:
+            raise AnotherSubject("this callback is about another payment than its address")
+        log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
+        is_whole = told.receipt is not None and told.amount == row["amount"]
+        if is_whole and told.phone is not None and fits(told.phone, row) and not self._wants_confirmation(row, told):
+            await self._moves.take_money(row, told, Cause.CALLBACK)
+        else:
+            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -472,11 +533,38 @@ class PaymentService:
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every payment that is due to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Wake one job for each shortcode with payments that are due; gives their count."""
+        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._gateway.clock.now())
         for row in rows:
-            await self._gateway.jobs.enqueue("payments.ask", payment_id=row["payment_id"])
+            shortcode_id = row["shortcode_id"]
+            await self._gateway.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
+
+    async def end_due(self) -> int:
+        """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
+        return await self._unacknowledged.close_due() + await self._expiry.end_due()
+
+    async def ask_due(self, shortcode_id: str) -> int:
+        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
+
+        What is left after a while, or after a question without an answer, stays due for the next job.
+        """
+        self._db.refuse_transaction("asking M-Pesa about payments")
+        count = 0
+        with self._places.take(shortcode_id) as has_place:
+            until = time.monotonic() + _ASK_FOR
+            while has_place and time.monotonic() < until:
+                now = self._gateway.clock.now()
+                rows = await self._db.fetch(
+                    tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                )
+                answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
+                count += len(rows)
+                if rows:
+                    self._places.note(shortcode_id, answered=all(answered))
+                if len(rows) < self._settings.asks_at_once or not all(answered):
+                    break
+        return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
         """Ask Daraja how a pending payment stands, or expire it once its time is up.
@@ -488,14 +576,19 @@ class PaymentService:
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
+        await self._ask_claimed(row, now)
+        return True
+
+    async def _ask_claimed(self, row: Row, now: datetime) -> bool:
+        """Ask about a payment that is this worker's own for ``_ASKING``. False where Daraja gave no answer."""
+        payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._unacknowledged.close(payment_id, now)
             return True
         try:
-            async with self._asking:
-                outcome, again_at = await self._ask_daraja(row)
+            outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, payment_id, now)
@@ -503,13 +596,11 @@ class PaymentService:
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
-            if locked is None:
-                return True
-            if again_at is not None and now < locked["expires_at"] + _UNASKED:
+            if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
-            else:
+            elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return True
+        return outcome is not None and again_at is None
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
@@ -532,31 +623,21 @@ class PaymentService:
             )
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
-        elif claim is not None:
-            # Somebody says that money moved, and M-Pesa neither confirms nor denies it: a person has to look.
-            await self._moves.drop_claim(payment_id, refuted=False)
-            await self._moves.hold(row, "unconfirmed", claim, Cause.EXPIRY)
-        else:
-            await self._moves.expire(payment_id)
+        elif row["status"] == Status.PENDING.value or claim is not None:
+            await self._expiry.end(row)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
-        merchant_id, now = row["merchant_id"], self._gateway.clock.now()
-        rests_until = self._resting.get(merchant_id)
+        shortcode_id, now = row["shortcode_id"], self._gateway.clock.now()
+        rests_until = self._resting.get(shortcode_id)
         if rests_until is not None and rests_until > now:
             return None, rests_until
-        self._resting.pop(merchant_id, None)
+        self._resting.pop(shortcode_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id)
-            if (credentials.env, credentials.shortcode) != (row["env"], row["shortcode"]):
-                # They are another Daraja's, or another shortcode's: what those say of this payment means nothing.
-                log.warning("stk_query_with_other_credentials", payment_id=row["payment_id"])
-                return None, None
+            credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
-            # Its spike arrest counts every question: this merchant's others wait as well.
-            again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
-            self._resting[merchant_id] = again_at
+            again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
@@ -567,8 +648,14 @@ class PaymentService:
             return None, None
         return answer.outcome, None
 
+    def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
+        """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
+        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        self._resting[shortcode_id] = again_at
+        return again_at
+
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the push, the last pause repeating, and once more at the very end."""
+        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
         schedule = self._settings.ask_after
         expires_at: datetime = row["expires_at"]
         # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
@@ -576,23 +663,27 @@ class PaymentService:
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        return min(at, max(expires_at, now + timedelta(seconds=1)))
+        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
+        if last <= now:
+            return expires_at + _ASKING
+        return min(at, max(last, now + timedelta(seconds=1)))
 
-    async def ask_now(self, merchant_id: str, payment_id: str, env: Env | None = None) -> PaymentWithTimeline:
+    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         self._db.refuse_transaction("asking M-Pesa about a payment")
-        row = await self._require(merchant_id, payment_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
+        row = await self._require(merchant_id, env, payment_id)
+        await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
             raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
-        return await self.get(merchant_id, payment_id)
+        return await self.get(merchant_id, env, payment_id)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, payment_id: str) -> PaymentWithTimeline:
+    async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """See the port."""
-        row = await self._require(merchant_id, payment_id)
+        row = await self._require(merchant_id, env, payment_id)
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
@@ -606,16 +697,16 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
         return None if row is None else view(row)
 
-    async def page(self, merchant_id: str, filters: PaymentQuery) -> Page[PaymentView]:
-        """One page of the merchant's payments; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, filters, view)
+    async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
+        """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
+        return await list_payments(self._reads, merchant_id, env, filters, view)
 
-    def export(self, merchant_id: str, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All of the merchant's payments that the filters let through, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, filters, exported)
+    def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
+        return export_payments(self._reads, merchant_id, env, filters, exported)
 
-    async def _require(self, merchant_id: str, payment_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, payment_id)
+    async def _require(self, merchant_id: str, env: Env, payment_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, payment_id)
         if row is None:
             raise NotFound("there is no such payment")
         return row

@@ -12,12 +12,13 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     ``ask_after`` says when Daraja is asked about a payment that no callback has ended, counted from the push, the
     last pause repeating; ``expire_after`` when a payment that Daraja knows nothing about counts as expired;
-    ``unsent_after`` when one that could never be sent does; ``hold`` how long a create call may take before another
-    with its Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
-    confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is neither
-    confirmed nor denied in ``confirm_within`` is held for a person. ``keep_checks_days`` is for how long status
-    checks are kept, in days, 0 for ever; payments are never deleted. ``allowed_callback_hosts`` are the hosts, besides
-    our own, that a merchant's ``callback_url`` may name.
+    ``unsent_after`` when one that could never be sent does; ``asks_at_once`` bounds the questions of one shortcode
+    that a worker has open at the same time; ``hold`` how long a create call may take before another with its
+    Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
+    confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is
+    neither confirmed nor denied in ``confirm_within`` is held for a person. ``keep_checks_days`` is for how long
+    status checks are kept, in days, 0 for ever; payments are never deleted. ``allowed_callback_hosts`` are the
+    hosts, besides our own, that a merchant's ``callback_url`` may name.
     """
 
     ask_after: Annotated[tuple[WholeSeconds, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)

@@ -13,6 +13,7 @@ class PaymentRow(Table, tablename="payment"):
     merchant_id = Text()
     env = Text()
     provider = Text()
+    shortcode_id = Text()
     shortcode = Text()
     amount = Integer()
     currency = Text()
@@ -104,9 +105,10 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, charge)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, 'ready')
-    ON CONFLICT (merchant_id, idempotency_key) DO NOTHING
+        updated_at, shortcode_id, charge)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16,
+        'ready')
+    ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
@@ -116,25 +118,27 @@ SELECT * FROM made
 """
 """Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
 
-FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND idempotency_key = $2"
+FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
 INSERT_MANY = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
         $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[])
+        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
-        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at)
+        callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
+        shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE p.merchant_id = t.merchant_id AND p.idempotency_key = t.idempotency_key)
+        WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($1)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, charge)
+        updated_at, shortcode_id, charge)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at, 'ready'
+        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+        shortcode_id, 'ready'
     FROM asked JOIN claimed USING (subject_id)
     ORDER BY subject_id
     RETURNING *
@@ -190,8 +194,8 @@ RETURNING *
 
 ACCEPTED_MANY = f"""
 WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
+        AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
     -- What another session has locked, the key or the payment, is written by itself afterwards.
@@ -211,7 +215,9 @@ RETURNING payment.*
 """  # noqa: S608 - put together from constants
 
 RELEASE_PUSH = f"""
-UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4
+UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
+    -- What was never sent ends when it may no longer be sent.
+    expires_at = $4
 WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
 RETURNING *
 """  # noqa: S608 - the clause above
@@ -336,10 +342,60 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
+IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+
 LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
 
-DUE = """
-SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY due_at LIMIT $2
+DUE_SHORTCODES = """
+WITH RECURSIVE open AS (
+    -- From one shortcode with open payments to the next, along the index: many of one are not read for it.
+    (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT payment.shortcode_id FROM payment
+        WHERE due_at IS NOT NULL AND payment.shortcode_id > open.shortcode_id ORDER BY payment.shortcode_id LIMIT 1)
+    FROM open WHERE open.shortcode_id IS NOT NULL
+)
+SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
+    SELECT due_at FROM payment
+    WHERE payment.shortcode_id = open.shortcode_id AND due_at <= $1
+        AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT 1
+) AS oldest
+ORDER BY oldest.due_at
+"""
+"""A shortcode is an account at Daraja; each has its own questions."""
+
+CLAIM_DUE_OF = """
+UPDATE payment SET due_at = $3, asked = asked + 1
+WHERE payment_id IN (
+    SELECT payment_id FROM payment
+    WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
+    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+)
+RETURNING *
+"""
+
+_EXPIRED = """
+SELECT * FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+    AND charge NOT IN ('ready', 'sending')
+ORDER BY expires_at LIMIT $2
+"""
+
+EXPIRED = _EXPIRED
+
+LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+
+ABANDONED = """
+SELECT payment_id FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND charge IN ('ready', 'sending')
+    AND checkout_request_id IS NULL AND due_at <= $2
+ORDER BY expires_at LIMIT $3
+"""
+"""Payments whose push has no record after the lease of their key; ``expires_at`` counts from the same moment."""
+
+LOCK_ONE_EXPIRED = """
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
 """
 
 CLAIM_DUE = """
@@ -353,7 +409,14 @@ UPDATE payment SET due_at = $2
 WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
 """
 
-FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND payment_id = $2"
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM payment
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
+
+FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
@@ -366,10 +429,10 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL LIMIT 10000) AS due
 """
 
-COUNT_HELD = f"SELECT count(*) FROM payment WHERE {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
 
 LOOK_AFTER = f"""
 UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
@@ -432,12 +495,13 @@ UPDATE status_check SET state = $2, result_code = $3, result_desc = $4, transact
 WHERE check_id = $1 AND state <> 'answered'
 """
 
-FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND check_id = $2"
+FIND_CHECK = "SELECT * FROM status_check WHERE merchant_id = $1 AND env = $2 AND check_id = $3"
 
 LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
 
 FIND_OF_PAYER = """
-SELECT payment_id FROM payment WHERE merchant_id = $1 AND phone = $2 AND payment_id > $4
+SELECT payment_id FROM payment
+WHERE merchant_id = $1 AND env IN ('sandbox', 'live') AND phone = $2 AND payment_id > $4
 UNION
 SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($3::text[]) AND payment_id > $4
 ORDER BY payment_id LIMIT $5
@@ -488,13 +552,13 @@ ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 EXAMINE = f"""
 WITH lately AS (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
+    WHERE merchant_id = $1 AND env = $3 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
     ORDER BY created_at DESC, payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
     (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
-    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND {WAITS_FOR_A_PERSON}) AS held
+    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above
 
 TALLIED_AT = "SELECT counted_at FROM payment_tally ORDER BY counted_at DESC LIMIT 1"
@@ -536,7 +600,7 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-TALLIED_ENV = "SELECT min(env) FROM payment_tally WHERE hour >= $1"
+TALLIED_ANY = "SELECT EXISTS (SELECT 1 FROM payment_tally WHERE env = $1 AND hour >= $2)"
 
 TALLIED = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.env import Env
 from mpesa_gateway_payments import tables
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Tallied:
     ``reasons`` says why payments of these days failed, the most frequent first; ``counted_at`` how new all of it is.
     """
 
-    env: str
+    env: Env
     hours: Sequence[Figures]
     days: Sequence[Figures]
     reasons: Sequence[tuple[str, int]]
@@ -98,14 +99,13 @@ class PaymentTally:
         log.debug("payments_tallied", hours=counted)
         return counted
 
-    async def read(self) -> Tallied | None:
-        """The last hours and days, of real money where there was any; None before the first payment."""
+    async def read(self, env: Env) -> Tallied | None:
+        """The last hours and days of ``env``; None before its first payment."""
         now = self._clock.now().astimezone(EAT)
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)
         first = today - DAY * (DAYS - 1)
-        env = await self._db.fetchval(tables.TALLIED_ENV, first)
-        if env is None:
+        if not await self._db.fetchval(tables.TALLIED_ANY, env, first):
             return None
         rows = await self._db.fetch(tables.TALLIED, env, first)
         known = {

@@ -11,6 +11,7 @@ import structlog
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.writes import Write
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import may_be
@@ -243,14 +244,16 @@ class Transitions:
 
     # -- money that goes back -------------------------------------------------------------------------------------
 
-    async def reserve(self, merchant_id: str, payment_id: str, amount: Kes | None, refund_id: str) -> tuple[Row, Kes]:
+    async def reserve(
+        self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
+    ) -> tuple[Row, Kes]:
         """Set an amount (all that is left without one) aside for a refund; gives the payment, and what was set aside.
 
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
         """
         now = self._gateway.clock.now()
         row = await self._db.fetchrow(tables.LOCK, payment_id)
-        if row is None or row["merchant_id"] != merchant_id:
+        if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
         left = row["amount"] - row["refunded"] - row["refund_reserved"]
         if row["reversed_outside"] is not None:

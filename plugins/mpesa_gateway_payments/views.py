@@ -18,6 +18,7 @@ def view(row: Row) -> PaymentView:
     return PaymentView(
         id=row["payment_id"],
         merchant_id=row["merchant_id"],
+        env=row["env"],
         amount=Kes(row["amount"]).wire,
         refunded_amount=Kes(row["refunded"]).wire,
         currency=row["currency"],

@@ -6,7 +6,17 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
-from mpesa_gateway.commands.session import MERCHANT, Failed, Session, actor, merchant_of, pass_session, read_time
+from mpesa_gateway.commands.session import (
+    LIVE,
+    MERCHANT,
+    Failed,
+    Session,
+    actor,
+    env_of,
+    merchant_of,
+    pass_session,
+    read_time,
+)
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -23,9 +33,12 @@ _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous
 )
 @click.option("--end", metavar="TIME", help="Until when, such as 2026-11-23T08:00:00Z; now without it.")
 @MERCHANT
+@LIVE
 @JSON
 @pass_session
-def reconcile(session: Session, start: str | None, end: str | None, merchant_id: str | None, *, as_json: bool) -> None:
+def reconcile(
+    session: Session, start: str | None, end: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool
+) -> None:
     """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 when the run fails.
 
     What is found completes payments as the regular runs do, which the worker starts every 15 minutes by itself.
@@ -35,15 +48,17 @@ def reconcile(session: Session, start: str | None, end: str | None, merchant_id:
         end=None if end is None else read_time(end, "--end"),
     )
 
+    env = env_of(is_live=is_live)
+
     async def work(gateway: Gateway) -> RunView:
         merchant = await merchant_of(gateway, merchant_id)
-        caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
+        caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
         service = gateway.services.get(Reconciliation)
         run = await service.run_now(caller, window)
         while run.status == "running":
             # It is this process that reads: it ends with the run, and not before.
             await asyncio.sleep(_LOOK)
-            run = await service.get(merchant.merchant_id, run.id)
+            run = await service.get(merchant.merchant_id, env, run.id)
         return run
 
     run = session.run(work)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway_payments.api import Payments, PaymentView, Recovery
 from mpesa_gateway_reconciliation import tables
@@ -33,9 +34,9 @@ class ReconciliationDesk:
         self._db = gateway.db
         self._reads = gateway.reads
 
-    async def runs(self, query: DeskQuery, limit: int) -> Paged:
-        """A page of runs. Raises Invalid for a bad cursor."""
-        return await RUNS.page(self._reads, query.merchant, Conditions(), query.cursor, limit)
+    async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged:
+        """A page of runs of ``env``. Raises Invalid for a bad cursor."""
+        return await RUNS.page(self._reads, query.merchant, env, Conditions(), query.cursor, limit)
 
     async def run(self, run_id: str) -> Row:
         """A run of whichever merchant. Raises NotFound."""
@@ -48,22 +49,22 @@ class ReconciliationDesk:
         """A run's lines after one of them, each with what it was found to be then."""
         return await self._reads.fetch(tables.RUN_LINES, run_id, finding, after, limit)
 
-    async def unresolved(self, query: LinesQuery, limit: int) -> Paged:
+    async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
         found = Conditions()
         found.add(tables.UNRESOLVED)
         if query.finding is not None:
             found.add("finding = {}", query.finding)
-        return await LINES.page(self._reads, query.merchant, found, query.cursor, limit)
+        return await LINES.page(self._reads, query.merchant, env, found, query.cursor, limit)
 
-    async def count_unresolved(self) -> tuple[int, int]:
+    async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""
-        row = await self._db.fetchrow(tables.COUNT_UNRESOLVED)
+        row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env)
         return (0, 0) if row is None else (row["gravely"], row["in_all"])
 
-    async def count_failing(self) -> int:
+    async def count_failing(self, env: Env) -> int:
         """How many merchants' last run failed."""
-        return int(await self._db.fetchval(tables.COUNT_FAILING))
+        return int(await self._db.fetchval(tables.COUNT_FAILING, [env]))
 
     async def line(self, line_id: str) -> Row:
         """A line of whichever merchant's statement. Raises NotFound."""
@@ -88,9 +89,9 @@ class ReconciliationDesk:
         found = [await payments.find(payment_id) for payment_id in match.payment_ids[:10]]
         return [payment for payment in found if payment is not None]
 
-    async def registrations(self, merchant_id: str) -> list[Row]:
-        """The shortcodes of a merchant that Pull is enabled for."""
-        return await self._db.fetch(tables.REGISTRATIONS, merchant_id)
+    async def registrations(self, merchant_id: str, env: Env) -> list[Row]:
+        """The shortcodes of a merchant in ``env`` that Pull is enabled for."""
+        return await self._db.fetch(tables.REGISTRATIONS, merchant_id, env)
 
     async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
@@ -106,6 +107,7 @@ class ReconciliationDesk:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=line_id,
+                env=row["env"],
                 detail={"finding": row["finding"]},
             )
 
@@ -123,6 +125,7 @@ class ReconciliationDesk:
                 merchant_id=run["merchant_id"],
                 actor=actor,
                 subject_id=run_id,
+                env=run["env"],
                 detail={"count": len(rows)},
             )
         return len(rows)

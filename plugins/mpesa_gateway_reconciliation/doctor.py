@@ -21,12 +21,12 @@ async def look_at_reconciliation(gateway: "Gateway", examination: Examination) -
     """Pull is registered, and the last run is not long ago."""
     merchant_id = examination.one.merchant_id
     try:
-        credentials = await gateway.services.get(Credentials).get(merchant_id)
+        credentials = await gateway.services.get(Credentials).get(merchant_id, examination.env)
     except (ProviderNotConfigured, CannotOpen):
         return
-    if credentials.nominated_number is None:
+    if credentials.nominated_number is None or not credentials.is_owner:
         return
-    shortcode = credentials.daraja.receiver
+    shortcode = credentials.shortcode
     registered_at = await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, credentials.env, shortcode)
     if registered_at is None:
         make = problem if credentials.env == "live" else note
@@ -36,7 +36,7 @@ async def look_at_reconciliation(gateway: "Gateway", examination: Examination) -
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
     if max(reached or registered_at, registered_at) < examination.now - _LATE:
-        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id)
+        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id, credentials.env)
         yield warning(
             "reconciliation.runs",
             f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",

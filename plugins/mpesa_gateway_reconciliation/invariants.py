@@ -19,6 +19,15 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="env_is_its_runs",
+        sentence="A run reads only lines of its own env",
+        sql="""
+            SELECT line_id FROM reconciliation_line JOIN reconciliation_run USING (run_id)
+                JOIN statement_line USING (line_id)
+            WHERE statement_line.env <> reconciliation_run.env
+        """,
+    ),
+    Invariant(
         name="runs_add_up",
         sentence="A completed run knows what each of its lines is, and its counts are those of its lines",
         sql="""

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-async def reconcile(gateway: "Gateway", *, merchant_id: str) -> None:
-    """Reconcile one merchant's last hours."""
-    await gateway.services.get(Reconciliation).run_due(merchant_id)
+async def reconcile(gateway: "Gateway", *, shortcode_id: str) -> None:
+    """Reconcile the last hours of one shortcode."""
+    await gateway.services.get(Reconciliation).run_due(shortcode_id)
 
 
 async def reconcile_all(gateway: "Gateway") -> None:
-    """Wake a run for every merchant that can be reconciled."""
+    """Wake a run for every shortcode that can be reconciled."""
     await gateway.services.get(Reconciliation).wake_all()

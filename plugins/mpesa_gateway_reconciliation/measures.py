@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.meter import Counter, Gauge, Reading, Value
 from mpesa_gateway_reconciliation import tables
 
@@ -29,7 +30,7 @@ async def read_findings(gateway: "Gateway") -> Sequence[Value]:
     """What statements say and our books do not."""
     rows = await gateway.db.fetch(tables.COUNT_UNRESOLVED_BY_FINDING)
     counts = {row["finding"]: row["count"] for row in rows}
-    failing = await gateway.db.fetchval(tables.COUNT_FAILING)
+    failing = await gateway.db.fetchval(tables.COUNT_FAILING, list(ENVS))
     return [*((UNRESOLVED, (finding,), counts.get(finding, 0)) for finding in FINDINGS), (FAILING, (), failing)]
 
 

@@ -8,6 +8,7 @@ import msgspec
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import DeskQuery
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
@@ -32,10 +33,11 @@ async def runs(visit: Visit) -> Shown:
     """The runs, newest first, and what there is to look at."""
     gateway, query = visit.gateway, visit.read_query(DeskQuery)
     desk = gateway.services.get(ReconciliationDesk)
-    page = await desk.runs(query, _A_PAGE)
-    with_statements = set(await gateway.services.get(Credentials).merchants_with_statements())
+    page = await desk.runs(visit.env, query, _A_PAGE)
+    sources = await gateway.services.get(Credentials).statement_sources()
+    with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.whose(page.rows)
-    gravely, in_all = await desk.count_unresolved()
+    gravely, in_all = await desk.count_unresolved(visit.env)
     return Shown(
         "runs.html",
         {
@@ -66,7 +68,7 @@ async def run_now(visit: Visit) -> Done:
         raise Invalid.field_error("merchant", "choose whose statement to read")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
-    run = await visit.gateway.services.get(Reconciliation).run_now(visit.caller(merchant), window)
+    run = await visit.gateway.services.get(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
     said = "The run goes on: look again in a moment." if run.status == "running" else f"The run is {run.status}."
     return Done(f"reconciliation/{run.id}", said)
 
@@ -80,6 +82,7 @@ async def run(visit: Visit) -> Shown:
     """A run with the lines that it read."""
     desk, query = visit.gateway.services.get(ReconciliationDesk), visit.read_query(_RunQuery)
     row = await desk.run(visit.values["run_id"])
+    visit.require(row["env"])
     after = decode_cursor(query.cursor, 1)[0] if query.cursor else ""
     lines = await desk.run_lines(row["run_id"], query.finding, after, _A_PAGE + 1)
     shown = lines[:_A_PAGE]
@@ -108,7 +111,7 @@ async def set_aside_all(visit: Visit) -> Done:
 async def lines(visit: Visit) -> Shown:
     """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    page = await visit.gateway.services.get(ReconciliationDesk).unresolved(query, _A_PAGE)
+    page = await visit.gateway.services.get(ReconciliationDesk).unresolved(visit.env, query, _A_PAGE)
     return Shown(
         "lines.html",
         {
@@ -124,6 +127,7 @@ async def line(visit: Visit) -> Shown:
     """A statement line, what it could belong to, and how to resolve it."""
     desk = visit.gateway.services.get(ReconciliationDesk)
     row = await desk.line(visit.values["line_id"])
+    visit.require(row["env"])
     is_open = row["payment_id"] is None
     return Shown(
         "line.html",
@@ -155,14 +159,16 @@ async def resolve(visit: Visit) -> Done:
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     service = visit.gateway.services.get(Reconciliation)
-    assigned = await service.assign(visit.caller(merchant), line_id, visit.text("payment_id"), reason=reason)
+    assigned = await service.assign(
+        visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason
+    )
     return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
 
 
 async def register(visit: Visit) -> Done:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    told = await visit.gateway.services.get(Reconciliation).register(visit.caller(merchant))
+    told = await visit.gateway.services.get(Reconciliation).register(visit.caller(merchant, visit.env))
     said = f"M-Pesa says {told.response_code}: {told.response_desc}"
     return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
 
@@ -172,7 +178,7 @@ async def register(visit: Visit) -> Done:
 
 async def registered(visit: Visit, merchant_id: str) -> Shown | None:
     """Whether Pull is registered for a merchant."""
-    rows = await visit.gateway.services.get(ReconciliationDesk).registrations(merchant_id)
+    rows = await visit.gateway.services.get(ReconciliationDesk).registrations(merchant_id, visit.env)
     return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
@@ -192,13 +198,13 @@ async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Momen
     ]
 
 
-async def unresolved(gateway: "Gateway") -> Sequence[Concern]:
+async def unresolved(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
     desk, found = gateway.services.get(ReconciliationDesk), list[Concern]()
-    if failing := await desk.count_failing():
+    if failing := await desk.count_failing(env):
         text = f"the statement of {failing} {'merchant' if failing == 1 else 'merchants'} could not be read last time"
         found.append(Concern(text=text, to="reconciliation"))
-    gravely, in_all = await desk.count_unresolved()
+    gravely, in_all = await desk.count_unresolved(env)
     if gravely:
         text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} that only a person can assign"
         found.append(Concern(text=text, to="reconciliation/lines", state="failed"))

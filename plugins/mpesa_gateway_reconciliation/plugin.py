@@ -12,6 +12,7 @@ from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
+from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -37,7 +38,10 @@ plugin = Plugin(
     requires=("credentials", "callbacks", "payments"),
     settings=ReconciliationSettings,
     routes=routes,
-    jobs=(Job(reconcile, timeout=900), Job(reconcile_all, timeout=60, cron="*/15 * * * *")),
+    jobs=(
+        Job(reconcile, timeout=900, queue="daraja"),
+        Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
+    ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
     provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
     tables=Tables(
@@ -46,6 +50,7 @@ plugin = Plugin(
     ),
     commands=(reconcile_now,),
     pages=PAGES,
+    contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

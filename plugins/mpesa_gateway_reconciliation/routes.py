@@ -55,7 +55,7 @@ async def list_runs(
     filters: NamedDependency[RunsQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[RunView]:
     """The merchant's reconciliation runs, newest first."""
-    return await services.get(Reconciliation).page(caller.merchant_id, filters)
+    return await services.get(Reconciliation).page(caller.merchant_id, caller.env, filters)
 
 
 @get(
@@ -71,7 +71,7 @@ async def get_run(
     services: NamedDependency[Services],
 ) -> RunPage:
     """A run with the statement lines that it read, each with its finding."""
-    return await services.get(Reconciliation).rows(caller.merchant_id, run_id, filters)
+    return await services.get(Reconciliation).rows(caller.merchant_id, caller.env, run_id, filters)
 
 
 @post(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.envelope import Meta
 from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id, named
 from mpesa_gateway.http.query import Limit, Moment
@@ -19,6 +20,7 @@ _LineFinding = Literal["new", Finding]
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """A shortcode that Pull is enabled for."""
 
+    env: Environment
     shortcode: str
     response_code: str
     response_desc: str
@@ -38,6 +40,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
 
     id: RunId
+    env: Environment
     cause: Annotated[Literal["cron", "manual"], named("RunCause")]
     status: Annotated[Literal["running", "completed", "failed"], named("RunStatus")]
     shortcode: str
@@ -63,6 +66,7 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: LineId
+    env: Environment
     receipt: Receipt
     amount: str
     phone: str | None
@@ -126,6 +130,7 @@ def line_view(row: Row, finding: Finding | None = None) -> LineView:
     """A line's row as merchants see it."""
     return LineView(
         id=row["line_id"],
+        env=row["env"],
         receipt=row["receipt"],
         amount=row["amount_text"] if row["amount"] is None else f"{row['amount']}.00",
         phone=None if row["phone"] is None else mask_phones(row["phone"]),

@@ -19,10 +19,11 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import visible_pattern
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments.api import Candidate, Finding, Match, Payments, Recovery, Statement
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress, RunLost
@@ -60,7 +61,9 @@ _BEAT = 15.0
 
 _STOPPED = "the process that ran it was stopped"
 
-_MOST_PAGES = 10_000
+_PAGE_ROWS = 100
+"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+_MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
@@ -74,14 +77,16 @@ Source = Literal["statement", "status_query"]
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything, and one runs at a time per merchant."""
+    """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(ReconciliationSettings)
-        self._slots = asyncio.Semaphore(self._settings.at_once)
+        self._places = Places(self._settings.at_once, each=1)
+        self._without_place: dict[str, None] = {}
+        """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- registration ---------------------------------------------------------------------------------------------
@@ -89,35 +94,39 @@ class Reconciliation:
     async def register(self, caller: Caller) -> Registration:
         """Enable Pull for the merchant's shortcode; doing it again is fine.
 
-        Raises ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
+        another merchant's.
         """
         self._db.refuse_transaction("registering for Pull")
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
-        if credentials.nominated_number is None:
-            raise ProviderNotConfigured(
-                "Pull needs mpesa.nominated_number: store the credentials again with it", field="mpesa.nominated_number"
-            )
+        port = self._gateway.services.get(Credentials)
+        credentials = await port.get(caller.merchant_id, caller.env)
+        credentials.check_owner("Pull")
+        nominated_number = credentials.nominated_for("Pull")
         address = self._gateway.services.get(Callbacks).url_for(
             "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
         )
         try:
             code, text = await self._gateway.daraja.pull_register(
-                credentials.daraja, nominated_number=credentials.nominated_number, callback_url=address
+                credentials.daraja, nominated_number=nominated_number, callback_url=address
             )
         except DarajaFault as fault:
             raise refusal_of(fault) from None
         now = self._gateway.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.REGISTER, caller.merchant_id, credentials.env, credentials.daraja.receiver, code, text, now
+                tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
             )
+            if not await port.accepted(credentials):
+                raise ReceiverOwned(
+                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
+                )
             await self._gateway.audit.record(
                 "pull.registered",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=caller.merchant_id,
-                detail={"shortcode": credentials.daraja.receiver, "code": code},
+                env=caller.env,
+                detail={"shortcode": credentials.shortcode, "code": code},
             )
         if row is None:
             raise RuntimeError("the registration was not written")
@@ -128,12 +137,13 @@ class Reconciliation:
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window now, the last two hours without one; gives the run, perhaps still running.
 
-        Raises Invalid for a window that Pull cannot give, RunInProgress, and ProviderNotConfigured.
+        Raises Invalid for a window that Pull cannot give, RunInProgress, ProviderNotConfigured, and ReceiverOwned.
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
+        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id, caller.env)
+        credentials.check_owner("reconciliation")
+        credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
         # The run goes on when its caller hangs up, or is tired of waiting.
         work = asyncio.ensure_future(self._run(run, credentials))
@@ -141,19 +151,36 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, run["run_id"])
+        return await self.get(caller.merchant_id, caller.env, run["run_id"])
 
-    async def run_due(self, merchant_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last regular one ended. False when one is running."""
+    async def run_due(self, shortcode_id: str) -> bool:
+        """A regular run: the last two hours, or back to where the last regular one ended.
+
+        Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
+        a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
+        """
         self._db.refuse_transaction("a reconciliation run")
-        # Before it begins: a run that waits for its turn would lose its lease.
-        async with self._slots:
-            return await self._run_due(merchant_id)
+        with self._places.take(shortcode_id) as has_place:
+            if not has_place:
+                self._without_place[shortcode_id] = None
+                return False
+            self._without_place.pop(shortcode_id, None)
+            try:
+                return await self._run_due(shortcode_id)
+            finally:
+                if self._without_place:
+                    waiting = next(iter(self._without_place))
+                    del self._without_place[waiting]
+                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
-    async def _run_due(self, merchant_id: str) -> bool:
-        credentials = await self._gateway.services.get(Credentials).get(merchant_id)
+    async def _run_due(self, shortcode_id: str) -> bool:
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
+        if not credentials.is_owner:
+            return False
         now = self._gateway.clock.now()
-        reached = await self._db.fetchval(tables.REACHED, merchant_id, credentials.env, credentials.daraja.receiver)
+        reached = await self._db.fetchval(
+            tables.REACHED, credentials.merchant_id, credentials.env, credentials.shortcode
+        )
         usual = now - timedelta(hours=self._settings.window_hours)
         start = now - FARTHEST if reached is None else max(min(usual, reached - OVERLAP), now - FARTHEST)
         try:
@@ -164,11 +191,13 @@ class Reconciliation:
         return True
 
     async def wake_all(self) -> int:
-        """Hand a regular run of each merchant that has a nominated number to the queue; gives their count."""
-        merchants = await self._gateway.services.get(Credentials).merchants_with_statements()
-        for merchant_id in merchants:
-            await self._gateway.jobs.enqueue("reconciliation.reconcile", merchant_id=merchant_id)
-        return len(merchants)
+        """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
+        sources = await self._gateway.services.get(Credentials).statement_sources()
+        for source in sources:
+            await self._gateway.jobs.enqueue(
+                "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
+            )
+        return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
         now = self._gateway.clock.now()
@@ -190,21 +219,22 @@ class Reconciliation:
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
         now = self._gateway.clock.now()
         async with self._db.transaction():
-            await self._db.execute(tables.INTERRUPTED, credentials.merchant_id, now)
+            await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
                 tables.BEGIN,
                 self._gateway.ids.new("run"),
                 credentials.merchant_id,
                 credentials.env,
-                credentials.daraja.receiver,
+                credentials.shortcode,
                 cause,
                 start,
                 end,
                 now,
                 now + _LEASE,
+                credentials.receiver_id,
             )
         if run is None:
-            raise RunInProgress("a reconciliation of this merchant is running: wait until it has finished")
+            raise RunInProgress("a reconciliation of this shortcode is running: wait until it has finished")
         return run
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
@@ -221,7 +251,9 @@ class Reconciliation:
             await self._read(run, credentials)
             await self._settle(run, credentials)
             error = None
+            self._places.note(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
+            self._places.note(credentials.shortcode_id, answered=fault.code is not None)
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
@@ -241,7 +273,7 @@ class Reconciliation:
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
         """A fault as the run's error, with what to do about it."""
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
-        shortcode = credentials.daraja.receiver
+        shortcode = credentials.shortcode
         if isinstance(fault, Rejected) and not await self._db.fetchval(
             tables.REGISTERED_AT, credentials.merchant_id, credentials.env, shortcode
         ):
@@ -282,13 +314,14 @@ class Reconciliation:
             if page.rows == 0:
                 return
             is_new = await self._keep(run, page) > 0
-            if not is_new and page.malformed < page.rows:
+            if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
             offset += page.rows
+            await asyncio.sleep(self._settings.page_pause)
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
@@ -437,7 +470,7 @@ class Reconciliation:
         is_answer = result.is_final and not result.timed_out and result.result_code == "0"
         if is_answer and asked["line_id"] in line_ids and result.receipt in {None, asked["receipt"]}:
             await self._learn(asked, result)
-            await self._find_again(asked, line_ids)
+            await self._find_again(line_ids)
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
@@ -446,28 +479,25 @@ class Reconciliation:
         moments = None if result.finished_at is None else [result.finished_at]
         await self._db.execute(tables.LEARN, line["line_id"], payer, pattern, moments)
 
-    async def _find_again(self, asked: Row, line_ids: list[str]) -> None:
-        credentials = await self._gateway.services.get(Credentials).get(asked["merchant_id"])
-        if credentials.env != asked["env"]:
-            return
+    async def _find_again(self, line_ids: list[str]) -> None:
         for line_id in line_ids:
             line = await self._db.fetchrow(tables.FIND_LINE, line_id)
             if line is not None:
-                await self._find(line, credentials.shortcode, "status_query")
+                await self._find(line, line["shortcode"], "status_query")
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
         """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
-        await self._gateway.services.get(Payments).get(caller.merchant_id, payment_id)
+        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, line_id)
+            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, caller.env, line_id)
             if row is None:
                 raise NotFound("there is no such statement line")
             if row["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
             recovery = self._gateway.services.get(Recovery)
-            finding = await recovery.settle(caller.merchant_id, row["env"], payment_id, statement_of(row))
+            finding = await recovery.settle(caller.merchant_id, caller.env, payment_id, statement_of(row))
             if finding == "not_found":
-                raise LineSettled(f"this line is of {row['env']}, and that payment is not")
+                raise NotFound("there is no such payment")
             if finding == "ambiguous":
                 raise LineSettled("this payment has another receipt: it was paid with other money")
             assigned = await self._db.fetchrow(tables.FOUND, line_id, finding, payment_id, self._gateway.clock.now())
@@ -477,6 +507,7 @@ class Reconciliation:
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
                 subject_id=line_id,
+                env=caller.env,
                 detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
             )
         if assigned is None:
@@ -485,26 +516,27 @@ class Reconciliation:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, run_id: str) -> RunView:
-        """A run of this merchant. Raises NotFound."""
-        return run_view(await self._require(merchant_id, run_id))
+    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
+        """A run of this merchant in ``env``. Raises NotFound."""
+        return run_view(await self._require(merchant_id, env, run_id))
 
-    async def page(self, merchant_id: str, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id) if filters.count else None
+    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
+        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
+        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
+        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
         return page_of(
             rows,
             filters.limit,
+            env=env,
             view=run_view,
             position=lambda row: (row["started_at"], row["run_id"]),
             total=total,
         )
 
-    async def rows(self, merchant_id: str, run_id: str, filters: RowsQuery) -> RunPage:
+    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
         """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, run_id)
+        run = await self._require(merchant_id, env, run_id)
         after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
         rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
         shown, has_more = rows[: filters.limit], len(rows) > filters.limit
@@ -517,8 +549,8 @@ class Reconciliation:
             ),
         )
 
-    async def _require(self, merchant_id: str, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, run_id)
+    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row

@@ -21,6 +21,7 @@ class RunRow(Table, tablename="reconciliation_run"):
     run_id = Text(primary_key=True)
     merchant_id = Text()
     env = Text()
+    receiver_id = Text()
     shortcode = Text()
     cause = Text()
     window_start = Timestamptz()
@@ -87,14 +88,14 @@ REGISTERED_AT = "SELECT registered_at FROM pull_registration WHERE merchant_id =
 INTERRUPTED = """
 UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
     finished_at = $2
-WHERE merchant_id = $1 AND status = 'running' AND lease_until < $2
+WHERE receiver_id = $1 AND status = 'running' AND lease_until < $2
 """
 
 BEGIN = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
-    started_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8)
-ON CONFLICT (merchant_id) WHERE status = 'running' DO NOTHING
+    started_at, receiver_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8, $10)
+ON CONFLICT DO NOTHING
 RETURNING *
 """
 
@@ -105,7 +106,7 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
 LAST_ERROR = """
-SELECT error FROM reconciliation_run WHERE merchant_id = $1 ORDER BY started_at DESC, run_id DESC LIMIT 1
+SELECT error FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 ORDER BY started_at DESC, run_id DESC LIMIT 1
 """
 
 PAGE_READ = """
@@ -205,15 +206,15 @@ UPDATE reconciliation_run SET status = $2, error = $3, finished_at = $4, lease_u
 FROM counted WHERE run_id = $1 AND status = 'running'
 """
 
-FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND run_id = $2"
+FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 AND run_id = $3"
 
 RUNS = """
 SELECT * FROM reconciliation_run
-WHERE merchant_id = $1 AND ($2::timestamptz IS NULL OR (started_at, run_id) < ($2, $3))
-ORDER BY started_at DESC, run_id DESC LIMIT $4
+WHERE merchant_id = $1 AND env = $2 AND ($3::timestamptz IS NULL OR (started_at, run_id) < ($3, $4))
+ORDER BY started_at DESC, run_id DESC LIMIT $5
 """
 
-COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1"
+COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1 AND env = $2"
 
 RUN_LINES = """
 SELECT statement_line.*, reconciliation_line.finding AS run_finding
@@ -258,7 +259,7 @@ DELETE FROM statement_line WHERE line_id IN (
 )
 """
 
-LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND line_id = $2 FOR UPDATE"
+LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND env = $2 AND line_id = $3 FOR UPDATE"
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""
@@ -275,20 +276,23 @@ LINES_OF_PAYMENT = "SELECT * FROM statement_line WHERE payment_id = $1 ORDER BY 
 COUNT_UNRESOLVED = f"""
 SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
-        SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+        SELECT finding FROM statement_line
+        WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = $1 AND {UNRESOLVED}
         LIMIT 1000) AS open) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
-SELECT open.finding, count(*) AS count FROM merchant CROSS JOIN LATERAL (
-    SELECT finding FROM statement_line WHERE statement_line.merchant_id = merchant.merchant_id AND {UNRESOLVED}
+SELECT open.finding, count(*) AS count
+FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
+    SELECT finding FROM statement_line
+    WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
     ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
 GROUP BY open.finding
 """  # noqa: S608 - likewise
 
 SET_ASIDE = f"""
 UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, finding
+WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, env, finding
 """  # noqa: S608 - likewise
 
 SET_ASIDE_OF_RUN = f"""
@@ -297,10 +301,12 @@ WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND 
     AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
 """  # noqa: S608 - likewise
 
-REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 ORDER BY registered_at DESC"
+REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 AND env = $2 ORDER BY registered_at DESC"
 
 COUNT_FAILING = """
-SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT status FROM reconciliation_run
-    WHERE reconciliation_run.merchant_id = merchant.merchant_id ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
+SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN LATERAL (
+    SELECT status FROM reconciliation_run
+    WHERE reconciliation_run.merchant_id = merchant.merchant_id AND reconciliation_run.env = world
+    ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
 WHERE last.status = 'failed'
 """

@@ -8,6 +8,7 @@ import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.money import Kes
@@ -40,8 +41,8 @@ class RefundDesk:
         self._db = gateway.db
         self._reads = gateway.reads
 
-    async def page(self, query: RefundsQuery, limit: int) -> Paged:
-        """A page of refunds. Raises Invalid for a bad cursor."""
+    async def page(self, env: Env, query: RefundsQuery, limit: int) -> Paged:
+        """A page of refunds of ``env``. Raises Invalid for a bad cursor."""
         found = Conditions()
         for value, clause in (
             (query.status, "status = {}"),
@@ -52,7 +53,7 @@ class RefundDesk:
                 found.add(clause, value)
         if query.waiting:
             found.add("attention IS NOT NULL")
-        return await REFUNDS.page(self._reads, query.merchant, found, query.cursor, limit)
+        return await REFUNDS.page(self._reads, query.merchant, env, found, query.cursor, limit)
 
     async def get(self, refund_id: str) -> Row:
         """A refund of whichever merchant. Raises NotFound."""
@@ -65,9 +66,9 @@ class RefundDesk:
         """A payment's refunds, newest first."""
         return await self._db.fetch(tables.OF_PAYMENT, payment_id)
 
-    async def count_waiting(self) -> int:
-        """How many refunds wait for a person."""
-        return int(await self._db.fetchval(tables.COUNT_WAITING))
+    async def count_waiting(self, env: Env) -> int:
+        """How many refunds of ``env`` wait for a person."""
+        return int(await self._db.fetchval(tables.COUNT_WAITING, [env]))
 
     async def payment(self, payment_id: str) -> PaymentView:
         """The payment that a refund is of. Raises NotFound."""
@@ -87,7 +88,7 @@ class RefundDesk:
         wanted |= {name: text for name in ("amount", "reason") if (text := visit.text(name))}
         body = read_body(msgspec.json.encode(wanted), CreateRefund)
         service = self._gateway.services.get(RefundService)
-        refund, _ = await service.request(visit.caller(merchant), body, visit.text("key") or None)
+        refund, _ = await service.request(visit.caller(merchant, payment.env), body, visit.text("key") or None)
         return refund
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 async def look_at_refunds(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """Refunds of which M-Pesa has not said what became of them."""
-    count = await gateway.db.fetchval(tables.NEEDING_ATTENTION, examination.one.merchant_id)
+    count = await gateway.db.fetchval(tables.NEEDING_ATTENTION, examination.one.merchant_id, examination.env)
     if count:
         yield warning(
             "refunds.attention",

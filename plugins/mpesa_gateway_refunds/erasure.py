@@ -41,7 +41,9 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
             )
             if row["idempotency_key"] is not None:
                 # As for payments: the fingerprint is of a text that had the number.
-                await idempotency.forget(gateway.db, merchant_id=row["merchant_id"], key=row["idempotency_key"])
+                await idempotency.forget(
+                    gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+                )
             count += 1
     return {"refunds": count}
 

@@ -61,12 +61,24 @@ INVARIANTS = (
         sentence="An Idempotency-Key stands for the refund that was made with it, settled once its reversal was sent",
         sql="""
             SELECT refund_id FROM refund JOIN idempotency_key
-                ON idempotency_key.merchant_id = refund.merchant_id AND idempotency_key.key = refund.idempotency_key
+                ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
+                    = (refund.merchant_id, refund.env, refund.idempotency_key) AND operation IN ('', 'refund')
             WHERE subject_id <> refund_id OR (reversal IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
                 OR (state = 'released' AND reversal <> 'unsent')
             UNION ALL
             SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'rfd~_%' ESCAPE '~'
                 AND NOT EXISTS (SELECT 1 FROM refund WHERE refund_id = subject_id)
+        """,
+    ),
+    Invariant(
+        name="env_is_its_refunds",
+        sentence="An event and an Idempotency-Key belong to the env of their refund",
+        sql="""
+            SELECT event_id FROM event JOIN refund ON refund_id = subject_id
+            WHERE event.env IS DISTINCT FROM refund.env AND is_public
+            UNION ALL
+            SELECT refund_id FROM refund JOIN idempotency_key ON subject_id = refund_id
+            WHERE idempotency_key.env <> refund.env
         """,
     ),
 )

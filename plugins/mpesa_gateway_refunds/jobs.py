@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-async def ask(gateway: "Gateway", *, refund_id: str) -> None:
+async def ask(gateway: "Gateway", *, refund_id: str, merchant_id: str) -> None:
     """Ask M-Pesa what became of a reversal whose result has not come."""
-    await gateway.services.get(RefundService).ask(refund_id)
+    await gateway.services.get(RefundService).ask_in_turn(refund_id, merchant_id)
 
 
 async def sweep(gateway: "Gateway") -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.meter import Gauge, Reading, Value
 from mpesa_gateway_refunds import tables
 
@@ -18,7 +19,7 @@ HELD = Gauge("mpesa_refunds_held", "Refunds that wait for a person.")
 async def read_open(gateway: "Gateway") -> Sequence[Value]:
     """Refunds that are not over."""
     row = await gateway.db.fetchrow(tables.COUNT_OPEN)
-    held = await gateway.db.fetchval(tables.COUNT_WAITING)
+    held = await gateway.db.fetchval(tables.COUNT_WAITING, list(ENVS))
     count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
     return [(OPEN, (), count), (OLDEST, (), seconds_since(oldest, gateway.clock)), (HELD, (), held)]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway_callbacks.api import Callbacks
@@ -20,7 +21,7 @@ _A_PAGE = 50
 async def refunds(visit: Visit) -> Shown:
     """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    page = await visit.gateway.services.get(RefundDesk).page(query, _A_PAGE)
+    page = await visit.gateway.services.get(RefundDesk).page(visit.env, query, _A_PAGE)
     return Shown(
         "refunds.html",
         {
@@ -35,6 +36,7 @@ async def refunds(visit: Visit) -> Shown:
 async def refund(visit: Visit) -> Shown:
     """One refund: how it stands, and what can be done."""
     row = await visit.gateway.services.get(RefundDesk).get(visit.values["refund_id"])
+    visit.require(row["env"])
     return Shown(
         "refund.html",
         {
@@ -51,7 +53,7 @@ async def query(visit: Visit) -> Done:
     """Ask M-Pesa now what became of it."""
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.services.get(RefundDesk).get(refund_id)
-    await visit.gateway.services.get(RefundService).ask_now(row["merchant_id"], refund_id)
+    await visit.gateway.services.get(RefundService).ask_now(row["merchant_id"], row["env"], refund_id)
     return Done(f"refunds/{refund_id}", "M-Pesa was asked; its answer comes by callback and shows below.")
 
 
@@ -64,7 +66,9 @@ async def resolve(visit: Visit) -> Done:
         raise Invalid.field_error("note", "say what you saw, and where")
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
-    ended = await visit.gateway.services.get(RefundService).resolve(refund_id, decided, visit.visitor.actor)
+    row = await visit.gateway.services.get(RefundDesk).get(refund_id)
+    service = visit.gateway.services.get(RefundService)
+    ended = await service.resolve(row["env"], refund_id, decided, visit.visitor.actor)
     return Done(f"refunds/{refund_id}", f"The refund is {ended.status}.")
 
 
@@ -72,6 +76,7 @@ async def refund_form(visit: Visit) -> Shown:
     """The form that sends a payment's money back."""
     desk, payment_id = visit.gateway.services.get(RefundDesk), visit.values["payment_id"]
     payment = await desk.payment(payment_id)
+    visit.require(payment.env)
     return Shown(
         "refund_form.html",
         {
@@ -129,9 +134,9 @@ async def past(gateway: "Gateway", refund_id: str) -> Sequence[Moment]:
     return moments
 
 
-async def waiting(gateway: "Gateway") -> Sequence[Concern]:
+async def waiting(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     """Refunds that M-Pesa never answered for."""
-    count = await gateway.services.get(RefundDesk).count_waiting()
+    count = await gateway.services.get(RefundDesk).count_waiting(env)
     if not count:
         return ()
     text = f"{count} {'refund waits' if count == 1 else 'refunds wait'} for somebody to look on M-Pesa's portal"

@@ -1,9 +1,12 @@
 """The refunds plugin, declared."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
+from mpesa_gateway_credentials.api import OpenWork
+from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
@@ -31,19 +34,28 @@ async def take_status_of_reversal(result: StatusResulted, gateway: "Gateway") ->
     await gateway.services.get(RefundService).take_status(result)
 
 
+async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+    rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
+    return {row["shortcode_id"]: row["open"] for row in rows}
+
+
 plugin = Plugin(
     name="refunds",
     summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
     requires=("credentials", "callbacks", "payments"),
     settings=RefundsSettings,
     routes=routes,
-    jobs=(Job(ask, timeout=90), Job(sweep, timeout=30, cron="* * * * * */10")),
+    jobs=(
+        Job(ask, timeout=90, queue="daraja"),
+        Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
+    ),
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
     provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,
+    contributes=(OpenWork("refunds", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
     readings=READINGS,

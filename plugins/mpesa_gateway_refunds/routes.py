@@ -67,7 +67,7 @@ async def list_refunds(
     filters: NamedDependency[RefundQuery], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Page[RefundView]:
     """The merchant's refunds, newest first."""
-    return await services.get(RefundService).page(caller.merchant_id, filters)
+    return await services.get(RefundService).page(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/refunds/export", dependencies={"filters": reads(RefundFilters)}, tags=["Refunds"])
@@ -75,7 +75,8 @@ async def export_refunds(
     filters: NamedDependency[RefundFilters], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Stream:
     """The same list as a CSV file, all of it, newest first."""
-    return await stream_csv("refunds.csv", EXPORTED, services.get(RefundService).export(caller.merchant_id, filters))
+    pages = services.get(RefundService).export(caller.merchant_id, caller.env, filters)
+    return await stream_csv("refunds.csv", EXPORTED, pages)
 
 
 @get("/v1/refunds/{refund_id:str}", tags=["Refunds"], described=_REFUND)
@@ -83,7 +84,7 @@ async def get_refund(
     refund_id: FromPath[str], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """A refund."""
-    return Success(data=await services.get(RefundService).get(caller.merchant_id, refund_id))
+    return Success(data=await services.get(RefundService).get(caller.merchant_id, caller.env, refund_id))
 
 
 @post(
@@ -97,7 +98,7 @@ async def query_refund(
     refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """Ask M-Pesa now what became of a pending refund; the answer comes later."""
-    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, refund_id, caller.env))
+    return Success(data=await services.get(RefundService).ask_now(caller.merchant_id, caller.env, refund_id))
 
 
 @post(
@@ -111,7 +112,7 @@ async def resolve_refund(
     refund_id: FromPath[str], data: JSONBody[Resolution], caller: Admin, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """End a refund that M-Pesa never answered for, from what a person saw on its portal. This cannot be undone."""
-    return Success(data=await services.get(RefundService).resolve(refund_id, data, caller.actor))
+    return Success(data=await services.get(RefundService).resolve(caller.env, refund_id, data, caller.actor))
 
 
 routes = (create_refund, list_refunds, export_refunds, get_refund, query_refund, resolve_refund)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.daraja.codes import ReversalWord
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.fields import (
     Amount,
     Currency,
@@ -87,6 +88,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
 
     id: RefundId
     merchant_id: MerchantId
+    env: Environment
     payment_id: PaymentId
     amount: Amount
     currency: Currency

@@ -14,17 +14,18 @@ from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transa
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
-from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refused
+from mpesa_gateway.errors import Conflict, NotFound, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
+from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, check_env
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
@@ -47,7 +48,14 @@ _ABOUT_REVERSAL, _ABOUT_PAYMENT = "rfd", "rfp"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a refund to itself while it asks M-Pesa."""
 
+_WOKEN_EACH = 20
+"""Refunds of one merchant that one sweep hands over."""
+
+_ASKED_EACH = 2
+"""Refunds of one merchant that one worker asks about at the same time."""
+
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
@@ -78,6 +86,7 @@ class RefundService:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(RefundsSettings)
+        self._places = Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH)
 
     # -- asking for one -------------------------------------------------------------------------------------------
 
@@ -97,44 +106,42 @@ class RefundService:
                 "send an Idempotency-Key header with `amount`: without it a repeated request would refund twice. "
                 "Leave `amount` out to refund all that is left"
             )
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id)
-        check_env(credentials, caller.env)
         try:
-            row, is_ours = await self._claim(caller, body, key, credentials)
+            row, credentials = await self._claim(caller, body, key)
         except _KeyOfOld as found:
             return view(_same(found.row, body)), True
-        if is_ours:
+        if credentials is not None:
             # A caller that hangs up must not tear the reversal from its record.
             row = await self._gateway.see_through(self._reverse(row, credentials, key))
-        return view(row), not is_ours
+        return view(row), credentials is None
 
-    async def _claim(
-        self, caller: Caller, body: CreateRefund, key: str | None, credentials: MpesaCredentials
-    ) -> tuple[Row, bool]:
-        """The refund of this request, with its money set aside, and whether its reversal is ours to send."""
+    async def _claim(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[Row, MpesaCredentials | None]:
+        """The refund of this request with its money set aside, and its payment's credentials; None for a replay."""
         for _ in range(_TRIES):
             try:
                 async with self._db.transaction():
-                    return await self._claim_now(caller, body, key, credentials)
+                    return await self._claim_now(caller, body, key)
             except _WholeMeanwhile:
                 # Another request made the refund of the whole rest: the next look finds it.
                 continue
         raise Conflict("this payment's refunds change at this moment: try again")
 
     async def _claim_now(
-        self, caller: Caller, body: CreateRefund, key: str | None, credentials: MpesaCredentials
-    ) -> tuple[Row, bool]:
+        self, caller: Caller, body: CreateRefund, key: str | None
+    ) -> tuple[Row, MpesaCredentials | None]:
         now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
         amount = read_amount(body.amount)
         # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
-        of_payment, is_again = (caller.merchant_id, body.payment_id), False
+        of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False
         found = None if amount is not None else await self._db.fetchval(tables.FIND_WHOLE, *of_payment)
         subject_id: str = found or refund_id
         if key is not None:
             claim = await idempotency.claim(
                 self._db,
                 merchant_id=caller.merchant_id,
+                env=caller.env,
                 key=key,
+                operation="refund",
                 fingerprint=idempotency.fingerprint(
                     _OPERATION,
                     {
@@ -148,9 +155,9 @@ class RefundService:
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                return await self._require(caller.merchant_id, claim.subject_id), False
+                return await self._require(caller.merchant_id, caller.env, claim.subject_id), None
             if claim.subject_id == subject_id:
-                await self._refuse_old(caller.merchant_id, key)
+                await self._refuse_old(caller.merchant_id, caller.env, key)
             else:
                 # A result locks its refund and then the payment: whoever comes from here goes the same way.
                 refund_id, is_again = claim.subject_id, True
@@ -162,24 +169,23 @@ class RefundService:
         if whole is not None:
             if key is not None and is_again:
                 # The key's own refund was never sent: it stays free to be sent should this one fail.
-                await idempotency.release(self._db, merchant_id=caller.merchant_id, key=key)
+                await idempotency.release(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
             elif key is not None and subject_id != whole["refund_id"]:
                 raise _WholeMeanwhile
             elif key is not None:
-                await idempotency.settle(self._db, merchant_id=caller.merchant_id, key=key)
-            return whole, False
-        credentials.initiator_for("a refund")
-        return await self._insert(caller, body, key, credentials, refund_id), True
+                await idempotency.settle(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
+            return whole, None
+        return await self._insert(caller, body, key, refund_id)
 
     async def _insert(
-        self, caller: Caller, body: CreateRefund, key: str | None, credentials: MpesaCredentials, refund_id: str
-    ) -> Row:
+        self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
+    ) -> tuple[Row, MpesaCredentials]:
         """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
         now, amount = self._gateway.clock.now(), read_amount(body.amount)
         payments = self._gateway.services.get(RefundablePayments)
         try:
             async with self._db.savepoint():
-                refundable = await payments.reserve(caller.merchant_id, body.payment_id, amount, refund_id)
+                refundable = await payments.reserve(caller.merchant_id, caller.env, body.payment_id, amount, refund_id)
         except Conflict:
             if amount is None and await self._db.fetchval(tables.HAS_WHOLE, body.payment_id):
                 raise _WholeMeanwhile from None
@@ -188,11 +194,8 @@ class RefundService:
         has_whole = bool(await self._db.fetchval(tables.HAS_WHOLE, body.payment_id))
         if has_whole and amount is None:
             raise _WholeMeanwhile
-        if (refundable.env, refundable.shortcode) != (credentials.env, credentials.shortcode):
-            raise Conflict(
-                f"this payment is of {refundable.env} and shortcode {refundable.shortcode}, and the stored "
-                f"credentials are of {credentials.env} and {credentials.shortcode}: its money is not theirs to move"
-            )
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
+        credentials.initiator_for("a refund")
         row = await self._db.fetchrow(
             tables.INSERT,
             refund_id,
@@ -207,6 +210,7 @@ class RefundService:
             now + timedelta(seconds=self._settings.hold),
             now,
             refundable.shortcode,
+            refundable.shortcode_id,
             not has_whole and refundable.left == 0,
         )
         if row is None:
@@ -216,13 +220,14 @@ class RefundService:
             merchant_id=caller.merchant_id,
             actor=caller.actor,
             subject_id=refund_id,
+            env=caller.env,
             detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
         )
-        return row
+        return row, credentials
 
-    async def _refuse_old(self, merchant_id: str, key: str) -> None:
+    async def _refuse_old(self, merchant_id: str, env: Env, key: str) -> None:
         """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, key)
+        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is not None:
             raise _KeyOfOld(row)
 
@@ -235,7 +240,7 @@ class RefundService:
             await self._gateway.daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
                 # It was given up meanwhile, because this request took longer than its lease.
-                return await self._require(row["merchant_id"], refund_id)
+                return await self._require(row["merchant_id"], row["env"], refund_id)
             ack = await self._gateway.daraja.reverse(
                 credentials.daraja,
                 credentials.initiator_for("a refund"),
@@ -278,7 +283,7 @@ class RefundService:
 
         async def written() -> Row:
             await write()
-            return await self._require(row["merchant_id"], row["refund_id"])
+            return await self._require(row["merchant_id"], row["env"], row["refund_id"])
 
         found = await self._gateway.outcomes.record(f"reversal {what}", row["refund_id"], written)
         # A view reads either in the same way.
@@ -304,7 +309,7 @@ class RefundService:
     async def _write_refusal(self, row: Row, key: str | None, fault: DarajaFault) -> None:
         """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
         if key is not None:
-            await idempotency.lock(self._db, merchant_id=row["merchant_id"], key=key)
+            await idempotency.lock(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
         if found is None or found["attempt"] != row["attempt"] or found["status"] != "pending":
             # This has been written before, or M-Pesa's result was quicker.
@@ -314,7 +319,7 @@ class RefundService:
             outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
             await self._fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
             if key is not None:
-                await idempotency.release(self._db, merchant_id=row["merchant_id"], key=key)
+                await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         else:
             outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
             await self._fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
@@ -327,14 +332,14 @@ class RefundService:
 
     async def _settle_key(self, row: Row, key: str | None) -> None:
         if key is not None:
-            await idempotency.settle(self._db, merchant_id=row["merchant_id"], key=key)
+            await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
 
     async def _close_unsent(self, row: Row) -> None:
         """The process that was to send the reversal ended before the call: nothing was sent, and the money is free."""
         key = row["idempotency_key"]
         async with self._db.transaction():
             if key is not None:
-                await idempotency.close(self._db, merchant_id=row["merchant_id"], key=key)
+                await idempotency.close(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
             found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
             if found is None or found["reversal"] != "ready" or found["attempt"] != row["attempt"]:
                 return
@@ -369,6 +374,9 @@ class RefundService:
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
                 await self._needs_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif not outcome.is_known and row["status"] == "pending":
+            # An unknown code does not prove that no money went back: its amount stays reserved.
+            await self._needs_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
             await self._fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
@@ -452,7 +460,7 @@ class RefundService:
         try:
             async with self._db.savepoint():
                 if row["status"] == "failed":
-                    await payments.reserve(row["merchant_id"], payment_id, amount, refund_id)
+                    await payments.reserve(row["merchant_id"], row["env"], payment_id, amount, refund_id)
                 await self._db.fetchrow(tables.COMPLETE, refund_id, outcome.word, code, text, shown, now)
         except Conflict as problem:
             why = f"M-Pesa carried this refund out after all, and its money is promised to another: {problem.message}"
@@ -480,6 +488,7 @@ class RefundService:
         await self._gateway.outbox.publish(
             RefundFailed(
                 merchant_id=row["merchant_id"],
+                env=row["env"],
                 subject_id=row["refund_id"],
                 refund_id=row["refund_id"],
                 payment_id=row["payment_id"],
@@ -523,11 +532,19 @@ class RefundService:
     # -- asking M-Pesa --------------------------------------------------------------------------------------------
 
     async def wake_due(self) -> int:
-        """Hand every refund whose result is overdue to the queue; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200)
+        """Hand the refunds whose result is overdue to the queue, some of each merchant; gives their count."""
+        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200, _WOKEN_EACH)
         for row in rows:
-            await self._gateway.jobs.enqueue("refunds.ask", refund_id=row["refund_id"])
+            refund_id, merchant_id = row["refund_id"], row["merchant_id"]
+            await self._gateway.jobs.enqueue(
+                "refunds.ask", once=refund_id, refund_id=refund_id, merchant_id=merchant_id
+            )
         return len(rows)
+
+    async def ask_in_turn(self, refund_id: str, merchant_id: str) -> bool:
+        """Like ``ask``. False, and the refund stays due, while enough of its merchant's refunds are asked about."""
+        with self._places.take(merchant_id) as has_place:
+            return has_place and await self.ask(refund_id)
 
     async def ask(self, refund_id: str, *, is_forced: bool = False) -> bool:
         """Ask M-Pesa what became of a reversal; False when it is not due, has ended, or another worker is asking.
@@ -554,6 +571,7 @@ class RefundService:
         try:
             await self._question(row)
         except DarajaFault as fault:
+            self._places.note(row["merchant_id"], answered=fault.code is not None)
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
             refusal = refusal_of(fault)
         except Refused as problem:
@@ -564,6 +582,8 @@ class RefundService:
             # We are told to stop: who takes the job over asks at once.
             await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, now)
             raise
+        else:
+            self._places.note(row["merchant_id"], answered=True)
         # Unless the answer, or a result, was quicker.
         await self._db.execute(tables.ASK_AGAIN, refund_id, leased_until, self._next_ask(row, now))
         if is_forced and refusal is not None:
@@ -572,10 +592,7 @@ class RefundService:
 
     async def _question(self, row: Row) -> None:
         """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
-        credentials = await self._gateway.services.get(Credentials).get(row["merchant_id"])
-        check_env(credentials, row["env"])
-        if row["shortcode"] not in {None, credentials.shortcode}:
-            raise ProviderNotConfigured(f"the stored credentials are not those of shortcode {row['shortcode']}")
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
@@ -593,26 +610,25 @@ class RefundService:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])
 
-    async def ask_now(self, merchant_id: str, refund_id: str, env: Env | None = None) -> RefundView:
-        """Ask at once, for a key of ``env``.
-
-        Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked.
-        """
+    async def ask_now(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
+        """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
         self._db.refuse_transaction("asking M-Pesa about a refund")
-        row = await self._require(merchant_id, refund_id)
-        check_env(await self._gateway.services.get(Credentials).get(merchant_id), env)
+        row = await self._require(merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
         await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
         await self.ask(refund_id, is_forced=True)
-        return await self.get(merchant_id, refund_id)
+        return await self.get(merchant_id, env, refund_id)
 
-    async def resolve(self, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
-        """End a refund by hand, from what a person saw on M-Pesa's portal. Raises NotFound, Invalid, RefundEnded."""
+    async def resolve(self, env: Env, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
+        """End a refund of ``env`` by hand, from what a person saw on M-Pesa's portal.
+
+        Raises NotFound, Invalid, RefundEnded.
+        """
         require_confirmed(resolution.confirm, refund_id)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK, refund_id)
-            if row is None:
+            if row is None or row["env"] != env:
                 raise NotFound("there is no such refund")
             await self._resolve(row, resolution)
             # Last: whoever waits for the audit log holds nothing that others need.
@@ -621,9 +637,10 @@ class RefundService:
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refund_id,
+                env=env,
                 detail={"outcome": resolution.outcome, "note": resolution.note},
             )
-        return await self.get(row["merchant_id"], refund_id)
+        return await self.get(row["merchant_id"], env, refund_id)
 
     async def _resolve(self, row: Row, resolution: Resolution) -> None:
         if row["attention"] is None:
@@ -642,32 +659,32 @@ class RefundService:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def get(self, merchant_id: str, refund_id: str) -> RefundView:
-        """A refund of this merchant. Raises NotFound."""
-        return view(await self._require(merchant_id, refund_id))
+    async def get(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
+        """A refund of this merchant in ``env``. Raises NotFound."""
+        return view(await self._require(merchant_id, env, refund_id))
 
     def url_of(self, refund_id: str) -> str:
         """Where a refund is found."""
         return self._gateway.url(f"/v1/refunds/{refund_id}")
 
-    async def page(self, merchant_id: str, filters: RefundQuery) -> Page[RefundView]:
+    async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
-        after = decode_position(filters.cursor) if filters.cursor else None
-        chosen = _chosen(merchant_id, filters)
+        after = decode_position(filters.cursor, env) if filters.cursor else None
+        chosen = _chosen(merchant_id, env, filters)
         rows = await self._read(chosen, after, filters.limit + 1)
         total = await self._reads.fetchval(tables.COUNT, *chosen) if filters.count else None
-        return page_of(rows, filters.limit, view=view, position=_position, total=total)
+        return page_of(rows, filters.limit, env=env, view=view, position=_position, total=total)
 
-    def export(self, merchant_id: str, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+    def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All of the merchant's refunds that the filters let through, newest first, in pages."""
-        chosen = _chosen(merchant_id, filters)
+        chosen = _chosen(merchant_id, env, filters)
         return keyset_pages(lambda after, limit: self._read(chosen, after, limit), _position, exported)
 
     async def _read(self, chosen: tuple[Any, ...], after: tuple[datetime, str] | None, limit: int) -> list[Row]:
         return await self._reads.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
 
-    async def _require(self, merchant_id: str, refund_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND, merchant_id, refund_id)
+    async def _require(self, merchant_id: str, env: Env, refund_id: str) -> Row:
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, refund_id)
         if row is None:
             raise NotFound("there is no such refund")
         return row
@@ -686,9 +703,10 @@ def _same(row: Row, body: CreateRefund) -> Row:
     return row
 
 
-def _chosen(merchant_id: str, filters: RefundFilters) -> tuple[Any, ...]:
+def _chosen(merchant_id: str, env: Env, filters: RefundFilters) -> tuple[Any, ...]:
     return (
         merchant_id,
+        env,
         filters.payment_id,
         filters.status,
         filters.since,

@@ -11,6 +11,7 @@ class RefundRow(Table, tablename="refund"):
     merchant_id = Text()
     payment_id = Text()
     env = Text()
+    shortcode_id = Text()
     shortcode = Text(null=True, default=None)
     amount = Integer()
     payment_amount = Integer()
@@ -38,8 +39,8 @@ class RefundRow(Table, tablename="refund"):
 
 INSERT = """
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
-    due_at, created_at, updated_at, shortcode, is_whole, reversal)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, 'ready')
+    due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, 'ready')
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'ready', outcome = NULL, result_code = NULL,
     result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
     amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
@@ -55,11 +56,12 @@ RETURNING refund_id
 """Committed before the call: what is still ``ready`` was never sent."""
 
 LOCK_WHOLE = """
-SELECT * FROM refund WHERE merchant_id = $1 AND payment_id = $2 AND is_whole AND status <> 'failed' FOR UPDATE
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
+FOR UPDATE
 """
 
 FIND_WHOLE = """
-SELECT refund_id FROM refund WHERE merchant_id = $1 AND payment_id = $2 AND is_whole AND status <> 'failed'
+SELECT refund_id FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
 """
 
 HAS_WHOLE = "SELECT EXISTS (SELECT 1 FROM refund WHERE payment_id = $1 AND is_whole AND status <> 'failed')"
@@ -127,7 +129,13 @@ RETURNING refund_id
 
 LOOKED_AT = "UPDATE refund SET attention = NULL, updated_at = $2 WHERE refund_id = $1"
 
-DUE = "SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
+DUE = """
+SELECT refund_id, merchant_id FROM (
+    SELECT refund_id, merchant_id, due_at, row_number() OVER (PARTITION BY merchant_id ORDER BY due_at) AS turn
+    FROM refund WHERE due_at <= $1
+) AS due
+WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
+"""
 
 CLAIM_DUE = """
 UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status = 'pending' AND due_at <= $2
@@ -138,9 +146,9 @@ OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id 
 
 ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"
 
-FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND idempotency_key = $2"
+FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
-FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND refund_id = $2"
+FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND refund_id = $3"
 
 FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"
 
@@ -151,22 +159,29 @@ SELECT count(*) AS open, min(created_at) AS oldest
 FROM (SELECT created_at FROM refund WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
 """
 
-COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL"
+OPEN_OF_SHORTCODES = """
+SELECT shortcode_id, count(*) AS open FROM refund
+WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::text[])
+GROUP BY shortcode_id
+"""
+"""Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
+
+COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL AND env = ANY($1::text[])"
 
 PAGE = """
-SELECT * FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
-    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
-    AND ($7::timestamptz IS NULL OR (created_at, refund_id) < ($7, $8))
-ORDER BY created_at DESC, refund_id DESC LIMIT $9
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
+    AND ($8::timestamptz IS NULL OR (created_at, refund_id) < ($8, $9))
+ORDER BY created_at DESC, refund_id DESC LIMIT $10
 """
 
 COUNT = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND ($2::text IS NULL OR payment_id = $2)
-    AND ($3::text IS NULL OR status = $3) AND ($4::timestamptz IS NULL OR created_at >= $4)
-    AND ($5::timestamptz IS NULL OR created_at < $5) AND ($6::boolean IS NULL OR (attention IS NOT NULL) = $6)
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
+    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
 """
 
 NEEDING_ATTENTION = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND status = 'pending' AND attention IS NOT NULL
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND status = 'pending' AND attention IS NOT NULL
 """

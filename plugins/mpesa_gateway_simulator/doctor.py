@@ -1,9 +1,9 @@
-"""Says that simulated phones stand for Safaricom, which must not be beside real money."""
+"""Reports that simulated phones stand in for Safaricom's sandbox."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, problem
+from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, warning
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 async def look_at_simulator(_: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """Enabled at all, it is worth a word."""
     if examination.is_live:
-        text = "the simulator is enabled: whoever reaches it can make callbacks up, and live merchants are refused"
-        yield problem("simulator.enabled", text, "take simulator out of `plugins`")
+        text = "the simulator is enabled: sandbox payments are simulated, live ones never reach it"
+        yield warning(
+            "simulator.enabled", text, "keep its control API off the Internet, or take simulator out of `plugins`"
+        )
     else:
         yield note("simulator.enabled", "the simulator is enabled: its phones stand for Safaricom, and no money moves")
 

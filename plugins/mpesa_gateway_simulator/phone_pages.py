@@ -20,6 +20,7 @@ from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.query import read_params
 from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, IN_HAND, PREFIX
+from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.phones import FIRST, PIN, Phones
 from mpesa_gateway_simulator.service import Simulator
 
@@ -58,6 +59,7 @@ _PAGE: dict[str, Any] = {
     "public": True,
     "priority": True,
     "include_in_schema": False,
+    "guards": [own_host_only],
     "exception_handlers": {Refused: _refused},
 }
 

@@ -8,6 +8,7 @@ from litestar import Request, Response, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, RawBody
 
+from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
@@ -17,6 +18,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
+from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
@@ -44,6 +46,7 @@ async def _answer(request: Request[Any, Any, Any], services: Services, operation
     simulator = services.get(Simulator)
     answer = await _answered(request, simulator, operation, body)
     simulator.diary.received(operation, body, answer.status_code or 200, answer.content)
+    answer.headers[SIMULATED] = "1"
     return answer
 
 
@@ -149,6 +152,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/pushes",
+    guards=[own_host_only],
     public=True,
     priority=True,
     dependencies={"filters": reads(PushQuery)},
@@ -160,7 +164,13 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
     return Success(data=[push_view(row) for row in rows])
 
 
-@get("/simulator/control/pushes/{checkout_request_id:str}", public=True, priority=True, tags=["Simulator"])
+@get(
+    "/simulator/control/pushes/{checkout_request_id:str}",
+    guards=[own_host_only],
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
@@ -179,6 +189,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/answer",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -199,6 +210,7 @@ async def answer_push(
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/callback",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -226,6 +238,7 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/forge",
+    guards=[own_host_only],
     status_code=200,
     public=True,
     priority=True,
@@ -278,7 +291,9 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
 
-@post("/simulator/control/faults", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/faults", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
     await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
@@ -302,7 +317,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
-@patch("/simulator/control/knobs", public=True, priority=True, tags=["Simulator"])
+@patch("/simulator/control/knobs", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
@@ -327,7 +342,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     pullquery: Habit | None = None
 
 
-@patch("/simulator/control/habits", public=True, priority=True, tags=["Simulator"])
+@patch("/simulator/control/habits", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
     """Change how phones, status queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
@@ -349,7 +364,9 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     at: Moment | None = None
 
 
-@post("/simulator/control/ledger", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/ledger", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
     receipt = await services.get(Simulator).add_money(
@@ -367,6 +384,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 @get(
     "/simulator/control/ledger",
+    guards=[own_host_only],
     public=True,
     priority=True,
     dependencies={"filters": reads(LedgerQuery)},
@@ -380,7 +398,9 @@ async def ledger(
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
-@post("/simulator/control/reset", status_code=200, public=True, priority=True, tags=["Simulator"])
+@post(
+    "/simulator/control/reset", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+)
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
     await services.get(Simulator).reset()

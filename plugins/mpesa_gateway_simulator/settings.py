@@ -14,7 +14,8 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     ``lock_subscriber`` refuses a second push to a phone whose prompt is open, as Daraja does; ``https_callbacks``
     refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
     pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
-    in every run.
+    in every run. ``hosts`` are the names, besides loopback and those of ``public_url`` and ``daraja.sandbox_url``, by
+    which its pages and its control API may be called.
     """
 
     callback_delay: Pause = 0.3
@@ -28,4 +29,5 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     lock_subscriber: bool = False
     https_callbacks: bool = False
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    hosts: tuple[str, ...] = ()
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None

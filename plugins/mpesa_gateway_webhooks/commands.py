@@ -13,8 +13,19 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, print_json_line
-from mpesa_gateway.commands.session import MERCHANT, Failed, Session, actor, merchant_of, pass_session, read_time
+from mpesa_gateway.commands.session import (
+    LIVE,
+    MERCHANT,
+    Failed,
+    Session,
+    actor,
+    env_of,
+    merchant_of,
+    pass_session,
+    read_time,
+)
 from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Answer, EgressFailed, check_url
 from mpesa_gateway.security.merchants import Merchant
@@ -48,7 +59,9 @@ def webhooks() -> None:
     "--events", default="*", show_default=True, help="Which, separated by commas; * stands for anything: payment.*"
 )
 @MERCHANT
-@click.option("--live", is_flag=True, help="Also where the merchant moves real money: real payers' numbers are sent.")
+@click.option(
+    "--live", "is_live", is_flag=True, help="Live events, with real payers' numbers; without it, the sandbox's."
+)
 @click.option("--print-secret", is_flag=True, help="Print what events are signed with, and end.")
 @JSON
 @pass_session
@@ -58,7 +71,7 @@ def listen(
     events: str,
     merchant_id: str | None,
     *,
-    live: bool,
+    is_live: bool,
     print_secret: bool,
     as_json: bool,
 ) -> None:
@@ -67,22 +80,18 @@ def listen(
     The merchant's endpoint and its deliveries are not touched: it gets what it is owed as if nobody listened. What
     your program answers is shown and not tried again.
     """
-    url = None if url is None else _read_url(url)
+    url, env = None if url is None else _read_url(url), env_of(is_live=is_live)
 
     async def work(gateway: Gateway) -> None:
         merchant = await merchant_of(gateway, merchant_id)
-        if merchant.env == "live" and not live:
-            raise Failed(f"{merchant.merchant_id} moves real money: add --live to see real payers' events here")
-        listener = Listener(gateway, merchant.merchant_id, _kinds(gateway, events))
+        listener = Listener(gateway, merchant.merchant_id, env, _kinds(gateway, events))
         if print_secret:
             click.echo(listener.secret.reveal())
             return
         await listener.start()
         try:
-            await gateway.audit.record(
-                "webhook.listened", merchant_id=merchant.merchant_id, actor=actor(), detail={"env": merchant.env}
-            )
-            _greet(listener, merchant, url, as_json=as_json)
+            await gateway.audit.record("webhook.listened", merchant_id=merchant.merchant_id, actor=actor(), env=env)
+            _greet(listener, merchant, env, url, as_json=as_json)
             await _listen(listener, url, as_json=as_json)
         finally:
             await listener.stop()
@@ -90,10 +99,10 @@ def listen(
     session.run(work)
 
 
-def _greet(listener: Listener, merchant: Merchant, url: str | None, *, as_json: bool) -> None:
+def _greet(listener: Listener, merchant: Merchant, env: Env, url: str | None, *, as_json: bool) -> None:
     where = "shown here" if url is None else f"forwarded to {url}"
     click.echo(
-        f"Listening: events of `{merchant.name}` ({merchant.merchant_id}) are {where}. Ctrl-C ends.", err=as_json
+        f"Listening: {env} events of `{merchant.name}` ({merchant.merchant_id}) are {where}. Ctrl-C ends.", err=as_json
     )
     click.echo(f"Signed with {listener.secret.reveal()} (the same each time)", err=as_json)
 
@@ -152,7 +161,7 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     """Make an EVENT happen in the sandbox: a payment is made with a simulated phone, and ends that way.
 
     Needs the running gateway with its worker and simulator, as `mpesa-gateway up` has them; only webhook.test, which
-    says that nothing was paid, needs no simulator. Never for a merchant who moves real money.
+    says that nothing was paid, needs no simulator. Nothing of it touches what the merchant has in live.
     """
 
     async def work(gateway: Gateway) -> Triggered:
@@ -176,10 +185,11 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
 @click.option("--until", metavar="TIME", help="With --since: those before then.")
 @click.option(
     "--status",
-    type=click.Choice(["pending", "delivered", "dead"]),
+    type=click.Choice(["waiting", "pending", "delivered", "dead"]),
     help="With --since: only those in this state, such as dead.",
 )
 @MERCHANT
+@LIVE
 @JSON
 @pass_session
 def replay(
@@ -190,6 +200,7 @@ def replay(
     status: str | None,
     merchant_id: str | None,
     *,
+    is_live: bool,
     as_json: bool,
 ) -> None:
     """Send deliveries to the merchant's endpoint again: of these events, or all since a time.
@@ -199,20 +210,21 @@ def replay(
     if bool(event_ids) == (since is not None) or (event_ids and (until or status)):
         raise click.UsageError("name events (evt_…), or a time with --since, and not both")
     which = None if since is None else _window(since, until, status)
+    env = env_of(is_live=is_live)
 
     async def work(gateway: Gateway) -> dict[str, Any]:
         merchant = await merchant_of(gateway, merchant_id)
-        caller = Caller(merchant.merchant_id, "", frozenset(), merchant.env, by=actor())
+        caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
         deliveries = gateway.services.get(Deliveries)
         if which is not None:
             done = await deliveries.replay_many(caller, which)
             return {"replayed": done.replayed, "has_more": done.has_more}
         found: list[str] = []
         for event_id in event_ids:
-            await deliveries.event(merchant.merchant_id, event_id)
-            rows = await gateway.db.fetch(tables.DELIVERIES_OF_EVENT, merchant.merchant_id, event_id)
+            await deliveries.event(merchant.merchant_id, env, event_id)
+            rows = await gateway.db.fetch(tables.DELIVERIES_OF_EVENT, merchant.merchant_id, event_id, env)
             if not rows:
-                raise Failed(f"{event_id} is owed to no endpoint: there was none when it happened")
+                raise Failed(f"{event_id} has no delivery: the webhooks plugin was not enabled when it happened")
             found += [row["delivery_id"] for row in rows]
         for delivery_id in found:
             await deliveries.replay(caller, delivery_id)

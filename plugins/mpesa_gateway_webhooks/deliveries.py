@@ -1,12 +1,14 @@
 """Deliveries: one for each event and endpoint, sent until it is taken or the schedule ends, and replayed on demand."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.writes import Write
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
@@ -26,6 +28,7 @@ from mpesa_gateway_webhooks.schemas import (
     ReplayMany,
 )
 from mpesa_gateway_webhooks.sending import Sender
+from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -49,7 +52,8 @@ class Deliveries:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads
-        self._sender = Sender(gateway)
+        self._sender = Sender(gateway, self.sweep)
+        self._wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
 
     @property
     def egress(self) -> Egress:
@@ -67,19 +71,23 @@ class Deliveries:
     # -- owing ----------------------------------------------------------------------------------------------------
 
     async def owe(self, events: Sequence[PublicEvent]) -> None:
-        """Inside the publisher's transaction: a delivery of each for the merchant's endpoint, sent after commit."""
+        """Inside the publisher's transaction: a delivery of each for the endpoint of its merchant and env.
+
+        It is sent after commit, or waits for an endpoint where none is set.
+        """
         made = {self._gateway.ids.new("dlv"): event for event in events}
         args = (
             list(made),
             [event.event_id for event in events],
             [event.merchant_id for event in events],
+            [event.env for event in events],
             [event.kind for event in events],
             [event.subject_id for event in events],
             [event.occurred_at for event in events],
         )
 
-        async def wake(delivery_ids: Sequence[str]) -> None:
-            if delivery_ids:
+        async def wake(returned: Sequence[str | None]) -> None:
+            if delivery_ids := [delivery_id for delivery_id in returned if delivery_id is not None]:
                 found = {delivery_id: origin_of(made[delivery_id].subject_id) for delivery_id in delivery_ids}
                 await self._db.after_commit(lambda: self._wake_soon(found))
 
@@ -100,40 +108,61 @@ class Deliveries:
     async def sweep(self) -> int:
         """Hand what is due to the queue again; gives how many."""
         rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), SWEEP, SWEEP_EACH)
-        await self._wake([row["delivery_id"] for row in rows])
-        return len(rows)
+        due = [row["delivery_id"] for row in rows]
+        for start in range(0, len(due), BATCH):
+            # Without a worker, one sweep after the other finds the same: they are not added again and again.
+            await self._gateway.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
+        return len(due)
+
+    async def hand_over(self) -> int:
+        """Give what waits to the endpoint of its merchant and env, where one is set by now; returns how many.
+
+        What is owed to an endpoint that was removed waits first. What has waited for longer than ``wait_days`` is dead.
+        Each batch commits by itself; what another process has locked is left to it.
+        """
+        handed_over = 0
+        while True:
+            now = self._gateway.clock.now()
+            orphans = await self._db.fetch(tables.MAKE_ORPHANS_WAIT, now, SWEEP)
+            rows = await self._db.fetch(tables.ADOPT, now, now - self._wait, SWEEP)
+            handed_over += len(rows)
+            await self._wake([row["delivery_id"] for row in rows if row["status"] == "pending"])
+            if len(rows) < SWEEP and len(orphans) < SWEEP:
+                return handed_over
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
-        """Claim those that are due and nobody else is sending, and send them side by side; gives how many.
+    async def deliver(self, delivery_ids: Sequence[str]) -> int:
+        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
+        return await self._sender.deliver(delivery_ids)
 
-        With ``patience``, in seconds, what takes longer goes on by itself: a slow endpoint must not keep a job busy.
-        """
-        return await self._sender.deliver(delivery_ids, patience=patience)
+    async def begin(self, delivery_ids: Sequence[str]) -> int:
+        """Like ``deliver``, without waiting for an endpoint."""
+        return await self._sender.begin(delivery_ids)
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 
-    async def page(self, merchant_id: str, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """The delivery log, newest first."""
-        clauses, values = ["merchant_id = $1"], [merchant_id]
+    async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
+        """The delivery log of ``env``, newest first."""
+        clauses: list[str] = ["merchant_id = $1", "env = $2"]
+        values: list[Any] = [merchant_id, env]
         for name in ("status", "event_type", "payment_id"):
             value = getattr(filters, name)
             if value is not None:
                 values.append(value.replace("\x00", ""))
                 clauses.append(f"{name} = ${len(values)}")
-        return await self._page("delivery", "created_at", "delivery_id", clauses, values, filters, _view)
+        return await self._page("delivery", "created_at", "delivery_id", clauses, values, filters, env, _view)
 
-    async def events(self, merchant_id: str, filters: EventQuery) -> Page[EventBody]:
-        """The merchant's events, newest first: what webhooks carry, for those who would rather ask."""
-        clauses: list[str] = ["merchant_id = $1", "is_public"]
-        values: list[Any] = [merchant_id]
+    async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
+        """The merchant's events of ``env``, newest first: what webhooks carry, for those who would rather ask."""
+        clauses: list[str] = ["merchant_id = $1", "env = $2", "is_public"]
+        values: list[Any] = [merchant_id, env]
         for name, clause in (("type", "kind = "), ("since", "occurred_at >= "), ("until", "occurred_at < ")):
             value = getattr(filters, name)
             if value is not None:
                 values.append(value.replace("\x00", "") if isinstance(value, str) else value)
                 clauses.append(f"{clause}${len(values)}")
-        return await self._page("event", "occurred_at", "event_id", clauses, values, filters, _event)
+        return await self._page("event", "occurred_at", "event_id", clauses, values, filters, env, _event)
 
     async def _page(
         self,
@@ -143,6 +172,7 @@ class Deliveries:
         clauses: list[str],
         values: list[Any],
         filters: DeliveryQuery | EventQuery,
+        env: Env,
         view: Any,
     ) -> Page[Any]:
         # Table and column names are this module's own; every value is a parameter.
@@ -150,49 +180,63 @@ class Deliveries:
         if filters.count:
             total = await self._reads.fetchval(f"SELECT count(*) FROM {table} WHERE {' AND '.join(clauses)}", *values)  # noqa: S608
         if filters.cursor is not None:
-            values = [*values, *decode_position(filters.cursor)]
+            values = [*values, *decode_position(filters.cursor, env)]
             clauses = [*clauses, f"({at}, {key}) < (${len(values) - 1}, ${len(values)})"]
         rows = await self._reads.fetch(
             f"SELECT * FROM {table} WHERE {' AND '.join(clauses)} "  # noqa: S608
             f"ORDER BY {at} DESC, {key} DESC LIMIT {filters.limit + 1}",
             *values,
         )
-        return page_of(rows, filters.limit, view=view, position=lambda row: (row[at], row[key]), total=total)
+        return page_of(rows, filters.limit, env=env, view=view, position=lambda row: (row[at], row[key]), total=total)
 
-    async def get(self, merchant_id: str, delivery_id: str) -> DeliveryWithAttempts:
+    async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
         """A delivery with its attempts and the event it carries. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND, merchant_id, delivery_id)
+        row = await self._db.fetchrow(tables.FIND, merchant_id, env, delivery_id)
         if row is None:
             raise NotFound("there is no such delivery")
         attempts = await self._db.fetch(tables.ATTEMPTS_OF, delivery_id)
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
             attempt_log=[AttemptView(**dict(attempt)) for attempt in attempts],
-            event=await self.event(merchant_id, row["event_id"]),
+            event=await self.event(merchant_id, env, row["event_id"]),
         )
 
-    async def event(self, merchant_id: str, event_id: str) -> EventBody:
+    async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
         """An event as its webhook carries it. Raises NotFound."""
-        body = await self._db.fetchval(tables.FIND_EVENT, merchant_id, event_id)
+        body = await self._db.fetchval(tables.FIND_EVENT, merchant_id, env, event_id)
         if body is None:
             raise NotFound("there is no such event")
         return msgspec.json.decode(body, type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
-        """Send a delivery again, whatever became of it, with the same webhook-id. Raises NotFound and Conflict."""
+        """Send a delivery again, whatever became of it, with the same webhook-id, to the endpoint that is set now.
+
+        Raises NotFound, and Conflict without an endpoint.
+        """
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.REPLAY_ONE, caller.merchant_id, delivery_id, self._gateway.clock.now())
+            row = await self._db.fetchrow(
+                tables.REPLAY_ONE, caller.merchant_id, caller.env, delivery_id, self._gateway.clock.now()
+            )
             if row is None:
-                await self.get(caller.merchant_id, delivery_id)
-                raise Conflict("the endpoint of this delivery was removed: set a webhook and read /v1/events")
+                await self.get(caller.merchant_id, caller.env, delivery_id)
+                raise _nowhere(caller.env)
             await self._gateway.audit.record(
-                "delivery.replayed", merchant_id=caller.merchant_id, actor=caller.actor, subject_id=delivery_id
+                "delivery.replayed",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=delivery_id,
+                env=caller.env,
             )
             await self._db.after_commit(lambda: self._wake([delivery_id]))
         return _view(row)
 
     async def replay_many(self, caller: Caller, which: ReplayMany) -> Replayed:
-        """Send many deliveries again, the oldest first, at most 10,000 in one call."""
+        """Send many deliveries again, the oldest first, at most 10,000 in one call.
+
+        Raises Conflict without an endpoint.
+        """
+        if not await self._db.fetchval(tables.HAS_ENDPOINT, caller.merchant_id, caller.env):
+            raise _nowhere(caller.env)
         async with self._db.transaction():
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
@@ -202,21 +246,28 @@ class Deliveries:
                 which.status,
                 self._gateway.clock.now(),
                 MOST_REPLAYED,
+                caller.env,
             )
             delivery_ids = [row["delivery_id"] for row in rows]
             await self._gateway.audit.record(
                 "deliveries.replayed",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
+                env=caller.env,
                 detail={"count": len(delivery_ids)},
             )
             await self._db.after_commit(lambda: self._wake(delivery_ids))
         return Replayed(len(delivery_ids), has_more=len(delivery_ids) == MOST_REPLAYED)
 
 
+def _nowhere(env: Env) -> Conflict:
+    return Conflict(f"no {env} webhook is set: PUT /v1/merchant/webhook first, and what waits is sent by itself")
+
+
 def _view(row: Row) -> DeliveryView:
     return DeliveryView(
         id=row["delivery_id"],
+        env=row["env"],
         event_id=row["event_id"],
         event_type=row["event_type"],
         payment_id=row["payment_id"],

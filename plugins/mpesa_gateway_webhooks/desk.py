@@ -6,11 +6,13 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
+from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -38,9 +40,9 @@ class WebhookDesk:
         self._db = gateway.db
         self._reads = gateway.reads
 
-    async def endpoints(self, before: str | None, limit: int) -> list[Row]:
-        """Active endpoints, newest first, each with what it is owed and what died of late."""
-        return await self._db.fetch(tables.ENDPOINTS, self._since(), before, limit)
+    async def endpoints(self, env: Env, before: str | None, limit: int) -> list[Row]:
+        """Active endpoints of ``env``, newest first, each with what it is owed and what died of late."""
+        return await self._db.fetch(tables.ENDPOINTS, self._since(), before, limit, env)
 
     async def endpoint(self, endpoint_id: str) -> Row:
         """One endpoint. Raises NotFound."""
@@ -49,28 +51,28 @@ class WebhookDesk:
             raise NotFound("there is no such endpoint")
         return row
 
-    async def endpoint_of(self, merchant_id: str) -> Row | None:
-        """A merchant's active endpoint."""
-        return await self._db.fetchrow(tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id)
+    async def endpoint_of(self, merchant_id: str, env: Env) -> Row | None:
+        """A merchant's active endpoint in ``env``."""
+        return await self._db.fetchrow(tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
 
-    async def merchant_of(self, endpoint_id: str) -> Merchant:
-        """The merchant of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
+    async def owner_of(self, endpoint_id: str) -> tuple[Merchant, Env]:
+        """The merchant and the env of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
         row = await self.endpoint(endpoint_id)
         if not row["is_active"]:
             raise Conflict("this endpoint was removed")
-        return await self._gateway.merchants.require(row["merchant_id"])
+        return await self._gateway.merchants.require(row["merchant_id"]), row["env"]
 
     def masked_secret(self, row: Row) -> str:
         """An endpoint's secret by its last four characters."""
         return self._gateway.services.get(Endpoints).open(row["merchant_id"], row["secret"]).masked
 
-    async def deliveries(self, query: DeliveriesQuery, limit: int) -> Paged:
-        """A page of deliveries. Raises Invalid for a bad cursor."""
+    async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> Paged:
+        """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
         found = Conditions()
         for value, clause in ((query.status, "status = {}"), (query.event_type, "event_type = {}")):
             if value is not None:
                 found.add(clause, value)
-        return await DELIVERIES.page(self._reads, query.merchant, found, query.cursor, limit)
+        return await DELIVERIES.page(self._reads, query.merchant, env, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
         """A delivery with its endpoint and the event that it carries. Raises NotFound."""
@@ -95,18 +97,24 @@ class WebhookDesk:
         """Every attempt to tell of a payment."""
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
-    async def owed(self) -> tuple[int, datetime | None]:
-        """How many deliveries are owed (10,000 at most), and since when the oldest of them is."""
-        row = await self._db.fetchrow(tables.OWED)
+    async def owed(self, *envs: Env) -> tuple[int, datetime | None]:
+        """How many deliveries of these envs are owed (10,000 at most), and since when the oldest of them is."""
+        row = await self._db.fetchrow(tables.OWED, list(envs))
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
-    async def count_ill(self) -> int:
-        """How many endpoints do not take what they are sent."""
-        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._gateway.clock.now()))
+    async def count_ill(self, env: Env) -> int:
+        """How many endpoints of ``env`` do not take what they are sent."""
+        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._gateway.clock.now(), env))
 
-    async def count_dead(self) -> int:
-        """How many deliveries of the last day have used up their attempts."""
-        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since()))
+    async def count_dead(self, *envs: Env) -> int:
+        """How many deliveries of these envs and the last day have used up their attempts."""
+        return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))
+
+    async def waiting(self, env: Env) -> tuple[int, datetime | None]:
+        """How many merchants have events of ``env`` that wait for an endpoint, and since when the oldest does."""
+        wait = timedelta(days=self._gateway.settings(WebhooksSettings).wait_days)
+        row = await self._db.fetchrow(tables.WAITING, env, self._gateway.clock.now() - wait)
+        return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     def _since(self) -> datetime:
         return self._gateway.clock.now() - _LATELY
@@ -121,6 +129,6 @@ def health_of(row: Row, now: datetime) -> str:
     return "well" if row["last_success_at"] is not None else "new"
 
 
-def host_of(url: str) -> str:
+def host_of(url: str | None) -> str:
     """The host of an endpoint's address: its path may hold what is nobody else's business."""
-    return urlsplit(url).netloc
+    return "no endpoint" if url is None else urlsplit(url).netloc

@@ -31,18 +31,23 @@ async def look_at_settings(gateway: "Gateway", examination: Examination) -> Asyn
 async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """The endpoint is set, may be called, and takes what is sent."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now)
+    row = await gateway.db.fetchrow(
+        tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now, examination.env
+    )
     if row is None:
+        oldest = examination.now - timedelta(days=gateway.settings(WebhooksSettings).wait_days)
+        waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, examination.env, oldest)
         yield Observation(
             name="webhooks.endpoint",
-            level=Level.WARNING if merchant.env == "live" else Level.NOTE,
-            text="no webhook is set: it hears of its payments only where it asks for them (GET /v1/events)",
+            level=Level.WARNING if examination.env == "live" else Level.NOTE,
+            text=f"no {examination.env} webhook is set: it hears of its payments only by asking (GET /v1/events)"
+            + (f"; {waiting} of its events wait for one" if waiting else ""),
             fix="PUT /v1/merchant/webhook, with its API key",
         )
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=gateway.services.get(Endpoints).allows_loopback(merchant.env))
+        check_url(row["url"], allow_loopback=gateway.services.get(Endpoints).allows_loopback(examination.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
         yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")
@@ -56,7 +61,7 @@ def _health(row: Row, host: str, examination: Examination) -> Iterator[Observati
     if row["closed_until"] is not None and row["closed_until"] > examination.now:
         yield Observation(
             name="webhooks.endpoint",
-            level=Level.PROBLEM if examination.one.env == "live" else Level.WARNING,
+            level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
             text=f"its webhook at {host} failed {row['failures']} times in a row, and is not called for a while: {why}",
             fix="let the shop mend its server; what is owed is sent as soon as it answers",
         )

@@ -1,4 +1,4 @@
-"""A merchant's endpoint: set, rotated, tried and removed; its secret shown once."""
+"""A merchant's endpoint in each env: set, rotated, tried and removed; its secret shown once."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -7,8 +7,10 @@ import msgspec
 from piccolo.columns import Column
 
 from mpesa_gateway.db.outbox import public_body
-from mpesa_gateway.errors import NotFound, checking
+from mpesa_gateway.env import Env
+from mpesa_gateway.errors import NotFound, RateLimited, checking
 from mpesa_gateway.http.egress import Egress, EgressFailed, check_url
+from mpesa_gateway.places import Places
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import signing, tables
@@ -20,8 +22,12 @@ from mpesa_gateway_webhooks.tables import EndpointRow
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
+HAND_OVER = "webhooks.hand_over"
+"""The queue's name for the job that gives what waits to an endpoint."""
+
 SHOWN: tuple[Column, ...] = (
     EndpointRow.endpoint_id,
+    EndpointRow.env,
     EndpointRow.url,
     EndpointRow.secret,
     EndpointRow.previous_secret,
@@ -39,6 +45,10 @@ def aad(merchant_id: str) -> tuple[str, ...]:
     return (merchant_id, "webhooks", "secret")
 
 
+_TESTS, _TESTS_EACH = 32, 2
+"""Tests of webhooks that one process has under way, in all and of one merchant: each waits for a merchant's server."""
+
+
 class Endpoints:
     """The use cases of endpoints."""
 
@@ -46,11 +56,13 @@ class Endpoints:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(WebhooksSettings)
+        self._tests = Places(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
-        """Set where the merchant hears of events, with a new secret; one that was there signs too for a day.
+        """Set where the merchant hears of events of the caller's env, with a new secret. The old one signs too for a day.
 
-        What is still owed goes to the new address. Raises Invalid for an address that is not called.
+        What is owed, or has waited for an endpoint, goes to the new address. Raises Invalid for an address that is not
+        called.
         """
         with checking() as checks:
             checks.take(
@@ -67,9 +79,11 @@ class Endpoints:
                 self._gateway.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now,
                 now + timedelta(hours=self._settings.overlap_hours),
+                caller.env,
             )
             await self._audit("webhook.set", caller, endpoint_id)
-        return WebhookWithSecret(url, secret.reveal())
+            await self._db.after_commit(self._hand_over)
+        return WebhookWithSecret(url, secret.reveal(), caller.env)
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
         """A new secret; the old one signs too for a day. Raises NotFound without an endpoint."""
@@ -82,26 +96,35 @@ class Endpoints:
                 self._gateway.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now + timedelta(hours=self._settings.overlap_hours),
                 now,
+                caller.env,
             )
             if row is None:
-                raise _none_set()
+                raise _none_set(caller.env)
             await self._audit("webhook.rotated", caller, row["endpoint_id"])
-        return WebhookWithSecret(row["url"], secret.reveal())
+        return WebhookWithSecret(row["url"], secret.reveal(), caller.env)
 
     async def remove(self, caller: Caller) -> None:
-        """Deliver no more. What is owed is kept, and cancelled when its turn comes. Raises NotFound."""
+        """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
         async with self._db.transaction():
-            endpoint_id = await self._db.fetchval(tables.REMOVE, caller.merchant_id, self._gateway.clock.now())
+            endpoint_id = await self._db.fetchval(
+                tables.REMOVE, caller.merchant_id, self._gateway.clock.now(), caller.env
+            )
             if endpoint_id is None:
-                raise _none_set()
+                raise _none_set(caller.env)
             await self._audit("webhook.removed", caller, endpoint_id)
+            await self._db.after_commit(self._hand_over)
 
-    async def view(self, merchant_id: str) -> WebhookView:
-        """The endpoint with its secret masked. Raises NotFound."""
-        row = await self._find(merchant_id)
+    async def _hand_over(self) -> None:
+        """Where this wake-up is lost, the same job runs each minute."""
+        self._gateway.jobs.wake(HAND_OVER)
+
+    async def view(self, merchant_id: str, env: Env) -> WebhookView:
+        """The endpoint of ``env`` with its secret masked. Raises NotFound."""
+        row = await self._find(merchant_id, env)
         now = self._gateway.clock.now()
         until, closed = row["previous_until"], row["closed_until"]
         return WebhookView(
+            env=row["env"],
             webhook_url=row["url"],
             webhook_secret=self.open(merchant_id, row["secret"]).masked,
             previous_secret_until=until if until is not None and until > now else None,
@@ -113,12 +136,23 @@ class Endpoints:
         )
 
     async def test(self, caller: Caller, egress: Egress) -> TestAnswer:
-        """Send a ``webhook.test`` now, outside the schedule, and say what the server answered. Raises NotFound."""
+        """Send a ``webhook.test`` now, outside the schedule, and say what the server answered.
+
+        Raises NotFound, and RateLimited while enough tests of this merchant wait for its server.
+        """
         self._gateway.db.refuse_transaction("sending a test webhook")
-        row = await self._find(caller.merchant_id)
+        with self._tests.take(caller.merchant_id) as has_place:
+            if not has_place:
+                raise RateLimited(
+                    "other tests of this webhook still wait for its server: wait for them", retry_after=10
+                )
+            return await self._test(caller, egress)
+
+    async def _test(self, caller: Caller, egress: Egress) -> TestAnswer:
+        row = await self._find(caller.merchant_id, caller.env)
         now = self._gateway.clock.now()
         event = msgspec.structs.replace(
-            WebhookTest(merchant_id=caller.merchant_id, subject_id=row["endpoint_id"]),
+            WebhookTest(merchant_id=caller.merchant_id, env=caller.env, subject_id=row["endpoint_id"]),
             event_id=self._gateway.ids.new("evt"),
             occurred_at=now,
         )
@@ -135,9 +169,16 @@ class Endpoints:
             )
         except EgressFailed as failure:
             return TestAnswer(
-                delivered=False, event_id=event.event_id, status=None, ms=None, error=str(failure), answer=""
+                env=caller.env,
+                delivered=False,
+                event_id=event.event_id,
+                status=None,
+                ms=None,
+                error=str(failure),
+                answer="",
             )
         return TestAnswer(
+            env=caller.env,
             delivered=200 <= answer.status < 300,
             event_id=event.event_id,
             status=answer.status,
@@ -154,21 +195,25 @@ class Endpoints:
         """Whether webhooks of this env may go to this machine itself."""
         return env == "sandbox" and self._settings.allow_loopback
 
-    async def _find(self, merchant_id: str) -> dict[str, Any]:
+    async def _find(self, merchant_id: str, env: Env) -> dict[str, Any]:
         row = await self._gateway.db.run(
             EndpointRow.select(*SHOWN)
-            .where(EndpointRow.merchant_id == merchant_id, EndpointRow.is_active.eq(True))  # noqa: FBT003
+            .where(
+                EndpointRow.merchant_id == merchant_id,
+                EndpointRow.env == env,
+                EndpointRow.is_active.eq(True),  # noqa: FBT003 - Piccolo's own word
+            )
             .first()
         )
         if row is None:
-            raise _none_set()
+            raise _none_set(env)
         return row
 
     async def _audit(self, action: str, caller: Caller, endpoint_id: str) -> None:
         await self._gateway.audit.record(
-            action, merchant_id=caller.merchant_id, actor=caller.actor, subject_id=endpoint_id
+            action, merchant_id=caller.merchant_id, actor=caller.actor, subject_id=endpoint_id, env=caller.env
         )
 
 
-def _none_set() -> NotFound:
-    return NotFound("no webhook is set: PUT /v1/merchant/webhook first")
+def _none_set(env: Env) -> NotFound:
+    return NotFound(f"no {env} webhook is set: PUT /v1/merchant/webhook first")

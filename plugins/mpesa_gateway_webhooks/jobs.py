@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 
-_PATIENCE = 1.0
-"""Seconds that a job waits for the endpoints that it calls; the lease in Postgres stands for those that are slower."""
-
-
 async def deliver(gateway: "Gateway", *, delivery_ids: list[str]) -> None:
-    """Send deliveries that are due. Those that take long go on without the job."""
-    await gateway.services.get(Deliveries).deliver(delivery_ids, patience=_PATIENCE)
+    """Begin to send deliveries that are due. They go on without the job; the lease in Postgres stands for them."""
+    await gateway.services.get(Deliveries).begin(delivery_ids)
+
+
+async def hand_over(gateway: "Gateway") -> None:
+    """Give what waits for an endpoint to the one that is set by now."""
+    await gateway.services.get(Deliveries).hand_over()
 
 
 async def sweep(gateway: "Gateway") -> None:

@@ -97,6 +97,11 @@ class Lanes:
             lane.has_more = True
         return [endpoint_id for endpoint_id, _ in found]
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be claimed."""
+        return self._eased.is_set()
+
     async def room(self) -> None:
         """Wait while so much is claimed that more of it would only grow old here."""
         await self._eased.wait()

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
@@ -26,14 +27,15 @@ TIMEOUT = 10.0
 
 
 class Listener:
-    """One merchant's events from now on, each once, in the order of their times as far as they are known.
+    """One merchant's events of one env from now on, each once, in the order of their times as far as they are known.
 
     It only reads: deliveries, their attempts and the endpoint stay as they are. ``kinds`` lets only these through.
     """
 
-    def __init__(self, gateway: "Gateway", merchant_id: str, kinds: Collection[str]) -> None:
+    def __init__(self, gateway: "Gateway", merchant_id: str, env: Env, kinds: Collection[str]) -> None:
         self._gateway = gateway
         self._merchant_id = merchant_id
+        self._env = env
         self._kinds = list(kinds)
         self._seen: dict[str, datetime] = {}
         self._since = gateway.clock.now() - LOOK_BACK
@@ -60,7 +62,7 @@ class Listener:
         """Events that no look has seen yet, the oldest first; BATCH at most."""
         now = self._gateway.clock.now()
         rows = await self._gateway.db.fetch(
-            tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH
+            tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH, self._env
         )
         self._seen.update({row["event_id"]: row["occurred_at"] for row in rows})
         if len(rows) < BATCH:

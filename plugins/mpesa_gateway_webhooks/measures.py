@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.meter import Counter, Gauge, Histogram, Reading, Value
 from mpesa_gateway_webhooks.desk import WebhookDesk
 
@@ -26,11 +27,11 @@ DEAD = Gauge("mpesa_webhooks_dead", "Deliveries of the last day that used up the
 async def read_owed(gateway: "Gateway") -> Sequence[Value]:
     """What merchants have not heard."""
     desk = gateway.services.get(WebhookDesk)
-    owed, oldest = await desk.owed()
+    owed, oldest = await desk.owed(*ENVS)
     return [
         (OWED, (), owed),
         (OLDEST, (), seconds_since(oldest, gateway.clock)),
-        (DEAD, (), await desk.count_dead()),
+        (DEAD, (), await desk.count_dead(*ENVS)),
     ]
 
 

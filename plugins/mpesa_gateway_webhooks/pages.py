@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.reading import read_body
@@ -24,7 +25,7 @@ _A_PAGE = 50
 _LATE = timedelta(minutes=10)
 """How old the oldest owed delivery may be before somebody should look: a shop waits for it."""
 
-_STATUSES = ("pending", "delivered", "dead", "cancelled")
+_STATUSES = ("waiting", "pending", "delivered", "dead", "cancelled")
 
 
 class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 async def endpoints(visit: Visit) -> Shown:
     """Every merchant's endpoint, and how it fares."""
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
-    rows = await visit.gateway.services.get(WebhookDesk).endpoints(query.cursor, _A_PAGE + 1)
+    rows = await visit.gateway.services.get(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE + 1)
     shown = rows[:_A_PAGE]
     cursor = shown[-1]["endpoint_id"] if len(rows) > _A_PAGE else None
     health = {row["endpoint_id"]: health_of(row, now) for row in shown}
@@ -45,6 +46,7 @@ async def endpoint(visit: Visit) -> Shown:
     """One endpoint."""
     desk = visit.gateway.services.get(WebhookDesk)
     row = await desk.endpoint(visit.values["endpoint_id"])
+    visit.require(row["env"])
     return Shown(
         "endpoint.html",
         {
@@ -61,9 +63,9 @@ async def endpoint(visit: Visit) -> Shown:
 async def test(visit: Visit) -> Done:
     """Send a test now."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
+    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
     egress = gateway.services.get(Deliveries).egress
-    answer = await gateway.services.get(Endpoints).test(visit.caller(merchant), egress)
+    answer = await gateway.services.get(Endpoints).test(visit.caller(merchant, env), egress)
     said = answer.error or f"it answered HTTP {answer.status} in {answer.ms} ms"
     return Done(f"webhooks/{endpoint_id}", f"A test was {'taken' if answer.delivered else 'not taken'}: {said}.")
 
@@ -73,8 +75,8 @@ async def rotate(visit: Visit) -> Done:
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     if visit.text("confirm") != endpoint_id:
         raise Invalid.field_error("confirm", "tick the box: the merchant has to put the new secret in place")
-    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
-    made = await gateway.services.get(Endpoints).rotate(visit.caller(merchant))
+    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
+    made = await gateway.services.get(Endpoints).rotate(visit.caller(merchant, env))
     said = "The new secret; the one before signs beside it for a while."
     return Done(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
 
@@ -82,11 +84,11 @@ async def rotate(visit: Visit) -> Done:
 async def resend_since(visit: Visit) -> Done:
     """Send everything since a time again."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant = await gateway.services.get(WebhookDesk).merchant_of(endpoint_id)
+    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
     wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
-    done = await gateway.services.get(Deliveries).replay_many(visit.caller(merchant), which)
+    done = await gateway.services.get(Deliveries).replay_many(visit.caller(merchant, env), which)
     more = "; there are more: send again from where these end" if done.has_more else ""
     return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries go out again{more}.")
 
@@ -94,7 +96,7 @@ async def resend_since(visit: Visit) -> Done:
 async def deliveries(visit: Visit) -> Shown:
     """What was sent, or is owed."""
     query = visit.read_query(DeliveriesQuery)
-    page = await visit.gateway.services.get(WebhookDesk).deliveries(query, _A_PAGE)
+    page = await visit.gateway.services.get(WebhookDesk).deliveries(visit.env, query, _A_PAGE)
     kinds = [kind for kind in visit.gateway.event_kinds if issubclass(visit.gateway.event_type(kind), PublicEvent)]
     return Shown(
         "deliveries.html",
@@ -113,6 +115,7 @@ async def delivery(visit: Visit) -> Shown:
     """A delivery with each attempt: what was sent, and what was answered."""
     desk = visit.gateway.services.get(WebhookDesk)
     row = await desk.delivery(visit.values["delivery_id"])
+    visit.require(row["env"])
     return Shown(
         "delivery.html",
         {
@@ -130,7 +133,7 @@ async def resend(visit: Visit) -> Done:
     gateway, delivery_id = visit.gateway, visit.values["delivery_id"]
     row = await gateway.services.get(WebhookDesk).delivery(delivery_id)
     merchant = await gateway.merchants.require(row["merchant_id"])
-    await gateway.services.get(Deliveries).replay(visit.caller(merchant), delivery_id)
+    await gateway.services.get(Deliveries).replay(visit.caller(merchant, row["env"]), delivery_id)
     payment_id = row["payment_id"]
     is_from_payment = visit.text("from") == payment_id and payment_id.startswith("pay_")
     back = f"payments/{payment_id}" if is_from_payment else f"webhooks/deliveries/{delivery_id}"
@@ -158,7 +161,7 @@ async def of_event(visit: Visit, event_id: str) -> Shown | None:
 
 async def of_merchant(visit: Visit, merchant_id: str) -> Shown | None:
     """A merchant's endpoint."""
-    row = await visit.gateway.services.get(WebhookDesk).endpoint_of(merchant_id)
+    row = await visit.gateway.services.get(WebhookDesk).endpoint_of(merchant_id, visit.env)
     health = None if row is None else health_of(row, visit.gateway.clock.now())
     return Shown("endpoint_of.html", {"row": row, "health": health, "host": host_of})
 
@@ -166,9 +169,17 @@ async def of_merchant(visit: Visit, merchant_id: str) -> Shown | None:
 async def owed(visit: Visit, _: str) -> Shown | None:
     """What merchants have not been told yet."""
     desk = visit.gateway.services.get(WebhookDesk)
-    count, oldest = await desk.owed()
+    count, oldest = await desk.owed(visit.env)
+    waiting, _since = await desk.waiting(visit.env)
     return Shown(
-        "owed.html", {"count": count, "oldest": oldest, "ill": await desk.count_ill(), "dead": await desk.count_dead()}
+        "owed.html",
+        {
+            "count": count,
+            "oldest": oldest,
+            "waiting": waiting,
+            "ill": await desk.count_ill(visit.env),
+            "dead": await desk.count_dead(visit.env),
+        },
     )
 
 
@@ -193,20 +204,25 @@ def _said(row: Any) -> str:
     return row["error"] or f"HTTP {row['status']}"
 
 
-async def unheard(gateway: "Gateway") -> Sequence[Concern]:
+async def unheard(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     """Merchants who do not hear of their money."""
     desk, found = gateway.services.get(WebhookDesk), list[Concern]()
-    if ill := await desk.count_ill():
+    if ill := await desk.count_ill(env):
         text = f"{ill} {'endpoint does' if ill == 1 else 'endpoints do'} not take what we send"
         found.append(Concern(text=text, to="webhooks"))
-    if dead := await desk.count_dead():
+    if dead := await desk.count_dead(env):
         text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} of today used up every attempt"
         found.append(Concern(text=text, to="webhooks/deliveries?status=dead"))
-    count, oldest = await desk.owed()
+    count, oldest = await desk.owed(env)
     if oldest is not None and gateway.clock.now() - oldest > _LATE:
         minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
         text = f"the oldest of {count} owed webhooks has waited {minutes:,} minutes"
         found.append(Concern(text=text, to="webhooks/deliveries?status=pending"))
+    waiting, _ = await desk.waiting(env)
+    if waiting:
+        whose = "1 merchant has" if waiting == 1 else f"{waiting} merchants have"
+        text = f"{whose} events that wait for a {env} webhook to be set"
+        found.append(Concern(text=text, to="webhooks/deliveries?status=waiting"))
     return found
 
 

@@ -13,8 +13,9 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
-from mpesa_gateway_webhooks.jobs import deliver, sweep
+from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
 from mpesa_gateway_webhooks.measures import COUNTS, READINGS
+from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -41,7 +42,11 @@ plugin = Plugin(
     summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
     routes=routes,
-    jobs=(Job(deliver, timeout=90), Job(sweep, timeout=30, cron="* * * * * */3")),
+    jobs=(
+        Job(deliver, timeout=90, queue="deliveries"),
+        Job(sweep, timeout=30, cron="* * * * * */3", queue="maintenance"),
+        Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
+    ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
     provides=((Endpoints, Endpoints), (Deliveries, Deliveries), (WebhookDesk, WebhookDesk)),
@@ -55,6 +60,7 @@ plugin = Plugin(
     ),
     commands=(webhooks,),
     pages=PAGES,
+    contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

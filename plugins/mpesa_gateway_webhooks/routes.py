@@ -33,19 +33,19 @@ _DELIVERY = path_id("delivery_id", "dlv")
 async def set_webhook(
     data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]
 ) -> Success[WebhookWithSecret]:
-    """Set where the merchant hears of events. The secret is shown now or never."""
+    """Set where the merchant hears of events of the key's env. The secret is shown now or never."""
     return Success(data=await services.get(Endpoints).set_url(caller, data.webhook_url))
 
 
 @get("/v1/merchant/webhook", tags=["Merchant"], refuses=(NotFound,))
 async def get_webhook(caller: MerchantRead, services: NamedDependency[Services]) -> Success[WebhookView]:
     """The endpoint, its secret masked, and how it fares."""
-    return Success(data=await services.get(Endpoints).view(caller.merchant_id))
+    return Success(data=await services.get(Endpoints).view(caller.merchant_id, caller.env))
 
 
 @delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
-    """Deliver no more webhooks."""
+    """Deliver no more webhooks of the key's env; what happens waits for the next endpoint."""
     await services.get(Endpoints).remove(caller)
     return Success(data=Deleted())
 
@@ -67,7 +67,7 @@ async def list_deliveries(
     filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[DeliveryView]:
     """What was sent, or is owed, newest first."""
-    return await services.get(Deliveries).page(caller.merchant_id, filters)
+    return await services.get(Deliveries).page(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"], described=_DELIVERY)
@@ -75,7 +75,7 @@ async def get_delivery(
     delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[DeliveryWithAttempts]:
     """A delivery with each attempt."""
-    return Success(data=await services.get(Deliveries).get(caller.merchant_id, delivery_id))
+    return Success(data=await services.get(Deliveries).get(caller.merchant_id, caller.env, delivery_id))
 
 
 @post(
@@ -92,7 +92,7 @@ async def replay_delivery(
     return Success(data=await services.get(Deliveries).replay(caller, delivery_id))
 
 
-@post("/v1/webhooks/replay", status_code=200, tags=["Webhooks"])
+@post("/v1/webhooks/replay", status_code=200, tags=["Webhooks"], refuses=(Conflict,))
 async def replay_deliveries(
     data: JSONBody[ReplayMany], caller: WebhooksWrite, services: NamedDependency[Services]
 ) -> Success[Replayed]:
@@ -105,7 +105,7 @@ async def list_events(
     filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[EventBody]:
     """What happened, newest first, as webhooks carry it."""
-    return await services.get(Deliveries).events(caller.merchant_id, filters)
+    return await services.get(Deliveries).events(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/events/{event_id:str}", tags=["Webhooks"], described=path_id("event_id", "evt"))
@@ -113,7 +113,7 @@ async def get_event(
     event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[EventBody]:
     """One event."""
-    return Success(data=await services.get(Deliveries).event(caller.merchant_id, event_id))
+    return Success(data=await services.get(Deliveries).event(caller.merchant_id, caller.env, event_id))
 
 
 routes = (

@@ -6,12 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
 from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked, named
 from mpesa_gateway.http.query import ListQuery, Moment
 from mpesa_gateway.http.rules import elsewhere
 
-DeliveryStatus = Annotated[Literal["pending", "delivered", "dead", "cancelled"], named("DeliveryStatus")]
+DeliveryStatus = Annotated[Literal["waiting", "pending", "delivered", "dead", "cancelled"], named("DeliveryStatus")]
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +22,7 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
     id: EventId
     type: str
+    env: Environment
     created_at: Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
     data: msgspec.Raw
 
@@ -46,11 +48,13 @@ class WebhookWithSecret(msgspec.Struct, frozen=True):
 
     webhook_url: str
     webhook_secret: str
+    env: Environment
 
 
 class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint and how it fares. ``failures`` counts failed attempts in a row."""
 
+    env: Environment
     webhook_url: str
     webhook_secret: Masked
     previous_secret_until: datetime | None
@@ -64,6 +68,7 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
 class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the merchant's server said to a test."""
 
+    env: Environment
     delivered: bool
     event_id: EventId
     status: int | None
@@ -84,9 +89,10 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
-    """One event on its way to one endpoint."""
+    """One event on its way to one endpoint; it is ``waiting`` while no endpoint is set in its env."""
 
     id: DeliveryId
+    env: Environment
     event_id: EventId
     event_type: str
     payment_id: str

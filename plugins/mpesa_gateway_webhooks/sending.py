@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -39,9 +39,6 @@ _WORK = 4
 In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
 """
 
-_FLOODED = 5.0
-"""Seconds that a job waits until less is claimed; what it was woken for is then left to the sweep."""
-
 _JOBS = 20
 """Jobs whose deliveries are claimed in one round trip."""
 
@@ -67,8 +64,11 @@ class _Wanted:
 class Sender:
     """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: "Gateway", hand_over: Callable[[], Awaitable[object]]) -> None:
+        """``hand_over`` enqueues what is due, once there is room for it again."""
         self._gateway = gateway
+        self._hand_over = hand_over
+        self._catching_up: asyncio.Task[None] | None = None
         self._db = gateway.db
         self._settings = gateway.settings(WebhooksSettings)
         self._endpoints = gateway.services.get(Endpoints)
@@ -96,30 +96,41 @@ class Sender:
     async def stop(self) -> None:
         """Finish what is being sent within the worker's grace, hand back what is not, and close the way out."""
         self._is_stopping = True
+        if self._catching_up is not None:
+            self._catching_up.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._gateway.config.worker.grace)
         await _cancel(list(self._tasks))
         await self.egress.stop()
 
-    async def deliver(self, delivery_ids: Sequence[str], *, patience: float | None = None) -> int:
-        """Claim those that are due and nobody else is sending, and send them side by side; gives how many.
-
-        With ``patience``, in seconds, what takes longer goes on by itself: a slow endpoint must not keep a job busy.
-        """
-        if patience is not None:
-            try:
-                async with asyncio.timeout(_FLOODED):
-                    await self._lanes.room()
-            except TimeoutError:
-                return 0
+    async def deliver(self, delivery_ids: Sequence[str]) -> int:
+        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
         tasks = await self._claims.ask(_Wanted(delivery_ids, copy_context()))
         try:
             if tasks:
-                await asyncio.wait(tasks, timeout=patience)
+                await asyncio.wait(tasks)
         except asyncio.CancelledError:
             await _cancel(tasks)
             raise
         return len(tasks)
+
+    async def begin(self, delivery_ids: Sequence[str]) -> int:
+        """Like ``deliver``, without waiting for an endpoint: a slow one must not keep a worker's slot.
+
+        While too much is claimed nothing is: the deliveries stay due, and are handed over once there is room.
+        """
+        if not self._lanes.has_room:
+            if self._catching_up is None or self._catching_up.done():
+                self._catching_up = self._go(self._catch_up(), None)
+            return 0
+        return len(await self._claims.ask(_Wanted(delivery_ids, copy_context())))
+
+    async def _catch_up(self) -> None:
+        await self._lanes.room()
+        try:
+            await self._hand_over()
+        except Exception as problem:  # noqa: BLE001 - the sweep finds them
+            log.warning("deliveries_not_handed_over", exception=trace(problem))
 
     # -- claiming -------------------------------------------------------------------------------------------------
 
@@ -143,7 +154,9 @@ class Sender:
     async def _begin(
         self, rows: Sequence[Row], lease: _Lease, contexts: Mapping[str, Context]
     ) -> dict[str, asyncio.Task[None]]:
-        gone = [row["delivery_id"] for row in rows if not row["is_active"] or not row["merchant_is_active"]]
+        gone = [row["delivery_id"] for row in rows if not row["merchant_is_active"]]
+        # Their endpoint was removed: they wait for the next one.
+        homeless = [row["delivery_id"] for row in rows if row["merchant_is_active"] and not row["is_active"]]
         begun: dict[str, asyncio.Task[None]] = {}
         # In the order in which they were made, as far as the servers take them in any order.
         for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
@@ -153,6 +166,8 @@ class Sender:
                 begun[row["delivery_id"]] = self._go(self._deliver_one(row, lane, lease), context)
         if gone:
             await self._db.execute(tables.CANCEL, gone)
+        if homeless:
+            await self._db.execute(tables.MAKE_WAIT, homeless)
         return begun
 
     def _go(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
@@ -309,7 +324,8 @@ class Sender:
                 [_shown(answer) for _, answer in taken],
                 now,
             )
-            await self._db.execute(tables.ENDPOINTS_WELL, sorted({row["endpoint_id"] for row, _ in taken}), now)
+            well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
+            await self._db.execute(tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well])
         self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
@@ -341,13 +357,14 @@ class Sender:
                 _shown(answer) if isinstance(answer, Answer) else "",
             )
             text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due)
+            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
             await self._db.execute(
                 tables.ENDPOINT_ILL,
                 row["endpoint_id"],
                 now,
                 self._settings.breaker_failures,
                 now + timedelta(seconds=self._settings.breaker_pause),
+                row["url"],
             )
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error

@@ -9,6 +9,7 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
 
     endpoint_id = Text(primary_key=True)
     merchant_id = Text()
+    env = Text()
     url = Text()
     secret = Text()
     previous_secret = Text(null=True, default=None)
@@ -23,12 +24,13 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
 
 
 class DeliveryRow(Table, tablename="delivery"):
-    """One event on its way to one endpoint."""
+    """One event on its way to one endpoint. It waits without one while its merchant has none in its env."""
 
     delivery_id = Text(primary_key=True)
     event_id = Text()
-    endpoint_id = Text()
+    endpoint_id = Text(null=True, default=None)
     merchant_id = Text()
+    env = Text()
     event_type = Text()
     payment_id = Text()
     status = Text()
@@ -57,15 +59,19 @@ class AttemptRow(Table, tablename="attempt"):
 
 # ``LIMIT cardinality($1)`` takes nothing away, and lets Postgres keep the plan: see ADR 35.
 FAN_OUT = """
-INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
-SELECT delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, at, at
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, due_at,
+    created_at)
+SELECT delivery_id, event_id, endpoint_id, made.merchant_id, made.env, event_type, payment_id,
+    CASE WHEN endpoint_id IS NULL THEN 'waiting' ELSE 'pending' END, CASE WHEN endpoint_id IS NOT NULL THEN at END, at
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
-        AS t(delivery_id, event_id, merchant_id, event_type, payment_id, at)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+        AS t(delivery_id, event_id, merchant_id, env, event_type, payment_id, at)
     LIMIT cardinality($1)
-) AS made JOIN webhook_endpoint USING (merchant_id) WHERE is_active
-RETURNING delivery_id
+) AS made LEFT JOIN webhook_endpoint ON webhook_endpoint.merchant_id = made.merchant_id
+    AND webhook_endpoint.env = made.env AND is_active
+RETURNING CASE WHEN status = 'pending' THEN delivery_id END
 """
+"""Returns the ids of those that can be sent now, and NULL for each that waits for an endpoint."""
 
 _CLAIM = """
 UPDATE delivery SET leased_until = $3, tried = tried + 1
@@ -80,7 +86,7 @@ WHERE delivery_id IN (
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
     webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
-    webhook_endpoint.failures, webhook_endpoint.closed_until, merchant.env, merchant.is_active AS merchant_is_active
+    webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format(
@@ -135,16 +141,77 @@ FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
 """
 
 FAILED = """
-UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL THEN 'dead' ELSE 'pending' END,
-    attempts = attempts + 1, due_at = $5, leased_until = NULL, last_attempt_at = $2, last_status = $3, last_error = $4
+UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
+    attempts = attempts + CASE WHEN is_current THEN 1 ELSE 0 END,
+    due_at = CASE WHEN is_current THEN $5::timestamptz ELSE $2::timestamptz END,
+    leased_until = NULL, last_attempt_at = $2, last_status = $3, last_error = $4
+FROM (SELECT is_active AND url = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
 WHERE delivery_id = $1 AND status = 'pending'
 """
+"""An attempt at an address that was replaced or removed meanwhile counts for nothing: the new one is tried at once."""
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
 FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
 WHERE delivery_id = id AND status = 'pending'
 """
+
+MAKE_WAIT = """
+UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
+WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+"""
+
+MAKE_ORPHANS_WAIT = """
+WITH RECURSIVE owed AS (
+    -- Along the index, as in DUE.
+    (SELECT endpoint_id FROM delivery WHERE status = 'pending' ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT delivery.endpoint_id FROM delivery
+        WHERE status = 'pending' AND delivery.endpoint_id > owed.endpoint_id ORDER BY delivery.endpoint_id LIMIT 1)
+    FROM owed WHERE owed.endpoint_id IS NOT NULL
+)
+UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
+WHERE delivery_id = ANY(ARRAY(
+    SELECT orphans.delivery_id FROM owed JOIN webhook_endpoint USING (endpoint_id) CROSS JOIN LATERAL (
+        SELECT delivery_id FROM delivery
+        WHERE delivery.endpoint_id = owed.endpoint_id AND status = 'pending'
+            AND (leased_until IS NULL OR leased_until < $1)
+        ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ) AS orphans
+    WHERE NOT is_active LIMIT $2
+))
+RETURNING delivery_id
+"""
+"""What is owed to endpoints that were removed waits for the next one."""
+
+ADOPT = """
+WITH RECURSIVE owner AS (
+    (SELECT merchant_id, env FROM delivery WHERE status = 'waiting' ORDER BY merchant_id, env LIMIT 1)
+    UNION ALL
+    SELECT following.merchant_id, following.env FROM owner CROSS JOIN LATERAL (
+        SELECT delivery.merchant_id, delivery.env FROM delivery
+        WHERE status = 'waiting' AND (delivery.merchant_id, delivery.env) > (owner.merchant_id, owner.env)
+        ORDER BY delivery.merchant_id, delivery.env LIMIT 1
+    ) AS following
+), adopted AS (
+    SELECT waiting.delivery_id, webhook_endpoint.endpoint_id
+    FROM owner JOIN webhook_endpoint ON webhook_endpoint.merchant_id = owner.merchant_id
+        AND webhook_endpoint.env = owner.env AND is_active
+    CROSS JOIN LATERAL (
+        SELECT delivery_id FROM delivery
+        WHERE delivery.merchant_id = owner.merchant_id AND delivery.env = owner.env AND status = 'waiting'
+        ORDER BY created_at LIMIT $3 FOR UPDATE SKIP LOCKED
+    ) AS waiting
+    LIMIT $3
+)
+UPDATE delivery SET endpoint_id = adopted.endpoint_id, attempts = 0,
+    status = CASE WHEN created_at >= $2 THEN 'pending' ELSE 'dead' END,
+    due_at = CASE WHEN created_at >= $2 THEN $1::timestamptz END,
+    last_error = CASE WHEN created_at >= $2 THEN last_error ELSE 'no webhook was set in time' END
+FROM adopted WHERE delivery.delivery_id = adopted.delivery_id AND status = 'waiting'
+RETURNING delivery.delivery_id, status
+"""
+"""What waits goes to the active endpoint of its merchant and env; what is from before $2 is dead, and replayable."""
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
@@ -155,7 +222,8 @@ ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
-    WHERE endpoint_id = ANY($1::text[])
+    -- That an address works which was replaced meanwhile says nothing of the new one.
+    WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::text[], $3::text[]))
         AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
     -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
     ORDER BY endpoint_id FOR UPDATE
@@ -165,13 +233,13 @@ WHERE endpoint_id IN (
 ENDPOINT_ILL = """
 UPDATE webhook_endpoint SET failures = failures + 1, last_failure_at = $2,
     closed_until = CASE WHEN failures + 1 >= $3 THEN $4::timestamptz ELSE closed_until END
-WHERE endpoint_id = $1
+WHERE endpoint_id = $1 AND url = $5
 """
 
 SET_ENDPOINT = """
-INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $5)
-ON CONFLICT (merchant_id) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
+INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at)
+VALUES ($1, $2, $7, $3, $4, $5, $5)
+ON CONFLICT (merchant_id, env) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
     previous_secret = webhook_endpoint.secret, previous_until = $6, failures = 0, closed_until = NULL,
     updated_at = excluded.updated_at
 RETURNING endpoint_id
@@ -179,29 +247,32 @@ RETURNING endpoint_id
 
 ROTATE = """
 UPDATE webhook_endpoint SET previous_secret = secret, previous_until = $3, secret = $2, updated_at = $4
-WHERE merchant_id = $1 AND is_active RETURNING endpoint_id, url
+WHERE merchant_id = $1 AND env = $5 AND is_active RETURNING endpoint_id, url
 """
 
 REMOVE = """
 UPDATE webhook_endpoint SET is_active = false, updated_at = $2
-WHERE merchant_id = $1 AND is_active RETURNING endpoint_id
+WHERE merchant_id = $1 AND env = $3 AND is_active RETURNING endpoint_id
 """
 
 REPLAY_ONE = """
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until = NULL, delivered_at = NULL
-WHERE merchant_id = $1 AND delivery_id = $2
-    AND EXISTS (SELECT 1 FROM webhook_endpoint WHERE endpoint_id = delivery.endpoint_id AND is_active)
-RETURNING *
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $4, leased_until = NULL, delivered_at = NULL,
+    endpoint_id = webhook_endpoint.endpoint_id
+FROM webhook_endpoint
+WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND delivery_id = $3
+    AND webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $2 AND is_active
+RETURNING delivery.*
 """
 
 REPLAY_MANY = """
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL
-WHERE delivery_id IN (
-    SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
-    WHERE delivery.merchant_id = $1 AND delivery.created_at >= $2
-        AND ($3::timestamptz IS NULL OR delivery.created_at < $3)
-        AND ($4::text IS NULL OR status = $4) AND is_active AND (due_at IS NULL OR due_at > $5)
-    ORDER BY delivery.created_at LIMIT $6
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
+    endpoint_id = webhook_endpoint.endpoint_id
+FROM webhook_endpoint
+WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
+    SELECT delivery_id FROM delivery
+    WHERE merchant_id = $1 AND env = $7 AND created_at >= $2 AND ($3::timestamptz IS NULL OR created_at < $3)
+        AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
+    ORDER BY created_at LIMIT $6
 )
 RETURNING delivery_id
 """
@@ -216,98 +287,128 @@ SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE p
 
 ERASE_ANSWER = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
 
-FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND delivery_id = $2"
+HAS_ENDPOINT = """
+SELECT EXISTS (SELECT 1 FROM webhook_endpoint WHERE merchant_id = $1 AND env = $2 AND is_active)
+"""
+
+FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND env = $2 AND delivery_id = $3"
 
 ATTEMPTS_OF = """
 SELECT attempt_id AS id, at, status, ms, error, answer FROM attempt WHERE delivery_id = $1 ORDER BY at, attempt_id
 """
 
-FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND event_id = $2 AND is_public"
+FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND env = $2 AND event_id = $3 AND is_public"
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
-WHERE merchant_id = $1 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[]) AND event_id <> ALL($4::text[])
+WHERE merchant_id = $1 AND env = $6 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[])
+    AND event_id <> ALL($4::text[])
 ORDER BY occurred_at, event_id LIMIT $5
 """
 
 EVENTS_OF_KIND_SINCE = """
 SELECT event_id, body FROM event
-WHERE merchant_id = $1 AND is_public AND kind = $2 AND occurred_at >= $3 ORDER BY occurred_at, event_id LIMIT 100
+WHERE merchant_id = $1 AND env = $4 AND is_public AND kind = $2 AND occurred_at >= $3
+ORDER BY occurred_at, event_id LIMIT 100
 """
 
 DELIVERIES_OF_EVENT = """
-SELECT delivery_id FROM delivery WHERE merchant_id = $1 AND event_id = $2 ORDER BY created_at, delivery_id LIMIT 100
+SELECT delivery_id FROM delivery WHERE merchant_id = $1 AND env = $3 AND event_id = $2
+ORDER BY created_at, delivery_id LIMIT 100
 """
 
 # -- what operators look at -------------------------------------------------------------------------------------------
 
 _ENDPOINTS = """
-SELECT webhook_endpoint.*, merchant.name, merchant.env,
+SELECT webhook_endpoint.*, merchant.name,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
         WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending' LIMIT 1000) AS owed) AS owed,
     (SELECT min(created_at) FROM (SELECT created_at FROM delivery
         WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
         ORDER BY due_at LIMIT 1000) AS oldest) AS oldest,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
-        WHERE delivery.merchant_id = webhook_endpoint.merchant_id AND status = 'dead' AND created_at >= $1
+        WHERE delivery.merchant_id = webhook_endpoint.merchant_id AND delivery.env = webhook_endpoint.env
+            AND status = 'dead' AND created_at >= $1
         LIMIT 1000) AS lost) AS dead
 FROM webhook_endpoint JOIN merchant USING (merchant_id)
 """
 
 ENDPOINTS = f"""{_ENDPOINTS}
-WHERE webhook_endpoint.is_active AND ($2::text IS NULL OR endpoint_id < $2) ORDER BY endpoint_id DESC LIMIT $3
+WHERE webhook_endpoint.is_active AND webhook_endpoint.env = $4 AND ($2::text IS NULL OR endpoint_id < $2)
+ORDER BY endpoint_id DESC LIMIT $3
 """
 
 ENDPOINT = f"{_ENDPOINTS} WHERE endpoint_id = $2"
 
-ENDPOINT_OF_MERCHANT = f"{_ENDPOINTS} WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.is_active"
+ENDPOINT_OF_MERCHANT = f"""{_ENDPOINTS}
+WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.env = $3 AND webhook_endpoint.is_active
+"""
 
 OWED = """
 SELECT count(*) AS owed, min(created_at) AS oldest
-FROM (SELECT created_at FROM delivery WHERE status = 'pending' ORDER BY due_at LIMIT 10000) AS pending
+FROM (SELECT created_at FROM delivery WHERE status = 'pending' AND env = ANY($1::text[]) ORDER BY due_at LIMIT 10000)
+    AS pending
 """
 
 ILL_ENDPOINTS = """
-SELECT count(*) FROM webhook_endpoint WHERE is_active AND (failures >= $1 OR closed_until > $2)
+SELECT count(*) FROM webhook_endpoint WHERE is_active AND env = $3 AND (failures >= $1 OR closed_until > $2)
 """
 
 DEAD_SINCE = """
-SELECT count(*) FROM merchant CROSS JOIN LATERAL (SELECT 1 FROM delivery
-    WHERE delivery.merchant_id = merchant.merchant_id AND status = 'dead' AND created_at >= $1 LIMIT 1000) AS lost
+SELECT count(*) FROM merchant CROSS JOIN unnest($2::text[]) AS world CROSS JOIN LATERAL (SELECT 1 FROM delivery
+    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = world AND status = 'dead'
+        AND created_at >= $1 LIMIT 1000) AS lost
 """
 
-FIND_ANY = """
-SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active, event.body, merchant.name, merchant.env
-FROM delivery JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
+WAITING = """
+SELECT count(*) AS merchants, min(oldest) AS oldest FROM merchant CROSS JOIN LATERAL (
+    SELECT created_at AS oldest FROM delivery
+    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = $1 AND status = 'waiting' AND created_at >= $2
+    ORDER BY created_at LIMIT 1) AS waiting
+WHERE merchant.is_active
+"""
+
+CAN_REPLAY = """EXISTS (SELECT 1 FROM webhook_endpoint AS active WHERE active.merchant_id = delivery.merchant_id
+        AND active.env = delivery.env AND active.is_active) AS can_replay"""
+
+FIND_ANY = f"""
+SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}, event.body, merchant.name
+FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
-"""
+"""  # noqa: S608 - put together from constants
 
-OF_PAYMENT = """
-SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active
-FROM delivery JOIN webhook_endpoint USING (endpoint_id)
+OF_PAYMENT = f"""
+SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
 WHERE payment_id = $1 ORDER BY delivery.created_at DESC, delivery_id DESC LIMIT 50
-"""
+"""  # noqa: S608 - likewise
 
-OF_EVENT = """
-SELECT delivery.*, webhook_endpoint.url, webhook_endpoint.is_active
-FROM delivery JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
-"""
+OF_EVENT = f"""
+SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
+"""  # noqa: S608 - likewise
 
 ATTEMPTS_OF_PAYMENT = """
 SELECT attempt.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
 FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, delivery_id DESC LIMIT 50) AS delivery
-    JOIN attempt USING (delivery_id) JOIN webhook_endpoint USING (endpoint_id)
+    JOIN attempt USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt.at LIMIT 100
 """
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,
-    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND status = 'dead' AND delivery.created_at >= $2)
-        AS dead,
-    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND status = 'pending' AND due_at <= $3) AS owed,
+    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'dead'
+        AND delivery.created_at >= $2) AS dead,
+    (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'pending'
+        AND due_at <= $3) AS owed,
     (SELECT last_error FROM delivery WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
         AND last_error IS NOT NULL ORDER BY due_at DESC LIMIT 1) AS last_error
-FROM webhook_endpoint WHERE merchant_id = $1 AND is_active
+FROM webhook_endpoint WHERE merchant_id = $1 AND env = $4 AND is_active
+"""
+
+EXAMINE_WAITING = """
+SELECT count(*) FROM (SELECT 1 FROM delivery
+    WHERE merchant_id = $1 AND env = $2 AND status = 'waiting' AND created_at >= $3 LIMIT 1000) AS waiting
 """

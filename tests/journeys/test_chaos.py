@@ -475,7 +475,7 @@ async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: d
 
 async def test_jobs_that_stay_in_the_queue_are_found_and_those_that_go_on_are_not(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        queue = gateway.jobs.queue
+        queue = gateway.jobs.queues["maintenance"]
         assert await stuck_jobs(gateway, 1.0) == []
         active = Job("payments.sweep", queue=queue, key="stuck", status=Status.ACTIVE, started=5)
         moving = Job("payments.sweep", queue=queue, key="moving", status=Status.ACTIVE, started=5)

@@ -215,7 +215,7 @@ async def test_a_caller_that_hangs_up_and_a_gateway_that_stops_do_not_tear_a_pus
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
             wish = PaymentRequest(amount=Kes(5), phone=Msisdn(SLOW))
             payments = gateway.services.get(Payments)
-            paying = asyncio.create_task(payments.request(merchant_id, wish, idempotency_key="one"))
+            paying = asyncio.create_task(payments.request(merchant_id, "sandbox", wish, idempotency_key="one"))
             await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
             paying.cancel()
             await gateway.stop()

@@ -68,9 +68,11 @@ async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: d
 
             merchant_id = paid["merchant_id"]
             wanted = PaymentRequest(amount=Kes(71), phone=Msisdn.parse("0711000071"))
-            direct = await gateway.services.get(Payments).request(merchant_id, wanted, idempotency_key="direct")
+            direct = await gateway.services.get(Payments).request(
+                merchant_id, "sandbox", wanted, idempotency_key="direct"
+            )
             assert (direct.payment.status, direct.is_replay) == ("pending", False)
-            again = await gateway.payments.request(merchant_id, wanted, idempotency_key="direct")
+            again = await gateway.payments.request(merchant_id, "sandbox", wanted, idempotency_key="direct")
             assert (again.payment.id, again.is_replay) == (direct.payment.id, True)
 
 

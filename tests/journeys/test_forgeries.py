@@ -108,11 +108,11 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
     expected: list[tuple[str, str]] = []
     for kind in KINDS:
         lie, path = victim.lie(kind), victim.path(kind)
-        other = KINDS[KINDS.index(kind) - 1]
+        other: Kind = "pull" if kind == "stk" else "stk"
         tries: list[tuple[int, str, str, dict[str, str]]] = [
             (404, "token", broken(path), {}),
             (404, "token", path.rpartition("/")[0] + "/nonsense", {}),
-            # A token that is right, for another kind of callback.
+            # A token that is right, for another kind of callback; those of results open at every result address.
             (404, "token", victim.path(other).replace(f"/cb/{other}/", f"/cb/{kind}/"), {}),
             # Live money is told by Safaricom's own addresses only, and no header makes this machine one of them.
             (403, "source", victim.path(kind, "live"), {"X-Forwarded-For": "196.201.214.200"}),
@@ -124,9 +124,11 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
             answer = await victim.post(kind, lie, where, **headers)
             assert (answer.status, answer.error["code"]) == (status, "CALLBACK_REFUSED"), (kind, where)
             expected.append((kind, reason))
-        answer = await town.api.call("POST", path, raw=b"not a callback at all")
-        assert answer.status == 422
-        expected.append((kind, "shape"))
+        if not kind.endswith("-timeout"):
+            # Anything at a timeout address is a timeout.
+            answer = await town.api.call("POST", path, raw=b"not a callback at all")
+            assert answer.status == 422
+            expected.append((kind, "shape"))
         # A flood is counted and not kept: no more than so many in a second.
         await asyncio.sleep(1)
     assert await victim.state() == before

@@ -22,6 +22,7 @@ from mpesa_gateway.daraja.client import (
     OutcomeUnknown,
     Rejected,
 )
+from mpesa_gateway.daraja.wire import read_code, read_fault_body, read_json_leniently
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
@@ -32,7 +33,7 @@ from tests.conftest import Town
 from tests.kernel.scripted import Asked, scripted, write, write_json
 
 FOLDER = Path(__file__).parent.parent / "samples"
-SAMPLES = {path.stem: path.read_bytes() for path in sorted(FOLDER.glob("*.json"))}
+SAMPLES = {path.stem: path.read_bytes() for path in sorted(FOLDER.iterdir())}
 HANDLE = "ws_CO_23112026101500708374149"
 PHONE = "254708374149"
 
@@ -59,6 +60,7 @@ STATUS = {
     "status_result_failed": ("answered", "contradicted"),
     "status_result_pending": ("answered", "pending"),
     "status_result_not_found": ("answered", "not_found"),
+    "status_result_outgoing": ("answered", "contradicted"),
     "timeout": ("timed_out", None),
 }
 """What each status result makes of a check on a completed payment: its state, and what it finds."""
@@ -77,7 +79,15 @@ ANSWERS: dict[str, Any] = {
     "error_400_002_02": (400, Rejected),
     "error_400_008_01": (400, Rejected),
     "error_400_008_02": (400, Rejected),
+    "error_401_002_01": (401, NotSent),
+    "error_401_003_01_product": (401, NotSent),
+    "error_403_002_1001": (403, Rejected),
     "error_404_001_03": (404, NotSent),
+    "error_500_001_1001_no_iccid": (500, Rejected),
+    "error_500_002_1001_maintenance": (500, NotSent),
+    "error_firewall_page": (403, OutcomeUnknown),
+    "error_proxy_spike_arrest": (429, NotSent),
+    "error_proxy_token": (401, NotSent),
     "error_500_001_1001": (500, Rejected),
     "error_500_003_02": (500, NotSent),
     "error_500_003_03": (500, NotSent),
@@ -97,6 +107,19 @@ PULLS = {
     "pull_query_empty": 0,
     "pull_query_empty_without_response": 0,
 }
+PULLS_OF_NOTHING = {"pull_query_nothing_500": 500}
+C2B_ANSWERS = {"c2b_register_ack": "0", "c2b_register_ack_zeros": "0", "c2b_register_already": None}
+"""What each answer to a C2B registration has as its code, in the one form."""
+
+C2B = (
+    "c2b_confirmation_digest_under_mask",
+    "c2b_confirmation_till",
+    "c2b_confirmation_v1_digest",
+    "c2b_confirmation_v2_masked",
+    "c2b_validation",
+)
+"""Bodies of a kind that nothing here waits for: refused, and kept whole."""
+
 REGISTRATIONS = {"pull_register": "1000", "pull_register_again": "1001"}
 
 pytestmark = pytest.mark.usefixtures("initiated")
@@ -104,6 +127,7 @@ pytestmark = pytest.mark.usefixtures("initiated")
 
 def test_every_sample_is_tried() -> None:
     known = {*STK, *STATUS, *REVERSAL, *ANSWERS, *QUERIES, *PULLS, *REGISTRATIONS, "oauth"}
+    known |= {*PULLS_OF_NOTHING, *C2B, *C2B_ANSWERS}
     assert known == set(SAMPLES)
 
 
@@ -182,6 +206,7 @@ async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, na
 
 # -- what Daraja answers ------------------------------------------------------------------------------------------
 
+Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 CREDENTIALS = DarajaCredentials("sandbox", Secret("key"), Secret("secret"), "174379", Secret("passkey"))
 
 
@@ -196,6 +221,11 @@ async def client_against(status: int, body: bytes, call: Callable[[DarajaClient]
         else:
             write(writer, status, body, Content_Type="application/json")
 
+    return await client_that_asks(answer, call)
+
+
+async def client_that_asks(answer: Answering, call: Callable[[DarajaClient], Awaitable[Any]]) -> Any:
+    """What the client makes of a server."""
     async with scripted(answer) as server:
         config = DarajaConfig(sandbox_url=server.base)
         client = DarajaClient(
@@ -229,8 +259,64 @@ async def test_each_answer_to_a_push_is_an_ack_or_the_right_fault(name: str) -> 
         return
     with pytest.raises(expected) as caught:
         await client_against(status, SAMPLES[name], push)
-    assert caught.value.provider["errorCode"] == msgspec.json.decode(SAMPLES[name])["errorCode"]
+    shown = str(caught.value.provider)
+    assert "abc" not in shown
+    if name == "error_firewall_page":
+        assert caught.value.provider is None
+        return
+    said = msgspec.json.decode(SAMPLES[name])
+    code = said["errorCode"] if "errorCode" in said else said["fault"]["detail"]["errorcode"]
+    assert caught.value.provider["errorCode"] == code
     assert caught.value.mitigation
+
+
+FROM_OAUTH = {
+    "error_400_008_01": (400, Rejected),
+    "error_401_002_01": (401, Rejected),
+    "error_404_001_03": (404, Rejected),
+    "error_500_003_1001": (500, NotSent),
+    "error_500_002_1001_maintenance": (500, NotSent),
+    "error_firewall_page": (403, NotSent),
+    "error_proxy_spike_arrest": (429, NotSent),
+}
+"""The same bodies where a token is asked for: only Daraja's own JSON blames the keys."""
+
+
+@pytest.mark.parametrize("name", FROM_OAUTH)
+async def test_each_answer_without_a_token_blames_the_keys_only_where_daraja_does(name: str) -> None:
+    status, expected = FROM_OAUTH[name]
+
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        write(writer, status, SAMPLES[name], Content_Type="application/json")
+
+    with pytest.raises(expected):
+        await client_that_asks(answer, push)
+
+
+@pytest.mark.parametrize("name", PULLS_OF_NOTHING)
+async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
+    now = SystemClock().now()
+    page = await client_against(
+        PULLS_OF_NOTHING[name],
+        SAMPLES[name],
+        lambda client: client.pull_query(CREDENTIALS, start=now, end=now, offset=0),
+    )
+    assert (page.rows, page.lines) == (0, ())
+
+
+@pytest.mark.parametrize("name", C2B_ANSWERS)
+def test_each_answer_to_a_registration_has_its_code_in_one_form(name: str) -> None:
+    content = read_json_leniently(SAMPLES[name])
+    assert read_code(content, "ResponseCode") == C2B_ANSWERS[name]
+    assert (read_fault_body(content).code is None) == (C2B_ANSWERS[name] is not None)
+
+
+async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -> None:
+    _, url = await asked(town)
+    for name in C2B:
+        assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
+    rows = await town.gateway.db.fetch("SELECT original FROM refused_callback ORDER BY at, refused_id")
+    assert [row["original"].encode() for row in rows] == [SAMPLES[name] for name in C2B]
 
 
 @pytest.mark.parametrize("name", QUERIES)

@@ -392,7 +392,7 @@ async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Re
     assert (await shop.settled((await shop.pays("pays", 15)).data))["status"] == "completed"
 
     async def failed() -> bool:
-        return await town.gateway.jobs.queue.count_failed() > 0
+        return await town.gateway.jobs.queues["daraja"].count_failed() > 0
 
     await eventually(failed, 60)
     await town.breaks("ALTER TABLE attempt DROP CONSTRAINT trap")
@@ -418,7 +418,7 @@ async def operators_look(town: Site, story: Story) -> None:
             assert said.status_code == (303 if password is right else 401)
         (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]
         story.keeps(f"operator's session at {base}", str(cookie))
-        for page in ("/ops", "/ops/queues/", "/ops/queues/api/queues", "/ops/queues/api/queues/mpesa"):
+        for page in ("/ops", "/ops/queues/", "/ops/queues/api/queues", "/ops/queues/api/queues/mpesa-daraja"):
             said = await session.get(base + page, headers={"Accept": "text/html"})
             assert said.status_code == 200, page
         await session.close()

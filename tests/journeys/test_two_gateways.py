@@ -86,7 +86,7 @@ async def test_called_from_the_others_transaction_each_stays_at_home(
             assert await two.merchants.page(10) == [theirs]
             assert await one.merchants.get(theirs.merchant_id) is None
             wanted = PaymentRequest(amount=Kes(5), phone=Msisdn.parse("0711000071"))
-            asked = await two.payments.request(theirs.merchant_id, wanted, idempotency_key="from next door")
+            asked = await two.payments.request(theirs.merchant_id, "sandbox", wanted, idempotency_key="from next door")
         assert asked.payment.status == "pending"
         assert await one.db.fetchval("SELECT count(*) FROM payment") == 0
 

@@ -125,7 +125,8 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
         ("young", "settled", old),
     ):
         await gateway.db.execute(
-            "INSERT INTO idempotency_key VALUES ($1, $2, sha256('a'), $3, 'own_1', $4, $5)",
+            "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, "
+            "created_at) VALUES ($1, 'sandbox', $2, sha256('a'), $3, 'own_1', $4, $5)",
             merchant_id,
             key,
             state,

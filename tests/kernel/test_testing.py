@@ -1,11 +1,17 @@
 """What is shipped for tests says what is wrong instead of ending the tests, and stands beside itself."""
 
+import fcntl
+import os
+import time
+from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
-from mpesa_gateway.testing.pytest_plugin import Servers
-from mpesa_gateway.testing.serving import listening, serving
+from mpesa_gateway.testing import pytest_plugin
+from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
+from mpesa_gateway.testing.serving import gateway_values, listening, running_gateway, serving
 
 
 async def refuses_to_start(scope: Any, receive: Any, send: Any) -> None:
@@ -39,3 +45,111 @@ def test_a_process_alone_takes_every_keyspace_but_the_first(monkeypatch: pytest.
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     servers = Servers("", "", databases=16)
     assert [servers.next_keyspace() for _ in range(16)] == [*range(1, 16), 1]
+
+
+_SCHEMA = """
+SELECT format('%s.%s %s %s', c.table_name, c.column_name, c.data_type, c.column_default)
+FROM information_schema.columns AS c
+WHERE c.table_schema = current_schema()
+UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()
+UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = current_schema()::regnamespace
+UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+UNION ALL SELECT format('%s/%s %s', owner, name, digest) FROM migration
+ORDER BY 1
+"""
+
+
+async def schema_after_start(url: str, valkey_url: str, **changes: Any) -> tuple[list[str], str]:
+    """What a gateway has in its database after its start, and when its first migration was applied."""
+    values = gateway_values(url, valkey_url, **changes)
+    async with running_gateway(values) as (gateway, _):
+        rows = await gateway.db.fetch(_SCHEMA)
+        return [row[0] for row in rows], str(await gateway.db.fetchval("SELECT min(applied_at) FROM migration"))
+
+
+async def test_gateways_with_the_same_migrations_start_on_copies_of_one_database(
+    servers: Servers, valkey_url: str
+) -> None:
+    found: list[tuple[list[str], str]] = []
+    for plugins in (["credentials"], ["credentials"], ["credentials"], ["credentials", "ops"]):
+        with empty_database(servers) as url:
+            found.append(await schema_after_start(url, valkey_url, plugins=plugins))
+    (migrated, first), (copied, second), (again, third), (other, fourth) = found
+    assert migrated == copied == again != other
+    assert len(migrated) > 50
+    assert second == third
+    assert len({first, second, fourth}) == 3
+
+
+@pytest.mark.parametrize(
+    "sql", ["CREATE TABLE public.kept ()", "CREATE SCHEMA kept", "CREATE FUNCTION public.kept() RETURNS int RETURN 1"]
+)
+async def test_a_database_that_a_test_has_used_is_never_replaced(sql: str, servers: Servers, valkey_url: str) -> None:
+    for _ in range(2):
+        with empty_database(servers) as url:
+            await schema_after_start(url, valkey_url, plugins=[])
+    with empty_database(servers) as url:
+        connection = await asyncpg.connect(url)
+        await connection.execute(sql)
+        await connection.close()
+        await schema_after_start(url, valkey_url, plugins=[])
+        connection = await asyncpg.connect(url)
+        with pytest.raises((asyncpg.DuplicateTableError, asyncpg.DuplicateSchemaError, asyncpg.DuplicateFunctionError)):
+            await connection.execute(sql)
+        await connection.close()
+
+
+async def test_a_database_that_a_test_is_connected_to_is_never_replaced(servers: Servers, valkey_url: str) -> None:
+    for _ in range(2):
+        with empty_database(servers) as url:
+            await schema_after_start(url, valkey_url, plugins=[])
+    with empty_database(servers) as url:
+        connection = await asyncpg.connect(url)
+        await schema_after_start(url, valkey_url, plugins=[])
+        assert await connection.fetchval("SELECT count(*) FROM migration") > 0
+        await connection.close()
+
+
+async def test_a_database_is_empty_however_many_gateways_ran_before(servers: Servers, valkey_url: str) -> None:
+    for _ in range(3):
+        with empty_database(servers) as url:
+            connection = await asyncpg.connect(url)
+            assert await connection.fetchval("SELECT count(*) FROM pg_class WHERE oid >= 16384") == 0
+            await connection.close()
+            await schema_after_start(url, valkey_url, plugins=[])
+
+
+def test_the_servers_of_a_session_wait_for_no_disk(servers: Servers) -> None:
+    async def settings() -> list[str]:
+        connection = await asyncpg.connect(servers.database_url)
+        rows = await connection.fetch(
+            "SELECT current_setting(name) FROM unnest(ARRAY['fsync', 'synchronous_commit', 'full_page_writes']) AS name"
+        )
+        await connection.close()
+        return [row[0] for row in rows]
+
+    assert servers.aside.run(settings()) == ["off"] * 3
+
+
+def test_the_files_of_a_session_that_was_killed_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest_plugin, "_MEMORY", tmp_path)
+    monkeypatch.setattr(pytest_plugin, "_ROOM", 0)
+    long_ago = time.time() - 3600
+    for name in ("killed", "running", "young"):
+        folder = tmp_path / f"mpesa-gateway-tests-{name}"
+        folder.mkdir()
+        (folder / "lock").touch()
+        os.utime(folder / "lock", (long_ago, long_ago) if name != "young" else None)
+    other = tmp_path / "somebody-else"
+    other.mkdir()
+    with (tmp_path / "mpesa-gateway-tests-running" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        made = pytest_plugin._new_folder()
+    left = {folder.name.removeprefix("mpesa-gateway-tests-") for folder in tmp_path.iterdir()} - {
+        made.name.removeprefix("mpesa-gateway-tests-")
+    }
+    assert left == {"running", "young", "somebody-else"}
+    assert made.parent == tmp_path

@@ -173,7 +173,7 @@ class Money(RuleBasedStateMachine):
 
         async def work() -> None:
             try:
-                await self.stage.payments.request(self.stage.caller.merchant_id, other, idempotency_key=key)
+                await self.stage.payments.request(self.stage.caller.merchant_id, "sandbox", other, idempotency_key=key)
             except KeyMismatch:
                 return
             raise AssertionError("a key was taken for another payment")
@@ -206,7 +206,7 @@ class Money(RuleBasedStateMachine):
                 "stkquery",
                 fault,
                 plan,
-                _refusable(self.stage.payments.ask_now(self.stage.caller.merchant_id, payment_id)),
+                _refusable(self.stage.payments.ask_now(self.stage.caller.merchant_id, "sandbox", payment_id)),
             )
         )
 
@@ -241,7 +241,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which, plan=plans, habit=st.sampled_from(RESULT_HABITS))
     def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
         refund_id = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, refund_id))
+        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, "sandbox", refund_id))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ class Money(RuleBasedStateMachine):
         wrong = await books.wrong(stage.db, stage.clock.now(), sorted(self.forged))
         assert not wrong, f"the books are wrong: {wrong}"
         assert not stage.swallowed, f"an error was logged and passed over: {stage.swallowed}"
-        assert await stage.queue.count_failed() == 0, "a job failed"
+        assert await stage.count_failed() == 0, "a job failed"
         found: dict[str, list[Any] | None] = msgspec.json.decode(await stage.db.fetchval(_SEEN))
         self.seen = {name: rows or [] for name, rows in found.items()}
         for payment in self.seen["payments"]:
@@ -411,7 +411,7 @@ class Money(RuleBasedStateMachine):
         ):
             went = row["refund_id"] in stage.reversals.values()
             resolution = Resolution(outcome="completed" if went else "failed", confirm=row["refund_id"], note="seen")
-            await stage.refunds.resolve(row["refund_id"], resolution, "model")
+            await stage.refunds.resolve("sandbox", row["refund_id"], resolution, "model")
         lines = await stage.db.fetch(
             "SELECT l.line_id, s.callback_url FROM statement_line l JOIN sim_transaction t USING (receipt) "
             "JOIN sim_push s USING (checkout_request_id) WHERE l.finding = 'ambiguous'"
@@ -450,7 +450,7 @@ class Money(RuleBasedStateMachine):
         asked, stage = self.payments[key], self.stage
         self.under_way = ("payment", key)
         try:
-            made = await stage.payments.request(stage.caller.merchant_id, asked.request, idempotency_key=key)
+            made = await stage.payments.request(stage.caller.merchant_id, "sandbox", asked.request, idempotency_key=key)
         except ProcessDied:
             live()
             return
@@ -519,13 +519,13 @@ class Money(RuleBasedStateMachine):
             asked.made = made.id
 
     async def _check(self, name: str, habit: str, plan: Plan) -> None:
-        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, name))
+        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, "sandbox", name))
         await self._with_habit("transactionstatus", habit, plan, ask)
 
     async def _reconcile(self, habit: str, plan: Plan) -> None:
         began = self.stage.clock.now()
-        merchant_id = self.stage.caller.merchant_id
-        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(merchant_id)))
+        shortcode_id = self.stage.shortcode_id
+        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(shortcode_id)))
         reached = await self.stage.db.fetchval(
             "SELECT max(window_end) FROM reconciliation_run WHERE status = 'completed' AND window_end >= $1", began
         )

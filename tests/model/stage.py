@@ -23,7 +23,6 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, gateway_values, listening
-from mpesa_gateway.worker import GatewayQueue
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
@@ -47,7 +46,7 @@ DAWN = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 SWEEPS = ("payments.sweep", "refunds.sweep", "callbacks.sweep", "webhooks.sweep", "kernel.sweep_events")
 """The crons that hand over what is due."""
 
-_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "provider_credentials"})
+_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "receiver", "shortcode"})
 _LONGEST_PROMPT = 45
 
 
@@ -169,10 +168,10 @@ class Stage:
         self.simulator._dispatcher.cancel()
         self._session = self.gateway.daraja._session
         self.receiver: Receiver = await self._stack.enter_async_context(receiving())
-        self.worker = self.gateway.worker()
-        self.queue = cast(GatewayQueue, self.worker.queue)
-        await self.queue.connect()
-        self._stack.push_async_callback(self.queue.disconnect)
+        self.workers = list(self.gateway.worker().workers.values())
+        for worker in self.workers:
+            await worker.queue.connect()
+            self._stack.push_async_callback(worker.queue.disconnect)
         self._wipe = await self._forgetting()
 
     async def _serve(self, at: Any) -> None:
@@ -255,7 +254,9 @@ class Stage:
         """Store the shop's credentials with this initiator: its name decides how the simulator ends reversals."""
         fields = INITIATED["mpesa"] | {"initiator": initiator}
         body = msgspec.convert({"provider": "mpesa", "mpesa": fields}, SetProvider)
-        await self.gateway.services.get(CredentialStore).store(self.caller, body)
+        store = self.gateway.services.get(CredentialStore)
+        await store.store(self.caller, body)
+        self.shortcode_id = (await store.get(self.caller.merchant_id, self.caller.env)).shortcode_id
 
     # -- what Daraja and payers do --------------------------------------------------------------------------------
 
@@ -314,13 +315,20 @@ class Stage:
         await self.gateway.jobs_by_name[name].fn(self.gateway)
 
     async def work(self) -> None:
-        """A worker takes what is on the queue until it is empty."""
-        while await self.queue.count("queued"):
-            await self.worker.process()
+        """Workers take what is on the queues until they are empty."""
+        while sum([await worker.queue.count("queued") for worker in self.workers]):
+            for worker in self.workers:
+                if await worker.queue.count("queued"):
+                    await worker.process()
+
+    async def count_failed(self) -> int:
+        """How many jobs have failed."""
+        return sum([await worker.queue.count_failed() for worker in self.workers])
 
     async def ask_due(self) -> None:
         """What a worker would do about everything that is due, without the queue."""
         now = self.clock.now()
+        await self.payments.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
             await self.payments.ask(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):

@@ -71,9 +71,9 @@ SABOTAGE: dict[str, str] = {
     """,
     "refunds: more is promised than came in": """
         INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, due_at,
-            created_at, updated_at)
+            created_at, updated_at, shortcode_id)
         SELECT 'rfd_2', merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at, created_at,
-            created_at FROM refund
+            created_at, shortcode_id FROM refund
     """,
     "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
     "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
@@ -126,9 +126,9 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
     "stuck: a subscriber": "SELECT 1",
     "stuck: a reconciliation": """
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
-            started_at, lease_until)
+            started_at, lease_until, receiver_id)
         SELECT 'run_1', merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour', created_at,
-            created_at FROM refund
+            created_at, (SELECT min(receiver_id) FROM receiver) FROM refund
     """,
     "stuck: a callback that nobody has used": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from docs.site.reference.words import NOTE, code, document, prose, sentence, table
-from mpesa_gateway.daraja.codes import FAULTS, REVERSAL_RESULTS, STK_RESULTS, read_fault
+from mpesa_gateway.daraja.codes import REVERSAL_RESULTS, STK_RESULTS
+from mpesa_gateway.daraja.faults import known_faults
 from mpesa_gateway.errors import NEXT_STEPS, Code, HungUp, Refused
 from mpesa_gateway_callbacks.errors import CallbackRefused
 
@@ -11,9 +12,6 @@ _ELSEWHERE = {
     Code.METHOD_NOT_ALLOWED: [(405, "This address does not take this method.")],
 }
 """What no class of ours refuses: the router does."""
-
-_FOUR = ("lock subscriber", "being processed", "credentials", "merchant", "does not exist")
-"""What the message of the code that means several things may say."""
 
 
 def page() -> str:
@@ -28,14 +26,20 @@ def page() -> str:
         "## Each of them",
         *(_code(each) for each in Code),
         "## What M-Pesa said",
-        "A payment's `result_code` is M-Pesa's own. These are known; any other fails the payment for reason `other`, "
-        "with M-Pesa's text in `result_desc`.",
+        "A payment's `result_code` is M-Pesa's own. These are known; a callback with any other fails the payment for "
+        "reason `other`, with M-Pesa's text in `result_desc`. *Final* says whether a failure is M-Pesa's last word: "
+        "after one that is not, money can still arrive.",
         "### Payments",
         table(
-            ["result_code", "means", "`failure_reason`", "what to do"],
-            ((code(each), row.meaning, code(row.failure_reason), row.advice) for each, row in STK_RESULTS.items()),
+            ["result_code", "means", "`failure_reason`", "what to do", "final"],
+            (
+                (code(each), row.meaning, code(row.failure_reason), row.advice, "yes" if row.is_final else "no")
+                for each, row in STK_RESULTS.items()
+            ),
         ),
         "### Refunds",
+        "A refund with any other code stays pending until a person has looked at it: an unknown code does not prove "
+        "that no money went back.",
         table(
             ["result_code", "means", "`outcome`", "what to do"],
             (
@@ -46,7 +50,7 @@ def page() -> str:
         "### Faults",
         "What Daraja answers instead of taking a request, as `provider` shows it. *Sent* says whether the request was "
         "carried out all the same; where that is unknown it is never repeated by itself.",
-        table(["errorCode", "means", "sent", "what to do"], _faults()),
+        table(["errorCode", "message", "means", "sent", "what to do"], _faults()),
     )
 
 
@@ -79,6 +83,6 @@ def _code(each: Code) -> str:
     return document(f"### {each.value}", sentence(NEXT_STEPS[each]), lines)
 
 
-def _faults() -> Iterator[tuple[str, str, str, str]]:
-    for fault in [*FAULTS.values(), *(read_fault(500, "500.001.1001", text) for text in _FOUR)]:
-        yield code(fault.code), fault.meaning, fault.sent.value, fault.mitigation
+def _faults() -> Iterator[tuple[str, str, str, str, str]]:
+    for fault, message in known_faults():
+        yield code(fault.code), message, fault.meaning, fault.sent.value, fault.mitigation

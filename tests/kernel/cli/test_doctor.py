@@ -124,16 +124,16 @@ def test_books_that_agree_and_books_that_do_not(narrow: Host) -> None:
     assert too_wide(done.stdout.splitlines()) == []
     assert "ok" not in host.types("doctor", "--ledger", "--quiet").stdout.split()
 
-    in_database(host, "UPDATE audit_entry SET actor = 'nobody'", "UPDATE merchant SET env = 'live'")
+    in_database(host, "UPDATE audit_entry SET actor = 'nobody'", "UPDATE merchant SET envs = '{live}'")
     done = host.types("doctor", "--ledger")
     assert done.returncode == 1
     assert "2 of " in done.stdout
-    assert "credentials.env_is_the_merchants" in done.stdout
+    assert "credentials.envs_are_the_shortcodes" in done.stdout
     done = host.types("doctor", "--ledger", "--json")
     broken = {one["name"]: one for one in report(done)["invariants"] if not one["holds"]}
     assert (done.returncode, report(done)["holds"]) == (1, False)
-    assert set(broken) == {"env_is_the_merchants", "audit_chain"}
-    assert broken["env_is_the_merchants"]["examples"][0].startswith("mer_")
+    assert set(broken) == {"envs_are_the_shortcodes", "audit_chain"}
+    assert broken["envs_are_the_shortcodes"]["examples"][0].startswith("mer_")
 
 
 def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:

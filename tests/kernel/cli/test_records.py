@@ -116,9 +116,18 @@ async def _pay(url: str, merchant_id: str) -> None:
     """A payment of long ago, and one that is pending."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
     await connection.execute(
-        "INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference, "
+        "WITH made AS (INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
+        "VALUES ('rcv_1', 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id) "
+        "INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, is_default, created_at, updated_at, "
+        "retired_at, wiped_at) SELECT 'shc_1', $1, 'sandbox', receiver_id, false, now(), now(), now(), now() FROM made",
+        merchant_id,
+    )
+    await connection.execute(
+        "INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, "
+        "phone, reference, "
         "reference_is_ours, description, idempotency_key, status, failure_reason, due_at, expires_at, created_at, "
-        "updated_at) SELECT 'pay_' || status, $1, 'sandbox', 'mpesa', '174379', 500, 'KES', '254711000001', 'REF', "
+        "updated_at) SELECT 'pay_' || status, $1, 'sandbox', 'mpesa', '174379', 'shc_1', 500, 'KES', "
+        "'254711000001', 'REF', "
         "false, 'Payment', status, status, CASE status WHEN 'failed' THEN 'other' END, "
         "CASE status WHEN 'pending' THEN now() END, now(), now() - interval '9 days', now() - interval '9 days' "
         "FROM unnest(ARRAY['failed', 'pending']) status",

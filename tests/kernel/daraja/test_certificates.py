@@ -56,7 +56,9 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_pat
         assert "download Safaricom's live certificate" in text
 
 
-def test_a_certificate_is_used_while_it_is_valid_only(tmp_path: Path) -> None:
+def test_a_certificate_verifies_signatures_while_it_is_valid_only_and_always_encrypts(tmp_path: Path) -> None:
+    issued = issue(tmp_path / "old.cer", since=-4000, days=365)
+    assert issued.decrypt(read_certificate(issued.path).encrypt(Secret("Safaricom999!")).reveal()) == "Safaricom999!"
     certificate = read_certificate(issue(tmp_path / "a.cer", days=30).path)
     now = datetime.now(UTC)
     certificate.check_time(now)
@@ -90,7 +92,11 @@ def test_how_a_certificate_is_doing_is_said_in_a_few_words(tmp_path: Path) -> No
         False,
         f"live until {until}, in 19 days: download the next one from the developer portal",
     )
-    is_fine, text = describe(config, "live", now + timedelta(days=41))
-    assert (is_fine, f"expired on {until}" in text) == (False, True)
+    # The published ones expired years ago and are still in use.
+    for later in (timedelta(days=41), timedelta(days=4000)):
+        is_fine, text = describe(config, "live", now + later)
+        assert (is_fine, f"expired on {until}, and still encrypts" in text) == (True, True)
+    is_fine, text = describe(config, "live", now - timedelta(days=200))
+    assert (is_fine, "is valid from" in text) == (True, True)
     is_fine, text = describe(config, "sandbox", now)
     assert (is_fine, "daraja.sandbox_certificate" in text, "cannot be read" in text) == (False, True, True)

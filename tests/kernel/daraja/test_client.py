@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,6 +20,7 @@ from mpesa_gateway.daraja.client import (
     DarajaClient,
     DarajaCredentials,
     DarajaFault,
+    Initiator,
     NotSent,
     OutcomeUnknown,
     Rejected,
@@ -30,7 +32,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway.testing.serving import listening
+from mpesa_gateway.testing.serving import eventually, listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write, write_json
 
 TOKEN = "/oauth/v1/generate"
@@ -96,6 +98,24 @@ def faults(status: int, code: str, message: str = "Something") -> Answering:
     return says(status, {"requestId": "1", "errorCode": code, "errorMessage": message})
 
 
+def proxy(status: int, code: str, message: str = "said by the proxy") -> Answering:
+    """The error answer of the API proxy in front of Daraja."""
+    return says(status, {"fault": {"faultstring": message, "detail": {"errorcode": code}}})
+
+
+SOAP_FAULT = {
+    "Envelope": {
+        "Body": {
+            "Fault": {
+                "faultcode": "soap:Server",
+                "faultstring": "Execution of a callout failed",
+                "detail": {"source": {"errorcode": "steps.servicecallout.ExecutionFailed"}},
+            }
+        }
+    }
+}
+
+
 def writes(status: int, body: bytes, **headers: str) -> Answering:
     """An answer in bytes."""
 
@@ -120,6 +140,37 @@ def client_of(
     return DarajaClient(
         config, clock=clock or SetClock(NIGHT), ids=Ids(SetClock(NIGHT)), valkey=cache, sealer=Sealer([key])
     )
+
+
+async def breaks_a_chunk(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}")
+    await writer.drain()
+    writer.close()
+
+
+async def breaks_a_header(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}")
+    await writer.drain()
+    writer.close()
+
+
+async def switches_protocols(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+UNREADABLE: list[Answering] = [
+    breaks_a_chunk,
+    breaks_a_header,
+    switches_protocols,
+    writes(302, b"", Location="http://[bad"),
+    writes(200, b"not deflated", Content_Encoding="deflate"),
+    writes(200, b"not zipped", Content_Encoding="gzip"),
+    writes(200, b"[" * 100_000),
+    writes(200, b'{"ResponseCode": ' + b"9" * 5000 + b"}"),
+]
+"""Answers that make the library, or our reading of them, raise."""
 
 
 @asynccontextmanager
@@ -245,7 +296,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (faults(400, "400.002.02", "Bad Request - Invalid PhoneNumber"), Rejected, "400.002.02"),
         (faults(400, "400.002.05"), Rejected, "400.002.05"),
         (faults(400, "400.003.02"), Rejected, "400.003.02"),
-        (faults(401, "401.002.01"), Rejected, "401.002.01"),
+        (faults(403, "403.002.1001", "You are not authorized to initiate"), Rejected, "403.002.1001"),
         (faults(404, "404.001.01"), Rejected, "404.001.01"),
         (faults(404, "404.001.04"), Rejected, "404.001.04"),
         (faults(405, "405.001"), Rejected, "405.001"),
@@ -253,10 +304,29 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (faults(500, "500.001.1001", "Wrong credentials"), Rejected, "500.001.1001"),
         (faults(500, "500.001.1001", "Merchant does not exist"), Rejected, "500.001.1001"),
         (faults(500, "500.001.1001", "Unable to lock subscriber"), Rejected, "500.001.1001"),
+        (faults(500, "500.001.1001", "[CBS - ] No ICCID found"), Rejected, "500.001.1001"),
         (faults(500, "500.002.1001", "Duplicate OriginatorConversationID"), OutcomeUnknown, "500.002.1001"),
+        (faults(500, "500.002.1001", "System internal error."), OutcomeUnknown, "500.002.1001"),
+        (faults(500, "500.002.1001", "The service is under maintenance just now"), NotSent, "500.002.1001"),
         # busy: nothing was done, and it may be asked again
         (faults(500, "500.003.02", "Spike arrest violation"), NotSent, "500.003.02"),
         (faults(429, "500.003.02", "System is busy"), NotSent, "500.003.02"),
+        (faults(500, "500.003.02", "System is busy"), OutcomeUnknown, "500.003.02"),
+        (faults(429, "429.001.01", "Too many requests"), NotSent, "429.001.01"),
+        (proxy(429, "policies.ratelimit.SpikeArrestViolation"), NotSent, "policies.ratelimit.SpikeArrestViolation"),
+        (proxy(500, "policies.ratelimit.SpikeArrestViolation"), NotSent, "policies.ratelimit.SpikeArrestViolation"),
+        (proxy(200, "policies.ratelimit.QuotaViolation"), NotSent, "policies.ratelimit.QuotaViolation"),
+        (says(429, {}), NotSent, "http_429"),
+        (writes(429, b""), NotSent, "http_429"),
+        (writes(429, b"<html>Slow down</html>", Content_Type="text/html"), NotSent, "http_429"),
+        (
+            proxy(504, "messaging.adaptors.http.flow.GatewayTimeout"),
+            OutcomeUnknown,
+            "messaging.adaptors.http.flow.GatewayTimeout",
+        ),
+        (says(500, SOAP_FAULT), OutcomeUnknown, "steps.servicecallout.ExecutionFailed"),
+        (says(200, ACK | {"ResponseCode": "15"}), OutcomeUnknown, "15"),
+        (says(200, ACK | {"ResponseCode": 100000000}), OutcomeUnknown, "100000000"),
         (faults(500, "500.003.03", "Quota violation"), NotSent, "500.003.03"),
         # everything else says nothing
         (faults(500, "500.003.1001", "Internal Server Error"), OutcomeUnknown, "500.003.1001"),
@@ -270,13 +340,14 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (says(200, {}), OutcomeUnknown, None),
         (says(200, ACK | {"ResponseCode": None}), OutcomeUnknown, None),
         (says(200, ACK | {"CheckoutRequestID": None}), OutcomeUnknown, None),
-        (says(200, ACK | {"MerchantRequestID": ""}), OutcomeUnknown, None),
         (says(200, [ACK]), OutcomeUnknown, None),
         (says(200, "accepted"), OutcomeUnknown, None),
         (writes(200, b"<html>Under maintenance</html>", Content_Type="text/html"), OutcomeUnknown, None),
         (writes(200, b""), OutcomeUnknown, None),
         (writes(204, b""), OutcomeUnknown, None),
         (writes(200, b'{"ResponseCode": "0", "Merch'), OutcomeUnknown, None),
+        (writes(403, b"<html>Incident 123-456</html>", Content_Type="text/html"), OutcomeUnknown, None),
+        (writes(401, b""), OutcomeUnknown, None),
         (writes(502, b"<html>Bad gateway</html>", Content_Type="text/html"), OutcomeUnknown, None),
         (writes(503, b""), OutcomeUnknown, None),
         (writes(504, b""), OutcomeUnknown, None),
@@ -293,7 +364,8 @@ async def test_an_answer_to_a_push_says_what_became_of_it_and_no_push_is_repeate
         fault = await fault_of(kind, client)
         assert fault.code == code
         assert (len(server.of(PUSH)), len(server.of(TOKEN)), len(server.asked)) == (1, 1, 2)
-    assert (fault.provider is None) == (code is None)
+    assert (fault.provider is None) == (fault.code is None)
+    assert kind is not NotSent or (fault.retryable and fault.retry_after)
 
 
 async def test_a_refusal_hands_on_darajas_words_without_phone_numbers() -> None:
@@ -370,6 +442,65 @@ async def test_no_proxy_of_the_environment_sees_a_push(monkeypatch: pytest.Monke
         assert proxy.connections == 0
 
 
+async def test_stk_push_ack_without_merchant_request_id_keeps_the_checkout_request_id() -> None:
+    async with market() as (daraja, _, client):
+        for missing in (None, "", " "):
+            daraja.says = says(200, ACK | {"MerchantRequestID": missing})
+            assert await push(client) == StkAck(
+                merchant_request_id=None, checkout_request_id="ws_CO_1", customer_message=ACK["CustomerMessage"]
+            )
+
+
+@pytest.mark.parametrize("code", ["0", 0, 0.0, "0.0", "00000000", "000", " 0 ", -0.0])
+async def test_ack_with_any_zero_is_accepted(code: Any) -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = says(200, ACK | {"ResponseCode": code})
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+        ids = {"OriginatorConversationID": "o-1", "ConversationID": "AG_1"}
+        daraja.says = says(200, ids | {"ResponseCode": code, "ResponseDescription": "ok"})
+        for operation in ("reverse", "transaction_status"):
+            assert (await call(client, operation)).response_code == "0"
+        assert len(server.of(TOKEN)) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1", "CustomerMessage": "Caf\xe9"}',
+        b'\xef\xbb\xbf{"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1"}',
+        b'{"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1", "CustomerMessage": "a\tb"}\r\n<!-- x -->',
+        b'{"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1", "CustomerMessage": "\\ud800"}',
+    ],
+)
+async def test_stk_push_ack_that_is_not_strict_json_is_read(body: bytes) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = writes(200, body, Content_Type="application/json")
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("30", 30), ("99999", 300), ("0", 1), ("soon", 10), ("-3", 10)])
+async def test_rate_limit_retry_after_is_honoured_within_bounds(header: str, seconds: int) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = writes(429, b"", Retry_After=header)
+        assert (await fault_of(NotSent, client)).retry_after == seconds
+
+
+async def test_fault_text_carries_no_secret_of_the_call() -> None:
+    async with market() as (daraja, server, client):
+        await push(client)
+        sent = json.loads(server.of(PUSH)[0].body)["Password"]
+        basic = base64.b64encode(b"consumer-key-of-tests:consumer-secret-of-tests").decode()
+        for secret in ("the-token-number-1", sent, "consumer-secret-of-tests", "passkey-of-tests"):
+            daraja.says = faults(400, "400.002.02", f"Bad Request {secret} for 0711 000 001\r\n\x1b[31m{basic}")
+            fault = await fault_of(Rejected, client)
+            assert fault.provider_message is not None
+            assert secret not in fault.provider_message
+            assert "000 001" not in fault.provider_message
+            assert fault.provider_message.isprintable()
+        daraja.says = faults(400, "400.002.02", "x" * 10_000)
+        assert len((await fault_of(Rejected, client)).provider_message or "") == 300
+
+
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +540,106 @@ async def test_a_question_without_an_answer_proves_nothing(answering: Answering,
             await client.stk_query(CREDENTIALS, "ws_CO_1")
 
 
+# -- unexpected errors -------------------------------------------------------------------------------------------------
+
+
+async def call(client: DarajaClient, operation: str) -> Any:
+    """One call of any operation, with the credentials of these tests."""
+    initiator = Initiator("testapi", Secret("encrypted"))
+    to: dict[str, Any] = {"result_url": "https://pay.example/1", "timeout_url": "https://pay.example/2", "remarks": "r"}
+    if operation == "stk_push":
+        return await push(client)
+    if operation == "stk_query":
+        return await client.stk_query(CREDENTIALS, "ws_CO_1")
+    if operation == "transaction_status":
+        return await client.transaction_status(CREDENTIALS, initiator, receipt="TKN4A1B2C3", conversation_id=None, **to)
+    if operation == "reverse":
+        return await client.reverse(CREDENTIALS, initiator, receipt="TKN4A1B2C3", amount=Kes(500), **to)
+    if operation == "pull_register":
+        number = Msisdn.parse("254708374149")
+        return await client.pull_register(CREDENTIALS, nominated_number=number, callback_url="https://pay.example/3")
+    return await client.pull_query(CREDENTIALS, start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0)
+
+
+OPERATIONS = ("stk_push", "stk_query", "transaction_status", "reverse", "pull_register", "pull_query")
+
+
+# The library does not close a connection whose answer it cannot read; the garbage collector does,
+# at the end of these tests.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("answering", UNREADABLE)
+async def test_operation_with_unreadable_answer_has_unknown_outcome(
+    answering: Answering,
+) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = answering
+        for operation in OPERATIONS:
+            with pytest.raises(OutcomeUnknown):
+                await call(client, operation)
+        # No part of such an answer is read as the next one.
+        daraja.says = says(200, ACK)
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+    gc.collect()
+
+
+@pytest.mark.parametrize("kind", [RecursionError, ValueError, TypeError, KeyError, ZeroDivisionError, MemoryError])
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_operation_with_unexpected_library_error_has_unknown_outcome(
+    operation: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as (_, _, client):
+        await push(client)
+
+        async def fail(*_: Any, **__: Any) -> None:
+            raise kind("with 254711000001 in it")
+
+        monkeypatch.setattr("niquests.AsyncSession.request", fail)
+        with pytest.raises(OutcomeUnknown) as failed:
+            await call(client, operation)
+        assert "254711000001" not in str(failed.value)
+
+
+# The library does not close a connection whose answer it cannot read; the garbage collector does,
+# at the end of these tests.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("answering", UNREADABLE)
+async def test_unreadable_token_answer_means_not_sent(answering: Answering) -> None:
+    async with market() as (daraja, server, client):
+        daraja.gives = answering
+        for operation in OPERATIONS:
+            with pytest.raises(NotSent):
+                await call(client, operation)
+        with pytest.raises(NotSent):
+            await client.verify(CREDENTIALS)
+        assert not server.of(PUSH)
+    gc.collect()
+
+
+@pytest.mark.parametrize("lifetime", ["\u00b2", "9" * 5000, "9" * 20, -1, 0, "", [], {}])
+async def test_token_with_odd_lifetime_is_used_or_not_sent(lifetime: Any) -> None:
+    async with market() as (daraja, _, client):
+        daraja.lifetime = lifetime
+        try:
+            assert (await push(client)).checkout_request_id == "ws_CO_1"
+        except NotSent:
+            return
+
+
+async def test_cancelled_call_raises_cancelled_error() -> None:
+    async with market() as (daraja, server, client):
+        await push(client)
+        daraja.says = drips
+        work = asyncio.create_task(client.stk_query(CREDENTIALS, "ws_CO_1"))
+        await eventually(lambda: _is_asked(server, QUERY))
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+
+async def _is_asked(server: Scripted, path: str) -> bool:
+    return bool(server.of(path))
+
+
 # -- the token ---------------------------------------------------------------------------------------------------------
 
 
@@ -426,15 +657,31 @@ async def test_one_token_serves_many_calls() -> None:
         assert (len(server.of(TOKEN)), len(server.of(PUSH)), len(daraja.given)) == (1, 11, 1)
 
 
-@pytest.mark.parametrize("fault", [("401.001", 401), ("404.001.03", 404), ("400.003.01", 400), ("404.001.03", 200)])
-async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(fault: tuple[str, int]) -> None:
-    code, status = fault
+INVALID_TOKEN: list[tuple[str, Answering]] = [
+    *(
+        (code, faults(status, code, "Invalid Access Token"))
+        for code, status in (("401.001", 401), ("404.001.03", 404), ("400.003.01", 400), ("404.001.03", 200))
+    ),
+    ("401.002.01", faults(401, "401.002.01", "Error Occurred - Invalid Access Token - abc")),
+    ("401.003.01", faults(401, "401.003.01", "Error Occurred: Invalid API call as no apiproduct match found")),
+    ("401", faults(401, "401", "Invalid Access Token")),
+    ("500.001.1001", faults(200, "500.001.1001", "Invalid Access Token")),
+    (
+        "keymanagement.service.invalid_access_token",
+        proxy(401, "keymanagement.service.invalid_access_token", "the token is not valid"),
+    ),
+    ("1", says(200, ACK | {"ResponseCode": "1", "ResponseDescription": "Invalid Access Token"})),
+]
+
+
+@pytest.mark.parametrize(("code", "refuses"), INVALID_TOKEN)
+async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(code: str, refuses: Answering) -> None:
     async with market() as (daraja, server, client):
         await push(client)
 
         async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
             if asked.headers["authorization"].endswith("-1"):
-                await faults(status, code, "Invalid Access Token")(asked, writer)
+                await refuses(asked, writer)
             else:
                 write_json(writer, 200, ACK)
 
@@ -444,8 +691,10 @@ async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(f
         assert (bearers, len(daraja.given)) == (["1", "1", "2"], 2)
         assert server.of(PUSH)[1].body == server.of(PUSH)[2].body
         # And when no token is good enough, it ends there: nothing was done.
-        daraja.says = faults(status, code, "Invalid Access Token")
-        assert (await fault_of(NotSent, client)).code == code
+        daraja.says = refuses
+        fault = await fault_of(NotSent, client)
+        assert fault.code == code
+        assert "abc" not in (fault.provider_message or "")
         assert (len(server.of(PUSH)), len(daraja.given)) == (5, 3)
         # The refused token is not tried again.
         daraja.says = says(200, ACK)
@@ -578,7 +827,23 @@ async def test_a_process_that_died_while_fetching_holds_nobody_up_for_long(valke
 
 
 @pytest.mark.parametrize(
-    ("lifetime", "used"), [("3599", 3299), (3599, 3299), ("60", 30), (None, 3299), ("soon", 3299), (600, 300)]
+    ("lifetime", "used"),
+    [
+        ("3599", 3299),
+        (3599, 3299),
+        ("3599.0", 3299),
+        ("60", 30),
+        (None, 3299),
+        ("soon", 3299),
+        (600, 300),
+        ("99999999999999999999", 3299),
+        (10**30, 3299),
+        (1e9, 3299),
+        ("1e99", 3299),
+        (-5, 3299),
+        (0, 5),
+        ([], 3299),
+    ],
 )
 async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> None:
     clock = SetClock(NIGHT)
@@ -596,9 +861,23 @@ async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> N
 @pytest.mark.parametrize(
     ("answering", "kind"),
     [
-        (writes(400, b""), Rejected),
-        (writes(401, b""), Rejected),
-        (writes(403, b"<html>no</html>"), Rejected),
+        # Only Daraja's own JSON blames the credentials.
+        (writes(400, b""), NotSent),
+        (writes(401, b""), NotSent),
+        (writes(403, b"<html>no</html>"), NotSent),
+        (writes(403, b""), NotSent),
+        (writes(401, b"<html>no</html>", Content_Type="text/html"), NotSent),
+        (says(403, {}), NotSent),
+        (says(401, {"error": "denied by the firewall"}), NotSent),
+        (faults(401, "401.003.01", "Invalid Access Token"), Rejected),
+        (faults(400, "400.003.01", "Invalid Access Token"), Rejected),
+        (faults(404, "404.001.03", "Invalid Access Token"), Rejected),
+        (faults(401, "401.777.77", "No such consumer"), Rejected),
+        (proxy(401, "keymanagement.service.invalid_client"), Rejected),
+        (proxy(429, "policies.ratelimit.SpikeArrestViolation"), NotSent),
+        (proxy(500, "policies.ratelimit.SpikeArrestViolation"), NotSent),
+        (writes(429, b""), NotSent),
+        (faults(500, "500.002.1001", "Service is currently under maintenance"), NotSent),
         (faults(400, "400.008.01", "Invalid Authentication passed"), Rejected),
         (faults(400, "400.008.02", "Invalid grant type passed"), Rejected),
         (faults(401, "401.002.01"), Rejected),
@@ -613,6 +892,14 @@ async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> N
         (says(200, {"expires_in": "3599"}), NotSent),
         (says(200, {"access_token": "", "expires_in": "3599"}), NotSent),
         (says(200, ["token"]), NotSent),
+        (says(200, {"access_token": "line\nbreak", "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "line-break-at-the-end\r\n", "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "nul\x00", "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "two words", "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "t\u00f6ken", "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": 12345, "expires_in": "3599"}), NotSent),
+        (says(200, {"access_token": "x" * 5000, "expires_in": "3599"}), NotSent),
+        (says(401, {"access_token": "token", "expires_in": "3599"}), NotSent),
         (breaks_off, NotSent),
     ],
 )

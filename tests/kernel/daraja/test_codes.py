@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from mpesa_gateway.daraja.codes import (
     FAILURE_REASONS,
-    FAULTS,
+    REVERSAL_RESULTS,
     STK_RESULTS,
     FailureReason,
-    Retry,
-    Sent,
-    read_fault,
+    reversal_outcome,
     stk_outcome,
+    stk_query_outcome,
 )
+from mpesa_gateway.daraja.numerals import canonical
 
 RESULTS: dict[str, FailureReason] = {
     "1": "insufficient_funds",
@@ -37,46 +37,44 @@ RESULTS: dict[str, FailureReason] = {
     "8006": "rejected_by_provider",
 }
 
-FAULT_ROWS = [
-    ("400.008.01", Sent.NO, Retry.FIX),
-    ("400.008.02", Sent.NO, Retry.FIX),
-    ("400.002.02", Sent.NO, Retry.FIX),
-    ("400.002.05", Sent.NO, Retry.FIX),
-    ("400.003.01", Sent.NO, Retry.NEW_TOKEN),
-    ("401.001", Sent.NO, Retry.NEW_TOKEN),
-    ("404.001.03", Sent.NO, Retry.NEW_TOKEN),
-    ("400.003.02", Sent.NO, Retry.FIX),
-    ("401.002.01", Sent.NO, Retry.FIX),
-    ("404.001.04", Sent.NO, Retry.FIX),
-    ("404.001.01", Sent.NO, Retry.FIX),
-    ("404.003.01", Sent.NO, Retry.FIX),
-    ("405.001", Sent.NO, Retry.FIX),
-    ("500.002.1001", Sent.EARLIER, Retry.NEVER),
-    ("500.003.02", Sent.NO, Retry.BACK_OFF),
-    ("500.003.03", Sent.NO, Retry.BACK_OFF),
-    ("500.003.1001", Sent.UNKNOWN, Retry.ASK),
-]
-
-AMBIGUOUS_ROWS = [
-    ("Wrong credentials", Sent.NO, Retry.FIX, "rejected_by_provider"),
-    ("Merchant does not exist", Sent.NO, Retry.FIX, "rejected_by_provider"),
-    ("Unable to lock subscriber, a transaction is already in process", Sent.NO, Retry.AFTER_A_MINUTE, None),
-    ("unable to lock subscriber", Sent.NO, Retry.AFTER_A_MINUTE, "duplicate_in_progress"),
-    ("The transaction is being processed", Sent.UNKNOWN, Retry.PENDING, None),
-    ("The transaction is still under processing", Sent.UNKNOWN, Retry.PENDING, None),
-    ("The transaction does not exist", Sent.UNKNOWN, Retry.PENDING, None),
-    ("Internal Server Error", Sent.UNKNOWN, Retry.ASK, "other"),
-    ("", Sent.UNKNOWN, Retry.ASK, "other"),
-    (None, Sent.UNKNOWN, Retry.ASK, "other"),
-]
-
 
 def test_zero_is_paid_and_nothing_else_is() -> None:
     outcome = stk_outcome("0", "The service request is processed successfully.")
     assert (outcome.is_paid, outcome.is_pending, outcome.code) == (True, False, "0")
-    assert stk_outcome(" 0 ").is_paid
-    for code in ("00", "0.0", "", "-0", "O", *RESULTS, "4999"):
+    for code in (" 0 ", "00", "0.0", "-0", "00000000", "0e5", "0E-3"):
+        assert stk_outcome(code).is_paid
+    for code in ("", "O", "0x0", "0,0", "zero", "NaN", "0.5", "1e-99", "0 0", "\u0660", "-", *RESULTS, "4999"):
         assert not stk_outcome(code).is_paid
+
+
+@pytest.mark.parametrize("code", ["1032", " 1032 ", "1032.0", "1.032e3", "001032", "+1032"])
+def test_stk_outcome_equal_number_is_equal(code: str) -> None:
+    outcome = stk_outcome(code)
+    assert (outcome.code, outcome.failure_reason) == ("1032", "cancelled_by_user")
+
+
+NOT_FINAL = {"26", "9999", "1019", "1036", "1037"}
+
+
+def test_stk_outcome_is_final_as_the_table_says() -> None:
+    for code in RESULTS:
+        for said in ("", "No response from user"):
+            assert stk_outcome(code, said).is_final == (code not in NOT_FINAL), code
+    for code in ("0", "4999", "7777", "SFC_IC9999", ""):
+        assert not stk_outcome(code).is_final
+
+
+@given(st.text(max_size=20), st.text(max_size=60))
+def test_stk_query_outcome_never_ends_for_an_unknown_code_and_is_never_final(code: str, said: str) -> None:
+    outcome = stk_query_outcome(code, said)
+    assert outcome.is_paid == stk_outcome(code, said).is_paid
+    assert not outcome.is_final
+    assert outcome.is_paid or outcome.is_pending or outcome.code in RESULTS.keys() - {"26", "9999"}
+
+
+@pytest.mark.parametrize("code", ["9999", "26", "7777", "15", "SFC_IC9999", "9999.0"])
+def test_stk_query_outcome_undecided_code_is_pending(code: str) -> None:
+    assert stk_query_outcome(code, "an error occurred").is_pending
 
 
 @pytest.mark.parametrize(("code", "reason"), RESULTS.items())
@@ -121,51 +119,24 @@ def test_an_unknown_result_is_a_failure_in_daraja_s_own_words() -> None:
 def test_any_result_is_paid_pending_or_failed_for_a_stable_reason(code: str, said: str) -> None:
     outcome = stk_outcome(code, said)
     assert outcome.failure_reason in FAILURE_REASONS
-    assert outcome.is_paid == (code.strip() == "0")
+    assert outcome.is_paid == (canonical(code) == "0")
     assert not (outcome.is_paid and outcome.is_pending)
     assert outcome.meaning
 
 
-@pytest.mark.parametrize(("code", "sent", "retry"), FAULT_ROWS)
-def test_each_known_fault_says_whether_anything_was_done_whatever_its_status(
-    code: str, sent: Sent, retry: Retry
-) -> None:
-    for status in (200, 400, 401, 404, 500, 503):
-        meaning = read_fault(status, code, "Something that Daraja says")
-        assert (meaning.code, meaning.sent, meaning.retry) == (code, sent, retry)
-        assert meaning.meaning
-        assert meaning.mitigation
-        assert meaning.failure_reason in FAILURE_REASONS
+REVERSALS = {"0", "R000001", "R000002", "1", "11", "2006", "21", "2001", "2028", "8006"}
 
 
-def test_no_fault_is_known_beyond_the_table() -> None:
-    assert set(FAULTS) == {code for code, _, _ in FAULT_ROWS}
+def test_reversal_outcome_only_codes_of_the_table_are_known() -> None:
+    assert set(REVERSAL_RESULTS) == REVERSALS
+    for code in REVERSALS:
+        assert reversal_outcome(f" {code.lower()} ").is_known
+    for code in ("15", "100000100", "100000000", "26", "17", "R000003", "2032", "", "0.5"):
+        outcome = reversal_outcome(code, "Duplicate Detected")
+        assert (outcome.is_known, outcome.word) == (False, "other")
 
 
-@pytest.mark.parametrize(("message", "sent", "retry", "reason"), AMBIGUOUS_ROWS)
-def test_the_code_of_many_meanings_is_told_apart_by_its_message(
-    message: str | None, sent: Sent, retry: Retry, reason: str | None
-) -> None:
-    for text in (message, message and message.upper(), message and f"[{message.lower()}]"):
-        meaning = read_fault(500, "500.001.1001", text)
-        assert (meaning.code, meaning.sent, meaning.retry) == ("500.001.1001", sent, retry)
-        assert reason is None or meaning.failure_reason == reason
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 429, 499])
-def test_a_refusal_with_an_unknown_code_was_not_carried_out(status: int) -> None:
-    meaning = read_fault(status, "400.777.77", None)
-    assert (meaning.code, meaning.sent, meaning.retry) == ("400.777.77", Sent.NO, Retry.FIX)
-
-
-@pytest.mark.parametrize("status", [200, 302, 400, 401, 404, 429, 500, 502, 503, 504])
-def test_without_a_code_nothing_is_known(status: int) -> None:
-    for code in (None, ""):
-        meaning = read_fault(status, code, "Something went wrong")
-        assert (meaning.code, meaning.sent, meaning.retry) == (f"http_{status}", Sent.UNKNOWN, Retry.ASK)
-
-
-@pytest.mark.parametrize("status", [200, 302, 500, 502, 503, 504])
-def test_an_unknown_code_that_is_no_refusal_says_nothing(status: int) -> None:
-    meaning = read_fault(status, "500.777.77", None)
-    assert (meaning.code, meaning.sent, meaning.retry) == ("500.777.77", Sent.UNKNOWN, Retry.ASK)
+def test_reversal_outcome_equal_number_is_equal() -> None:
+    for code in ("0.0", "00000000", "-0", "0e1"):
+        assert reversal_outcome(code).word == "reversed"
+    assert reversal_outcome("2001.0").word == "initiator_invalid"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +14,17 @@ from mpesa_gateway.daraja.wire import (
     Fault,
     NotACallback,
     StkCallback,
+    decoded,
+    read_amount,
     read_fault_body,
     read_json,
+    read_json_leniently,
+    read_moments,
+    read_result,
+    read_statement,
     read_stk_callback,
     read_text,
+    says_no_transactions,
 )
 from mpesa_gateway.money import Kes
 
@@ -129,15 +137,28 @@ def test_ids_may_be_missing(missing: str) -> None:
         ("499.99999999999999999", None, "499.99999999999999999"),
         ("500.00000000000000001", None, "500.00000000000000001"),
         ("-500", None, "-500"),
-        ("5e2", None, "5e2"),
+        ("5e2", 500, "5e2"),
+        ("5E+2", 500, "5E+2"),
+        ('"1e2"', 100, "1e2"),
+        ("0.5e3", 500, "0.5e3"),
+        ("500.0000000000", 500, "500.0000000000"),
+        ("5e-1", None, "5e-1"),
+        ("1e30", None, "1e30"),
+        ("1e999", None, "1e999"),
+        ("NaN", None, "NaN"),
+        ("Infinity", None, "Infinity"),
+        ("-Infinity", None, "-Infinity"),
+        ('"500 "', 500, "500"),
+        ('"1_000"', None, "1_000"),
+        ('"\u0665\u0660\u0660"', None, "\u0665\u0660\u0660"),
         ('"five"', None, "five"),
         ('"5,000"', None, "5,000"),
         ('"NaN"', None, "NaN"),
         ("null", None, None),
-        ("true", None, None),
-        ("[500]", None, None),
-        ('{"Value": 500}', None, None),
-        ("9" * 400, None, None),
+        ("true", None, "True"),
+        ("[500]", None, "[500]"),
+        ('{"Value": 500}', None, "{'Value': 500}"),
+        ("9" * 400, None, "a number of too many digits"),
         ('""', None, None),
     ],
 )
@@ -171,7 +192,15 @@ def test_a_receipt_is_capital_letters_and_digits_or_none_at_all(written: Any, re
 
 @pytest.mark.parametrize(
     ("written", "phone"),
-    [(254711000001, "254711000001"), ("254711000001", "254711000001"), ("2547****0001", "2547****0001"), (None, None)],
+    [
+        (254711000001, "254711000001"),
+        ("254711000001", "254711000001"),
+        ("254711000001.0", "254711000001"),
+        ("2.54711000001e11", "254711000001"),
+        ("0711000001", "0711000001"),
+        ("2547****0001", "2547****0001"),
+        (None, None),
+    ],
 )
 def test_a_phone_comes_as_number_text_or_masked(written: Any, phone: str | None) -> None:
     assert read(CallbackMetadata={"Item": item("PhoneNumber", written)}).phone == phone
@@ -182,6 +211,7 @@ def test_a_phone_comes_as_number_text_or_masked(written: Any, phone: str | None)
     [
         (20261123101512, datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
         ("20261123101512", datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
+        ("20261123101512.0", datetime(2026, 11, 23, 7, 15, 12, tzinfo=UTC)),
         (20261124010000, datetime(2026, 11, 23, 22, 0, tzinfo=UTC)),
         (20261331101512, None),
         (2026112310151, None),
@@ -388,3 +418,145 @@ READERS: list[Callable[[Any], Any]] = [read_fault_body, lambda content: read_tex
 @given(ODD, st.sampled_from(READERS))
 def test_any_answer_can_be_looked_into(content: Any, reader: Callable[[Any], Any]) -> None:
     reader(content)
+
+
+PAID = (
+    b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0, "ResultDesc": "%s", '
+    b'"CallbackMetadata": {"Item": [{"Name": "Amount", "Value": 500}, {"Name": "Who", "Value": "%s"}]}}}}'
+)
+
+NOT_STRICT = [
+    PAID % (b"Caf\xe9 pay\xe9", b"x"),
+    PAID % (b"Caf\xc3\xa9 and \xe9", b"x"),
+    PAID % (b"raw\ttab", b"line\nbreak"),
+    PAID % (b"\x01\x1f\x7f", b"x"),
+    PAID % (b"nul\x00", b"x"),
+    PAID % (b"\\ud800", b"\\udc00\\ud800"),
+    PAID % (b"\xed\xa0\x80", b"x"),
+    PAID % (b"\xff\xfe\xfa", b"\x80\x81"),
+    b"\xef\xbb\xbf" + PAID % (b"ok", b"x"),
+    (PAID % (b"ok", b"x")).decode().encode("utf-16"),
+    (PAID % (b"ok", b"x")).decode().encode("utf-16-le"),
+    (PAID % (b"ok", b"x")).decode().encode("utf-32"),
+    b" \r\n\t" + PAID % (b"ok", b"x") + b"\r\n\r\n",
+    PAID % (b"ok", b"x") + b"\x00\x00",
+    PAID % (b"ok", b"x") + b"garbage } <!-- -->",
+    PAID % (b"ok", b"x") + PAID % (b"again", b"x"),
+]
+
+
+@pytest.mark.parametrize("body", NOT_STRICT)
+def test_read_stk_callback_accepts_what_strict_json_forbids(body: bytes) -> None:
+    found = read_stk_callback(body)
+    assert (found.checkout_request_id, found.result_code, found.amount) == ("ws_CO_1", "0", 500)
+    assert found.result_desc.isprintable()
+    found.result_desc.encode()
+    decoded(body).encode()
+    assert "\x00" not in decoded(body)
+    assert "ws_CO_1" in decoded(body), decoded(body)
+
+
+@given(st.sampled_from(NOT_STRICT), st.integers(0, 400), st.binary(max_size=3))
+def test_read_json_leniently_any_bytes_are_read_or_refused(body: bytes, at: int, put_in: bytes) -> None:
+    changed = body[:at] + put_in + body[at:]
+    decoded(changed).encode()
+    is_read_or_refused(changed)
+
+
+@given(ODD)
+def test_read_json_leniently_agrees_with_strict_json(content: Any) -> None:
+    body = msgspec.json.encode(content)
+    assert read_json_leniently(body) == read_json_leniently(b"\xef\xbb\xbf" + body) == read_json(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b" ", b"\x00", b"<html>", b"[" * 60_000, b"\xff\xfe", b"nonsense", b"{", b"\xef\xbb\xbf"]
+)
+def test_read_json_leniently_refuses_what_is_no_json(body: bytes) -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        read_json_leniently(body)
+
+
+ONE, TWO = {"Key": "Amount", "Value": 5e2}, {"Key": "TransactionStatus", "Value": "Completed"}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"ResultParameter": [ONE, TWO]},
+        [ONE, TWO],
+        [{"ResultParameter": [ONE, TWO]}],
+        [{"ResultParameter": ONE}, {"ResultParameter": TWO}],
+        {"ResultParameter": [[ONE], [TWO]]},
+        {"ResultParameter": {"ResultParameter": [ONE, TWO]}},
+        [[ONE, TWO], None, "x", 5],
+        {"ResultParameter": [ONE | {"Key": " Amount "}, TWO]},
+    ],
+)
+def test_read_result_parameters_are_read_wherever_they_stand(parameters: Any) -> None:
+    content = {"Result": {"ResultType": 0, "ResultCode": "0.0", "ResultParameters": parameters}}
+    found = read_result(json.dumps(content).encode())
+    assert (found.result_code, found.first("Amount"), found.first("TransactionStatus")) == ("0", "500.0", "Completed")
+    assert read_amount(found.first("Amount")) == 500
+
+
+@pytest.mark.parametrize(("kind", "is_final"), [(0, True), (1, False), ("1", False), (1.0, False), ("01", False)])
+def test_read_result_type_is_compared_as_a_number(kind: Any, is_final: bool) -> None:
+    found = read_result(json.dumps({"Result": {"ResultType": kind, "ResultCode": 0}}).encode())
+    assert found.is_final == is_final
+
+
+@pytest.mark.parametrize("text", ["20261129143005", "20261129143005.0", "2026-11-29T14:30:05", "2026-11-29 14:30:05"])
+def test_read_moments_number_or_text_is_the_same_time(text: str) -> None:
+    assert read_moments(text)[0] == datetime(2026, 11, 29, 11, 30, 5, tzinfo=UTC)
+
+
+def test_read_statement_unreadable_row_is_counted_and_skipped() -> None:
+    row = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23T13:15:12Z", "amount": "1e2", "msisdn": 254711000001.0}
+    body = json.dumps({"Response": [[row, {}, 5, [row | {"transactionId": "?"}], row | {"amount": None}]]}).encode()
+    page = read_statement(read_json_leniently(body))
+    assert (page.rows, page.malformed) == (5, 4)
+    (line,) = page.lines
+    assert (line.amount, line.phone) == (100, "254711000001")
+
+
+NO_TRANSACTIONS = [
+    "No transactions",
+    "Nothing could be fetched: this shortcode has not got any transactions.",
+    "There are no transactions for the shortcode 174379",
+    "The shortcode does not have any transactions",
+    "shortcode doesn\u2019t have transactions",
+    "Shortcode has zero transactions",
+    "Transactions not found",
+    "transactions could not be found",
+    "Could not find any transactions",
+    "none found",
+    "No records",
+    "This shortcode is without transactions",
+    "did not get any transactions",
+    "Transactions: none",
+    "There isn't a single transaction for the shortcode",
+    "Error: no transactions",
+    "Error Occurred - NO TRANSACTIONS FOUND",
+    "Nothing for this shortcode",
+]
+NOT_SAID = [
+    "Internal Server Error",
+    "The transaction could not be processed",
+    "Could not fetch transactions",
+    "cannot retrieve transactions for shortcode",
+    "No response from transaction server",
+    "Service is under maintenance",
+    "Transactions are unavailable",
+    "Not all transactions could be read",
+    "No access to transactions",
+    "The shortcode is not registered for pull transactions",
+    "unable to find transactions",
+    "null",
+    "",
+]
+
+
+def test_says_no_transactions_in_any_words_and_never_for_an_error() -> None:
+    assert [text for text in NO_TRANSACTIONS if not says_no_transactions(text)] == []
+    assert [text for text in NOT_SAID if says_no_transactions(text)] == []

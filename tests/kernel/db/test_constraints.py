@@ -7,15 +7,20 @@ from tests.constraints import added, refusals
 
 ROWS = """
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ('mer_1', 'Shop', now(), now());
-INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at)
-VALUES ('mer_1', 'order', sha256('a'), 'settled', 'pay_1', now(), now());
-INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-VALUES ('evt_1', 'payment.completed', 'mer_1', 'pay_1', now(), true, '{}', '{}');
+INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at)
+VALUES ('mer_1', 'sandbox', 'order', sha256('a'), 'settled', 'pay_1', now(), now());
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+VALUES ('evt_1', 'payment.completed', 'mer_1', 'sandbox', 'pay_1', now(), true, '{}', '{}');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ('evt_1', 'me', now());
 """
 
-KEY = "INSERT INTO idempotency_key (merchant_id, key, fingerprint, state, subject_id, leased_until, created_at) VALUES "
-EVENT = "INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body) VALUES "
+KEY = (
+    "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at) "
+    "VALUES "
+)
+EVENT = (
+    "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) VALUES "
+)
 ENTRY = (
     "INSERT INTO audit_entry (number, entry_id, at, actor, action, detail, previous_digest, digest) "
     "VALUES (%s, 'aud_x', now(), '%s', '%s', '{}', %s, sha256('a'))"
@@ -23,25 +28,30 @@ ENTRY = (
 
 CASES = {
     "gateway_secret_is_sealed": ["UPDATE gateway_secret SET sealed = 'open'"],
-    "idempotency_key_has_a_subject": [KEY + "('mer_1', 'other', sha256('a'), 'in_flight', '', now(), now())"],
+    "idempotency_key_has_a_subject": [
+        KEY + "('mer_1', 'sandbox', 'other', sha256('a'), 'in_flight', '', now(), now())"
+    ],
     "idempotency_key_one_subject": [
         "UPDATE idempotency_key SET subject_id = 'pay_2'",
         "UPDATE idempotency_key SET fingerprint = sha256('b')",
         "UPDATE idempotency_key SET key = 'other'",
+        "UPDATE idempotency_key SET env = 'live'",
+        "UPDATE idempotency_key SET operation = 'refund'",
     ],
     "idempotency_key_settled_for_good": ["UPDATE idempotency_key SET state = 'released'"],
     "event_kind_check": [
-        EVENT + "('evt_2', '', 'mer_1', 'pay_1', now(), true, '{}', '{}')",
-        EVENT + "('evt_2', 'Payment Completed', 'mer_1', 'pay_1', now(), true, '{}', '{}')",
+        EVENT + "('evt_2', '', 'mer_1', 'sandbox', 'pay_1', now(), true, '{}', '{}')",
+        EVENT + "('evt_2', 'Payment Completed', 'mer_1', 'sandbox', 'pay_1', now(), true, '{}', '{}')",
     ],
-    "event_payload_check": [EVENT + "('evt_2', 'a.b', 'mer_1', 'pay_1', now(), true, '[]', '{}')"],
-    "event_public_has_a_subject": [EVENT + "('evt_2', 'a.b', 'mer_1', '', now(), true, '{}', '{}')"],
+    "event_payload_check": [EVENT + "('evt_2', 'a.b', 'mer_1', 'sandbox', 'pay_1', now(), true, '[]', '{}')"],
+    "event_public_has_a_subject": [EVENT + "('evt_2', 'a.b', 'mer_1', 'sandbox', '', now(), true, '{}', '{}')"],
     "event_append_only": [
         "UPDATE event SET kind = 'payment.failed'",
         "UPDATE event SET event_id = 'evt_2'",
         "UPDATE event SET merchant_id = NULL, is_public = false, body = NULL",
         "UPDATE event SET subject_id = 'pay_2'",
         "UPDATE event SET occurred_at = now()",
+        "UPDATE event SET env = 'live'",
     ],
     "event_not_deleted": ["DELETE FROM event"],
     "event_never_emptied": ["TRUNCATE event CASCADE"],

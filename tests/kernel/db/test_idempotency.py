@@ -17,11 +17,13 @@ from mpesa_gateway.db.idempotency import (
     KeyRequired,
     claim,
     fingerprint,
+    forget,
     read_key,
     release,
     settle,
 )
 from mpesa_gateway.db.migrator import find, migrate
+from mpesa_gateway.env import Env
 
 NOW = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -76,12 +78,27 @@ async def shops(db: Database) -> Database:
 
 
 async def ask(
-    db: Database, subject_id: str, *, at: datetime = NOW, body: bytes = bytes(32), merchant: str = "mer_1"
+    db: Database,
+    subject_id: str,
+    *,
+    at: datetime = NOW,
+    body: bytes = bytes(32),
+    merchant: str = "mer_1",
+    env: Env = "sandbox",
+    operation: str = "payment",
 ) -> Claim:
     """Claim the key for a subject."""
     async with db.transaction():
         return await claim(
-            db, merchant_id=merchant, key="order 1", fingerprint=body, subject_id=subject_id, now=at, lease=LEASE
+            db,
+            merchant_id=merchant,
+            env=env,
+            key="order 1",
+            operation=operation,
+            fingerprint=body,
+            subject_id=subject_id,
+            now=at,
+            lease=LEASE,
         )
 
 
@@ -91,7 +108,7 @@ async def test_who_comes_first_acts_and_who_repeats_waits_then_learns_the_outcom
         await ask(shops, "pay_2", at=NOW + LEASE - timedelta(microseconds=1))
     assert (waits.value.status, waits.value.retry_after) == (409, 1)
     assert waits.value.problems[0].retryable is True
-    await settle(shops, merchant_id="mer_1", key="order 1")
+    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     assert await ask(shops, "pay_3") == Claim("pay_1", is_ours=False)
 
 
@@ -103,7 +120,7 @@ async def test_a_lease_that_ran_out_gives_the_first_subject_and_never_a_second_t
 
 async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Database) -> None:
     await ask(shops, "pay_1")
-    await release(shops, merchant_id="mer_1", key="order 1")
+    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     later = NOW + timedelta(seconds=10)
     assert await ask(shops, "pay_2", at=later) == Claim("pay_1", is_ours=True)
     with pytest.raises(KeyInProgress):
@@ -118,26 +135,49 @@ async def test_another_body_is_refused_whatever_became_of_the_first(shops: Datab
 
     await ask(shops, "pay_1")
     await is_refused()
-    await release(shops, merchant_id="mer_1", key="order 1")
+    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     await is_refused()
     assert await ask(shops, "pay_1") == Claim("pay_1", is_ours=True)
-    await settle(shops, merchant_id="mer_1", key="order 1")
+    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     await is_refused()
 
 
 async def test_what_is_settled_is_never_released(shops: Database) -> None:
     await ask(shops, "pay_1")
-    await settle(shops, merchant_id="mer_1", key="order 1")
-    await release(shops, merchant_id="mer_1", key="order 1")
+    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
+    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     assert await ask(shops, "pay_2") == Claim("pay_1", is_ours=False)
 
 
 async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
     assert (await ask(shops, "pay_1")).is_ours
     assert await ask(shops, "pay_2", merchant="mer_2", body=b"x" * 32) == Claim("pay_2", is_ours=True)
-    await settle(shops, merchant_id="mer_2", key="order 1")
+    await settle(shops, merchant_id="mer_2", env="sandbox", key="order 1")
     with pytest.raises(KeyInProgress):
         await ask(shops, "pay_3")
+
+
+async def test_each_env_has_keys_of_its_own(shops: Database) -> None:
+    assert (await ask(shops, "pay_1")).is_ours
+    assert await ask(shops, "pay_2", env="live") == Claim("pay_2", is_ours=True)
+    await settle(shops, merchant_id="mer_1", env="live", key="order 1")
+    await release(shops, merchant_id="mer_1", env="live", key="order 1")
+    assert await ask(shops, "pay_3", env="live") == Claim("pay_2", is_ours=False)
+    with pytest.raises(KeyInProgress):
+        await ask(shops, "pay_4")
+    await forget(shops, merchant_id="mer_1", env="live", key="order 1")
+    assert await ask(shops, "pay_5", env="live") == Claim("pay_5", is_ours=True)
+
+
+@pytest.mark.parametrize("end", [settle, release, None])
+async def test_a_key_of_another_operation_is_refused_and_the_operation_named(shops: Database, end: Any) -> None:
+    await ask(shops, "pay_1")
+    if end is not None:
+        await end(shops, merchant_id="mer_1", env="sandbox", key="order 1")
+    with pytest.raises(KeyMismatch, match=r"was used for a payment \(pay_1\), and this request is a refund") as refused:
+        await ask(shops, "rfd_1", operation="refund")
+    assert refused.value.status == 422
+    assert (await ask(shops, "rfd_1", operation="refund", env="live")).is_ours
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -173,6 +213,6 @@ async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_roll
 
 async def test_a_released_key_has_one_winner_among_many(shops: Database) -> None:
     await ask(shops, "pay_0")
-    await release(shops, merchant_id="mer_1", key="order 1")
+    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
     ends = await asyncio.gather(*(ask(shops, f"pay_{number}") for number in range(30)), return_exceptions=True)
     assert [end for end in ends if not isinstance(end, KeyInProgress)] == [Claim("pay_0", is_ours=True)]

@@ -190,7 +190,7 @@ async def test_a_lost_wake_up_is_made_good_by_the_sweep(values: dict[str, Any]) 
         # One that is under way is not handed over again.
         assert await gateway.outbox.sweep() == Sweep(0)
         await eventually(lambda: done(gateway), 8)
-        worker.event.set()
+        worker.stop()
         await working
         assert len(ears.heard) == 1
 
@@ -296,13 +296,16 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
     async with house(values, Ears()) as gateway:
         merchant = await gateway.merchants.create("Shop", actor="test")
         async with gateway.db.transaction():
-            made = await gateway.outbox.publish(DoorOpened(merchant_id=merchant.merchant_id, subject_id="door_1"))
+            made = await gateway.outbox.publish(
+                DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id="door_1")
+            )
         row = await gateway.db.fetchrow("SELECT kind, is_public, body FROM event")
         assert row is not None
         assert (row["kind"], row["is_public"]) == ("door.opened", True)
         at = f"{made.occurred_at:%Y-%m-%dT%H:%M:%S.%fZ}"
         assert row["body"] == (
-            f'{{"id":"{made.event_id}","type":"door.opened","created_at":"{at}","data":{{"door":"door_1"}}}}'
+            f'{{"id":"{made.event_id}","type":"door.opened","env":"live","created_at":"{at}",'
+            f'"data":{{"env":"live","door":"door_1"}}}}'
         )
         assert await gateway.db.fetchval("SELECT count(*) FROM event_task") == 0
 

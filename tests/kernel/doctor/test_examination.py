@@ -50,7 +50,7 @@ async def test_before_going_live_the_same_town_has_a_lot_to_mend(town: Town) -> 
 
 async def test_a_live_merchant_makes_it_so_by_itself(town: Town) -> None:
     other = await town.gateway.merchants.create("Live", actor="test")
-    await town.gateway.merchants.set_env(other.merchant_id, "live")
+    await town.gateway.merchants.set_envs(other.merchant_id, ["live"])
     assert "address.https" in problems(await examined(town.gateway))
 
 

@@ -637,6 +637,18 @@ async def test_what_is_sent_arrives_and_what_is_said_comes_back() -> None:
     assert asked.headers["x-event-type"] == "test"
 
 
+@pytest.mark.parametrize("kind", [RecursionError, TypeError, KeyError, AttributeError])
+async def test_post_with_unexpected_library_error_is_failed_attempt(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise kind("unexpected")
+
+    monkeypatch.setattr("niquests.AsyncSession.post", fail)
+    async with egress() as one, scripted(always(202)) as server:
+        assert await fails(one, server.base) == "bad_answer"
+
+
 async def test_a_refused_address_is_not_even_looked_up() -> None:
     dns = Dns(["127.0.0.1"])
     async with egress(lookup=dns) as one, scripted(always(200)) as server:

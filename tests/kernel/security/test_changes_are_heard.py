@@ -34,14 +34,14 @@ async def main():
         merchant_id, key_id = job["merchant_id"], job["key_id"]
         await gateway.api_keys.revoke(merchant_id, key_id, actor="test")
         caller = Caller(merchant_id, key_id, frozenset(MERCHANT_SCOPES), "sandbox")
-        await gateway.services.get(CredentialStore).remove(caller)
+        await gateway.services.get(CredentialStore).retire(caller)
 
 asyncio.run(main())
 """
-"""A gateway process of its own, which revokes a key and removes its merchant's credentials."""
+"""A gateway process of its own, which revokes a key and retires its merchant's shortcode."""
 
 REVOKE = "UPDATE api_key SET revoked_at = now() WHERE key_id = $1"
-REMOVE = "DELETE FROM provider_credentials WHERE merchant_id = $1"
+REMOVE = "UPDATE shortcode SET is_default = false, retired_at = now() WHERE merchant_id = $1"
 LISTENERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
 
 
@@ -70,7 +70,7 @@ class Shop:
     async def is_configured(self) -> bool:
         """Whether there are credentials to pay with."""
         try:
-            await self.credentials.get(self.merchant_id)
+            await self.credentials.get(self.merchant_id, "sandbox")
         except ProviderNotConfigured:
             return False
         return True
@@ -100,7 +100,7 @@ async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
         await eventually(lambda: is_hearing(gateway))
         for memory in (
             gateway.api_keys._known,  # pyright: ignore[reportPrivateUsage]
-            shop.credentials._sealed,  # pyright: ignore[reportPrivateUsage]
+            shop.credentials._usable,  # pyright: ignore[reportPrivateUsage]
         ):
             memory._seconds = 86_400  # pyright: ignore[reportPrivateUsage]
         # The news of what was done until here comes round first.

@@ -4,6 +4,9 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import itertools
+import json
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +16,9 @@ from hypothesis import strategies as st
 from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.money import Kes
 from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.errors import ShapeRefused
 from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
@@ -22,7 +27,12 @@ ASKS = "254700000020"
 
 
 def body(
-    handle: str | None, code: Any = 0, *, amount: Any = 500, receipt: str = "TKN4A1B2C3", phone: Any = 254700000020
+    handle: str | None,
+    code: Any = 0,
+    *,
+    amount: Any = 500,
+    receipt: str | None = "TKN4A1B2C3",
+    phone: Any = 254700000020,
 ) -> dict[str, Any]:
     """A callback as Daraja writes it."""
     callback: dict[str, Any] = {"MerchantRequestID": "m-1", "ResultCode": code, "ResultDesc": "said"}
@@ -160,9 +170,9 @@ async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kep
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
 
 
-async def test_a_callback_for_another_charge_moves_nothing(town: Town) -> None:
+async def test_a_failure_of_another_charge_moves_nothing(town: Town) -> None:
     made, url = await asked(town, "a")
-    answer = await post(town, url, body("ws_CO_another"))
+    answer = await post(town, url, body("ws_CO_another", 1032))
     assert (answer.status, answer.error["code"], await refusals(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
@@ -171,6 +181,116 @@ async def test_a_callback_for_another_charge_moves_nothing(town: Town) -> None:
         "subject",
         "127.0.0.1",
     )
+
+
+OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [
+    ({}, "completed", None),
+    ({"phone": "2547****020"}, "completed", None),
+    ({"amount": 5}, "pending", "unconfirmed"),
+    ({"phone": 254711222333}, "pending", "unconfirmed"),
+    ({"phone": None}, "pending", "unconfirmed"),
+    ({"receipt": None}, "pending", "unconfirmed"),
+    ({"amount": "NaN"}, "pending", "unconfirmed"),
+]
+
+
+async def test_paid_callback_of_another_push_at_the_right_token_is_never_refused(town: Town) -> None:
+    for number, (changes, status, mismatch) in enumerate(OTHER_PUSH):
+        made, url = await asked(town, f"k{number}")
+        said = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
+        assert (await post(town, url, said)).status == 200
+        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (found["status"], found["mismatch"] and found["mismatch"]["of"]) == (status, mismatch), changes
+    assert await refusals(town) == []
+    assert await town.gateway.db.fetchval("SELECT bool_and(verdict = 'applied') FROM callback")
+
+
+async def test_paid_callback_of_another_payments_push_is_refused_and_kept_whole(town: Town) -> None:
+    made, url = await asked(town, "a")
+    other, _ = await asked(town, "b")
+    assert (await post(town, url, body(other["provider_ref"]))).status == 403
+    row = await town.gateway.db.fetchrow("SELECT * FROM refused_callback")
+    assert row is not None
+    assert (row["reason"], row["subject_id"], row["is_trusted"]) == ("subject", made["id"], True)
+    assert other["provider_ref"] in row["original"]
+
+
+BYTES = [
+    (b"said", b"J\xc9AN"),
+    (b"said", b"raw\ttab \x01"),
+    (b"said", b"\\ud83d half"),
+    (b"said", b"nul \x00 byte"),
+    (b"said", b"\xed\xa0\x80"),
+]
+
+
+WRAPPED = [(b"", b""), (b"\xef\xbb\xbf", b""), (b"", b"\r\n<!-- proxy -->")]
+
+
+async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(town: Town) -> None:
+    inbox = town.gateway.services.get(CallbackInbox)
+    for number, ((old, new), (before, after)) in enumerate(itertools.product(BYTES, WRAPPED)):
+        made, url = await asked(town, f"k{number}")
+        said = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
+        raw = before + said.replace(old, new) + after
+        assert (await post(town, url, raw=raw)).status == 200
+        assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
+        row = await town.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
+        assert row is not None
+        assert (row["body"].encode() if row["body_bytes"] is None else row["body_bytes"]) == raw
+        shown = laid_out(row["body"])
+        assert "254700000020" not in shown
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+        # It goes through the pipeline again by its bytes.
+        assert await inbox.offer(row["callback_id"], actor="test") == "applied"
+
+
+async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable(town: Town) -> None:
+    made, url = await asked(town, "a")
+    bodies = [
+        b"",
+        b"\xff\x00\xfe" * 10,
+        b"<html>" + b"x" * 40_000,
+        b"{}",
+        b"[" * 20_000,
+        b'{"Body": {"stkCallback": {}}}',
+    ]
+    for raw in bodies * 5:
+        assert (await post(town, url, raw=raw)).status == 422
+    rows = await town.gateway.db.fetch("SELECT * FROM refused_callback ORDER BY at, refused_id")
+    kept = [row["original"].encode() if row["body_bytes"] is None else row["body_bytes"] for row in rows]
+    assert kept == bodies * 5
+    assert {(row["reason"], row["is_trusted"], row["subject_id"]) for row in rows} == {("shape", True, made["id"])}
+    inbox = town.gateway.services.get(CallbackInbox)
+    with pytest.raises(ShapeRefused):
+        await inbox.replay(rows[1]["refused_id"], actor="test")
+    # What a later parser can read goes through after all, by the bytes that came.
+    paid = json.dumps(body(made["provider_ref"])).encode().replace(b"said", b"caf\xe9")
+    await town.gateway.db.execute(
+        "UPDATE refused_callback SET body_bytes = $2, original = 'unreadable' WHERE refused_id = $1",
+        rows[0]["refused_id"],
+        paid,
+    )
+    await inbox.replay(rows[0]["refused_id"], actor="test")
+    assert (await town.api.settled(made["id"]))["status"] == "completed"
+
+
+async def test_refusals_of_strangers_are_bounded_and_push_out_none_at_a_valid_token(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"keep_refused": 2}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay(ASKS, key="a")).data
+        inbox = gateway.services.get(CallbackInbox)
+        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        for _ in range(5):
+            await api.call("POST", url.removeprefix(base), raw=b"nonsense")
+        for _ in range(5):
+            await api.call("POST", "/v1/cb/stk/nonsense", raw=b"x" * 20_000)
+        await inbox.sweep()
+        rows = await gateway.db.fetch("SELECT is_trusted, original, count(*) FROM refused_callback GROUP BY 1, 2")
+        assert {(row["is_trusted"], row["original"], row["count"]) for row in rows} == {
+            (True, "nonsense", 5),
+            (False, None, 2),
+        }
 
 
 async def test_a_failure_then_proof_of_money_completes_and_nothing_moves_it_back(town: Town) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any
 
 import msgspec
@@ -11,7 +12,10 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Plugin, inside
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
 from mpesa_gateway_payments.transitions import Transitions
+from tests.conftest import Town
+from tests.plugins.callbacks.test_callbacks import asked, body, post
 
 ASKS = "254700000020"
 
@@ -154,3 +158,39 @@ async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, An
         assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 0
         assert (await api.call("POST", send)).data == {"status": 200}
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+
+
+async def test_receive_with_locked_repetition_delays_no_fresh_callback(town: Town) -> None:
+    gateway, inbox = town.gateway, town.gateway.services.get(CallbackInbox)
+    had, url = await asked(town, "had")
+    assert (await post(town, url, body(had["provider_ref"]))).status == 200
+    fresh = [await asked(town, f"fresh-{number}") for number in range(3)]
+    same = [
+        Incoming("stk", url.rpartition("/")[2], msgspec.json.encode(body(had["provider_ref"])), "127.0.0.1")
+        for _ in range(5)
+    ]
+    others = [
+        Incoming(
+            "stk",
+            where.rpartition("/")[2],
+            msgspec.json.encode(body(made["provider_ref"], receipt=f"TKNFRESH{number}")),
+            "127.0.0.1",
+        )
+        for number, (made, where) in enumerate(fresh)
+    ]
+    async with gateway.db.transaction():
+        await gateway.db.fetch("SELECT 1 FROM callback FOR UPDATE")
+        # In a context of its own: not in the transaction that holds the lock.
+        works = [asyncio.create_task(inbox.receive(one), context=Context()) for one in (same[0], *others, *same[1:])]
+        await asyncio.wait_for(asyncio.gather(*works), 15)
+        for made, _ in fresh:
+            assert await gateway.db.fetchval("SELECT status FROM payment WHERE payment_id = $1", made["id"]) == (
+                "completed"
+            )
+        assert await gateway.db.fetchval("SELECT repeats FROM callback WHERE repeats > 0") is None
+
+    async def counted() -> bool:
+        return bool(await gateway.db.fetchval("SELECT count(*) = 1 FROM callback WHERE repeats = 5"))
+
+    # Not counted while it was locked, and not forgotten.
+    await eventually(counted)

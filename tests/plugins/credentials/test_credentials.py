@@ -1,19 +1,24 @@
 """Credentials: stored whole, sealed at rest, shown by their last four characters, and tried on demand."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
+from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.schemas import MpesaFields
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
 from tests.certificates import issue
 from tests.conftest import Town
 from tests.daraja import playing
+from tests.stored import change_credentials
 
 PROVIDERS = "/v1/merchant/providers"
 VERIFY = f"{PROVIDERS}/mpesa/verify"
@@ -100,24 +105,38 @@ async def test_no_answer_log_line_audit_entry_or_row_holds_a_secret(
 
 async def test_each_secret_is_sealed_on_its_own_and_opens_only_in_its_place(town: Town) -> None:
     await put(town.api, consumer_secret=FULL["consumer_key"])
-    row = dict(await town.gateway.db.fetchrow("SELECT * FROM provider_credentials") or {})
+    row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
     assert len({row[field] for field in SECRET_FIELDS}) == len(SECRET_FIELDS)
-    assert (row["shortcode"], row["nominated_number"]) == ("174379", "254711000321")
-    await town.gateway.db.execute("UPDATE provider_credentials SET consumer_secret = consumer_key")
+    assert (row["store_number"], row["nominated_number"]) == ("174379", "254711000321")
+    await town.gateway.db.execute("UPDATE shortcode SET consumer_secret = consumer_key")
+    await change_credentials(town.gateway, name="changed")
     assert (await town.api.call("GET", PROVIDERS)).status == 500
+
+
+async def test_secrets_of_one_shortcode_do_not_open_in_another_or_in_the_other_env(town: Town) -> None:
+    """The sealed bytes are bound to merchant, env and number."""
+    sealer = town.gateway.sealer
+    await put(town.api, till_number=None)
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
+    assert sealer.open(row["passkey"], aad=(merchant_id, "mpesa", "sandbox", "174379", "passkey"))
+    for env, number in (("live", "174379"), ("sandbox", "5123456"), ("sandbox", "174378")):
+        with pytest.raises(CannotOpen):
+            sealer.open(row["passkey"], aad=(merchant_id, "mpesa", env, number, "passkey"))
 
 
 async def test_storing_again_replaces_the_whole_configuration(town: Town) -> None:
     await put(town.api)
-    await put(town.api, consumer_key="another-key-DDDD", till_number=None, initiator=None, security_credential=None)
+    await put(town.api, consumer_key="another-key-DDDD", initiator=None, security_credential=None)
     found = await stored(town.api)
-    assert found["consumer_key"] == "****DDDD"
-    assert {"till_number", "initiator", "security_credential"} & set(found) == set()
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM provider_credentials") == 1
+    assert (found["consumer_key"], found["till_number"]) == ("****DDDD", "5123456")
+    assert {"initiator", "security_credential"} & set(found) == set()
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 1
 
 
 async def test_without_credentials_nothing_is_shown_tried_or_paid(town: Town) -> None:
-    assert (await town.api.call("DELETE", f"{PROVIDERS}/mpesa")).data == {"deleted": True}
+    removed = (await town.api.call("DELETE", f"{PROVIDERS}/mpesa")).data
+    assert removed == {"deleted": True, "shortcode": "174379", "open": {"payments": 0, "refunds": 0}}
     assert (await town.api.call("GET", PROVIDERS)).data == []
     assert (await town.api.call("GET", "/v1/merchant/me")).data["providers"] == []
     for refused in (await town.api.call("POST", VERIFY), await town.api.pay("254711000001", key="a")):
@@ -125,7 +144,7 @@ async def test_without_credentials_nothing_is_shown_tried_or_paid(town: Town) ->
         assert "PUT /v1/merchant/providers" in refused.error["message"]
     again = await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
     assert (again.status, again.error["code"]) == (404, "NOT_FOUND")
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM provider_credentials") == 0
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 0
     assert (await put(town.api)).status == 200
 
 
@@ -213,27 +232,37 @@ async def test_live_keys_need_a_live_api_key_and_sandbox_keys_the_other(town: To
         assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
         assert "sk_test_" in answer.error["message"]
         answer = await put(live, env="live")
-        assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.env", "mpesa.env"]
-        assert "simulator" in str(answer.body)
+        assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.env"]
         assert "https" in str(answer.body)
         assert (await live.call("GET", PROVIDERS)).data == []
 
 
-async def test_a_merchant_is_live_for_as_long_as_live_keys_are_stored(database_url: str, valkey_url: str) -> None:
+async def test_a_merchant_has_the_envs_that_it_has_secrets_for(database_url: str, valkey_url: str) -> None:
     plugins = ["credentials", "callbacks", "payments", "webhooks"]
     values = gateway_values(database_url, valkey_url, plugins=plugins, worker={"in_process": False})
     values["public_url"] = "https://pay.example.co.ke"
+    clock = SetClock(datetime(2026, 11, 23, 12, tzinfo=UTC))
     async with (
-        running_gateway(values) as (gateway, base),
+        running_gateway(values, clock=clock) as (gateway, base),
         shop(gateway, base, env="live", is_configured=False) as api,
     ):
-        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "sandbox"
+        merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        assert (await gateway.merchants.require(merchant_id)).envs == ()
         assert (await put(api, env="live")).data["config_summary"]["env"] == "live"
-        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "live"
+        assert (await gateway.merchants.require(merchant_id)).envs == ("live",)
         assert await gateway.merchants.any_live()
         await api.call("DELETE", f"{PROVIDERS}/mpesa")
-        assert (await api.call("GET", "/v1/merchant/me")).data["env"] == "sandbox"
+        # What was asked for may still be asked about, and call back.
+        assert await gateway.merchants.any_live()
+        store = gateway.services.get(CredentialStore)
+        clock.advance(timedelta(hours=47))
+        assert await store.wipe_retired() == 0
+        clock.advance(timedelta(hours=2))
+        assert await store.wipe_retired() == 1
         assert not await gateway.merchants.any_live()
+        assert (await gateway.merchants.require(merchant_id)).envs == ()
+        row = dict(await gateway.db.fetchrow("SELECT * FROM shortcode") or {})
+        assert {row[field] for field in SECRET_FIELDS} == {None}
 
 
 async def test_result_addresses_are_ours_or_those_that_the_host_allows(values: dict[str, Any]) -> None:
@@ -286,7 +315,7 @@ async def test_storing_and_removing_are_in_the_audit_log(town: Town) -> None:
     await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
     entries = (await town.api.call("GET", "/v1/audit/logs?limit=2")).data
     assert [entry["action"] for entry in entries] == ["credentials.removed", "credentials.stored"]
-    stored = {"provider": "mpesa", "env": "sandbox", "shortcode": "174379", "from": "127.0.0.1"}
+    stored = {"provider": "mpesa", "env": "sandbox", "shortcode": "5123456", "from": "127.0.0.1", "retired": "174379"}
     assert entries[1]["detail"] == stored
     assert await town.gateway.audit.verify() > 2
 
@@ -319,17 +348,18 @@ async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_
         shop(gateway, base, is_configured=False) as test_shop,
         shop(gateway, base, env="live", is_configured=False) as live_shop,
     ):
+        env: Env
         for api, env, issued in ((test_shop, "sandbox", sandbox), (live_shop, "live", live)):
             answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
             assert answer.status == 200, answer.body
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-            kept = await gateway.services.get(CredentialStore).get(merchant_id)
+            kept = await gateway.services.get(CredentialStore).get(merchant_id, env)
             assert kept.security_credential is not None
             assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
             shown = answer.data["config_summary"]
             assert shown["security_credential"] == kept.security_credential.masked
             assert "initiator_password" not in shown
-        for table in ("provider_credentials", "audit_entry", "event"):
+        for table in ("shortcode", "audit_entry", "event"):
             rows = await gateway.db.fetch(f"SELECT * FROM {table}")  # noqa: S608 - a name from this line
             assert "Initiator-pw-7" not in str([dict(row) for row in rows])
 
@@ -339,16 +369,34 @@ async def test_a_password_that_cannot_be_encrypted_here_is_refused_with_the_reas
 ) -> None:
     values["daraja"] = {"sandbox_certificate": str(tmp_path / "a.cer"), "sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
-        for word in ("cannot be read", "expired on"):
+        for word in ("cannot be read", "no X.509"):
             answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
             assert (answer.status, answer.error["field"]) == (422, "mpesa.initiator_password")
             assert word in answer.error["message"]
             assert "Initiator-pw-7" not in str(answer.body)
-            issue(tmp_path / "a.cer", since=-10, days=5)
+            (tmp_path / "a.cer").write_text("-----BEGIN CERTIFICATE-----")
         both = await put(api, initiator_password="Initiator-pw-7")
         assert (both.status, both.error["field"]) == (422, "mpesa.initiator_password")
         spaced = await put(api, security_credential=None, initiator_password="with space")
         assert (spaced.status, spaced.error["field"]) == (422, "mpesa.initiator_password")
+
+
+async def test_initiator_password_is_encrypted_with_an_expired_certificate_and_a_warning_logged(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    issued = issue(tmp_path / "a.cer", since=-4000, days=5)
+    values["daraja"] = {"sandbox_certificate": str(issued.path), "sandbox_url": "http://127.0.0.1:9"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        with capture_logs() as logged:
+            answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
+        assert answer.status == 200, answer.body
+        merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
+        kept = await gateway.services.get(CredentialStore).get(merchant_id, "sandbox")
+        assert kept.security_credential is not None
+        assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
+        (warned,) = [entry for entry in logged if entry["event"] == "certificate_outside_its_time"]
+        assert (warned["log_level"], "expired on" in warned["problem"]) == ("warning", True)
+        assert "Initiator-pw-7" not in str(logged)
 
 
 async def test_each_environment_talks_to_its_own_daraja_only(values: dict[str, Any]) -> None:

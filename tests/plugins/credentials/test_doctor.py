@@ -17,6 +17,7 @@ from mpesa_gateway_credentials.doctor import look_at_credentials
 from tests.authority import certificate
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by
+from tests.stored import change_credentials, go_live
 
 ALL = {f"credentials.{name}": "ok" for name in ("whole", "initiator", "token")}
 
@@ -67,7 +68,7 @@ async def test_fields_that_are_missing_are_named(town: Town) -> None:
     found = (await look(town))["credentials.whole"]
     assert found.level == "note"
     for name in ("mpesa.initiator", "mpesa.initiator_password", "mpesa.nominated_number"):
-        assert name in found.text
+        assert name in found.text + (found.fix or "")
     await store(town, nominated_number=None)
     found = (await look(town))["credentials.whole"]
     assert "mpesa.nominated_number" in found.text
@@ -84,7 +85,7 @@ async def test_keys_that_mpesa_does_not_take(town: Town) -> None:
 
 async def test_live_credentials_with_the_sandboxs_shortcode(town: Town) -> None:
     await store(town)
-    await town.gateway.db.execute("UPDATE provider_credentials SET env = 'live'")
+    await go_live(town.gateway)
     found = (await look(town, is_live=True))["credentials.live"]
     assert (found.level, "174379" in found.text) == ("problem", True)
 
@@ -99,7 +100,7 @@ async def test_live_credentials_with_the_sandboxs_shortcode(town: Town) -> None:
 )
 async def test_addresses_for_results_that_mpesa_does_not_call(town: Town, url: str, words: str) -> None:
     await store(town)
-    await town.gateway.db.execute("UPDATE provider_credentials SET result_url = $1", url)
+    await change_credentials(town.gateway, result_url=url)
     found = await look(town, is_live=True)
     assert (found["credentials.result_url"].level, words in found["credentials.result_url"].text) == ("problem", True)
     assert (await look(town))["credentials.result_url"].level == "note"
@@ -121,7 +122,7 @@ async def test_an_initiators_password_that_was_not_encrypted_for_this(town: Town
 
 async def test_an_initiators_password_from_before_the_present_certificate(town: Town) -> None:
     await store(town)
-    await town.gateway.db.execute("UPDATE provider_credentials SET updated_at = now() - interval '30 days'")
+    await change_credentials(town.gateway, updated_at=town.gateway.clock.now() - timedelta(days=30))
     assert (await look(town))["credentials.initiator"].level == "warning"
 
 
@@ -143,7 +144,7 @@ async def test_a_daraja_that_is_away_says_nothing_of_the_keys(values: dict[str, 
 
 async def test_credentials_that_no_listed_key_opens(town: Town) -> None:
     await store(town)
-    await town.gateway.db.execute("UPDATE provider_credentials SET passkey = 'v1.0123456789ab.AAAA'")
+    await change_credentials(town.gateway, passkey="v1.0123456789ab.AAAA")
     found = await look(town)
     assert levels(found) == {"credentials.stored": "problem"}
     assert "0123456789ab" in found["credentials.stored"].text

@@ -1,13 +1,17 @@
-"""Merchants and their credentials, bent past Postgres' own rules: it shows."""
+"""Merchants, receivers and shortcodes, bent past Postgres' own rules: it shows."""
 
 from mpesa_gateway_credentials.plugin import plugin
 from tests.conftest import Town
 from tests.ledger import each_is_noticed, lay_bare
 
 BENDINGS = {
-    "credentials.env_is_the_merchants": """
-        UPDATE merchant SET env = 'live' WHERE name = 'Other' RETURNING merchant_id;
-        UPDATE provider_credentials SET env = 'live' RETURNING merchant_id
+    "credentials.envs_are_the_shortcodes": """
+        UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
+        UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id
+    """,
+    "credentials.owners_have_credentials": """
+        UPDATE receiver SET env = 'live', owner_id = (SELECT merchant_id FROM merchant WHERE name = 'Other')
+        RETURNING receiver_id
     """,
 }
 

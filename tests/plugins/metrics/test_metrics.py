@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
@@ -158,7 +158,8 @@ async def test_a_journey_is_counted_as_it_was(watched: Watched) -> None:
     assert seen("mpesa_http_requests_total", method="POST", route="/v1/payments", status="503") == 1
     assert seen("mpesa_daraja_tokens") == 1
     assert 0 <= seen("mpesa_daraja_token_age_seconds") < 300
-    assert seen("mpesa_postgres_up") == seen("mpesa_valkey_up") == seen("mpesa_workers") == 1
+    assert seen("mpesa_postgres_up") == seen("mpesa_valkey_up") == 1
+    assert [seen("mpesa_workers", queue=queue) for queue in QUEUES] == [1] * len(QUEUES)
     assert seen("mpesa_migrations_pending") == seen("mpesa_readings_failed") == 0
     assert seen("mpesa_reconciliation_runs_total", status="completed") == 1
     assert seen("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1

@@ -139,6 +139,7 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
         merchant = await gateway.merchants.create("Shop", actor="test")
         event = PaymentCompleted(
             merchant_id=merchant.merchant_id,
+            env="sandbox",
             subject_id="pay_00000000000000000000000000",
             payment_id="pay_00000000000000000000000000",
             amount="1.00",

@@ -23,7 +23,7 @@ from starlette.routing import Mount
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.commands.session import Session
-from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.config import QUEUES, GatewayConfig
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.pages import Role
@@ -38,7 +38,7 @@ from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, Browser, signed_in
 
 PLUGINS = ["credentials", "callbacks", "payments", "webhooks", "ops"]
-QUEUE = "/queues/queues/mpesa"
+QUEUE = "/queues/queues/mpesa-default"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ async def failed(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> 
     await gateway.jobs.enqueue(name, **kwargs)
 
     async def look() -> list[Job] | None:
-        jobs = await gateway.jobs.queue.failed_jobs(0, 100)
+        jobs = await gateway.jobs.queues["default"].failed_jobs(0, 100)
         return jobs if len(jobs) == count else None
 
     found = await eventually(look)
@@ -122,7 +122,7 @@ async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(h
             page = await browser.opens(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
             assert page.headers["Cache-Control"] == "no-store"
-        for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa/jobs/x/retry"):
+        for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa-default/jobs/x/retry"):
             assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
             assert (await browser.sends(path, {})).url == home.ops + "/login"
 
@@ -243,12 +243,12 @@ async def test_what_another_site_makes_a_browser_send_is_refused(home: House, he
     await failed(home.gateway, "failing.fail")
     async with signed_in(home.ops) as browser:
         page = await browser.opens("/failed")
-        fields = {"form_token": page.field("form_token"), "key": page.field("key")}
+        fields = {name: page.field(name) for name in ("form_token", "queue", "key")}
         for path in ("/login", "/logout", "/failed/retry", f"/queues/api{QUEUE[7:]}/jobs/{fields['key']}/retry"):
             refused = await browser.sends(path, fields, headers)
             assert (refused.status, "one of our own pages" in refused.text) == (403, True)
         assert (await browser.opens()).url == home.ops
-    (job,) = await home.gateway.jobs.queue.failed_jobs(0, 10)
+    (job,) = await home.gateway.jobs.queues["default"].failed_jobs(0, 10)
     assert (job.status, job.attempts) == (Status.FAILED, 1)
 
 
@@ -340,7 +340,7 @@ async def test_failed_jobs_are_found_newest_first_and_shown_as_text(home: House)
     assert text.index("&lt;script&gt;") < text.index("dlv_1")
     assert "<script>" not in text
     assert f"<code>{len(home.gateway.plugins)} plugins</code>" in text
-    assert "failed after 1 try" in page.words
+    assert "failed in the queue default, after 1 try" in page.words
     assert "Traceback" not in text
 
 
@@ -348,7 +348,7 @@ async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
     home: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpesa_gateway.worker._FAILED_AT_MOST", 60)
-    queue = home.gateway.jobs.queue
+    queue = home.gateway.jobs.queues["default"]
     for number in range(70):
         job = Job("failing.fail", kwargs={"number": number}, key=f"job-{number}", queue=queue)
         await queue.finish(job, Status.FAILED, error="x")
@@ -374,7 +374,7 @@ async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: Ho
     (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_1")
     async with signed_in(home.ops) as browser:
         page = await browser.opens("/failed")
-        fields = {name: page.field(name) for name in ("form_token", "key", "page")}
+        fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
         assert (await browser.sends("/failed/retry", fields | {"form_token": "x"})).status == 403
         assert calls.count("call_1") == 1
         first = await browser.sends("/failed/retry", fields)
@@ -382,13 +382,13 @@ async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: Ho
         assert "no longer among the failed" in (await browser.sends("/failed/retry", fields)).text
 
         async def is_done() -> bool:
-            found = await home.gateway.jobs.queue.job(job.key)
+            found = await home.gateway.jobs.queues["default"].job(job.key)
             return found is not None and found.status == Status.COMPLETE
 
         assert await eventually(is_done)
         assert "No job has failed." in (await browser.opens("/failed")).text
     assert calls.count("call_1") == 2
-    assert await home.gateway.jobs.queue.count_failed() == 0
+    assert await home.gateway.jobs.queues["default"].count_failed() == 0
     (entry,) = await home.gateway.audit.page(10, None, "job.retried", None)
     assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
     assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
@@ -398,14 +398,16 @@ async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
     (job,) = await failed(home.gateway, "failing.fail")
     async with signed_in(home.ops) as browser:
         page = await browser.opens("/failed")
-        await browser.sends("/failed/retry", {name: page.field(name) for name in ("form_token", "key", "page")})
+        await browser.sends(
+            "/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
+        )
 
         async def fails_again() -> bool:
-            found = await home.gateway.jobs.queue.failed_jobs(0, 10)
+            found = await home.gateway.jobs.queues["default"].failed_jobs(0, 10)
             return [(one.key, one.attempts) for one in found] == [(job.key, 2)]
 
         assert await eventually(fails_again)
-        assert "failed after 2 tries" in (await browser.opens("/failed")).words
+        assert "failed in the queue default, after 2 tries" in (await browser.opens("/failed")).words
 
 
 async def test_the_queue_is_looked_at_and_a_job_stopped_without_a_script(home: House) -> None:
@@ -422,7 +424,10 @@ async def test_the_queue_is_looked_at_and_a_job_stopped_without_a_script(home: H
         assert page.link("/ops/queues/")
         key = re.search(r'name="key" value="([^"]+)"', row)
         assert key is not None
-        fields = {"form_token": page.field("form_token"), "key": key[1]}
+        fields = {"form_token": page.field("form_token"), "queue": "default", "key": key[1]}
+        assert (
+            "That job has ended meanwhile." in (await browser.sends("/queue/stop", fields | {"queue": "daraja"})).words
+        )
         assert (await browser.sends("/queue/stop", fields | {"form_token": "x"})).status == 403
         assert "The job was stopped." in (await browser.sends("/queue/stop", fields)).words
         assert "failing.fail" not in (await browser.opens("/queue")).text
@@ -458,20 +463,23 @@ async def test_saqs_pages_and_files_come_from_here(home: House) -> None:
         for name in ("other.js", "..%2f..%2fcommon.py", "../common.py"):
             assert (await browser.opens(f"/queues/static/{name}")).status == 404
         api = "/queues/api/queues"
-        assert '"name":"mpesa"' in (await browser.opens(api, accept="*/*")).text
-        assert '"workers":' in (await browser.opens(f"{api}/mpesa", accept="*/*")).text
-        assert "dlv_1" in (await browser.opens(f"{api}/mpesa/jobs/{job.key}", accept="*/*")).text
-        for path in (f"{api}/other", f"{api}/mpesa/jobs/nothing", f"{api}/other/jobs/{job.key}"):
+        listed = (await browser.opens(api, accept="*/*")).text
+        for name in QUEUES:
+            assert f'"name":"mpesa-{name}"' in listed
+            assert (await browser.opens(f"{api}/mpesa-{name}", accept="*/*")).status == 200
+        assert '"workers":' in (await browser.opens(f"{api}/mpesa-default", accept="*/*")).text
+        assert "dlv_1" in (await browser.opens(f"{api}/mpesa-default/jobs/{job.key}", accept="*/*")).text
+        for path in (f"{api}/other", f"{api}/mpesa-default/jobs/nothing", f"{api}/other/jobs/{job.key}"):
             assert (await browser.opens(path, accept="*/*")).status == 404
 
 
 async def test_saqs_buttons_work_and_are_on_record(home: House) -> None:
     (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_2")
-    queue = home.gateway.jobs.queue
+    queue = home.gateway.jobs.queues["default"]
     await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
     async with signed_in(home.ops) as browser:
-        jobs = "/queues/api/queues/mpesa/jobs"
+        jobs = "/queues/api/queues/mpesa-default/jobs"
         assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, {"Accept": "application/json"})).text == "{}"
         assert (await browser.sends(f"{jobs}/{later}/abort", {}, {"Accept": "application/json"})).text == "{}"
         assert (await browser.sends(f"{jobs}/nothing/abort", {}, {"Accept": "application/json"})).status == 404
@@ -514,7 +522,9 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
                 here = re.search(r'new URL\("([^"]*)", location.href\)', page.text)
                 assert here is None or urljoin(page.url, here[1]) == base + "/ops/queues"
             page = await browser.opens("/failed")
-            retried = await browser.sends("/failed/retry", {n: page.field(n) for n in ("form_token", "key", "page")})
+            retried = await browser.sends(
+                "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}
+            )
             assert retried.url.startswith(base + "/ops/failed?page=1&note=")
             assert "The job is on the queue again." in retried.words
             out = await browser.sends("/logout", {"form_token": page.field("form_token")})

@@ -393,6 +393,30 @@ async def test_an_answer_may_come_before_the_ack_with_a_token_and_without(town: 
     assert (await look(town, other))["status"] == "completed"
 
 
+async def test_status_result_is_taken_at_every_result_address(town: Town, daraja: Daraja) -> None:
+    inbox: Any = town.gateway.services.get(CallbackInbox)
+    inbox._allowlist = (*inbox._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    specified = "/v1/webhooks/mpesa/reversal/"
+    for number, path in enumerate(("{specified}result", "/v1/cb/reversal/{token}", "{specified}result/{token}")):
+        payment = await asked(town, key=f"k{number}")
+        daraja.say("transactionstatus", ack(70 + number))
+        started = await check(town, payment["id"])
+        token = daraja.of("transactionstatus")[-1]["ResultURL"].rpartition("/")[2]
+        ids = {"OriginatorConversationID": f"o-{70 + number}", "ConversationID": f"AG_{70 + number}"}
+        late = result(1)
+        late["Result"] |= ids
+        assert (await town.api.call("POST", f"{specified}timeout", late)).status == 200
+        assert await found(town, started) == ("timed_out", None)
+        said = says("Completed", ReceiptNo=f"OTHER0000{number}")
+        said["Result"] |= ids
+        # Its parameters without the object that is usual around them.
+        said["Result"]["ResultParameters"] = said["Result"]["ResultParameters"]["ResultParameter"]
+        where = path.format(specified=specified, token=token)
+        assert (await town.api.call("POST", where, said)).status == 200
+        assert await found(town, started) == ("answered", "recovered"), where
+        assert (await look(town, payment))["status"] == "completed"
+
+
 async def test_without_any_ids_nothing_can_be_known_and_nothing_is(town: Town, daraja: Daraja) -> None:
     """No token, no ids: an answer to nobody."""
     payment = await asked(town)

@@ -27,10 +27,12 @@ All that half of the filters let through are many times more, so whoever reads t
 
 # A minute apart, the newest last. One in 50 is of more than 100,000; 80 % are paid, 15 % failed, 2 % pending.
 FILL = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, charge, merchant_request_id, checkout_request_id, receipt,
     failure_reason, refunded, due_at, expires_at, created_at, updated_at, completed_at)
 SELECT 'pay_' || lpad(n::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode),
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN 'OWN' || lpad(n::text, 9, '0') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',
@@ -105,7 +107,7 @@ FILTERS: dict[str, dict[str, str]] = {
 
 async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, after: Position | None) -> dict[str, Any]:
     """How Postgres has read a page."""
-    sql, values = page_sql(merchant_id, filters, after, SHOWN)
+    sql, values = page_sql(merchant_id, "sandbox", filters, after, SHOWN)
     (row,) = await db.fetch_planned("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql, *values)
     plan: dict[str, Any] = json.loads(row[0])[0]["Plan"]
     return plan
@@ -113,7 +115,7 @@ async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, aft
 
 async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> Position | None:
     """The position of a row far down the list, or half way where the list is shorter; None in an empty one."""
-    sql, values = page_sql(merchant_id, filters, None, DEEP)
+    sql, values = page_sql(merchant_id, "sandbox", filters, None, DEEP)
     rows = await db.fetch_planned(f"SELECT created_at, payment_id FROM ({sql}) AS listed", *values)  # noqa: S608
     if not rows:
         return None

@@ -264,14 +264,15 @@ async def test_an_outcome_written_twice_is_written_once(counter: Shop) -> None:
 
     ack = StkAck(merchant_request_id="m-1", checkout_request_id="ws_CO_2", customer_message="")
     async with counter.gateway.db.transaction():
-        await service._write_accepted(row, ack)
+        credentials = await counter.gateway.services.get(Credentials).get(row["merchant_id"], "sandbox")
+        await service._write_accepted(row, ack, credentials)
     assert await counter.steps() == ["requested", "sent"]
 
 
 async def test_no_call_to_daraja_is_made_inside_a_transaction(counter: Shop) -> None:
     """Also where a port forgets to refuse it."""
     credentials = await counter.gateway.services.get(Credentials).get(
-        (await counter.api.call("GET", "/v1/merchant/me")).data["id"]
+        (await counter.api.call("GET", "/v1/merchant/me")).data["id"], "sandbox"
     )
     async with counter.gateway.db.transaction():
         with pytest.raises(CalledInTransaction):

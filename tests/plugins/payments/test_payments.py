@@ -132,7 +132,9 @@ async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None
                 won = await idempotency.claim(
                     db,
                     merchant_id=merchant_id,
+                    env="sandbox",
                     key="one",
+                    operation="payment",
                     fingerprint=bytes(32),
                     subject_id=f"pay_{number}",
                     now=now,

@@ -400,6 +400,7 @@ async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(str
     pushing = asyncio.create_task(
         street.payments.request(
             (await street.api.call("GET", "/v1/merchant/me")).data["id"],
+            "sandbox",
             PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE)),
             idempotency_key="a",
         )
@@ -417,7 +418,7 @@ async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street)
     request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
     with pytest.raises(CalledInTransaction, match="after commit"):
         async with street.gateway.db.transaction():
-            await street.payments.request(merchant_id, request, idempotency_key="a")
+            await street.payments.request(merchant_id, "sandbox", request, idempotency_key="a")
     assert street.daraja.pushed == 0
 
 
@@ -473,11 +474,9 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
         async with shop(street.gateway, street.base) as odd:
             merchant_id = (await odd.call("GET", "/v1/merchant/me")).data["id"]
             # As only a mistake of ours could store it.
+            await street.gateway.db.execute("ALTER TABLE shortcode DROP CONSTRAINT shortcode_account_reference_check")
             await street.gateway.db.execute(
-                "ALTER TABLE provider_credentials DROP CONSTRAINT provider_credentials_account_reference_check"
-            )
-            await street.gateway.db.execute(
-                "UPDATE provider_credentials SET account_reference = 'far too long for it' WHERE merchant_id = $1",
+                "UPDATE shortcode SET account_reference = 'far too long for it' WHERE merchant_id = $1",
                 merchant_id,
             )
             answers = await asyncio.gather(
@@ -517,7 +516,7 @@ async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(s
 
     payment = await street.asks()
     await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
-    refused = await street.api.call("POST", street.address(payment), paid("ws_CO_another"))
+    refused = await street.api.call("POST", street.address(payment), result("ws_CO_another", 1032))
     assert refused.status == 403
     assert hear.__name__ == "hear"
     assert await street.events() == ["callback.stk_resulted", "payment.completed", "payment.mismatched"]

@@ -11,10 +11,12 @@ from mpesa_gateway_payments.tally import PaymentTally, Tallied
 from tests.conftest import Town
 
 FILL = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, receipt, completed_at, expires_at,
     created_at, updated_at, due_at)
-SELECT 'pay_' || lpad($2, 26, '0'), $1, 'sandbox', 'mpesa', '174379', $3, 'KES', '254711000001', 'ROW', false,
+SELECT 'pay_' || lpad($2, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode), $3, 'KES', '254711000001', 'ROW', false,
     'Payment', $2, $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
 """
 
@@ -24,9 +26,11 @@ VALUES ('pay_' || lpad($1, 26, '0'), $2, 'requested', 'merchant', '')
 """
 
 MANY = """
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
+    phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379', 5, 'KES', '254711000001', 'ROW' || i, false,
+SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+    (SELECT min(shortcode_id) FROM shortcode), 5, 'KES', '254711000001', 'ROW' || i, false,
     'Payment', 'many-' || i, 'failed', 'expired', now(), now() - (30000 - i) * interval '1 minute', now()
 FROM generate_series(1, 30000) AS i
 """
@@ -61,7 +65,7 @@ async def counted(town: Town) -> Tallied:
     """The figures, counted now."""
     tally = town.gateway.services.get(PaymentTally)
     await tally.count()
-    found = await tally.read()
+    found = await tally.read("sandbox")
     assert found is not None
     return found
 
@@ -73,7 +77,7 @@ async def books(town: Town) -> Books:
 async def test_nothing_is_told_before_the_first_payment(town: Town) -> None:
     tally = town.gateway.services.get(PaymentTally)
     assert await tally.count() == 0
-    assert await tally.read() is None
+    assert await tally.read("sandbox") is None
 
 
 async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(town: Town) -> None:
@@ -168,6 +172,6 @@ async def test_the_worker_counts_by_itself(town: Town) -> None:
     await town.gateway.jobs.enqueue("payments.tally")
 
     async def is_counted() -> bool:
-        return await town.gateway.services.get(PaymentTally).read() is not None
+        return await town.gateway.services.get(PaymentTally).read("sandbox") is not None
 
     await eventually(is_counted)

@@ -5,16 +5,17 @@ from tests.constraints import added, refusals
 
 ROWS = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
-    started_at)
-SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(), now(), now() FROM merchant;
+    started_at, receiver_id)
+SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(), now(), now(), receiver_id
+FROM merchant, receiver;
 INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, created_at)
 SELECT 'lin_1', merchant_id, 'sandbox', '174379', 'TKN4A1B2C3', ARRAY[now()], 500, '500', now() FROM merchant;
 """
 
 SECOND = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
-    started_at)
-SELECT 'run_2', merchant_id, env, shortcode, 'manual', window_start, window_end, lease_until, started_at
+    started_at, receiver_id)
+SELECT 'run_2', merchant_id, env, shortcode, 'manual', window_start, window_end, lease_until, started_at, receiver_id
 FROM reconciliation_run
 """
 RUN = "UPDATE reconciliation_run SET %s"

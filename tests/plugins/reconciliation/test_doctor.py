@@ -11,6 +11,7 @@ from mpesa_gateway_reconciliation.doctor import look_at_reconciliation
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by
+from tests.stored import default_shortcode, go_live
 
 pytestmark = pytest.mark.usefixtures("initiated")
 
@@ -25,15 +26,15 @@ async def test_registered_and_read(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     assert levels(await look(town)) == {"reconciliation.registered": "ok"}
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    assert await town.gateway.services.get(Reconciliation).run_due(merchant_id)
+    assert await town.gateway.services.get(Reconciliation).run_due(await default_shortcode(town.gateway, merchant_id))
     assert levels(await look(town)) == {"reconciliation.registered": "ok", "reconciliation.runs": "ok"}
 
 
 async def test_not_registered(town: Town) -> None:
     found = await look(town)
     assert levels(found) == {"reconciliation.registered": "note"}
-    await town.gateway.db.execute("UPDATE provider_credentials SET env = 'live'")
-    found = await look(town)
+    await go_live(town.gateway)
+    found = await look(town, env="live")
     assert levels(found) == {"reconciliation.registered": "problem"}
     assert "pull/register" in (found["reconciliation.registered"].fix or "")
 
@@ -49,8 +50,8 @@ async def test_not_read_for_a_while(town: Town) -> None:
     )
     await town.gateway.db.execute(
         "INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, status, "
-        "error, started_at, finished_at) SELECT 'run_z', merchant_id, env, shortcode, 'cron', window_start, now(), "
-        "'failed', 'M-Pesa is tired', now(), now() FROM reconciliation_run"
+        "error, started_at, finished_at, receiver_id) SELECT 'run_z', merchant_id, env, shortcode, 'cron', "
+        "window_start, now(), 'failed', 'M-Pesa is tired', now(), now(), receiver_id FROM reconciliation_run"
     )
     found = (await look(town, now=later))["reconciliation.runs"]
     assert (found.level, "M-Pesa is tired" in found.text) == ("warning", True)

@@ -25,8 +25,8 @@ class Place:
     async def run_and_hang(self) -> "asyncio.Task[bool]":
         """A regular run that waits for long to ask M-Pesa a second time."""
         await self.pull("internal_error")
-        merchant_id = await self.gateway.db.fetchval("SELECT merchant_id FROM merchant")
-        work = asyncio.create_task(self.reconciliation.run_due(merchant_id))
+        shortcode_id = await self.gateway.db.fetchval("SELECT shortcode_id FROM shortcode")
+        work = asyncio.create_task(self.reconciliation.run_due(shortcode_id))
         await eventually(lambda: self.gateway.db.fetchval("SELECT run_id FROM reconciliation_run"))
         return work
 
@@ -77,7 +77,7 @@ async def test_a_manual_run_ends_with_the_gateway(place: Place) -> None:
 
 async def test_a_run_whose_process_died_is_given_up_after_a_minute(place: Place) -> None:
     credentials = await place.gateway.services.get(Credentials).get(
-        await place.gateway.db.fetchval("SELECT merchant_id FROM merchant")
+        await place.gateway.db.fetchval("SELECT merchant_id FROM merchant"), "sandbox"
     )
     now = place.clock.now()
     begin = place.reconciliation._begin  # pyright: ignore[reportPrivateUsage]

@@ -27,10 +27,10 @@ BENDINGS = {
     """,
     "reconciliation.runs_end": """
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
-            lease_until, started_at)
+            lease_until, started_at, receiver_id)
         SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(),
-            now() - interval '31 minutes', now()
-        FROM merchant RETURNING run_id
+            now() - interval '31 minutes', now(), receiver_id
+        FROM merchant, receiver RETURNING run_id
     """,
 }
 

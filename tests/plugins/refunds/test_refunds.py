@@ -1,6 +1,7 @@
 """Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each rightly."""
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -10,14 +11,14 @@ import pytest
 from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Scope
-from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, shop
+from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, result, stk_callback
-from tests.stored import change_credentials
+from tests.stored import WIPE, change_credentials, move_to
 
 RECEIPT = "TKN4A1B2C3"
 REVERSAL = "TKN9REV001"
@@ -309,26 +310,35 @@ async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(de
     assert len(desk.daraja.of("reversal")) == 1
 
 
-async def test_a_payment_of_the_other_environment_or_of_another_shortcode_is_not_reversed(desk: Desk) -> None:
+async def test_a_payment_is_reversed_with_its_own_shortcode_whatever_the_default_is_now(desk: Desk) -> None:
     payment_id = await desk.paid()
-    gateway = desk.town.gateway
-    await change_credentials(gateway, shortcode="600001")
-    answer = await desk.ask(payment_id, key="r")
-    assert (answer.status, "600001" in answer.error["message"]) == (409, True)
+    await move_to(desk.town.api, "600001")
+    assert (await desk.ask(payment_id, key="r")).status == 201
+    (sent,) = desk.daraja.of("reversal")
+    assert sent["ReceiverParty"] == "174379"
+
+
+async def test_a_payment_of_the_other_environment_is_not_found(desk: Desk) -> None:
+    payment_id = await desk.paid()
     _, secret = await desk.town.gateway.api_keys.create(
         desk.merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
     )
     live = Api(desk.town.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
-    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
-    # The shop has gone live, and wants to refund what it tried in the sandbox.
-    await change_credentials(gateway, shortcode="174379", env="live")
-    answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
-    assert (answer.status, "of sandbox" in answer.error["message"]) == (409, True)
+    assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
     assert desk.daraja.of("reversal") == []
     assert await desk.books(payment_id) == ("completed", 0, 0)
-    await change_credentials(gateway, env="sandbox")
+
+
+async def test_a_payment_whose_credentials_were_erased_is_refunded_once_they_are_stored_again(desk: Desk) -> None:
+    payment_id = await desk.paid()
+    await desk.town.gateway.db.execute(WIPE)
+    answer = await desk.ask(payment_id, key="r")
+    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    assert "174379" in answer.error["message"]
+    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await desk.town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     assert (await desk.ask(payment_id, key="r")).status == 201
 
 
@@ -356,9 +366,8 @@ WORDS = {
     "2001": "initiator_invalid",
     "2028": "not_permitted",
     "8006": "initiator_locked",
-    "4242": "other",
-    "SFC_IC0003": "other",
 }
+UNKNOWN_RESULTS = ("15", "100000100", "100000000", "26", "4242", "SFC_IC0003", "R000003")
 
 
 def test_the_table_of_results_is_complete() -> None:
@@ -393,6 +402,50 @@ async def test_every_result_code_has_its_outcome_and_its_advice(desk: Desk, is_t
         assert (data["outcome"], bool(data["advice"]), data["status"]) == (WORDS[data["result_code"]], True, "failed")
     (reversed_,) = await desk.town.receiver.wait_for(1, kind="payment.reversed")
     assert reversed_.json["data"]["refund_amount"] == "500.00"
+
+
+@pytest.mark.parametrize("code", UNKNOWN_RESULTS)
+async def test_take_result_unknown_code_keeps_the_money_reserved_for_review(desk: Desk, code: str) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    said = result(int(code) if code.isdigit() else code, "Duplicate Detected 254711000001")
+    assert (await desk.result(refund, said)).status == 200
+    after = await desk.refund(refund)
+    assert (after["status"], after["outcome"]) == ("pending", None)
+    assert code in after["attention"]
+    assert "254711000001" not in after["attention"]
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    # No second reversal is possible meanwhile, and M-Pesa's own proof still ends this one.
+    assert (await desk.ask(payment_id, key="again")).status == 409
+    assert len(desk.daraja.of("reversal")) == 1
+    await desk.done(refund)
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+@pytest.mark.parametrize("code", [0.0, "00000000", "0.0"])
+async def test_reversal_acknowledged_with_any_zero_is_sent_once(desk: Desk, code: Any) -> None:
+    payment_id = await desk.paid()
+    status, content = ack(9)
+    desk.daraja.say("reversal", (status, content | {"ResponseCode": code}))
+    refund = (await desk.ask(payment_id)).data
+    assert refund["status"] == "pending"
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert (await desk.result(refund, result(code, transaction_id=REVERSAL))).status == 200
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
+
+
+@pytest.mark.parametrize("said", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
+async def test_reversal_refused_by_the_proxy_frees_the_money(desk: Desk, said: Any) -> None:
+    payment_id = await desk.paid()
+    desk.daraja.say("reversal", said)
+    answer = await desk.ask(payment_id, key="r")
+    assert (answer.status, answer.error["retryable"]) == (503, True)
+    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await desk.ask(payment_id, key="r")).data["status"] == "pending"
+    assert len(desk.daraja.of("reversal")) == 2
 
 
 async def test_a_part_goes_back_and_then_the_rest(desk: Desk) -> None:
@@ -482,6 +535,75 @@ async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: De
     go.set()
     assert (await asking).data["status"] == "completed"
     assert await desk.books(payment_id) == ("reversed", 500, 0)
+
+
+SPECIFIED = "/v1/webhooks/mpesa/"
+
+
+async def test_reversal_result_without_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
+    """The specification's one result_url is that of status queries, and Daraja posts reversals' results there too."""
+    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
+    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    url = f"{desk.town.base}{SPECIFIED}transactionstatus/result"
+    await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    for number, where in enumerate(("transactionstatus/result", "reversal/result", "")):
+        receipt, reversal = f"TKN000000{number}", f"REV000000{number}"
+        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
+        desk.daraja.say("reversal", ack(80 + number))
+        refund = (await desk.ask(payment_id)).data
+        assert desk.daraja.of("reversal")[-1]["ResultURL"] == url
+        # A timeout, likewise, asks.
+        late = result(1, kind=1, originator=f"o-{80 + number}", conversation=f"AG_{80 + number}")
+        assert (await desk.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
+        due = "SELECT due_at <= now() FROM refund WHERE refund_id = $1"
+        assert await desk.town.gateway.db.fetchval(due, refund["id"])
+        assert await desk.books(payment_id) == ("completed", 0, 500)
+        # Ids that we do not know wait, whatever their result says.
+        strange = result(0, originator=f"x-{number}", conversation=f"AGX_{number}", transaction_id=reversal)
+        path = f"{SPECIFIED}{where}".rstrip("/")
+        assert (await desk.town.api.call("POST", path, strange)).status == 200
+        assert await desk.books(payment_id) == ("completed", 0, 500)
+        says = {"OriginalTransactionID": receipt, "Amount": 5e2}
+        done = result(
+            0.0,
+            originator=f"o-{80 + number}",
+            conversation=f"AG_{80 + number}",
+            transaction_id=reversal,
+            says=says,
+        )
+        assert (await desk.town.api.call("POST", path, done)).status == 200
+        assert await desk.books(payment_id) == ("reversed", 500, 0), where
+        assert (await desk.refund(refund))["reversal_receipt"] == reversal
+    verdicts = await desk.town.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
+    assert {row["verdict"]: row["count"] for row in verdicts} == {"applied": 9, "waiting": 3}
+
+
+async def test_reversal_result_without_a_token_needs_a_listed_source(values: dict[str, Any], daraja: Daraja) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        done = result(0, originator="o-1", conversation="AG_1", transaction_id=REVERSAL)
+        for where in ("transactionstatus/result", "reversal/result", "reversal/timeout", ""):
+            assert (await api.call("POST", f"{SPECIFIED}{where}".rstrip("/"), done)).status == 403, where
+        assert daraja.of("reversal") == []
+        reasons = {row["reason"] for row in await gateway.db.fetch("SELECT reason FROM refused_callback")}
+        assert reasons == {"source"}
+
+
+async def test_reversal_result_with_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
+    callbacks = desk.town.gateway.services.get(Callbacks)
+    for number, path in enumerate(("/v1/cb/status/", f"{SPECIFIED}transactionstatus/result/", "/v1/cb/reversal/")):
+        receipt = f"TKN000000{number}"
+        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
+        refund = (await desk.ask(payment_id)).data
+        url = callbacks.url_for("reversal", env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"])
+        token = url.rpartition("/")[2]
+        # At a timeout address it says nothing of the money, whatever is in it, also nothing at all.
+        for raw in (b"", b"\xff", b"<html>gone</html>", json.dumps(result(1)).encode()):
+            answer = await desk.town.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
+            assert (answer.status, await desk.books(payment_id)) == (200, ("completed", 0, 500)), raw
+        done = result(0, transaction_id=f"REV000000{number}", says={"OriginalTransactionID": receipt})
+        assert (await desk.town.api.call("POST", path + token, done)).status == 200
+        assert await desk.books(payment_id) == ("reversed", 500, 0), path
 
 
 def _loopback() -> tuple[Any, ...]:
@@ -793,15 +915,15 @@ async def test_asking_takes_no_attention_away_that_a_result_has_called_for_meanw
     assert (await asking).data["attention"]
 
 
-async def test_other_credentials_are_not_asked_about_an_old_refund(desk: Desk) -> None:
+async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_retired(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id)).data
-    await change_credentials(desk.town.gateway, shortcode="600001")
+    assert await move_to(desk.town.api, "600001") == {"payments": 0, "refunds": 1}
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
-    assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
+    assert answer.status == 200
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
     assert await desk.town.gateway.services.get(RefundService).ask(refund["id"])
-    assert desk.daraja.of("transactionstatus") == []
+    assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
 
 
 async def test_who_asks_by_hand_hears_why_m_pesa_was_not_asked(desk: Desk) -> None:

@@ -5,14 +5,20 @@ from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.daraja.client import DarajaCredentials, NotSent
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.receiver import receiving
-from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_simulator.outcomes import ANSWERS, BEHAVIOURS, PREFIX
+from tests.conftest import Town
 from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, metadata, signed
 
 
@@ -456,19 +462,77 @@ async def test_a_knob_that_does_not_exist_is_refused(line: Line) -> None:
         assert (await line.call(method, f"/simulator/control/{path}", body))[0] == 422, (path, body)
 
 
-async def test_beside_a_live_merchant_it_does_not_run(values: dict[str, Any]) -> None:
+async def test_beside_a_live_merchant_it_runs(values: dict[str, Any]) -> None:
+    """Live traffic cannot reach it, so it serves the sandbox of the same gateway."""
     values["worker"] = {"in_process": False}
-    without = {name: value for name, value in values.items() if name != "simulator"}
-    plain = [name for name in values["plugins"] if name != "simulator"]
-    async with Gateway(GatewayConfig.from_values(without | {"plugins": plain})).running() as gateway:
-        merchant = await gateway.merchants.create("Real money", actor="test")
-        await gateway.merchants.set_env(merchant.merchant_id, "live")
     gateway = Gateway(GatewayConfig.from_values(values))
-    with pytest.raises(ConfigRefused, match="does not run beside live merchants: remove `simulator` from `plugins`"):
-        await gateway.start()
-    assert not gateway.is_running
-    await gateway.db.start()
-    await gateway.merchants.set_env(merchant.merchant_id, "sandbox")
-    await gateway.db.stop()
+    async with gateway.running():
+        merchant = await gateway.merchants.create("Real money", actor="test")
+        await gateway.merchants.set_envs(merchant.merchant_id, ["live"])
     async with gateway.running():
         assert gateway.is_running
+
+
+async def test_live_traffic_that_is_led_to_a_simulator_gets_no_token_and_sends_no_payment(
+    values: dict[str, Any],
+) -> None:
+    """A proxy can hide the simulator's path; its answers still say what it is."""
+    async with running_gateway(values) as (gateway, base):
+        live = DarajaCredentials(
+            env="live",
+            consumer_key=Secret("key"),
+            consumer_secret=Secret("secret"),
+            shortcode="600001",
+            passkey=Secret("p"),
+        )
+        # As behind a proxy: no start-up check can know.
+        gateway.daraja._config = msgspec.structs.replace(  # pyright: ignore[reportPrivateUsage]
+            gateway.config.daraja, live_url=f"{base}/simulator"
+        )
+        with pytest.raises(NotSent, match="leads to a simulator"):
+            await gateway.daraja.verify(live)
+        with pytest.raises(NotSent):
+            await gateway.daraja.stk_push(
+                live,
+                amount=Kes(5),
+                phone=Msisdn.parse("254711000001"),
+                callback_url="https://pay.example.co.ke/x",
+                account_reference="R",
+                description="D",
+            )
+        assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 0
+
+
+ELSEWHERE: list[tuple[str, dict[str, str]]] = [
+    ("POST", {"Host": "evil.example"}),
+    ("GET", {"Host": "evil.example"}),
+    ("GET", {"Host": "127.0.0.1.evil.example"}),
+    ("GET", {"Host": "[::1"}),
+    ("GET", {"Host": ""}),
+    ("POST", {"Origin": "https://evil.example"}),
+    ("POST", {"Origin": "null"}),
+    ("POST", {"Origin": "http://127.0.0.1:1"}),
+    ("POST", {"Sec-Fetch-Site": "cross-site"}),
+    ("POST", {"Sec-Fetch-Site": "same-site"}),
+]
+"""Requests that a page of another site makes a browser send."""
+
+
+@pytest.mark.parametrize(("method", "headers"), ELSEWHERE)
+async def test_pages_of_other_sites_cannot_turn_the_knobs(town: Town, method: str, headers: dict[str, str]) -> None:
+    path = "/simulator/control/reset" if method == "POST" else "/simulator/control/ledger"
+    answer = await town.api.call(method, path, headers=headers)
+    assert answer.status in {400, 403}
+    assert "simulator" in str(answer.body) or answer.status == 400
+
+
+@pytest.mark.parametrize("headers", [{}, {"Host": "localhost:1"}, {"Sec-Fetch-Site": "same-origin"}])
+async def test_tools_and_our_own_pages_can(town: Town, headers: dict[str, str]) -> None:
+    assert (await town.api.call("POST", "/simulator/control/reset", headers=headers)).status == 200
+
+
+async def test_a_listed_host_name_is_ours(values: dict[str, Any]) -> None:
+    values["simulator"] |= {"hosts": ["Daraja.Internal"]}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        answer = await api.call("POST", "/simulator/control/reset", headers={"Host": "daraja.internal:8080"})
+        assert answer.status == 200

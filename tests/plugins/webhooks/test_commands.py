@@ -160,8 +160,8 @@ async def test_an_event_that_is_committed_late_is_forwarded_once(desk: Desk) -> 
         await desk.gets("trigger", "webhook.test")
         first = await line_of(process)
         await desk.gateway.db.execute(
-            "INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body) "
-            "SELECT 'evt_late', kind, merchant_id, subject_id, occurred_at - interval '5 seconds', true, payload, "
+            "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) "
+            "SELECT 'evt_late', kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', true, payload, "
             "replace(body, event_id, 'evt_late') FROM event WHERE kind = 'webhook.test'"
         )
         assert "evt_late" in await line_of(process)
@@ -177,7 +177,7 @@ async def test_every_event_can_be_triggered(desk: Desk, kind: str) -> None:
     (told,) = await desk.endpoint.wait_for(1, kind=kind)
     assert (told.json["id"], told.json["type"]) == (made["event_id"], kind)
     if kind == "webhook.test":
-        assert told.json["data"] == {"message": "This is a test. Nothing has been paid."}
+        assert told.json["data"] == {"env": "sandbox", "message": "This is a test. Nothing has been paid."}
     else:
         assert told.json["data"]["payment_id"] == made["subject_id"]
     # The key that it was done with opens nothing afterwards.
@@ -186,7 +186,7 @@ async def test_every_event_can_be_triggered(desk: Desk, kind: str) -> None:
 
 
 async def test_nothing_is_triggered_for_a_live_merchant(desk: Desk) -> None:
-    await desk.gateway.db.execute("UPDATE merchant SET env = 'live' WHERE merchant_id = $1", desk.merchant_id)
+    await desk.gateway.db.execute("UPDATE merchant SET envs = '{live}' WHERE merchant_id = $1", desk.merchant_id)
     for kind in ("payment.completed", "webhook.test"):
         status, out, err = await desk.types("trigger", kind)
         assert (status, out) == (1, "")

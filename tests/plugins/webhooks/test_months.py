@@ -40,7 +40,8 @@ WORLD = """
 INSERT INTO merchant VALUES ('mer_1', 'Duka', 'sandbox', true, now(), now());
 INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at)
 VALUES ('whe_1', 'mer_1', 'https://shop.example/hook', 'v1.sealed', now(), now());
-INSERT INTO event VALUES ('evt_1', 'webhook.test', 'mer_1', 'pay_1', now(), true, '{}', '{}');
+INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+VALUES ('evt_1', 'webhook.test', 'mer_1', 'sandbox', 'pay_1', now(), true, '{}', '{}');
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
 VALUES ('dlv_1', 'evt_1', 'whe_1', 'mer_1', 'webhook.test', 'pay_1', '2300-01-01', now());
 """

@@ -14,14 +14,14 @@ from mpesa_gateway_webhooks.lanes import ROOM, Lanes
 # $1 merchant, $2 how many, $3 a letter for their ids, $4 how many seconds ago they fell due.
 OWE = """
 WITH event AS (
-    INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, body)
-    SELECT 'evt_' || $3::text || lpad(n::text, 25, '0'), 'payment.completed', $1, 'pay_' || $3::text || n, now(), true,
-        '{}', '{"n": ' || n || '}'
+    INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
+    SELECT 'evt_' || $3::text || lpad(n::text, 25, '0'), 'payment.completed', $1, 'sandbox', 'pay_' || $3::text || n,
+        now(), true, '{}', '{"n": ' || n || '}'
     FROM generate_series(1, $2::bigint) AS n
     RETURNING event_id, merchant_id, subject_id
 )
-INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, event_type, payment_id, due_at, created_at)
-SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, 'payment.completed', subject_id,
+INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, due_at, created_at)
+SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, env, 'payment.completed', subject_id,
     now() - $4::float * interval '1 second', now()
 FROM event JOIN webhook_endpoint USING (merchant_id)
 RETURNING delivery_id

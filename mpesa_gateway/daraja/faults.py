@@ -1,0 +1,366 @@
+"""Daraja's error answers: one table of what each means, whether anything was done, and whether asking again is safe."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mpesa_gateway.daraja.codes import FailureReason
+
+
+class Sent(StrEnum):
+    """Whether a request that was answered with a fault has been carried out."""
+
+    NO = "no"
+    UNKNOWN = "unknown"
+    EARLIER = "earlier"
+    """An earlier, equal one was."""
+
+
+class Retry(StrEnum):
+    """What to do about a fault."""
+
+    FIX = "fix"
+    NEW_TOKEN = "new_token"  # noqa: S105 - a word, not a token
+    BACK_OFF = "back_off"
+    AFTER_A_MINUTE = "after_a_minute"
+    PENDING = "pending"
+    ASK = "ask"
+    NEVER = "never"
+
+
+@dataclass(frozen=True)
+class FaultMeaning:
+    """What a fault means and what to do about it."""
+
+    code: str
+    meaning: str
+    mitigation: str
+    sent: Sent
+    retry: Retry
+    failure_reason: FailureReason = "rejected_by_provider"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the table: the faults that it matches, and what these mean.
+
+    An empty condition matches every fault. ``codes`` are whole error codes, ``families`` their beginnings in lower
+    case, ``statuses`` HTTP statuses, ``words`` parts of the message in lower case, one of which must be in it.
+    """
+
+    meaning: str
+    mitigation: str
+    sent: Sent
+    retry: Retry
+    codes: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
+    all_words: tuple[str, ...] = ()
+    failure_reason: FailureReason = "rejected_by_provider"
+
+    def matches(self, status: int, code: str, text: str) -> bool:
+        """Whether a fault is of this row; ``text`` is in lower case."""
+        return (
+            (not self.codes or code in self.codes)
+            and (not self.families or code.lower().startswith(self.families))
+            and (not self.statuses or status in self.statuses)
+            and (not self.words or any(word in text for word in self.words))
+            and all(word in text for word in self.all_words)
+        )
+
+    def of(self, code: str) -> FaultMeaning:
+        """What the row means for this code."""
+        return FaultMeaning(code, self.meaning, self.mitigation, self.sent, self.retry, self.failure_reason)
+
+
+_SPIKE = ("spike arrest", "spikearrest")
+_SLOWER = "try again in a few seconds, more slowly"
+_PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
+"""How the API proxy in front of Daraja names what is wrong with a token."""
+
+_PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
+_ASKED = "its result is asked for"
+_STK = "500.001.1001"
+_MANY = "500.002.1001"
+_BUSY = "500.003.02"
+
+_TABLE: tuple[_Row, ...] = (
+    # Refused by the proxy in front, before Daraja saw it.
+    _Row("too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, statuses=(429,)),
+    _Row("spike arrest or quota", _SLOWER, Sent.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
+    _Row("too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, codes=("429.001.01",)),
+    _Row("spike arrest: too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, words=_SPIKE),
+    # A product that the app lacks looks like a bad token, and a token from before it was added stays bad for an hour.
+    _Row(
+        "the app lacks the product for this call",
+        _PRODUCT,
+        Sent.NO,
+        Retry.NEW_TOKEN,
+        words=("apiproduct match", "api product match"),
+    ),
+    _Row(
+        "the access token is not valid",
+        "a new token is fetched and the call repeated",
+        Sent.NO,
+        Retry.NEW_TOKEN,
+        words=("invalid access token", "invalid_access_token", "access token expired", "expired access token"),
+    ),
+    _Row(
+        "the access token is not valid",
+        "a new token is fetched and the call repeated",
+        Sent.NO,
+        Retry.NEW_TOKEN,
+        codes=("400.003.01", "401.001", "401.002.01", "401.003.01", "404.001.03"),
+    ),
+    _Row(
+        "the access token is not valid",
+        "a new token is fetched and the call repeated",
+        Sent.NO,
+        Retry.NEW_TOKEN,
+        families=_PROXY,
+    ),
+    # Refused by Daraja.
+    _Row(
+        "wrong authentication type",
+        "the gateway must use HTTP Basic: report this as a bug",
+        Sent.NO,
+        Retry.FIX,
+        codes=("400.008.01",),
+    ),
+    _Row(
+        "wrong grant type",
+        "the gateway must ask for client_credentials: report this as a bug",
+        Sent.NO,
+        Retry.FIX,
+        codes=("400.008.02",),
+    ),
+    _Row("a field is not valid", "correct the field that the message names", Sent.NO, Retry.FIX, codes=("400.002.02",)),
+    _Row(
+        "the request's payload is not valid",
+        "correct what the message names",
+        Sent.NO,
+        Retry.FIX,
+        codes=("400.002.05",),
+    ),
+    _Row(
+        "bad request",
+        "use your own shortcode with its own passkey and consumer key",
+        Sent.NO,
+        Retry.FIX,
+        codes=("400.003.02",),
+    ),
+    _Row(
+        "the authorisation header is not valid",
+        "check consumer_key and consumer_secret",
+        Sent.NO,
+        Retry.FIX,
+        codes=("404.001.04",),
+    ),
+    _Row(
+        "there is no such resource",
+        "check that the app on Safaricom's portal has this API",
+        Sent.NO,
+        Retry.FIX,
+        codes=("404.001.01", "404.002.01", "404.003.01"),
+    ),
+    _Row(
+        "this call is not allowed",
+        "check that the app has the product in this version, and that Safaricom allows calls from this gateway's "
+        "outgoing address",
+        Sent.NO,
+        Retry.FIX,
+        codes=("403.002.1001",),
+    ),
+    _Row(
+        "the method is not allowed",
+        "check the base URL in the configuration",
+        Sent.NO,
+        Retry.FIX,
+        codes=("405.001",),
+    ),
+    # One code, several meanings: the message decides.
+    _Row(
+        "the payer's line is busy with another prompt",
+        "try again after a minute",
+        Sent.NO,
+        Retry.AFTER_A_MINUTE,
+        codes=(_STK,),
+        words=("lock subscriber",),
+        failure_reason="duplicate_in_progress",
+    ),
+    _Row(
+        "the number is not a live Safaricom line",
+        "ask the payer for another number",
+        Sent.NO,
+        Retry.FIX,
+        codes=(_STK,),
+        words=("no iccid",),
+    ),
+    _Row(
+        "not ended yet",
+        "ask again",
+        Sent.UNKNOWN,
+        Retry.PENDING,
+        codes=(_STK,),
+        words=("being processed", "under processing"),
+        failure_reason="other",
+    ),
+    _Row(
+        "shortcode, passkey and timestamp do not fit together",
+        "check shortcode and passkey",
+        Sent.NO,
+        Retry.FIX,
+        codes=(_STK,),
+        words=("wrong credential", "invalid credential", "incorrect credential"),
+    ),
+    _Row(
+        "the shortcode is not known",
+        "check shortcode; ask Safaricom to enable STK push for it",
+        Sent.NO,
+        Retry.FIX,
+        codes=(_STK,),
+        words=("not exist", "not found", "unknown", "invalid"),
+        all_words=("merchant",),
+    ),
+    # Reported for live pushes some 20 seconds old: it proves nothing.
+    _Row(
+        "M-Pesa does not know it (yet)",
+        "ask again",
+        Sent.UNKNOWN,
+        Retry.PENDING,
+        codes=(_STK,),
+        words=("not exist",),
+        failure_reason="other",
+    ),
+    _Row(
+        "M-Pesa's answer does not say what became of the request",
+        _ASKED,
+        Sent.UNKNOWN,
+        Retry.ASK,
+        codes=(_STK,),
+        failure_reason="other",
+    ),
+    _Row(
+        "the same OriginatorConversationID was used before",
+        "the earlier request stands: ask for its status",
+        Sent.EARLIER,
+        Retry.NEVER,
+        codes=(_MANY,),
+        words=("duplicate",),
+    ),
+    _Row(
+        "M-Pesa is under maintenance",
+        "try again in a few minutes",
+        Sent.NO,
+        Retry.BACK_OFF,
+        codes=(_MANY, "00.002.1001"),
+        words=("maintenance",),
+    ),
+    _Row(
+        "M-Pesa is under maintenance",
+        "try again in a few minutes",
+        Sent.NO,
+        Retry.BACK_OFF,
+        codes=("00.002.1001",),
+    ),
+    _Row("internal error at M-Pesa", _ASKED, Sent.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
+    _Row(
+        "too many requests",
+        _SLOWER,
+        Sent.NO,
+        Retry.BACK_OFF,
+        codes=(_BUSY,),
+        words=("too many", "rate limit", "throttl"),
+    ),
+    _Row("M-Pesa is busy", _ASKED, Sent.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
+    _Row(
+        "the quota is used up",
+        "ask Safaricom for a higher quota; try again later",
+        Sent.NO,
+        Retry.BACK_OFF,
+        codes=("500.003.03",),
+    ),
+    _Row(
+        "internal error at M-Pesa",
+        "nothing is known about the request: its result is asked for",
+        Sent.UNKNOWN,
+        Retry.ASK,
+        codes=("500.003.1001",),
+        failure_reason="other",
+    ),
+)
+"""What is known of faults, from the specification, Safaricom's portal, and integrations. The first match counts."""
+
+KNOWN_FAULTS = frozenset(code for row in _TABLE for code in row.codes)
+"""Every fault code that the table names."""
+
+_REFUSED = re.compile(r"4(?!08|09|25|29)[0-9]{2}(?:\.[0-9]+)*\Z", re.ASCII)
+"""An error code of Daraja's for a request that it refused at the gate; a conflict or a timeout is none."""
+
+_TOKEN_CODE = re.compile(r"401(?:\.[0-9]+)*\Z", re.ASCII)
+
+
+def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
+    """What a fault means: by the table, else by its class.
+
+    Outside the table only a 4xx answer with an error code of the same class proves that nothing was done.
+    """
+    known, text = (code or "").strip(), (message or "").lower()
+    for row in _TABLE:
+        if row.matches(http_status, known, text):
+            return row.of(known or f"http_{http_status}")
+    if 400 <= http_status < 500 and _TOKEN_CODE.match(known):
+        return FaultMeaning(
+            known,
+            "the access token is not valid",
+            "a new token is fetched and the call repeated",
+            Sent.NO,
+            Retry.NEW_TOKEN,
+        )
+    if 400 <= http_status < 500 and _REFUSED.match(known):
+        return FaultMeaning(known, "M-Pesa refused the request", "see the provider's message", Sent.NO, Retry.FIX)
+    return FaultMeaning(
+        known or f"http_{http_status}",
+        "M-Pesa's answer does not say what became of the request",
+        _ASKED,
+        Sent.UNKNOWN,
+        Retry.ASK,
+        "other",
+    )
+
+
+def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
+    """Each row of the table for the documentation, with what the message must say, empty where that is nothing."""
+    for row in _TABLE:
+        words = " or ".join(f"“{word}”" for word in (*row.words, *row.all_words))
+        for name in row.codes or row.families or ("any",):
+            yield row.of(f"{name}*" if name in row.families else name), words
+
+
+# -- acknowledgements that are none -----------------------------------------------------------------------------------
+
+_RESPONSES: dict[str, tuple[Sent, Retry, str]] = {
+    "15": (Sent.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
+    "26": (Sent.UNKNOWN, Retry.ASK, "M-Pesa is busy"),
+    "100000000": (Sent.UNKNOWN, Retry.ASK, "M-Pesa keeps the request and may still carry it out"),
+    "100000001": (Sent.UNKNOWN, Retry.ASK, "M-Pesa is overloaded"),
+    "100000002": (Sent.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
+    "100000011": (Sent.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
+}
+"""Response codes other than 0 that do not refuse a request for good, from M-Pesa's older layer."""
+
+
+def read_response(code: str, said: str) -> FaultMeaning:
+    """What a ResponseCode other than 0 means: a refusal, unless code or text say otherwise."""
+    text = said.lower()
+    for row in _TABLE:
+        if not row.codes and not row.families and not row.statuses and row.matches(200, code, text):
+            return row.of(code)
+    if "waiting for resending" in text:
+        sent, retry, meaning = _RESPONSES["100000000"]
+    else:
+        sent, retry, meaning = _RESPONSES.get(code, (Sent.NO, Retry.FIX, "M-Pesa did not accept the request"))
+    advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _SLOWER}.get(retry, _ASKED)
+    return FaultMeaning(code, meaning, advice, sent, retry)

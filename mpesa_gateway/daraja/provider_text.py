@@ -1,0 +1,63 @@
+"""Text from M-Pesa, fit for merchants, logs and stored rows: without credentials, phones and control characters."""
+
+import re
+
+LIMIT = 300
+"""Characters of such a text that are kept unless the caller says otherwise."""
+
+_UNSEEN = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff]+"
+)
+"""Control characters, characters that reverse or hide text, and halves of surrogate pairs."""
+
+_SPACES = re.compile(r"\s+")
+_NAMED = re.compile(
+    r"\b((?:access[ _-]?)?token|bearer|basic|password|passkey|credential|secret|consumer[ _-]?key)"
+    r"((?:\s*[-:=]\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.-]*[0-9]))([A-Za-z0-9+/=_.~-]{3,})",
+    re.IGNORECASE,
+)
+"""A value that the text itself calls a token or a credential."""
+
+_ORDINARY = frozenset(
+    {"invalid", "expired", "missing", "required", "empty", "wrong", "null", "none", "error", "not", "found", "the"}
+)
+_LONG = re.compile(
+    r"(?<![A-Za-z0-9+/=_-])(?!AG_|ws_CO_)(?=[^\s]*[0-9])(?=[^\s]*[a-z])(?=[^\s]*[A-Z])[A-Za-z0-9+/=_-]{20,}"
+)
+"""A run of letters of both cases and digits that is as long as a token. Daraja's own identifiers are kept."""
+
+_PHONE = re.compile(
+    r"(?<![0-9*])(?:\+?(254)[ .-]?|(0))?([17])((?:[ .-]?[0-9]){5})((?:[ .-]?[0-9]){3})(?![0-9])", re.ASCII
+)
+_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0-9])", re.ASCII)
+"""A CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
+
+
+def provider_text(text: str, limit: int = LIMIT) -> str:
+    """The text on one line and with at most ``limit`` characters, its credentials and phone numbers masked."""
+    line = _SPACES.sub(" ", _UNSEEN.sub(" ", text[: 4 * limit])).strip()
+    line = _NAMED.sub(_mask_named, line)
+    line = _LONG.sub("****", line)
+    line = _HANDLE.sub(r"\1****\2", line)
+    return _PHONE.sub(_mask_phone, line)[:limit]
+
+
+def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
+    """A body without the secrets of the call that it answers, as they stand or with JSON's escaped slash."""
+    for secret in secrets:
+        if len(secret) >= _SHORTEST:
+            body = body.replace(secret.encode(), b"****").replace(secret.replace("/", "\\/").encode(), b"****")
+    return body
+
+
+_SHORTEST = 8
+"""Characters below which a secret is too short to be told from ordinary text."""
+
+
+def _mask_named(found: re.Match[str]) -> str:
+    return found[0] if found[3].lower().strip(".-") in _ORDINARY else f"{found[1]}{found[2]}****"
+
+
+def _mask_phone(found: re.Match[str]) -> str:
+    end = re.sub(r"[^0-9]", "", found[5])
+    return f"{found[1] or found[2] or ''}{found[3]}****{end}"

@@ -1,0 +1,35 @@
+"""What a merchant still lacks in one env: each plugin reports its own part."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mpesa_gateway.security.scopes import Env
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+class Missing(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not set up: what it is, what does not work without it, and how to set it up."""
+
+    name: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """A contribution (``Plugin.contributes``). ``missing`` returns what a merchant lacks in an env.
+
+    It reads Postgres and settings only: it is called by each ``PUT /v1/merchant/providers``.
+    """
+
+    missing: Callable[["Gateway", str, Env], Awaitable[Sequence[Missing]]]
+
+
+async def missing_of(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+    """What a merchant lacks in an env, by all enabled plugins."""
+    return [one for need in gateway.contributed(Need) for one in await need.missing(gateway, merchant_id, env)]

@@ -1,0 +1,79 @@
+"""``mpesa-gateway receivers``: who owns a live paybill or till, and who else may use it."""
+
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.listing import JSON, show
+from mpesa_gateway.commands.session import Session, actor, pass_session
+from mpesa_gateway_credentials.service import CredentialStore, UseView
+
+
+@click.group()
+def receivers() -> None:
+    """Show and change who owns a live paybill or till.
+
+    The owner is the merchant with whose credentials Safaricom first accepted a call about it. Statements are the
+    owner's. Other merchants take payments there only where `allow` lets them.
+    """
+
+
+@receivers.command("list")
+@click.argument("number")
+@JSON
+@pass_session
+def list_(session: Session, number: str, *, as_json: bool) -> None:
+    """List the merchants that have live credentials for NUMBER, the paybill or till that payers pay."""
+
+    async def work(gateway: Gateway) -> list[UseView]:
+        return await gateway.services.get(CredentialStore).users(number)
+
+    show(
+        ("merchant_id", "name", "is_owner", "may_use", "retired"),
+        [
+            (each.merchant_id, each.name, each.is_owner, each.may_use, each.retired_at is not None)
+            for each in session.run(work)
+        ],
+        as_json=as_json,
+    )
+
+
+@receivers.command()
+@click.argument("number")
+@click.argument("merchant_id")
+@pass_session
+def allow(session: Session, number: str, merchant_id: str) -> None:
+    """Let a merchant take payments at NUMBER, which another merchant owns."""
+    _set_use(session, number, merchant_id, is_allowed=True)
+    click.echo(f"{merchant_id} may take payments at {number}.")
+
+
+@receivers.command()
+@click.argument("number")
+@click.argument("merchant_id")
+@pass_session
+def refuse(session: Session, number: str, merchant_id: str) -> None:
+    """End what `allow` began: no new payments of this merchant at NUMBER."""
+    _set_use(session, number, merchant_id, is_allowed=False)
+    click.echo(f"{merchant_id} may take no new payments at {number}.")
+
+
+@receivers.command()
+@click.argument("number")
+@click.argument("merchant_id")
+@pass_session
+def move(session: Session, number: str, merchant_id: str) -> None:
+    """Make a merchant the owner of NUMBER: it reads the statements from now on."""
+
+    async def work(gateway: Gateway) -> None:
+        await gateway.services.get(CredentialStore).move_receiver(number, merchant_id, actor=actor())
+
+    session.run(work)
+    click.echo(f"{number} belongs to {merchant_id}.")
+
+
+def _set_use(session: Session, number: str, merchant_id: str, *, is_allowed: bool) -> None:
+    async def work(gateway: Gateway) -> None:
+        store = gateway.services.get(CredentialStore)
+        await store.allow_use(number, merchant_id, is_allowed=is_allowed, actor=actor())
+
+    session.run(work)

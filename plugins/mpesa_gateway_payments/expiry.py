@@ -1,0 +1,94 @@
+"""Ends payments whose time is up. It asks nothing and waits for nothing: M-Pesa may be away."""
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.logs import trace
+from mpesa_gateway.stored import loads
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.states import Cause, Charge
+from mpesa_gateway_payments.transitions import Told, Transitions
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 100
+"""Payments that are ended in one transaction."""
+
+_AT_MOST = 50
+"""Batches of one run; the next run goes on."""
+
+
+class Expiry:
+    """The end of a payment's time: expired, never sent, or a reported success that M-Pesa did not confirm."""
+
+    def __init__(self, gateway: "Gateway", moves: Transitions) -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._moves = moves
+
+    async def end_due(self) -> int:
+        """End every payment that is past ``expires_at``, and return how many ended.
+
+        Skips rows that are locked: the next run finds them. A payment that cannot be ended delays no other.
+        """
+        ended = 0
+        failed: list[str] = []
+        for _ in range(_AT_MOST):
+            try:
+                count = await self._end_batch(_BATCH, failed)
+            except UNREACHABLE:
+                raise
+            except Exception as problem:  # noqa: BLE001 - one of them is to blame: each by itself then
+                log.error("payments_expire_one_by_one", exception=trace(problem))
+                count = await self._end_each(failed)
+            ended += count
+            if count < _BATCH:
+                break
+        return ended
+
+    async def _end_batch(self, limit: int, except_for: list[str]) -> int:
+        async with self._db.transaction():
+            rows = await self._db.fetch(tables.LOCK_EXPIRED, self._gateway.clock.now(), limit, except_for)
+            for row in rows:
+                await self.end(row)
+        return len(rows)
+
+    async def _end_each(self, failed: list[str]) -> int:
+        """End a batch one by one; adds those that cannot be ended to ``failed``."""
+        rows = await self._db.fetch(tables.EXPIRED, self._gateway.clock.now(), _BATCH, failed)
+        for row in rows:
+            try:
+                async with self._db.transaction():
+                    locked = await self._db.fetchrow(tables.LOCK_ONE_EXPIRED, row["payment_id"])
+                    if locked is not None:
+                        await self.end(locked)
+            except UNREACHABLE:
+                raise
+            except Exception as problem:  # noqa: BLE001 - the others do not wait for it
+                failed.append(row["payment_id"])
+                log.error("payment_not_expired", payment_id=row["payment_id"], exception=trace(problem))
+        return len(rows)
+
+    async def end(self, row: Row) -> None:
+        """End a locked, pending payment whose time is up, in the open transaction."""
+        payment_id = row["payment_id"]
+        if row["claim"] is not None:
+            # M-Pesa neither confirmed nor denied a success that was reported: a person has to look.
+            await self._moves.drop_claim(payment_id, refuted=False)
+            await self._moves.hold(row, "unconfirmed", loads(row["claim"], Told), Cause.EXPIRY)
+        elif row["charge"] == Charge.RELEASED.value:
+            await self._moves.fail(
+                payment_id,
+                code="unsent",
+                text="never sent: M-Pesa could not be reached, and the request was not repeated",
+                reason="not_sent",
+                cause=Cause.EXPIRY,
+                step="expired",
+            )
+        else:
+            await self._moves.expire(payment_id)

@@ -1,0 +1,34 @@
+"""What reconciliation lacks of a merchant in an env."""
+
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.readiness import Missing, Need
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_reconciliation import tables
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+async def missing_registration(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+    """That Pull is not registered, where the merchant can register it."""
+    try:
+        credentials = await gateway.services.get(Credentials).get(merchant_id, env)
+    except ProviderNotConfigured:
+        return []
+    if credentials.nominated_number is None or not credentials.is_owner:
+        return []
+    if await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, env, credentials.shortcode) is not None:
+        return []
+    return [
+        Missing(
+            name="pull",
+            message=f"reconciliation is off: Pull is not registered for {credentials.shortcode}",
+            fix="POST /v1/payments/mpesa/pull/register, once",
+        )
+    ]
+
+
+NEEDS = (Need(missing_registration),)

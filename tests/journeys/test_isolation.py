@@ -1,0 +1,101 @@
+"""While every question to M-Pesa hangs, webhooks go out and payments expire."""
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import QUEUES
+from mpesa_gateway.testing.receiver import Receiver
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import Callbacks
+from tests.daraja import Daraja, stk_callback
+
+PHONE = "254711000001"
+SLOTS = 3
+"""Jobs that may ask Daraja at the same time here."""
+
+
+async def call_back(gateway: Gateway, api: Api, payment: Any) -> None:
+    """M-Pesa tells that a payment was paid."""
+    url = gateway.services.get(Callbacks).url_for(
+        "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
+    )
+    said = stk_callback(payment["provider_ref"], 0, receipt="TKN4A1B2C3")
+    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+
+
+async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
+    values: dict[str, Any], daraja: Daraja, webhook_receiver: Receiver
+) -> None:
+    values |= {
+        "daraja": {"sandbox_url": daraja.base, "timeout": 300},
+        "payments": {"ask_after": [1], "expire_after": 3600},
+        "worker": {"in_process": True, "grace": 0, "daraja": SLOTS},
+    }
+    daraja.hold("stkquery")
+    daraja.hold("pullquery")
+    async with running_gateway(values) as (gateway, base), AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(shop(gateway, base)) for _ in range(SLOTS + 1)]
+        for api in apis:
+            assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            for number in range(2):
+                assert (await api.pay(PHONE, 500, key=f"stuck-{number}")).status == 201
+        await gateway.db.execute("UPDATE payment SET due_at = now()")
+        await gateway.jobs.enqueue("payments.sweep")
+        queue = gateway.jobs.queues["daraja"]
+
+        async def all_hang() -> bool:
+            return await queue.count("active") == SLOTS and len(daraja.of("stkquery")) >= SLOTS
+
+        await eventually(all_hang, 30)
+        # Pull, too: its jobs wait behind them.
+        await gateway.jobs.enqueue("reconciliation.reconcile_all")
+        await eventually(lambda: _waits(queue), 30)
+
+        api = await stack.enter_async_context(shop(gateway, base, webhook_url=webhook_receiver.url))
+        fresh = (await api.pay(PHONE, 500, key="fresh")).data
+        await call_back(gateway, api, fresh)
+        assert await webhook_receiver.wait_for(1, patience=30)
+        assert webhook_receiver.received[0].headers["x-event-type"] == "payment.completed"
+
+        await gateway.db.execute("UPDATE payment SET expires_at = now() WHERE status = 'pending'")
+        open_ones = "SELECT count(*) = 0 FROM payment WHERE status = 'pending'"
+        await eventually(lambda: gateway.db.fetchval(open_ones), 30)
+        assert await all_hang()
+
+
+async def _waits(queue: Any) -> bool:
+    return bool(await queue.count("queued"))
+
+
+async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": True, "grace": 0, "queues": ["maintenance", "deliveries"]}
+    async with running_gateway(values) as (gateway, _):
+
+        async def served() -> list[str]:
+            counts = [(name, await queue.count_workers()) for name, queue in gateway.jobs.queues.items()]
+            return [name for name, count in counts if count]
+
+        async def both_are() -> bool:
+            return len(await served()) >= 2
+
+        await eventually(both_are)
+        assert await served() == ["deliveries", "maintenance"]
+        await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
+        assert await gateway.jobs.queues["daraja"].count("queued") == 1
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        group = gateway.worker()
+        assert tuple(group.workers) == QUEUES
+        names = [worker.queue.name for worker in group.workers.values()]
+        assert names == [f"{gateway.config.valkey.prefix}-{name}" for name in QUEUES]
+        for worker in group.workers.values():
+            await worker.queue.disconnect()
+
+
+async def test_a_cron_that_takes_long_leaves_a_slot_for_each_other(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False, "maintenance": 1}
+    async with running_gateway(values) as (gateway, _):
+        (worker,) = gateway.worker(["maintenance"]).workers.values()
+        crons = [job for job in gateway.jobs_by_name.values() if job.queue == "maintenance" and job.cron is not None]
+        assert worker.concurrency == len(crons) > 1
+        await worker.queue.disconnect()

@@ -1,0 +1,213 @@
+"""Sandbox and live never meet: every route, called with a key of the other env, finds nothing and changes nothing."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.env import ENVS, Env
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite, Scope
+from mpesa_gateway.testing.serving import Api, running_gateway
+from tests.asgi import ask
+from tests.journeys.test_tenants import merchant
+from tests.ledger import broken
+from tests.worlds import OTHER, Walk, mirror
+
+BOTH_WORLDS = {
+    "POST /v1/admin/merchants/{merchant_id}/deactivate": "a merchant is one and the same in both worlds",
+}
+"""Operations that are about what belongs to no world; a test of its own says what they may do."""
+
+
+@get("/v1/leaks/{payment_id:str}")
+async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[str]:
+    """Forgets to look at the env."""
+    row = await gateway.db.fetchval(
+        "SELECT payment_id FROM payment WHERE merchant_id = $1 AND payment_id = $2", caller.merchant_id, payment_id
+    )
+    return Success(data=str(row))
+
+
+@get("/v1/leaks")
+async def lists_any(caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[list[str]]:
+    """Forgets to look at the env."""
+    rows = await gateway.db.fetch("SELECT payment_id FROM payment WHERE merchant_id = $1", caller.merchant_id)
+    return Success(data=[row["payment_id"] for row in rows])
+
+
+@post("/v1/leaks/{thing_id:str}", status_code=404)
+async def changes_any(thing_id: FromPath[str], caller: PaymentsWrite, gateway: NamedDependency[Any]) -> Success[str]:
+    """Says that it found nothing, and changes it."""
+    await gateway.db.execute(
+        "UPDATE refund SET updated_at = now() WHERE merchant_id = $1 AND refund_id = $2", caller.merchant_id, thing_id
+    )
+    return Success(data="nothing")
+
+
+LEAKY = Plugin(name="leaky", summary="Leaks.", requires=("payments",), routes=(shows_any, lists_any, changes_any))
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A merchant who has everything in both worlds, and a key with every right for each."""
+
+    gateway: Gateway
+    base: str
+    merchant_id: str
+    keys: dict[Env, str]
+
+    async def walk(self, env: Env) -> Walk:
+        """Walk with the key of one env through what is in the other."""
+        walk = Walk(self.gateway, self.keys[env], env, self.merchant_id)
+        await walk.go(BOTH_WORLDS)
+        return walk
+
+
+@pytest.fixture
+async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
+    values["simulator"]["callback_delay"] = 0.05
+    async with (
+        running_gateway(values, plugins=(LEAKY,)) as (gateway, base),
+        merchant(gateway, base, "600111", "254711000111") as one,
+    ):
+        # Nobody works any more: whatever changes from here on was changed by a request.
+        worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
+        assert worker is not None
+        worker.cancel()
+        merchant_id = one.ids["merchant_id"]
+        keys: dict[Env, str] = {}
+        for env in ENVS:
+            _, secret = await gateway.api_keys.create(merchant_id, name=env, scopes=tuple(Scope), env=env, actor="test")
+            keys[env] = secret.reveal()
+        await mirror(gateway.db, merchant_id)
+        yield Worlds(gateway, base, merchant_id, keys)
+
+
+def without_leaky(leaks: list[str]) -> list[str]:
+    """What leaked but for the routes that are meant to."""
+    return [leak for leak in leaks if "/v1/leaks" not in leak]
+
+
+@pytest.mark.parametrize("env", ENVS)
+async def test_every_route_with_a_key_of_the_other_env_finds_nothing_and_changes_nothing(
+    worlds: Worlds, env: Env
+) -> None:
+    walk = await worlds.walk(env)
+    assert without_leaky(walk.leaks) == []
+    # The walk notices what a route shows, what it lists and what it changes without a word.
+    leaky = {leak.partition(" /v1/leaks")[0] + leak.partition(" /v1/leaks")[2][:13] for leak in walk.leaks}
+    assert any("GET /v1/leaks/{payment_id} shows pay_" in leak for leak in walk.leaks), leaky
+    assert any("GET /v1/leaks shows pay_" in leak for leak in walk.leaks), leaky
+    assert any("POST /v1/leaks/{thing_id} changed refund" in leak for leak in walk.leaks), leaky
+    # The routes that it walks are those of the table, the ones with ids answered that there is no such thing.
+    found = [name for name in walk.statuses if "{" in name and not name.endswith("404") and "/v1/leaks" not in name]
+    # A fixed few refuse before they look: no credentials for this env, or a merchant that is in both worlds.
+    assert {name.rpartition(" ")[0] for name in found} <= {
+        "GET /v1/admin/merchants/{merchant_id}",
+        "GET /v1/admin/merchants/{merchant_id}/keys",
+        "POST /v1/admin/merchants/{merchant_id}/keys",
+        "POST /v1/payments/mpesa/check-status/{receipt}",
+    }
+    assert len(walk.statuses) > 40
+
+
+LISTS = {
+    "/v1/payments": "env",
+    "/v1/refunds": "env",
+    "/v1/events": "env",
+    "/v1/webhooks/logs": "env",
+    "/v1/payments/mpesa/reconciliations": "env",
+    "/v1/admin/callbacks": "env",
+    "/v1/audit/logs": "detail",
+}
+
+
+@pytest.mark.parametrize("env", ENVS)
+async def test_every_list_and_export_answers_the_keys_world_only(worlds: Worlds, env: Env) -> None:
+    api = Api(worlds.base, worlds.keys[env])
+    for path, where in LISTS.items():
+        page = await api.call("GET", f"{path}?limit=100")
+        shown = [row.get("env") if where == "env" else row["detail"].get("env", env) for row in page.data]
+        assert shown, path
+        assert set(shown) == {env}, path
+        if path != "/v1/admin/callbacks":
+            counted = await api.call("GET", f"{path}?limit=1&count=true")
+            assert counted.body["meta"]["total"] >= len(shown), path
+        if len(shown) > 1:
+            cursor = (await api.call("GET", f"{path}?limit=1")).body["meta"]["next_cursor"]
+            other = Api(worlds.base, worlds.keys[OTHER[env]])
+            answer = await other.call("GET", f"{path}?cursor={cursor}")
+            await other.close()
+            if path != "/v1/audit/logs":
+                assert (answer.status, answer.error["field"]) == (422, "cursor"), path
+    for event in (await api.call("GET", "/v1/events")).data:
+        assert event["data"]["env"] == env
+    for path in ("/v1/payments/export", "/v1/refunds/export"):
+        said = await ask(worlds.gateway.asgi, "GET", path.encode(), ((b"x-api-key", worlds.keys[env].encode()),))
+        head, *lines = said.body.decode().splitlines()
+        column = head.split(",").index("env")
+        assert lines, path
+        assert {line.split(",")[column] for line in lines} == {env}
+    await api.close()
+
+
+async def test_every_object_says_its_env_and_no_row_contradicts_its_parent(worlds: Worlds) -> None:
+    assert await broken(worlds.gateway) == {}
+    for env in ENVS:
+        api = Api(worlds.base, worlds.keys[env])
+        for path in ("/v1/payments", "/v1/refunds", "/v1/webhooks/logs", "/v1/payments/mpesa/reconciliations"):
+            row = (await api.call("GET", path)).data[0]
+            assert (await api.call("GET", f"{path}/{row['id']}")).data["env"] == env
+        delivery = (await api.call("GET", "/v1/webhooks/logs")).data[0]
+        event = (await api.call("GET", f"/v1/webhooks/logs/{delivery['id']}")).data["event"]
+        assert (event["env"], event["data"]["env"]) == (env, env)
+        assert (await api.call("GET", "/v1/merchant/webhook")).data["env"] == env
+        await api.close()
+
+
+async def test_a_sandbox_admin_key_touches_no_merchant_who_is_live(worlds: Worlds) -> None:
+    path = f"/v1/admin/merchants/{worlds.merchant_id}"
+    api = Api(worlds.base, worlds.keys["sandbox"])
+    assert (await api.call("POST", f"{path}/deactivate", {"confirm": worlds.merchant_id})).status == 409
+    answer = await api.call("POST", f"{path}/keys", {"name": "till", "env": "live"})
+    assert (answer.status, answer.error["field"]) == (422, "env")
+    made = await api.call("POST", f"{path}/keys", {"name": "till"})
+    assert made.data["key"]["env"] == "sandbox"
+    assert {key["env"] for key in (await api.call("GET", f"{path}/keys")).data} == {"sandbox"}
+    await api.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "invariant"),
+    [
+        (
+            "UPDATE refund SET env = 'live', reversal_receipt = NULL, idempotency_key = NULL WHERE env = 'sandbox'",
+            "refunds.fits_its_payment",
+        ),
+        ("UPDATE status_check SET env = 'live' WHERE env = 'sandbox'", "payments.env_is_its_payments"),
+        (
+            "UPDATE idempotency_key SET env = 'live', key = key || 'x' WHERE env = 'sandbox'",
+            "payments.env_is_its_payments",
+        ),
+        ("UPDATE event SET env = 'live' WHERE env = 'sandbox'", "webhooks.delivery_is_its_events"),
+        ("UPDATE delivery SET env = 'live' WHERE env = 'sandbox'", "webhooks.delivery_is_its_events"),
+        (
+            "UPDATE statement_line SET env = 'live', receipt = 'X' || receipt WHERE env = 'sandbox'",
+            "reconciliation.env_is_its_runs",
+        ),
+        ("UPDATE reconciliation_run SET env = 'live' WHERE env = 'sandbox'", "reconciliation.env_is_its_runs"),
+    ],
+)
+async def test_a_row_of_another_env_than_its_parent_is_noticed(worlds: Worlds, statement: str, invariant: str) -> None:
+    db = worlds.gateway.db
+    async with db.transaction():
+        await db.execute("SET LOCAL session_replication_role = replica")
+        await db.execute(statement)
+    assert invariant in await broken(worlds.gateway)

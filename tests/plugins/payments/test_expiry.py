@@ -1,0 +1,202 @@
+"""Payments end by their own time, and questions are put shortcode by shortcode, whatever Daraja does."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.places import Places
+from mpesa_gateway.testing.serving import Api, running_gateway, shop
+from mpesa_gateway_payments.service import PaymentService
+from tests.daraja import Daraja, fault, stk_result
+
+PHONE = "254711000001"
+
+
+@dataclass(frozen=True)
+class Shops:
+    """A gateway without a worker, and the merchants that use it."""
+
+    gateway: Gateway
+    service: PaymentService
+    apis: list[Api]
+
+    async def pay(self, count: int, api: int = 0) -> list[str]:
+        """Payments whose prompts were acknowledged."""
+        made = [await self.apis[api].pay(PHONE, 500, key=f"{api}-{number}") for number in range(count)]
+        return [one.data["id"] for one in made]
+
+    async def statuses(self) -> list[tuple[str, str | None]]:
+        """Status and failure reason of each payment."""
+        rows = await self.gateway.db.fetch("SELECT status, failure_reason FROM payment ORDER BY payment_id")
+        return [tuple(row) for row in rows]
+
+    async def set(self, what: str, *args: Any) -> None:
+        """Change payments."""
+        await self.gateway.db.execute(f"UPDATE payment SET {what}", *args)  # noqa: S608 - the tests' own words
+
+
+@pytest.fixture
+async def shops(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shops]:
+    """Three merchants."""
+    values |= {
+        "worker": {"in_process": False},
+        "daraja": {"sandbox_url": daraja.base},
+        "payments": {"ask_after": [3600], "expire_after": 7200, "asks_at_once": 2},
+    }
+    async with running_gateway(values) as (gateway, base), AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(shop(gateway, base)) for _ in range(3)]
+        yield Shops(gateway, gateway.services.get(PaymentService), apis)
+
+
+PAST = "expires_at = now() - interval '1 second'"
+
+
+async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops, daraja: Daraja) -> None:
+    await shops.pay(3)
+    daraja.hold("stkquery")
+    await shops.set("due_at = now()")
+    (first, *_) = await shortcodes(shops)
+    asking = asyncio.create_task(shops.service.ask_due(first))
+    await daraja.asked_about("stkquery", 2)
+    await shops.set(PAST)
+    assert await shops.service.end_due() == 3
+    assert await shops.statuses() == [("failed", "expired")] * 3
+    kinds = await shops.gateway.db.fetch("SELECT kind FROM payment_step ORDER BY number DESC LIMIT 3")
+    assert [row["kind"] for row in kinds] == ["expired"] * 3
+    events = "SELECT count(*) FROM event WHERE kind = 'payment.failed'"
+    assert await shops.gateway.db.fetchval(events) == 3
+    assert await shops.service.end_due() == 0
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_end_due_skips_locked_payments_and_finds_them_later(shops: Shops) -> None:
+    first, second = await shops.pay(2)
+    await shops.set(PAST)
+    held, release = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with shops.gateway.db.transaction():
+            await shops.gateway.db.fetch("SELECT 1 FROM payment WHERE payment_id = $1 FOR UPDATE", first)
+            held.set()
+            await release.wait()
+
+    holding = asyncio.create_task(hold())
+    await held.wait()
+    assert await shops.service.end_due() == 1
+    assert await shops.gateway.db.fetchval("SELECT status FROM payment WHERE payment_id = $1", second) == "failed"
+    release.set()
+    await holding
+    assert await shops.service.end_due() == 1
+
+
+async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Shops) -> None:
+    broken, *_ = await shops.pay(4)
+    await shops.gateway.db.execute(
+        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> '{broken}')"
+    )
+    await shops.set(PAST)
+    await shops.service.end_due()
+    assert await shops.statuses() == [("pending", None), *[("failed", "expired")] * 3]
+
+
+async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(shops: Shops, daraja: Daraja) -> None:
+    daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    assert (await shops.apis[0].pay(PHONE, 500, key="k")).status == 503
+    assert await shops.service.end_due() == 0
+    await shops.set(f"due_at = now(), {PAST}")
+    assert await shops.service.end_due() == 1
+    code = await shops.gateway.db.fetchval("SELECT result_code FROM payment")
+    assert (code, await shops.statuses()) == ("unsent", [("failed", "other")])
+
+
+async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> None:
+    await shops.pay(2)
+    await shops.set("due_at = now() - interval '1 hour'")
+    assert await shops.service.end_due() == 0
+    assert await shops.statuses() == [("pending", None)] * 2
+
+
+# -- questions -----------------------------------------------------------------------------------------------------
+
+
+async def shortcodes(shops: Shops) -> list[str]:
+    """The ids of the merchants' shortcodes, in the order of their clients."""
+    ids = [(await api.call("GET", "/v1/merchant/me")).data["id"] for api in shops.apis]
+    rows = await shops.gateway.db.fetch("SELECT merchant_id, shortcode_id FROM shortcode")
+    known = {row["merchant_id"]: row["shortcode_id"] for row in rows}
+    return [known[merchant_id] for merchant_id in ids]
+
+
+async def test_wake_due_wakes_one_job_for_each_shortcode_however_many_are_due(shops: Shops) -> None:
+    await shops.pay(12)
+    await shops.pay(1, api=1)
+    await shops.set("due_at = now()")
+    for _ in range(3):
+        assert await shops.service.wake_due() == 2
+    # The same shortcodes are not added again and again.
+    assert await shops.gateway.jobs.queues["daraja"].count("queued") == 2
+
+
+async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, daraja: Daraja) -> None:
+    first, second, _ = await shortcodes(shops)
+    await shops.pay(6)
+    await shops.pay(3, api=1)
+    await shops.set("due_at = now()")
+    go = daraja.hold("stkquery")
+    hanging = asyncio.create_task(shops.service.ask_due(first))
+    await daraja.asked_about("stkquery", 2)
+    # A second job of the same shortcode finds no place, claims nothing, and leaves all due.
+    assert await shops.service.ask_due(first) == 0
+    still_due = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND due_at <= now()"
+    assert await shops.gateway.db.fetchval(still_due, first) == 4
+    del daraja.held["stkquery"]
+    daraja.say("stkquery", *[stk_result("1032")] * 3)
+    assert await shops.service.ask_due(second) == 3
+    ended = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND status = 'failed'"
+    assert await shops.gateway.db.fetchval(ended, second) == 3
+    go.set()
+    assert await hanging == 6
+
+
+async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, daraja: Daraja) -> None:
+    first, *_ = await shortcodes(shops)
+    await shops.pay(6)
+    await shops.set("due_at = now()")
+    daraja.say("stkquery", *[(503, b"")] * 6)
+    assert await shops.service.ask_due(first) == 2
+    assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
+
+
+async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_expires(
+    shops: Shops, daraja: Daraja
+) -> None:
+    first, *_ = await shortcodes(shops)
+    await shops.pay(1)
+    await shops.set("due_at = now()")
+    daraja.say("stkquery", (200, b"[" * 100_000))
+    assert await shops.service.ask_due(first) == 1
+    assert await shops.statuses() == [("pending", None)]
+    await shops.set(PAST)
+    assert await shops.service.end_due() == 1
+
+
+def test_take_bounds_all_and_each_and_silent_accounts_share_a_part() -> None:
+    places = Places(4, each=2)
+    with places.take("a") as one, places.take("a") as two, places.take("a") as three:
+        assert (one, two, three) == (True, True, False)
+        places.note("b", answered=False)
+        places.note("c", answered=False)
+        with places.take("b") as silent, places.take("c") as another, places.take("d") as fresh:
+            # One place in four is for those that do not answer.
+            assert (silent, another, fresh) == (True, False, True)
+            with places.take("e") as beyond:
+                assert not beyond
+        places.note("c", answered=True)
+        with places.take("c") as again:
+            assert again
