@@ -105,6 +105,7 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     live_url: str = "https://api.safaricom.co.ke"
     connect_timeout: Seconds = 10.0
     timeout: Seconds = 30.0
+    per_account: Count = 100
     sandbox_certificate: str = "certs/SandboxCertificate.cer"
     live_certificate: str = "certs/ProductionCertificate.cer"
 

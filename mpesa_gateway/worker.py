@@ -83,6 +83,7 @@ class GatewayQueue(RedisQueue):
         """``client`` is the queue's own: its connections are asked for their numbers when they are made."""
         super().__init__(client, name)
         self._dequeuing = 0
+        self._asking_version = asyncio.Lock()
         self._client_ids: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         client.connection_pool.connection_kwargs["valkey_connect_func"] = self._note_client_id
 
@@ -97,6 +98,11 @@ class GatewayQueue(RedisQueue):
             self._dequeuing -= 1
         await asyncio.sleep(_AWAY)
         return None
+
+    async def version(self) -> tuple[int, ...]:
+        """Valkey's version, asked once: not by every slot of a worker that starts."""
+        async with self._asking_version:
+            return await super().version()
 
     async def release_idle(self) -> None:
         """Make every ``dequeue`` that waits in Valkey return None now, as at its timeout. For a worker that stops.
@@ -213,7 +219,9 @@ class Jobs:
         self._known = known
         self._tracer = tracer
         self._client = connect(config)
-        self._queues = {name: GatewayQueue(self._client, name=queue_key(config, name)) for name in QUEUES}
+        self._queues: dict[QueueName, GatewayQueue] = {
+            name: GatewayQueue(self._client, name=queue_key(config, name)) for name in QUEUES
+        }
         self._resting_until = 0.0
         self._waking: set[asyncio.Task[bool]] = set()
 

@@ -1,27 +1,33 @@
 """What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
 
-from collections.abc import AsyncGenerator, Generator
+import os
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import structlog
+from argon2 import PasswordHasher
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values
+from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes run the tests: two for all of them, and none besides this one for those that were named.
+    """How many processes run the tests: three for two cores, and none besides this one for tests that were named.
 
-    Each has a Postgres and a Valkey of its own. ``-n`` on the command line says otherwise.
+    A test waits for about as long as it computes. Each process has a Postgres and a Valkey of its own. ``-n`` on the
+    command line says otherwise.
     """
-    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return max(2, (os.cpu_count() or 2) * 3 // 2)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,20 @@ class Town:
     base: str
     api: Api
     receiver: Receiver
+
+
+def pytest_configure() -> None:
+    """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def real_hasher() -> Iterator[PasswordHasher]:
+    """Make operators' passwords cheap for the tests: one of pages hashes half a dozen. Gives what the product uses."""
+    real = operators._hasher
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield real
 
 
 @pytest.fixture(autouse=True)

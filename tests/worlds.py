@@ -12,6 +12,7 @@ import msgspec
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
+from mpesa_gateway_credentials.service import aad
 from tests.asgi import Said, ask
 from tests.routes import Operation, operations_of
 
@@ -19,7 +20,7 @@ OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
 
 _ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
 
-_OF_NO_WORLD = ("mer", "key", "aud", "ref")
+_OF_NO_WORLD = ("mer", "key", "aud", "ref", "rcv")
 """Prefixes of ids that both worlds may show: a merchant and its audit entries belong to none, a key id is a handle."""
 
 _TABLES = """
@@ -29,6 +30,9 @@ FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN
 ORDER BY relname
 """
 
+_LEFT_OUT = {"merchant": "{envs,updated_at}", "api_key": "{last_used_at}"}
+"""Columns that calls of either world may change."""
+
 _CHILDREN = """
 SELECT conrelid::regclass::text AS child, confrelid::regclass::text AS parent FROM pg_constraint
 WHERE contype = 'f' AND connamespace = current_schema()::regnamespace AND conparentid = 0
@@ -36,22 +40,24 @@ WHERE contype = 'f' AND connamespace = current_schema()::regnamespace AND conpar
 
 
 async def rows_of(db: Database) -> dict[str, list[str]]:
-    """Every row of every table as JSON, but for when keys were last used."""
+    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has."""
     found: dict[str, list[str]] = {}
     for table in await db.fetch(_TABLES):
         name = table["name"]
         rows = await db.fetch(
-            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each ORDER BY 1"  # noqa: S608 - from the catalogue
+            f"SELECT (to_jsonb(each) - '{_LEFT_OUT.get(name, '{}')}'::text[])::text AS text "  # noqa: S608 - from the catalogue
+            f"FROM {name} AS each ORDER BY 1"
         )
         found[name] = [row["text"] for row in rows]
     return found
 
 
-async def mirror(db: Database, merchant_id: str) -> None:
+async def mirror(gateway: Gateway, merchant_id: str) -> None:
     """Copy all that a merchant has in the sandbox into live, under ids of its own.
 
     Receipts, references, phone numbers and Idempotency-Keys stay as they are: they may be the same in both worlds.
     """
+    db = gateway.db
     tables = {row["name"]: row["has_env"] for row in await db.fetch(_TABLES)}
     with_env = [name for name, has_env in tables.items() if has_env and name not in {"merchant", "api_key"}]
     chosen = {name for name in with_env if not name.startswith("sim_")}
@@ -72,6 +78,25 @@ async def mirror(db: Database, merchant_id: str) -> None:
                         f"SELECT * FROM jsonb_populate_record(NULL::{name}, $1::text::jsonb) ON CONFLICT DO NOTHING",
                         _in_live(text, merchant_id),
                     )
+
+        await db.execute("UPDATE merchant SET envs = '{live,sandbox}' WHERE merchant_id = $1", merchant_id)
+        await _seal_again(gateway)
+
+
+async def _seal_again(gateway: Gateway) -> None:
+    """Seal the copied credentials for the env that they are in now."""
+    for row in await gateway.db.fetch(
+        "SELECT shortcode.*, number FROM shortcode JOIN receiver USING (receiver_id) WHERE shortcode.env = 'live'"
+    ):
+        for name in ("consumer_key", "consumer_secret", "passkey", "security_credential"):
+            if row[name] is not None:
+                here, there = (aad(row["merchant_id"], env, row["number"], name) for env in ("sandbox", "live"))
+                sealed = gateway.sealer.seal(gateway.sealer.open(row[name], aad=here), aad=there)
+                await gateway.db.execute(
+                    f"UPDATE shortcode SET {name} = $2 WHERE shortcode_id = $1",  # noqa: S608 - one of the names above
+                    row["shortcode_id"],
+                    sealed,
+                )
 
 
 def _in_live(text: str, merchant_id: str) -> str:

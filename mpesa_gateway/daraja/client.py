@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import re
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import niquests
@@ -41,6 +42,7 @@ from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
 from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.places import Places
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.sealing import Sealer
@@ -48,7 +50,8 @@ from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
 
 log = structlog.get_logger(__name__)
 
-_CONNECTIONS = 200
+_CONNECTIONS = 1000
+"""To one host, and all merchants have the same one: more than calls can be open. Beyond them the library waits."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
 """What a header can carry: a token with a space or a control character is none."""
 _LIFETIME = 3599
@@ -169,21 +172,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _asks(operation: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+_Operation = Callable[Concatenate["DarajaClient", "DarajaCredentials", P], Coroutine[Any, Any, R]]
+
+
+def _asks(operation: _Operation[P, R]) -> _Operation[P, R]:
     """Wrap an operation so that an unexpected error is OutcomeUnknown: the request may have been sent before it.
 
-    Cancellation passes through.
+    Raises NotSent while too many calls of the same account are open. Cancellation passes through.
     """
 
     @wraps(operation)
-    async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await operation(*args, **kwargs)
-        except DarajaFault:
-            raise
-        except Exception as problem:  # noqa: BLE001 - as the docstring says
-            log.error("daraja_answer_unreadable", operation=operation.__name__, exception=trace(problem))
-            raise OutcomeUnknown("M-Pesa's answer could not be read") from None
+    async def ask(client: "DarajaClient", credentials: DarajaCredentials, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with client.open_calls.take(client.account(credentials)) as has_place:
+            if not has_place:
+                raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
+            try:
+                return await operation(client, credentials, *args, **kwargs)
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - as the docstring says
+                log.error("daraja_answer_unreadable", operation=operation.__name__, exception=trace(problem))
+                raise OutcomeUnknown("M-Pesa's answer could not be read") from None
 
     return ask
 
@@ -211,6 +220,8 @@ class DarajaClient:
         self._meter = meter or Meter()
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
+        self.open_calls = Places(sys.maxsize, each=config.per_account)
+        """Calls that wait for Daraja's answer, by account."""
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
@@ -469,6 +480,10 @@ class DarajaClient:
         return self._tokens.held()
 
     # -- the way there --------------------------------------------------------------------------------------------
+
+    def account(self, credentials: DarajaCredentials) -> str:
+        """Whose calls these are, as a name that tells nothing: an address and a consumer key."""
+        return self._base(credentials)[1]
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
         base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")

@@ -5,7 +5,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,19 +76,19 @@ def servers() -> Iterator[Servers]:
 
 def _new_folder() -> Path:
     has_room = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM
-    if has_room:
-        _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_MEMORY if has_room else None))
+    if has_room:
+        _remove_abandoned(folder.stat().st_mtime)
     # The server may run as another user, who must be able to pass through; what is inside stays private.
     folder.chmod(0o711)
     return folder
 
 
-def _remove_abandoned() -> None:
+def _remove_abandoned(now: float) -> None:
     """Free the memory of sessions that were killed: their servers ended with them, their files did not."""
     for lock in _MEMORY.glob(f"{_PREFIX}*/lock"):
         try:
-            if time.time() - lock.stat().st_mtime < _ABANDONED:
+            if now - lock.stat().st_mtime < _ABANDONED:
                 continue
             with lock.open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -54,9 +54,10 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "database": {"url": database_url, "pool_max": 10},
         "valkey": {"url": valkey_url},
         "security": {"master_key": generate()},
-        "worker": {"in_process": True, "grace": 5},
+        # Each slot has a connection: a test needs few, and pays for all of them at its start.
+        "worker": {"in_process": True, "grace": 5, "deliveries": 5, "daraja": 5, "maintenance": 3, "default": 3},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
-        "simulator": {"callback_delay": 0.2},
+        "simulator": {"callback_delay": 0.05},
         "metrics": {"networks": ["127.0.0.0/8"]},
         "traces": {"endpoint": "http://127.0.0.1:1/nobody"},
     }

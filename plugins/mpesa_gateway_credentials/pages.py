@@ -83,11 +83,18 @@ async def of_merchant(visit: Visit) -> Shown:
                     "missing": await missing_of(gateway, merchant.merchant_id, env),
                 }
             )
+    retired = [
+        each
+        for env in merchant.envs
+        for each in await store.shortcodes(merchant.merchant_id, env)
+        if each.retired_at is not None
+    ]
     return Shown(
         "credentials_of.html",
         {
             "merchant": merchant,
             "stored": stored,
+            "retired": retired,
             "certificates": [each for each in certificates(gateway) if each.env in merchant.envs],
         },
         title=f"Credentials of {merchant.name}",

@@ -15,8 +15,9 @@ from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
+from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_payments.checks import StatusChecks
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
 from mpesa_gateway_payments.schemas import (
     CheckStarted,
     CheckView,
@@ -42,7 +43,16 @@ IdempotencyKey = Annotated[
     tags=["Payments"],
     answers={200: Success[PaymentView]},
     needs_key=True,
-    refuses=(KeyRequired, KeyInProgress, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+    refuses=(
+        KeyRequired,
+        KeyInProgress,
+        KeyMismatch,
+        ProviderNotConfigured,
+        ProviderRejected,
+        ProviderUnavailable,
+        ReceiverOwned,
+        ShortcodeRetired,
+    ),
 )
 async def create_payment(
     data: JSONBody[CreatePayment],
@@ -105,7 +115,7 @@ async def query_payment(
     status_code=200,
     tags=["Payments"],
     described={"receipt": {"pattern": "^(?:[A-Z0-9]{6,20}|pay_[0-9a-z]{26})$", "examples": ["TKN4A1B2C3"]}},
-    refuses=(Invalid, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+    refuses=(Invalid, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]

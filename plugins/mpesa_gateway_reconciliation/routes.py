@@ -10,6 +10,7 @@ from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
+from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
 from mpesa_gateway_reconciliation.schemas import (
     Assignment,
@@ -28,7 +29,7 @@ from mpesa_gateway_reconciliation.service import Reconciliation
     "/v1/payments/mpesa/pull/register",
     status_code=200,
     tags=["Reconciliation"],
-    refuses=(ProviderNotConfigured, ProviderRejected, ProviderUnavailable),
+    refuses=(ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
     """Enable Pull for the merchant's shortcode, once; doing it again is fine."""
@@ -40,7 +41,7 @@ async def register_pull(caller: PaymentsWrite, services: NamedDependency[Service
     status_code=200,
     tags=["Reconciliation"],
     answers={202: Success[RunView]},
-    refuses=(RunInProgress, ProviderNotConfigured),
+    refuses=(RunInProgress, ProviderNotConfigured, ReceiverOwned),
 )
 async def reconcile(
     caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]

@@ -59,7 +59,7 @@ class Endpoints:
         self._tests = Places(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
-        """Set where the merchant hears of events of the caller's env, with a new secret. The old one signs too for a day.
+        """Set where the merchant hears of the caller's env, with a new secret. The old one signs too for a day.
 
         What is owed, or has waited for an endpoint, goes to the new address. Raises Invalid for an address that is not
         called.

@@ -17,7 +17,7 @@ async def missing_endpoint(gateway: "Gateway", merchant_id: str, env: Env) -> li
     return [
         Missing(
             name="webhook",
-            message=f"webhooks are off: no endpoint is set; {env} events wait for the first one (GET /v1/events shows them)",
+            message=f"webhooks are off: no endpoint is set; {env} events wait for one (GET /v1/events shows them)",
             fix=f"PUT /v1/merchant/webhook, with a key that starts with {key_prefix(env)}",
         )
     ]

@@ -1,4 +1,7 @@
-"""The command as a host types it: a process of its own, in an empty folder, with nothing but its environment."""
+"""The command as a host types it: a process of its own, in an empty folder, with nothing but its environment.
+
+One that runs on is started from nothing; one that is run to its end is a fork of a process that has imported it.
+"""
 
 import os
 import re
@@ -13,6 +16,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from mpesa_gateway.cli import cli
+from tests.kernel.cli.forking import forks
 
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
 PATIENCE = 30.0
@@ -34,16 +38,19 @@ class Host:
 
     def types(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end; ``reads`` is what it finds on its standard input."""
-        return subprocess.run(
-            [*COMMAND, *words],
-            cwd=self.folder,
-            env=self._environ,
-            capture_output=True,
-            input=reads,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        if "PYTHONPATH" in self.outside:
+            # It imports something else than the process that is forked has imported.
+            return subprocess.run(
+                [*COMMAND, *words],
+                cwd=self.folder,
+                env=self._environ,
+                capture_output=True,
+                input=reads,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        return forks.run(words, folder=self.folder, environ=self._environ, reads=reads, patience=PATIENCE)
 
     def asks(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command that starts no gateway, in this process: it comes to the same, and sooner."""

@@ -625,6 +625,37 @@ async def test_token_with_odd_lifetime_is_used_or_not_sent(lifetime: Any) -> Non
             return
 
 
+async def test_call_of_an_account_with_too_many_open_calls_is_not_sent() -> None:
+    async with scripted(Daraja()) as server:
+        config = DarajaConfig(sandbox_url=server.base, live_url="http://127.0.0.1:9", per_account=2)
+        client = DarajaClient(
+            config, clock=SetClock(NIGHT), ids=Ids(SetClock(NIGHT)), valkey=None, sealer=Sealer([b"k" * 32])
+        )
+        daraja = server.answer
+        assert isinstance(daraja, Daraja)
+        async with started(client):
+            daraja.says = drips
+            hanging = [asyncio.create_task(push(client)) for _ in range(2)]
+
+            async def both_wait() -> bool:
+                return len(server.of(PUSH)) == 2
+
+            await eventually(both_wait)
+            assert (await fault_of(NotSent, client)).retry_after
+            assert len(server.of(PUSH)) == 2
+            # Another account has its own.
+            daraja.says = says(200, ACK)
+            other = replace(CREDENTIALS, consumer_key=Secret("another-consumer-key"))
+            assert (await push(client, other)).checkout_request_id == "ws_CO_1"
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+            # Cancelled calls give their places back.
+            daraja.given.clear()
+            await client.verify(CREDENTIALS)
+            assert (await push(client)).checkout_request_id == "ws_CO_1"
+
+
 async def test_cancelled_call_raises_cancelled_error() -> None:
     async with market() as (daraja, server, client):
         await push(client)

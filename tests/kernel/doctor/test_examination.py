@@ -45,7 +45,7 @@ async def test_a_town_at_work_has_no_problem_and_goes_on(town: Town) -> None:
 
 async def test_before_going_live_the_same_town_has_a_lot_to_mend(town: Town) -> None:
     found = problems(await examined(town.gateway, is_live=True))
-    assert {"address.https", "address.public", "certificate.live", "simulator.enabled", "settings.daraja"} <= found
+    assert {"address.https", "address.public", "certificate.live", "settings.daraja"} <= found
 
 
 async def test_a_live_merchant_makes_it_so_by_itself(town: Town) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,11 +28,12 @@ from mpesa_gateway.http.egress import (
     EgressFailed,
     Forbidden,
     GuardedResolver,
+    SystemLookup,
     check_url,
     is_public,
     system_lookup,
 )
-from mpesa_gateway.testing.serving import listening
+from mpesa_gateway.testing.serving import eventually, listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
 
 REFUSED_HOSTS = (
@@ -635,6 +637,48 @@ async def test_what_is_sent_arrives_and_what_is_said_comes_back() -> None:
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.body) == ("POST", "/hooks?x=1", b'{"a":1}')
     assert asked.headers["x-event-type"] == "test"
+
+
+async def test_names_with_slow_dns_delay_no_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, asked = threading.Event(), list[str]()
+
+    def slow(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        if host != "quick.example.co.ke":
+            released.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.7", port))]
+
+    monkeypatch.setattr("mpesa_gateway.http.egress.socket.getaddrinfo", slow)
+    lookup = SystemLookup()
+    try:
+        # More names than the event loop has threads, and many calls for each.
+        names = [f"slow-{number}.example.co.ke" for number in range(40)] * 5
+        waiting = [asyncio.create_task(lookup(name, 443)) for name in names]
+        await eventually(lambda: _has(asked, 40))
+        assert await lookup("quick.example.co.ke", 443) == ["203.0.113.7"]
+        assert await lookup("192.0.2.1", 443) == ["192.0.2.1"]
+        assert not any(task.done() for task in waiting)
+        waiting[0].cancel()
+        released.set()
+        others = await asyncio.gather(*waiting[1:])
+        assert others == [["203.0.113.7"]] * 199
+        assert len(asked) == 41
+    finally:
+        released.set()
+        lookup.close()
+
+
+async def _has(found: list[str], count: int) -> bool:
+    return len(found) >= count
+
+
+async def test_name_that_cannot_be_looked_up_is_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr("mpesa_gateway.http.egress.socket.getaddrinfo", fail)
+    async with egress() as one:
+        assert await fails(one, "https://shop.example.co.ke/") == "dns"
 
 
 @pytest.mark.parametrize("kind", [RecursionError, TypeError, KeyError, AttributeError])

@@ -3,6 +3,7 @@
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -358,10 +359,16 @@ def test_a_body_that_drips_is_cut_off(process: Process, what: str) -> None:
 
 
 def test_a_body_that_nobody_waits_for_cannot_keep_the_connection(process: Process) -> None:
+    dripping: list[tuple[Line, threading.Thread]] = []
     for request, status in (("POST /v1/nothing", 404), ("GET /health/live", 200), ("POST /v1/payments", 401)):
         line = process.line().says(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
         assert line.hears().status == status
-        line.drips(b" ", pause=0.3)
+        thread = threading.Thread(target=line.drips, args=(b" ", 0.3))
+        thread.start()
+        dripping.append((line, thread))
+    for line, thread in dripping:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
         assert b"HTTP/1.1 200" not in line.ends()
 
 

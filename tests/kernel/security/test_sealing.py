@@ -90,10 +90,10 @@ async def test_everything_is_sealed_again_and_the_old_key_may_go(values: dict[st
         columns = [*KERNEL_SEALED, *(c for plugin in gateway.plugins if plugin.tables for c in plugin.tables.sealed)]
         done = await reseal(gateway.db, gateway.sealer, columns)
         assert done["gateway_secret.sealed"] == 4
-        assert done["provider_credentials.passkey"] == 1
+        assert done["shortcode.passkey"] == 1
         assert done["webhook_endpoint.secret"] == done["webhook_endpoint.previous_secret"] == 1
         assert set((await reseal(gateway.db, gateway.sealer, columns)).values()) == {0}
     async with running_gateway(values | {"security": {"master_key": new}}) as (gateway, base):
         assert (await gateway.api_keys.authenticate(key)).env == "sandbox"
         merchant_id = (await gateway.api_keys.authenticate(key)).merchant_id
-        assert (await gateway.credentials.get(merchant_id)).shortcode == "174379"
+        assert (await gateway.credentials.get(merchant_id, "sandbox")).shortcode == "174379"

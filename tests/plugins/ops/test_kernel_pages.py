@@ -17,6 +17,7 @@ from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, signed_in
 from tests.plugins.ops.conftest import Desk
+from tests.stored import WIPE
 
 
 async def test_a_merchant_and_a_key_are_made_and_the_key_works_until_it_is_revoked(desk: Desk) -> None:
@@ -92,7 +93,10 @@ async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> Non
         assert (await desk.api.call("POST", "/simulator/control/faults", fault)).status == 200
         assert "They do not work:" in (await browser.submits(shown, "/verify")).words
         await desk.api.call("DELETE", "/v1/merchant/providers/mpesa")
-        assert "has stored no keys to M-Pesa" in (await browser.opens(shown.url)).words
+        assert "Retired 174379" in (await browser.opens(shown.url)).words
+        await desk.gateway.db.execute(WIPE)
+        await desk.gateway.merchants.set_envs(desk.merchant_id, [])
+        assert "has stored no M-Pesa credentials" in (await browser.opens(shown.url)).words
 
 
 async def test_a_certificate_tells_until_when_it_is_valid(values: dict[str, Any], tmp_path: Path) -> None:

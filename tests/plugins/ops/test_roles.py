@@ -4,6 +4,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
+from argon2 import PasswordHasher, Type
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
@@ -17,6 +18,13 @@ from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import Desk
 
 done: list[str] = []
+
+
+def test_a_guess_at_a_password_costs_memory_and_time(real_hasher: PasswordHasher) -> None:
+    # At least what OWASP's password storage cheat sheet asks of Argon2id.
+    assert real_hasher.type is Type.ID
+    assert real_hasher.memory_cost >= 19 * 1024
+    assert real_hasher.time_cost >= 2
 
 
 async def show(visit: Visit) -> Shown:

@@ -117,8 +117,7 @@ async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at
     wait = await town.gateway.db.fetchval("SELECT due_at - now() FROM payment")
     assert timedelta(seconds=3) < wait < timedelta(seconds=60), wait
     # While Daraja rests no question of this merchant is put, whoever wants it.
-    await town.gateway.db.execute("UPDATE payment SET due_at = now()")
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"])
+    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
     assert len(daraja.of("stkquery")) == len(answers)
 

@@ -22,7 +22,7 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
 
 async def look(town: Town, env: str = "sandbox") -> dict[str, Observation]:
     """What is seen of the one merchant's payments."""
-    merchant = msgspec.structs.replace(await only_merchant(town.gateway), env=env)
+    merchant = msgspec.structs.replace(await only_merchant(town.gateway), envs=(env,))
     return await seen_by(look_at_payments, town.gateway, merchant=merchant)
 
 

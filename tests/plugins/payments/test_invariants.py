@@ -67,6 +67,9 @@ BENDINGS = {
         UPDATE idempotency_key SET state = 'released' FROM payment
         WHERE key = idempotency_key AND key = 'asked-6' RETURNING payment_id
     """,
+    "payments.env_is_its_payments": """
+        UPDATE idempotency_key SET env = 'live' WHERE key = 'asked-5' RETURNING subject_id
+    """,
 }
 
 

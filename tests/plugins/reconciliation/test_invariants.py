@@ -25,6 +25,14 @@ BENDINGS = {
         UPDATE reconciliation_line SET finding = 'new' WHERE (run_id, line_id) = (
             SELECT max(run_id), min(line_id) FROM reconciliation_line) RETURNING run_id
     """,
+    "reconciliation.env_is_its_runs": """
+        WITH moved AS (
+            UPDATE reconciliation_run SET env = 'live' WHERE run_id = (SELECT min(run_id) FROM reconciliation_run)
+            RETURNING run_id
+        )
+        SELECT line_id FROM reconciliation_line JOIN moved USING (run_id) JOIN statement_line USING (line_id)
+        WHERE statement_line.env = 'sandbox'
+    """,
     "reconciliation.runs_end": """
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
             lease_until, started_at, receiver_id)
@@ -47,4 +55,5 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     for _ in range(2):
         assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 4
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    also = {"reconciliation.lines_fit_their_payments": "reconciliation.env_is_its_runs"}
+    assert await each_is_noticed(town.gateway, BENDINGS, also) == {}

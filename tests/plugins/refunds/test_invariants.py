@@ -37,6 +37,9 @@ BENDINGS = {
         UPDATE refund SET due_at = now() - interval '11 minutes', status = 'failed', outcome = 'other'
         WHERE idempotency_key = 'refund never-2' RETURNING refund_id
     """,
+    "refunds.env_is_its_refunds": """
+        UPDATE idempotency_key SET env = 'live' WHERE key = 'refund silent-1' RETURNING subject_id
+    """,
     "refunds.key_names_its_refund": """
         UPDATE idempotency_key SET key = 'unknown', subject_id = 'rfd_nowhere' WHERE key = 'refund back-7'
         RETURNING subject_id;
@@ -90,4 +93,5 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     for number, key in enumerate(("silent-1", "silent-2"), 30):
         await stands(town, await refund(town, key, number), "pending")
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    also = {"refunds.fits_its_payment": "refunds.env_is_its_refunds"}
+    assert await each_is_noticed(town.gateway, BENDINGS, also) == {}

@@ -14,7 +14,7 @@ from tests.looking import levels, only_merchant, seen_by
 
 async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, Observation]:
     """What is seen of the one merchant's endpoint."""
-    merchant = msgspec.structs.replace(await only_merchant(town.gateway), env=env)
+    merchant = msgspec.structs.replace(await only_merchant(town.gateway), envs=(env,))
     return await seen_by(look_at_endpoint, town.gateway, merchant=merchant, **examined)
 
 

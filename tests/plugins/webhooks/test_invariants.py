@@ -16,11 +16,17 @@ BENDINGS = {
         UPDATE delivery SET event_type = 'payment.failed' FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-3' RETURNING delivery_id;
         UPDATE delivery SET payment_id = 'pay_other' FROM payment
-        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-4' RETURNING delivery_id
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-4' RETURNING delivery_id;
+        UPDATE delivery SET env = 'live' FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-6' RETURNING delivery_id
     """,
     "webhooks.nothing_overdue": """
         UPDATE delivery SET status = 'pending', due_at = now() - interval '11 minutes' FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-5' RETURNING delivery_id
+    """,
+    "webhooks.nothing_left_waiting": """
+        UPDATE delivery SET status = 'waiting', due_at = NULL FROM payment
+        WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-7' RETURNING delivery_id
     """,
 }
 
@@ -31,24 +37,20 @@ def test_every_invariant_is_bent() -> None:
 
 async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     # The endpoint was set some time ago.
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET created_at = now() - interval '2 minutes'")
-    for number in range(1, 6):
+    await town.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() - interval '11 minutes'")
+    for number in range(1, 8):
         made = await town.api.pay(f"25471100000{number}", key=f"paid-{number}")
         await town.api.settled(made.data["id"], "completed")
     await lay_bare(town.gateway)
     assert await each_is_noticed(town.gateway, BENDINGS) == {}
 
 
-async def test_what_happened_before_an_endpoint_was_set_or_after_it_was_removed_owes_it_nothing(town: Town) -> None:
+async def test_what_happens_without_an_endpoint_waits_and_is_missed_where_it_does_not(town: Town) -> None:
     assert (await town.api.call("DELETE", "/v1/merchant/webhook")).status == 200
-    await town.gateway.db.execute(
-        "UPDATE webhook_endpoint SET created_at = now() - interval '9 minutes', "
-        "updated_at = now() - interval '5 minutes'"
-    )
     made = await town.api.pay("254711000001", key="unheard")
     await town.api.settled(made.data["id"], "completed")
     assert await broken(town.gateway) == {}
-    await town.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() + interval '5 minutes'")
+    await town.gateway.db.execute("DELETE FROM delivery")
     assert set(await broken(town.gateway)) == {"webhooks.event_has_its_delivery"}
 
 

@@ -37,7 +37,7 @@ RELEASED = 2
 """The last of the webhooks' migrations before there were months."""
 
 WORLD = """
-INSERT INTO merchant VALUES ('mer_1', 'Duka', 'sandbox', true, now(), now());
+INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ('mer_1', 'Duka', now(), now());
 INSERT INTO webhook_endpoint (endpoint_id, merchant_id, url, secret, created_at, updated_at)
 VALUES ('whe_1', 'mer_1', 'https://shop.example/hook', 'v1.sealed', now(), now());
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)

@@ -127,6 +127,58 @@ async def test_what_was_left_in_postgres_follows_without_a_sweep(values: dict[st
         assert len(sent) == len(set(sent)) == len(ids)
 
 
+async def test_begin_without_room_claims_nothing_and_hands_over_once_there_is_room(values: dict[str, Any]) -> None:
+    values["webhooks"] = {"at_once": 1, "per_endpoint": 1}
+    # No sweep runs: what was left is handed over by the process that had no room.
+    values["worker"] = {"in_process": True, "grace": 0, "queues": ["deliveries"]}
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        receiver.delay = 0.3
+        first, second = await owe(gateway, api, 40, "a"), await owe(gateway, api, 5, "b")
+        service = gateway.services.get(Deliveries)
+        assert await service.begin(first) == 40
+        assert await service.begin(second) == 0
+        assert await gateway.db.fetchval(f"{NOT_DELIVERED} AND leased_until IS NULL AND tried = 0", second) == 5
+        receiver.delay = 0
+        await eventually(lambda: all_delivered(gateway, [*first, *second]), patience=60)
+
+
+async def test_begin_returns_while_the_endpoint_hangs(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False, "grace": 0}
+    async with (
+        receiving() as receiver,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=receiver.url) as api,
+    ):
+        receiver.delay = 3600
+        ids = await owe(gateway, api, 3, "a")
+        assert await gateway.services.get(Deliveries).begin(ids) == 3
+        assert not await all_delivered(gateway, ids)
+
+
+async def test_tests_of_a_hanging_webhook_are_bounded_for_each_merchant(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False, "grace": 0}
+    async with (
+        receiving() as hanging,
+        receiving() as well,
+        running_gateway(values) as (gateway, base),
+        shop(gateway, base, webhook_url=hanging.url) as one,
+        shop(gateway, base, webhook_url=well.url) as other,
+    ):
+        hanging.delay = 3600
+        waiting = [asyncio.create_task(one.call("POST", "/v1/merchant/webhook/test")) for _ in range(2)]
+        await hanging.wait_for(2)
+        refused = await one.call("POST", "/v1/merchant/webhook/test")
+        assert (refused.status, refused.error["code"]) == (429, "RATE_LIMITED")
+        assert (await other.call("POST", "/v1/merchant/webhook/test")).data["delivered"]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
 async def test_a_slow_call_gives_its_slot_to_others() -> None:
     lanes = Lanes(at_once=1, per_endpoint=1, quick=0.05)
     order: list[str] = []
