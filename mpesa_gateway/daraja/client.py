@@ -183,6 +183,7 @@ def _asks(operation: _Operation[P, R]) -> _Operation[P, R]:
 
     @wraps(operation)
     async def ask(client: "DarajaClient", credentials: DarajaCredentials, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        client.refuse_transaction(f"the call {operation.__name__}")
         with client.open_calls.take(client.account(credentials)) as has_place:
             if not has_place:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
@@ -214,7 +215,7 @@ class DarajaClient:
         refuse_transaction: Callable[[str], None] | None = None,
     ) -> None:
         """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one."""
-        self._refuse_transaction = refuse_transaction
+        self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
         self._meter = meter or Meter()
@@ -250,8 +251,18 @@ class DarajaClient:
 
         Nothing has been sent for the caller when it returns or raises.
         """
+        self.refuse_transaction("fetching an access token")
         base, owner = self._base(credentials)
-        await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+        with self.open_calls.take(self.account(credentials)) as has_place:
+            if not has_place:
+                raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
+            try:
+                await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - whatever the library raises: no token, and nothing was sent
+                log.error("daraja_token_not_fetched", exception=trace(problem))
+                raise NotSent("M-Pesa gave no access token", retry_after=5) from None
 
     @_asks
     async def stk_push(
@@ -444,6 +455,7 @@ class DarajaClient:
 
         The new token makes the shared one invalid, so it takes its place.
         """
+        self.refuse_transaction("verifying credentials")
         base, owner = self._base(credentials)
         try:
             await self._tokens.put(owner, await self._fetch_token(base, credentials))
@@ -597,8 +609,6 @@ class DarajaClient:
     ) -> _Answer:
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
-        if self._refuse_transaction is not None:
-            self._refuse_transaction(f"the call {operation}")
         began = time.perf_counter()
         status, error = 0, ""
         outcome, code = "no_answer", ""
