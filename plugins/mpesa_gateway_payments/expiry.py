@@ -91,7 +91,7 @@ class Expiry:
                 payment_id,
                 code="unsent",
                 text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                reason="other",
+                reason="not_sent",
                 cause=Cause.EXPIRY,
                 step="expired",
                 is_final=True,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.db.engine import CalledInTransaction
+from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
@@ -245,17 +245,25 @@ async def test_a_payment_that_is_just_being_sent_again_is_not_given_up(values: d
         payment = await street.asks()
         db, now = street.gateway.db, street.gateway.clock.now()
         await db.execute(
-            "UPDATE payment SET charge = 'released', checkout_request_id = NULL, due_at = $1, expires_at = $1", now
+            "UPDATE payment SET charge = 'released', checkout_request_id = NULL, merchant_request_id = NULL, "
+            "due_at = $1, expires_at = $1",
+            now,
         )
         giving_up = asyncio.create_task(street.payments.ask(payment["id"]))
         await asyncio.sleep(0)
         # There is one connection: this gets it right after the first step of giving up, and before the second.
         later = now + timedelta(minutes=15)
-        sent_again = asyncio.create_task(db.fetchrow(tables.RESEND, payment["id"], now, later, later))
+
+        async def send_again() -> Row | None:
+            async with db.transaction():
+                await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = $1", later)
+                return await db.fetchrow(tables.RESEND, payment["id"], now, later, later)
+
+        sent_again = asyncio.create_task(send_again())
         assert await giving_up
         assert (await sent_again) is not None
         assert (await street.find(payment))["status"] == "pending"
-        assert await db.fetchval("SELECT charge FROM payment") == "sending"
+        assert await db.fetchval("SELECT charge FROM payment") == "ready"
         assert await street.events() == []
 
 
