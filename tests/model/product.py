@@ -42,7 +42,14 @@ NO_PAYMENT: tuple[type[Exception], ...] = (KeyInProgress, ProviderRejected, Unav
 NotConfigured = ProviderNotConfigured
 OtherBody = KeyMismatch
 
-SWEEPS = ("payments.sweep", "refunds.sweep", "callbacks.sweep", "webhooks.sweep", "kernel.sweep_events")
+SWEEPS = (
+    "payments.expire",
+    "payments.sweep",
+    "refunds.sweep",
+    "callbacks.sweep",
+    "webhooks.sweep",
+    "kernel.sweep_events",
+)
 """The crons that hand over what is due."""
 
 RECONCILE = "reconciliation.reconcile_all"
