@@ -60,9 +60,12 @@ ALWAYS: dict[str, str] = {
     """,
     "refunds: what is set aside is not what is under way": """
         SELECT p.payment_id FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
-        GROUP BY p.payment_id, p.refund_reserved, p.refunded
+            LEFT JOIN went_back w ON w.original = p.receipt
+        GROUP BY p.payment_id, p.refund_reserved, p.refunded, w.in_all, w.by_us
         HAVING p.refund_reserved <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'pending'), 0)
-            OR p.refunded <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
+            -- What went back on M-Pesa's portal is in the books once M-Pesa has said so.
+            OR p.refunded - COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
+                NOT BETWEEN 0 AND COALESCE(w.in_all - w.by_us, 0)
     """,
     "refunds: one reversal was sent twice": """
         SELECT (SELECT r.refund_id FROM refund r WHERE r.receipt = s.original LIMIT 1) FROM sim_reversal s

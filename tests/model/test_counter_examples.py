@@ -114,7 +114,7 @@ def neighbours_line_assigned() -> Money:
     """C1: a line of the merchant that shares the paybill, assigned to a payment of one's own."""
     money = _begin()
     _asks(money, SILENT, shop=1)
-    _asks(money, "254711000102")
+    _asks(money, ASKS)
     money.time_passes(seconds=61)
     _reconciles(money, shop=0)
     for nth in range(2):
