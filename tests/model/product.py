@@ -48,6 +48,7 @@ SWEEPS = (
     "refunds.sweep",
     "callbacks.sweep",
     "webhooks.sweep",
+    "webhooks.hand_over",
     "kernel.sweep_events",
 )
 """The crons that hand over what is due."""
