@@ -1,6 +1,8 @@
 """Kenyan mobile numbers: read in every form people write them, kept as 2547…, shown as 2547****678."""
 
+import hashlib
 import re
+from enum import StrEnum
 from typing import Self
 
 _COUNTRY = "254"
@@ -45,32 +47,69 @@ class Msisdn(str):
         return f"Msisdn({self.masked})"
 
 
-def may_be(told: str, asked: str) -> bool:
-    """Whether a number as Daraja tells it, perhaps partly masked or cut, can be ``asked``, which is whole.
+class Likeness(StrEnum):
+    """How a number that M-Pesa shows compares with a whole one."""
 
-    What shows no digits, or is a digest, contradicts nothing.
-    """
-    pattern = visible_pattern(told)
-    return pattern is None or any(re.search(pattern, form) for form in (asked, "0" + asked[3:], asked[3:]))
+    SAME = "same"
+    """The whole number, or its digest, is equal."""
+    PARTLY = "partly"
+    """At least three of the last six digits are visible, and every visible digit is equal."""
+    HIDDEN = "hidden"
+    """Too little is visible to tell."""
+    OTHER = "other"
+    """A visible digit, or the digest, differs."""
 
 
-def visible_pattern(told: str) -> str | None:
-    """What is visible of a number as a regular expression, for Python and Postgres alike; None where nothing is.
-
-    It is to be tried on the three forms of a number: ``2547…``, ``07…`` and ``7…``.
-    """
-    text = _SEPARATORS.sub("", told).removeprefix("+").lower().replace("x", "*")
+def compare(shown: str, phone: str) -> Likeness:
+    """Compare a number as M-Pesa shows it (whole, masked, cut or as a digest) with ``phone``, a whole ``2547…``."""
+    text = _SEPARATORS.sub("", _AS_DECIMAL.sub("", shown.strip())).removeprefix("+").lower()
+    if _DIGEST.match(text):
+        return _equal(text == hashlib.sha256(phone.encode()).hexdigest())
+    text = text.replace("x", "*")
     if not _VISIBLE.match(text):
-        return None
+        return Likeness.HIDDEN
+    national = phone[3:]
+    forms = (phone, "0" + national, national)
     if "*" not in text:
-        return f"{text}$" if len(text) < _SHORTEST else f"^{text}$"
-    same_length, any_length = text.replace("*", "[0-9]"), re.sub(r"\*+", "[0-9]+", text)
-    return f"^({same_length}|{any_length})$"
+        if len(text) >= _SHORTEST:
+            return _equal(text in forms)
+        return _enough(len(text)) if phone.endswith(text) else Likeness.OTHER
+    return _compare_masked(text, forms)
+
+
+def _compare_masked(text: str, forms: tuple[str, ...]) -> Likeness:
+    if not _MASKED_PHONE.match(text):
+        # Not the beginning of any number of Kenya, such as a digest under a mask.
+        return Likeness.HIDDEN
+    if not any(re.match(pattern, form) for pattern in _patterns(text) for form in forms):
+        return Likeness.OTHER
+    at_end = len(text) - len(text.rstrip("0123456789"))
+    in_place = sum(char != "*" for char in text[-_LAST:]) if len(text) in {len(form) for form in forms} else 0
+    return _enough(max(min(at_end, _LAST), in_place))
+
+
+def _equal(is_equal: bool) -> Likeness:
+    return Likeness.SAME if is_equal else Likeness.OTHER
+
+
+def _enough(visible: int) -> Likeness:
+    return Likeness.PARTLY if visible >= _ENOUGH else Likeness.HIDDEN
+
+
+def _patterns(masked: str) -> tuple[str, str]:
+    """A masked number with as many digits as it has stars, and with any number of them."""
+    return masked.replace("*", "[0-9]") + r"\Z", re.sub(r"\*+", "[0-9]+", masked) + r"\Z"
 
 
 _VISIBLE = re.compile(r"(?=.*[0-9])[0-9*]{1,15}\Z", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
+_AS_DECIMAL = re.compile(r"(?<=[0-9])\.0+\Z", re.ASCII)
+_MASKED_PHONE = re.compile(r"(?:2?\*|25?\*|254?\*|254[17][0-9]*\*|0?\*|0[17][0-9]*\*|[17][0-9]*\*)", re.ASCII)
 _SHORTEST = 9
 """Digits of a whole national number: fewer are the end of one."""
+_LAST = 6
+_ENOUGH = 3
+"""How many of the last six digits tell one payer from another where the reference is equal too."""
 
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 

@@ -44,6 +44,10 @@ class Places:
         else:
             self._silent.add(account)
 
+    def is_silent(self, account: str) -> bool:
+        """Whether an account's last question was not answered."""
+        return account in self._silent
+
     def _is_free(self, account: str) -> bool:
         if self._taken.total() >= self._at_once or self._taken[account] >= self._each:
             return False

@@ -13,7 +13,7 @@ import structlog
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import OVERBURDENED
 from mpesa_gateway.errors import Invalid
-from mpesa_gateway.phone import Msisdn, may_be
+from mpesa_gateway.phone import Likeness, Msisdn, compare
 from mpesa_gateway.plugin import Eraser
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ class Number:
     def without(self, text: str) -> str:
         """The text with ``erased`` where the number was."""
         party = _PARTY.match(text.strip())
-        if party is not None and (party[0] in self.forms or ("*" in party[0] and may_be(party[0], self.phone))):
+        if party is not None and (
+            party[0] in self.forms
+            or ("*" in party[0] and compare(party[0], self.phone) in {Likeness.PARTLY, Likeness.HIDDEN})
+        ):
             # The name behind the number is the payer's too.
             return ERASED
         return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))

@@ -1,5 +1,6 @@
 """What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
 
+import gc
 import os
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
@@ -45,10 +46,16 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every later garbage collection: it stays until the end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def real_hasher() -> Iterator[PasswordHasher]:
     """Make operators' passwords cheap for the tests: one of pages hashes half a dozen. Gives what the product uses."""
-    real = operators._hasher
+    real = operators._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         yield real

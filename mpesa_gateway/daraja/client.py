@@ -114,6 +114,8 @@ class StkQueryAnswer:
 
     outcome: Outcome
     result_desc: str
+    checkout_request_id: str | None = None
+    """The push that the answer names."""
 
 
 class DarajaFault(Exception):
@@ -331,7 +333,7 @@ class DarajaClient:
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
         said = read_said(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_query_outcome(code, said), said)
+        return StkQueryAnswer(stk_query_outcome(code, said), said, read_text(answer, "CheckoutRequestID"))
 
     @_asks
     async def transaction_status(

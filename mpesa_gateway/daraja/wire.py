@@ -274,7 +274,7 @@ def read_payer(parties: Iterable[str]) -> str | None:
 
 
 def read_moments(text: str | None) -> tuple[datetime, ...]:
-    """What a time can mean in UTC, the likelier first: without a zone, or with a Z that cannot be trusted, two."""
+    """The readings of a time in UTC, East Africa Time first: one without a zone, two with a Z, which is not trusted."""
     if text is None:
         return ()
     text = _digits(text) or ""
@@ -282,7 +282,8 @@ def read_moments(text: str | None) -> tuple[datetime, ...]:
         moment = datetime.strptime(text, "%Y%m%d%H%M%S") if text.isdigit() else datetime.fromisoformat(text)  # noqa: DTZ007
         if moment.tzinfo is not None and moment.utcoffset():
             return (moment.astimezone(UTC),)
-        return (moment.replace(tzinfo=EAT).astimezone(UTC), moment.replace(tzinfo=UTC))
+        in_east_africa = moment.replace(tzinfo=EAT).astimezone(UTC)
+        return (in_east_africa,) if moment.tzinfo is None else (in_east_africa, moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         return ()
 

@@ -12,7 +12,7 @@ class CallbackEvent(Event, frozen=True, kw_only=True):
     """A callback that was taken.
 
     ``merchant_id``, ``subject_id`` and ``env`` are what its token was made for; without a token they are empty, and
-    ``env`` None. ``received_at`` is in UTC.
+    ``env`` None. ``is_listed`` says that it came from one of Safaricom's listed addresses. ``received_at`` is in UTC.
     """
 
     callback_id: str
@@ -20,6 +20,7 @@ class CallbackEvent(Event, frozen=True, kw_only=True):
     received_at: datetime
     result_code: str
     result_desc: str
+    is_listed: bool = False
 
 
 class StkResulted(CallbackEvent, frozen=True, kw_only=True):
@@ -57,7 +58,7 @@ class QueryResulted(CallbackEvent, frozen=True, kw_only=True):
 class StatusResulted(QueryResulted, frozen=True, kw_only=True):
     """Daraja told how a transaction stands: ``result_code`` is the query's, ``transaction_status`` the money's.
 
-    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``.
+    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``, ``payees`` the credit parties.
     """
 
     kind: ClassVar[str] = "callback.status_resulted"
@@ -65,6 +66,7 @@ class StatusResulted(QueryResulted, frozen=True, kw_only=True):
     transaction_status: str | None
     receipt: str | None
     payers: tuple[str, ...]
+    payees: tuple[str, ...] = ()
     finished_at: datetime | None
 
 

@@ -123,6 +123,7 @@ def _status(body: bytes) -> Report:
             transaction_status=status,
             receipt=receipt,
             payers=tuple(result.parameters.get("DebitPartyName", ())),
+            payees=tuple(result.parameters.get("CreditPartyName", ())),
             finished_at=_moment(result.first("FinalisedTime")),
         )
 

@@ -110,6 +110,7 @@ class _Arrival:
     report: Report
     fingerprint: bytes
     is_signed: bool
+    is_listed: bool
     origin: Origin | None
     """The request that brought it."""
 
@@ -131,6 +132,7 @@ class _Arrival:
             "callback_id": self.callback_id,
             "env": self.subject.env if self.subject else None,
             "received_at": now,
+            "is_listed": self.is_listed,
         }
 
 
@@ -211,7 +213,16 @@ class CallbackInbox:
     def _arrival(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> "_Arrival":
         fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
         origin = current_origin(self._gateway.tracer)
-        return _Arrival(self._gateway.ids.new("cbk"), incoming, subject, report, fingerprint, is_signed, origin)
+        return _Arrival(
+            self._gateway.ids.new("cbk"),
+            incoming,
+            subject,
+            report,
+            fingerprint,
+            is_signed,
+            self._is_listed(incoming.source),
+            origin,
+        )
 
     async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
         """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
@@ -493,14 +504,15 @@ class CallbackInbox:
     async def _offer_again(self, row: Row) -> None:
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-            await self._offer(read_report(row["kind"], body, has_token=bool(row["subject_id"])), row)
+            report = read_report(row["kind"], body, has_token=bool(row["subject_id"]))
+            await self._offer(report, dict(row) | {"is_listed": self._is_listed(row["source"])})
         except AnotherSubject:
             await self._db.execute(tables.GIVE_UP, row["callback_id"])
         except NotACallback as problem:
             # Taken by an earlier release, perhaps: it must not keep the others waiting.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
-    async def _offer(self, report: Report, row: Row | Mapping[str, Any]) -> None:
+    async def _offer(self, report: Report, row: Mapping[str, Any]) -> None:
         """Publish inside the open transaction. A subscriber that fails is tried again later; the callback stays.
 
         Raises AnotherSubject when the subscriber finds that the content is not about what the token was made for.
@@ -526,6 +538,7 @@ class CallbackInbox:
                 "callback_id": row["callback_id"],
                 "env": row["env"],
                 "received_at": row["received_at"],
+                "is_listed": row["is_listed"],
             }
         )
         try:
@@ -547,7 +560,8 @@ class CallbackInbox:
         log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
         if subject is None and (found := self._opened(incoming)) is not None:
             # Refused before its token was read: we may know what it is about, whoever sent it does not.
-            subject, _ = found
+            subject, kind = found
+            incoming = replace(incoming, kind=kind)
         is_trusted = subject is not None or self._is_listed(incoming.source)
         if not is_trusted:
             second, count = self._refusals
@@ -633,7 +647,8 @@ class CallbackInbox:
         incoming = Incoming(kind, None, body, row["source"], row["signature"])
         is_signed = await self._check_signature(incoming, subject)
         report = _read(incoming, has_token=known)
-        arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
+        # The operator vouches for the source.
+        arrival = replace(self._arrival(incoming, subject, report, is_signed=is_signed), is_listed=True)
         await self._keep(arrival)
         kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
         if kept is None:

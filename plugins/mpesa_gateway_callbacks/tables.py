@@ -91,8 +91,13 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 """
 
 WAITING_FOR = """
+<<<<<<< HEAD
 SELECT callback_id, kind, env, merchant_id, subject_id, body, body_bytes, received_at FROM callback
 WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
+=======
+SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+>>>>>>> main
 """
 """Without a lock: what a callback is about is locked before the callback itself, in every path."""
 
@@ -106,7 +111,7 @@ WHERE callback_id IN (
     SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at <= $1
     ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-RETURNING callback_id, kind, env, merchant_id, subject_id, body, body_bytes, received_at, tries
+RETURNING callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at, tries
 """
 
 PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 'waiting'"

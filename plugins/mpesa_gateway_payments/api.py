@@ -1,29 +1,74 @@
 """What other plugins and hosts may ask of payments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import ClassVar, Literal, Protocol
+from datetime import datetime
+from typing import Literal, Protocol
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Proof,
+    Receiver,
+    Source,
+    Zone,
+    in_zone,
+    possible,
+    proven_zone,
+    read_amount,
+    read_direction,
+    read_kind,
+)
+from mpesa_gateway_payments.judging import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Mismatch,
+    Settles,
+    Transaction,
+    Unfit,
+    Verdict,
+)
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
 __all__ = [
+    "AlreadyKnown",
+    "Ambiguous",
+    "Ask",
     "CheckStarted",
+    "Direction",
+    "Evidence",
     "Finding",
-    "Match",
+    "Mismatch",
     "PaymentRequest",
     "PaymentView",
     "PaymentWithTimeline",
     "Payments",
+    "Proof",
+    "Receiver",
     "Recovery",
     "Refundable",
     "RefundablePayments",
     "Requested",
-    "Statement",
+    "Settled",
+    "Settles",
+    "Source",
     "StatusQueries",
+    "Transaction",
+    "UnallocatedMoney",
+    "Unfit",
+    "Verdict",
+    "Wanted",
+    "Zone",
+    "in_zone",
+    "possible",
+    "proven_zone",
+    "read_amount",
+    "read_direction",
+    "read_kind",
 ]
 
 
@@ -47,76 +92,66 @@ class Requested:
     is_replay: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """Money as M-Pesa shows it on a statement or in a status answer.
-
-    ``amount`` is in KES, None when it is not whole; ``phone`` is what is visible of the payer's number; ``moments`` are
-    the readings of its time, in UTC; ``source`` says where M-Pesa showed it.
-    """
-
-    receipt: str
-    amount: Kes | None
-    amount_text: str
-    phone: str | None
-    reference: str | None
-    moments: tuple[datetime, ...]
-    source: Literal["statement", "status_query"] = "statement"
-
-
 Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
-"""What a statement line turned out to be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A payment that a statement line can belong to; ``created_at`` is in UTC."""
-
-    payment_id: str
-    phone: Msisdn
-    reference: str
-    created_at: datetime
+"""What a report of money turned out to be."""
 
 
 @dataclass(frozen=True)
-class Match:
-    """The payments that a statement line can belong to, and by what they were found.
+class Settled:
+    """What became of a report.
 
-    By the ``rule`` there is a ``candidate`` only where exactly one payment fits, whoever asked for it; several, some of
-    them perhaps other merchants', are ambiguous.
+    ``payment_id`` and ``merchant_id`` are of the payment that has the money, or contradicts it. An ambiguous report has
+    ``candidates``, and ``asks`` where M-Pesa may know more about the receipt.
     """
 
-    how: Literal["receipt", "reference", "rule"]
-    payment_ids: tuple[str, ...] = ()
-    candidate: Candidate | None = None
-    is_ambiguous: bool = False
+    finding: Finding
+    payment_id: str | None = None
+    merchant_id: str | None = None
+    candidates: tuple[str, ...] = ()
+    asks: bool = False
 
-    @property
-    def payment_id(self) -> str | None:
-        """The one payment that it is, None where that is not sure."""
-        return self.payment_ids[0] if self.payment_ids and not self.is_ambiguous else None
 
-    BEFORE: ClassVar[timedelta] = timedelta(minutes=2)
-    """How much earlier than our record of the payment M-Pesa's clock may put the money."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A receiver's ``number`` and an ``amount`` in KES of which money is wanted.
 
-    AFTER: ClassVar[timedelta] = timedelta(hours=24)
-    """How much later than the request a payer may still have paid."""
+    Payments made between ``since`` and ``until`` may have it, those from ``likely`` on by the rule. Times are in UTC.
+    """
+
+    number: str
+    amount: int
+    since: datetime
+    likely: datetime
+    until: datetime
+
+
+class UnallocatedMoney(Protocol):
+    """Knows money that came in and belongs to no payment. Provided by the owner of statements."""
+
+    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
+        """Return the money of these receivers and amounts that came since ``likely``, each receipt once."""
+        ...
 
 
 class Recovery(Protocol):
-    """Finds the payment that money belongs to, and completes it."""
+    """Finds the payments that money belongs to, by the one judge, and completes them."""
 
-    async def match(self, merchant_id: str, env: Env, shortcode: str, line: Statement) -> Match:
-        """The payment that a line can belong to.
+    async def judge(self, reports: Sequence[Evidence]) -> Sequence[Verdict]:
+        """Return what each report means as things stand. Nothing is locked or written."""
+        ...
 
-        By receipt, by our unique reference, or else by the rule of shortcode, amount, visible digits of the payer,
-        reference and time, among payments that have no receipt, other merchants' of this shortcode included. Several
-        are never guessed between.
+    async def settle(self, report: Evidence) -> Settled:
+        """Judge a report, lock its payment, judge again, and write what follows. Needs an open transaction.
+
+        The payment may be another merchant's of the same receiver.
         """
         ...
 
-    async def settle(self, merchant_id: str, env: Env, payment_id: str, line: Statement) -> Finding:
-        """Complete this merchant's payment with this money, or say why not: it is done already, or does not fit."""
+    async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
+        """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
+
+        A merchant's choice has to fit the report; an operator decides. Raises NotFound.
+        """
         ...
 
 

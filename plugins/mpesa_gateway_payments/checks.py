@@ -1,6 +1,7 @@
 """Asks M-Pesa what became of a transaction, by its receipt or by our payment, and takes the answer when it comes."""
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,20 +12,33 @@ from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Re
 from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Statement
 from mpesa_gateway_payments.errors import NotAsked
+<<<<<<< HEAD
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
+=======
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Handle,
+    Proof,
+    Receiver,
+    Source,
+    possible,
+    read_amount,
+    read_direction,
+)
+>>>>>>> main
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
-from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.transitions import Transitions
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -198,62 +212,80 @@ class StatusChecks:
         )
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
-        """What the answer means here; moves the payment where it says so. Gives the finding."""
+        """Write what the answer means to the payment that it is about. Returns the finding."""
         state, asked = transaction_state(result.transaction_status), check["receipt"]
         if (why_nothing := _says_nothing(result, state, asked)) is not None:
             return why_nothing
-        told = Told(
-            receipt=result.receipt or asked,
-            amount=result.amount,
-            amount_text=result.amount_text,
-            phone=read_payer(result.payers),
-            text=f"M-Pesa reports {result.transaction_status}",
-        )
-        payment, finding, is_sure = await self._payment(check, told, result)
-        if payment is None:
-            return finding
+        evidence = await self._evidence(check, result)
+        recovery = self._gateway.services.get(PaymentRecovery)
         if state == "completed":
-            outcome = await self._moves.take_money(payment, told, Cause.STATUS_QUERY)
-            return {"completed": "recovered", "known": "already_known"}.get(outcome, outcome)
-        if not is_sure:
+            settled = await recovery.settle(evidence)
+            is_own = settled.merchant_id in {None, check["merchant_id"]}
+            return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
+        payment = await self._named(check, evidence)
+        if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
+<<<<<<< HEAD
         if state in {"reversed", "partially_reversed"}:
             await self._outside.take(payment, state, Cause.STATUS_QUERY, told.text)
             return "reversed"
         return await self._fail(payment, told, result)
+=======
+        return "reversed" if state == "reversed" else await self._fail(payment, result)
+>>>>>>> main
 
-    async def _fail(self, payment: Row, told: Told, result: StatusResulted) -> str:
-        """M-Pesa says that no money moved. Gives the finding."""
+    async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
+        """What the answer states. One about a payment of ours by its conversation speaks of its push."""
+        payment_id: str | None = check["payment_id"]
+        return Evidence(
+            source=Source.STATUS_QUERY,
+            proof=Proof.ANSWER,
+            direction=read_direction(result.payees, await self._numbers(check)),
+            receiver=Receiver(check["env"], check["shortcode"]),
+            receipt=result.receipt or check["receipt"],
+            handle=None if payment_id is None else Handle(payment_id),
+            reference=check["reference"],
+            amount=read_amount(result.amount, result.amount_text),
+            payer=read_payer(result.payers),
+            time=() if result.finished_at is None else possible((result.finished_at,), now=result.received_at),
+        )
+
+    async def _numbers(self, check: Row) -> set[str]:
+        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        numbers = {check["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            port = self._gateway.services.get(Credentials)
+            known = await port.get(check["merchant_id"], check["env"], check["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
+        return numbers
+
+    async def _named(self, check: Row, evidence: Evidence) -> Row | None:
+        """The payment that the answer names, locked: it was asked about, or has the receipt."""
+        payment_id = check["payment_id"]
+        if evidence.direction is Direction.OUT:
+            return None
+        if payment_id is None:
+            known = await self._db.fetchrow(
+                tables.FIND_BY_RECEIPT, check["merchant_id"], check["env"], evidence.receipt
+            )
+            payment_id = None if known is None else known["payment_id"]
+        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, payment_id)
+
+    async def _fail(self, payment: Row, result: StatusResulted) -> str:
+        """M-Pesa says that no money moved. Returns the finding."""
         has_failed = await self._moves.fail(
             payment["payment_id"],
             code=result.result_code,
-            text=told.text,
+            text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
+            is_final=True,
         )
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
-
-    async def _payment(self, check: Row, told: Told, result: StatusResulted) -> tuple[Row | None, str, bool]:
-        """The locked payment that the answer is about; without one, why there is none; and whether it was named."""
-        if check["payment_id"] is not None:
-            return await self._db.fetchrow(tables.LOCK, check["payment_id"]), "", True
-        statement = Statement(
-            receipt=told.receipt or "",
-            amount=told.amount,
-            amount_text=told.amount_text or "",
-            phone=told.phone,
-            reference=check["reference"],
-            moments=(result.finished_at,) if result.finished_at else (),
-        )
-        recovery = self._gateway.services.get(PaymentRecovery)
-        match = await recovery.match(check["merchant_id"], check["env"], check["shortcode"], statement)
-        if match.payment_id is None:
-            return None, "ambiguous" if match.is_ambiguous else "not_ours", False
-        return await self._db.fetchrow(tables.LOCK, match.payment_id), "", match.how == "receipt"
 
 
 def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str | None:

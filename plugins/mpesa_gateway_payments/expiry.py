@@ -1,5 +1,6 @@
 """Ends payments whose time is up. It asks nothing and waits for nothing: M-Pesa may be away."""
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -8,6 +9,7 @@ from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway.stored import loads
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import Told, Transitions
 
@@ -30,6 +32,7 @@ class Expiry:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = moves
+        self._settings = gateway.settings(PaymentsSettings)
 
     async def end_due(self) -> int:
         """End every payment that is past ``expires_at``, and return how many ended.
@@ -64,7 +67,9 @@ class Expiry:
         for row in rows:
             try:
                 async with self._db.transaction():
-                    locked = await self._db.fetchrow(tables.LOCK_ONE_EXPIRED, row["payment_id"])
+                    locked = await self._db.fetchrow(
+                        tables.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
+                    )
                     if locked is not None:
                         await self.end(locked)
             except UNREACHABLE:
@@ -89,6 +94,14 @@ class Expiry:
                 reason="not_sent",
                 cause=Cause.EXPIRY,
                 step="expired",
+                is_final=True,
             )
         else:
-            await self._moves.expire(payment_id)
+            await self._moves.expire(payment_id, self.next_ask(row, self._gateway.clock.now()))
+
+    def next_ask(self, row: Row, now: datetime) -> datetime | None:
+        """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""
+        if row["checkout_request_id"] is None:
+            return None
+        asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.ask_expired_after)
+        return next((at for at in asks if at > now), None)

@@ -1,6 +1,6 @@
 """Takes many payments one step further at once, where nothing about them is odd; the odd ones go one by one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,13 +15,14 @@ from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
-from mpesa_gateway.phone import may_be
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
+from mpesa_gateway_payments.evidence import Proof, read_callback
+from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
@@ -207,7 +208,7 @@ class Steps:
         return row
 
 
-_TOLD = ("status", "receipt", "result_code", "result_desc", "failure_reason")
+_TOLD = ("status", "receipt", "result_code", "result_desc", "failure_reason", "outcome_is_final")
 """What ``END_MANY`` takes of each payment, in this order."""
 
 
@@ -218,10 +219,10 @@ class Endings:
     fail, and its callbacks are offered one by one.
     """
 
-    def __init__(self, gateway: "Gateway", wants_confirmation: Callable[[Row, StkResulted], bool]) -> None:
+    def __init__(self, gateway: "Gateway", rules: Rules) -> None:
         self._gateway = gateway
         self._db = gateway.db
-        self._wants_confirmation = wants_confirmation
+        self._rules = rules
 
     async def take(self, results: Sequence[StkResulted]) -> None:
         """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
@@ -251,17 +252,15 @@ class Endings:
             or row["claim"] is not None
             or row["merchant_id"] != result.merchant_id
             or row["checkout_request_id"] is None
-            or row["checkout_request_id"] != result.checkout_request_id
+            or result.checkout_request_id is None
             or outcome.is_pending
         ):
             return False
+        evidence, payment = read_callback(result), payment_of(row)
         if not outcome.is_paid:
-            return True
-        return (
-            result.amount == row["amount"]
-            and (result.phone is None or may_be(result.phone, row["phone"]))
-            and not self._wants_confirmation(row, result)
-        )
+            return evidence.proof is not Proof.NONE and speaks_of(evidence, payment)
+        verdict = judge(evidence, (payment,), rules=self._rules)
+        return isinstance(verdict, Settles) and not verdict.is_other_payer and evidence.amount is not None
 
     async def _end(self, plain: Sequence[tuple[Row, StkResulted, Outcome]]) -> None:
         now = self._gateway.clock.now()
@@ -300,6 +299,7 @@ def _change(result: StkResulted, outcome: Outcome, now: datetime) -> dict[str, A
         "result_code": result.result_code,
         "result_desc": result.result_desc,
         "failure_reason": None if outcome.is_paid else outcome.failure_reason,
+        "outcome_is_final": not outcome.is_paid and outcome.is_final,
         "completed_at": now if outcome.is_paid else None,
         "updated_at": now,
     }

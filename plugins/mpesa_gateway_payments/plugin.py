@@ -23,7 +23,13 @@ from mpesa_gateway_payments.refunding import PaymentRefunds
 from mpesa_gateway_payments.routes import routes
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow
+from mpesa_gateway_payments.tables import (
+    OutgoingReceiptRow,
+    PaymentRow,
+    PaymentStepRow,
+    PaymentTallyRow,
+    StatusCheckRow,
+)
 from mpesa_gateway_payments.tally import PaymentTally
 
 if TYPE_CHECKING:
@@ -79,7 +85,7 @@ plugin = Plugin(
         (PaymentTally, PaymentTally),
     ),
     tables=Tables(
-        models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow),
+        models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow, OutgoingReceiptRow),
         migrations="mpesa_gateway_payments.migrations",
     ),
     commands=(payments,),

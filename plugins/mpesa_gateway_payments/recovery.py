@@ -1,16 +1,88 @@
-"""Finds the payment that money on a statement belongs to, and completes it: never by a guess."""
+"""Fetches what evidence is judged against, and writes what the judge decides to the payments."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from mpesa_gateway.phone import Msisdn, visible_pattern
-from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Candidate, Finding, Match, Statement
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.money import MAXIMUM, Kes
+from mpesa_gateway_payments import judging, tables
+from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
+from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
+from mpesa_gateway_payments.judging import (
+    SHOWN_FOR,
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Mismatch,
+    Payment,
+    Settles,
+    Transaction,
+    Unfit,
+    Verdict,
+    judge_choice,
+    payment_of,
+    with_part_of_statement,
+)
+from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause
-from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.transitions import Transitions, told_of
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
+
+_FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
+
+_Group = tuple[str, str, int]
+"""Env, receiver and amount."""
+
+
+@dataclass
+class _Facts:
+    """What was found for several reports, by what finds it again for each of them."""
+
+    named: dict[str, Payment] = field(default_factory=dict[str, Payment])
+    candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
+    unallocated: dict[_Group, list[Transaction]] = field(default_factory=dict[_Group, list[Transaction]])
+    outgoing: dict[tuple[str, str], Transaction] = field(default_factory=dict[tuple[str, str], Transaction])
+    cut: set[_Group] = field(default_factory=set[_Group])
+
+    def judge(self, report: Evidence, rules: judging.Rules) -> Verdict:
+        """The verdict on one of the reports."""
+        return judging.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
+
+    def whole(self, report: Evidence) -> Evidence:
+        """The report, marked as a part where not everything that it may concern was fetched."""
+        return with_part_of_statement(report) if _group(report) in self.cut else report
+
+    def payments(self, report: Evidence) -> list[Payment]:
+        """The payments that a report names, or may be about."""
+        found = {one.payment_id: one for one in self.candidates.get(_group(report) or ("", "", 0), ())}
+        reference = normalised(report.reference)
+        env = None if report.receiver is None else report.receiver.env
+        for one in self.named.values():
+            has_receipt = report.receipt is not None and report.receipt in {one.receipt, one.received_receipt}
+            has_reference = one.reference_is_ours and normalised(one.reference) == reference
+            is_pushed = report.handle is not None and report.handle.payment_id == one.payment_id
+            if (has_receipt or has_reference or is_pushed) and env in {None, one.env}:
+                found[one.payment_id] = one
+        return list(found.values())
+
+    def transactions(self, report: Evidence) -> list[Transaction]:
+        """The other money that matters to a report, and our own outgoing money that has its receipt."""
+        group = _group(report)
+        found = [] if group is None else list(self.unallocated.get(group, ()))
+        env = "" if report.receiver is None else report.receiver.env
+        own = self.outgoing.get((env, report.receipt or ""))
+        return found if own is None else [*found, own]
+
+    def replace(self, payment: Payment) -> None:
+        """Take a payment as it is now that it is locked."""
+        self.named[payment.payment_id] = payment
+        for group, payments in self.candidates.items():
+            self.candidates[group] = [payment if one.payment_id == payment.payment_id else one for one in payments]
 
 
 class PaymentRecovery:
@@ -19,73 +91,143 @@ class PaymentRecovery:
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
+        self._rules = gateway.settings(PaymentsSettings).rules
         self._moves = Transitions(gateway)
 
-    async def match(self, merchant_id: str, env: Env, shortcode: str, line: Statement) -> Match:
+    async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
         """See the port."""
-        known = await self._db.fetchrow(tables.FIND_ANYBODYS_BY_RECEIPT, env, line.receipt, merchant_id)
-        if known is not None:
-            # Where it is another merchant's, who has the same shortcode, it is nobody's here.
-            return Match("receipt", (known["payment_id"],) if known["merchant_id"] == merchant_id else ())
-        reference = (line.reference or "").strip().upper()
-        if reference:
-            own = await self._db.fetchrow(tables.FIND_ANYBODYS_BY_OWN_REFERENCE, reference, env, shortcode)
-            if own is not None:
-                return Match("reference", (own["payment_id"],) if own["merchant_id"] == merchant_id else ())
-        if line.amount is None or not line.moments:
-            return Match("rule")
+        facts = await self._facts(reports)
+        return [facts.judge(report, self._rules) for report in reports]
+
+    async def settle(self, report: Evidence) -> Settled:
+        """See the port."""
+        facts = await self._facts([report])
+        verdict = facts.judge(report, self._rules)
+        if not isinstance(verdict, Settles | AlreadyKnown | Mismatch):
+            return _unsettled(verdict)
+        row = await self._lock(verdict.payment_id, facts)
+        # As it is now: another worker may have been quicker.
+        verdict = facts.judge(report, self._rules)
+        if not isinstance(verdict, Settles | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
+            return _unsettled(verdict)
+        return await self._write(row, report, verdict)
+
+    async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
+        """See the port."""
+        facts = await self._facts([report])
+        row = await self._lock(payment_id, facts)
+        verdict = judge_choice(
+            facts.whole(report),
+            payment_of(row),
+            facts.payments(report),
+            facts.transactions(report),
+            self._rules,
+            by_operator=by_operator,
+        )
+        return verdict if isinstance(verdict, Unfit) else await self._write(row, report, verdict)
+
+    async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
+        is_statement = report.source is Source.STATEMENT
+        text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
+        # What a line shows only since M-Pesa answered about it was decided by that answer.
+        cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
+        outcome = await self._moves.take(row, verdict, told_of(report, text=text), cause)
+        return Settled(_FINDINGS[outcome], row["payment_id"], row["merchant_id"])
+
+    async def _lock(self, payment_id: str, facts: _Facts) -> Row:
+        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        if row is None:
+            raise NotFound("there is no such payment")
+        facts.replace(payment_of(row))
+        return row
+
+    # -- what evidence is judged against --------------------------------------------------------------------------
+
+    async def _facts(self, reports: Sequence[Evidence]) -> _Facts:
+        facts = _Facts()
+        for env in sorted({report.receiver.env for report in reports if report.receiver is not None}):
+            ours = [report for report in reports if report.receiver is not None and report.receiver.env == env]
+            await self._fetch_named(facts, env, ours)
+            await self._fetch_candidates(facts, env, ours)
+        pushed = [report.handle.payment_id for report in reports if report.handle and report.handle.payment_id]
+        if pushed:
+            self._note(facts, await self._db.fetch(tables.FIND_MANY, pushed))
+        return facts
+
+    async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
+        receipts = sorted({report.receipt for report in reports if report.receipt})
+        references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
+        self._note(facts, await self._db.fetch(tables.NAMED, env, receipts, references))
+        for row in await self._db.fetch(tables.OUTGOING, env, receipts):
+            one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
+            facts.outgoing[env, one.receipt] = one
+
+    async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
+        wanted = self._wanted(reports)
+        if not wanted:
+            return
         rows = await self._db.fetch(
             tables.CANDIDATES,
             env,
-            shortcode,
-            int(line.amount),
-            min(line.moments) - Match.AFTER,
-            max(line.moments) + Match.BEFORE,
-            list(line.moments),
-            Match.AFTER,
-            Match.BEFORE,
-            None if line.phone is None else visible_pattern(line.phone),
-            reference,
-            merchant_id,
+            [one.number for one in wanted],
+            [one.amount for one in wanted],
+            [one.since for one in wanted],
+            [one.likely for one in wanted],
+            [one.until for one in wanted],
         )
-        own_rows = [row for row in rows if row["merchant_id"] == merchant_id]
-        payment_ids = tuple(row["payment_id"] for row in own_rows)
-        if len(rows) != 1 or not own_rows:
-            return Match("rule", payment_ids, is_ambiguous=bool(own_rows))
-        (row,) = own_rows
-        candidate = Candidate(
-            payment_id=row["payment_id"],
-            phone=Msisdn(row["phone"]),
-            reference=row["reference"],
-            created_at=row["created_at"],
-        )
-        return Match("rule", payment_ids, candidate)
+        for row in rows:
+            group = env, row["shortcode"], row["amount"]
+            facts.candidates.setdefault(group, []).append(payment_of(row))
+        asked = [one for one in wanted if (env, one.number, one.amount) in facts.candidates]
+        for one in asked:
+            found = facts.candidates[env, one.number, one.amount]
+            if len(found) >= tables.MOST_CANDIDATES and found[-1].created_at >= one.likely:
+                facts.cut.add((env, one.number, one.amount))
+        if asked and self._gateway.services.offers(UnallocatedMoney):
+            await self._fetch_unallocated(facts, env, asked)
 
-    async def settle(self, merchant_id: str, env: Env, payment_id: str, line: Statement) -> Finding:
-        """See the port."""
-        cause = Cause.STATEMENT if line.source == "statement" else Cause.STATUS_QUERY
-        told = Told(
-            receipt=line.receipt,
-            amount=line.amount,
-            amount_text=line.amount_text,
-            phone=line.phone,
-            text="found on M-Pesa's statement",
-        )
-        async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK, payment_id)
-            if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
-                return "not_found"
-            if row["receipt"] == line.receipt:
-                if row["amount"] == line.amount:
-                    return "already_known"
-                # A callback said that this receipt brought what was asked for, and the statement says otherwise.
-                await self._moves.hold(row, "amount", told, cause)
-                return "mismatched"
-            if row["receipt"] is not None and row["received_receipt"] == line.receipt:
-                return "mismatched"
-            if row["receipt"] is not None:
-                # Another payment by the same payer under the same reference: money that nobody asked for through us.
-                return "ambiguous"
-            outcome = await self._moves.take_money(row, told, cause)
-        findings: dict[str, Finding] = {"completed": "recovered", "known": "already_known"}
-        return findings.get(outcome, "mismatched")
+    async def _fetch_unallocated(self, facts: _Facts, env: str, wanted: Sequence[Wanted]) -> None:
+        money = await self._gateway.services.get(UnallocatedMoney).find(env, wanted)
+        receipts = sorted({one.receipt for one in money})
+        # Another merchant of the receiver may have its payment.
+        rows = await self._db.fetch(tables.RECEIPTS_KNOWN, env, receipts) if receipts else []
+        known = {row["receipt"] for row in rows}
+        for one in money:
+            if one.receipt not in known and one.receiver is not None and one.amount is not None:
+                facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
+
+    def _wanted(self, reports: Sequence[Evidence]) -> list[Wanted]:
+        """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
+        now, within = self._gateway.clock.now(), self._rules.match_within
+        times: dict[_Group, list[datetime]] = {}
+        for report in reports:
+            group = _group(report)
+            if group is not None and group[2] <= MAXIMUM:
+                times.setdefault(group, []).extend(report.time or (now,))
+        return [
+            Wanted(
+                number=group[1],
+                amount=group[2],
+                since=min(at) - SHOWN_FOR,
+                likely=min(at) - within,
+                until=max(at) + CLOCKS_DIFFER,
+            )
+            for group, at in sorted(times.items())
+        ]
+
+    def _note(self, facts: _Facts, rows: Sequence[Row]) -> None:
+        for row in rows:
+            facts.named[row["payment_id"]] = payment_of(row)
+
+
+def _group(report: Evidence) -> _Group | None:
+    if report.receiver is None or not isinstance(report.amount, Kes):
+        return None
+    return report.receiver.env, report.receiver.number, int(report.amount)
+
+
+def _unsettled(verdict: Verdict) -> Settled:
+    if isinstance(verdict, Ask | Ambiguous | Settles | AlreadyKnown | Mismatch):
+        ids = verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else (verdict.payment_id,)
+        return Settled("ambiguous", candidates=ids, asks=isinstance(verdict, Ask))
+    return Settled("not_found")

@@ -31,7 +31,6 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.places import Places
-from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -40,7 +39,9 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, Receive
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount, read_callback
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.judging import Confirm, judge, judge_other_push, payment_of, speaks_of
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -53,8 +54,12 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
+<<<<<<< HEAD
 from mpesa_gateway_payments.transitions import Told, Transitions, fits
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
+=======
+from mpesa_gateway_payments.transitions import Told, Transitions, told_of
+>>>>>>> main
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -92,8 +97,13 @@ class PaymentService:
         self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
+<<<<<<< HEAD
         self._unacknowledged = Unacknowledged(gateway)
         self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
+=======
+        self._rules = self._settings.rules
+        self._endings = Endings(gateway, self._rules)
+>>>>>>> main
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -191,7 +201,7 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             raise NotFound("there is no such payment")
-        is_same = row["amount"] == request.amount and fits(request.phone, row)
+        is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
         return row
@@ -433,6 +443,32 @@ class PaymentService:
     async def _settle_key(self, row: Row) -> None:
         await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
 
+<<<<<<< HEAD
+=======
+    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
+        payment_id = row["payment_id"]
+        now = self._gateway.clock.now()
+        async with self._db.transaction():
+            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
+            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await idempotency.release(
+                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
+
+    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
+        async with self._db.transaction():
+            await self._moves.fail(
+                row["payment_id"],
+                code=fault.code or "refused",
+                text=fault.meaning,
+                reason=fault.failure_reason,
+                cause=Cause.FAULT,
+                step="refused",
+                is_final=True,
+            )
+            await self._settle_key(row)
+
+>>>>>>> main
     # -- what ends a payment --------------------------------------------------------------------------------------
 
     async def take_result(self, result: StkResulted) -> None:
@@ -449,11 +485,12 @@ class PaymentService:
             return
         if result.merchant_id and row["merchant_id"] != result.merchant_id:
             raise AnotherSubject("this callback is about another merchant's payment")
+        evidence = read_callback(result)
         known, told = row["checkout_request_id"], result.checkout_request_id
         outcome = stk_outcome(result.result_code, result.result_desc)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        if known and told and not may_be_handle(told, known):
-            await self._take_other_push(row, result, outcome)
+        if not speaks_of(evidence, payment_of(row)):
+            await self._take_other_push(row, evidence, result, outcome)
             return
         if told and not known:
             await self._learn_checkout(row["payment_id"], result)
@@ -462,7 +499,10 @@ class PaymentService:
             # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
             await self._db.execute(tables.RELEARN_CHECKOUT, row["payment_id"], told)
         if outcome.is_paid:
-            is_applied = await self._take_callback(row, result)
+            is_applied = await self._take_callback(row, evidence, result)
+        elif evidence.proof is Proof.NONE:
+            # Nothing proves who says so. M-Pesa is asked at once.
+            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._gateway.clock.now())
         elif not outcome.is_pending:
             await self._moves.fail(
                 row["payment_id"],
@@ -470,28 +510,26 @@ class PaymentService:
                 text=result.result_desc,
                 reason=outcome.failure_reason,
                 cause=Cause.CALLBACK,
+                is_final=outcome.is_final,
             )
         if is_applied:
             await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
-    async def _take_other_push(self, row: Row, result: StkResulted, outcome: Outcome) -> None:
+    async def _take_other_push(self, row: Row, evidence: Evidence, result: StkResulted, outcome: Outcome) -> None:
         """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
 
         Money reported at a payment's own address is never refused. It completes the payment where amount, receipt and
         payer fit, and is held for a person otherwise.
         """
-        told = _told(result)
         is_own = bool(result.subject_id) and not await self._db.fetchval(
             tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
         )
         if not outcome.is_paid or not is_own:
             raise AnotherSubject("this callback is about another payment than its address")
         log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
-        is_whole = told.receipt is not None and told.amount == row["amount"]
-        if is_whole and told.phone is not None and fits(told.phone, row) and not self._wants_confirmation(row, told):
-            await self._moves.take_money(row, told, Cause.CALLBACK)
-        else:
-            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        verdict = judge_other_push(evidence, payment_of(row), self._rules)
+        told = told_of(evidence, code=result.result_code, text=result.result_desc)
+        await self._moves.take(row, verdict, told, Cause.CALLBACK)
         await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
@@ -508,27 +546,17 @@ class PaymentService:
         except asyncpg.UniqueViolationError:
             raise AnotherSubject("this callback is about another payment than its address") from None
 
-    async def _take_callback(self, row: Row, result: StkResulted) -> bool:
-        """A callback says that the payer paid: believe it, or have it confirmed first where the settings want that.
+    async def _take_callback(self, row: Row, evidence: Evidence, result: StkResulted) -> bool:
+        """Take a callback that says that the payer paid.
 
-        False when it has to wait, because what another callback says is being confirmed.
+        Returns False when it has to wait, because what another callback says is being confirmed.
         """
-        told = _told(result)
-        is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
-        if not is_open or not self._wants_confirmation(row, told):
-            await self._moves.take_money(row, told, Cause.CALLBACK)
-        elif row["mismatch"] is None and (row["checkout_request_id"] or result.checkout_request_id):
+        told = told_of(evidence, code=result.result_code, text=result.result_desc)
+        verdict = judge(evidence, (payment_of(row),), rules=self._rules)
+        if isinstance(verdict, Confirm):
             return await self._moves.claim(row, told, timedelta(seconds=self._settings.confirm_within))
-        else:
-            # Nobody can be asked, or a person is looking at what came before: another callback proves nothing.
-            await self._moves.hold(row, "unconfirmed", told, Cause.CALLBACK)
+        await self._moves.take(row, verdict, told, Cause.CALLBACK)
         return True
-
-    def _wants_confirmation(self, row: Row, told: Told) -> bool:
-        if self._settings.confirm == "mismatch":
-            is_asked_for = told.amount == row["amount"] and told.receipt is not None
-            return not is_asked_for or not fits(told.phone or "", row)
-        return self._settings.confirm == "always"
 
     # -- asking Daraja --------------------------------------------------------------------------------------------
 
@@ -547,10 +575,12 @@ class PaymentService:
     async def ask_due(self, shortcode_id: str) -> int:
         """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
 
-        What is left after a while, or after a question without an answer, stays due for the next job.
+        What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
+        raised for one of the payments, after the others.
         """
         self._db.refuse_transaction("asking M-Pesa about payments")
         count = 0
+        failed: list[BaseException] = []
         with self._places.take(shortcode_id) as has_place:
             until = time.monotonic() + _ASK_FOR
             while has_place and time.monotonic() < until:
@@ -558,12 +588,14 @@ class PaymentService:
                 rows = await self._db.fetch(
                     tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
                 )
-                answered = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows))
+                asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
+                failed += [one for one in asked if one is not None]
                 count += len(rows)
-                if rows:
-                    self._places.note(shortcode_id, answered=all(answered))
-                if len(rows) < self._settings.asks_at_once or not all(answered):
+                rests = self._places.is_silent(shortcode_id) or shortcode_id in self._resting
+                if rests or len(rows) < self._settings.asks_at_once:
                     break
+        if failed:
+            raise failed[0]
         return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
@@ -579,14 +611,19 @@ class PaymentService:
         await self._ask_claimed(row, now)
         return True
 
-    async def _ask_claimed(self, row: Row, now: datetime) -> bool:
-        """Ask about a payment that is this worker's own for ``_ASKING``. False where Daraja gave no answer."""
+    async def _ask_claimed(self, row: Row, now: datetime) -> None:
+        """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
+<<<<<<< HEAD
             await self._unacknowledged.close(payment_id, now)
             return True
+=======
+            await self._expire_unacknowledged(payment_id, now)
+            return
+>>>>>>> main
         try:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
@@ -600,17 +637,14 @@ class PaymentService:
                 await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
             elif locked is not None:
                 await self._take_answer(locked, outcome, now)
-        return outcome is not None and again_at is None
 
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
         claim = None if row["claim"] is None else loads(row["claim"], Told)
+        is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and outcome.is_paid:
-            if claim is not None:
-                await self._moves.drop_claim(payment_id, refuted=False)
-            told = claim or Told(code=outcome.code, text=outcome.meaning)
-            await self._moves.take_money(row, told, Cause.CALLBACK if claim else Cause.STK_QUERY)
+            await self._take_paid(row, outcome, claim)
         elif outcome is not None and not outcome.is_pending:
             if claim is not None:
                 await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
@@ -621,10 +655,35 @@ class PaymentService:
                 reason=outcome.failure_reason,
                 cause=Cause.STK_QUERY,
             )
+            if is_expired:
+                # M-Pesa has said how it ended. Its merchant knows that it failed.
+                await self._db.execute(tables.ASK_AGAIN, payment_id, None)
         elif now < row["expires_at"]:
             await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
         elif row["status"] == Status.PENDING.value or claim is not None:
             await self._expiry.end(row)
+        elif is_expired:
+            await self._db.execute(tables.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
+
+    async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
+        """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""
+        handle = Handle(row["payment_id"], row["checkout_request_id"])
+        if claim is None or not claim.is_proven:
+            told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+            evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        else:
+            told, cause = claim, Cause.CALLBACK
+            evidence = Evidence(
+                source=Source.STK_CALLBACK,
+                proof=Proof.CONFIRMED,
+                handle=handle,
+                receipt=claim.receipt,
+                amount=read_amount(claim.amount, claim.amount_text),
+                payer=claim.phone,
+            )
+        if claim is not None:
+            await self._moves.drop_claim(row["payment_id"], refuted=False)
+        await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
@@ -637,16 +696,24 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
             answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
             again_at = self._rest(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
             return None, None
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
-        return answer.outcome, None
+        self._places.note(shortcode_id, answered=True)
+        handle = Handle(row["payment_id"], answer.checkout_request_id)
+        named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        if speaks_of(named, payment_of(row)):
+            return answer.outcome, None
+        log.error("stk_query_about_another_push", payment_id=row["payment_id"])
+        return None, None
 
     def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
         """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
@@ -674,8 +741,9 @@ class PaymentService:
         self._db.refuse_transaction("asking M-Pesa about a payment")
         row = await self._require(merchant_id, env, payment_id)
         await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
-        if row["status"] != Status.PENDING.value or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending payment that M-Pesa has acknowledged can be asked about")
+        is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
+        if not is_open or row["checkout_request_id"] is None:
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
         return await self.get(merchant_id, env, payment_id)
 
@@ -719,17 +787,6 @@ def own_reference(payment_id: str) -> str:
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
-
-
-def _told(result: StkResulted) -> Told:
-    return Told(
-        receipt=result.receipt,
-        amount=result.amount,
-        amount_text=result.amount_text,
-        phone=result.phone,
-        code=result.result_code,
-        text=result.result_desc,
-    )
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:

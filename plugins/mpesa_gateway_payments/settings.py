@@ -1,17 +1,22 @@
 """What a host can set about payments."""
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import msgspec
 
 from mpesa_gateway.config import Count, Days, WholeSeconds
+from mpesa_gateway_payments.judging import Rules
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[payments]``. Times are in seconds.
 
-    ``ask_after`` says when Daraja is asked about a payment that no callback has ended, counted from the push, the
-    last pause repeating; ``expire_after`` when a payment that Daraja knows nothing about counts as expired;
+    ``match_within`` is how long after a payment was made money can be matched to it that names it by neither receipt
+    nor our own reference, at most 60 minutes. ``ask_after`` says when Daraja is asked about a payment that no callback
+    has ended, counted from the push, the last pause repeating; ``expire_after`` when a payment that Daraja knows
+    nothing about counts as expired; ``ask_expired_after`` when Daraja is asked about one that expired, counted from its
+    creation;
     ``unsent_after`` when one that could never be sent does; ``asks_at_once`` bounds the questions of one shortcode
     that a worker has open at the same time; ``hold`` how long a create call may take before another with its
     Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
@@ -22,7 +27,9 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """
 
     ask_after: Annotated[tuple[WholeSeconds, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
+    ask_expired_after: tuple[WholeSeconds, ...] = (1800, 3600, 10_800, 21_600, 43_200, 86_400, 172_800)
     expire_after: WholeSeconds = 900
+    match_within: Annotated[int, msgspec.Meta(ge=60, le=3600)] = 900
     unsent_after: WholeSeconds = 900
     hold: WholeSeconds = 150
     asks_at_once: Count = 5
@@ -31,3 +38,8 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     keep_checks_days: Days = 180
     description: Annotated[str, msgspec.Meta(min_length=1, max_length=13, pattern=r"^[ -~]*$")] = "Payment"
     allowed_callback_hosts: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """The settings of the judge."""
+        return Rules(match_within=timedelta(seconds=self.match_within), confirm=self.confirm)

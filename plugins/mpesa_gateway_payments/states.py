@@ -49,7 +49,7 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
     {
         (Status.PENDING, Status.COMPLETED),
         (Status.PENDING, Status.FAILED),
-        # Only a late proof of money: a receipt.
+        # By a receipt, or by M-Pesa's own answer where the failure was not its last word.
         (Status.FAILED, Status.COMPLETED),
         (Status.COMPLETED, Status.REVERSED),
         (Status.COMPLETED, Status.PARTIALLY_REVERSED),
@@ -60,16 +60,19 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
 """Every move there is."""
 
 
-def may_move(now: Status, to: Status, *, has_receipt: bool) -> bool:
-    """Whether a payment may go from one status to another. ``has_receipt``: there is proof that money moved."""
+def may_move(now: Status, to: Status, *, has_receipt: bool, is_final: bool = True) -> bool:
+    """Return whether a payment may go from one status to another.
+
+    ``has_receipt``: there is proof that money moved. ``is_final``: the failure was M-Pesa's last word.
+    """
     if (now, to) == (Status.FAILED, Status.COMPLETED):
-        return has_receipt
+        return has_receipt or not is_final
     return (now, to) in MOVES
 
 
-def sources(to: Status, *, has_receipt: bool) -> list[str]:
-    """The statuses that a payment may come from: what the transition's WHERE clause names."""
-    return [status.value for status in Status if may_move(status, to, has_receipt=has_receipt)]
+def sources(to: Status, *, has_receipt: bool, is_final: bool = True) -> list[str]:
+    """Return the statuses that a payment may come from: what the transition's WHERE clause names."""
+    return [status.value for status in Status if may_move(status, to, has_receipt=has_receipt, is_final=is_final)]
 
 
 __all__ = ["MOVES", "Cause", "Charge", "FailureReason", "Status", "may_move", "sources"]

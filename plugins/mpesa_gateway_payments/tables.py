@@ -5,6 +5,9 @@ from piccolo.table import Table
 
 from mpesa_gateway.db import idempotency
 
+MOST_CANDIDATES = 1000
+"""Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
+
 
 class PaymentRow(Table, tablename="payment"):
     """A merchant wants an amount from a payer."""
@@ -33,6 +36,7 @@ class PaymentRow(Table, tablename="payment"):
     result_code = Text(null=True, default=None)
     result_desc = Text(null=True, default=None)
     failure_reason = Text(null=True, default=None)
+    outcome_is_final = Boolean()
     mismatch = Text(null=True, default=None)
     received_amount = Text(null=True, default=None)
     received_receipt = Text(null=True, default=None)
@@ -87,6 +91,15 @@ class StatusCheckRow(Table, tablename="status_check"):
     finding = Text(null=True, default=None)
     created_at = Timestamptz()
     finished_at = Timestamptz(null=True, default=None)
+
+
+class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
+    """The receipt of money that went out of our own receivers."""
+
+    env = Text(primary_key=True)
+    receipt = Text()
+    payment_id = Text()
+    noted_at = Timestamptz()
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
@@ -234,6 +247,7 @@ UPDATE payment SET status = 'completed', receipt = $2, result_code = $3, result_
     mismatch = COALESCE($5, mismatch), received_phone = COALESCE($6, received_phone),
     completed_at = $7, updated_at = $7, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND status = ANY($8::text[])
+    AND (status <> 'failed' OR $2::text IS NOT NULL OR NOT outcome_is_final)
 RETURNING *
 """
 
@@ -246,7 +260,7 @@ RETURNING *
 
 FAIL = """
 UPDATE payment SET status = 'failed', result_code = $2, result_desc = $3, failure_reason = $4, updated_at = $5,
-    due_at = NULL, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
+    due_at = $9, outcome_is_final = $8, charge = CASE WHEN $6 THEN 'refused' ELSE charge END
 WHERE payment_id = $1 AND status = ANY($7::text[]) AND mismatch IS NULL AND claim IS NULL
 RETURNING *
 """
@@ -271,7 +285,8 @@ RETURNING *
 """
 
 DROP_CLAIM = """
-UPDATE payment SET claim = NULL, updated_at = $2, due_at = CASE WHEN status = 'pending' THEN due_at END
+UPDATE payment SET claim = NULL, updated_at = $2,
+    due_at = CASE WHEN status = 'pending' OR failure_reason = 'expired' THEN due_at END
 WHERE payment_id = $1
 """
 
@@ -291,11 +306,19 @@ UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE
 """
 
 REVERSE = """
-UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
-    status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
-WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
-RETURNING *
+WITH reversed AS (
+    UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
+        status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
+    WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
+    RETURNING *
+), outgoing AS (
+    INSERT INTO outgoing_receipt (env, receipt, payment_id, noted_at)
+    SELECT env, $4, payment_id, $3 FROM reversed WHERE $4::text IS NOT NULL
+    ON CONFLICT (env, receipt) DO NOTHING
+)
+SELECT * FROM reversed
 """
+"""``$4`` is the reversal's own receipt: it is known as money that went out."""
 
 REVERSED_OUTSIDE = """
 UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
@@ -318,13 +341,19 @@ row of a list that it does not know, and not ten, and so keep the plan. Making o
 END_MANY = """
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
-    completed_at = CASE WHEN told.status = 'completed' THEN $7::timestamptz END, updated_at = $7::timestamptz,
-    due_at = NULL
+    completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
+    outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
+<<<<<<< HEAD
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
         AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
     -- Two batches that bring the same receipts, for other payments each, write them in the same order.
     ORDER BY receipt LIMIT cardinality($1)
+=======
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
+        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
+    LIMIT cardinality($1)
+>>>>>>> main
 ) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
     -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
@@ -395,19 +424,23 @@ ORDER BY expires_at LIMIT $3
 """Payments whose push has no record after the lease of their key; ``expires_at`` counts from the same moment."""
 
 LOCK_ONE_EXPIRED = """
-SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
+FOR UPDATE SKIP LOCKED
 """
 
-CLAIM_DUE = """
+_ASKED_ABOUT = "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
+
+CLAIM_DUE = f"""
 UPDATE payment SET due_at = $3, asked = asked + 1
-WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND (due_at <= $2 OR $4) AND mismatch IS NULL
+WHERE payment_id = $1 AND {_ASKED_ABOUT} AND (due_at <= $2 OR $4) AND mismatch IS NULL
 RETURNING *
-"""
+"""  # noqa: S608 - the clause above
 
-ASK_AGAIN = """
-UPDATE payment SET due_at = $2
-WHERE payment_id = $1 AND (status = 'pending' OR claim IS NOT NULL) AND due_at IS NOT NULL
-"""
+ASK_AGAIN = f"""
+UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND {_ASKED_ABOUT} AND due_at IS NOT NULL
+"""  # noqa: S608 - likewise
+
+ASK_NOW = "UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND status = 'pending' AND due_at > $2"
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
@@ -429,7 +462,9 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM payment WHERE due_at IS NOT NULL LIMIT 10000) AS due
+FROM (
+    SELECT created_at FROM payment WHERE due_at IS NOT NULL AND (status = 'pending' OR claim IS NOT NULL) LIMIT 10000
+) AS due
 """
 
 COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
@@ -446,31 +481,42 @@ SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id =
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
 
-FIND_ANYBODYS_BY_RECEIPT = """
-SELECT payment_id, merchant_id FROM (
-    SELECT payment_id, merchant_id, 1 AS rank FROM payment WHERE env = $1 AND receipt = $2
-    UNION ALL
-    SELECT payment_id, merchant_id, 2 FROM payment WHERE env = $1 AND received_receipt = $2
+_FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
+    status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch"""
+
+NAMED = f"""
+SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE env = $1 AND received_receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE reference_is_ours AND reference = ANY($3::text[]) AND env = $1
+"""  # noqa: S608 - the columns above
+"""Payments of all merchants that have one of these receipts, or one of these references of our own."""
+
+CANDIDATES = f"""
+SELECT found.* FROM (
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[])
+        AS t(number, value, since, likely, until)
+    LIMIT cardinality($2)
+) AS wanted CROSS JOIN LATERAL (
+    SELECT {_FACTS} FROM payment
+    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND receipt IS NULL
+        AND status IN ('pending', 'failed', 'completed') AND erased_at IS NULL
+        AND created_at BETWEEN wanted.since AND wanted.until
+    ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
-ORDER BY (merchant_id = $3) DESC, rank LIMIT 1
+"""  # noqa: S608 - likewise
+"""Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
+
+FACTS_LOCKED = f"""
+SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE
+"""  # noqa: S608 - likewise
+
+RECEIPTS_KNOWN = """
+SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 """
 
-FIND_ANYBODYS_BY_OWN_REFERENCE = """
-SELECT payment_id, merchant_id FROM payment
-WHERE reference_is_ours AND reference = $1 AND env = $2 AND shortcode = $3
-"""
-
-CANDIDATES = """
-SELECT payment_id, merchant_id, phone, reference, created_at FROM payment
-WHERE env = $1 AND shortcode = $2 AND amount = $3 AND receipt IS NULL AND status IN ('pending', 'failed', 'completed')
-    AND (mismatch IS NULL OR mismatch = 'unconfirmed') AND erased_at IS NULL
-    AND created_at BETWEEN $4 AND $5
-    AND EXISTS (SELECT 1 FROM unnest($6::timestamptz[]) AS at
-        WHERE created_at BETWEEN at - $7::interval AND at + $8::interval)
-    AND ($9::text IS NULL OR phone ~ $9 OR '0' || substr(phone, 4) ~ $9 OR substr(phone, 4) ~ $9)
-    AND ($10 = '' OR upper(reference) = $10)
-ORDER BY (merchant_id = $11) DESC, created_at DESC LIMIT 10
-"""
+OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
 
 INSERT_CHECK = """
 INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)

@@ -14,11 +14,12 @@ from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import may_be
 from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.evidence import Evidence, Proof
+from mpesa_gateway_payments.judging import AlreadyKnown, Mismatch, Settles, Verdict
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status, sources
 from mpesa_gateway_payments.views import event_fields
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
-
-
-_OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
-"""The statuses from which a payment can still be completed."""
-
-
-def fits(told: str, row: Row) -> bool:
-    """Whether a number, as M-Pesa tells it, can be the one that was asked; nothing contradicts one that was erased."""
-    return row["erased_at"] is not None or may_be(told, row["phone"])
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +43,27 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     phone: str | None = None
     code: str = "0"
     text: str = ""
+    is_proven: bool = True
+    """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
 
     @property
     def amount_shown(self) -> str | None:
         """The amount as the API shows it, or what stood there where it is none."""
         return self.amount_text if self.amount is None else Kes(self.amount).wire
+
+
+def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
+    """What is written of a report."""
+    amount = evidence.amount
+    return Told(
+        receipt=evidence.receipt,
+        amount=amount if isinstance(amount, Kes) else None,
+        amount_text=None if amount is None else str(amount),
+        phone=evidence.payer,
+        code=code,
+        text=text,
+        is_proven=evidence.proof is not Proof.NONE,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,40 +82,35 @@ class Transitions:
         self._gateway = gateway
         self._db = gateway.db
 
-    async def take_money(self, row: Row, told: Told, cause: Cause) -> str:
-        """M-Pesa says that the payer paid: complete the payment, or hold it where the money is not what we asked.
+    async def take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
+        """Write what the judge decided about a payment that the caller has locked.
 
-        Gives ``completed``, ``known`` or ``mismatched``. ``row`` is locked by the caller.
+        Returns ``completed``, ``known`` or ``mismatched``; ``ignored`` for a verdict that concerns no payment.
         """
-        outcome = await self._take_money(row, told, cause)
+        outcome = await self._take(row, verdict, told, cause)
         claim = None if row["claim"] is None else loads(row["claim"], Told)
-        if claim is not None and claim.receipt not in {None, told.receipt}:
-            # Other money was quicker than the answer about this: perhaps the payer has paid twice.
+        if outcome == "ignored" or claim is None or not claim.is_proven:
+            return outcome
+        if claim.receipt not in {None, told.receipt}:
+            # Other money was quicker than the answer about this: the payer may have paid twice.
             await self.hold(row, "unconfirmed", claim, Cause.CALLBACK)
         return outcome
 
-    async def _take_money(self, row: Row, told: Told, cause: Cause) -> str:
-        if told.amount_text is not None and told.amount != row["amount"]:
-            await self.hold(row, "amount", told, cause)
+    async def _take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
+        if isinstance(verdict, AlreadyKnown):
+            return "known"
+        if isinstance(verdict, Mismatch):
+            if verdict.is_new:
+                await self.hold(row, verdict.of, told, cause)
+            else:
+                log.warning("payment_still_held", payment_id=row["payment_id"], of=row["mismatch"], cause=cause.value)
             return "mismatched"
-        if row["status"] == Status.FAILED.value and told.receipt is None:
-            # No receipt, no proof: but somebody says that money moved after the merchant was told that it had not.
-            await self.hold(row, "unconfirmed", told, cause)
-            return "mismatched"
-        if row["receipt"] is not None and told.receipt is not None and row["receipt"] != told.receipt:
-            # A second receipt for one charge: the payer may have paid twice.
-            await self.hold(row, "receipt", told, cause)
-            return "mismatched"
-        is_held = row["mismatch"] not in {None, "phone"} and row["status"] in _OPEN
-        if is_held and (told.receipt is None or told.amount is None):
-            # Something else was reported before: only a receipt for the amount asked for outweighs it.
-            log.warning("payment_still_held", payment_id=row["payment_id"], of=row["mismatch"], cause=cause.value)
-            return "mismatched"
-        is_other_phone = told.phone is not None and not fits(told.phone, row)
+        if not isinstance(verdict, Settles):
+            return "ignored"
         try:
             async with self._db.savepoint():
                 is_new = await self.complete(
-                    row["payment_id"], told, cause, other_phone=told.phone if is_other_phone else None
+                    row["payment_id"], told, cause, other_phone=told.phone if verdict.is_other_payer else None
                 )
         except asyncpg.UniqueViolationError:
             # This receipt completed another payment: the same money cannot pay twice.
@@ -127,7 +130,7 @@ class Transitions:
             "phone" if other_phone else None,
             other_phone,
             now,
-            sources(Status.COMPLETED, has_receipt=told.receipt is not None),
+            sources(Status.COMPLETED, has_receipt=told.receipt is not None, is_final=False),
         )
         if row is None:
             await self._learn_receipt(payment_id, told, cause, now, other_phone)
@@ -154,9 +157,21 @@ class Transitions:
                 await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
 
     async def fail(
-        self, payment_id: str, *, code: str, text: str, reason: str, cause: Cause, step: str = "failed"
+        self,
+        payment_id: str,
+        *,
+        code: str,
+        text: str,
+        reason: str,
+        cause: Cause,
+        step: str = "failed",
+        is_final: bool = False,
+        due_at: datetime | None = None,
     ) -> bool:
-        """The one way to ``failed``. False when the payment had ended before, or holds money to look at."""
+        """The one way to ``failed``. False when the payment had ended before, or holds money to look at.
+
+        ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same.
+        """
         now = self._gateway.clock.now()
         row = await self._db.fetchrow(
             tables.FAIL,
@@ -167,6 +182,8 @@ class Transitions:
             now,
             step == "refused",
             sources(Status.FAILED, has_receipt=False),
+            is_final,
+            due_at,
         )
         if row is None:
             return False
@@ -184,8 +201,8 @@ class Transitions:
 
         await self._db.after_commit(count)
 
-    async def expire(self, payment_id: str) -> None:
-        """M-Pesa reported no result in time."""
+    async def expire(self, payment_id: str, due_at: datetime | None = None) -> None:
+        """M-Pesa reported no result in time. The merchant is told; M-Pesa is asked again at ``due_at``."""
         await self.fail(
             payment_id,
             code="expired",
@@ -193,6 +210,7 @@ class Transitions:
             reason="expired",
             cause=Cause.EXPIRY,
             step="expired",
+            due_at=due_at,
         )
 
     async def hold(self, row: Row, of: str, told: Told, cause: Cause) -> None:
@@ -290,7 +308,7 @@ class Transitions:
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
         """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
         now = self._gateway.clock.now()
-        row = await self._db.fetchrow(tables.REVERSE, payment_id, int(reversal.amount), now)
+        row = await self._db.fetchrow(tables.REVERSE, payment_id, int(reversal.amount), now, reversal.receipt)
         if row is None:
             raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"

@@ -6,9 +6,9 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
-from mpesa_gateway_payments.api import Payments, PaymentView, Recovery
+from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
-from mpesa_gateway_reconciliation.service import statement_of
+from mpesa_gateway_reconciliation.settling import Settling
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RUNS = Listing("reconciliation_run", "started_at", "run_id")
 LINES = Listing("statement_line", "created_at", "line_id")
 
+_MOST_CANDIDATES = 10
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
 
@@ -84,10 +85,8 @@ class ReconciliationDesk:
     async def candidates(self, line: Row) -> list[PaymentView]:
         """The payments that a line could belong to."""
         payments = self._gateway.services.get(Payments)
-        recovery = self._gateway.services.get(Recovery)
-        match = await recovery.match(line["merchant_id"], line["env"], line["shortcode"], statement_of(line))
-        found = [await payments.find(payment_id) for payment_id in match.payment_ids[:10]]
-        return [payment for payment in found if payment is not None]
+        found = [await payments.find(payment_id) for payment_id in await Settling(self._gateway).candidates(line)]
+        return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
     async def registrations(self, merchant_id: str, env: Env) -> list[Row]:
         """The shortcodes of a merchant in ``env`` that Pull is enabled for."""

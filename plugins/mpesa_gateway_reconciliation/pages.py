@@ -160,7 +160,7 @@ async def resolve(visit: Visit) -> Done:
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     service = visit.gateway.services.get(Reconciliation)
     assigned = await service.assign(
-        visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason
+        visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason, by_operator=True
     )
     return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
 

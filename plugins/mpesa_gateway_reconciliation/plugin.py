@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
@@ -17,6 +18,7 @@ from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
+from mpesa_gateway_reconciliation.settling import UnallocatedLines
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
 if TYPE_CHECKING:
@@ -43,7 +45,11 @@ plugin = Plugin(
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
     ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
-    provides=((Reconciliation, Reconciliation), (ReconciliationDesk, ReconciliationDesk)),
+    provides=(
+        (Reconciliation, Reconciliation),
+        (ReconciliationDesk, ReconciliationDesk),
+        (UnallocatedMoney, UnallocatedLines),
+    ),
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",

@@ -4,29 +4,28 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import structlog
 
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.wire import StatementLine, StatementPage, read_payer
+from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import NotFound, ProviderNotConfigured, checking
+from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import visible_pattern
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
-from mpesa_gateway_payments.api import Candidate, Finding, Match, Payments, Recovery, Statement
+from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
-from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress, RunLost
+from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.measures import RUNS
 from mpesa_gateway_reconciliation.schemas import (
     LineView,
@@ -41,6 +40,7 @@ from mpesa_gateway_reconciliation.schemas import (
     run_with_rows,
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
+from mpesa_gateway_reconciliation.settling import Settling, kept_times
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -49,6 +49,9 @@ log = structlog.get_logger(__name__)
 
 FARTHEST = timedelta(hours=48)
 """How far back Pull reaches (Safaricom's portal)."""
+
+REACH = timedelta(hours=47, minutes=55)
+"""How far back a run asks: with the time that asking takes it stays within what Pull gives."""
 
 OVERLAP = timedelta(minutes=10)
 """How much of the window before is read again: lines have been seen to appear late."""
@@ -67,14 +70,6 @@ _MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
-_ASK_AGAIN = timedelta(hours=1)
-"""How long M-Pesa has for its answer about an ambiguous line until it is asked once more."""
-
-_SETTLED = frozenset({"already_known", "recovered", "mismatched"})
-"""The findings that belong to a payment."""
-
-Source = Literal["statement", "status_query"]
-
 
 class Reconciliation:
     """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
@@ -88,6 +83,7 @@ class Reconciliation:
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
+        self._settling = Settling(gateway)
 
     # -- registration ---------------------------------------------------------------------------------------------
 
@@ -182,7 +178,7 @@ class Reconciliation:
             tables.REACHED, credentials.merchant_id, credentials.env, credentials.shortcode
         )
         usual = now - timedelta(hours=self._settings.window_hours)
-        start = now - FARTHEST if reached is None else max(min(usual, reached - OVERLAP), now - FARTHEST)
+        start = now - REACH if reached is None else max(min(usual, reached - OVERLAP), now - REACH)
         try:
             run = await self._begin(credentials, "cron", start, now)
         except RunInProgress:
@@ -249,7 +245,7 @@ class Reconciliation:
         beat = asyncio.create_task(self._beat(run["run_id"]))
         try:
             await self._read(run, credentials)
-            await self._settle(run, credentials)
+            await self._settling.settle_whole(run, credentials)
             error = None
             self._places.note(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
@@ -313,7 +309,10 @@ class Reconciliation:
             )
             if page.rows == 0:
                 return
-            is_new = await self._keep(run, page) > 0
+            zone = await self._settling.zone_of(run["env"], run["shortcode"])
+            is_new = await self._keep(run, page, zone) > 0
+            # A later page may fail: what is certain does not wait for it.
+            await self._settling.settle_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
@@ -337,12 +336,13 @@ class Reconciliation:
                 await asyncio.sleep(min(fault.retry_after or self._settings.pause, self._settings.pause) * tried)
         raise AssertionError("unreachable")
 
-    async def _keep(self, run: Row, page: StatementPage) -> int:
+    async def _keep(self, run: Row, page: StatementPage, zone: Zone | None) -> int:
         """Write a page's lines, each once; gives how many of them this run had not seen."""
         now = self._gateway.clock.now()
         # One receipt twice on one page would be two rows for one insert.
         lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
         kept = list(lines.values())
+        times = [kept_times(line, run, zone, now) for line in kept]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
@@ -351,8 +351,8 @@ class Reconciliation:
                 tables.KEEP_LINES,
                 [self._gateway.ids.new("lin") for _ in kept],
                 [line.receipt for line in kept],
-                [line.moments[0] for line in kept],
-                [line.moments[1] if len(line.moments) > 1 else None for line in kept],
+                [moments[0] for moments, _ in times],
+                [moments[1] if len(moments) > 1 else None for moments, _ in times],
                 [_whole(line.amount) for line in kept],
                 [line.amount_text for line in kept],
                 [line.phone for line in kept],
@@ -364,155 +364,23 @@ class Reconciliation:
                 run["shortcode"],
                 now,
                 run["run_id"],
-                [None if line.phone is None else visible_pattern(line.phone) for line in kept],
+                [is_timed for _, is_timed in times],
             )
         return len(rows)
 
     # -- what lines turn out to be --------------------------------------------------------------------------------
 
-    async def _settle(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Find out what each line of the run is that nothing is known of yet."""
-        after = ""
-        while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
-            for row in rows:
-                async with self._db.transaction():
-                    line = await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"])
-                    if line is None:
-                        continue
-                    # Somebody may have said meanwhile where it belongs, or that it has been seen to.
-                    is_known, is_open = line["payment_id"] is not None, line["set_aside_at"] is None
-                    found = await self._find(line, credentials.shortcode) if is_open and not is_known else line
-                    finding = "already_known" if is_known else found["finding"]
-                    await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
-                if finding == "ambiguous" and is_open:
-                    await self._ask_about(found, credentials)
-            after = rows[-1]["line_id"]
-
-    async def _find(self, row: Row, shortcode: str, source: Source = "statement") -> Row:
-        """Find out what a locked line is, and settle it where it is sure; gives the line as it is now."""
-        recovery, line = self._gateway.services.get(Recovery), statement_of(row, source)
-        env: Env = row["env"]
-        match = await recovery.match(row["merchant_id"], env, shortcode, line)
-        finding: Finding = "ambiguous" if match.is_ambiguous else "not_found"
-        if match.candidate is not None and await self._has_rival(row, match.candidate):
-            finding = "ambiguous"
-        elif match.payment_id is not None:
-            finding = await recovery.settle(row["merchant_id"], env, match.payment_id, line)
-        payment_id = match.payment_id if finding in _SETTLED else None
-        found = await self._db.fetchrow(tables.FOUND, row["line_id"], finding, payment_id, self._gateway.clock.now())
-        if found is None:
-            raise RuntimeError("the line was not written")
-        return found
-
-    async def _has_rival(self, row: Row, candidate: Candidate) -> bool:
-        """Whether other money that belongs nowhere yet fits the same payment."""
-        return bool(
-            await self._db.fetchval(
-                tables.HAS_RIVAL,
-                row["merchant_id"],
-                row["env"],
-                row["amount"],
-                row["line_id"],
-                str(candidate.phone),
-                candidate.reference,
-                candidate.created_at - Match.BEFORE,
-                candidate.created_at + Match.AFTER,
-            )
-        )
-
-    async def _ask_about(self, row: Row, credentials: MpesaCredentials) -> None:
-        """Ask M-Pesa whose money an ambiguous line is: its answer shows the payer's whole number, and the time."""
-        now = self._gateway.clock.now()
-        if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
-            return
-        callbacks = self._gateway.services.get(Callbacks)
-
-        def address(kind: Kind) -> str:
-            return callbacks.url_for(
-                kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
-            )
-
-        try:
-            # Noted first: the answer may be quicker than the acknowledgement.
-            initiator = credentials.initiator_for("asking whose money a statement line is")
-            await self._db.execute(tables.ASKED, row["line_id"], now)
-            self._gateway.tracer.begins(row["line_id"])
-            await self._gateway.daraja.transaction_status(
-                credentials.daraja,
-                initiator,
-                receipt=row["receipt"],
-                conversation_id=None,
-                result_url=address("status"),
-                timeout_url=address("status-timeout"),
-                remarks=f"status of {row['receipt']}",
-            )
-        except ProviderNotConfigured as problem:
-            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
-        except DarajaFault as fault:
-            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=fault.meaning)
-            await self._db.execute(tables.ASKED, row["line_id"], row["asked_at"])
-
     async def take_status(self, result: StatusResulted) -> None:
-        """The answer to a question of ours about a line, inside the transaction that keeps the callback.
+        """See Settling."""
+        await self._settling.take_status(result)
 
-        With the payer's whole number the rule is tried again, on every line that it may have left alone.
-        """
-        if not result.subject_id.startswith("lin_"):
-            return
-        asked = await self._db.fetchrow(tables.FIND_LINE, result.subject_id)
-        if asked is None:
-            return
-        # All in one order, so that two answers never wait for each other.
-        rows = await self._db.fetch(
-            tables.LOCK_OPEN_LIKE, asked["merchant_id"], asked["env"], asked["amount"], asked["line_id"]
+    async def assign(
+        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
+    ) -> LineView:
+        """See Settling."""
+        return line_view(
+            await self._settling.assign(caller, line_id, payment_id, reason=reason, by_operator=by_operator)
         )
-        line_ids = [row["line_id"] for row in rows]
-        is_answer = result.is_final and not result.timed_out and result.result_code == "0"
-        if is_answer and asked["line_id"] in line_ids and result.receipt in {None, asked["receipt"]}:
-            await self._learn(asked, result)
-            await self._find_again(line_ids)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
-
-    async def _learn(self, line: Row, result: StatusResulted) -> None:
-        payer = read_payer(result.payers)
-        pattern = None if payer is None else visible_pattern(payer)
-        moments = None if result.finished_at is None else [result.finished_at]
-        await self._db.execute(tables.LEARN, line["line_id"], payer, pattern, moments)
-
-    async def _find_again(self, line_ids: list[str]) -> None:
-        for line_id in line_ids:
-            line = await self._db.fetchrow(tables.FIND_LINE, line_id)
-            if line is not None:
-                await self._find(line, line["shortcode"], "status_query")
-
-    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "") -> LineView:
-        """A person says which payment a line belongs to, and perhaps why. Raises NotFound, LineSettled."""
-        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
-        async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK_LINE, caller.merchant_id, caller.env, line_id)
-            if row is None:
-                raise NotFound("there is no such statement line")
-            if row["payment_id"] is not None:
-                raise LineSettled("this line belongs to a payment already")
-            recovery = self._gateway.services.get(Recovery)
-            finding = await recovery.settle(caller.merchant_id, caller.env, payment_id, statement_of(row))
-            if finding == "not_found":
-                raise NotFound("there is no such payment")
-            if finding == "ambiguous":
-                raise LineSettled("this payment has another receipt: it was paid with other money")
-            assigned = await self._db.fetchrow(tables.FOUND, line_id, finding, payment_id, self._gateway.clock.now())
-            # Last: whoever waits for the audit log holds nothing that others need.
-            await self._gateway.audit.record(
-                "statement_line.assigned",
-                merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=line_id,
-                env=caller.env,
-                detail={"payment_id": payment_id, "finding": finding} | ({"reason": reason[:500]} if reason else {}),
-            )
-        if assigned is None:
-            raise NotFound("there is no such statement line")
-        return line_view(assigned)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -559,16 +427,3 @@ class Reconciliation:
 def _whole(amount: Kes | None) -> int | None:
     """An amount as the column takes it; beyond its range it belongs to no payment of ours."""
     return int(amount) if amount is not None and int(amount) < 2**31 else None
-
-
-def statement_of(row: Row, source: Source = "statement") -> Statement:
-    """A kept line as a statement's."""
-    return Statement(
-        receipt=row["receipt"],
-        amount=None if row["amount"] is None else Kes(row["amount"]),
-        amount_text=row["amount_text"],
-        phone=row["phone"],
-        reference=row["reference"],
-        moments=tuple(row["moments"]),
-        source=source,
-    )

@@ -1,6 +1,6 @@
 """Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
-from piccolo.columns import Array, Integer, Text, Timestamptz
+from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -58,7 +58,10 @@ class LineRow(Table, tablename="statement_line"):
     organisation = Text(null=True, default=None)
     finding = Text()
     payment_id = Text(null=True, default=None)
-    payer_pattern = Text(null=True, default=None)
+    is_timed = Boolean()
+    zone = Text(null=True, default=None)
+    answered_at = Timestamptz(null=True, default=None)
+    is_to_us = Boolean(null=True, default=None)
     asked_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
@@ -120,13 +123,13 @@ BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND sta
 KEEP_LINES = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],
-        $7::text[], $8::text[], $9::text[], $10::text[], $16::text[])
-        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, payer_pattern)
+        $7::text[], $8::text[], $9::text[], $10::text[], $16::boolean[])
+        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
 ), kept AS (
     INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
-        reference, kind, organisation, payer_pattern, created_at)
+        reference, kind, organisation, is_timed, created_at)
     SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
-        reference, kind, organisation, payer_pattern, $14
+        reference, kind, organisation, is_timed, $14
     FROM given
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
     RETURNING line_id, finding, set_aside_at
@@ -145,16 +148,44 @@ WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND line_id > $2
 ORDER BY line_id LIMIT 200
 """
 
-HAS_RIVAL = """
-SELECT EXISTS (
-    SELECT 1 FROM statement_line
-    WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding IN ('new', 'not_found', 'ambiguous')
-        AND line_id <> $4 AND set_aside_at IS NULL
-        AND (payer_pattern IS NULL OR $5 ~ payer_pattern OR '0' || substr($5, 4) ~ payer_pattern
-            OR substr($5, 4) ~ payer_pattern)
-        AND (COALESCE(reference, '') = '' OR upper(reference) = upper($6))
-        AND EXISTS (SELECT 1 FROM unnest(moments) AS at WHERE at BETWEEN $7::timestamptz AND $8::timestamptz)
+UNSETTLED_OF_PAGE = """
+SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND receipt = ANY($2::text[])
+ORDER BY line_id
+"""
+
+UNALLOCATED = """
+SELECT found.* FROM (
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[]) AS t(number, value, since)
+    LIMIT cardinality($2)
+) AS wanted CROSS JOIN LATERAL (
+    SELECT * FROM statement_line
+    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND created_at >= wanted.since
+        AND finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL
+    ORDER BY created_at DESC LIMIT 1000
+) AS found
+"""
+"""Lines of all merchants of these receivers that belong to no payment."""
+
+ZONES = """
+SELECT zone FROM statement_line WHERE env = $1 AND shortcode = $2 AND zone IS NOT NULL ORDER BY line_id DESC LIMIT 5
+"""
+
+PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = $1"
+
+FOUND_MANY = """
+WITH open AS (
+    SELECT line_id FROM statement_line
+    WHERE line_id = ANY($1::text[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+), found AS (
+    UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
 )
+UPDATE reconciliation_line SET finding = CASE
+    WHEN line_id IN (SELECT line_id FROM open) THEN $2
+    WHEN (SELECT payment_id FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) IS NOT NULL
+        THEN 'already_known'
+    ELSE (SELECT s.finding FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) END
+WHERE run_id = $3 AND line_id = ANY($1::text[])
 """
 
 FOUND = """
@@ -172,21 +203,21 @@ FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
 
 LOCK_ANY_LINE = "SELECT * FROM statement_line WHERE line_id = $1 FOR UPDATE"
 
-LOCK_OPEN_LIKE = """
-SELECT line_id FROM statement_line
+OPEN_LIKE = """
+SELECT * FROM statement_line
 WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
     SELECT $4 UNION ALL (
         SELECT line_id FROM statement_line
-        WHERE merchant_id = $1 AND env = $2 AND amount = $3 AND finding = 'ambiguous' AND asked_at IS NOT NULL
-            AND set_aside_at IS NULL
-        ORDER BY line_id DESC LIMIT 100)))
-ORDER BY line_id FOR UPDATE
+        WHERE env = $1 AND shortcode = $2 AND amount = $3 AND merchant_id = $5 AND asked_at IS NOT NULL
+            AND finding IN ('new', 'not_found', 'ambiguous') AND finding = 'ambiguous' AND set_aside_at IS NULL
+        ORDER BY created_at DESC LIMIT 100)))
+ORDER BY line_id
 """
 """The line that was asked about and the newest that it may have left alone: the new number may decide those too."""
 
 LEARN = """
-UPDATE statement_line SET phone = COALESCE($2, phone), payer_pattern = COALESCE($3, payer_pattern),
-    moments = COALESCE($4::timestamptz[], moments)
+UPDATE statement_line SET phone = COALESCE($2, phone), moments = COALESCE($3::timestamptz[], moments),
+    is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4, is_to_us = $5
 WHERE line_id = $1
 """
 
@@ -234,9 +265,7 @@ SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY
 """
 
 ERASE = """
-UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4,
-    payer_pattern = CASE WHEN $2::text IS NOT NULL THEN payer_pattern END
-WHERE line_id = $1
+UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4 WHERE line_id = $1
 """
 
 FORGET_RUNS = """
@@ -259,7 +288,7 @@ DELETE FROM statement_line WHERE line_id IN (
 )
 """
 
-LOCK_LINE = "SELECT * FROM statement_line WHERE merchant_id = $1 AND env = $2 AND line_id = $3 FOR UPDATE"
+FIND_LINE_OF = "SELECT * FROM statement_line WHERE merchant_id = $1 AND env = $2 AND line_id = $3"
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""

@@ -55,6 +55,7 @@ _ASKED_EACH = 2
 """Refunds of one merchant that one worker asks about at the same time."""
 
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
+_NO_RECEIPT = "M-Pesa says that it is done, and does not name the transaction: look on its portal"
 _UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
@@ -370,6 +371,10 @@ class RefundService:
             if result.amount_text is not None and result.amount != row["amount"]:
                 await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
                 return True
+            if result.receipt is None:
+                # The result of a payout or a balance query has no OriginalTransactionID.
+                await self._needs_attention(row, _NO_RECEIPT)
+                return True
             return await self._complete(row, outcome, code, text, result.reversal_receipt)
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
@@ -441,6 +446,8 @@ class RefundService:
             await self._fail(row, outcome, code=result.result_code, text=outcome.meaning)
         elif state == "completed" and result.amount_text is not None and result.amount != row["amount"]:
             await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+        elif state == "completed" and result.receipt is None:
+            await self._needs_attention(row, _NO_RECEIPT)
         elif state == "completed":
             await self._complete(row, _DONE, result.result_code, result.result_desc, result.receipt)
 

@@ -123,7 +123,9 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
         for status, reason, where, headers in tries:
             answer = await victim.post(kind, lie, where, **headers)
             assert (answer.status, answer.error["code"]) == (status, "CALLBACK_REFUSED"), (kind, where)
-            expected.append((kind, reason))
+            if where != victim.path(kind, "live"):
+                # A sandbox key does not see what came about live payments.
+                expected.append((kind, reason))
         if not kind.endswith("-timeout"):
             # Anything at a timeout address is a timeout.
             answer = await town.api.call("POST", path, raw=b"not a callback at all")
@@ -147,6 +149,7 @@ async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no
     assert (await victim.post("stk", victim.lie("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert entry["detail"] == {
+        "env": "sandbox",
         "kind": "stk",
         "reason": "signature",
         "from": "127.0.0.1",

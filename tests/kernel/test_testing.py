@@ -147,7 +147,7 @@ def test_the_files_of_a_session_that_was_killed_are_removed_and_no_others(
     other.mkdir()
     with (tmp_path / "mpesa-gateway-tests-running" / "lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        made = pytest_plugin._new_folder()
+        made = pytest_plugin._new_folder()  # pyright: ignore[reportPrivateUsage] - it has no other way in
     left = {folder.name.removeprefix("mpesa-gateway-tests-") for folder in tmp_path.iterdir()} - {
         made.name.removeprefix("mpesa-gateway-tests-")
     }

@@ -23,6 +23,6 @@ class TextView(msgspec.Struct, frozen=True):
 
 @get("/v1/sms")
 async def list_texts(caller: PaymentsRead, gateway: NamedDependency[Gateway]) -> Success[list[TextView]]:
-    """Your buyers' texts, newest first."""
-    rows = await gateway.services.get(Texts).list(caller.merchant_id)
+    """Your buyers' texts in the key's env, newest first."""
+    rows = await gateway.services.get(Texts).list(caller.merchant_id, caller.env)
     return Success(data=[TextView(row.payment_id, row.state, row.attempts, row.sent_at) for row in rows])

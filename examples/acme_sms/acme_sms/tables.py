@@ -9,6 +9,7 @@ class TextRow(Table, tablename="acme_sms_text"):
 
     payment_id = Text(primary_key=True)
     merchant_id = Text()
+    env = Text()
     state = Text()
     attempts = Integer(default=0)
     due_at = Timestamptz()

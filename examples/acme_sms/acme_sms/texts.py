@@ -9,6 +9,7 @@ import structlog
 
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import CLAIM, DUE, END, TextRow
+from mpesa_gateway.env import Env
 from mpesa_gateway_payments.api import Payments, PaymentView
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Texts:
         row = TextRow(
             payment_id=event.payment_id,
             merchant_id=event.merchant_id,
+            env=event.env,
             state="owed",
             due_at=self._gateway.clock.now(),
         )
@@ -76,9 +78,9 @@ class Texts:
         for row in await self._gateway.db.fetch(DUE, self._gateway.clock.now(), BATCH):
             await self._gateway.jobs.enqueue("acme_sms.send", payment_id=row["payment_id"])
 
-    async def list(self, merchant_id: str) -> "list[TextRow]":
-        """A merchant's newest texts."""
-        query = TextRow.objects().where(TextRow.merchant_id == merchant_id)
+    async def list(self, merchant_id: str, env: Env) -> "list[TextRow]":
+        """A merchant's newest texts of one env."""
+        query = TextRow.objects().where(TextRow.merchant_id == merchant_id, TextRow.env == env)
         return await self._gateway.db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
 
     async def _post(self, payment_id: str, payment: PaymentView | None) -> None:

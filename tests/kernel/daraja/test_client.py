@@ -512,6 +512,12 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
         faults(500, "500.001.1001", "The transaction does not exist"),
         says(200, {"ResponseCode": "0", "ResultCode": "4999", "ResultDesc": "Under processing"}),
         says(200, {"ResponseCode": "0", "ResultCode": 4999, "ResultDesc": "The transaction is still under processing"}),
+        # M-Pesa's own trouble, and codes that are unknown, do not end a push.
+        says(200, {"ResponseCode": "0", "ResultCode": "9999", "ResultDesc": "An error occurred"}),
+        says(200, {"ResponseCode": "0", "ResultCode": 9999.0}),
+        says(200, {"ResponseCode": "0", "ResultCode": "26", "ResultDesc": "System busy"}),
+        says(200, {"ResponseCode": "0", "ResultCode": "7777", "ResultDesc": "A new kind of trouble"}),
+        says(200, {"ResponseCode": "0", "ResultCode": "SFC_IC9999"}),
     ],
 )
 async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> None:
@@ -562,6 +568,51 @@ async def call(client: DarajaClient, operation: str) -> Any:
 
 
 OPERATIONS = ("stk_push", "stk_query", "transaction_status", "reverse", "pull_register", "pull_query")
+
+
+TAKEN: dict[str, Any] = ACK | {
+    "OriginatorConversationID": "o-1",
+    "ConversationID": "AG_1",
+    "ResultCode": "0",
+    "ResponseStatus": "1000",
+    "Response": [[]],
+}
+"""An answer that every operation takes."""
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_operation_with_an_invalid_token_renews_it_once_and_is_repeated_once(operation: str) -> None:
+    async with market() as (daraja, server, client):
+        await push(client)
+
+        async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            if asked.headers["authorization"].endswith("-1"):
+                text = "Error Occurred - Invalid Access Token - the-token-number-1"
+                await faults(401, "401.002.01", text)(asked, writer)
+            else:
+                write_json(writer, 200, TAKEN)
+
+        daraja.says = refuses_the_first
+        await call(client, operation)
+        assert (len(daraja.given), len(server.asked)) == (2, 5)
+        daraja.says = faults(401, "401.002.01", "Error Occurred - Invalid Access Token - the-token-number-2")
+        with pytest.raises(NotSent) as refused:
+            await call(client, operation)
+        assert "the-token" not in f"{refused.value.provider}"
+        # The dead token is not kept.
+        daraja.says = says(200, TAKEN)
+        await call(client, operation)
+        assert server.asked[-1].headers["authorization"].endswith(f"-{len(daraja.given)}")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_operation_refused_by_the_proxy_was_not_sent(operation: str) -> None:
+    async with market() as (daraja, _, client):
+        for status in (429, 500):
+            daraja.says = proxy(status, "policies.ratelimit.SpikeArrestViolation")
+            with pytest.raises(NotSent) as refused:
+                await call(client, operation)
+            assert (refused.value.retryable, refused.value.retry_after) == (True, 10)
 
 
 # The library does not close a connection whose answer it cannot read; the garbage collector does,

@@ -245,6 +245,29 @@ async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(to
         assert await inbox.offer(row["callback_id"], actor="test") == "applied"
 
 
+async def test_numbers_of_a_callback_are_compared_as_numbers(town: Town) -> None:
+    made, url = await asked(town, "a")
+    said = json.dumps(body(made["provider_ref"]) | {"more": 0})
+    raw = said.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
+    raw = raw.replace("254700000020", "254700000020.0")
+    assert (await post(town, url, raw=raw.encode())).status == 200
+    found = await town.api.settled(made["id"])
+    assert (found["status"], found["mismatch"], found["result_code"]) == ("completed", None, "0")
+
+
+async def test_text_of_a_callback_is_masked_before_the_merchant_sees_it(town: Town) -> None:
+    made, url = await asked(town, "a")
+    said = body(made["provider_ref"], 1032)
+    said["Body"]["stkCallback"]["ResultDesc"] = (
+        "Cancelled by 0708 374 149\r\n\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
+    )
+    assert (await post(town, url, said)).status == 200
+    found = await town.api.settled(made["id"], "failed")
+    assert found["result_desc"] == "Cancelled by 07****149 [2J Bearer ****"
+    (sent,) = await town.receiver.wait_for(1, kind="payment.failed")
+    assert "374 149" not in json.dumps(sent.json)
+
+
 async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable(town: Town) -> None:
     made, url = await asked(town, "a")
     bodies = [

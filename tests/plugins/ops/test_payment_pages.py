@@ -251,7 +251,7 @@ async def test_the_list_can_be_taken_away_as_a_file(desk: Desk) -> None:
         file = await browser.opens(next(link for link in page.links if "/payments/export?" in link))
         assert file.headers["Content-Type"].startswith("text/csv")
         head, *rows = file.text.strip().splitlines()
-        assert head.startswith("id,amount")
+        assert head.startswith("id,env,amount")
         assert [row.split(",")[:2] for row in rows] == [[payment["id"], "321.00"]]
         assert (await browser.opens("/payments/export")).status == 404
     entry = (await desk.gateway.audit.page(1, None, "payments.exported", None))[0]

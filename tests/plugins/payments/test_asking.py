@@ -319,3 +319,68 @@ async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
     go.set()
     assert sorted(await asyncio.gather(*both)) == [False, True]
     assert len(daraja.of("stkquery")) == 1
+
+
+# -- what was not sent ---------------------------------------------------------------------------------------------
+
+SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
+DEAD_TOKEN = fault("401.002.01", "Error Occurred - Invalid Access Token - abc", 401)
+FIREWALL = (403, b"<html><head><title>Request unsuccessful</title></head></html>")
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        ("stkpush", [(429, SPIKE)]),
+        ("stkpush", [(500, SPIKE)]),
+        ("stkpush", [fault("429.001.01", "Too many requests", 429)]),
+        ("stkpush", [fault("500.002.1001", "The service is under maintenance just now")]),
+        ("stkpush", [DEAD_TOKEN, DEAD_TOKEN]),
+        ("oauth", [FIREWALL]),
+        ("oauth", [(200, {"access_token": "line\nbreak", "expires_in": "99999999999999999999"})]),
+    ],
+)
+async def test_request_not_sent_is_retryable_with_the_same_key(
+    town: Town, daraja: Daraja, operation: str, said: list[Said]
+) -> None:
+    daraja.say(operation, *said)
+    refused = await town.api.pay(PHONE, 500, key="a")
+    assert (refused.status, refused.error["retryable"]) == (503, True)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "abc" not in str(refused.body)
+    assert await town.gateway.db.fetchval("SELECT charge FROM payment") == "released"
+    again = await town.api.pay(PHONE, 500, key="a")
+    assert (again.status, again.data["status"], again.data["provider_ref"] is not None) == (201, "pending", True)
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM payment") == 1
+
+
+async def test_request_answered_busy_is_unknown_and_its_late_callback_is_taken(town: Town, daraja: Daraja) -> None:
+    daraja.say("stkpush", fault("500.003.02", "System is busy"))
+    made = await asked(town)
+    assert made["status"] == "pending"
+    assert (await town.api.pay(PHONE, 500, key="a")).data["id"] == made["id"]
+    assert len(daraja.of("stkpush")) == 1
+    assert (await call_back(town, made, handle="ws_CO_busy")).status == 200
+    assert (await look(town, made))["status"] == "completed"
+
+
+async def test_request_refused_by_spike_arrest_rests_the_merchants_questions(town: Town, daraja: Daraja) -> None:
+    made = await asked(town)
+    daraja.say("stkpush", (429, SPIKE))
+    assert (await town.api.pay(PHONE, 500, key="b")).status == 503
+    await query(town, made)
+    assert daraja.of("stkquery") == []
+    # One accepted push ends the rest.
+    assert (await town.api.pay(PHONE, 500, key="b")).status == 201
+    await query(town, made)
+    assert len(daraja.of("stkquery")) == 1
+
+
+async def test_request_acknowledged_without_merchant_request_id_can_be_asked_about(town: Town, daraja: Daraja) -> None:
+    ack = {"CheckoutRequestID": "ws_CO_77", "ResponseCode": 0.0, "ResponseDescription": "Success"}
+    daraja.say("stkpush", (200, ack))
+    made = await asked(town)
+    assert (made["status"], made["provider_ref"]) == ("pending", "ws_CO_77")
+    daraja.say("stkquery", stk_result("0"))
+    assert (await query(town, made))["status"] == "completed"
+    assert daraja.of("stkquery")[0]["CheckoutRequestID"] == "ws_CO_77"

@@ -69,6 +69,7 @@ def says(status: str, **more: Any) -> dict[str, Any]:
         "TransactionStatus": status,
         "Amount": "500.00",
         "DebitPartyName": f"{PHONE} - JANE DOE",
+        "CreditPartyName": "174379 - SHOP",
         "FinalisedTime": f"{now:%Y%m%d%H%M%S}",
     }
     return result(0, says={name: value for name, value in (values | more).items() if value is not None})

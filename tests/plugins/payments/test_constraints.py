@@ -22,7 +22,7 @@ CASES = {
         OPEN % "received_receipt = 'TKN4A1B2C3'",
         OPEN % "received_phone = '254711000001'",
     ],
-    "payment_accepted_has_its_ids": [OPEN % "checkout_request_id = NULL", OPEN % "merchant_request_id = NULL"],
+    "payment_accepted_has_its_ids": [OPEN % "checkout_request_id = NULL"],
     "payment_claim_is_being_asked_about": [
         OPEN % "claim = '[]'",
         OPEN % "claim = '{}', due_at = NULL, mismatch = 'phone'",
@@ -86,12 +86,13 @@ async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
 
 @pytest.mark.usefixtures("books")
 async def test_the_moves_that_postgres_lets_by_are_those_of_the_rules(town: Town) -> None:
-    """Every move there could be, with and without a receipt, tried on a row that is otherwise as each status wants."""
+    """Every move there could be, by whether there is a receipt and the failure was final, tried on such a row."""
+    every = list(product(Status, Status, (False, True), (False, True)))
     moves = {
         "payment_moves": [
-            _move(now, to, has_receipt=has_receipt)
-            for now, to, has_receipt in product(Status, Status, (False, True))
-            if now is not to and not may_move(now, to, has_receipt=has_receipt)
+            _move(now, to, has_receipt=has_receipt, is_final=is_final)
+            for now, to, has_receipt, is_final in every
+            if now is not to and not may_move(now, to, has_receipt=has_receipt, is_final=is_final)
         ]
     }
     assert len(moves["payment_moves"]) > 20
@@ -102,19 +103,19 @@ async def test_the_moves_that_postgres_lets_by_are_those_of_the_rules(town: Town
     )
     assert await refusals(town.gateway.db, moves) == {}
     allowed = [
-        _move(now, to, has_receipt=has_receipt)
-        for now, to, has_receipt in product(Status, Status, (False, True))
-        if may_move(now, to, has_receipt=has_receipt)
+        _move(now, to, has_receipt=has_receipt, is_final=is_final)
+        for now, to, has_receipt, is_final in every
+        if may_move(now, to, has_receipt=has_receipt, is_final=is_final)
     ]
     refused = await refusals(town.gateway.db, {"nothing": allowed})
     assert [text for text in refused["nothing"] if not text.endswith(": not refused (DO)")] == []
 
 
-def _move(now: Status, to: Status, *, has_receipt: bool) -> str:
+def _move(now: Status, to: Status, *, has_receipt: bool, is_final: bool) -> str:
     receipt = "'TKN9Z8Y7X6'" if has_receipt else "NULL"
     return f"""DO $$ BEGIN
         ALTER TABLE payment DISABLE TRIGGER payment_moves;
-        {OPEN % f"status = '{now}', receipt = NULL"};
+        {OPEN % f"status = '{now}', receipt = NULL, outcome_is_final = {is_final}"};
         ALTER TABLE payment ENABLE TRIGGER payment_moves;
         {OPEN % f"status = '{to}', receipt = {receipt}"};
     END $$"""

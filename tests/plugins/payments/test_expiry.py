@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -59,7 +60,7 @@ PAST = "expires_at = now() - interval '1 second'"
 async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops, daraja: Daraja) -> None:
     await shops.pay(3)
     daraja.hold("stkquery")
-    await shops.set("due_at = now()")
+    await shops.set("due_at = now() - interval '1 second'")
     (first, *_) = await shortcodes(shops)
     asking = asyncio.create_task(shops.service.ask_due(first))
     await daraja.asked_about("stkquery", 2)
@@ -136,7 +137,7 @@ async def shortcodes(shops: Shops) -> list[str]:
 async def test_wake_due_wakes_one_job_for_each_shortcode_however_many_are_due(shops: Shops) -> None:
     await shops.pay(12)
     await shops.pay(1, api=1)
-    await shops.set("due_at = now()")
+    await shops.set("due_at = now() - interval '1 second'")
     for _ in range(3):
         assert await shops.service.wake_due() == 2
     # The same shortcodes are not added again and again.
@@ -147,7 +148,7 @@ async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, dara
     first, second, _ = await shortcodes(shops)
     await shops.pay(6)
     await shops.pay(3, api=1)
-    await shops.set("due_at = now()")
+    await shops.set("due_at = now() - interval '1 second'")
     go = daraja.hold("stkquery")
     hanging = asyncio.create_task(shops.service.ask_due(first))
     await daraja.asked_about("stkquery", 2)
@@ -167,10 +168,33 @@ async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, dara
 async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(6)
-    await shops.set("due_at = now()")
+    await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", *[(503, b"")] * 6)
     assert await shops.service.ask_due(first) == 2
     assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
+
+
+async def test_ask_due_with_a_payment_that_cannot_be_changed_asks_about_the_others(
+    shops: Shops, daraja: Daraja
+) -> None:
+    first, *_ = await shortcodes(shops)
+    broken, *_ = await shops.pay(5)
+    await shops.gateway.db.execute(
+        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> '{broken}')"
+    )
+    await shops.set("due_at = now() - interval '1 second'")
+    daraja.say("stkquery", *[stk_result("1032")] * 5)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await shops.service.ask_due(first)
+    assert await shops.statuses() == [("pending", None), *[("failed", "cancelled_by_user")] * 4]
+
+
+async def test_ask_due_goes_on_after_questions_that_daraja_refuses(shops: Shops, daraja: Daraja) -> None:
+    first, *_ = await shortcodes(shops)
+    await shops.pay(5)
+    await shops.set("due_at = now() - interval '1 second'")
+    daraja.say("stkquery", *[fault("400.002.02", "Invalid CheckoutRequestID", 400)] * 5)
+    assert await shops.service.ask_due(first) == 5
 
 
 async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_expires(
@@ -178,7 +202,7 @@ async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_
 ) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(1)
-    await shops.set("due_at = now()")
+    await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", (200, b"[" * 100_000))
     assert await shops.service.ask_due(first) == 1
     assert await shops.statuses() == [("pending", None)]

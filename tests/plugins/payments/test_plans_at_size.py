@@ -15,7 +15,7 @@ from tests.plugins.payments.test_lists_at_size import FILL, MANY
 
 END = joined(
     (
-        (payments.END_MANY, 7, True),
+        (payments.END_MANY, 8, True),
         (payments.END_STEPS, 5, False),
         (outbox.INSERT_EVENTS, 7, False),
         (webhooks.FAN_OUT, 6, False),

@@ -530,7 +530,8 @@ async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: De
     asking = asyncio.create_task(desk.ask(payment_id))
     (sent,) = await desk.daraja.asked_about("reversal")
     assert sent["ResultURL"] == url
-    body = result(0, originator="o-77", conversation="AG_77", transaction_id=REVERSAL)
+    says = {"OriginalTransactionID": RECEIPT}
+    body = result(0, originator="o-77", conversation="AG_77", transaction_id=REVERSAL, says=says)
     assert (await desk.town.api.call("POST", "/v1/webhooks/mpesa/reversal/result", body)).status == 200
     assert await desk.books(payment_id) == ("completed", 0, 500)
     go.set()
@@ -751,7 +752,7 @@ async def test_already_reversed_does_not_say_how_much_so_a_part_waits_for_a_pers
 async def test_already_reversed_after_a_part_that_may_have_gone_back_waits_for_a_person(desk: Desk) -> None:
     payment_id = await desk.paid()
     part = (await desk.ask(payment_id, 100)).data
-    await desk.result(part, result(1, "The balance is insufficient"))
+    await desk.result(part, result(1, "balance too low"))
     whole = (await desk.ask(payment_id)).data
     assert whole["amount"] == "500.00"
     await desk.result(whole, result("R000001"))
@@ -872,7 +873,10 @@ async def test_a_timeout_says_nothing_of_the_money_and_asks_at_once(desk: Desk) 
 @pytest.mark.parametrize(
     ("said", "status", "books"),
     [
-        ({"TransactionStatus": "Completed"}, "completed", ("reversed", 500, 0)),
+        # It names no transaction: it may be about any.
+        ({"TransactionStatus": "Completed"}, "pending", ("completed", 0, 500)),
+        ({"TransactionStatus": "Completed", "Amount": "500"}, "pending", ("completed", 0, 500)),
+        ({"TransactionStatus": "Completed", "ReceiptNo": REVERSAL}, "completed", ("reversed", 500, 0)),
         ({"TransactionStatus": "Declined"}, "failed", ("completed", 0, 0)),
         ({"TransactionStatus": "Pending"}, "pending", ("completed", 0, 500)),
         ({"TransactionStatus": "Completed", "ReceiptNo": RECEIPT}, "pending", ("completed", 0, 500)),
@@ -887,6 +891,24 @@ async def test_the_answer_about_a_reversals_own_conversation_ends_it(
     await desk.answer(await desk.questioned(refund), result(0, says=said))
     assert (await desk.refund(refund))["status"] == status
     assert await desk.books(payment_id) == books
+
+
+PAYOUT = {
+    "TransactionReceipt": REVERSAL,
+    "TransactionAmount": 500,
+    "ReceiverPartyPublicName": "254799000001 - SOMEBODY",
+}
+BALANCE = {"AccountBalance": "Working Account|KES|500.00|500.00|0.00|0.00", "BOCompletedTime": "20261129143005"}
+
+
+@pytest.mark.parametrize("says", [PAYOUT, BALANCE, {"Amount": 500}, {}])
+async def test_a_result_that_names_no_reversed_payment_is_left_to_a_person(desk: Desk, says: dict[str, Any]) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    await desk.result(refund, result(0, transaction_id=REVERSAL, says=says))
+    after = await desk.refund(refund)
+    assert (after["status"], after["needs_attention"]) == ("pending", True)
+    assert await desk.books(payment_id) == ("completed", 0, 500)
 
 
 async def test_a_late_answer_about_the_payment_is_not_taken_for_one_about_the_reversal(desk: Desk) -> None:

@@ -3,8 +3,6 @@
 from datetime import timedelta
 from typing import Any
 
-import msgspec
-
 from mpesa_gateway.doctor.observation import Observation
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_webhooks.doctor import look_at_endpoint, look_at_settings
@@ -14,8 +12,17 @@ from tests.looking import levels, only_merchant, seen_by
 
 async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, Observation]:
     """What is seen of the one merchant's endpoint."""
-    merchant = msgspec.structs.replace(await only_merchant(town.gateway), envs=(env,))
-    return await seen_by(look_at_endpoint, town.gateway, merchant=merchant, **examined)
+    merchant = await only_merchant(town.gateway)
+    return await seen_by(look_at_endpoint, town.gateway, merchant=merchant, env=env, **examined)
+
+
+async def copy_to_live(town: Town) -> None:
+    """A live endpoint, and live deliveries, like those of the sandbox."""
+    await town.gateway.db.execute(
+        "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "
+        "updated_at) SELECT 'whe_live', merchant_id, 'live', url, secret, failures, closed_until, created_at, "
+        "updated_at FROM webhook_endpoint"
+    )
 
 
 async def taken(town: Town) -> None:
@@ -38,6 +45,7 @@ async def test_none_set(town: Town) -> None:
 
 
 async def test_one_from_the_sandbox_that_a_live_merchant_may_not_have(town: Town) -> None:
+    await copy_to_live(town)
     found = (await look(town, env="live"))["webhooks.endpoint"]
     assert (found.level, "never called" in found.text) == ("problem", True)
 
@@ -54,6 +62,7 @@ async def test_one_that_fails(town: Town) -> None:
         "UPDATE webhook_endpoint SET failures = 7, url = 'https://shop.example.co.ke/hook', "
         "closed_until = now() + interval '1 minute'"
     )
+    await copy_to_live(town)
     found = (await look(town, env="live"))["webhooks.endpoint"]
     assert (found.level, "7 times in a row" in found.text) == ("problem", True)
     assert (await look(town))["webhooks.endpoint"].level == "warning"

@@ -1,10 +1,11 @@
 CREATE TABLE acme_sms_text (
     payment_id text PRIMARY KEY,
     merchant_id text NOT NULL,
+    env text NOT NULL,
     state text NOT NULL CHECK (state IN ('owed', 'sent', 'given_up')),
     attempts integer NOT NULL DEFAULT 0,
     due_at timestamptz NOT NULL,
     sent_at timestamptz
 );
-CREATE INDEX acme_sms_text_merchant ON acme_sms_text (merchant_id, payment_id DESC);
+CREATE INDEX acme_sms_text_merchant ON acme_sms_text (merchant_id, env, payment_id DESC);
 CREATE INDEX acme_sms_text_due ON acme_sms_text (due_at) WHERE state = 'owed';

@@ -1,0 +1,357 @@
+"""Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from mpesa_gateway.daraja.client import DarajaFault
+from mpesa_gateway.daraja.wire import StatementLine, read_payer
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured
+from mpesa_gateway.money import Kes
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_payments.api import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Direction,
+    Evidence,
+    Finding,
+    Mismatch,
+    Payments,
+    Proof,
+    Receiver,
+    Recovery,
+    Settled,
+    Settles,
+    Source,
+    Transaction,
+    Unfit,
+    Verdict,
+    Wanted,
+    Zone,
+    in_zone,
+    possible,
+    proven_zone,
+    read_amount,
+    read_direction,
+    read_kind,
+)
+from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.errors import LineSettled
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_ASK_AGAIN = timedelta(hours=1)
+"""How long M-Pesa has for its answer about a line until it is asked once more."""
+
+_SETTLED = frozenset({"already_known", "recovered", "mismatched"})
+"""The findings that belong to a payment."""
+
+_UNFIT: Mapping[str, str] = {
+    "not_ours": "this line is of money that did not come in to this shortcode",
+    "receiver": "this line is of another env or shortcode than that payment",
+    "paid": "this payment has another receipt: it was paid with other money",
+    "another": "this line is another payment's: its receipt or its reference says so",
+    "merchant": "a payment of another merchant of this shortcode fits this line as well: an operator has to decide",
+    "differs": "this line does not fit that payment (amount, payer, reference or time differ): an operator can decide",
+}
+"""Why a line cannot be assigned to the payment that a person chose."""
+
+
+class _SettledMeanwhile(Exception):
+    """A person has assigned the line or set it aside: nothing of this transaction counts."""
+
+
+class Settling:
+    """What becomes of statement lines. In every transaction a payment is locked before its line."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    async def zone_of(self, env: str, shortcode: str) -> Zone | None:
+        """How the statement of a shortcode writes times with a Z, as its latest lines with payments prove."""
+        rows = await self._db.fetch(tables.ZONES, env, shortcode)
+        zones: set[Zone] = {row["zone"] for row in rows}
+        return zones.pop() if len(zones) == 1 else None
+
+    async def settle_page(self, run: Row, lines: Sequence[StatementLine]) -> None:
+        """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
+        rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
+        reports = [evidence_of(row, Proof.PAGE) for row in rows]
+        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        readings = {line.receipt: line.moments for line in lines}
+        named = [
+            (row, report)
+            for row, report, verdict in zip(rows, reports, verdicts, strict=True)
+            if isinstance(verdict, Settles | AlreadyKnown | Mismatch)
+        ]
+        for row, report in named:
+            settled = await self._settle(row, report, run)
+            await self._learn_zone(row, readings[row["receipt"]], settled)
+
+    async def settle_whole(self, run: Row, credentials: MpesaCredentials) -> None:
+        """Find out what each line of a run is whose window has been read to its end."""
+        after = ""
+        while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
+            zone = await self.zone_of(run["env"], run["shortcode"])
+            asked = await self._settle_many(rows, [evidence_of(row, Proof.WINDOW, zone) for row in rows], run)
+            for row in asked:
+                await self._ask_about(row, credentials)
+            after = rows[-1]["line_id"]
+
+    async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
+        """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
+        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
+        asked: list[Row] = []
+        for row, report, verdict in zip(rows, reports, verdicts, strict=True):
+            if isinstance(verdict, Settles | AlreadyKnown | Mismatch):
+                settled = await self._settle(row, report, run)
+                if settled.asks:
+                    asked.append(row)
+            else:
+                loose[_loose(verdict)].append(row)
+                if isinstance(verdict, Ask):
+                    asked.append(row)
+        for finding, found in loose.items():
+            await self._found(found, finding, run)
+        return asked
+
+    async def _found(self, rows: Sequence[Row], finding: Finding, run: Row | None) -> None:
+        """Write that lines belong to no payment, unless a person has said otherwise meanwhile."""
+        if rows:
+            run_id = None if run is None else run["run_id"]
+            await self._db.fetch(tables.FOUND_MANY, [row["line_id"] for row in rows], finding, run_id)
+
+    async def _settle(self, row: Row, report: Evidence, run: Row | None) -> Settled:
+        """Settle one line in a transaction of its own: its payment and then the line."""
+        settled = Settled("already_known")
+        try:
+            async with self._db.transaction():
+                settled = await self._gateway.services.get(Recovery).settle(report)
+                _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
+                # A payment of another merchant of this receiver is theirs to see.
+                is_own = settled.merchant_id == row["merchant_id"]
+                finding = settled.finding if is_own or settled.payment_id is None else "not_found"
+                payment_id = settled.payment_id if is_own and finding in _SETTLED else None
+                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._gateway.clock.now())
+                if run is not None:
+                    await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
+        except _SettledMeanwhile:
+            if run is not None:
+                await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], "already_known")
+        return settled
+
+    async def _learn_zone(self, row: Row, readings: tuple[datetime, ...], settled: Settled) -> None:
+        """Keep what a line with a known payment proves about the times of its shortcode's statement."""
+        if len(readings) != 2 or settled.payment_id is None:
+            return
+        payment = await self._gateway.services.get(Payments).find(settled.payment_id)
+        zone = None if payment is None else proven_zone(readings, payment.created_at)
+        if zone is not None:
+            await self._db.execute(tables.PROVE_ZONE, row["line_id"], zone, list(in_zone(readings, zone)))
+
+    # -- asking M-Pesa --------------------------------------------------------------------------------------------
+
+    async def _ask_about(self, row: Row, credentials: MpesaCredentials) -> None:
+        """Ask M-Pesa whose money a line is: its answer shows the payer's whole number, and the time."""
+        now = self._gateway.clock.now()
+        if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
+            return
+        callbacks = self._gateway.services.get(Callbacks)
+
+        def address(kind: Kind) -> str:
+            return callbacks.url_for(
+                kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
+            )
+
+        try:
+            # Noted first: the answer may be quicker than the acknowledgement.
+            initiator = credentials.initiator_for("asking whose money a statement line is")
+            await self._db.execute(tables.ASKED, row["line_id"], now)
+            self._gateway.tracer.begins(row["line_id"])
+            await self._gateway.daraja.transaction_status(
+                credentials.daraja,
+                initiator,
+                receipt=row["receipt"],
+                conversation_id=None,
+                result_url=address("status"),
+                timeout_url=address("status-timeout"),
+                remarks=f"status of {row['receipt']}",
+            )
+        except ProviderNotConfigured as problem:
+            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
+        except DarajaFault as fault:
+            log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=fault.meaning)
+            await self._db.execute(tables.ASKED, row["line_id"], row["asked_at"])
+
+    async def take_status(self, result: StatusResulted) -> None:
+        """Take the answer to a question of ours about a line, inside the transaction that keeps the callback.
+
+        What it shows is written to the line. The judge decides after commit, about the line and those like it: it locks
+        payments, and a payment is never locked while a line is.
+        """
+        if not result.subject_id.startswith("lin_"):
+            return
+        asked = await self._db.fetchrow(tables.FIND_LINE, result.subject_id)
+        if asked is None:
+            return
+        is_answer = result.is_final and not result.timed_out and result.result_code == "0"
+        if is_answer and asked["finding"] == "ambiguous" and result.receipt in {None, asked["receipt"]}:
+            await self._learn(asked, result)
+
+            async def decide() -> None:
+                await self._decide_like(asked)
+
+            await self._db.after_commit(decide)
+        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+
+    async def _learn(self, line: Row, result: StatusResulted) -> None:
+        numbers = {line["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            port = self._gateway.services.get(Credentials)
+            known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
+        direction = read_direction(result.payees, numbers)
+        moments = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
+        await self._db.execute(
+            tables.LEARN,
+            line["line_id"],
+            read_payer(result.payers),
+            list(moments) or None,
+            result.received_at,
+            None if direction is None else direction is Direction.IN,
+        )
+
+    async def _decide_like(self, asked: Row) -> None:
+        """Judge a line and the newest ambiguous ones like it, which the new number may decide as well."""
+        rows = await self._db.fetch(
+            tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
+        )
+        zone = await self.zone_of(asked["env"], asked["shortcode"])
+        # M-Pesa has been asked about all of them.
+        await self._settle_many(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
+
+    # -- people ---------------------------------------------------------------------------------------------------
+
+    async def assign(
+        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
+    ) -> Row:
+        """Assign a line to the payment that a person says it is for. Raises NotFound, and LineSettled with the reason.
+
+        A merchant's choice has to fit the line, and no other merchant's payment may; an operator decides.
+        """
+        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
+        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
+        if found is None:
+            raise NotFound("there is no such statement line")
+        if found["payment_id"] is not None:
+            raise LineSettled("this line belongs to a payment already")
+        report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
+        async with self._db.transaction():
+            settled = await self._gateway.services.get(Recovery).assign(report, payment_id, by_operator=by_operator)
+            if isinstance(settled, Unfit):
+                raise LineSettled(_UNFIT[settled.why])
+            line = await self._db.fetchrow(tables.LOCK_ANY_LINE, line_id)
+            if line is None or line["payment_id"] is not None:
+                raise LineSettled("this line belongs to a payment already")
+            assigned = await self._db.fetchrow(
+                tables.FOUND, line_id, settled.finding, payment_id, self._gateway.clock.now()
+            )
+            # Last: a wait for the audit log holds nothing that others need.
+            detail = {"payment_id": payment_id, "finding": settled.finding}
+            await self._gateway.audit.record(
+                "statement_line.assigned",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=line_id,
+                env=caller.env,
+                detail=detail | ({"reason": reason[:500]} if reason else {}),
+            )
+        if assigned is None:
+            raise NotFound("there is no such statement line")
+        return assigned
+
+    async def candidates(self, line: Row) -> tuple[str, ...]:
+        """The payments that a line can belong to, by their ids."""
+        report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
+        (verdict,) = await self._gateway.services.get(Recovery).judge([report])
+        if isinstance(verdict, Settles | AlreadyKnown | Mismatch):
+            return (verdict.payment_id,)
+        return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
+
+
+class UnallocatedLines:
+    """The port by which payments ask for money that belongs to no payment."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._db = gateway.db
+
+    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
+        """See the port."""
+        rows = await self._db.fetch(
+            tables.UNALLOCATED,
+            env,
+            [one.number for one in wanted],
+            [one.amount for one in wanted],
+            [one.likely for one in wanted],
+        )
+        found: dict[str, Transaction] = {}
+        for row in rows:
+            report = evidence_of(row, Proof.WINDOW)
+            found[row["receipt"]] = Transaction(
+                receipt=row["receipt"],
+                direction=report.direction,
+                receiver=report.receiver,
+                amount=row["amount"],
+                payer=report.payer,
+                reference=report.reference,
+                time=report.time,
+            )
+        return list(found.values())
+
+
+def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
+    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run."""
+    readings = in_zone(line.moments, zone)
+    found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
+    return found or readings, bool(found)
+
+
+def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
+    """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
+    direction, is_till = read_kind(row["kind"])
+    values: dict[str, Any] = {
+        "source": Source.STATEMENT,
+        "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
+        "direction": Direction.OUT if row["is_to_us"] is False else direction,
+        "receiver": Receiver(row["env"], row["shortcode"], is_till),
+        "receipt": row["receipt"],
+        "reference": row["reference"],
+        "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
+        "payer": row["phone"],
+        "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
+    }
+    return Evidence(**values)
+
+
+def _require_open(line: Row | None) -> None:
+    if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
+        raise _SettledMeanwhile
+
+
+def _loose(verdict: Verdict) -> Finding:
+    return "ambiguous" if isinstance(verdict, Ask | Ambiguous) else "not_found"

@@ -1,0 +1,598 @@
+"""The judge alone: what a report of money means, in every case of a table, and for all reports there can be."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpesa_gateway.daraja.wire import read_moments
+from mpesa_gateway.money import Kes
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Handle,
+    Proof,
+    Receiver,
+    Source,
+    in_zone,
+    normalised,
+    possible,
+    proven_zone,
+    read_direction,
+    read_kind,
+)
+from mpesa_gateway_payments.judging import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Confirm,
+    Mismatch,
+    NotFound,
+    NotOurs,
+    Payment,
+    Rules,
+    Settles,
+    Transaction,
+    Unfit,
+    Verdict,
+    judge,
+    judge_choice,
+)
+
+FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+NOON = datetime(2026, 11, 29, 9, 0, tzinfo=UTC)
+PAYBILL = Receiver("sandbox", "174379")
+TILL = Receiver("sandbox", "5123456", is_till=True)
+PHONE = "254711000001"
+RECEIPT = "TKN4A1B2C3"
+OWN = "ABCDEFGHJKLM"
+DIGEST = sha256(PHONE.encode()).hexdigest()
+
+
+def minutes(count: float) -> datetime:
+    """A time so many minutes after noon."""
+    return NOON + timedelta(minutes=count)
+
+
+def payment(**changes: Any) -> Payment:
+    """A pending payment of KES 700 at the paybill, asked for at noon."""
+    values: dict[str, Any] = {
+        "payment_id": "pay_1",
+        "merchant_id": "mer_1",
+        "env": "sandbox",
+        "shortcode": PAYBILL.number,
+        "amount": 700,
+        "phone": PHONE,
+        "reference": "table 4",
+        "reference_is_ours": False,
+        "created_at": NOON,
+        "status": "pending",
+        "checkout_request_id": "ws_CO_1",
+    }
+    return Payment(**values | changes)
+
+
+def line(**changes: Any) -> Evidence:
+    """A line of the paybill's whole statement that states everything about that payment's money."""
+    values: dict[str, Any] = {
+        "source": Source.STATEMENT,
+        "proof": Proof.WINDOW,
+        "direction": Direction.IN,
+        "receiver": PAYBILL,
+        "receipt": RECEIPT,
+        "reference": "table 4",
+        "amount": Kes(700),
+        "payer": PHONE,
+        "time": (minutes(1),),
+    }
+    return Evidence(**values | changes)
+
+
+def at_till(**changes: Any) -> Evidence:
+    """The same of a till, whose statement shows no reference."""
+    return line(**{"receiver": TILL, "reference": None} | changes)
+
+
+def status(**changes: Any) -> Evidence:
+    """M-Pesa's answer about a receipt, which never shows the reference."""
+    return line(**{"source": Source.STATUS_QUERY, "proof": Proof.ANSWER, "reference": None} | changes)
+
+
+def callback(**changes: Any) -> Evidence:
+    """A success at the address of the payment's push."""
+    values: dict[str, Any] = {
+        "source": Source.STK_CALLBACK,
+        "proof": Proof.ADDRESS,
+        "receipt": RECEIPT,
+        "handle": Handle("pay_1", "ws_CO_1"),
+        "amount": Kes(700),
+        "payer": PHONE,
+    }
+    return Evidence(**values | changes)
+
+
+def query(**changes: Any) -> Evidence:
+    """M-Pesa's 0 to our STK query."""
+    values: dict[str, Any] = {
+        "source": Source.STK_QUERY,
+        "proof": Proof.ANSWER,
+        "handle": Handle("pay_1", "ws_CO_1"),
+    }
+    return Evidence(**values | changes)
+
+
+def rival(**changes: Any) -> Transaction:
+    """Other money of KES 700 at the paybill."""
+    values: dict[str, Any] = {
+        "receipt": "OTHER00001",
+        "receiver": PAYBILL,
+        "amount": 700,
+        "payer": PHONE,
+        "reference": "table 4",
+        "time": (minutes(2),),
+    }
+    return Transaction(**values | changes)
+
+
+P = payment()
+TILL_PAYMENT = payment(shortcode=TILL.number, reference=OWN, reference_is_ours=True)
+CANCELLED: dict[str, Any] = {"status": "failed", "outcome_is_final": True}
+TIMED_OUT: dict[str, Any] = {"status": "failed"}
+PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
+BY_RULE = Settles("pay_1", "rule")
+ONE = ("pay_1",)
+BOTH = ("pay_1", "pay_2")
+
+Case = tuple[str, Evidence, list[Payment], list[Transaction], Verdict]
+
+CASES: list[Case] = [
+    # -- direction: B1, B2, B3, B7
+    ("B1 a payout", status(direction=Direction.OUT), [P], [], NotOurs()),
+    ("B2 no parties", status(direction=None), [P], [], NotOurs()),
+    ("B2 no receiver", status(receiver=None), [P], [], NotOurs()),
+    ("B3 our own reversal", line(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotOurs()),
+    ("B3 by status", status(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotOurs()),
+    ("B7 a reversal", line(direction=Direction.OUT), [payment(**CANCELLED)], [], NotOurs()),
+    ("B7 with our own reference", line(direction=Direction.OUT, reference=OWN), [TILL_PAYMENT], [], NotOurs()),
+    ("B7 an unknown kind", line(direction=None), [P], [], Ambiguous(ONE)),
+    ("an unknown kind under our own reference", line(direction=None, reference=OWN),
+     [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
+    # -- the rule
+    ("all of it at a paybill", line(), [P], [], BY_RULE),
+    ("all of it at a till", at_till(), [TILL_PAYMENT], [], BY_RULE),
+    ("all of it by status", status(), [P], [], BY_RULE),
+    ("by its digest", at_till(payer=DIGEST), [TILL_PAYMENT], [], BY_RULE),
+    ("three digits at a paybill", line(payer="2547****001"), [P], [], BY_RULE),
+    ("three digits at a till", at_till(payer="2547****001"), [TILL_PAYMENT], [], Ask(ONE)),
+    ("three digits by status", status(payer="2547****001"), [P], [], Ambiguous(ONE)),
+    ("two digits", line(payer="2547*****01"), [P], [], Ask(ONE)),
+    ("B4 no payer at a till", at_till(payer=None), [TILL_PAYMENT], [], Ask(ONE)),
+    ("B4 hashed", at_till(payer="9f86d081884c7d65"), [replace(TILL_PAYMENT, **CANCELLED)], [], Ask(ONE)),
+    ("B4 asked, and no more is shown", at_till(payer=None, proof=Proof.ANSWER), [TILL_PAYMENT], [], Ambiguous(ONE)),
+    ("B4 another payer's digest", at_till(payer=sha256(b"254711000002").hexdigest()), [TILL_PAYMENT], [], NotFound()),
+    ("another payer", line(payer="254711000002"), [P], [], NotFound()),
+    ("another reference", line(reference="table 5"), [P], [], NotFound()),
+    ("no reference at a paybill", line(reference=None), [P], [], Ambiguous(ONE)),
+    ("B8 outer space", line(reference="x9"), [payment(reference="x9 ")], [], BY_RULE),
+    ("B8 inner space, width and case", line(reference=" SHOP  \uff11"), [payment(reference="shop 1")], [], BY_RULE),
+    ("another amount", line(amount=Kes(701)), [P], [], NotFound()),
+    ("cents", line(amount="700.50"), [P], [], NotFound()),
+    ("no amount", line(amount=None), [P], [], NotFound()),
+    ("no receipt", line(receipt=None), [P], [], Ambiguous(ONE)),
+    ("another env", line(receiver=Receiver("live", "174379")), [P], [], NotFound()),
+    ("another receiver", line(receiver=Receiver("sandbox", "600000")), [P], [], NotFound()),
+    ("two minutes before", line(time=(minutes(-2),)), [P], [], BY_RULE),
+    ("three minutes before", line(time=(minutes(-3),)), [P], [], NotFound()),
+    ("fifteen minutes after", line(time=(minutes(15),)), [P], [], BY_RULE),
+    ("B6 sixteen minutes after", line(time=(minutes(16),)), [P], [], Ambiguous(ONE)),
+    ("B6 hours after, cancelled", line(time=(minutes(300),)), [payment(**CANCELLED)], [], Ambiguous(ONE)),
+    ("B6 at once, cancelled", line(), [payment(**CANCELLED)], [], Ambiguous(ONE)),
+    ("two days after", line(time=(minutes(2881),)), [P], [], NotFound()),
+    ("B5 before it was asked for", line(time=(minutes(-115),)), [payment(**CANCELLED)], [], NotFound()),
+    ("no possible time", line(time=()), [P], [], Ask(ONE)),
+    ("two readings", line(time=(minutes(-179), minutes(1))), [P], [], Ask(ONE)),
+    ("timed out", line(), [payment(**TIMED_OUT)], [], BY_RULE),
+    ("completed without receipt", line(), [payment(status="completed")], [], BY_RULE),
+    ("paid already", line(), [payment(**PAID)], [], NotFound()),
+    ("reversed", line(), [payment(status="reversed")], [], NotFound()),
+    ("held for its amount", line(), [payment(mismatch="amount")], [], Ambiguous(ONE)),
+    ("erased", line(), [payment(phone=None)], [], NotFound()),
+    ("part of a statement", line(proof=Proof.PAGE), [P], [], Ambiguous(ONE)),
+    ("two payments", line(), [P, payment(payment_id="pay_2", created_at=minutes(-5))], [], Ambiguous(BOTH)),
+    ("another merchant's", line(), [P, payment(payment_id="pay_2", merchant_id="mer_2")], [], Ambiguous(BOTH)),
+    ("a cancelled one beside it", line(), [P, payment(payment_id="pay_2", **CANCELLED)], [], BY_RULE),
+    ("other money", line(), [P], [rival()], Ambiguous(ONE)),
+    ("other money of a hidden payer", line(), [P], [rival(payer=None)], Ambiguous(ONE)),
+    ("other money of another payer", line(), [P], [rival(payer="254711000002")], BY_RULE),
+    ("other money of another reference", line(), [P], [rival(reference="table 5")], BY_RULE),
+    ("other money of another day", line(), [P], [rival(time=(minutes(900),))], BY_RULE),
+    ("other money that went out", line(), [P], [rival(direction=Direction.OUT)], BY_RULE),
+    ("itself", line(), [P], [rival(receipt=RECEIPT)], BY_RULE),
+    # -- identity
+    ("a known receipt", line(payer=None, time=()), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
+    ("of another amount", line(amount=Kes(1)), [payment(**PAID | {"receipt": RECEIPT})], [],
+     Mismatch("pay_1", "amount", "receipt")),
+    ("our own reference", line(reference=OWN.lower(), payer=None, time=()),
+     [payment(reference=OWN, reference_is_ours=True, **CANCELLED)], [], Settles("pay_1", "reference")),
+    ("on a part of the statement", line(reference=OWN, proof=Proof.PAGE),
+     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference")),
+    ("by another payer", line(reference=OWN, payer="254799999999"),
+     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference", is_other_payer=True)),
+    ("with another amount", line(reference=OWN, amount=Kes(5)),
+     [payment(reference=OWN, reference_is_ours=True)], [], Mismatch("pay_1", "amount", "reference")),
+    ("paid already, under our reference", line(reference=OWN),
+     [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Ambiguous(ONE)),
+    ("our own reference without a receipt", line(reference=OWN, receipt=None),
+     [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
+    ("at another receiver", line(reference=OWN, receiver=TILL),
+     [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
+    # -- our own push
+    ("a callback", callback(), [P], [], Settles("pay_1", "push")),
+    ("without metadata", callback(receipt=None, amount=None, payer=None), [P], [], Settles("pay_1", "push")),
+    ("of another amount", callback(amount=Kes(5)), [P], [], Mismatch("pay_1", "amount")),
+    ("of no number", callback(amount="x"), [P], [], Mismatch("pay_1", "amount")),
+    ("of another push", callback(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotOurs()),
+    ("at another address", callback(handle=Handle("pay_2", "ws_CO_1")), [P], [], NotOurs()),
+    ("from a listed address", callback(proof=Proof.LISTED, handle=Handle(None, "ws_CO_1")), [P], [],
+     Settles("pay_1", "push")),
+    ("from anywhere", callback(proof=Proof.NONE, handle=Handle(None, "ws_CO_1")), [P], [], Confirm("pay_1")),
+    ("from anywhere, failed", callback(proof=Proof.NONE, handle=Handle(None, "ws_CO_1")), [payment(**CANCELLED)], [],
+     Confirm("pay_1")),
+    ("from anywhere, completed", callback(proof=Proof.NONE), [payment(status="completed")], [], AlreadyKnown("pay_1")),
+    ("from anywhere, another receipt", callback(proof=Proof.NONE), [payment(**PAID)], [], AlreadyKnown("pay_1")),
+    ("confirmed", callback(proof=Proof.CONFIRMED), [P], [], Settles("pay_1", "push")),
+    ("late, with a receipt", callback(), [payment(**CANCELLED)], [], Settles("pay_1", "push")),
+    ("late, without", callback(receipt=None), [payment(**CANCELLED)], [], Mismatch("pay_1", "unconfirmed")),
+    ("late, without, not final", callback(receipt=None), [payment(**TIMED_OUT)], [],
+     Mismatch("pay_1", "unconfirmed")),
+    ("late, without, expired", callback(receipt=None), [payment(**TIMED_OUT, failure_reason="expired")], [],
+     Confirm("pay_1")),
+    ("twice", callback(), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
+    ("a second receipt", callback(), [payment(**PAID)], [], Mismatch("pay_1", "receipt")),
+    ("the first receipt", callback(), [payment(status="completed")], [], Settles("pay_1", "push")),
+    ("held", callback(receipt=None), [payment(mismatch="amount")], [],
+     Mismatch("pay_1", "amount", is_new=False)),
+    ("held, with all of it", callback(), [payment(mismatch="amount")], [], Settles("pay_1", "push")),
+    ("0 by STK query", query(), [P], [], Settles("pay_1", "push")),
+    ("0 of an expired payment", query(), [payment(**TIMED_OUT)], [], Settles("pay_1", "push")),
+    ("0 of a cancelled one", query(), [payment(**CANCELLED)], [], Mismatch("pay_1", "unconfirmed")),
+    ("0 of a paid one", query(), [payment(**PAID)], [], AlreadyKnown("pay_1")),
+    ("B9 another push", query(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotOurs()),
+    ("no payment", query(), [], [], NotFound()),
+    # -- asked about by its conversation
+    ("by its conversation", status(handle=Handle("pay_1")), [P], [], Settles("pay_1", "push")),
+    ("without parties", status(handle=Handle("pay_1"), direction=None), [P], [], Settles("pay_1", "push")),
+    ("to somebody else", status(handle=Handle("pay_1"), direction=Direction.OUT), [P], [], NotOurs()),
+    ("failed and no receipt", status(handle=Handle("pay_1"), receipt=None), [payment(**TIMED_OUT)], [],
+     Mismatch("pay_1", "unconfirmed")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("evidence", "payments", "transactions", "verdict"), [
+    pytest.param(*case, id=name) for name, *case in CASES
+])  # fmt: skip
+def test_judge_table(
+    evidence: Evidence, payments: list[Payment], transactions: list[Transaction], verdict: Verdict
+) -> None:
+    assert judge(evidence, payments, transactions) == verdict
+
+
+@pytest.mark.parametrize(
+    ("confirm", "report", "verdict"),
+    [
+        ("never", callback(), Settles("pay_1", "push")),
+        ("mismatch", callback(), Settles("pay_1", "push")),
+        ("mismatch", callback(receipt=None), Confirm("pay_1")),
+        ("mismatch", callback(amount=Kes(1)), Confirm("pay_1")),
+        ("mismatch", callback(payer="254799999999"), Confirm("pay_1")),
+        ("always", callback(), Confirm("pay_1")),
+        ("always", line(), BY_RULE),
+    ],
+)
+def test_judge_confirm_setting_decides_which_callbacks_are_confirmed(
+    confirm: Any, report: Evidence, verdict: Verdict
+) -> None:
+    assert judge(report, [P], rules=Rules(confirm=confirm)) == verdict
+
+
+def test_judge_match_within_bounds_the_rule() -> None:
+    assert judge(line(time=(minutes(59),)), [P], rules=Rules(match_within=timedelta(minutes=60))) == BY_RULE
+    assert judge(line(time=(minutes(61),)), [P], rules=Rules(match_within=timedelta(minutes=60))) == Ambiguous(ONE)
+
+
+# -- people -------------------------------------------------------------------------------------------------------
+
+THEIRS = payment(payment_id="pay_2", merchant_id="mer_2")
+CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | Unfit, Verdict | Unfit]] = [
+    ("one of two of mine", line(), P, [payment(payment_id="pay_2")], Settles("pay_1", "hand"),
+     Settles("pay_1", "hand")),
+    ("no payer", line(payer=None), P, [], Settles("pay_1", "hand"), Settles("pay_1", "hand")),
+    ("hours later", line(time=(minutes(300),)), payment(**CANCELLED), [], Settles("pay_1", "hand"),
+     Settles("pay_1", "hand")),
+    ("C1 it fits another's too", line(), P, [THEIRS], Unfit("pay_1", "merchant"), Settles("pay_1", "hand")),
+    ("C1 it has another's own reference", line(reference=OWN), P,
+     [replace(THEIRS, reference=OWN, reference_is_ours=True)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+    ("C1 it is another's by the rule", line(reference="table 5"), P, [replace(THEIRS, reference="table 5")],
+     Unfit("pay_1", "another"), Settles("pay_1", "hand")),
+    ("C1 another has its receipt", line(), P, [replace(THEIRS, status="completed", receipt=RECEIPT)],
+     Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+    ("own reference of a paid one", line(reference=OWN), P, [replace(THEIRS, reference=OWN, reference_is_ours=True,
+     **PAID)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+    ("another reference", line(reference="table 5"), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
+    ("another payer", line(payer="254799999999"), P, [], Unfit("pay_1", "differs"),
+     Settles("pay_1", "hand", is_other_payer=True)),
+    ("another amount", line(amount=Kes(5)), P, [], Unfit("pay_1", "differs"), Mismatch("pay_1", "amount", "hand")),
+    ("an unknown kind", line(direction=None), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
+    ("a reversal", line(direction=Direction.OUT), P, [], Unfit("pay_1", "not_ours"), Unfit("pay_1", "not_ours")),
+    ("another receiver", line(receiver=TILL), P, [], Unfit("pay_1", "receiver"), Unfit("pay_1", "receiver")),
+    ("paid otherwise", line(), payment(**PAID), [], Unfit("pay_1", "paid"), Unfit("pay_1", "paid")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("report", "chosen", "others", "for_merchant", "for_operator"), [
+    pytest.param(*case, id=name) for name, *case in CHOICES
+])  # fmt: skip
+def test_judge_choice_table(
+    report: Evidence, chosen: Payment, others: list[Payment], for_merchant: Verdict, for_operator: Verdict
+) -> None:
+    assert judge_choice(report, chosen, others) == for_merchant
+    assert judge_choice(report, chosen, others, by_operator=True) == for_operator
+
+
+# -- what a report states -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "direction"),
+    [
+        ("c2b-pay-bill-debit", Direction.IN),
+        ("C2B-BUY-GOODS-DEBIT", Direction.IN),
+        ("Pay Bill", Direction.IN),
+        ("Customer Merchant Payment", Direction.IN),
+        ("c2b-pay-bill-reversal", Direction.OUT),
+        ("Transaction Reversal", Direction.OUT),
+        ("Business Payment to Customer via API", Direction.OUT),
+        ("b2c-payout", Direction.OUT),
+        ("Pay Utility Charge", Direction.OUT),
+        ("something new", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_read_kind_knows_what_comes_in(kind: str | None, direction: Direction | None) -> None:
+    assert read_kind(kind)[0] is direction
+
+
+@pytest.mark.parametrize(
+    ("creditors", "direction"),
+    [
+        (["174379 - SHOP"], Direction.IN),
+        (["174379"], Direction.IN),
+        ([" 600638 - STORE"], Direction.IN),
+        (["254799000001 - SOMEBODY"], Direction.OUT),
+        (["555555 - OTHER SHOP"], Direction.OUT),
+        (["1743790 - OTHER"], Direction.OUT),
+        (["SHOP"], Direction.OUT),
+        (["174379 - SHOP", "555555 - OTHER SHOP"], Direction.OUT),
+        ([], None),
+    ],
+)
+def test_read_direction_is_in_only_for_our_receiver(creditors: list[str], direction: Direction | None) -> None:
+    assert read_direction(creditors, {"174379", "600638"}) is direction
+
+
+@FAST
+@given(st.datetimes(min_value=datetime(2024, 1, 1), max_value=datetime(2030, 1, 1)))  # noqa: DTZ001 - as it is written
+def test_a_time_without_zone_is_east_african_and_one_with_z_is_read_both_ways(at: datetime) -> None:
+    text = at.replace(microsecond=0).isoformat(sep=" ")
+    (alone,) = read_moments(text)
+    both = read_moments(text + "Z")
+    assert both == (alone, alone + timedelta(hours=3))
+    assert read_moments(text + "+03:00") == (alone,)
+    # A reading in the future, or outside the window that was asked for, is none.
+    assert possible(both, now=alone + timedelta(hours=1)) == (alone,)
+    assert possible(both, now=both[1], since=both[1] - timedelta(hours=2)) == (both[1],)
+    assert possible(both, now=both[1]) == both
+    assert possible(both, now=both[1] + timedelta(hours=9), since=both[1] + timedelta(hours=1)) == ()
+    # A payment that is known proves which it was.
+    assert proven_zone(both, alone - timedelta(minutes=1)) == "eat"
+    assert proven_zone(both, both[1] - timedelta(minutes=1)) == "utc"
+    assert proven_zone(both, alone - timedelta(hours=9)) is None
+    assert (in_zone(both, "eat"), in_zone(both, "utc"), in_zone(both, None)) == (both[:1], both[1:], both)
+
+
+def test_normalised_compares_text_as_people_read_it() -> None:
+    assert normalised(" Shop \t 1 ") == normalised("SHOP 1") == normalised("\uff33hop\u00a01") == "shop 1"
+    assert normalised(" ") is normalised("") is normalised(None) is None
+
+
+# -- for all there can be -----------------------------------------------------------------------------------------
+
+REFERENCES = st.sampled_from(["table 4", "TABLE  4 ", "table 5", OWN, ""])
+PHONES = st.sampled_from([PHONE, "254711000002", "254799999001"])
+SHOWN = st.sampled_from([None, PHONE, "0711000001", "2547****001", "2547*****01", "*****", DIGEST, "254799999001"])
+TIMES = st.lists(st.integers(-200, 200), max_size=2).map(lambda found: tuple(minutes(one) for one in found))
+RECEIVERS = st.sampled_from([PAYBILL, TILL])
+
+
+@st.composite
+def payments(draw: st.DrawFn, payment_id: str) -> Payment:
+    """Any payment, in any state."""
+    state: dict[str, Any] = draw(st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}]))
+    is_ours = draw(st.booleans())
+    return payment(
+        payment_id=payment_id,
+        merchant_id=draw(st.sampled_from(["mer_1", "mer_2"])),
+        shortcode=draw(RECEIVERS).number,
+        amount=draw(st.sampled_from([700, 701])),
+        phone=draw(PHONES),
+        # A reference of our own is unique.
+        reference=f"OWN{payment_id}" if is_ours else draw(st.sampled_from(["table 4", "table 5"])),
+        reference_is_ours=is_ours,
+        created_at=minutes(draw(st.integers(-30, 30))),
+        checkout_request_id=f"ws_{payment_id}",
+        mismatch=draw(st.sampled_from([None, None, "unconfirmed", "amount"])) if "receipt" not in state else None,
+        **state | ({"receipt": f"RCPT{payment_id}"} if "receipt" in state else {}),
+    )
+
+
+BOOKS = st.lists(st.sampled_from(["a", "b", "c"]), unique=True).flatmap(
+    lambda ids: st.tuples(*(payments(one) for one in ids)).map(list)
+)
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> Evidence:
+    """Any report of a statement or a status answer."""
+    is_status = draw(st.booleans())
+    own = [f"OWN{one}" for one in "abc"]
+    receiver = draw(RECEIVERS)
+    return Evidence(
+        source=Source.STATUS_QUERY if is_status else Source.STATEMENT,
+        proof=Proof.ANSWER if is_status else draw(st.sampled_from([Proof.WINDOW, Proof.PAGE, Proof.ANSWER])),
+        direction=draw(st.sampled_from([Direction.IN, Direction.IN, Direction.IN, Direction.OUT, None])),
+        receiver=receiver,
+        receipt=draw(st.sampled_from([RECEIPT, "RCPTa", "RCPTb", None])),
+        # Neither a status answer nor a till's statement shows a reference that could be removed.
+        reference=None if is_status or receiver.is_till else draw(st.one_of(REFERENCES, st.sampled_from(own))) or None,
+        amount=draw(st.sampled_from([Kes(700), Kes(700), Kes(701), "700.50", None])),
+        payer=draw(SHOWN),
+        time=draw(TIMES),
+    )
+
+
+MONEY = st.lists(
+    st.builds(
+        rival,
+        receipt=st.sampled_from(["OTHER00001", "OTHER00002"]),
+        direction=st.sampled_from([Direction.IN, Direction.OUT, None]),
+        receiver=RECEIVERS,
+        payer=SHOWN,
+        reference=st.sampled_from(["table 4", "table 5", None]),
+        time=TIMES,
+    ),
+    max_size=2,
+)
+
+PARTS: tuple[dict[str, Any], ...] = (
+    {"payer": None},
+    {"reference": None},
+    {"time": ()},
+    {"direction": None},
+    {"receipt": None},
+    {"amount": None},
+)
+"""What a report can lack."""
+
+
+def completes(verdict: Verdict) -> str | None:
+    """The payment that a verdict completes."""
+    return verdict.payment_id if isinstance(verdict, Settles) else None
+
+
+@FAST
+@given(reports(), BOOKS, MONEY, st.sets(st.sampled_from(range(len(PARTS)))))
+def test_removing_what_a_report_states_never_completes_a_payment_that_the_whole_would_not(
+    report: Evidence, books: list[Payment], money: list[Transaction], removed: set[int]
+) -> None:
+    whole = completes(judge(report, books, money))
+    less = report
+    for number in removed:
+        less = replace(less, **PARTS[number])
+    assert completes(judge(less, books, money)) in {None, whole}
+
+
+@st.composite
+def true_stories(draw: st.DrawFn) -> tuple[Evidence, Payment]:
+    """A payment that was paid and not told, and a complete report of its money."""
+    receiver = draw(RECEIVERS)
+    is_ours = draw(st.booleans())
+    paid = payment(
+        payment_id="true",
+        shortcode=receiver.number,
+        phone=draw(PHONES),
+        reference="OWNtrue" if is_ours else "table 4",
+        reference_is_ours=is_ours,
+        checkout_request_id="ws_true",
+        **draw(st.sampled_from([{}, TIMED_OUT, {"status": "completed"}])),
+    )
+    report = line(
+        receiver=receiver,
+        reference=None
+        if receiver.is_till
+        else draw(st.sampled_from([str.upper, str.lower, " {} ".format]))(paid.reference),
+        payer=draw(
+            st.sampled_from([paid.phone, "0" + str(paid.phone)[3:], sha256(str(paid.phone).encode()).hexdigest()])
+        ),
+        time=(minutes(draw(st.integers(-2, 15))),),
+    )
+    if draw(st.booleans()):
+        report = replace(report, source=Source.STATUS_QUERY, proof=Proof.ANSWER, reference=None)
+    return report, paid
+
+
+@FAST
+@given(true_stories())
+def test_a_complete_true_report_always_completes_its_payment(story: tuple[Evidence, Payment]) -> None:
+    report, paid = story
+    assert completes(judge(report, [paid])) == "true"
+    assert completes(judge(callback(handle=Handle("true", "ws_true")), [paid])) == "true"
+
+
+@FAST
+@given(true_stories(), BOOKS, MONEY)
+def test_adding_strangers_changes_a_true_reports_verdict_only_to_ambiguous(
+    story: tuple[Evidence, Payment], books: list[Payment], money: list[Transaction]
+) -> None:
+    report, paid = story
+    alone = judge(report, [paid])
+    assert judge(report, [paid, *books], money) == alone or isinstance(judge(report, [paid, *books], money), Ambiguous)
+
+
+@FAST
+@given(reports(), BOOKS, MONEY, st.randoms(use_true_random=False))
+def test_the_order_of_payments_and_transactions_changes_nothing(
+    report: Evidence, books: list[Payment], money: list[Transaction], random: Any
+) -> None:
+    verdict = judge(report, books, money)
+    shuffled, other = books[:], money[:]
+    random.shuffle(shuffled)
+    random.shuffle(other)
+    assert judge(report, shuffled, other) == verdict
+
+
+@FAST
+@given(reports(), BOOKS, MONEY, st.integers(-100_000, 100_000))
+def test_moving_everything_in_time_changes_nothing(
+    report: Evidence, books: list[Payment], money: list[Transaction], by: int
+) -> None:
+    later = timedelta(minutes=by)
+
+    def moved(times: tuple[datetime, ...]) -> tuple[datetime, ...]:
+        return tuple(at + later for at in times)
+
+    verdict = judge(report, books, money)
+    assert verdict == judge(
+        replace(report, time=moved(report.time)),
+        [replace(one, created_at=one.created_at + later) for one in books],
+        [replace(one, time=moved(one.time)) for one in money],
+    )
+
+
+@FAST
+@given(true_stories(), BOOKS)
+def test_a_report_that_the_wrong_zone_shifts_completes_nothing_by_the_rule(
+    story: tuple[Evidence, Payment], books: list[Payment]
+) -> None:
+    report, paid = story
+    for shift in (timedelta(hours=3), timedelta(hours=-3)):
+        verdict = judge(replace(report, time=tuple(at + shift for at in report.time)), [paid])
+        assert not (isinstance(verdict, Settles) and verdict.by == "rule")
+    both = replace(report, time=(report.time[0], report.time[0] + timedelta(hours=3)))
+    found = judge(both, [paid, *books])
+    assert not (isinstance(found, Settles) and found.by == "rule")

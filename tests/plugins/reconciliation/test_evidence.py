@@ -1,0 +1,275 @@
+"""Statement lines complete a payment only where all that they state proves it, page by page where that is certain."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.testing.serving import INITIATED, shop
+from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.service import Reconciliation
+from tests.conftest import Town
+from tests.daraja import Daraja, fault
+from tests.plugins.reconciliation.test_reconciliation import (
+    RUN,
+    answer,
+    asked,
+    call_back,
+    look,
+    page,
+    row,
+    rows_of,
+    run,
+    statement,
+)
+
+TILL: dict[str, Any] = INITIATED | {"mpesa": INITIATED["mpesa"] | {"shortcode": "600638", "till_number": "5123456"}}
+BOUGHT = {"transactiontype": "c2b-buy-goods-debit", "reference": ""}
+
+
+@pytest.fixture
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """No payment is asked about, and a page is asked for again without a pause."""
+    return values | {
+        "daraja": {"sandbox_url": daraja.base},
+        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "reconciliation": {"pause": 0.01, "tries": 2},
+    }
+
+
+@pytest.fixture
+async def town(town: Town) -> Town:
+    """The shop's credentials have an initiator and a nominated number."""
+    assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    return town
+
+
+@asynccontextmanager
+async def till(town: Town) -> AsyncGenerator[Town]:
+    """Another shop of the same gateway, with a till."""
+    async with shop(town.gateway, town.base) as api:
+        assert (await api.call("PUT", "/v1/merchant/providers", TILL)).status == 200
+        yield Town(town.gateway, town.base, api, town.receiver)
+
+
+async def made_ago(town: Town, payment: Any, **ago: float) -> None:
+    """Put the time at which a payment was asked for into the past."""
+    await town.gateway.db.execute(
+        "UPDATE payment SET created_at = created_at - $2::interval WHERE payment_id = $1",
+        payment["id"],
+        timedelta(**ago),
+    )
+
+
+async def candidates(town: Town, receipt: str) -> list[str]:
+    """The payments that operators are shown for a line."""
+    line = await town.gateway.db.fetchrow("SELECT * FROM statement_line WHERE receipt = $1", receipt)
+    assert line is not None
+    return [one.id for one in await town.gateway.services.get(ReconciliationDesk).candidates(line)]
+
+
+# -- B4, G3 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", [None, "9d2c ***** 33fd", "9f86d081884c7d659a2feaa0c55ad015", "2547****001"])
+async def test_a_tills_line_that_hides_its_payer_is_asked_about_and_never_guessed(
+    town: Town, daraja: Daraja, shown: str | None
+) -> None:
+    async with till(town) as place:
+        payment = await asked(place)
+        await call_back(place, payment, code=1032)
+        found = await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
+        assert (found["ambiguous"], found["recovered"]) == (1, 0)
+        # Operators see it though the credentials' own number is the store's.
+        assert await candidates(place, "TKN4A1B2C3") == [payment["id"]]
+        (question,) = daraja.of("transactionstatus")
+        assert question["TransactionID"] == "TKN4A1B2C3"
+        await answer(place, question, "2547****001")
+        assert (await look(place, payment))["status"] == "failed"
+        assert await town.gateway.db.fetchval("SELECT finding FROM statement_line") == "ambiguous"
+        # M-Pesa shows no more: it is not asked again, and a person decides.
+        await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
+        assert len(daraja.of("transactionstatus")) == 1
+
+
+async def test_a_tills_line_is_decided_by_the_whole_number_that_mpesa_answers_with(town: Town, daraja: Daraja) -> None:
+    async with till(town) as place:
+        payment, other = await asked(place, 500), await asked(place, 600, key="other")
+        lines = [row("TKN4A1B2C3", 500, phone=None, **BOUGHT), row("TKN4A1B2C4", 600, phone=None, **BOUGHT)]
+        assert (await run(place, daraja, *lines))["ambiguous"] == 2
+        first, second = sorted(daraja.of("transactionstatus"), key=lambda one: str(one["TransactionID"]))
+        await answer(place, first, "254711000001", CreditPartyName="600638 - STORE")
+        assert (await look(place, payment))["receipt"] == "TKN4A1B2C3"
+        # The payer's, and not to us.
+        await answer(place, second, "254711000001", CreditPartyName="555555 - OTHER SHOP")
+        assert (await look(place, other))["status"] == "pending"
+
+
+# -- B5, B6, B7 ---------------------------------------------------------------------------------------------------
+
+
+async def test_money_from_before_a_payment_was_asked_for_is_not_its(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    await call_back(town, payment, code=1032)
+    before = (datetime.now(UTC) - timedelta(minutes=115)).astimezone(EAT)
+    for number, text in enumerate((f"{before:%Y-%m-%d %H:%M:%S}", f"{before:%Y-%m-%dT%H:%M:%S}Z")):
+        found = await run(town, daraja, row(f"TKN4A1B2C{number}", reference="table 4", at=text))
+        assert (found["not_found"], found["recovered"]) == (1, 0), text
+    assert (await look(town, payment))["status"] == "failed"
+
+
+@pytest.mark.parametrize(("code", "ago"), [(1032, 0), (1037, 100), (2001, 100)])
+async def test_a_later_purchase_of_the_same_payer_completes_no_failed_payment(
+    town: Town, daraja: Daraja, code: int, ago: int
+) -> None:
+    async with till(town) as place:
+        payment = await asked(place)
+        await call_back(place, payment, code=code)
+        await made_ago(place, payment, minutes=ago)
+        found = await run(place, daraja, row("TKN4A1B2C3", **BOUGHT))
+        assert (found["ambiguous"], found["recovered"]) == (1, 0)
+        assert (await look(place, payment))["status"] == "failed"
+        assert await candidates(place, "TKN4A1B2C3") == [payment["id"]]
+
+
+# -- times that end in Z ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["eat", "utc"])
+async def test_what_a_z_means_is_learnt_from_lines_of_known_payments(town: Town, daraja: Daraja, zone: str) -> None:
+    """With a window of 48 hours both readings are possible, until a known payment proves one."""
+    now = datetime.now(UTC)
+
+    def written(at: datetime) -> str:
+        return f"{(at.astimezone(EAT) if zone == 'eat' else at):%Y-%m-%dT%H:%M:%S}Z"
+
+    first, lost = await asked(town, 501, key="a"), await asked(town, 502, key="b", reference="table 4")
+    for payment in (first, lost):
+        await made_ago(town, payment, hours=5)
+    at = now - timedelta(hours=5) + timedelta(minutes=1)
+    window = {"start": (now - timedelta(hours=47)).isoformat()}
+    line = row("LOST000001", 502, reference="table 4", at=written(at))
+    daraja.answers["pullquery"] = [statement([line])] * 2
+    found = (await town.api.call("POST", RUN, window)).data
+    assert (found["ambiguous"], found["recovered"]) == (1, 0)
+    known = row("OWN0000001", 501, reference=first["reference"], at=written(at))
+    daraja.answers["pullquery"] = [statement([known, line])] * 2
+    found = (await town.api.call("POST", RUN, window)).data
+    assert (found["ambiguous"], found["recovered"]) == (0, 2)
+    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line WHERE receipt = 'OWN0000001'") == zone
+
+
+# -- C1 -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_the_shortcode(
+    town: Town, daraja: Daraja
+) -> None:
+    async with shop(town.gateway, town.base) as api:
+        assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+        other = Town(town.gateway, town.base, api, town.receiver)
+        theirs = [
+            await asked(other, 4321, key="own"),
+            await asked(other, 4322, key="fits", phone="254722000001", reference="their 1"),
+            await asked(other, 4323, key="hidden", phone="254722000001", reference="ours too"),
+        ]
+        mine = [
+            await asked(town, amount, key=f"k{amount}", reference=reference)
+            for amount, reference in ((4321, "mine"), (4322, "mine"), (4323, "ours too"))
+        ]
+        lines = [
+            row("THEIRS0001", 4321, phone="722000001", reference=theirs[0]["reference"]),
+            row("THEIRS0002", 4322, phone="722000001", reference="their 1"),
+            row("WHOSE00003", 4323, phone=None, reference="ours too"),
+        ]
+        found = await rows_of(town, await run(town, daraja, *lines))
+        for line, payment in zip(lines, mine, strict=True):
+            path = f"/v1/payments/mpesa/statement-lines/{found[line['transactionId']]['id']}/assign"
+            refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
+            assert (refused.status, refused.error["code"]) == (409, "CONFLICT"), line
+            assert (await look(town, payment))["status"] == "pending"
+        # The statement completed what it proves, whoever read it.
+        assert [(await look(other, one))["status"] for one in theirs] == ["completed", "completed", "pending"]
+        # An operator decides what a merchant cannot.
+        line_id = found["WHOSE00003"]["id"]
+        caller: Any = await _caller(town, mine[2]["merchant_id"])
+        service = town.gateway.services.get(Reconciliation)
+        assigned = await service.assign(caller, line_id, mine[2]["id"], reason="She called", by_operator=True)
+        assert (assigned.finding, (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
+
+
+async def _caller(town: Town, merchant_id: str) -> Any:
+    class Caller:
+        def __init__(self) -> None:
+            self.merchant_id, self.env, self.actor = merchant_id, "sandbox", "operator:test"
+
+    assert town.gateway is not None
+    return Caller()
+
+
+async def test_a_merchant_assigns_a_line_that_fits_two_of_its_payments_and_no_contradiction(
+    town: Town, daraja: Daraja
+) -> None:
+    first, second = [await asked(town, key=key, reference="table 4") for key in ("a", "b")]
+    lines = await rows_of(
+        town,
+        await run(
+            town,
+            daraja,
+            row("TKN4A1B2C3", reference="table 4"),
+            row("OTHER00001", reference="table 5"),
+            row("AMOUNT0001", 501, reference="table 4"),
+            row("PAYER00001", phone="722000001", reference="table 4"),
+            row("REVERSED01", reference="table 4", transactiontype="c2b-pay-bill-reversal"),
+        ),
+    )
+    for receipt in ("OTHER00001", "AMOUNT0001", "PAYER00001", "REVERSED01"):
+        path = f"/v1/payments/mpesa/statement-lines/{lines[receipt]['id']}/assign"
+        refused = await town.api.call("POST", path, {"payment_id": first["id"]})
+        assert refused.status == 409, receipt
+    path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
+    assert (await town.api.call("POST", path, {"payment_id": second["id"]})).data["finding"] == "recovered"
+    assert [(await look(town, one))["status"] for one in (first, second)] == ["pending", "completed"]
+
+
+# -- E3 -----------------------------------------------------------------------------------------------------------
+
+FAILS: dict[str, Callable[[], Any]] = {
+    "500": lambda: fault("500.003.1001", "Internal Server Error"),
+    "spike arrest": lambda: fault("500.003.02", "Spike Arrest"),
+    "refused": lambda: fault("400.003.02", "Bad Request", 400),
+    "a page of HTML": lambda: (200, b"<html>"),
+}
+
+
+@pytest.mark.parametrize("how", FAILS)
+async def test_what_is_certain_on_a_page_is_settled_though_a_later_page_fails(
+    town: Town, daraja: Daraja, how: str
+) -> None:
+    own, known = await asked(town, 501, key="own"), await asked(town, 502, key="known")
+    await call_back(town, known, amount=502, receipt="KNOWN00001")
+    by_rule = await asked(town, 503, key="rule", reference="table 4")
+    wrong = await asked(town, 504, key="wrong")
+    rows = [
+        row("OWN0000001", 501, reference=own["reference"]),
+        row("KNOWN00001", 502),
+        row("RULE000001", 503, reference="table 4"),
+        row("WRONG00001", 5, reference=wrong["reference"]),
+    ]
+    # A page with fewer rows would be the last.
+    full = [*rows, *(row(f"FILL{number:06}", 1000 + number) for number in range(96))]
+    daraja.say("pullquery", page(*full), *[FAILS[how]()] * 2)
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["already_known"], found["recovered"], found["mismatched"]) == ("failed", 1, 1, 1)
+    assert (await look(town, own))["receipt"] == "OWN0000001"
+    assert (await look(town, wrong))["mismatch"]["of"] == "amount"
+    # The rule waits: other money on the next page may fit as well.
+    assert (await look(town, by_rule))["status"] == "pending"
+    daraja.answers["pullquery"] = []
+    daraja.say("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
+    found = (await town.api.call("POST", RUN, {})).data
+    assert (found["status"], found["ambiguous"]) == ("completed", 2)
+    assert (await look(town, by_rule))["status"] == "pending"
