@@ -91,13 +91,8 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 """
 
 WAITING_FOR = """
-<<<<<<< HEAD
-SELECT callback_id, kind, env, merchant_id, subject_id, body, body_bytes, received_at FROM callback
-WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
-=======
 SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
-WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
->>>>>>> main
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
 """
 """Without a lock: what a callback is about is locked before the callback itself, in every path."""
 

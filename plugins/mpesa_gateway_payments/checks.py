@@ -20,9 +20,6 @@ from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotAsked
-<<<<<<< HEAD
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-=======
 from mpesa_gateway_payments.evidence import (
     Direction,
     Evidence,
@@ -34,7 +31,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
->>>>>>> main
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
@@ -226,14 +223,11 @@ class StatusChecks:
         if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-<<<<<<< HEAD
         if state in {"reversed", "partially_reversed"}:
-            await self._outside.take(payment, state, Cause.STATUS_QUERY, told.text)
+            text = f"M-Pesa reports {result.transaction_status}"
+            await self._outside.take(payment, state, Cause.STATUS_QUERY, text)
             return "reversed"
-        return await self._fail(payment, told, result)
-=======
-        return "reversed" if state == "reversed" else await self._fail(payment, result)
->>>>>>> main
+        return await self._fail(payment, result)
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
         """What the answer states. One about a payment of ours by its conversation speaks of its push."""

@@ -54,12 +54,8 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
-<<<<<<< HEAD
-from mpesa_gateway_payments.transitions import Told, Transitions, fits
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
-=======
 from mpesa_gateway_payments.transitions import Told, Transitions, told_of
->>>>>>> main
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -97,13 +93,9 @@ class PaymentService:
         self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
-<<<<<<< HEAD
         self._unacknowledged = Unacknowledged(gateway)
-        self._endings = Endings(gateway, lambda row, result: self._wants_confirmation(row, _told(result)))
-=======
         self._rules = self._settings.rules
         self._endings = Endings(gateway, self._rules)
->>>>>>> main
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -437,38 +429,13 @@ class PaymentService:
             reason=fault.failure_reason,
             cause=Cause.FAULT,
             step="refused",
+            is_final=True,
         )
         return await self._require(row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:
         await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
 
-<<<<<<< HEAD
-=======
-    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
-        payment_id = row["payment_id"]
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
-            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(
-                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
-            )
-
-    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
-        async with self._db.transaction():
-            await self._moves.fail(
-                row["payment_id"],
-                code=fault.code or "refused",
-                text=fault.meaning,
-                reason=fault.failure_reason,
-                cause=Cause.FAULT,
-                step="refused",
-                is_final=True,
-            )
-            await self._settle_key(row)
-
->>>>>>> main
     # -- what ends a payment --------------------------------------------------------------------------------------
 
     async def take_result(self, result: StkResulted) -> None:
@@ -617,13 +584,8 @@ class PaymentService:
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
-<<<<<<< HEAD
             await self._unacknowledged.close(payment_id, now)
-            return True
-=======
-            await self._expire_unacknowledged(payment_id, now)
             return
->>>>>>> main
         try:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:

@@ -200,7 +200,9 @@ RETURNING payment_id
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz
+        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL THEN COALESCE(due_at, $5::timestamptz)
+        ELSE due_at END
 WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
 RETURNING *
 """
@@ -222,7 +224,9 @@ WITH told AS (
 )
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
     checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz
+        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL THEN COALESCE(due_at, $7::timestamptz)
+        ELSE due_at END
 FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.*
 """  # noqa: S608 - put together from constants
@@ -344,16 +348,10 @@ UPDATE payment SET status = told.status, receipt = told.receipt, result_code = t
     completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
     outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
-<<<<<<< HEAD
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason)
-    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
-    ORDER BY receipt LIMIT cardinality($1)
-=======
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
         AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
-    LIMIT cardinality($1)
->>>>>>> main
+    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
+    ORDER BY receipt LIMIT cardinality($1)
 ) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
     -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.

@@ -79,7 +79,13 @@ class Unacknowledged:
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 await self._moves.fail(
-                    payment_id, code="unsent", text=NEVER_SENT, reason="not_sent", cause=Cause.EXPIRY, step="expired"
+                    payment_id,
+                    code="unsent",
+                    text=NEVER_SENT,
+                    reason="not_sent",
+                    cause=Cause.EXPIRY,
+                    step="expired",
+                    is_final=True,
                 )
             else:
                 await self._close_unknown(row, now)
