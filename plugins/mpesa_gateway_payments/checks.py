@@ -224,8 +224,7 @@ class StatusChecks:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
         if state in {"reversed", "partially_reversed"}:
-            text = f"M-Pesa reports {result.transaction_status}"
-            await self._outside.take(payment, state, Cause.STATUS_QUERY, text)
+            await self._outside.take(payment, state, Cause.STATUS_QUERY, f"M-Pesa reports {result.transaction_status}")
             return "reversed"
         return await self._fail(payment, result)
 

@@ -6,7 +6,7 @@ ALTER TABLE payment
     ADD CONSTRAINT payment_looked_after_what_waited CHECK (
         looked_after_at IS NULL OR mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 DROP INDEX payment_held;
-CREATE INDEX payment_held ON payment (created_at DESC, payment_id DESC)
+CREATE INDEX payment_held ON payment (env, created_at DESC, payment_id DESC)
     WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 
 ALTER TABLE payment_step DROP CONSTRAINT payment_step_kind_check;
