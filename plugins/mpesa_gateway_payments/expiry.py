@@ -67,7 +67,9 @@ class Expiry:
         for row in rows:
             try:
                 async with self._db.transaction():
-                    locked = await self._db.fetchrow(tables.LOCK_ONE_EXPIRED, row["payment_id"])
+                    locked = await self._db.fetchrow(
+                        tables.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
+                    )
                     if locked is not None:
                         await self.end(locked)
             except UNREACHABLE:
@@ -84,12 +86,12 @@ class Expiry:
             # M-Pesa neither confirmed nor denied a success that was reported: a person has to look.
             await self._moves.drop_claim(payment_id, refuted=False)
             await self._moves.hold(row, "unconfirmed", loads(row["claim"], Told), Cause.EXPIRY)
-        elif row["charge"] == Charge.RELEASED.value:
+        elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
             await self._moves.fail(
                 payment_id,
                 code="unsent",
                 text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                reason="other",
+                reason="not_sent",
                 cause=Cause.EXPIRY,
                 step="expired",
                 is_final=True,

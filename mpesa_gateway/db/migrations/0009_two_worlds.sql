@@ -21,8 +21,8 @@ BEGIN
         WHERE pg_class.relnamespace = current_schema()::regnamespace AND pg_class.relkind IN ('r', 'p')
             AND pg_class.relname NOT IN ('event', 'merchant')
     LOOP
-        EXECUTE format('UPDATE idempotency_key SET env = t.env FROM %s AS t WHERE subject_id = t.%I', subject.name, subject.key);
-        EXECUTE format('UPDATE event SET env = t.env FROM %s AS t WHERE subject_id = t.%I AND is_public', subject.name, subject.key);
+        EXECUTE format('UPDATE idempotency_key SET env = t.env FROM %s AS t WHERE idempotency_key.subject_id = t.%I', subject.name, subject.key);
+        EXECUTE format('UPDATE event SET env = t.env FROM %s AS t WHERE event.subject_id = t.%I AND event.is_public', subject.name, subject.key);
     END LOOP;
 END
 $$;

@@ -80,4 +80,6 @@ SELECT 'shc_' || substr(md5(merchant_id || receiver_id), 1, 26), merchant_id, en
     CASE WHEN till_number IS NOT NULL THEN shortcode END, result_url, timeout_url, nominated_number,
     account_reference, false, provider_credentials.created_at, updated_at, now(), now()
 FROM provider_credentials JOIN receiver USING (env) WHERE number = COALESCE(till_number, shortcode);
+-- Until credentials are stored again a merchant stays of the env that it was in, which a merchant without any was not.
+UPDATE merchant SET envs = '{}' WHERE merchant_id NOT IN (SELECT merchant_id FROM provider_credentials);
 DROP TABLE provider_credentials;

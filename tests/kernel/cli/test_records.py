@@ -14,10 +14,10 @@ from tests.kernel.cli.terminal import Host, address_of, is_refused
 def test_a_merchant_from_first_to_last(host: Host) -> None:
     merchant_id = host.gets("merchants", "create", "Duka la Mtaa")
     assert merchant_id.startswith("mer_")
-    assert f"{merchant_id}\tDuka la Mtaa\tsandbox\tyes" in host.gets("merchants", "list")
+    assert f"{merchant_id}\tDuka la Mtaa\t\tyes" in host.gets("merchants", "list")
     assert is_refused(host.types("merchants", "deactivate", merchant_id), 1, "add --yes")
     host.gets("merchants", "deactivate", merchant_id, "--yes")
-    assert f"{merchant_id}\tDuka la Mtaa\tsandbox\tno" in host.gets("merchants", "list")
+    assert f"{merchant_id}\tDuka la Mtaa\t\tno" in host.gets("merchants", "list")
     assert is_refused(host.types("merchants", "deactivate", merchant_id, "--yes"), 1, "not active")
     assert is_refused(host.types("apikeys", "create", merchant_id), 1, "not active")
     printed = host.gets("audit", "verify")
@@ -29,6 +29,41 @@ def test_a_merchant_from_first_to_last(host: Host) -> None:
     assert is_refused(host.types("audit", "verify", "--noted", "2:" + "0" * 64), 1, "written anew")
     assert is_refused(host.types("audit", "verify", "--noted", "9:" + "0" * 64), 1, "cut off before it")
     assert host.types("audit", "verify", "--noted", "yesterday").returncode == 2
+
+
+def test_an_operator_decides_about_a_live_receiver(host: Host) -> None:
+    one, two = (host.gets("merchants", "create", name) for name in ("Owner", "User"))
+    assert is_refused(host.types("receivers", "list", "600001"), 1, "no merchant has stored live credentials")
+    assert is_refused(host.types("receivers", "move", "600001", one), 1, "no merchant has stored live credentials")
+    asyncio.run(_share(host.variables["DATABASE__URL"], one, two))
+    shown = [line.split("\t") for line in host.gets("receivers", "list", "600001").splitlines()[1:]]
+    assert shown == [[one, "Owner", "yes", "yes", "no"], [two, "User", "no", "no", "no"]]
+    host.gets("receivers", "allow", "600001", two)
+    assert f"{two}\tUser\tno\tyes\tno" in host.gets("receivers", "list", "600001")
+    host.gets("receivers", "refuse", "600001", two)
+    assert f"{two}\tUser\tno\tno\tno" in host.gets("receivers", "list", "600001")
+    host.gets("receivers", "move", "600001", two)
+    assert f"{one}\tOwner\tno\tno\tno" in host.gets("receivers", "list", "600001")
+    assert is_refused(host.types("receivers", "allow", "600001", "mer_nobody"), 1, "no such merchant")
+    assert "5 entries" in host.gets("audit", "verify")
+
+
+async def _share(url: str, owner_id: str, user_id: str) -> None:
+    """A live receiver that one merchant owns, with credentials of two."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
+    await connection.execute(
+        "INSERT INTO receiver (receiver_id, env, number, kind, owner_id, created_at) "
+        "VALUES ('rcv_1', 'live', '600001', 'paybill', $1, now())",
+        owner_id,
+    )
+    await connection.execute(
+        "INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey, "
+        "is_default, created_at, updated_at) "
+        "SELECT 'shc_' || merchant_id, merchant_id, 'live', 'rcv_1', 'v1.a', 'v1.a', 'v1.a', true, now(), now() "
+        "FROM unnest($1::text[]) AS merchant_id",
+        [owner_id, user_id],
+    )
+    await connection.close()
 
 
 def test_an_empty_name_is_refused(host: Host) -> None:
