@@ -38,6 +38,7 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
+from mpesa_gateway.outcomes import Outcomes
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -176,6 +177,7 @@ class Gateway:
         self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(self.db, self.clock, self.ids, self.reads)
+        self.outcomes = Outcomes(self.db, self.meter)
         self.changes = Changes(self.db)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
@@ -303,6 +305,7 @@ class Gateway:
             prefix=self.config.valkey.prefix,
             meter=self.meter,
             tracer=self.tracer,
+            refuse_transaction=self.db.refuse_transaction,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.
@@ -330,6 +333,7 @@ class Gateway:
         self._is_running = False
         if self._begun:
             await asyncio.wait(self._begun, timeout=self.config.daraja.timeout + _LAST)
+        await self.outcomes.stop(self.config.worker.grace)
         for name in ("_in_process_worker", "_clock_keeper"):
             task = getattr(self, name)
             if task is not None:

@@ -28,6 +28,13 @@ REPLICA_READS = Counter(
     ("answered_by", "why"),
     begins=(("replica", ""),),
 )
+OUTCOMES = Counter(
+    "mpesa_call_outcomes_total",
+    "Outcomes of calls to M-Pesa that Postgres could not take at once: kept in the process, written later, or lost at "
+    "its stop.",
+    ("state",),
+    begins=(("kept",), ("written_late",), ("lost",)),
+)
 JOBS = Counter("mpesa_jobs_total", "Jobs that this process ran, by how they ended.", ("job", "outcome"))
 JOB_SECONDS = Histogram("mpesa_job_seconds", "How long jobs ran.", ("job",), bounds=LONG)
 
@@ -37,6 +44,7 @@ COUNTS: tuple[Counter | Histogram, ...] = (
     DARAJA_CALLS,
     DARAJA_SECONDS,
     REPLICA_READS,
+    OUTCOMES,
     JOBS,
     JOB_SECONDS,
 )

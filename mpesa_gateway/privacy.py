@@ -302,10 +302,12 @@ class Privacy:
     async def _widened(self, case: Case) -> Case:
         """The case with everything that belongs to it, in turn: a payment's refunds, and their conversations."""
         while True:
-            ids = case.ids
-            for eraser in self._erasers:
+            before = case.ids
+            # In the order in which others lock: refunds, then their payments, then callbacks. Where a case begins with
+            # a callback that order cannot be kept: this transaction waits less than any other, and gives way (LOCKS).
+            for eraser in reversed(self._erasers):
                 if eraser.widen is not None:
-                    ids |= await eraser.widen(self._gateway, case)
-            if ids == case.ids:
+                    ids = case.ids | await eraser.widen(self._gateway, case)
+                    case = Case(case.merchant_id, case.root, case.number, case.before, ids)
+            if case.ids == before:
                 return case
-            case = Case(case.merchant_id, case.root, case.number, case.before, ids)

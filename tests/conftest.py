@@ -1,5 +1,6 @@
 """What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
 
+import gc
 import os
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ class Town:
 def pytest_configure() -> None:
     """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every later garbage collection: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

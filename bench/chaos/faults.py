@@ -448,7 +448,14 @@ async def merchant_hangs(chaos: Chaos) -> None:
     await _mood(chaos, "hangs")
 
 
-_SWEEPERS = ("payments.sweep", "refunds.sweep", "webhooks.sweep", "callbacks.sweep", "kernel.sweep_events")
+_SWEEPERS = (
+    "payments.sweep",
+    "payments.expire",
+    "refunds.sweep",
+    "webhooks.sweep",
+    "callbacks.sweep",
+    "kernel.sweep_events",
+)
 
 
 @fault("twice")

@@ -185,6 +185,7 @@ def _asks(operation: _Operation[P, R]) -> _Operation[P, R]:
 
     @wraps(operation)
     async def ask(client: "DarajaClient", credentials: DarajaCredentials, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        client.refuse_transaction(f"the call {operation.__name__}")
         with client.open_calls.take(client.account(credentials)) as has_place:
             if not has_place:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
@@ -213,7 +214,10 @@ class DarajaClient:
         prefix: str = "mpesa",
         meter: Meter | None = None,
         tracer: Tracer = UNTRACED,
+        refuse_transaction: Callable[[str], None] | None = None,
     ) -> None:
+        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one."""
+        self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
         self._meter = meter or Meter()
@@ -243,6 +247,24 @@ class DarajaClient:
             await session.close()
 
     # -- operations -----------------------------------------------------------------------------------------------
+
+    async def prepare(self, credentials: DarajaCredentials) -> None:
+        """Fetch the access token that the next call needs, where there is none. Raises NotSent or Rejected.
+
+        Nothing has been sent for the caller when it returns or raises.
+        """
+        self.refuse_transaction("fetching an access token")
+        base, owner = self._base(credentials)
+        with self.open_calls.take(self.account(credentials)) as has_place:
+            if not has_place:
+                raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
+            try:
+                await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - whatever the library raises: no token, and nothing was sent
+                log.error("daraja_token_not_fetched", exception=trace(problem))
+                raise NotSent("M-Pesa gave no access token", retry_after=5) from None
 
     @_asks
     async def stk_push(
@@ -435,6 +457,7 @@ class DarajaClient:
 
         The new token makes the shared one invalid, so it takes its place.
         """
+        self.refuse_transaction("verifying credentials")
         base, owner = self._base(credentials)
         try:
             await self._tokens.put(owner, await self._fetch_token(base, credentials))

@@ -15,6 +15,7 @@ FailureReason = Literal[
     "duplicate_in_progress",
     "rejected_by_provider",
     "expired",
+    "not_sent",
     "other",
 ]
 """Why a payment failed, in a stable word."""
@@ -203,7 +204,7 @@ def reversal_outcome(result_code: str, result_desc: str = "") -> ReversalOutcome
     return known or ReversalOutcome("other", result_desc or "an unknown result", "see result_desc", is_known=False)
 
 
-TransactionState = Literal["completed", "failed", "reversed", "pending"]
+TransactionState = Literal["completed", "failed", "reversed", "partially_reversed", "pending"]
 
 _STATES: dict[str, TransactionState] = {
     "completed": "completed",
@@ -212,12 +213,16 @@ _STATES: dict[str, TransactionState] = {
     "expired": "failed",
     "failed": "failed",
     "reversed": "reversed",
+    "partiallyreversed": "partially_reversed",
+    "partialreversed": "partially_reversed",
+    "partialreversal": "partially_reversed",
+    "reversedpartially": "partially_reversed",
 }
 
 
 def transaction_state(text: str | None) -> TransactionState:
     """What a TransactionStatus means for the money; anything that we do not know is not an end."""
-    return _STATES.get((text or "").strip().lower(), "pending")
+    return _STATES.get("".join(letter for letter in (text or "").lower() if letter.isalpha()), "pending")
 
 
 NOT_FOUND_RESULTS = frozenset({"2032"})

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
@@ -75,6 +75,48 @@ class CalledInTransaction(RuntimeError):
     """Something that must be committed before it goes on was called inside a transaction."""
 
 
+class RolledBack(RuntimeError):
+    """Postgres rolled a transaction back that was to be committed: an error in it was caught and not raised again."""
+
+
+_ENDED_INSIDE = "the transaction was ended by a statement inside its block: leave the block, or raise, to end it"
+_SWALLOWED = (
+    "Postgres rolled this transaction back, because a statement in it failed and the error was caught inside the "
+    "block: nothing was committed. Let the error leave the block, or put the statement inside `db.savepoint()`"
+)
+
+
+if TYPE_CHECKING:
+    _Connection: TypeAlias = asyncpg.Connection[Row]
+else:
+    # Generic in its stubs only.
+    _Connection = asyncpg.Connection
+
+
+class CheckedConnection(_Connection):
+    """A connection on which a COMMIT that commits nothing raises.
+
+    Postgres answers COMMIT of a failed transaction with the command tag ROLLBACK, and asyncpg ignores the tag.
+    """
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
+        """Run a statement; returns its command tag.
+
+        Raises RolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
+        """
+        is_commit = query in _COMMITS
+        if is_commit and not self.is_in_transaction():
+            raise RolledBack(_ENDED_INSIDE)
+        tag: str = await super().execute(query, *args, timeout=timeout)
+        if is_commit and tag == "ROLLBACK":
+            raise RolledBack(_SWALLOWED)
+        return tag
+
+
+_COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
+"""How asyncpg, and code that writes it by hand, commits."""
+
+
 class _Engine(PostgresEngine):
     """Piccolo's engine, without the connection that it opens while it is being made."""
 
@@ -100,6 +142,9 @@ async def leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
     own way is to ask Postgres to reset everything, each time: a second trip after every query.
     """
 
+
+_SAVEPOINT = "mpesa_gateway"
+"""The name of each savepoint. In Postgres, an inner one of the same name hides the outer one until it is released."""
 
 _FAREWELL = 5.0
 """Seconds that closing a connection of one's own may take."""
@@ -327,6 +372,7 @@ class Database(Asking):
                 max_inactive_connection_lifetime=300.0,
                 init=self._look_at_pooled,
                 reset=leave_as_it_is,
+                connection_class=CheckedConnection,
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
@@ -335,7 +381,9 @@ class Database(Asking):
         Raises what asyncpg raises without Postgres, and PoolerInBetween.
         """
         with startup_settings_refused():
-            connection: asyncpg.Connection[Row] = await asyncpg.connect(**self._direct)
+            connection: asyncpg.Connection[Row] = await asyncpg.connect(
+                **self._direct, connection_class=CheckedConnection
+            )
         try:
             await look_at(connection, self.schema, may_be_pooled=False)
         except BaseException:
@@ -459,7 +507,10 @@ class Database(Asking):
     async def transaction(self) -> AsyncGenerator[None]:
         """A transaction that commits at the end of the block, or rolls back if it raises; nested ones join it.
 
-        Piccolo's queries in the block take part. Never start a task inside: it would share the connection.
+        Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
+        RolledBack where Postgres rolled back instead of committing, because the block caught the error of a failed
+        statement; callbacks of ``after_commit`` do not run then. An exception that leaves a nested block fails the
+        outer one as well, whoever catches it: only ``savepoint`` undoes a part.
         """
         meant = _meant.set(self)
         try:
@@ -470,8 +521,13 @@ class Database(Asking):
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[None]:
-        if self._open.get() is not None:
-            yield
+        outer = self._open.get()
+        if outer is not None:
+            try:
+                yield
+            except BaseException as problem:
+                outer.failure = outer.failure or problem
+                raise
             return
         with self.tracer.step("postgres transaction", POSTGRES, "client"):
             async with AsyncExitStack() as stack:
@@ -502,19 +558,21 @@ class Database(Asking):
         current = self._current()
         connection = await current.begin()
         put_off = len(current.after_commit)
-        nested = connection.transaction()
-        await nested.start()
+        await connection.execute(f"SAVEPOINT {_SAVEPOINT}")
         try:
             yield
             await current.flush()
+            try:
+                await connection.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            except asyncpg.InFailedSQLTransactionError:
+                raise RolledBack(_SWALLOWED) from None
         except BaseException:
             del current.after_commit[put_off:]
             current.writes.clear()
-            await nested.rollback()
+            await connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}")
             # Whatever it was, it is undone.
             current.failure = None
             raise
-        await nested.commit()
 
     async def after_commit(self, callback: AfterCommit) -> None:
         """Run ``callback`` once the open transaction has committed; at once when none is open."""

@@ -38,18 +38,35 @@ claimed AS (
 """For a statement that claims many keys and writes what they are claimed for: a CTE that reads these columns of
 ``asked`` and gives the subjects whose keys nobody has used before. All others are left to ``claim``."""
 
+UNLOCKED = """
+unlocked AS MATERIALIZED (
+    SELECT subject_id FROM told JOIN idempotency_key AS known
+        ON known.merchant_id = told.merchant_id AND known.env = told.env AND known.key = told.idempotency_key
+    ORDER BY known.merchant_id, known.env, known.key FOR UPDATE OF known SKIP LOCKED
+)
+"""
+"""Likewise, for a statement that writes the outcome of many: locks the keys of ``told`` that no other session has."""
+
 SETTLED = """
 settled AS (
-    UPDATE idempotency_key SET state = 'settled' FROM told
-    WHERE idempotency_key.merchant_id = told.merchant_id AND idempotency_key.env = told.env AND key = idempotency_key
+    UPDATE idempotency_key SET state = 'settled' FROM free
+    WHERE idempotency_key.merchant_id = free.merchant_id AND idempotency_key.env = free.env AND key = idempotency_key
         AND state = 'in_flight'
 )
 """
-"""Likewise, for a statement that writes the outcome of many: settles the keys in ``told``."""
+"""Likewise: settles the keys of ``free``, a CTE of what can be written now."""
 
 FIND = """
 SELECT operation, fingerprint, state, subject_id, leased_until FROM idempotency_key
 WHERE merchant_id = $1 AND env = $2 AND key = $3
+"""
+
+LOCK = """
+SELECT state, leased_until FROM idempotency_key WHERE merchant_id = $1 AND env = $2 AND key = $3 FOR UPDATE
+"""
+
+CLOSE = """
+UPDATE idempotency_key SET state = 'settled' WHERE merchant_id = $1 AND env = $2 AND key = $3 AND state <> 'settled'
 """
 
 SETTLE = """
@@ -140,6 +157,21 @@ async def claim(
 async def settle(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
     """The request has its outcome: later requests with the key are answered with what it made."""
     await db.execute(SETTLE, merchant_id, env, key, "settled")
+
+
+async def lock(db: Database, *, merchant_id: str, env: Env, key: str) -> datetime | None:
+    """Lock the key in the open transaction, before anything that it stands for; returns until when it is leased.
+
+    None where no request is under its lease: the key is settled, released or forgotten.
+    """
+    row = await db.fetchrow(LOCK, merchant_id, env, key)
+    leased_until: datetime | None = None if row is None or row["state"] != "in_flight" else row["leased_until"]
+    return leased_until
+
+
+async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
+    """What the key stands for has ended: settle it, whether its request is in flight or was released."""
+    await db.execute(CLOSE, merchant_id, env, key)
 
 
 async def forget(db: Database, *, merchant_id: str, env: Env, key: str) -> None:

@@ -35,13 +35,14 @@ _WRITING = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 """Postgres' fast shutdown, then its immediate one."""
 
-_FORGETFUL: dict[str, object] = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "checkpoint_timeout": "1h",
-}
-"""Settings of a server whose data need not outlive the machine's next crash."""
+_FORGETFUL = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+checkpoint_timeout = 1h
+"""
+"""Settings of a server whose data need not outlive the machine's next crash: in its file, where ALTER SYSTEM goes over
+them, as a test of the doctor wants."""
 
 
 class EmbeddedPostgres:
@@ -59,7 +60,7 @@ class EmbeddedPostgres:
 
         Without ``is_durable`` nothing waits for the disk, and a crash of the machine may lose everything: for tests.
         """
-        self._settings = ({} if is_durable else _FORGETFUL) | dict(settings or {})
+        self._settings = dict(settings or {})
         self._is_durable = is_durable
         self._is_root = os.geteuid() == 0
         self._user = _UNPRIVILEGED if self._is_root else None
@@ -183,6 +184,9 @@ class EmbeddedPostgres:
             raise StartFailed(
                 f"Postgres could not make its data folder {home}:\n{done.stderr.decode(errors='replace')}"
             )
+        if not self._is_durable:
+            with (home / "postgresql.conf").open("a", encoding="utf-8") as file:
+                file.write(_FORGETFUL)
 
     def _end_orphan(self, home: Path) -> None:
         """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""

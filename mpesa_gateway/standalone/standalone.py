@@ -26,10 +26,10 @@ class Standalone:
     """Postgres and Valkey on one data folder, started and stopped together."""
 
     def __init__(self, data_dir: Path, *, databases: int = 16, is_durable: bool = True) -> None:
-        """``databases`` is how many Valkey has. Without ``is_durable`` a crash may lose everything: for tests."""
+        """``databases`` is how many Valkey has. Without ``is_durable``, for tests, a crash may empty Postgres."""
         self.data_dir = data_dir.resolve()
         self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable)
-        self.valkey = EmbeddedValkey(self.data_dir, databases=databases, is_durable=is_durable)
+        self.valkey = EmbeddedValkey(self.data_dir, databases=databases)
         self._lock: IO[str] | None = None
         self._wanted: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
         self._mend_at = 0.0

@@ -18,9 +18,7 @@ _PATIENCE = 30.0
 class EmbeddedValkey:
     """One Valkey server for one data folder."""
 
-    def __init__(self, data_dir: Path, *, databases: int = 16, is_durable: bool = True) -> None:
-        """Without ``is_durable`` nothing is written to disk: for tests."""
-        self._is_durable = is_durable
+    def __init__(self, data_dir: Path, *, databases: int = 16) -> None:
         self._home = data_dir.resolve() / "valkey"
         self._databases = databases
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +82,7 @@ class EmbeddedValkey:
                 f"port {self._port}",
                 f"requirepass {self._password()}",
                 f'dir "{self._home}"',
-                f"appendonly {'yes' if self._is_durable else 'no'}",
+                "appendonly yes",
                 "appendfsync everysec",
                 'save ""',
                 "maxmemory-policy noeviction",

@@ -613,12 +613,11 @@ class CallbackInbox:
 
         What was applied before changes nothing the second time. Raises NotFound.
         """
+        row = await self.find(callback_id)
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOCK, callback_id)
-            if row is None:
-                raise NotFound("there is no such callback")
-            await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
+            # What it is about is locked before the callback, as in every path.
             await self._offer_again(row)
+            await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
             await self._gateway.audit.record(
                 "callback.offered",
                 merchant_id=row["merchant_id"] or None,

@@ -92,8 +92,9 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 
 WAITING_FOR = """
 SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
-WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at FOR UPDATE
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
 """
+"""Without a lock: what a callback is about is locked before the callback itself, in every path."""
 
 WAITING_AMONG = """
 SELECT handle FROM callback WHERE handle = ANY($1::text[]) AND handle <> '' AND verdict <> 'applied'
@@ -153,8 +154,6 @@ ACCEPTED: dict[str | None, str] = {
 """By verdict."""
 
 FIND = "SELECT * FROM callback WHERE callback_id = $1"
-
-LOCK = "SELECT * FROM callback WHERE callback_id = $1 FOR UPDATE"
 
 WAKE = """
 UPDATE callback SET verdict = 'waiting', due_at = $2 WHERE callback_id = $1 AND verdict <> 'applied'

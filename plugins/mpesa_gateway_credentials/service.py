@@ -314,6 +314,7 @@ class CredentialStore:
 
         Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
         """
+        self._gateway.db.refuse_transaction("verifying credentials")
         credentials = await self.get(merchant_id, env)
         try:
             await self._gateway.daraja.verify(credentials.daraja)

@@ -170,7 +170,7 @@ class StatusQueries(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Refundable:
-    """A payment with ``amount`` KES of it set aside for a refund."""
+    """A payment with ``amount`` KES of it set aside for a refund; ``left`` KES are neither refunded nor set aside."""
 
     payment_id: str
     env: Env
@@ -179,6 +179,7 @@ class Refundable:
     amount: Kes
     payment_amount: Kes
     receipt: str
+    left: int
 
 
 class RefundablePayments(Protocol):

@@ -3,11 +3,12 @@
 import re
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
-from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, Rejected
+from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
 from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
@@ -30,6 +31,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
@@ -50,12 +52,15 @@ class StatusChecks:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = Transitions(gateway)
+        self._outside = OutsideReversals(gateway)
 
     async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
 
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
+        self._db.refuse_transaction("asking M-Pesa about a transaction")
+        self._gateway.outcomes.require_room()
         payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
         credentials = await self._credentials(merchant_id, env, payment)
         initiator = credentials.initiator_for("a status check")
@@ -74,6 +79,21 @@ class StatusChecks:
             now,
         )
         self._gateway.tracer.begins(check_id)
+        # A caller that hangs up must not tear the question from its record.
+        return await self._gateway.see_through(
+            self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)
+        )
+
+    async def _ask(
+        self,
+        check_id: str,
+        payment_id: str | None,
+        credentials: MpesaCredentials,
+        initiator: Initiator,
+        receipt: str | None,
+        conversation_id: str | None,
+    ) -> CheckStarted:
+        outcomes = self._gateway.outcomes
         try:
             ack = await self._gateway.daraja.transaction_status(
                 credentials.daraja,
@@ -85,9 +105,9 @@ class StatusChecks:
                 remarks=f"status of {receipt or payment_id}",
             )
         except DarajaFault as fault:
-            await self._record_fault(check_id, fault)
+            await outcomes.record("status query fault", check_id, partial(self._write_fault, check_id, fault))
             raise refusal_of(fault) from None
-        await self._record_ack(check_id, payment_id, ack)
+        await outcomes.record("status query ack", check_id, partial(self._write_ack, check_id, payment_id, ack))
         return CheckStarted(
             originator_conversation_id=ack.originator_conversation_id,
             conversation_id=ack.conversation_id,
@@ -95,7 +115,7 @@ class StatusChecks:
             response_description=ack.response_description,
             check_id=check_id,
             payment_id=payment_id,
-            env=env,
+            env=credentials.env,
         )
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
@@ -136,17 +156,18 @@ class StatusChecks:
             subject_id=check_id,
         )
 
-    async def _record_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
+    async def _write_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
         now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.execute(tables.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id)
-            if payment_id is not None:
-                await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
-            callbacks = self._gateway.services.get(Callbacks)
-            for handle in {ack.originator_conversation_id, ack.conversation_id}:
-                await callbacks.apply_waiting(handle)
+        asked = await self._db.fetchval(
+            tables.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
+        )
+        if asked is not None and payment_id is not None:
+            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+        callbacks = self._gateway.services.get(Callbacks)
+        for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
+            await callbacks.apply_waiting(handle)
 
-    async def _record_fault(self, check_id: str, fault: DarajaFault) -> None:
+    async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
         ended = None if state == "unknown" else self._gateway.clock.now()
         await self._db.execute(tables.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
@@ -202,7 +223,10 @@ class StatusChecks:
         if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-        return "reversed" if state == "reversed" else await self._fail(payment, result)
+        if state in {"reversed", "partially_reversed"}:
+            await self._outside.take(payment, state, Cause.STATUS_QUERY, f"M-Pesa reports {result.transaction_status}")
+            return "reversed"
+        return await self._fail(payment, result)
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
         """What the answer states. One about a payment of ours by its conversation speaks of its push."""

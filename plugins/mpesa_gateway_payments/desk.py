@@ -150,14 +150,18 @@ class PaymentDesk:
                 actor=actor,
                 subject_id=payment_id,
                 env=row["env"],
-                detail={"mismatch": row["mismatch"]},
+                detail={"mismatch": row["mismatch"], "reversed_outside": row["reversed_outside"]},
             )
 
 
 def waits_for_a_person(row: Row) -> bool:
-    """Whether money came that this payment does not count, and nobody has seen to it yet."""
+    """Whether money came or went back that this payment does not count, and no person has seen to it yet."""
+    if row["looked_after_at"] is None and row["reversed_outside"] is not None:
+        return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
     # Paid with other money than that which was reported: the payer may have paid twice, whatever the amounts.
     is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
-    is_uncounted = is_open or row["mismatch"] == "receipt" or is_other
+    is_settled = row["receipt"] is not None and row["receipt"] == row["received_receipt"]
+    is_other_amount = row["mismatch"] == "amount" and not is_settled
+    is_uncounted = is_open or row["mismatch"] == "receipt" or is_other or is_other_amount
     return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted

@@ -44,8 +44,8 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
             return "the payment is pending"
         if waits_for_a_person(row):
             return "money that was not what was asked for waits for a person"
-        if row["claim"] is not None:
-            return "M-Pesa is being asked to confirm the payment"
+        if row["claim"] is not None or row["due_at"] is not None:
+            return "M-Pesa is being asked about the payment"
         if row["refund_reserved"] > 0:
             return "a refund is under way"
         if row["updated_at"] >= case.before:

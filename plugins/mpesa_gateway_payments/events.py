@@ -1,7 +1,7 @@
 """What happened to a payment, for merchants, hosts and other plugins."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
@@ -88,7 +88,11 @@ class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
 
 
 class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
-    """Money went back to the payer: ``refund_amount`` now, ``refunded_amount`` in all."""
+    """Money went back to the payer: ``refund_amount`` now, ``refunded_amount`` in all.
+
+    ``origin`` is ``refund`` for a refund of the merchant's, and ``mpesa`` where M-Pesa reports a reversal that was not
+    asked for here: ``refund_id`` is null then, and ``refund_amount`` too where M-Pesa reversed an unknown part.
+    """
 
     kind: ClassVar[str] = "payment.reversed"
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -98,12 +102,14 @@ class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
         "refund_amount": "200.00",
         "refunded_amount": "200.00",
         "reversal_receipt": "TKN4D5E6F7",
+        "origin": "refund",
     }
 
-    refund_id: str
-    refund_amount: str
+    refund_id: str | None
+    refund_amount: str | None
     refunded_amount: str
     reversal_receipt: str | None
+    origin: Literal["refund", "mpesa"] = "refund"
 
     def data(self) -> dict[str, Any]:
         """What merchants get to see."""
@@ -112,6 +118,7 @@ class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
             "refund_amount": self.refund_amount,
             "refunded_amount": self.refunded_amount,
             "reversal_receipt": self.reversal_receipt,
+            "origin": self.origin,
         }
 
 

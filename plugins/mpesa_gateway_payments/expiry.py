@@ -67,7 +67,9 @@ class Expiry:
         for row in rows:
             try:
                 async with self._db.transaction():
-                    locked = await self._db.fetchrow(tables.LOCK_ONE_EXPIRED, row["payment_id"])
+                    locked = await self._db.fetchrow(
+                        tables.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
+                    )
                     if locked is not None:
                         await self.end(locked)
             except UNREACHABLE:
@@ -89,7 +91,7 @@ class Expiry:
                 payment_id,
                 code="unsent",
                 text="never sent: M-Pesa could not be reached, and the request was not repeated",
-                reason="other",
+                reason="not_sent",
                 cause=Cause.EXPIRY,
                 step="expired",
                 is_final=True,

@@ -13,10 +13,11 @@ INVARIANTS = (
             FROM (
                 SELECT payment_id, count(*) AS times, CASE
                     WHEN kind = 'completed' THEN 'payment.completed'
-                    WHEN kind IN ('reversed', 'partially_reversed') THEN 'payment.reversed'
+                    WHEN kind IN ('reversed', 'partially_reversed', 'reversal_seen') THEN 'payment.reversed'
                     ELSE 'payment.failed' END AS kind
                 FROM payment_step
-                WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
+                WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed',
+                    'reversal_seen')
                 GROUP BY 1, 3
             ) AS changed
             FULL JOIN (

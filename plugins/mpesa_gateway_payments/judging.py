@@ -154,10 +154,14 @@ class Unfit:
 Verdict = Settles | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotOurs
 
 
+_COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name != "phone")
+
+
 def payment_of(row: Row) -> Payment:
     """The payment in a row of its table."""
-    values: dict[str, Any] = {name: row[name] for name in Payment.__dataclass_fields__}
-    return Payment(**values | {"phone": None if row["erased_at"] is not None else row["phone"]})
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    values["phone"] = None if row["erased_at"] is not None else row["phone"]
+    return Payment(**values)
 
 
 def speaks_of(evidence: Evidence, payment: Payment) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import msgspec
@@ -12,7 +12,7 @@ import structlog
 
 from mpesa_gateway.daraja.client import StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.together import Together
@@ -70,6 +70,15 @@ class Accepted:
     is_named: bool
 
 
+_SINGLY: tuple[type[BaseException], ...] = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    *UNREACHABLE,
+    *OVERBURDENED,
+)
+"""Why a batch of acknowledgements was not written, with nothing wrong in the program."""
+
+
 class Steps:
     """The two steps of a create, each one statement for all payments that are at it: half of a busy process's work."""
 
@@ -81,6 +90,9 @@ class Steps:
         self._inserts: Together[Wanted, Row | None] = Together(
             self._insert, told=partial(step, "postgres insert payment", POSTGRES, "client")
         )
+        self._marks: Together[tuple[str, int], bool] = Together(
+            self._mark, told=partial(step, "postgres mark payment", POSTGRES, "client")
+        )
         self._acks: Together[Accepted, Row | None] = Together(
             self._accept, told=partial(step, "postgres accept payment", POSTGRES, "client")
         )
@@ -88,6 +100,27 @@ class Steps:
     async def insert(self, wanted: Wanted) -> Row | None:
         """Claim the key and write the payment; None, with nothing done, where the key has been seen before."""
         return await self._inserts.ask(wanted)
+
+    async def mark_sending(self, payment_id: str, push_attempt: int) -> bool:
+        """Commit that the push is about to be sent; False where the payment has changed meanwhile."""
+        return await self._marks.ask((payment_id, push_attempt))
+
+    async def _mark(self, pushes: Sequence[tuple[str, int]]) -> list[bool | Exception]:
+        with reserve():
+            rows = await self._db.fetch(
+                tables.SENDING_MANY, [one for one, _ in pushes], [number for _, number in pushes]
+            )
+            marked = {row["payment_id"] for row in rows}
+            # Another session has the row of the others, or they have changed: each by itself tells which.
+            return [payment_id in marked or await self._mark_one(payment_id, number) for payment_id, number in pushes]
+
+    async def _mark_one(self, payment_id: str, push_attempt: int) -> bool | Exception:
+        try:
+            async with self._db.transaction():
+                await self._db.execute("SET LOCAL lock_timeout = 500")
+                return await self._db.fetchval(tables.SENDING, payment_id, push_attempt) is not None
+        except (*UNREACHABLE, *OVERBURDENED) as problem:
+            return cast("Exception", problem)
 
     async def accept(self, accepted: Accepted) -> Row | None:
         """Write that Daraja took the push; None where that has to be done by itself."""
@@ -120,7 +153,7 @@ class Steps:
             [one.idempotency_key for one in wanted],
             [one.fingerprint for one in wanted],
             [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.unsent_after) for one in wanted],
+            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
             [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
             [one.asked_at for one in wanted],
             [OPERATION] * len(wanted),
@@ -130,30 +163,42 @@ class Steps:
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
         now = self._gateway.clock.now()
         try:
-            rows = await self._db.fetch(
-                tables.ACCEPTED_MANY,
-                [one.payment_id for one in accepted],
-                [one.merchant_id for one in accepted],
-                [one.idempotency_key for one in accepted],
-                [one.ack.merchant_request_id for one in accepted],
-                [one.ack.checkout_request_id for one in accepted],
-                now,
-                now + timedelta(seconds=self._settings.ask_after[0]),
-                [one.env for one in accepted],
-            )
-        except (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
+            with reserve():
+                rows = await self._db.fetch(
+                    tables.ACCEPTED_MANY,
+                    [one.payment_id for one in accepted],
+                    [one.merchant_id for one in accepted],
+                    [one.idempotency_key for one in accepted],
+                    [one.ack.merchant_request_id for one in accepted],
+                    [one.ack.checkout_request_id for one in accepted],
+                    now,
+                    now + timedelta(seconds=self._settings.ask_after[0]),
+                    [one.env for one in accepted],
+                )
+        except _SINGLY as problem:
+            # Each by itself then, so that one spoils no others.
+            log.info("acks_one_by_one", count=len(accepted), error=type(problem).__name__)
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
-        handles = {one.ack.checkout_request_id: one.payment_id for one in accepted if not one.is_named}
+        handles = {
+            one.ack.checkout_request_id: one.payment_id
+            for one in accepted
+            if not one.is_named and one.payment_id in known
+        }
         if handles:
-            for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
-                known[handles[handle]] = await self._apply(handles[handle], handle)
+            try:
+                for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
+                    known[handles[handle]] = await self._apply(handles[handle], handle)
+            except (*UNREACHABLE, *OVERBURDENED) as problem:
+                # The acks are written. What waits is offered again by the sweep of callbacks.
+                log.warning("waiting_callbacks_not_applied", error=type(problem).__name__)
         return [known.get(one.payment_id) for one in accepted]
 
     async def _apply(self, payment_id: str, handle: str) -> Row:
         """The payment after what waits under its handle has been offered."""
         async with self._db.transaction():
+            await self._db.execute("SET LOCAL lock_timeout = 500")
             # The payment before its callbacks, as everywhere, so that nobody waits in a ring.
             await self._db.fetchrow(tables.LOCK, payment_id)
             await self._gateway.services.get(Callbacks).apply_waiting(handle)

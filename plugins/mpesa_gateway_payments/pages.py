@@ -223,6 +223,7 @@ _SAID = {
     "refund_failed": "A refund came to nothing",
     "reversed": "All of it went back",
     "partially_reversed": "A part went back",
+    "reversal_seen": "M-Pesa reports a part as reversed",
     "looked_after": "A person saw to it",
 }
 
@@ -293,7 +294,9 @@ async def held(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     count = await gateway.services.get(PaymentDesk).count_held(env)
     if not count:
         return ()
-    text = f"{count} {'payment' if count == 1 else 'payments'} with money that is not what was asked for"
+    text = (
+        f"{count} {'payment' if count == 1 else 'payments'} with other money than was asked for, or reversed by M-Pesa"
+    )
     return (Concern(text=text, to="payments?held=true", state="failed"),)
 
 

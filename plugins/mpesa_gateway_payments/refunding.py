@@ -30,6 +30,7 @@ class PaymentRefunds:
             amount=reserved,
             payment_amount=Kes(row["amount"]),
             receipt=row["receipt"],
+            left=row["amount"] - row["refunded"] - row["refund_reserved"],
         )
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:

@@ -4,9 +4,10 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -16,7 +17,7 @@ import structlog
 from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected, StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.errors import (
     Checks,
@@ -54,6 +55,7 @@ from mpesa_gateway_payments.schemas import (
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Told, Transitions, told_of
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
 from mpesa_gateway_payments.views import exported, view
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ log = structlog.get_logger(__name__)
 _OPERATION = "payments.request"
 _ASKING = timedelta(seconds=60)
 """For how long one worker has a payment to itself while it asks Daraja."""
+_MARK_WITHIN = 5.0
+"""Seconds that committing the mark before a push may take; nothing is sent without it."""
 _REST = 10
 """Seconds without questions for a shortcode after Daraja took none, when it does not say how long."""
 _ASK_FOR = 20.0
@@ -89,6 +93,7 @@ class PaymentService:
         self._expiry = Expiry(gateway, self._moves)
         self._resting: dict[str, datetime] = {}
         self._steps = Steps(gateway)
+        self._unacknowledged = Unacknowledged(gateway)
         self._rules = self._settings.rules
         self._endings = Endings(gateway, self._rules)
 
@@ -128,6 +133,7 @@ class PaymentService:
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
+        self._gateway.outcomes.require_room()
         row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
             row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
@@ -210,10 +216,14 @@ class PaymentService:
                 lease=timedelta(seconds=self._settings.hold),
             )
             if not claim.is_ours:
-                return await self._require(merchant_id, env, claim.subject_id), None
+                row = await self._require(merchant_id, env, claim.subject_id)
+                if row["charge"] in {Charge.READY.value, Charge.SENDING.value}:
+                    # The lease has ended and there is no record: the process that had it is gone.
+                    row = await self._unacknowledged.close(claim.subject_id, now) or row
+                return row, None
             if claim.subject_id != payment_id:
                 credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
-                due = now + timedelta(seconds=self._settings.unsent_after)
+                due = now + timedelta(seconds=self._settings.hold)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
@@ -268,7 +278,7 @@ class PaymentService:
             request.callback_url,
             metadata_json(request.metadata),
             key,
-            now + timedelta(seconds=self._settings.unsent_after),
+            now + timedelta(seconds=self._settings.hold),
             now + timedelta(seconds=self._settings.expire_after),
             now,
             credentials.shortcode_id,
@@ -279,11 +289,14 @@ class PaymentService:
 
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the one STK push of a payment and record what came of it."""
-        payment_id, merchant_id = row["payment_id"], row["merchant_id"]
+        payment_id = row["payment_id"]
         address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
-            "stk", env=credentials.env, merchant_id=merchant_id, subject_id=payment_id
+            "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id
         )
         try:
+            await self._gateway.daraja.prepare(credentials.daraja)
+            if not await self._mark_sending(row):
+                return await self._leave(row)
             ack = await self._gateway.daraja.stk_push(
                 credentials.daraja,
                 amount=Kes(row["amount"]),
@@ -294,92 +307,134 @@ class PaymentService:
             )
         except NotSent as fault:
             self._rest(row["shortcode_id"], fault)
-            await self._record_unsent(row, fault)
+            await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
             ) from None
         except Rejected as fault:
-            await self._record_refusal(row, fault)
+            await self._record("refusal", row, partial(self._write_refusal, row, fault))
             raise ProviderRejected(
                 f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
             ) from None
         except OutcomeUnknown as fault:
-            return await self._record_unknown(row, fault)
+            return await self._record("unknown", row, partial(self._write_unknown, row, fault))
         self._resting.pop(row["shortcode_id"], None)
-        return await self._record_ack(row, ack, credentials)
+        handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
+        accepted = Accepted(
+            payment_id,
+            row["merchant_id"],
+            row["env"],
+            row["idempotency_key"],
+            ack,
+            is_named=row["callback_url"] is None,
+        )
+        return await self._record(
+            "ack",
+            row,
+            partial(self._write_accepted, row, ack, credentials),
+            # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+            at_once=None if credentials.wants_owner else partial(self._steps.accept, accepted),
+            known=handles,
+        )
 
-    async def _record_ack(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
-        payment_id, is_named = row["payment_id"], row["callback_url"] is None
-        # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
-        if not credentials.wants_owner:
-            taken = await self._steps.accept(
-                Accepted(payment_id, row["merchant_id"], row["env"], row["idempotency_key"], ack, is_named=is_named)
-            )
-            if taken is not None:
-                return taken
+    async def _mark_sending(self, row: Row) -> bool:
+        """Commit that the push is about to be sent; False where it must not be: the payment has changed meanwhile.
+
+        Raises NotSent where Postgres cannot commit it.
+        """
         try:
-            return await self._record_accepted(row, ack, credentials)
+            async with asyncio.timeout(_MARK_WITHIN):
+                return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
+        except (*UNREACHABLE, *OVERBURDENED) as problem:
+            log.warning("push_not_marked", payment_id=row["payment_id"], error=type(problem).__name__)
+            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+
+    async def _leave(self, row: Row) -> Row:
+        """A payment that is not to be pushed any more, as it is; its key is settled."""
+
+        async def write() -> Row:
+            await self._settle_key(row)
+            return await self._require(row["merchant_id"], row["env"], row["payment_id"])
+
+        return await self._record("key", row, write)
+
+    async def _record(
+        self,
+        what: str,
+        row: Row,
+        write: Callable[[], Awaitable[Row]],
+        *,
+        at_once: Callable[[], Awaitable[Row | None]] | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """Write an outcome of the push; returns the payment, with what is ``known`` where it will be written later."""
+        written = await self._gateway.outcomes.record(what, row["payment_id"], write, at_once=at_once)
+        # A view reads either in the same way.
+        return written if written is not None else cast("Row", dict(row) | dict(known or {}))
+
+    async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
+        await self._settle_key(row)
+        try:
+            async with self._db.savepoint():
+                due = now + timedelta(seconds=self._settings.ask_after[0])
+                taken = await self._db.fetchrow(
+                    tables.ACCEPTED, payment_id, ack.merchant_request_id, ack.checkout_request_id, now, due
+                )
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
-        fault = OutcomeUnknown("M-Pesa's acknowledgement has the CheckoutRequestID of another payment")
-        return await self._record_unknown(row, fault)
-
-    async def _record_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
-        payment_id = row["payment_id"]
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.fetchrow(
-                tables.ACCEPTED,
-                payment_id,
-                ack.merchant_request_id,
-                ack.checkout_request_id,
-                now,
-                now + timedelta(seconds=self._settings.ask_after[0]),
-            )
+            why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
+            return await self._write_unknown(row, OutcomeUnknown(why))
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
+            log.error("acknowledgement_not_kept", payment_id=payment_id, error=type(problem).__name__)
+            return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
+        if taken is not None:
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
-            await self._settle_key(row)
-            # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
-            await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
-            await self._gateway.services.get(Credentials).accepted(credentials)
-            return await self._require(row["merchant_id"], row["env"], payment_id)
+        # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+        await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
+        await self._gateway.services.get(Credentials).accepted(credentials)
+        return await self._require(merchant_id, row["env"], payment_id)
 
-    async def _record_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
-        payment_id = row["payment_id"]
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.UNKNOWN.value, now)
+    async def _write_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
+        payment_id, now = row["payment_id"], self._gateway.clock.now()
+        await self._settle_key(row)
+        if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
-            await self._settle_key(row)
             log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
-            return await self._require(row["merchant_id"], row["env"], payment_id)
+        return await self._require(row["merchant_id"], row["env"], payment_id)
+
+    async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
+        """Nothing was sent: the same key may try again, unless something says that there was a prompt after all."""
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
+        key, attempt = row["idempotency_key"], row["push_attempt"]
+        await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
+        due = now + timedelta(seconds=self._settings.unsent_after)
+        if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
+            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
+        found = await self._require(merchant_id, row["env"], payment_id)
+        is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
+        if found["push_attempt"] == attempt and is_under_way:
+            return await self._write_unknown(row, OutcomeUnknown(fault.meaning, code=fault.code))
+        return found
+
+    async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
+        await self._settle_key(row)
+        await self._moves.fail(
+            row["payment_id"],
+            code=fault.code or "refused",
+            text=fault.meaning,
+            reason=fault.failure_reason,
+            cause=Cause.FAULT,
+            step="refused",
+            is_final=True,
+        )
+        return await self._require(row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:
         await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
-
-    async def _record_unsent(self, row: Row, fault: NotSent) -> None:
-        payment_id = row["payment_id"]
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.fetchrow(tables.CHARGE, payment_id, Charge.RELEASED.value, now)
-            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
-            await idempotency.release(
-                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
-            )
-
-    async def _record_refusal(self, row: Row, fault: Rejected) -> None:
-        async with self._db.transaction():
-            await self._moves.fail(
-                row["payment_id"],
-                code=fault.code or "refused",
-                text=fault.meaning,
-                reason=fault.failure_reason,
-                cause=Cause.FAULT,
-                step="refused",
-                is_final=True,
-            )
-            await self._settle_key(row)
 
     # -- what ends a payment --------------------------------------------------------------------------------------
 
@@ -482,7 +537,7 @@ class PaymentService:
 
     async def end_due(self) -> int:
         """End the payments whose time is up; gives their count. Asks nothing, and does not depend on Daraja."""
-        return await self._expiry.end_due()
+        return await self._unacknowledged.close_due() + await self._expiry.end_due()
 
     async def ask_due(self, shortcode_id: str) -> int:
         """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; gives how many were asked about.
@@ -490,6 +545,7 @@ class PaymentService:
         What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
         raised for one of the payments, after the others.
         """
+        self._db.refuse_transaction("asking M-Pesa about payments")
         count = 0
         failed: list[BaseException] = []
         with self._places.take(shortcode_id) as has_place:
@@ -514,6 +570,7 @@ class PaymentService:
 
         False when it is not due, has ended, or another worker is asking.
         """
+        self._db.refuse_transaction("asking M-Pesa about a payment")
         now = self._gateway.clock.now()
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
@@ -527,7 +584,7 @@ class PaymentService:
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._gateway.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
-            await self._expire_unacknowledged(payment_id, now)
+            await self._unacknowledged.close(payment_id, now)
             return
         try:
             outcome, again_at = await self._ask_daraja(row)
@@ -641,20 +698,9 @@ class PaymentService:
             return expires_at + _ASKING
         return min(at, max(last, now + timedelta(seconds=1)))
 
-    async def _expire_unacknowledged(self, payment_id: str, now: datetime) -> None:
-        """A payment whose push was never acknowledged: nobody can be asked, so only time can end it."""
-        async with self._db.transaction():
-            # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
-            row = await self._db.fetchrow(tables.LOCK, payment_id)
-            if row is None:
-                return
-            if row["checkout_request_id"] is None and now >= row["expires_at"]:
-                await self._expiry.end(row)
-            elif row["checkout_request_id"] is None:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
-
     async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
+        self._db.refuse_transaction("asking M-Pesa about a payment")
         row = await self._require(merchant_id, env, payment_id)
         await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
         is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"

@@ -18,8 +18,10 @@ class Status(StrEnum):
 class Charge(StrEnum):
     """Where the one STK push of a payment stands."""
 
+    READY = "ready"
+    """Committed, and nothing sent: only the process that holds the lease of the key may send it."""
     SENDING = "sending"
-    """Written down before the call: it may be under way, or have been cut off by a crash."""
+    """Committed immediately before the call: it may be under way, or have been cut off by a crash."""
     RELEASED = "released"
     """Nothing was sent; the same Idempotency-Key may try again."""
     ACCEPTED = "accepted"

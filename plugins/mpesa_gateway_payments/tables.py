@@ -29,6 +29,7 @@ class PaymentRow(Table, tablename="payment"):
     idempotency_key = Text()
     status = Text()
     charge = Text()
+    push_attempt = Integer()
     merchant_request_id = Text(null=True, default=None)
     checkout_request_id = Text(null=True, default=None)
     receipt = Text(null=True, default=None)
@@ -44,6 +45,7 @@ class PaymentRow(Table, tablename="payment"):
     refunded = Integer()
     claim = JSONB(null=True, default=None)
     looked_after_at = Timestamptz(null=True, default=None)
+    reversed_outside = Text(null=True, default=None)
     asked = Integer()
     due_at = Timestamptz(null=True, default=None)
     expires_at = Timestamptz()
@@ -116,8 +118,9 @@ INSERT = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16)
+        updated_at, shortcode_id, charge)
+    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16,
+        'ready')
     ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
@@ -145,11 +148,12 @@ WITH asked AS (
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id)
+        updated_at, shortcode_id, charge)
     SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
         description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
-        shortcode_id
+        shortcode_id, 'ready'
     FROM asked JOIN claimed USING (subject_id)
+    ORDER BY subject_id
     RETURNING *
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, detail)
@@ -163,16 +167,41 @@ INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALU
 RETURNING payment_id
 """
 
-RESEND = """
-UPDATE payment SET charge = 'sending', updated_at = $2, due_at = $3, expires_at = $4
-WHERE payment_id = $1 AND status = 'pending' AND charge = 'released'
-RETURNING *
+NOTHING_KNOWN = """
+status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
+    AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
+"""Nothing says that a prompt was shown or that money moved. Only then may a push be sent, or sent again."""
+
+RESEND = f"""
+UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
+WHERE payment_id = $1 AND charge = 'released' AND {NOTHING_KNOWN}
+RETURNING *
+"""  # noqa: S608 - the clause above
+
+SENDING_MANY = f"""
+WITH told AS (
+    SELECT * FROM unnest($1::text[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
+), free AS MATERIALIZED (
+    SELECT payment_id FROM told JOIN payment USING (payment_id, push_attempt)
+    WHERE charge = 'ready' AND {NOTHING_KNOWN}
+    ORDER BY payment_id FOR UPDATE OF payment SKIP LOCKED
+)
+UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
+RETURNING payment.payment_id
+"""  # noqa: S608 - the clause above
+"""Committed before each push: without it, nothing was sent. A row that another session has locked is passed over."""
+
+SENDING = f"""
+UPDATE payment SET charge = 'sending' WHERE payment_id = $1 AND push_attempt = $2 AND charge = 'ready'
+    AND {NOTHING_KNOWN}
+RETURNING payment_id
+"""  # noqa: S608 - the clause above
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
-WHERE payment_id = $1
+WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
 RETURNING *
 """
 
@@ -180,24 +209,36 @@ ACCEPTED_MANY = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
-    ORDER BY payment_id LIMIT cardinality($1)
+    LIMIT cardinality($1)
+), {idempotency.UNLOCKED}, free AS MATERIALIZED (
+    -- What another session has locked, the key or the payment, is written by itself afterwards.
+    SELECT told.* FROM told JOIN unlocked ON unlocked.subject_id = told.payment_id
+        JOIN payment ON payment.payment_id = told.payment_id
+    WHERE charge <> 'accepted' AND erased_at IS NULL
+    ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
 ), {idempotency.SETTLED}, step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM told
+    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM free
 )
-UPDATE payment SET charge = 'accepted', merchant_request_id = told.merchant_request_id,
-    checkout_request_id = told.checkout_request_id, updated_at = $6::timestamptz,
+UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
+    checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
-FROM told WHERE payment.payment_id = told.payment_id
+FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.*
 """  # noqa: S608 - put together from constants
 
-CHARGE = """
-UPDATE payment SET charge = $2, updated_at = $3,
-    due_at = CASE WHEN $2 = 'unknown' AND due_at IS NOT NULL THEN expires_at ELSE due_at END,
+RELEASE_PUSH = f"""
+UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
     -- What was never sent ends when it may no longer be sent.
-    expires_at = CASE WHEN $2 = 'released' AND due_at IS NOT NULL THEN due_at ELSE expires_at END
-WHERE payment_id = $1 AND charge = 'sending'
+    expires_at = $4
+WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
+RETURNING *
+"""  # noqa: S608 - the clause above
+
+OUTCOME_UNKNOWN = """
+UPDATE payment SET charge = 'unknown', updated_at = $2,
+    due_at = CASE WHEN due_at IS NOT NULL AND claim IS NULL THEN expires_at ELSE due_at END
+WHERE payment_id = $1 AND charge IN ('ready', 'sending', 'released')
 RETURNING *
 """
 
@@ -279,6 +320,15 @@ SELECT * FROM reversed
 """
 """``$4`` is the reversal's own receipt: it is known as money that went out."""
 
+REVERSED_OUTSIDE = """
+UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
+    refunded = CASE WHEN $2 = 'whole' THEN amount ELSE refunded END,
+    status = CASE WHEN $2 = 'whole' THEN 'reversed' ELSE status END
+WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reserved = 0
+    AND (reversed_outside IS NULL OR (reversed_outside = 'part' AND $2 = 'whole'))
+RETURNING *
+"""
+
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
 FIND_MANY = """
@@ -296,7 +346,8 @@ UPDATE payment SET status = told.status, receipt = told.receipt, result_code = t
 FROM (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
         AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
-    LIMIT cardinality($1)
+    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
+    ORDER BY receipt LIMIT cardinality($1)
 ) AS told
 WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
     -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
@@ -350,6 +401,7 @@ RETURNING *
 _EXPIRED = """
 SELECT * FROM payment
 WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+    AND charge NOT IN ('ready', 'sending')
 ORDER BY expires_at LIMIT $2
 """
 
@@ -357,8 +409,17 @@ EXPIRED = _EXPIRED
 
 LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
 
+ABANDONED = """
+SELECT payment_id FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND charge IN ('ready', 'sending')
+    AND checkout_request_id IS NULL AND due_at <= $2
+ORDER BY expires_at LIMIT $3
+"""
+"""Payments whose push has no record after the lease of their key; ``expires_at`` counts from the same moment."""
+
 LOCK_ONE_EXPIRED = """
-SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL FOR UPDATE SKIP LOCKED
+SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
+FOR UPDATE SKIP LOCKED
 """
 
 _ASKED_ABOUT = "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
@@ -387,9 +448,11 @@ FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id
 FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
 WAITS_FOR_A_PERSON = """
-mismatch IS NOT NULL AND looked_after_at IS NULL
-AND (status IN ('pending', 'failed') OR mismatch = 'receipt' OR received_receipt <> receipt)
+looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
+    status IN ('pending', 'failed') OR mismatch = 'receipt' OR (received_receipt = receipt) IS FALSE
+    OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
+"""A report of another amount is settled only by the same receipt: one without a receipt is not."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -457,7 +520,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 CHECK_ASKED = """
 UPDATE status_check SET state = CASE WHEN state = 'sending' THEN 'asked' ELSE state END,
     originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, '')
-WHERE check_id = $1
+WHERE check_id = $1 AND originator_conversation_id IS NULL AND conversation_id IS NULL
+RETURNING check_id
 """
 
 CHECK_FAILED = """

@@ -274,6 +274,10 @@ class Transitions:
         if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
         left = row["amount"] - row["refunded"] - row["refund_reserved"]
+        if row["reversed_outside"] is not None:
+            raise NotRefundable(
+                "M-Pesa reports that this payment was reversed outside this gateway: look on its portal what went back"
+            )
         if row["status"] == Status.REVERSED.value:
             raise NotRefundable("this payment has been refunded in full")
         if row["status"] not in {Status.COMPLETED.value, Status.PARTIALLY_REVERSED.value}:

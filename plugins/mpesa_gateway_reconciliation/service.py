@@ -93,6 +93,7 @@ class Reconciliation:
         Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
         another merchant's.
         """
+        self._db.refuse_transaction("registering for Pull")
         port = self._gateway.services.get(Credentials)
         credentials = await port.get(caller.merchant_id, caller.env)
         credentials.check_owner("Pull")
@@ -134,6 +135,7 @@ class Reconciliation:
 
         Raises Invalid for a window that Pull cannot give, RunInProgress, ProviderNotConfigured, and ReceiverOwned.
         """
+        self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
         credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id, caller.env)
         credentials.check_owner("reconciliation")
@@ -153,6 +155,7 @@ class Reconciliation:
         Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
         a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
         """
+        self._db.refuse_transaction("a reconciliation run")
         with self._places.take(shortcode_id) as has_place:
             if not has_place:
                 self._without_place[shortcode_id] = None

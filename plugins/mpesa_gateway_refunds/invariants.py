@@ -14,7 +14,8 @@ INVARIANTS = (
                     COALESCE(sum(amount) FILTER (WHERE status = 'pending'), 0) AS reserved
                 FROM refund GROUP BY payment_id
             ) AS refunds ON refunds.payment_id = payment.payment_id
-            WHERE refunded <> COALESCE(gone, 0) OR refund_reserved <> COALESCE(reserved, 0)
+            WHERE (refunded <> COALESCE(gone, 0) AND reversed_outside IS DISTINCT FROM 'whole')
+                OR refund_reserved <> COALESCE(reserved, 0)
         """,
     ),
     Invariant(

@@ -1,9 +1,10 @@
 """Sends money back: sets it aside, commits, asks M-Pesa to reverse, and follows each reversal to its one end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import structlog
@@ -11,8 +12,8 @@ import structlog
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.idempotency import KeyMismatch
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
+from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
 from mpesa_gateway.errors import Conflict, NotFound, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
@@ -59,6 +60,17 @@ _UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing a
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
 
+_TRIES = 5
+"""Attempts to make a refund while other requests make or end refunds of the same payment."""
+
+_MARK_WITHIN = 5.0
+"""Seconds that committing the mark before a reversal may take; nothing is sent without it."""
+
+
+class _WholeMeanwhile(Exception):
+    """Another request has made the refund of all that is left, since we looked for one."""
+
+
 class _KeyOfOld(Exception):
     """A refund has this Idempotency-Key, and what we had noted about the key has been let go since."""
 
@@ -80,11 +92,21 @@ class RefundService:
     # -- asking for one -------------------------------------------------------------------------------------------
 
     async def request(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[RefundView, bool]:
-        """Ask M-Pesa to send money back; gives the refund, and whether an earlier request with this key made it.
+        """Ask M-Pesa to send money back; gives the refund, and whether an earlier request made it.
 
-        Raises NotFound, Conflict where the payment does not allow it, KeyMismatch, KeyInProgress,
-        ProviderNotConfigured, ProviderRejected, and ProviderUnavailable when nothing was sent.
+        Without ``amount`` the call is idempotent by itself: a refund of the whole rest that is pending or completed is
+        the answer. With ``amount`` it needs a key. Raises KeyRequired, NotFound, Conflict where the payment does not
+        allow it, KeyMismatch, KeyInProgress, ProviderNotConfigured, ProviderRejected, ProviderUnavailable when nothing
+        was sent, and CalledInTransaction inside a transaction of the caller.
         """
+        self._db.refuse_transaction("asking for a refund")
+        self._gateway.outcomes.require_room()
+        amount = read_amount(body.amount)
+        if amount is not None and key is None:
+            raise KeyRequired(
+                "send an Idempotency-Key header with `amount`: without it a repeated request would refund twice. "
+                "Leave `amount` out to refund all that is left"
+            )
         try:
             row, credentials = await self._claim(caller, body, key)
         except _KeyOfOld as found:
@@ -96,67 +118,113 @@ class RefundService:
 
     async def _claim(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[Row, MpesaCredentials | None]:
         """The refund of this request with its money set aside, and its payment's credentials; None for a replay."""
+        for _ in range(_TRIES):
+            try:
+                async with self._db.transaction():
+                    return await self._claim_now(caller, body, key)
+            except _WholeMeanwhile:
+                # Another request made the refund of the whole rest: the next look finds it.
+                continue
+        raise Conflict("this payment's refunds change at this moment: try again")
+
+    async def _claim_now(
+        self, caller: Caller, body: CreateRefund, key: str | None
+    ) -> tuple[Row, MpesaCredentials | None]:
         now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
         amount = read_amount(body.amount)
-        async with self._db.transaction():
-            if key is not None:
-                claim = await idempotency.claim(
-                    self._db,
-                    merchant_id=caller.merchant_id,
-                    env=caller.env,
-                    key=key,
-                    operation="refund",
-                    fingerprint=idempotency.fingerprint(
-                        _OPERATION,
-                        {
-                            "payment_id": body.payment_id,
-                            "amount": None if amount is None else int(amount),
-                            "reason": body.reason,
-                        },
-                    ),
-                    subject_id=refund_id,
-                    now=now,
-                    lease=timedelta(seconds=self._settings.hold),
-                )
-                if not claim.is_ours:
-                    return await self._require(caller.merchant_id, caller.env, claim.subject_id), None
-                if claim.subject_id == refund_id:
-                    await self._refuse_old(caller.merchant_id, caller.env, key)
-                else:
-                    # A result locks its refund and then the payment: whoever comes from here goes the same way.
-                    refund_id = claim.subject_id
-                    await self._db.fetchrow(tables.LOCK, refund_id)
-            payments = self._gateway.services.get(RefundablePayments)
-            refundable = await payments.reserve(caller.merchant_id, caller.env, body.payment_id, amount, refund_id)
-            credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
-            credentials.initiator_for("a refund")
-            row = await self._db.fetchrow(
-                tables.INSERT,
-                refund_id,
-                caller.merchant_id,
-                body.payment_id,
-                refundable.env,
-                int(refundable.amount),
-                int(refundable.payment_amount),
-                refundable.receipt,
-                body.reason or "",
-                key,
-                now + timedelta(seconds=self._settings.hold),
-                now,
-                refundable.shortcode,
-                refundable.shortcode_id,
-            )
-            if row is None:
-                raise Conflict("this refund is under way: look at it before asking again")
-            await self._gateway.audit.record(
-                "refund.requested",
+        # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
+        of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False
+        found = None if amount is not None else await self._db.fetchval(tables.FIND_WHOLE, *of_payment)
+        subject_id: str = found or refund_id
+        if key is not None:
+            claim = await idempotency.claim(
+                self._db,
                 merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=refund_id,
                 env=caller.env,
-                detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
+                key=key,
+                operation="refund",
+                fingerprint=idempotency.fingerprint(
+                    _OPERATION,
+                    {
+                        "payment_id": body.payment_id,
+                        "amount": None if amount is None else int(amount),
+                        "reason": body.reason,
+                    },
+                ),
+                subject_id=subject_id,
+                now=now,
+                lease=timedelta(seconds=self._settings.hold),
             )
-            return row, credentials
+            if not claim.is_ours:
+                return await self._require(caller.merchant_id, caller.env, claim.subject_id), None
+            if claim.subject_id == subject_id:
+                await self._refuse_old(caller.merchant_id, caller.env, key)
+            else:
+                # A result locks its refund and then the payment: whoever comes from here goes the same way.
+                refund_id, is_again = claim.subject_id, True
+                await self._db.fetchrow(tables.LOCK, refund_id)
+        whole = None if amount is not None else await self._db.fetchrow(tables.LOCK_WHOLE, *of_payment)
+        if whole is None and not is_again and subject_id != refund_id:
+            # It has failed since we looked for it.
+            raise _WholeMeanwhile
+        if whole is not None:
+            if key is not None and is_again:
+                # The key's own refund was never sent: it stays free to be sent should this one fail.
+                await idempotency.release(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
+            elif key is not None and subject_id != whole["refund_id"]:
+                raise _WholeMeanwhile
+            elif key is not None:
+                await idempotency.settle(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
+            return whole, None
+        return await self._insert(caller, body, key, refund_id)
+
+    async def _insert(
+        self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
+    ) -> tuple[Row, MpesaCredentials]:
+        """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
+        now, amount = self._gateway.clock.now(), read_amount(body.amount)
+        payments = self._gateway.services.get(RefundablePayments)
+        try:
+            async with self._db.savepoint():
+                refundable = await payments.reserve(caller.merchant_id, caller.env, body.payment_id, amount, refund_id)
+        except Conflict:
+            if amount is None and await self._db.fetchval(tables.HAS_WHOLE, body.payment_id):
+                raise _WholeMeanwhile from None
+            raise
+        # The payment is locked from here on, so no other refund of it is made.
+        has_whole = bool(await self._db.fetchval(tables.HAS_WHOLE, body.payment_id))
+        if has_whole and amount is None:
+            raise _WholeMeanwhile
+        credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
+        credentials.initiator_for("a refund")
+        row = await self._db.fetchrow(
+            tables.INSERT,
+            refund_id,
+            caller.merchant_id,
+            body.payment_id,
+            refundable.env,
+            int(refundable.amount),
+            int(refundable.payment_amount),
+            refundable.receipt,
+            body.reason or "",
+            key,
+            now + timedelta(seconds=self._settings.hold),
+            now,
+            refundable.shortcode,
+            refundable.shortcode_id,
+            not has_whole and refundable.left == 0,
+        )
+        if row is None:
+            raise Conflict("this refund is under way: look at it before asking again")
+        await self._gateway.audit.record(
+            "refund.requested",
+            merchant_id=caller.merchant_id,
+            actor=caller.actor,
+            subject_id=refund_id,
+            env=caller.env,
+            detail={"payment_id": body.payment_id, "amount": refundable.amount.wire},
+        )
+        return row, credentials
 
     async def _refuse_old(self, merchant_id: str, env: Env, key: str) -> None:
         """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
@@ -170,6 +238,10 @@ class RefundService:
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._gateway.tracer.begins(refund_id)
         try:
+            await self._gateway.daraja.prepare(credentials.daraja)
+            if not await self._mark_sending(row):
+                # It was given up meanwhile, because this request took longer than its lease.
+                return await self._require(row["merchant_id"], row["env"], refund_id)
             ack = await self._gateway.daraja.reverse(
                 credentials.daraja,
                 credentials.initiator_for("a refund"),
@@ -180,54 +252,100 @@ class RefundService:
                 remarks=row["reason"] or f"Refund {refund_id[-12:]}",
             )
         except OutcomeUnknown as fault:
-            await self._record_unknown(row, key, fault)
+            return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:
-            await self._record_refusal(row, key, fault)
+            await self._record("refusal", row, partial(self._write_refusal, row, key, fault))
             raise refusal_of(fault) from None
-        else:
-            await self._record_ack(row, key, ack)
-        return await self._require(row["merchant_id"], row["env"], refund_id)
+        known = {
+            "originator_conversation_id": ack.originator_conversation_id,
+            "conversation_id": ack.conversation_id,
+        }
+        return await self._record("ack", row, partial(self._write_ack, row, key, ack), known)
+
+    async def _mark_sending(self, row: Row) -> bool:
+        """Commit that the reversal is about to be sent; False where it must not be. Raises NotSent without Postgres."""
+        try:
+            async with asyncio.timeout(_MARK_WITHIN):
+                marked = await self._db.fetchval(tables.SENDING, row["refund_id"], row["attempt"])
+        except (*UNREACHABLE, *OVERBURDENED) as problem:
+            log.warning("reversal_not_marked", refund_id=row["refund_id"], error=type(problem).__name__)
+            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+        return marked is not None
 
     def _address(self, kind: Kind, credentials: MpesaCredentials, refund_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(
             kind, env=credentials.env, merchant_id=credentials.merchant_id, subject_id=refund_id
         )
 
-    async def _record_ack(self, row: Row, key: str | None, ack: Ack) -> None:
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            due = now + timedelta(seconds=self._settings.ask_after[0])
-            originator, conversation = ack.originator_conversation_id, ack.conversation_id
-            await self._db.execute(tables.ACCEPTED, row["refund_id"], originator, conversation, now, due)
-            await self._settle_key(row, key)
-            callbacks = self._gateway.services.get(Callbacks)
-            for handle in {originator, conversation}:
-                await callbacks.apply_waiting(handle)
+    async def _record(
+        self, what: str, row: Row, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
+    ) -> Row:
+        """Write an outcome of the reversal; gives the refund, with what is ``known`` where it is written later."""
 
-    async def _record_unknown(self, row: Row, key: str | None, fault: OutcomeUnknown) -> None:
+        async def written() -> Row:
+            await write()
+            return await self._require(row["merchant_id"], row["env"], row["refund_id"])
+
+        found = await self._gateway.outcomes.record(f"reversal {what}", row["refund_id"], written)
+        # A view reads either in the same way.
+        return found if found is not None else cast("Row", dict(row) | dict(known or {}))
+
+    async def _write_ack(self, row: Row, key: str | None, ack: Ack) -> None:
         now = self._gateway.clock.now()
-        async with self._db.transaction():
-            due = now + timedelta(seconds=self._settings.ask_after[0])
-            await self._db.execute(tables.UNKNOWN, row["refund_id"], fault.meaning, now, due)
-            await self._settle_key(row, key)
+        await self._settle_key(row, key)
+        due = now + timedelta(seconds=self._settings.ask_after[0])
+        originator, conversation = ack.originator_conversation_id, ack.conversation_id
+        await self._db.execute(tables.ACCEPTED, row["refund_id"], originator, conversation, now, due)
+        callbacks = self._gateway.services.get(Callbacks)
+        for handle in sorted({originator, conversation}):
+            await callbacks.apply_waiting(handle)
+
+    async def _write_unknown(self, row: Row, key: str | None, fault: OutcomeUnknown) -> None:
+        now = self._gateway.clock.now()
+        await self._settle_key(row, key)
+        due = now + timedelta(seconds=self._settings.ask_after[0])
+        await self._db.execute(tables.UNKNOWN, row["refund_id"], fault.meaning, now, due)
         log.warning("reversal_outcome_unknown", refund_id=row["refund_id"], fault=fault.meaning)
 
-    async def _record_refusal(self, row: Row, key: str | None, fault: DarajaFault) -> None:
+    async def _write_refusal(self, row: Row, key: str | None, fault: DarajaFault) -> None:
         """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
-        async with self._db.transaction():
-            if isinstance(fault, NotSent):
-                outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
-                await self._fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
-                if key is not None:
-                    await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
-            else:
-                outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
-                await self._fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
-                await self._settle_key(row, key)
+        if key is not None:
+            await idempotency.lock(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+        found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
+        if found is None or found["attempt"] != row["attempt"] or found["status"] != "pending":
+            # This has been written before, or M-Pesa's result was quicker.
+            await self._settle_key_of(found, row, key)
+            return
+        if isinstance(fault, NotSent):
+            outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
+            await self._fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
+            if key is not None:
+                await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+        else:
+            outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
+            await self._fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
+            await self._settle_key(row, key)
+
+    async def _settle_key_of(self, found: Row | None, row: Row, key: str | None) -> None:
+        """Settle the key unless a later attempt has it, or it was released for one."""
+        if found is not None and found["attempt"] == row["attempt"] and found["reversal"] != "unsent":
+            await self._settle_key(row, key)
 
     async def _settle_key(self, row: Row, key: str | None) -> None:
         if key is not None:
             await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+
+    async def _close_unsent(self, row: Row) -> None:
+        """The process that was to send the reversal ended before the call: nothing was sent, and the money is free."""
+        key = row["idempotency_key"]
+        async with self._db.transaction():
+            if key is not None:
+                await idempotency.close(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+            found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
+            if found is None or found["reversal"] != "ready" or found["attempt"] != row["attempt"]:
+                return
+            outcome = ReversalOutcome("other", "the reversal was never sent", "ask for it again")
+            await self._fail(found, outcome, code="unsent", text=outcome.meaning, reversal="refused")
 
     # -- what ends one --------------------------------------------------------------------------------------------
 
@@ -303,6 +421,11 @@ class RefundService:
         if result.receipt not in {None, row["receipt"]} or state == "pending":
             return
         is_verifying = row["reversal"] == "verifying"
+        if state == "partially_reversed":
+            # Of which refund the part is, M-Pesa does not say.
+            if is_verifying:
+                await self._needs_attention(row, _NOT_HOW_MUCH)
+            return
         if is_verifying and (state == "failed" or result.amount not in {None, row["payment_amount"]}):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
             said = f"M-Pesa says both already reversed and {result.transaction_status}{of}"
@@ -436,6 +559,7 @@ class RefundService:
         By its conversation where the ack is known, else by the payment's receipt. It is never sent again. Raises
         ProviderNotConfigured, ProviderRejected and ProviderUnavailable where somebody ``is_forced`` to hear of it.
         """
+        self._db.refuse_transaction("asking M-Pesa about a refund")
         now = self._gateway.clock.now()
         leased_until = now + _ASKING
         row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
@@ -446,6 +570,9 @@ class RefundService:
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
             async with self._db.transaction():
                 await self._needs_attention(row, row["attention"] or _NEVER_SAID)
+            return True
+        if row["reversal"] == "ready":
+            await self._close_unsent(row)
             return True
         refusal: Refused | None = None
         try:
@@ -492,6 +619,7 @@ class RefundService:
 
     async def ask_now(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
         """Ask at once. Raises NotFound, RefundEnded without anything to ask about, and why M-Pesa was not asked."""
+        self._db.refuse_transaction("asking M-Pesa about a refund")
         row = await self._require(merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")

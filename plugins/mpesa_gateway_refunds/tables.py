@@ -1,6 +1,6 @@
 """Refunds as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
-from piccolo.columns import Integer, Text, Timestamptz
+from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -20,6 +20,8 @@ class RefundRow(Table, tablename="refund"):
     idempotency_key = Text(null=True, default=None)
     status = Text()
     reversal = Text()
+    attempt = Integer()
+    is_whole = Boolean()
     originator_conversation_id = Text(null=True, default=None)
     conversation_id = Text(null=True, default=None)
     reversal_receipt = Text(null=True, default=None)
@@ -37,21 +39,38 @@ class RefundRow(Table, tablename="refund"):
 
 INSERT = """
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
-    due_at, created_at, updated_at, shortcode, shortcode_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13)
-ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'sending', outcome = NULL, result_code = NULL,
+    due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, 'ready')
+ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'ready', outcome = NULL, result_code = NULL,
     result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
     amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
-    updated_at = excluded.updated_at
+    updated_at = excluded.updated_at, is_whole = excluded.is_whole, attempt = refund.attempt + 1
     WHERE refund.reversal = 'unsent'
 RETURNING *
 """
 
+SENDING = """
+UPDATE refund SET reversal = 'sending' WHERE refund_id = $1 AND attempt = $2 AND reversal = 'ready'
+RETURNING refund_id
+"""
+"""Committed before the call: what is still ``ready`` was never sent."""
+
+LOCK_WHOLE = """
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
+FOR UPDATE
+"""
+
+FIND_WHOLE = """
+SELECT refund_id FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
+"""
+
+HAS_WHOLE = "SELECT EXISTS (SELECT 1 FROM refund WHERE payment_id = $1 AND is_whole AND status <> 'failed')"
+
 ACCEPTED = """
-UPDATE refund SET reversal = CASE WHEN reversal = 'sending' THEN 'accepted' ELSE reversal END,
+UPDATE refund SET reversal = CASE WHEN reversal IN ('sending', 'unknown') THEN 'accepted' ELSE reversal END,
     originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, ''), updated_at = $4,
     due_at = CASE WHEN status = 'pending' THEN $5::timestamptz END
-WHERE refund_id = $1
+WHERE refund_id = $1 AND originator_conversation_id IS NULL AND conversation_id IS NULL
 """
 
 UNKNOWN = """

@@ -140,6 +140,7 @@ class Endpoints:
 
         Raises NotFound, and RateLimited while enough tests of this merchant wait for its server.
         """
+        self._gateway.db.refuse_transaction("sending a test webhook")
         with self._tests.take(caller.merchant_id) as has_place:
             if not has_place:
                 raise RateLimited(

@@ -101,7 +101,7 @@ async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[
         await eventually(lambda: thanks(api))
         assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "ok"}
         assert await broken(gateway) == {}
-        await gateway.db.execute("INSERT INTO thank VALUES ('pay_unpaid', 'mer_1', 'x', now())")
+        await gateway.db.execute("INSERT INTO thank VALUES ('pay_unpaid', 'mer_1', 'sandbox', 'x', now())")
         assert await broken(gateway) == {"thanks.paid_first": ("pay_unpaid",)}
 
 
@@ -133,7 +133,8 @@ async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_give
         applied = await gateway.db.fetch("SELECT number, name FROM migration WHERE owner = 'thanks'")
         assert [tuple(row) for row in applied] == [(1, "0001_thanks.sql")]
         await gateway.db.execute(
-            "INSERT INTO thank VALUES ('old', 'mer_1', 'x', now() - interval '2 years'), ('new', 'mer_1', 'x', now())"
+            "INSERT INTO thank VALUES ('old', 'mer_1', 'live', 'x', now() - interval '2 years'), "
+            "('new', 'mer_1', 'live', 'x', now())"
         )
         (enqueue,) = re.findall(r'jobs\.enqueue\("([\w.]+)"\)', GUIDE.read_text(encoding="utf-8"))
         assert gateway.jobs_by_name[enqueue].cron is not None

@@ -31,7 +31,11 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
     await api.call("POST", "/v1/merchant/webhook/rotate")
     payment = (await api.pay(PAYS, 500, key="a")).data
     await api.settled(payment["id"], "completed")
-    refund = (await api.call("POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 5})).data
+    refund = (
+        await api.call(
+            "POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 5}, headers={"Idempotency-Key": "r"}
+        )
+    ).data
     (delivery,) = await eventually(lambda: deliveries(api, payment["id"]))
     await api.call("POST", f"/v1/webhooks/logs/{delivery['id']}/replay")
     await api.call("POST", "/v1/webhooks/replay", {"since": payment["created_at"]})

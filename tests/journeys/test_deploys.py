@@ -280,7 +280,11 @@ async def live_a_day(town: Town, day: str) -> None:
     failed = (await api.pay("254700000001", 5, key=f"failed-{day}")).data
     await api.settled(paid["id"], "completed")
     await api.settled(failed["id"], "failed")
-    refund = (await api.call("POST", "/v1/refunds", {"payment_id": paid["id"], "amount": 200})).data
+    refund = (
+        await api.call(
+            "POST", "/v1/refunds", {"payment_id": paid["id"], "amount": 200}, headers={"Idempotency-Key": f"part-{day}"}
+        )
+    ).data
     await api.settled(paid["id"], "partially_reversed")
     assert (await api.call("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed"
     silent = (await api.pay("254700000007", 9, key=f"silent-{day}")).data

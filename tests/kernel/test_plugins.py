@@ -1,16 +1,18 @@
 """The list of plugins: what cannot be assembled is refused before anything is connected to, with what to change."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.events import Event
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, load
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.testing.serving import PLUGINS
 
 
 class Opened(Event, frozen=True, kw_only=True):
@@ -181,6 +183,22 @@ def test_jobs_are_called_after_their_plugin() -> None:
     swept = gateway(Plugin(name="shop", summary="A shop.", jobs=(Job(sweep, timeout=5),)))
     assert swept.jobs_by_name["shop.sweep"].fn is sweep
     assert set(gateway().jobs_by_name) < set(swept.jobs_by_name)
+    # One that names no queue runs beside no sweep, no webhook and no question to M-Pesa.
+    assert swept.jobs_by_name["shop.sweep"].queue == "default"
+
+
+def test_load_with_a_job_in_an_unknown_queue_is_refused() -> None:
+    async def sweep(gateway: Gateway) -> None:
+        """Nothing."""
+
+    jobs = (Job(sweep, timeout=5, queue=cast("Any", "webhooks")),)
+    with pytest.raises(PluginRefused, match=r"the job `shop\.sweep` names the queue `webhooks`"):
+        gateway(Plugin(name="shop", summary="A shop.", jobs=jobs))
+
+
+def test_own_jobs_name_their_queue() -> None:
+    known = gateway(plugins=[name for name in PLUGINS if name != "simulator"]).jobs_by_name
+    assert {job.queue for name, job in known.items() if name != HANDLE} <= {"deliveries", "daraja", "maintenance"}
 
 
 def test_a_gateway_without_its_servers_addresses_says_which_variable_to_set() -> None:

@@ -226,7 +226,7 @@ class Money(RuleBasedStateMachine):
         payment = _pick([payment for payment in self.seen["payments"] if _is_paid(payment)], nth)
         body = CreateRefund(payment_id=payment["id"], amount=msgspec.Raw(b"null" if amount is None else b"%d" % amount))
         key = None
-        if has_key:
+        if has_key or amount is not None:
             key = f"r{len(self.refunds)}"
             self.refunds[key] = Asked(body)
         self.run(self._reverse(body, key, habit, initiator, plan, times))

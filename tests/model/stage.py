@@ -43,7 +43,14 @@ T = TypeVar("T")
 DAWN = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 """When every example begins."""
 
-SWEEPS = ("payments.sweep", "refunds.sweep", "callbacks.sweep", "webhooks.sweep", "kernel.sweep_events")
+SWEEPS = (
+    "payments.expire",
+    "payments.sweep",
+    "refunds.sweep",
+    "callbacks.sweep",
+    "webhooks.sweep",
+    "kernel.sweep_events",
+)
 """The crons that hand over what is due."""
 
 _KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "receiver", "shortcode"})

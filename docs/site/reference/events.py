@@ -28,8 +28,8 @@ def page(plugins: Sequence[Plugin]) -> str:
         *(_public(kind) for kind in sorted(public, key=lambda kind: kind.kind)),
         "## For plugins and hosts",
         "`gateway.on(…)` and a plugin's `on(…)` hear of all the above as values of these classes, and of what follows, "
-        "which no webhook carries. Every event has `event_id`, `occurred_at`, `merchant_id`, `env` (None for what belongs "
-        "to no env) and `subject_id`, the id of what it is about.",
+        "which no webhook carries. Every event has `event_id`, `occurred_at`, `merchant_id`, `env` (None for what "
+        "belongs to no env) and `subject_id`, the id of what it is about.",
         *(_inner(kind) for kind in sorted(kinds, key=lambda kind: kind.kind) if kind not in public),
     )
 

@@ -79,6 +79,22 @@ def test_a_worker_works_until_told_to_stop(host: Host, number: signal.Signals) -
     assert ends_at(process, number) == 0
 
 
+def test_worker_with_chosen_queues_leaves_the_others_without_a_worker(host: Host) -> None:
+    address = address_of(host.starts("serve", "--port", "0"))
+    process = host.starts("worker", "--queues", "daraja, deliveries")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "Working\n"
+    said = "no worker serves maintenance, default: see --queues of `mpesa-gateway worker`"
+    until(lambda: health(address)["queue"]["detail"] == said)
+    assert ends_at(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("queues", ["webhooks", "", ",", "daraja,webhooks"])
+def test_worker_with_a_queue_that_there_is_not_is_refused(host: Host, queues: str) -> None:
+    words = "name some of deliveries, daraja, maintenance, default"
+    assert is_refused(host.types("worker", "--queues", queues), 1, words)
+
+
 def test_a_taken_port(host: Host) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

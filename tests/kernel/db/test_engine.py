@@ -12,7 +12,7 @@ from piccolo.columns import Text
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, RolledBack
 from mpesa_gateway.db.migrator import Migration, migrate
 from mpesa_gateway.db.writes import ChangedMeanwhile, Told, Write
 from mpesa_gateway.secret import Secret
@@ -318,6 +318,119 @@ async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Databa
         await swallow_what_never_reached_postgres()
     assert called == []
     assert await seen(outsider) == ["there"]
+
+
+async def swallow(db: Database, *statements: str) -> None:
+    """Run statements of which at least one fails, and catch the errors."""
+    for statement in statements:
+        with suppress(asyncpg.PostgresError):
+            await db.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("INSERT INTO note VALUES ('there')",),
+        ("INSERT INTO nowhere VALUES (1)",),
+        ("SELECT 1 / 0", "SELECT 2"),
+        ("SELECT 1 / 0", "INSERT INTO note VALUES ('after')"),
+        ("SET LOCAL statement_timeout = 1; SELECT pg_sleep(1)",),
+        ("ROLLBACK",),
+        ("ROLLBACK; BEGIN; SELECT 1 / 0",),
+    ],
+)
+async def test_transaction_with_a_swallowed_error_raises_at_commit_and_runs_no_callback(
+    notes: Database, outsider: Outsider, statements: tuple[str, ...]
+) -> None:
+    await write(notes, "there")
+    called: list[str] = []
+
+    async def call() -> None:
+        called.append("called")
+
+    async def work() -> None:
+        async with notes.transaction():
+            await write(notes, "good")
+            await swallow(notes, *statements)
+            await notes.after_commit(call)
+
+    with pytest.raises(RolledBack):
+        await work()
+    assert called == []
+    assert await seen(outsider) == ["there"]
+    async with notes.transaction():
+        await write(notes, "next")
+    assert await seen(outsider) == ["next", "there"]
+
+
+async def test_deferred_write_after_a_swallowed_error_is_not_written(notes: Database, outsider: Outsider) -> None:
+    async def work() -> None:
+        async with notes.transaction():
+            await swallow(notes, "SELECT 1 / 0")
+            await notes.put_off(note("deferred"))
+
+    with pytest.raises(asyncpg.InFailedSQLTransactionError):
+        await work()
+    assert await seen(outsider) == []
+
+
+async def test_savepoint_with_a_swallowed_error_raises_and_is_undone_alone(notes: Database, outsider: Outsider) -> None:
+    called: list[str] = []
+
+    async def call() -> None:
+        called.append("called")
+
+    async def work() -> None:
+        async with notes.savepoint():
+            await write(notes, "inner")
+            await swallow(notes, "SELECT 1 / 0")
+            await notes.after_commit(call)
+
+    async with notes.transaction():
+        await write(notes, "outer")
+        with pytest.raises(RolledBack):
+            await work()
+        await write(notes, "later")
+    assert called == []
+    assert await seen(outsider) == ["later", "outer"]
+
+
+async def test_nested_transaction_that_raised_fails_the_outer_one_though_it_is_caught(
+    notes: Database, outsider: Outsider
+) -> None:
+    async def half() -> None:
+        async with notes.transaction():
+            await write(notes, "half")
+            raise Oops
+
+    async def work() -> None:
+        async with notes.transaction():
+            with suppress(Oops):
+                await half()
+
+    with pytest.raises(Oops):
+        await work()
+    assert await seen(outsider) == []
+    async with notes.transaction():
+        with suppress(Oops):
+            async with notes.savepoint():
+                await half()
+        await write(notes, "whole")
+    assert await seen(outsider) == ["whole"]
+
+
+async def test_commit_of_a_hosts_own_transaction_on_our_connection_is_checked(
+    notes: Database, outsider: Outsider
+) -> None:
+    async def work() -> None:
+        async with notes.connection() as connection, connection.transaction():
+            await connection.execute("INSERT INTO note VALUES ('good')")
+            with suppress(asyncpg.PostgresError):
+                await connection.execute("SELECT 1 / 0")
+
+    with pytest.raises(RolledBack):
+        await work()
+    assert await seen(outsider) == []
 
 
 async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider: Outsider) -> None:

@@ -1,6 +1,6 @@
 """What the doctor sees of Postgres: each thing as it should be, and as it should not."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,8 +15,11 @@ from mpesa_gateway.db.migrator import migrate
 from mpesa_gateway.doctor.observation import Examination, Observation
 from mpesa_gateway.doctor.postgres import look_at_postgres, see_connections, see_role, see_version
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
 from tests.looking import OffClock, levels
+
+DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, Observation]:
@@ -28,6 +31,27 @@ async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, Observati
     finally:
         if db.is_running:
             await db.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def durable(servers: Servers) -> Iterator[None]:
+    """The tests' Postgres is quick and not durable. Here it is durable."""
+
+    async def settle(change: str, expected: str) -> None:
+        connection = await asyncpg.connect(servers.database_url)
+        for setting in DURABLE:
+            await connection.execute(f"ALTER SYSTEM {change.format(setting)}")
+        await connection.execute("SELECT pg_reload_conf()")
+
+        async def is_so() -> bool:
+            return all([await connection.fetchval("SELECT current_setting($1)", each) == expected for each in DURABLE])
+
+        await eventually(is_so)
+        await connection.close()
+
+    servers.aside.run(settle("SET {} = on", "on"))
+    yield
+    servers.aside.run(settle("RESET {}", "off"))
 
 
 @pytest.fixture
@@ -103,7 +127,7 @@ async def test_one_that_does_not_let_us_in_and_its_password_is_not_told(
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
 async def test_one_that_forgets_in_a_crash(gateway: Gateway, database_url: str, setting: str) -> None:
     await apply_migrations(gateway)
-    change, undo = f"ALTER SYSTEM SET {setting} = off", f"ALTER SYSTEM RESET {setting}"
+    change, undo = f"ALTER SYSTEM SET {setting} = off", f"ALTER SYSTEM SET {setting} = on"
     async with changed(database_url, change, undo, setting):
         found = (await seen(gateway))["postgres.durable"]
         assert (found.level, setting in found.text) == ("problem", True)

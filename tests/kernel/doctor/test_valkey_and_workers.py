@@ -112,6 +112,22 @@ async def test_somebody_at_work(values: dict[str, Any]) -> None:
         await eventually(lambda: works(gateway))
 
 
+async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": True, "queues": ["deliveries", "maintenance", "default"]}
+    async with running_gateway(values) as (gateway, _):
+
+        async def two_more() -> bool:
+            counts = [await queue.count_workers() for queue in gateway.jobs.queues.values()]
+            return sum(counts) == 3
+
+        await eventually(two_more)
+        await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
+        found = (await seen_by(look_at_workers, gateway))["workers.alive"]
+    assert found.level == "problem"
+    assert found.text == "no worker serves the queue `daraja`: 1 jobs wait there"
+    assert "--queues daraja" in (found.fix or "")
+
+
 async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None:
     less = values | {"plugins": ["credentials", "callbacks", "payments"]}
     less.pop("simulator")

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpesa_gateway.daraja.wire import read_moments
@@ -42,6 +42,8 @@ from mpesa_gateway_payments.judging import (
     judge,
     judge_choice,
 )
+
+FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NOON = datetime(2026, 11, 29, 9, 0, tzinfo=UTC)
 PAYBILL = Receiver("sandbox", "174379")
@@ -384,6 +386,7 @@ def test_read_direction_is_in_only_for_our_receiver(creditors: list[str], direct
     assert read_direction(creditors, {"174379", "600638"}) is direction
 
 
+@FAST
 @given(st.datetimes(min_value=datetime(2024, 1, 1), max_value=datetime(2030, 1, 1)))  # noqa: DTZ001 - as it is written
 def test_a_time_without_zone_is_east_african_and_one_with_z_is_read_both_ways(at: datetime) -> None:
     text = at.replace(microsecond=0).isoformat(sep=" ")
@@ -485,8 +488,6 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"amount": None},
 )
 """What a report can lack."""
-
-FAST = settings(max_examples=100, deadline=None)
 
 
 def completes(verdict: Verdict) -> str | None:

@@ -213,7 +213,7 @@ async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(tow
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
     await town.gateway.services.get(PaymentService).end_due()
     ended = await town.api.settled(pending["id"])
-    assert (ended["failure_reason"], ended["result_code"]) == ("other", "unsent")
+    assert (ended["failure_reason"], ended["result_code"]) == ("not_sent", "unsent")
     again = await town.api.pay(PHONES + "016", key="unsent")
     assert (again.status, again.data["status"]) == (200, "failed")
 

@@ -196,7 +196,11 @@ async def test_a_refund_is_a_message_and_money_on_the_phone(town: Town, initiate
         made = await asked(town, browser, ASKS)
         await touched(browser, ASKS, pin="1234")
         payment = await town.api.settled(made["id"], "completed")
-        assert (await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "amount": 200})).status == 201
+        assert (
+            await town.api.call(
+                "POST", "/v1/refunds", {"payment_id": made["id"], "amount": 200}, headers={"Idempotency-Key": "r"}
+            )
+        ).status == 201
         await town.api.settled(made["id"], "partially_reversed")
         page = await browser.opens()
         assert f"Ksh200.00 of {payment['receipt']} was reversed to you" in page.words

@@ -1,0 +1,107 @@
+"""Ends payments whose push was never acknowledged: nothing was sent, or what was sent cannot be asked about."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.engine import OVERBURDENED, Row
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause, Charge, Status
+from mpesa_gateway_payments.transitions import Transitions
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+log = structlog.get_logger(__name__)
+
+_AT_MOST = 500
+"""Payments that one run closes; the next run goes on."""
+
+NEVER_SENT = "never sent: the request was cut off before M-Pesa was called, or M-Pesa could not be reached"
+
+
+class Unacknowledged:
+    """Payments without a CheckoutRequestID. ``ready`` and ``released`` prove that nothing was sent; nothing else does.
+
+    A push that is marked ``sending`` and whose process is gone may have reached the payer. It is never failed as
+    ``not_sent``: its outcome is unknown, and a callback, Pull or a status query may still complete it.
+    """
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._db = gateway.db
+        self._settings = gateway.settings(PaymentsSettings)
+        self._moves = Transitions(gateway)
+
+    async def close_due(self) -> int:
+        """Close the payments whose push has no record after the lease of their key; returns their count.
+
+        Asks nothing, and does not depend on Daraja. One that is locked for long is left to the next run.
+        """
+        now = self._gateway.clock.now()
+        # The lease and the payment's time begin at the same moment.
+        begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
+        rows = await self._db.fetch(tables.ABANDONED, begun_before, now, _AT_MOST)
+        closed = 0
+        for row in rows:
+            try:
+                async with self._db.transaction():
+                    await self._db.execute("SET LOCAL lock_timeout = 500")
+                    await self.close(row["payment_id"], now)
+                closed += 1
+            except OVERBURDENED as problem:
+                log.info("payment_not_closed", payment_id=row["payment_id"], error=type(problem).__name__)
+        return closed
+
+    async def close(self, payment_id: str, now: datetime) -> Row | None:
+        """Do what is due for one such payment in a transaction; returns the payment as it then is.
+
+        The key is locked before the payment. While the request that sends the push is under its lease, nothing is
+        done but to set the time of the next look.
+        """
+        async with self._db.transaction():
+            found = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+            if found is None:
+                return None
+            merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
+            leased_until = await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
+            # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
+            row = await self._db.fetchrow(tables.LOCK, payment_id)
+            if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
+                return row
+            if leased_until is not None and leased_until > now:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, leased_until)
+            elif row["charge"] == Charge.RELEASED.value and now < row["expires_at"]:
+                await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
+            elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
+                await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
+                await self._moves.fail(
+                    payment_id,
+                    code="unsent",
+                    text=NEVER_SENT,
+                    reason="not_sent",
+                    cause=Cause.EXPIRY,
+                    step="expired",
+                    is_final=True,
+                )
+            else:
+                await self._close_unknown(row, now)
+            return await self._db.fetchrow(tables.FIND_ANY, payment_id)
+
+    async def _close_unknown(self, row: Row, now: datetime) -> None:
+        payment_id = row["payment_id"]
+        if row["charge"] == Charge.SENDING.value:
+            await idempotency.settle(
+                self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
+            )
+            await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now)
+            await self._moves.step(
+                payment_id, now, "unknown", Cause.EXPIRY, None, "the process that sent the push ended without a record"
+            )
+        if now >= row["expires_at"]:
+            await self._moves.expire(payment_id)
+        elif row["claim"] is None:
+            await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])

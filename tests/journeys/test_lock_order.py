@@ -1,0 +1,292 @@
+"""Every path locks in one order: keys, refunds, payments, rows that are only inserted, the audit log."""
+
+import asyncio
+import random
+import re
+from collections import defaultdict
+from collections.abc import Coroutine, Iterator
+from typing import Any, cast
+
+import asyncpg
+import pytest
+
+from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_refunds.service import RefundService
+from tests.conftest import Town
+from tests.daraja import Daraja, fault, result, stk_callback
+
+RANKS = {
+    "idempotency_key": 0,
+    # What is about a payment, and is locked before it.
+    "refund": 1,
+    "status_check": 1,
+    "reconciliation_line": 1,
+    "statement_line": 1,
+    "payment": 2,
+    "transaction": 3,
+    "account_number": 4,
+    "payment_step": 5,
+    "event": 5,
+    "event_task": 5,
+    "delivery": 5,
+    "callback": 5,
+    "audit_entry": 6,
+}
+"""The place of each table in the order of tables.md; rows that are only inserted share one."""
+
+_WRITES = re.compile(r"\b(?:UPDATE|INSERT INTO|DELETE FROM)\s+([a-z_]+)", re.IGNORECASE)
+_NEW_REFUND = re.compile(r"\bINSERT INTO refund\b", re.IGNORECASE)
+"""A new refund is written under the lock of its payment. Only another refund of the whole rest waits for its row, and
+that one waits for the payment before; a row that is sent again was locked before the payment."""
+
+_LOCKS = re.compile(r"\bFOR (?:NO KEY )?UPDATE\b(?:\s+OF\s+([a-z_]+))?", re.IGNORECASE)
+_FROM = re.compile(r"\b(?:FROM|JOIN)\s+([a-z_]+)(?:\s+AS\s+([a-z_]+))?", re.IGNORECASE)
+
+
+def locked(sql: str) -> list[str]:
+    """The tables whose rows a statement locks, in the order in which they stand in it."""
+    found: list[tuple[int, str]] = [(one.start(), one[1].lower()) for one in _WRITES.finditer(sql)]
+    for lock in _LOCKS.finditer(sql):
+        begins = sql.upper().rfind("SELECT", 0, lock.start())
+        names = [(one[1].lower(), (one[2] or "").lower()) for one in _FROM.finditer(sql, begins, lock.start())]
+        of = (lock[1] or "").lower()
+        found += [(begins, name) for name, alias in names if not of or of in {name, alias}]
+    return [name for _, name in sorted(found) if name in RANKS and not _NEW_REFUND.search(sql)]
+
+
+def out_of_order(statements: list[str]) -> list[str]:
+    """The locks of one transaction that come after a later one in the order."""
+    held: list[str] = []
+    wrong: list[str] = []
+    for sql in statements:
+        for name in locked(sql):
+            if name in held:
+                continue
+            later = [one for one in held if RANKS[one] > RANKS[name]]
+            if later:
+                wrong.append(f"{name} after {', '.join(later)}: {' '.join(sql.split())[:200]}")
+            held.append(name)
+    return wrong
+
+
+class Recorder:
+    """The statements of each transaction, by connection."""
+
+    def __init__(self) -> None:
+        self.transactions: list[list[str]] = []
+        self._open: dict[int, list[str]] = defaultdict(list)
+
+    def note(self, connection: object, query: str) -> None:
+        """One statement of a connection."""
+        word = query.strip().upper()
+        if word.startswith(("BEGIN", "COMMIT", "ROLLBACK;")):
+            self.transactions.append(self._open.pop(id(connection), []))
+        elif id(connection) in self._open or query:
+            self._open[id(connection)].append(query)
+            if not self._is_in_transaction(connection):
+                self.transactions.append(self._open.pop(id(connection)))
+
+    @staticmethod
+    def _is_in_transaction(connection: object) -> bool:
+        return bool(cast("Any", connection).is_in_transaction())
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Records each statement of every connection of asyncpg's."""
+    found = Recorder()
+
+    def recording(name: str) -> None:
+        plain = getattr(asyncpg.Connection, name)
+
+        async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
+            done = await plain(connection, query, *args, **options)
+            found.note(connection, query)
+            return done
+
+        monkeypatch.setattr(asyncpg.Connection, name, run)
+
+    for name in ("execute", "fetch", "fetchrow", "fetchval"):
+        recording(name)
+    return found
+
+
+@pytest.fixture
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """Nothing is asked about but on demand."""
+    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600]}}
+
+
+class Paths:
+    """Everything that can happen to payments and refunds, one thing at a time."""
+
+    def __init__(self, town: Town, daraja: Daraja) -> None:
+        self.town, self.daraja = town, daraja
+        self.number = 0
+        self.merchant_id = ""
+
+    async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
+        """A callback to the address that was made for its subject."""
+        inbox = self.town.gateway.services.get(CallbackInbox)
+        url = inbox.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
+        answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
+        assert answer.status == 200, answer.body
+
+    async def pay(self) -> dict[str, Any]:
+        """A payment that Daraja has taken."""
+        self.number += 1
+        made: dict[str, Any] = (
+            await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
+        ).data
+        self.merchant_id = made["merchant_id"]
+        return made
+
+    async def paid(self, *, times: int = 1) -> dict[str, Any]:
+        """One that was paid, and its callback repeated."""
+        made = await self.pay()
+        body = stk_callback(made["provider_ref"], receipt=f"TKN{self.number:07}")
+        await asyncio.gather(*(self.call_back("stk", made["id"], body) for _ in range(times)))
+        return made
+
+    async def sent_again(self) -> None:
+        """A push that was not sent, and then was."""
+        self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
+        number = self.number = self.number + 1
+        for status in (503, 201):
+            assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
+
+    async def expired(self) -> None:
+        """One that M-Pesa never knew."""
+        self.daraja.say("stkpush", (500, b"<html>"))
+        made = await self.pay()
+        await self.town.gateway.db.execute(
+            "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
+        )
+        await self.town.gateway.services.get(PaymentService).ask(made["id"])
+
+    async def held(self) -> None:
+        """One whose money is not what was asked for, and a person who sees to it."""
+        made = await self.pay()
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
+        desk = self.town.gateway.services.get(PaymentDesk)
+        await desk.look_after(made["id"], "seen to", actor="a person")
+
+    async def waiting(self) -> None:
+        """A callback that came before we could know what it is about, offered by a person."""
+        made = await self.pay()
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
+        inbox = self.town.gateway.services.get(CallbackInbox)
+        callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
+        await inbox.offer(callback_id, actor="a person")
+        await inbox.sweep()
+
+    async def refunded(self, *, code: int = 0) -> None:
+        """One whose money goes back, in part and then the rest."""
+        made = await self.paid()
+        headers = {"Idempotency-Key": f"r{self.number}"}
+        for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
+            answer = await self.town.api.call("POST", "/v1/refunds", body, headers=headers if "amount" in body else {})
+            says = {"OriginalTransactionID": answer.data["receipt"]}
+            said = result(code, transaction_id=f"{answer.data['receipt'][:9]}{len(body)}", says=says)
+            await self.call_back("reversal", answer.data["id"], said)
+
+    async def refund_unsent(self) -> None:
+        """A refund that was not sent, and then was."""
+        made = await self.paid()
+        self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
+        body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
+        await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
+        refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
+        await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
+        await self.town.gateway.services.get(RefundService).ask(refund["id"])
+
+    async def checked(self) -> None:
+        """One that M-Pesa is asked about, and calls reversed."""
+        made = await self.paid()
+        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
+        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
+        says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
+        await self.call_back("status", check["check_id"], result(0, says=says))
+
+    def all(self) -> Iterator[Any]:
+        """Each once."""
+        yield self.paid(times=3)
+        yield self.sent_again()
+        yield self.expired()
+        yield self.held()
+        yield self.waiting()
+        yield self.refunded()
+        yield self.refunded(code=1)
+        yield self.refund_unsent()
+        yield self.checked()
+
+
+@pytest.mark.usefixtures("initiated")
+async def test_every_path_locks_in_the_order_of_the_tables(recorder: Recorder, town: Town, daraja: Daraja) -> None:
+    recorder.transactions.clear()
+    for path in Paths(town, daraja).all():
+        await path
+    seen = {name for statements in recorder.transactions for sql in statements for name in locked(sql)}
+    assert {"idempotency_key", "refund", "payment", "payment_step", "event", "callback", "status_check"} <= seen
+    wrong = {one for statements in recorder.transactions for one in out_of_order(statements)}
+    assert wrong == set()
+
+
+@pytest.mark.usefixtures("initiated")
+async def test_all_paths_against_each_other_end_without_a_deadlock(
+    town: Town, daraja: Daraja, database_url: str
+) -> None:
+    paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
+    payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
+    service = town.gateway.services.get(PaymentService)
+    inbox = town.gateway.services.get(CallbackInbox)
+    outcomes: list[Any] = []
+    for number in range(30):
+        made = chance.choice(payments)
+        receipt = f"TKN{chance.randrange(6):07}"
+        work: list[Coroutine[Any, Any, Any]] = [
+            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
+            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
+            paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
+            service.ask(made["id"], is_forced=True),
+            inbox.sweep(),
+            town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
+            town.api.call(
+                "POST",
+                "/v1/refunds",
+                {"payment_id": made["id"], "amount": 5},
+                headers={"Idempotency-Key": f"p{number}"},
+            ),
+            town.api.pay("254711000001", 500, key=f"k{chance.randrange(5)}"),
+        ]
+        for row in await town.gateway.db.fetch(
+            "SELECT refund_id, receipt FROM refund WHERE status = 'pending' LIMIT 2"
+        ):
+            said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
+            work.append(paths.call_back("reversal", row["refund_id"], said))
+        rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
+        work += [inbox.offer(row["callback_id"], actor="a person") for row in rows]
+        chance.shuffle(work)
+        outcomes += await asyncio.gather(*work, return_exceptions=True)
+    failed = [one for one in outcomes if isinstance(one, BaseException)]
+    assert failed == []
+    other = await asyncpg.connect(database_url)
+    assert await other.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("statements", "count"),
+    [
+        (["SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE", "UPDATE refund SET x = 1"], 1),
+        (["SELECT * FROM refund FOR UPDATE", "UPDATE payment SET x = 1", "INSERT INTO callback VALUES (1)"], 0),
+        (["UPDATE payment SET x = 1", "UPDATE idempotency_key SET y = 1", "UPDATE payment SET x = 2"], 1),
+        (["WITH a AS (UPDATE idempotency_key SET x = 1), b AS (INSERT INTO payment VALUES (1)) SELECT 1"], 0),
+        (["SELECT 1 FROM payment JOIN refund USING (payment_id) FOR UPDATE OF refund"], 0),
+        (["INSERT INTO event VALUES (1)", "SELECT * FROM payment FOR UPDATE"], 1),
+    ],
+)
+def test_a_lock_out_of_order_is_found(statements: list[str], count: int) -> None:
+    assert len(out_of_order(statements)) == count

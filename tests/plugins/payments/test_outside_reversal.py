@@ -1,0 +1,182 @@
+"""A payment that M-Pesa calls reversed, and that no refund reversed: told, marked, and refunded no more."""
+
+from itertools import product
+from typing import Any
+
+import msgspec
+import pytest
+
+from mpesa_gateway.daraja.codes import transaction_state
+from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.desk import waits_for_a_person
+from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
+from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
+from tests.conftest import Town
+from tests.daraja import Daraja, result, stk_callback
+
+RECEIPT = "TKN4A1B2C3"
+
+pytestmark = pytest.mark.usefixtures("initiated")
+
+
+@pytest.fixture
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """Nothing is asked about but on demand."""
+    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600]}}
+
+
+async def call_back(town: Town, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
+    """A callback to the address that was made for its subject."""
+    merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
+    url = town.gateway.services.get(Callbacks).url_for(
+        kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
+    )
+    assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
+
+
+async def paid(town: Town) -> str:
+    """A payment that has been paid; returns its id."""
+    made = (await town.api.pay("254711000001", 500, key="a")).data
+    await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt=RECEIPT))
+    return str(made["id"])
+
+
+async def says(town: Town, status: str, about: str = RECEIPT) -> str:
+    """M-Pesa's answer to a status query; returns the finding."""
+    check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{about}")).data
+    body = result(
+        0,
+        transaction_id="X",
+        says={
+            "ReceiptNo": RECEIPT,
+            "TransactionStatus": status,
+            "Amount": "500.00",
+            "DebitPartyName": "254711000001 - A PAYER",
+            "CreditPartyName": "174379 - A SHOP",
+        },
+    )
+    await call_back(town, "status", check["check_id"], body)
+    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
+    return str(found["finding"])
+
+
+async def violations(town: Town, *invariants: Invariant) -> list[str]:
+    """The invariants that do not hold."""
+    return [one.name for one in invariants if one.grace is None and await town.gateway.db.fetch(one.sql)]
+
+
+async def told(town: Town) -> list[dict[str, Any]]:
+    """What the merchant was told of reversals."""
+    rows = await town.gateway.db.fetch("SELECT payload FROM event WHERE kind = 'payment.reversed' ORDER BY event_id")
+    return [msgspec.json.decode(row["payload"]) for row in rows]
+
+
+async def test_payment_reversed_on_mpesas_side_is_told_and_marked(town: Town, daraja: Daraja) -> None:
+    payment_id = await paid(town)
+    assert await says(town, "Reversed") == "reversed"
+    payment = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+    assert (payment["status"], payment["refunded_amount"]) == ("reversed", "500.00")
+    (event,) = await told(town)
+    assert (event["origin"], event["refund_id"], event["refund_amount"]) == ("mpesa", None, "500.00")
+    webhook = (await town.receiver.wait_for(1, kind="payment.reversed"))[0].json
+    assert (webhook["data"]["origin"], webhook["data"]["status"]) == ("mpesa", "reversed")
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment_id})
+    assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
+    assert "outside this gateway" in refused.error["message"]
+    assert daraja.of("reversal") == []
+    # Once, however often it is said.
+    assert await says(town, "REVERSED ") == "reversed"
+    assert len(await told(town)) == 1
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+@pytest.mark.parametrize("text", ["Partially Reversed", "partially_reversed", "Reversed Partially", "PartialReversal"])
+async def test_payment_reversed_in_part_on_mpesas_side_takes_no_refund_and_waits_for_a_person(
+    town: Town, text: str
+) -> None:
+    payment_id = await paid(town)
+    assert await says(town, text) == "reversed"
+    payment = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+    assert (payment["status"], payment["refunded_amount"]) == ("completed", "0.00")
+    (event,) = await told(town)
+    assert (event["origin"], event["refund_amount"], event["refunded_amount"]) == ("mpesa", None, "0.00")
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment_id})
+    assert refused.status == 409
+    # And then all of it.
+    assert await says(town, "Reversed") == "reversed"
+    assert (await town.api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "reversed"
+    assert len(await told(town)) == 2
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+@pytest.mark.parametrize("amount", [None, 200])
+async def test_reversal_of_our_own_is_left_to_its_refund(town: Town, amount: int | None) -> None:
+    payment_id = await paid(town)
+    body = {"payment_id": payment_id} | ({} if amount is None else {"amount": amount})
+    refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "r"})).data
+    for _ in range(2):
+        assert await says(town, "Reversed") == "reversed"
+        row = await town.gateway.db.fetchrow("SELECT * FROM payment")
+        assert row is not None
+        assert row["reversed_outside"] is None
+        if row["status"] == "completed":
+            done = result(0, transaction_id="TKN9REV001", says={"OriginalTransactionID": RECEIPT})
+            await call_back(town, "reversal", refund["id"], done)
+    (event,) = await told(town)
+    assert (event["origin"], event["refund_id"]) == ("refund", refund["id"])
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+@pytest.mark.parametrize("has_receipt", [True, False])
+async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_person(
+    town: Town, daraja: Daraja, has_receipt: bool
+) -> None:
+    made = (await town.api.pay("254711000001", 500, key="a")).data
+    daraja.say("stkquery", (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"}))
+    assert (await town.api.call("POST", f"/v1/payments/{made['id']}/query")).data["status"] == "completed"
+    body = stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT if has_receipt else None)
+    await call_back(town, "stk", made["id"], body)
+    row = await town.gateway.db.fetchrow("SELECT * FROM payment")
+    assert row is not None
+    assert (row["status"], row["mismatch"], row["receipt"]) == ("completed", "amount", None)
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert waits_for_a_person(row)
+
+
+async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> None:
+    columns = (
+        "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
+        "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside"
+    )
+    sql = f"SELECT *, ({tables.WAITS_FOR_A_PERSON}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
+    every = product(
+        ("pending", "failed", "completed"),
+        (None, "amount", "phone", "receipt", "unconfirmed"),
+        (None, "A"),
+        (None, "A", "B"),
+    )
+    for values_of_row in every:
+        row = await town.gateway.db.fetchrow(sql, *values_of_row)
+        assert row is not None
+        assert bool(row["waits"]) == waits_for_a_person(row), values_of_row
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Completed", "completed"),
+        ("Reversed", "reversed"),
+        (" partially reversed", "partially_reversed"),
+        ("Reversal Pending", "pending"),
+        ("Not Reversed", "pending"),
+        ("", "pending"),
+        (None, "pending"),
+    ],
+)
+def test_the_text_of_a_status_is_read_whole(text: str | None, state: str) -> None:
+    assert transaction_state(text) == state

@@ -1,0 +1,124 @@
+"""One merchant in both worlds: a key, a reference and a receipt can be the same in each, and nothing crosses over."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.idempotency import KeyMismatch
+from mpesa_gateway.env import ENVS, Env
+from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
+from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
+from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_refunds.schemas import CreateRefund
+from mpesa_gateway_refunds.service import RefundService
+from tests.daraja import Daraja
+
+WISH = PaymentRequest(amount=Kes(500), phone=Msisdn("254711000001"), reference="order 1")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A merchant with credentials for both envs at the same Daraja."""
+
+    gateway: Gateway
+    daraja: Daraja
+    merchant_id: str
+
+    @property
+    def payments(self) -> PaymentService:
+        """The use cases of payments."""
+        return self.gateway.services.get(PaymentService)
+
+    async def pay(self, env: Env, key: str = "order-1", request: PaymentRequest = WISH) -> tuple[str, bool]:
+        """Ask for the payment of a key: its id, and whether it is a replay."""
+        made = await self.payments.request(self.merchant_id, env, request, idempotency_key=key)
+        assert made.payment.env == env
+        return made.payment.id, made.is_replay
+
+
+@pytest.fixture
+async def shop(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shop]:
+    values["daraja"] = {"sandbox_url": daraja.base, "live_url": daraja.base.replace("127.0.0.1", "localhost")}
+    values["public_url"] = "https://pay.example.co.ke"
+    values["worker"] = {"in_process": False}
+    async with running_gateway(values) as (gateway, base):
+        merchant = await gateway.merchants.create("Shop", actor="test")
+        for env in ENVS:
+            _, secret = await gateway.api_keys.create(
+                merchant.merchant_id, name=env, scopes=MERCHANT_SCOPES, env=env, actor="test"
+            )
+            api = Api(base, secret.reveal())
+            fields = INITIATED["mpesa"] | {"env": env, "security_credential": "c2VjcmV0"}
+            fields.pop("initiator_password", None)
+            assert (
+                await api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})
+            ).status == 200
+            await api.close()
+        yield Shop(gateway, daraja, merchant.merchant_id)
+
+
+async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:
+    here, there = await shop.pay("sandbox"), await shop.pay("live")
+    assert (here[1], there[1], here[0] == there[0]) == (False, False, False)
+    assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
+    assert len(shop.daraja.of("stkpush")) == 2
+    # What was noted about the keys is deleted, the payments know theirs.
+    await shop.gateway.db.execute("DELETE FROM idempotency_key")
+    assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
+    assert len(shop.daraja.of("stkpush")) == 2
+
+
+async def test_a_key_that_paid_refunds_nothing_and_the_refusal_names_the_payment(shop: Shop) -> None:
+    payment_id, _ = await shop.pay("sandbox")
+    refunds = shop.gateway.services.get(RefundService)
+    await shop.gateway.db.execute(
+        "UPDATE payment SET status = 'completed', completed_at = now(), receipt = 'TKN4A1B2C3', due_at = NULL"
+    )
+    body = CreateRefund(payment_id=payment_id)
+    caller = Caller(shop.merchant_id, "key_1", frozenset(), "sandbox")
+    with pytest.raises(KeyMismatch, match=rf"was used for a payment \({payment_id}\), and this request is a refund"):
+        await refunds.request(caller, body, "order-1")
+    live = Caller(shop.merchant_id, "key_2", frozenset(), "live")
+    with pytest.raises(NotFound):
+        await refunds.request(live, body, "order-1")
+    assert shop.daraja.of("reversal") == []
+    refund, _ = await refunds.request(caller, body, "refund-1")
+    assert refund.env == "sandbox"
+    with pytest.raises(KeyMismatch, match="was used for a refund"):
+        await shop.pay("sandbox", "refund-1")
+    assert (await shop.pay("live", "refund-1"))[1] is False
+
+
+async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> None:
+    ids = {env: [(await shop.pay(env, f"order-{number}"))[0] for number in range(3)] for env in ENVS}
+    for env, other in zip(ENVS, reversed(ENVS), strict=True):
+        page = await shop.payments.page(shop.merchant_id, env, PaymentQuery(count=True))
+        assert ({one.id for one in page.data}, page.meta.total) == (set(ids[env]), 3)
+        for query in (
+            PaymentQuery(search="order-1"),
+            PaymentQuery(search=ids[env][1]),
+            PaymentQuery(reference="order 1"),
+            PaymentQuery(phone="0711000001"),
+        ):
+            found = await shop.payments.page(shop.merchant_id, env, query)
+            assert {one.id for one in found.data} <= set(ids[env])
+            assert found.data
+        hidden = await shop.payments.page(shop.merchant_id, env, PaymentQuery(search=ids[other][0]))
+        assert hidden.data == []
+        rows = [row async for rows in shop.payments.export(shop.merchant_id, env, PaymentFilters()) for row in rows]
+        assert {row[0] for row in rows} == set(ids[env])
+        first = await shop.payments.page(shop.merchant_id, env, PaymentQuery(limit=1))
+        with pytest.raises(Invalid):
+            await shop.payments.page(shop.merchant_id, other, PaymentQuery(cursor=first.meta.next_cursor))
+        with pytest.raises(NotFound):
+            await shop.payments.get(shop.merchant_id, other, ids[env][0])
+        with pytest.raises(NotFound):
+            await shop.payments.ask_now(shop.merchant_id, other, ids[env][0])
