@@ -16,7 +16,7 @@ class CallbackEvent(Event, frozen=True, kw_only=True):
     """
 
     callback_id: str
-    env: Env | None
+    env: Env | None  # pyright: ignore[reportGeneralTypeIssues] - never left out: a missing env must be a decision
     received_at: datetime
     result_code: str
     result_desc: str

@@ -113,7 +113,8 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
 
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
     """The env that a form was shown in."""
-    return next((env for env in ENVS if env == first(form, "form_env")), env_of(request))
+    shown: Env | None = next((env for env in ENVS if env == first(form, "form_env")), None)
+    return shown or env_of(request)
 
 
 def _cookie(gateway: Gateway, value: str, seconds: int, *, name: str = COOKIE) -> str:
