@@ -18,7 +18,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
-from mpesa_gateway_simulator.own_hosts import own_host_only
+from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
@@ -153,6 +153,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 @get(
     "/simulator/control/pushes",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     dependencies={"filters": reads(PushQuery)},
@@ -167,6 +168,7 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
 @get(
     "/simulator/control/pushes/{checkout_request_id:str}",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     tags=["Simulator"],
@@ -194,7 +196,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public=True,
     priority=True,
     tags=["Simulator"],
-    refuses=(Conflict,),
+    refuses=(Conflict, FromAnotherSite),
 )
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]
@@ -211,6 +213,7 @@ async def answer_push(
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/callback",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     status_code=200,
     public=True,
     priority=True,
@@ -239,6 +242,7 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/forge",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     status_code=200,
     public=True,
     priority=True,
@@ -292,7 +296,13 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post(
-    "/simulator/control/faults", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/faults",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
@@ -317,7 +327,14 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
-@patch("/simulator/control/knobs", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
+@patch(
+    "/simulator/control/knobs",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
@@ -342,7 +359,14 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     pullquery: Habit | None = None
 
 
-@patch("/simulator/control/habits", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
+@patch(
+    "/simulator/control/habits",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
     """Change how phones, status queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
@@ -365,7 +389,13 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @post(
-    "/simulator/control/ledger", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/ledger",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
@@ -385,6 +415,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 @get(
     "/simulator/control/ledger",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     dependencies={"filters": reads(LedgerQuery)},
@@ -399,7 +430,13 @@ async def ledger(
 
 
 @post(
-    "/simulator/control/reset", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/reset",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
