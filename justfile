@@ -70,6 +70,10 @@ installing *arguments: ready
 pooler *arguments: ready
     .venv/bin/python -m pytest tests/pooler {{ arguments }}
 
+# Play many long examples of the model test, make what it finds short, and say what was reached
+model examples="200" *arguments: ready
+    MPESA_GATEWAY_TEST_EXAMPLES={{ examples }} .venv/bin/python -m pytest tests/model {{ arguments }}
+
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}

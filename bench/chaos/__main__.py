@@ -34,6 +34,7 @@ from mpesa_gateway.config import LogsConfig
 @click.option("--rate", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Payments a second.")
 @click.option("--seed", type=int, help="Decides faults and buyers; without it, one is drawn and printed.")
 @click.option("--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of odd phones.")
+@click.option("--strangers", type=click.FloatRange(0, 20), default=4.0, show_default=True, help="For each of ours.")
 @click.option("--at-once", type=click.IntRange(1, 8), default=3, show_default=True, help="Faults at the same time.")
 @click.option("--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="How long all wait.")
 @click.option("--only", multiple=True, type=click.Choice(sorted(FAULTS)), help="These faults and no others.")
@@ -99,7 +100,7 @@ def command(seed: int, runs: int, options: Options) -> str:
     """The command that repeats these runs."""
     told = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
     usual = Options(seed=seed)
-    for name in ("seconds", "rate", "misbehave", "at_once", "pace", "settle"):
+    for name in ("seconds", "rate", "misbehave", "strangers", "at_once", "pace", "settle"):
         if getattr(options, name) != getattr(usual, name):
             told += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
     for name in options.only:

@@ -30,6 +30,10 @@ RESULT_HABITS = (
     "internal_error",
     "intermediate_first",
     "intermediate_last",
+    "parameters_list",
+    "float_code",
+    "empty_timeout",
+    "ack_code_zeros",
 )
 PULL_HABITS = (
     "several_lists",
@@ -41,8 +45,34 @@ PULL_HABITS = (
     "html_200",
     "cents",
     "internal_error",
+    "words_500_when_empty",
+    "404_when_empty",
+    "code_zero",
+    "latin1_row",
+    "amount_exponent",
+    "amount_float",
 )
-_OTHER_FAULTS = ("400.003.02", "404.001.03", "500.001.1001", "500.003.03")
+_OTHER_FAULTS = (
+    "400.003.02",
+    "401.002.01_token",
+    "404.001.03",
+    "500.001.1001",
+    "500.001.1001_no_iccid",
+    "500.002.1001_maintenance",
+    "500.003.03",
+)
+_PROXIES = (
+    "429.001.01",
+    "html_429",
+    "firewall_403",
+    "proxy_quota_429",
+    "proxy_spike_arrest_429",
+    "proxy_spike_arrest_500",
+    "proxy_token_401",
+)
+_UNREADABLE = ("bad_redirect", "switching_101", "not_gzip", "html_200", "empty_200", "500.002.1001_internal")
+_BROKEN_CHUNK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{"
+_SPELLINGS = ("latin1", "raw_tab", "lone_surrogate", "bom", "float_code", "float_numbers", "exponent_amount")
 _OPERATIONS = ("oauth", "stkquery", "transactionstatus", "reversal", "pullquery")
 """Besides pushes, which meet every fault that is ordered."""
 
@@ -60,8 +90,10 @@ class Chaos:
     endpoint: Endpoint
     rng: random.Random
     http: niquests.AsyncSession
-    merchant_id: str
-    api_key: str
+    merchant_ids: tuple[str, ...]
+    shortcode_ids: tuple[str, ...]
+    api_keys: tuple[str, ...]
+    """Of the merchants that sell: one with a paybill, one that shares it, and one with a till."""
     operator_key: str
     crons: tuple[str, ...]
     say: Callable[[str], None]
@@ -94,9 +126,16 @@ class Chaos:
         found: list[dict[str, Any]] = await self.control("GET", f"/pushes{query}")
         return found
 
-    async def ask(self, method: str, path: str, body: Any = None, *, as_operator: bool = False) -> None:
-        """Call the gateway as the merchant, or as its operator; whatever it answers is fine."""
-        headers = {"X-API-Key": self.operator_key if as_operator else self.api_key}
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, as_operator: bool = False, merchant: int | None = None
+    ) -> None:
+        """Call the gateway as each merchant or as one of them, or as the operator; whatever it answers is fine."""
+        keys = self.api_keys if merchant is None else (self.api_keys[merchant],)
+        keys = (self.operator_key,) if as_operator else keys
+        await asyncio.gather(*(self._ask(key, method, path, body) for key in keys))
+
+    async def _ask(self, key: str, method: str, path: str, body: Any) -> None:
+        headers = {"X-API-Key": key}
         with suppress(niquests.RequestException, OSError):
             await self.http.request(method, self.site.base + path, json=body, headers=headers, timeout=20)
 
@@ -319,6 +358,51 @@ async def daraja_refuses(chaos: Chaos) -> None:
 
 
 @fault("simulator")
+async def proxies_refuse(chaos: Chaos) -> None:
+    """What stands in front of Daraja refuses: spike arrest, quota, a firewall's page, a token that it does not know."""
+    await _answer_with(chaos, chaos.rng.choice(_PROXIES))
+
+
+@fault("simulator")
+async def answers_cannot_be_read(chaos: Chaos) -> None:
+    """Daraja answers with what no client can read, and nothing was done."""
+    await _answer_with(chaos, chaos.rng.choice(_UNREADABLE))
+
+
+@fault("daraja")
+async def chunks_broken(chaos: Chaos) -> None:
+    """Daraja takes requests, and answers with a chunk that cannot be read."""
+    chaos.site.to_daraja.garble = _BROKEN_CHUNK
+    await chaos.lasts(1, 4)
+    chaos.site.to_daraja.garble = None
+    chaos.site.to_daraja.cut()
+
+
+async def _habits(chaos: Chaos, **habits: str) -> None:
+    """Let operations misbehave for a while."""
+    await chaos.control("PATCH", "/habits", habits)
+    await chaos.lasts(2, 6)
+    await chaos.control("PATCH", "/habits", dict.fromkeys(habits, "normal"))
+
+
+@fault("spelling")
+async def bodies_spelt_otherwise(chaos: Chaos) -> None:
+    """Callbacks and results are no clean JSON in UTF-8, or have their numbers as floats."""
+    await _habits(chaos, callback=chaos.rng.choice(_SPELLINGS))
+
+
+@fault("answers")
+async def answers_spelt_otherwise(chaos: Chaos) -> None:
+    """Tokens, acknowledgements and STK queries are answered oddly, and say something that is not in any table."""
+    await _habits(
+        chaos,
+        oauth=chaos.rng.choice(("expires_huge", "expires_number", "expires_float", "expires_text", "token_line_break")),
+        stkack=chaos.rng.choice(("no_merchant_request_id", "code_float", "code_zeros", "code_number")),
+        stkquery=chaos.rng.choice(("unknown_code", "code_9999", "other_handle", "processing_200", "does_not_exist")),
+    )
+
+
+@fault("simulator")
 async def results_misbehave(chaos: Chaos) -> None:
     """Results of status queries and reversals are lost, late, doubled, early or odd; and Pull answers oddly."""
     habits = {
@@ -469,7 +553,10 @@ async def two_reconciliations_at_once(chaos: Chaos) -> None:
     """Two reconciliations that the merchant asks for, and two in the queue, at the same moment."""
     await asyncio.gather(
         *(chaos.ask("POST", "/v1/payments/mpesa/reconcile", {}) for _ in range(2)),
-        _wake(chaos, ("reconciliation.reconcile",) * 2, queue="daraja", merchant_id=chaos.merchant_id),
+        *(
+            _wake(chaos, ("reconciliation.reconcile",) * 2, queue="daraja", shortcode_id=shortcode_id)
+            for shortcode_id in chaos.shortcode_ids
+        ),
     )
 
 

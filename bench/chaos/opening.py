@@ -10,12 +10,16 @@ import niquests
 from bench.chaos.faults import Chaos
 from bench.chaos.merchant import Endpoint
 from bench.chaos.site import Site
-from bench.chaos.verify import LEFT_TO_A_PERSON, STILL_OPEN
+from bench.chaos.verify import LEFT_TO_A_PERSON, LINES_LEFT_TO_A_PERSON, STILL_OPEN
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 
 _ACTOR = "cli:chaos"
+
+_TILL = {"shortcode": "600638", "till_number": "5123456"}
+SHOPS: dict[str, dict[str, str]] = {"Paybill": {}, "Neighbour": {}, "Till": _TILL}
+"""The merchants that sell, and what each has otherwise: two share the sandbox's paybill, and one has a till."""
 
 
 async def open_shop(
@@ -26,16 +30,41 @@ async def open_shop(
     rng: random.Random,
     say: Callable[[str], None],
 ) -> Chaos:
-    """A merchant that is ready to sell, and all that the faults need."""
-    merchant = await gateway.merchants.create("Chaos", actor=_ACTOR)
+    """Merchants that are ready to sell, and all that the faults need."""
+    shops = [await _open_one(gateway, site, endpoint, http, name, fields) for name, fields in SHOPS.items()]
+    _, operator_key = await gateway.api_keys.create(
+        shops[0][0], name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
+    )
+    return Chaos(
+        site=site,
+        endpoint=endpoint,
+        rng=rng,
+        http=http,
+        merchant_ids=tuple(merchant_id for merchant_id, _ in shops),
+        shortcode_ids=tuple(row[0] for row in await gateway.db.fetch("SELECT shortcode_id FROM shortcode")),
+        api_keys=tuple(key for _, key in shops),
+        operator_key=operator_key.reveal(),
+        crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),
+        say=say,
+    )
+
+
+async def _open_one(
+    gateway: Gateway,
+    site: Site,
+    endpoint: Endpoint,
+    http: niquests.AsyncSession,
+    name: str,
+    fields: dict[str, str],
+) -> tuple[str, str]:
+    """A new merchant, ready to sell: its id and its API key."""
+    merchant = await gateway.merchants.create(name, actor=_ACTOR)
     _, key = await gateway.api_keys.create(
         merchant.merchant_id, name="chaos", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
     )
-    _, operator_key = await gateway.api_keys.create(
-        merchant.merchant_id, name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
-    )
+    credentials = CREDENTIALS | {"mpesa": CREDENTIALS["mpesa"] | fields | {"consumer_key": f"key-of-{name}"}}
     for method, path, body in (
-        ("PUT", "/v1/merchant/providers", CREDENTIALS),
+        ("PUT", "/v1/merchant/providers", credentials),
         ("PUT", "/v1/merchant/webhook", {"webhook_url": endpoint.url}),
         ("POST", "/v1/payments/mpesa/pull/register", None),
     ):
@@ -43,18 +72,9 @@ async def open_shop(
         data = answer.json().get("data")
         if data is None:
             raise RuntimeError(f"{method} {path}: {answer.text}")
-        endpoint.secret = data.get("webhook_secret", endpoint.secret)
-    return Chaos(
-        site=site,
-        endpoint=endpoint,
-        rng=rng,
-        http=http,
-        merchant_id=merchant.merchant_id,
-        api_key=key.reveal(),
-        operator_key=operator_key.reveal(),
-        crons=tuple(name for name, job in gateway.jobs_by_name.items() if job.cron is not None),
-        say=say,
-    )
+        if "webhook_secret" in data:
+            endpoint.secrets.append(data["webhook_secret"])
+    return merchant.merchant_id, key.reveal()
 
 
 async def settle(gateway: Gateway, chaos: Chaos, patience: float) -> bool:
@@ -73,7 +93,11 @@ async def settle(gateway: Gateway, chaos: Chaos, patience: float) -> bool:
 
 
 async def _decide(gateway: Gateway, chaos: Chaos) -> None:
-    """Play the person who looks at M-Pesa's portal and ends the refunds that nobody ever answered for."""
+    """Play the people who look at M-Pesa's portal: they end refunds without an answer, and assign ambiguous lines."""
+    for row in await gateway.db.fetch(LINES_LEFT_TO_A_PERSON):
+        merchant = chaos.merchant_ids.index(row["merchant_id"])
+        path = f"/v1/payments/mpesa/statement-lines/{row['line_id']}/assign"
+        await chaos.ask("POST", path, {"payment_id": row["payment_id"]}, merchant=merchant)
     for row in await gateway.db.fetch(LEFT_TO_A_PERSON):
         body = {
             "outcome": "completed" if row["went_back"] else "failed",

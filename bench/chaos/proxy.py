@@ -24,6 +24,8 @@ class Wire:
         self.port = 0
         self.delay = 0.0
         """Seconds by which each answer is late."""
+        self.garble: bytes | None = None
+        """What answers begin with instead, before the connection ends: bytes that are no HTTP."""
         self.cut_share = 0.0
         """The share of connections that are cut once the first bytes of an answer are on their way."""
 
@@ -104,6 +106,10 @@ class Wire:
                     break
                 if is_answer and self.delay:
                     await asyncio.sleep(self.delay)
+                if is_answer and self.garble is not None:
+                    writer.write(self.garble)
+                    await writer.drain()
+                    break
                 writer.write(chunk)
                 await writer.drain()
         if is_doomed:

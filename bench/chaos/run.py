@@ -40,6 +40,7 @@ class Options:
     seconds: int = 120
     rate: float = 8.0
     misbehave: float = 0.4
+    strangers: float = 4.0
     settle: int = 240
     at_once: int = 3
     pace: float = 1.0
@@ -92,8 +93,9 @@ class Run:
             http.trust_env = False
             chaos = await open_shop(gateway, site, endpoint, http, self._rng, self._say)
             chaos.pace = self._options.pace
-            shop = Shoppers(site.base, chaos.api_key, self._rng, http, pace=self._options.pace)
-            await chaos.control("PATCH", "/knobs", {"chaos": self._options.misbehave, "seed": self._options.seed})
+            shop = Shoppers(site.base, chaos.api_keys, self._rng, http, pace=self._options.pace)
+            knobs = {"chaos": self._options.misbehave, "strangers": self._options.strangers, "seed": self._options.seed}
+            await chaos.control("PATCH", "/knobs", knobs)
             until = time.monotonic() + self._options.seconds
 
             def is_over() -> bool:

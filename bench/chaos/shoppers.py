@@ -28,10 +28,13 @@ class Wish:
 
 @dataclass
 class Shoppers:
-    """Who buys. What was asked for is kept by its Idempotency-Key, with the payment that came of it, if one did."""
+    """Who buys. What was asked for is kept by its Idempotency-Key, with the payment that came of it, if one did.
+
+    ``api_keys`` are those of the merchants that sell; each buyer goes to one of them.
+    """
 
     base: str
-    api_key: str
+    api_keys: tuple[str, ...]
     rng: random.Random
     http: niquests.AsyncSession
     pace: float = 1.0
@@ -58,44 +61,47 @@ class Shoppers:
         number = len(self.payments)
         key, amount = f"buy-{number}", self.rng.randint(1, 2000)
         wish = self.wishes[key] = Wish(f"2547{11_000_000 + number}", amount)
+        shop = self.api_keys[number % len(self.api_keys)]
         body = {"amount": amount, "phone": wish.phone, "metadata": {"order": key}}
         # Some press the button twice.
         times = 2 if self.rng.random() < 0.15 else 1
         self.payments[key] = None
-        await asyncio.gather(*(self._request("/v1/payments", key, body, self.payments) for _ in range(times)))
+        await asyncio.gather(*(self._request("/v1/payments", shop, key, body, self.payments) for _ in range(times)))
         payment_id = self.payments[key]
         if payment_id is None:
             return
         chance = self.rng.random()
         if chance < 0.1:
             await asyncio.sleep(self.rng.uniform(0, 3) * self.pace)
-            await self._post(f"/v1/payments/{payment_id}/query", "", None)
+            await self._post(f"/v1/payments/{payment_id}/query", shop, "", None)
         elif chance < 0.15:
             await asyncio.sleep(self.rng.uniform(1, 5) * self.pace)
-            await self._post(f"/v1/payments/mpesa/check-status/{payment_id}", "", None)
-        elif chance < 0.4 and await self._is_paid(payment_id):
-            await self._refund(payment_id, number, amount)
+            await self._post(f"/v1/payments/mpesa/check-status/{payment_id}", shop, "", None)
+        elif chance < 0.4 and await self._is_paid(payment_id, shop):
+            await self._refund(payment_id, shop, number, amount)
 
-    async def _is_paid(self, payment_id: str) -> bool:
+    async def _is_paid(self, payment_id: str, shop: str) -> bool:
         """Wait a while for the payment to be paid, and its receipt to be known."""
         for _ in range(15):
-            answer = await self._call("GET", f"/v1/payments/{payment_id}")
+            answer = await self._call("GET", f"/v1/payments/{payment_id}", shop)
             if answer[0] == 200 and answer[1]["data"]["receipt"] is not None:
                 return True
             await asyncio.sleep(self.pace)
         return False
 
-    async def _refund(self, payment_id: str, number: int, amount: int) -> None:
+    async def _refund(self, payment_id: str, shop: str, number: int, amount: int) -> None:
         share = self.rng.choice((None, amount, max(1, amount // 2), max(1, amount // 3)))
         body: dict[str, Any] = {"payment_id": payment_id} | ({} if share is None else {"amount": share})
         key = f"refund-{number}"
         self.refunds[key] = None
         times = 2 if self.rng.random() < 0.3 else 1
-        await asyncio.gather(*(self._request("/v1/refunds", key, body, self.refunds) for _ in range(times)))
+        await asyncio.gather(*(self._request("/v1/refunds", shop, key, body, self.refunds) for _ in range(times)))
 
-    async def _request(self, path: str, key: str, body: dict[str, Any], found: dict[str, str | None]) -> None:
+    async def _request(
+        self, path: str, shop: str, key: str, body: dict[str, Any], found: dict[str, str | None]
+    ) -> None:
         for _ in range(_TRIES):
-            status, answer = await self._post(path, key, body)
+            status, answer = await self._post(path, shop, key, body)
             self.answers[status] += 1
             if status not in _EXPLAINED:
                 self.unexplained.append(f"{status} {path}: {answer.get('errors')}")
@@ -110,11 +116,13 @@ class Shoppers:
                 return
             await asyncio.sleep(self.rng.uniform(0.2, 2))
 
-    async def _post(self, path: str, key: str, body: Any) -> tuple[int, dict[str, Any]]:
-        return await self._call("POST", path, key, body)
+    async def _post(self, path: str, shop: str, key: str, body: Any) -> tuple[int, dict[str, Any]]:
+        return await self._call("POST", path, shop, key, body)
 
-    async def _call(self, method: str, path: str, key: str = "", body: Any = None) -> tuple[int, dict[str, Any]]:
-        headers = {"X-API-Key": self.api_key} | ({"Idempotency-Key": key} if key else {})
+    async def _call(
+        self, method: str, path: str, shop: str, key: str = "", body: Any = None
+    ) -> tuple[int, dict[str, Any]]:
+        headers = {"X-API-Key": shop} | ({"Idempotency-Key": key} if key else {})
         try:
             answer = await self.http.request(method, self.base + path, json=body, headers=headers, timeout=20)
             return answer.status_code or 0, answer.json()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from bench.chaos.merchant import Endpoint
 from bench.chaos.shoppers import Wish
+from bench.chaos.truth import CHECKS, truth
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_callbacks.plugin import plugin as callbacks
@@ -16,23 +17,15 @@ from mpesa_gateway_reconciliation.plugin import plugin as reconciliation
 from mpesa_gateway_refunds.plugin import plugin as refunds
 from mpesa_gateway_webhooks.plugin import plugin as webhooks
 
+_TRUTH = truth(has_worlds=False)
+
 OUR_OWN: dict[str, str] = {
-    "lost: money that moved and another amount is on the payment": """
-        SELECT t.receipt FROM sim_transaction t JOIN payment p ON p.receipt = t.receipt WHERE p.amount <> t.amount
-    """,
+    **{sentence: f"WITH {_TRUTH} {sql}" for sentence, sql in CHECKS.items()},
     "doubled: two prompts for one payment": """
         SELECT reference FROM sim_push GROUP BY reference HAVING count(*) > 1
     """,
     "doubled: two payments for one Idempotency-Key": """
         SELECT idempotency_key FROM payment GROUP BY merchant_id, idempotency_key HAVING count(*) > 1
-    """,
-    "invented: money on a payment that asked for another": """
-        SELECT p.payment_id FROM payment p JOIN sim_transaction t ON t.receipt = p.receipt
-        WHERE p.reference <> t.reference OR p.phone <> t.phone
-    """,
-    "invented: a receipt that M-Pesa never gave": """
-        SELECT p.payment_id FROM payment p LEFT JOIN sim_transaction t USING (receipt)
-        WHERE p.receipt IS NOT NULL AND t.receipt IS NULL
     """,
     "doubled: more went back than came in": """
         SELECT original FROM sim_reversal JOIN sim_transaction t ON t.receipt = original
@@ -77,7 +70,8 @@ ALWAYS: dict[str, str] = OUR_OWN | {
 AT_LAST: dict[str, str] = {
     "lost: money that moved and no payment is completed with it": """
         SELECT t.receipt FROM sim_transaction t LEFT JOIN payment p ON p.receipt = t.receipt
-        WHERE p.payment_id IS NULL OR p.status NOT IN ('completed', 'reversed', 'partially_reversed')
+        WHERE t.kind = 'push' AND (p.payment_id IS NULL
+            OR p.status NOT IN ('completed', 'reversed', 'partially_reversed'))
     """,
     "invented: a payment that is completed and no money moved": """
         SELECT p.payment_id FROM payment p
@@ -113,7 +107,8 @@ SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NU
     + (SELECT count(*) FROM sim_push WHERE state = 'open')
     + (SELECT count(*) FROM sim_callback WHERE due_at IS NOT NULL)
     + (SELECT count(*) FROM sim_result WHERE due_at IS NOT NULL)
-    + (SELECT count(*) FROM sim_transaction t WHERE NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt))
+    + (SELECT count(*) FROM sim_transaction t WHERE kind = 'push'
+        AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt))
 """
 """How much is under way: zero once all has settled."""
 
@@ -126,6 +121,15 @@ ORDER BY r.payment_id, r.created_at
 """
 """Refunds whose reversal nobody answers for, one of each payment, and whether the simulator's ledger has it."""
 
+LINES_LEFT_TO_A_PERSON = f"""
+WITH {_TRUTH}
+SELECT l.line_id, l.merchant_id, p.payment_id FROM statement_line l
+JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
+JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
+WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+"""  # noqa: S608 - our own
+"""Statement lines that fit several payments, and the payment whose push moved the money."""
+
 _FIGURES: dict[str, str] = {
     "payments": "SELECT count(*) FROM payment",
     "completed": "SELECT count(*) FROM payment WHERE status IN ('completed', 'reversed', 'partially_reversed')",
@@ -134,7 +138,19 @@ _FIGURES: dict[str, str] = {
     "refunds completed": "SELECT count(*) FROM refund WHERE status = 'completed'",
     "refunds decided by a person": "SELECT count(*) FROM refund WHERE result_code = 'operator'",
     "refunds failed": "SELECT count(*) FROM refund WHERE status = 'failed'",
-    "money moved (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_transaction",
+    "money moved (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_transaction WHERE kind = 'push'",
+    "strangers' transactions": "SELECT count(*) FROM sim_transaction WHERE kind <> 'push' AND at <= now()",
+    "strangers' transactions close to a payment": """
+        SELECT count(*) FROM sim_transaction t WHERE kind IN ('pay_bill', 'buy_goods') AND at <= now() AND EXISTS (
+            SELECT 1 FROM sim_push s WHERE s.receiver = t.shortcode AND s.amount = t.amount
+                AND right(s.phone, 3) = right(t.phone, 3) AND left(s.phone, 6) = left(t.phone, 6)
+                AND t.at BETWEEN s.created_at - interval '2 minutes' AND s.created_at + interval '15 minutes')
+    """,
+    "strangers' transactions on statements": """
+        SELECT count(DISTINCT l.receipt) FROM statement_line l JOIN sim_transaction t USING (receipt)
+        WHERE t.kind <> 'push'
+    """,
+    "statement lines left to a person": "SELECT count(*) FROM statement_line WHERE finding = 'ambiguous'",
     "money sent back (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_reversal",
     "events": "SELECT count(*) FROM event WHERE is_public",
     "attempts at delivery": "SELECT count(*) FROM attempt",
@@ -259,7 +275,7 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
     moved = await gateway.db.fetch(
         "SELECT e.event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
-        "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed'"
+        "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed' WHERE t.kind = 'push'"
     )
     waits = sorted(taken[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in taken)
     findings.figures["deliveries received"] = len(endpoint.deliveries)

@@ -46,6 +46,9 @@ _RECOVERS_WITHIN = 10
 
 _STUCK = 60.0
 
+_STRANGERS = 4.0
+"""Strangers' transactions for each push."""
+
 _MEMORY_SLACK = 6.0
 """MiB by which the memory of a process may grow in the half that counts."""
 
@@ -119,7 +122,8 @@ class Soak:
             async with Gateway(config).running() as gateway, niquests.AsyncSession(pool_maxsize=50) as http:
                 http.trust_env = False
                 chaos = await open_shop(gateway, site, endpoint, http, self._rng, self._say)
-                client = Client([api.port for api in site.apis], chaos.api_key)
+                await chaos.control("PATCH", "/knobs", {"strangers": _STRANGERS, "seed": self._options.seed})
+                client = Client([api.port for api in site.apis], chaos.api_keys[0])
                 load = Load(client, self._rng, lambda: bool(chaos.busy))
                 await self._phases(site, endpoint, gateway, chaos, load)
                 client.close()

@@ -9,7 +9,17 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance
-from mpesa_gateway_simulator.habits import RESULT_HABITS, Habit
+from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
+from mpesa_gateway_simulator.population import (
+    OTHER_SHOP,
+    OUTGOING,
+    PULL_TYPES,
+    REASONS,
+    REVERSAL_TYPE,
+    Movement,
+    pull_type,
+    shown_payer,
+)
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.validation import (
     Fault,
@@ -69,10 +79,30 @@ class Results:
         self._settings = gateway.settings(SimulatorSettings)
         self.chance = Chance(gateway)
 
-    async def habit(self, operation: str) -> Habit:
+    async def habit(self, operation: str) -> str:
         """How this operation behaves at present."""
-        found: Habit | None = await self._db.fetchval(tables.HABIT, operation)
+        found: str | None = await self._db.fetchval(tables.HABIT, operation)
         return found or "normal"
+
+    async def record(self, movement: Movement) -> None:
+        """Write a row of the ledger."""
+        await self._db.execute(
+            tables.INSERT_TRANSACTION,
+            movement.receipt,
+            movement.checkout_request_id,
+            movement.phone,
+            movement.amount,
+            movement.shortcode,
+            movement.reference,
+            movement.at,
+            movement.kind,
+            movement.party,
+            movement.payer_shown,
+            movement.time_shown,
+            movement.skew,
+            movement.meant_for,
+            movement.kind in OUTGOING,
+        )
 
     # -- transaction status ---------------------------------------------------------------------------------------
 
@@ -83,23 +113,27 @@ class Results:
         if habit == "internal_error":
             raise named_fault("500.003.1001")
         code, parameters, receipt = await self._status_of(request)
+        if habit == "no_parties":
+            parameters = [(key, value) for key, value in parameters if not key.endswith("PartyName")]
+        if habit == "hidden_payer":
+            parameters = [(key, _hidden(value) if key.endswith("PartyName") else value) for key, value in parameters]
         envelope = await self._envelope(code, parameters, receipt)
         return await self._take("transactionstatus", envelope, request.result_url, request.timeout_url, habit)
 
     async def _status_of(self, request: StatusRequest) -> tuple[str, list[tuple[str, Any]], str | None]:
         row = None
+        reversal = await self._db.fetchrow(tables.FIND_REVERSAL, request.conversation_id, request.receipt)
+        if reversal is not None and reversal["shortcode"] == request.shortcode:
+            return "0", _reversal_status(reversal), reversal["receipt"]
         if request.receipt is not None:
             row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
         elif request.conversation_id is not None:
-            reversal = await self._db.fetchrow(tables.FIND_REVERSAL, request.conversation_id)
-            if reversal is not None:
-                return "0", _reversal_status(reversal), reversal["receipt"]
             push = await self._db.fetchrow(tables.FIND_PUSH, request.conversation_id)
             if push is not None and push["receipt"] is None:
                 return "0", _push_status(push), None
             if push is not None:
                 row = await self._db.fetchrow(tables.FIND_TRANSACTION, push["receipt"])
-        if row is None or row["shortcode"] != request.shortcode:
+        if row is None or row["shortcode"] != request.shortcode or row["at"] > self._gateway.clock.now():
             return "2032", [], None
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
         return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
@@ -135,7 +169,7 @@ class Results:
         receipt = await self.chance.receipt()
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_TRANSACTION, request.receipt)
-            if row is None or row["shortcode"] != request.shortcode:
+            if row is None or row["shortcode"] != request.shortcode or row["is_out"] or row["at"] > now:
                 return "R000002", [], None
             left = row["amount"] - await self._db.fetchval(tables.RETURNED, request.receipt)
             if left == 0:
@@ -167,30 +201,58 @@ class Results:
         if not await self._db.fetchval(tables.IS_REGISTERED, query.shortcode):
             raise named_fault("400.003.02")
         habit = await self.habit("pullquery")
-        rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, query.end, query.offset, PAGE)
+        is_peopled = await self._knob("strangers") > 0
+        # A time that has not come is on no statement, whatever window was asked for.
+        end = min(query.end, self._gateway.clock.now())
+        rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, end, query.offset, PAGE, is_peopled)
         if habit == "internal_error":
             raise named_fault("500.003.1001")
         if habit == "html_200":
             return 200, "<html>We are improving our services. Please try again later.</html>"
+        if habit == "endless":
+            return 200, await self._page("1000", "Success", [[await self._endless_row()]])
         if not rows:
             return self._empty(habit)
         found: list[Any] = [_statement_row(row, habit) for row in rows]
         if habit == "malformed_row":
             found = ["not a row", {"trxDate": "2026-11-23T13:15:12Z", "amount": "1"}, None, *found]
         lists = [found[:1], [], found[1:]] if habit == "several_lists" else [found]
-        return 200, await self._page("1000", "Success", lists)
+        page = await self._page("0" if habit == "code_zero" else "1000", "Success", lists)
+        if habit == "latin1_row":
+            return 200, msgspec.json.encode(page).replace(b'"sender":"MPESA"', b'"sender":"M\xdcLLER"', 1)
+        return 200, page
+
+    async def _endless_row(self) -> dict[str, Any]:
+        """A row that no ledger has, new each time: whatever the offset, there is one more."""
+        return {
+            "transactionId": await self.chance.receipt(),
+            "trxDate": f"{self._gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+            "msisdn": "700000999",
+            "transactiontype": PULL_TYPES["pay_bill"],
+            "billreference": "endless",
+            "amount": "1",
+        }
 
     @staticmethod
-    def _empty(habit: Habit) -> tuple[int, Any]:
+    def _empty(habit: str) -> tuple[int, Any]:
         answer: dict[str, Any] = {"ResponseRefID": "0000", "ResponseCode": "1001", "ResponseMessage": "No transactions"}
         if habit == "no_response_field":
             return 200, answer | {"ResponseMessage": "null"}
         if habit == "text":
             answer["Response"] = "No transactions found"
             return 200, answer
-        if habit == "http_500_when_empty":
-            fault = {"requestId": "0000", "errorCode": "500.003.1001", "errorMessage": "No transactions found"}
-            return 500, fault
+        faults: dict[str, tuple[int, str, str]] = {
+            "http_500_when_empty": (500, "500.003.1001", "No transactions found"),
+            "words_500_when_empty": (
+                500,
+                "500.003.1001",
+                "Nothing could be fetched: this shortcode has not got any transactions.",
+            ),
+            "404_when_empty": (404, "404.002.01", "No data for this shortcode"),
+        }
+        if habit in faults:
+            status, code, text = faults[habit]
+            return status, {"requestId": "0000", "errorCode": code, "errorMessage": text}
         answer["Response"] = [[]]
         return 200, answer
 
@@ -222,21 +284,25 @@ class Results:
         }
 
     async def _take(
-        self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: Habit
+        self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
         """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
-        plan = RESULT_HABITS.get(habit, RESULT_HABITS["normal"])
+        plan = RESULT_PLANS.get(habit, Plan())
+        spelling = await self.habit("callback")
         now = self._gateway.clock.now()
         delay = await self._knob("late_delay") if plan.is_late else await self._knob("callback_delay")
         owed: list[int] = []
         for number, content in enumerate(plan.bodies(envelope)):
+            if spelling == "float_code" and isinstance(content["ResultCode"], int):
+                content["ResultCode"] = float(content["ResultCode"])
+            text = "" if plan.is_empty else msgspec.json.encode({"Result": content}).decode()
             owed.append(
                 await self._db.fetchval(
                     tables.INSERT_RESULT,
                     operation,
                     envelope["OriginatorConversationID"],
                     timeout_url if plan.is_timeout else result_url,
-                    msgspec.json.encode({"Result": content}).decode(),
+                    *written(text, spelling),
                     now + timedelta(seconds=delay + number * 0.05),
                 )
             )
@@ -245,7 +311,7 @@ class Results:
         ack = {
             "OriginatorConversationID": envelope["OriginatorConversationID"],
             "ConversationID": envelope["ConversationID"],
-            "ResponseCode": "0",
+            "ResponseCode": plan.ack_code,
             "ResponseDescription": "Accept the service request successfully.",
         }
         return ack, owed if plan.is_before_ack else []
@@ -255,24 +321,37 @@ class Results:
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 
 
-def _party(phone: str) -> str:
-    return f"{phone} - JANE DOE"
+def _party(phone: str, name: str = "") -> str:
+    return f"{phone} - {name or 'JANE DOE'}"
+
+
+def _hidden(party: str) -> str:
+    """A party whose number, if it has one, is masked."""
+    number, _, name = party.partition(" - ")
+    return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 
 
 def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]:
-    at = f"{row['at'].astimezone(EAT):%Y%m%d%H%M%S}"
+    at = f"{(row['at'] + timedelta(seconds=row['skew'])).astimezone(EAT):%Y%m%d%H%M%S}"
+    shop, customer = f"{row['shortcode']} - Shop", _party(row["phone"], row["party"])
+    other = f"{OTHER_SHOP} - OTHER SHOP" if row["kind"] == "shop_payment" else customer
+    if row["kind"] == "charge":
+        other = "Safaricom - Charges"
+    # The name that has been seen twice, the second time for the one who receives.
+    parties = (
+        [("DebitPartyName", shop), ("CreditPartyName", other)]
+        if row["is_out"]
+        else [("DebitPartyName", customer), ("DebitPartyName", shop), ("CreditPartyName", shop)]
+    )
     return [
         ("ReceiptNo", row["receipt"]),
         ("TransactionStatus", "Reversed" if is_reversed else "Completed"),
         ("Amount", str(row["amount"])),
-        ("DebitPartyName", _party(row["phone"])),
-        # The name that has been seen twice, the second time for the one who receives.
-        ("DebitPartyName", f"{row['shortcode']} - Shop"),
-        ("CreditPartyName", f"{row['shortcode']} - Shop"),
+        *parties,
         ("InitiatedTime", at),
         ("FinalisedTime", at),
-        ("DebitAccountType", "MMF Account For Customer"),
-        ("ReasonType", "Pay Bill Online"),
+        ("DebitAccountType", "Working Account" if row["is_out"] else "MMF Account For Customer"),
+        ("ReasonType", REASONS[row["kind"]]),
         ("TransactionReason", None),
     ]
 
@@ -292,8 +371,10 @@ def _reversal_status(reversal: Row) -> list[tuple[str, Any]]:
         ("ReceiptNo", reversal["receipt"]),
         ("TransactionStatus", "Completed"),
         ("Amount", str(reversal["amount"])),
+        ("DebitPartyName", f"{reversal['shortcode']} - Shop"),
+        ("CreditPartyName", _party(reversal["phone"])),
         ("FinalisedTime", f"{reversal['at'].astimezone(EAT):%Y%m%d%H%M%S}"),
-        ("ReasonType", "Transaction Reversal"),
+        ("ReasonType", REVERSAL_TYPE),
     ]
 
 
@@ -309,22 +390,31 @@ def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime) -> l
     ]
 
 
-def _statement_row(row: Row, habit: Habit) -> dict[str, Any]:
-    at = row["at"].astimezone(EAT)
+def _statement_row(row: Row, habit: str) -> dict[str, Any]:
+    at = (row["at"] + timedelta(seconds=row["skew"])).astimezone(EAT)
+    time_shown = habit if habit in {"no_zone", "z_meaning_eat"} else row["time_shown"]
     date = {
         "no_zone": f"{at:%Y-%m-%d %H:%M:%S}",
         "z_meaning_eat": f"{at:%Y-%m-%dT%H:%M:%S}Z",
-    }.get(habit, f"{at:%Y-%m-%dT%H:%M:%S}+03:00")
-    national = row["phone"][3:]
-    amounts: dict[str, Any] = {"cents": f"{row['amount']}.00", "amount_number": row["amount"]}
-    return {
+        "offset": f"{at:%Y-%m-%dT%H:%M:%S}+03:00",
+    }[time_shown]
+    amounts: dict[str, Any] = {
+        "cents": f"{row['amount']}.00",
+        "amount_number": row["amount"],
+        "amount_float": msgspec.Raw(f"{row['amount']}.0".encode()),
+        "amount_exponent": msgspec.Raw(f"{row['amount']}e0".encode()),
+    }
+    shown = {
         "transactionId": row["receipt"],
         "trxDate": date,
-        "msisdn": f"{national[:3]}***{national[-3:]}" if habit == "partial_msisdn" else national,
+        "msisdn": shown_payer(row["phone"], "partial" if habit == "partial_msisdn" else row["payer_shown"]),
         "sender": "MPESA",
-        "transactiontype": "c2b-buy-goods-debit" if row["is_till"] else "c2b-pay-bill-debit",
+        "transactiontype": pull_type(row["kind"], is_till=row["is_till"]),
         # A till's customers give no account, and what a push to one says of it is not on the statement.
         "billreference": "" if row["is_till"] else row["reference"],
         "amount": amounts.get(habit, str(row["amount"])),
         "organizationname": "Shop",
     }
+    if habit == "no_type":
+        del shown["transactiontype"]
+    return {name: value for name, value in shown.items() if value is not None}

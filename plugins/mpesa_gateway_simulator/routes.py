@@ -16,11 +16,20 @@ from mpesa_gateway.http.query import Moment, reads
 from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
-from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS, Habit
+from mpesa_gateway_simulator.habits import (
+    ACK_HABITS,
+    CALLBACK_HABITS,
+    OAUTH_HABITS,
+    PULL_HABITS,
+    QUERY_HABITS,
+    REVERSAL_HABITS,
+    STATUS_HABITS,
+)
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
 from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
+from mpesa_gateway_simulator.population import PayerShown, TimeShown
 from mpesa_gateway_simulator.service import Simulator
-from mpesa_gateway_simulator.validation import Fault, Garbage
+from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
 
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
@@ -45,7 +54,8 @@ def _read(body: bytes) -> dict[str, Any]:
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
     simulator = services.get(Simulator)
     answer = await _answered(request, simulator, operation, body)
-    simulator.diary.received(operation, body, answer.status_code or 200, answer.content)
+    said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
+    simulator.diary.received(operation, body, answer.status_code or 200, said)
     answer.headers[SIMULATED] = "1"
     return answer
 
@@ -73,7 +83,9 @@ async def _answered(
     except Fault as fault:
         return _fault(request.headers.get("x-request-id", "sim"), fault)
     except Garbage as garbage:
-        return Response(garbage.body, status_code=garbage.status, media_type="text/html")
+        return Response(
+            garbage.body, status_code=garbage.status, media_type=garbage.media_type, headers=garbage.headers
+        )
 
 
 @get("/simulator/oauth/v1/generate", **_DARAJA)
@@ -266,32 +278,11 @@ async def forge_callback(
 class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fault to play: for which operation, and how often."""
 
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"fault": one_of(FAULTS)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
 
     operation: Literal["oauth", "stkpush", "stkquery", "transactionstatus", "reversal", "pullregister", "pullquery"]
-    fault: Literal[
-        "400.002.02",
-        "400.002.05",
-        "400.003.01",
-        "400.003.02",
-        "400.008.01",
-        "400.008.02",
-        "401.001",
-        "401.002.01",
-        "404.001.01",
-        "404.001.03",
-        "405.001",
-        "500.001.1001",
-        "500.002.1001",
-        "500.003.02",
-        "500.003.03",
-        "500.003.1001",
-        "html_200",
-        "html_502",
-        "empty_200",
-        "empty_503",
-        "empty_504",
-    ]
+    fault: str
     times: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1
 
 
@@ -314,7 +305,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Delays in seconds, the share of chaos, the seed of chance; those left out stay as they are."""
+    """Delays in seconds, the share of chaos, strangers for each push, the seed; those left out stay as they are."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"callback_delay": 0.3}
 
@@ -324,6 +315,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     slow_answer: Seconds | None = None
     prompt_timeout: Seconds | None = None
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
@@ -343,20 +335,32 @@ async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs])
 
 
 class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How each operation behaves; those left out stay as they are. ``stkpush`` names what an unlisted phone does."""
+    """How each operation behaves; those left out stay as they are.
+
+    ``stkpush`` names what an unlisted phone does, ``stkack`` how pushes are acknowledged, and ``callback`` how the
+    bodies that Daraja posts are written.
+    """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "stkpush": one_of({"normal", *(behaviour.name for behaviour in BEHAVIOURS.values())}),
+        "oauth": one_of(OAUTH_HABITS),
+        "stkack": one_of(ACK_HABITS),
+        "callback": one_of(CALLBACK_HABITS),
+        "stkquery": one_of(QUERY_HABITS),
         "transactionstatus": one_of(STATUS_HABITS),
         "reversal": one_of(REVERSAL_HABITS),
         "pullquery": one_of(PULL_HABITS),
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"reversal": "late"}
 
+    oauth: str | None = None
     stkpush: str | None = None
-    transactionstatus: Habit | None = None
-    reversal: Habit | None = None
-    pullquery: Habit | None = None
+    stkack: str | None = None
+    callback: str | None = None
+    stkquery: str | None = None
+    transactionstatus: str | None = None
+    reversal: str | None = None
+    pullquery: str | None = None
 
 
 @patch(
@@ -368,7 +372,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     tags=["Simulator"],
 )
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
-    """Change how phones, status queries, reversals and Pull behave."""
+    """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
             await services.get(Simulator).set_habit(operation, habit)
@@ -376,7 +380,10 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
 
 
 class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Money that somebody pays without having been asked through us. ``amount`` is in KES."""
+    """Money that no push asked for. ``amount`` is in KES; ``skew`` is by how many seconds M-Pesa's clock is wrong.
+
+    ``kind`` and ``payer_shown`` are what it is, and how the statement shows the payer.
+    """
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"phone": PHONE}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"phone": "254708374149", "amount": 500, "shortcode": "174379"}
@@ -386,6 +393,10 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shortcode: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{5,7}$")]
     reference: Annotated[str, msgspec.Meta(max_length=20)] = ""
     at: Moment | None = None
+    kind: Literal["pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"] = "pay_bill"
+    payer_shown: PayerShown = "national"
+    time_shown: TimeShown = "offset"
+    skew: Annotated[int, msgspec.Meta(ge=-3600, le=3600)] = 0
 
 
 @post(
@@ -398,9 +409,10 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags=["Simulator"],
 )
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
-    """Let somebody pay whom nobody asked: a walk-in customer's money, which only the statement shows."""
+    """Write money that no push asked for to the ledger: only statements and status answers show it."""
+    more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
     receipt = await services.get(Simulator).add_money(
-        str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at
+        str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at, **more
     )
     return Success(data={"receipt": receipt})
 

@@ -14,8 +14,9 @@ import structlog
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.logs import trace
-from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.habits import EXPIRES, written
 from mpesa_gateway_simulator.outcomes import (
     ANSWERS,
     CHAOS,
@@ -82,7 +83,7 @@ class Simulator:
 
     # -- what Daraja answers --------------------------------------------------------------------------------------
 
-    async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, str]:
+    async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, Any]:
         """A new access token; the consumer key's earlier one is invalid from now on. Raises Fault."""
         await self._play_fault("oauth")
         scheme, _, pair = (authorization or "").partition(" ")
@@ -98,10 +99,15 @@ class Simulator:
             raise named_fault("400.008.01")
         token = base64.urlsafe_b64encode(self._gateway.ids.token(21)).decode()
         lifetime = self._settings.token_lifetime
+        habit = await self.results.habit("oauth")
+        if habit == "token_line_break":
+            token = f"{token[:8]}\r\n{token[8:]}"
         await self._db.execute(tables.PUT_TOKEN, key, token, self._gateway.clock.now() + timedelta(seconds=lifetime))
-        return {"access_token": token, "expires_in": str(lifetime)}
+        if habit == "expires_absent":
+            return {"access_token": token}
+        return {"access_token": token, "expires_in": EXPIRES.get(habit, str(lifetime))}
 
-    async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+    async def push(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """Take a push and answer as Daraja does. Raises Fault, and AckLost where the answer is to be lost."""
         await self._check_token(authorization)
         await self._play_fault("stkpush")
@@ -119,15 +125,21 @@ class Simulator:
             await asyncio.sleep(await self.knob("slow_answer"))
         if behaviour.ack == "lost":
             raise AckLost
-        return {
+        ack: dict[str, Any] = {
             "MerchantRequestID": merchant_request_id,
             "CheckoutRequestID": checkout_request_id,
             "ResponseCode": "0",
             "ResponseDescription": "Success. Request accepted for processing",
             "CustomerMessage": "Success. Request accepted for processing",
         }
+        habit = await self.results.habit("stkack")
+        if habit == "no_merchant_request_id":
+            del ack["MerchantRequestID"]
+        codes: dict[str, Any] = {"code_float": 0.0, "code_zeros": "00000000", "code_number": 0}
+        ack["ResponseCode"] = codes.get(habit, "0")
+        return ack | ({"traceId": {"id": [None, 1.5]}} if habit == "extra_fields" else {})
 
-    async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
+    async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
         """How a push stands: never with its receipt. Raises Fault while the prompt is open."""
         await self._check_token(authorization)
         await self._play_fault("stkquery")
@@ -135,17 +147,22 @@ class Simulator:
         row = await self._db.fetchrow(
             "SELECT * FROM sim_push WHERE checkout_request_id = $1", str(body.get("CheckoutRequestID"))
         )
-        if row is None:
+        habit = await self.results.habit("stkquery")
+        if row is None or habit == "does_not_exist":
             raise Fault(500, "500.001.1001", "The transaction does not exist")
         if row["state"] == "open":
-            raise Fault(500, "500.001.1001", "The transaction is being processed")
+            status = 200 if habit == "processing_200" else 500
+            raise Fault(status, "500.001.1001", "The transaction is being processed")
+        # About another push, it is always paid: an answer that must not be taken for ours.
+        is_other = habit == "other_handle"
+        code = {"unknown_code": "7777", "code_9999": "9999"}.get(habit, "0" if is_other else row["result_code"])
         return {
             "ResponseCode": "0",
             "ResponseDescription": "The service request has been accepted successfully",
             "MerchantRequestID": row["merchant_request_id"],
-            "CheckoutRequestID": row["checkout_request_id"],
-            "ResultCode": row["result_code"],
-            "ResultDesc": RESULT_TEXTS.get(row["result_code"], "Failed"),
+            "CheckoutRequestID": "ws_CO_OFANOTHERPUSH" if is_other else row["checkout_request_id"],
+            "ResultCode": int(code) if habit == "code_number" and code.isdigit() else code,
+            "ResultDesc": RESULT_TEXTS.get(code, "Failed"),
         }
 
     async def transaction_status(self, authorization: str | None, body: dict[str, Any]) -> dict[str, str]:
@@ -243,9 +260,26 @@ class Simulator:
             now,
             now + timedelta(seconds=wait),
         )
+        await self._let_strangers_pay(push, now)
         self._wake.set()
         self.pulse.quicken()
         return checkout_request_id, merchant_request_id
+
+    async def _let_strangers_pay(self, push: Push, now: datetime) -> None:
+        """Write what other people do at the same receiver; nothing while ``strangers`` is 0."""
+        count = await self.knob("strangers")
+        if not count:
+            return
+        seen = population.Push(
+            receiver=push.receiver,
+            is_till=push.receiver != push.shortcode,
+            phone=push.phone,
+            amount=push.amount,
+            reference=push.reference,
+            at=now,
+        )
+        for movement in population.strangers_around(seen, count, await self._chance.draw(16)):
+            await self.results.record(movement)
 
     # -- what phones do -------------------------------------------------------------------------------------------
 
@@ -282,20 +316,33 @@ class Simulator:
     async def ledger(self, phone: str | None, limit: int) -> list[Row]:
         """What really moved, newest first."""
         return await self._db.fetch(
-            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, (SELECT "
+            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, (SELECT "
             "COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned "
-            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) ORDER BY at DESC LIMIT $2",
+            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2",
             phone,
             limit,
+            self._gateway.clock.now(),
         )
 
-    async def add_money(self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None) -> str:
-        """Let somebody pay whom nobody asked through us; gives the receipt."""
-        receipt = await self._chance.receipt()
-        moment = at or self._gateway.clock.now()
-        await self._db.execute(tables.INSERT_TRANSACTION, receipt, None, phone, amount, shortcode, reference, moment)
+    async def add_money(
+        self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None, **more: Any
+    ) -> str:
+        """Write money that no push asked for to the ledger, and return its receipt.
+
+        ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
+        """
+        movement = population.Movement(
+            receipt=await self._chance.receipt(),
+            phone=phone,
+            amount=amount,
+            shortcode=shortcode,
+            reference=reference,
+            at=at or self._gateway.clock.now(),
+            **more,
+        )
+        await self.results.record(movement)
         self.pulse.quicken()
-        return receipt
+        return movement.receipt
 
     async def _end(self, row: Row, result_code: str) -> list[int]:
         """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
@@ -305,26 +352,34 @@ class Simulator:
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
         await self._db.after_commit(self.pulse.quickened)
         if receipt is not None:
-            await self._db.execute(
-                tables.INSERT_TRANSACTION,
-                receipt,
-                row["checkout_request_id"],
-                row["phone"],
-                row["amount"],
-                row["receiver"],
-                row["reference"],
-                now,
+            shown: dict[str, Any] = {}
+            if await self.knob("strangers"):
+                shown["payer_shown"], shown["time_shown"] = population.shown_by_chance(await self._chance.draw(16))
+            movement = population.Movement(
+                receipt=receipt,
+                checkout_request_id=row["checkout_request_id"],
+                phone=row["phone"],
+                amount=row["amount"],
+                shortcode=row["receiver"],
+                reference=row["reference"],
+                at=now,
+                kind="push",
+                **shown,
             )
+            await self.results.record(movement)
         if behaviour.callback == "never":
             return []
         late = await self.knob("late_delay") if behaviour.callback == "late" else 0.0
         jitter = await self.knob("callback_jitter")
-        body = callback_body(row, result_code, receipt, now, behaviour)
+        habit = await self.results.habit("callback")
+        body, encoding = written(callback_body(row, result_code, receipt, now, behaviour, habit), habit)
         owed: list[int] = []
         for _ in range(2 if behaviour.callback == "twice" else 1):
             wait = late + (jitter * await self._chance.share() if jitter else 0.0)
             due = now + timedelta(seconds=wait)
-            owed.append(await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, due))
+            owed.append(
+                await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, encoding, due)
+            )
         return owed
 
     # -- calling back ---------------------------------------------------------------------------------------------
@@ -406,7 +461,7 @@ class Simulator:
         receipt = await self._chance.receipt()
         body = callback_body(subject, "0", receipt, self._gateway.clock.now(), by_name("pays"))
         headers = {} if signature is None else {"X-Mpesa-Signature": signature}
-        return await self._post({"callback_url": row["callback_url"], "body": body}, headers)
+        return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
         began, status, said = time.perf_counter(), 0, "no answer"
@@ -414,7 +469,7 @@ class Simulator:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 response = await self._http.post(
                     row["callback_url"],
-                    data=row["body"].encode(),
+                    data=str(row["body"]).encode(row["encoding"]),
                     headers={"Content-Type": "application/json"} | dict(headers or {}),
                     allow_redirects=False,
                     timeout=_ANSWER_WITHIN,
@@ -454,7 +509,7 @@ class Simulator:
         Raises LookupError when the push has none.
         """
         row = await self._db.fetchrow(
-            "SELECT sim_callback.callback_id, body, tries, callback_url FROM sim_callback "
+            "SELECT sim_callback.callback_id, body, encoding, tries, callback_url FROM sim_callback "
             "JOIN sim_push USING (checkout_request_id) WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1",
             checkout_request_id,
         )
@@ -498,24 +553,37 @@ class Simulator:
 
 
 def callback_body(
-    row: Row | Mapping[str, Any], result_code: str, receipt: str | None, at: datetime, behaviour: Behaviour
+    row: Row | Mapping[str, Any],
+    result_code: str,
+    receipt: str | None,
+    at: datetime,
+    behaviour: Behaviour,
+    habit: str = "normal",
 ) -> str:
-    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success."""
+    """The callback as Daraja writes it: numbers as numbers, Balance without a value, metadata only on success.
+
+    ``habit`` is one of those of callbacks.
+    """
+    code: Any = int(result_code)
     callback: dict[str, Any] = {
         "MerchantRequestID": row["merchant_request_id"],
         "CheckoutRequestID": row["checkout_request_id"],
-        "ResultCode": int(result_code),
+        "ResultCode": float(code) if habit in {"float_code", "float_numbers"} else code,
         "ResultDesc": RESULT_TEXTS.get(result_code, "Failed"),
     }
     if receipt is not None and behaviour.callback != "without_metadata":
         amount = row["amount"] + 1 if behaviour.callback == "wrong_amount" else row["amount"]
         as_text = behaviour.callback == "text_amount"
+        number = f"{amount}e0" if habit == "exponent_amount" else f"{amount}.00"
+        phone: Any = row["phone"] if as_text else int(row["phone"])
+        if habit == "float_numbers":
+            phone = msgspec.Raw(f"{row['phone']}.0".encode())
         values: list[tuple[str, Any]] = [
-            ("Amount", f"{amount}.00" if as_text else msgspec.Raw(f"{amount}.00".encode())),
+            ("Amount", f"{amount}.00" if as_text else msgspec.Raw(number.encode())),
             ("MpesaReceiptNumber", receipt),
             ("Balance", None),
             ("TransactionDate", int(f"{at.astimezone(EAT):%Y%m%d%H%M%S}")),
-            ("PhoneNumber", row["phone"] if as_text else int(row["phone"])),
+            ("PhoneNumber", phone),
         ]
         callback["CallbackMetadata"] = {
             "Item": [{"Name": name} if value is None else {"Name": name, "Value": value} for name, value in values]

@@ -14,8 +14,9 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     ``lock_subscriber`` refuses a second push to a phone whose prompt is open, as Daraja does; ``https_callbacks``
     refuses callback addresses without TLS, as Daraja does for live shortcodes. ``chaos`` is the share (0 to 1) of
     pushes to unlisted numbers that meet a misbehaviour; ``seed`` makes chance, and with it receipts and ids, the same
-    in every run. ``hosts`` are the names, besides loopback and those of ``public_url`` and ``daraja.sandbox_url``, by
-    which its pages and its control API may be called.
+    in every run. ``strangers`` is how many payments by people whom no push asked, payouts, charges and portal reversals
+    come with each push, on average; 0 keeps the ledger to what was asked for. ``hosts`` are the names, besides loopback
+    and those of ``public_url`` and ``daraja.sandbox_url``, by which its pages and its control API may be called.
     """
 
     callback_delay: Pause = 0.3
@@ -29,5 +30,6 @@ class SimulatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     lock_subscriber: bool = False
     https_callbacks: bool = False
     chaos: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    strangers: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     hosts: tuple[str, ...] = ()
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None

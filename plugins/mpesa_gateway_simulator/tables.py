@@ -1,6 +1,6 @@
 """The simulator's memory as Piccolo knows it, and the named queries on it; the migrations say the rest."""
 
-from piccolo.columns import BigInt, Integer, Text, Timestamptz
+from piccolo.columns import BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -31,6 +31,7 @@ class CallbackRow(Table, tablename="sim_callback"):
     callback_id = BigInt(primary_key=True)
     checkout_request_id = Text()
     body = Text()
+    encoding = Text()
     due_at = Timestamptz(null=True, default=None)
     tries = Integer()
     last_status = Integer(null=True, default=None)
@@ -45,6 +46,7 @@ class ResultRow(Table, tablename="sim_result"):
     originator_conversation_id = Text()
     callback_url = Text()
     body = Text()
+    encoding = Text()
     due_at = Timestamptz(null=True, default=None)
     tries = Integer()
     last_status = Integer(null=True, default=None)
@@ -71,6 +73,13 @@ class TransactionRow(Table, tablename="sim_transaction"):
     shortcode = Text()
     reference = Text()
     at = Timestamptz()
+    kind = Text()
+    party = Text()
+    payer_shown = Text()
+    time_shown = Text()
+    skew = Integer()
+    meant_for = Text(null=True, default=None)
+    is_out = Boolean()
 
 
 PUT_TOKEN = """
@@ -113,12 +122,14 @@ WHERE checkout_request_id = $1 AND state = 'open'
 """
 
 INSERT_TRANSACTION = """
-INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortcode, reference, at)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, party,
+    payer_shown, time_shown, skew, meant_for, is_out)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
 
 INSERT_CALLBACK = (
-    "INSERT INTO sim_callback (checkout_request_id, body, due_at) VALUES ($1, $2, $3) RETURNING callback_id"
+    "INSERT INTO sim_callback (checkout_request_id, body, encoding, due_at) VALUES ($1, $2, $3, $4) "
+    "RETURNING callback_id"
 )
 
 CLAIM_CALLBACKS = """
@@ -127,7 +138,8 @@ FROM sim_push
 WHERE sim_push.checkout_request_id = sim_callback.checkout_request_id AND callback_id IN (
     SELECT callback_id FROM sim_callback WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
 )
-RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.tries, sim_push.callback_url
+RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.encoding, sim_callback.tries,
+    sim_push.callback_url
 """
 
 ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at = $4 WHERE callback_id = $1"
@@ -161,14 +173,14 @@ LET_GO = "DELETE FROM sim_hand WHERE phone = $1"
 OPEN_PROMPT = "SELECT * FROM sim_push WHERE phone = $1 AND state = 'open' ORDER BY created_at LIMIT 1"
 
 SPENT = """
-SELECT COALESCE((SELECT sum(amount) FROM sim_transaction WHERE phone = $1), 0)
+SELECT COALESCE((SELECT sum(amount) FROM sim_transaction WHERE phone = $1 AND NOT is_out), 0)
     - COALESCE((SELECT sum(sim_reversal.amount) FROM sim_reversal
         JOIN sim_transaction ON sim_transaction.receipt = sim_reversal.original WHERE phone = $1), 0)
 """
 
 MESSAGES = """
 (SELECT at, '0' AS result_code, receipt, amount, shortcode AS receiver, reference, NULL AS original
-    FROM sim_transaction WHERE phone = $1 ORDER BY at DESC LIMIT $2)
+    FROM sim_transaction WHERE phone = $1 AND NOT is_out ORDER BY at DESC LIMIT $2)
 UNION ALL
 (SELECT ended_at, result_code, NULL, amount, receiver, reference, NULL
     FROM sim_push WHERE phone = $1 AND state = 'ended' AND result_code <> '0' ORDER BY ended_at DESC LIMIT $2)
@@ -190,7 +202,11 @@ LOCK_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1 FOR UPDATE"
 
 RETURNED = "SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = $1"
 
-FIND_REVERSAL = "SELECT * FROM sim_reversal WHERE originator_conversation_id = $1"
+FIND_REVERSAL = """
+SELECT back.*, came.phone, came.shortcode FROM sim_reversal AS back
+JOIN sim_transaction AS came ON came.receipt = back.original
+WHERE back.originator_conversation_id = $1 OR back.receipt = $2
+"""
 
 FIND_PUSH = "SELECT * FROM sim_push WHERE merchant_request_id = $1"
 
@@ -207,11 +223,21 @@ RETURNING xmax = 0
 IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM sim_registration WHERE shortcode = $1)"
 
 STATEMENT = """
-SELECT moved.*, COALESCE(push.receiver <> push.shortcode, false) AS is_till
-FROM sim_transaction AS moved LEFT JOIN sim_push AS push USING (checkout_request_id)
-WHERE moved.shortcode = $1 AND moved.at BETWEEN $2 AND $3
-ORDER BY moved.at, moved.receipt OFFSET $4 LIMIT $5
+SELECT * FROM (
+    SELECT moved.receipt, moved.phone, moved.amount, moved.reference, moved.at, moved.kind, moved.party,
+        moved.payer_shown, moved.time_shown, moved.skew,
+        moved.kind = 'buy_goods' OR COALESCE(push.receiver <> push.shortcode, false) AS is_till
+    FROM sim_transaction AS moved LEFT JOIN sim_push AS push USING (checkout_request_id)
+    WHERE moved.shortcode = $1 AND moved.at BETWEEN $2 AND $3
+    UNION ALL
+    SELECT back.receipt, came.phone, back.amount, came.reference, back.at, 'reversal', '', came.payer_shown,
+        came.time_shown, 0, came.kind = 'buy_goods'
+    FROM sim_reversal AS back JOIN sim_transaction AS came ON came.receipt = back.original
+    WHERE came.shortcode = $1 AND back.at BETWEEN $2 AND $3 AND $6
+) AS line
+ORDER BY at, receipt OFFSET $4 LIMIT $5
 """
+"""``$6``: whether reversals that were asked for through the API show."""
 
 HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"
 
@@ -220,7 +246,8 @@ INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation)
 """
 
 INSERT_RESULT = """
-INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, due_at) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, encoding, due_at)
+VALUES ($1, $2, $3, $4, $5, $6)
 RETURNING result_id
 """
 
@@ -229,12 +256,12 @@ UPDATE sim_result SET due_at = $2, tries = tries + 1
 WHERE result_id IN (
     SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
 )
-RETURNING result_id, body, tries, callback_url
+RETURNING result_id, body, encoding, tries, callback_url
 """
 
 CLAIM_RESULT = """
 UPDATE sim_result SET due_at = $2, tries = tries + 1 WHERE result_id = $1
-RETURNING result_id, body, tries, callback_url
+RETURNING result_id, body, encoding, tries, callback_url
 """
 
 RESULT_ANSWERED = "UPDATE sim_result SET due_at = $2, last_status = $3, answered_at = $4 WHERE result_id = $1"

@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,44 +51,87 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Garbage(Exception):
-    """An answer that is no JSON, as Daraja's gateways give it when something is wrong behind them."""
+    """An answer that is not in Daraja's error format, such as those of the proxies in front of it."""
 
-    def __init__(self, status: int, body: str) -> None:
+    def __init__(
+        self, status: int, body: str, media_type: str = "text/html", headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
         self.body = body
+        self.media_type = media_type
+        self.headers = dict(headers or {})
+
+
+_BAD_TEXT = "Error Occurred - Invalid Access Token - abc"
+_FIREWALL = "<html><head><title>Request unsuccessful</title></head><body>Incident 123-456</body></html>"
+
+
+def _proxy(status: int, text: str, code: str) -> Garbage:
+    """A refusal by the API proxy in front of Daraja."""
+    body = json.dumps({"fault": {"faultstring": text, "detail": {"errorcode": code}}})
+    return Garbage(status, body, "application/json")
+
+
+FAULTS: dict[str, Fault | Garbage] = {
+    "400.002.02": Fault(400, "400.002.02", "Bad Request - Invalid PhoneNumber"),
+    "400.002.05": Fault(400, "400.002.05", "Invalid Request Payload"),
+    "400.003.01": Fault(400, "400.003.01", "Invalid Access Token"),
+    "400.003.02": Fault(400, "400.003.02", "Bad Request"),
+    "400.003.02_shortcode": Fault(400, "400.003.02", "Kindly use your own ShortCode"),
+    "400.008.01": Fault(400, "400.008.01", "Invalid Authentication passed"),
+    "400.008.02": Fault(400, "400.008.02", "Invalid grant type passed"),
+    "401.001": Fault(401, "401.001", "Invalid Access Token"),
+    "401.002.01": Fault(401, "401.002.01", "Error Occurred - Invalid Access Token"),
+    "401.002.01_token": Fault(401, "401.002.01", _BAD_TEXT),
+    "401.003.01": Fault(401, "401.003.01", "Error Occurred: Invalid API call as no apiproduct match found"),
+    "403.002.1001": Fault(403, "403.002.1001", "You are not authorized to initiate this transaction"),
+    "404.001.01": Fault(404, "404.001.01", "Resource not found"),
+    "404.001.03": Fault(404, "404.001.03", "Invalid Access Token"),
+    "404.001.04": Fault(404, "404.001.04", "Invalid Authentication Header"),
+    "404.002.01": Fault(404, "404.002.01", "No data for this shortcode"),
+    "404.003.01": Fault(404, "404.003.01", "Resource not found"),
+    "405.001": Fault(405, "405.001", "Method Not Allowed"),
+    "429.001.01": Fault(429, "429.001.01", "Too many requests"),
+    "500.001.1001": Fault(
+        500,
+        "500.001.1001",
+        "Unable to lock subscriber, a transaction is already in process for the current subscriber",
+    ),
+    "500.001.1001_credentials": Fault(500, "500.001.1001", "Wrong credentials"),
+    "500.001.1001_merchant": Fault(500, "500.001.1001", "Merchant does not exist"),
+    "500.001.1001_no_iccid": Fault(500, "500.001.1001", "[CBS - ] No ICCID found"),
+    "500.001.1001_processing": Fault(500, "500.001.1001", "The transaction is being processed"),
+    "500.002.1001": Fault(500, "500.002.1001", "Duplicate OriginatorConversationID"),
+    "500.002.1001_maintenance": Fault(500, "500.002.1001", "The service is under maintenance just now"),
+    "500.002.1001_internal": Fault(500, "500.002.1001", "System internal error."),
+    "500.003.02": Fault(500, "500.003.02", "Error Occurred: Spike Arrest Violation"),
+    "500.003.02_busy": Fault(500, "500.003.02", "System is busy. Please try again in few minutes."),
+    "500.003.03": Fault(500, "500.003.03", "Error Occurred: Quota Violation"),
+    "500.003.1001": Fault(500, "500.003.1001", "Internal Server Error"),
+    "proxy_spike_arrest_429": _proxy(429, "spike arrest, rate 5ps", "policies.ratelimit.SpikeArrestViolation"),
+    "proxy_spike_arrest_500": _proxy(500, "spike arrest, rate 5ps", "policies.ratelimit.SpikeArrestViolation"),
+    "proxy_quota_429": _proxy(429, "quota exceeded", "policies.ratelimit.QuotaViolation"),
+    "proxy_token_401": _proxy(401, "the token is not valid", "keymanagement.service.invalid_access_token"),
+    "proxy_token_expired_401": _proxy(401, "Access Token expired", "keymanagement.service.access_token_expired"),
+    "html_429": Garbage(429, "<html>Too Many Requests</html>"),
+    "firewall_403": Garbage(403, _FIREWALL),
+    "firewall_200": Garbage(200, _FIREWALL),
+    "html_200": Garbage(200, "<html>We are improving our services. Please try again later.</html>"),
+    "html_502": Garbage(502, "<html>Bad Gateway</html>"),
+    "empty_200": Garbage(200, ""),
+    "empty_503": Garbage(503, ""),
+    "empty_504": Garbage(504, ""),
+    "bad_redirect": Garbage(302, "", headers={"Location": "http://[bad"}),
+    "switching_101": Garbage(101, "", headers={"Upgrade": "h2c"}),
+    "not_gzip": Garbage(200, "{}", "application/json", {"Content-Encoding": "gzip"}),
+}
+"""What an operation can be told to answer with, by name: Daraja's code, and what tells its texts apart."""
 
 
 def named_fault(code: str) -> Fault | Garbage:
-    """The fault with this code, as Daraja answers it. Raises KeyError for one that we cannot play."""
-    faults: dict[str, Fault | Garbage] = {
-        "400.002.02": Fault(400, "400.002.02", "Bad Request - Invalid PhoneNumber"),
-        "400.002.05": Fault(400, "400.002.05", "Invalid Request Payload"),
-        "400.003.01": Fault(400, "400.003.01", "Invalid Access Token"),
-        "400.003.02": Fault(400, "400.003.02", "Bad Request"),
-        "400.008.01": Fault(400, "400.008.01", "Invalid Authentication passed"),
-        "400.008.02": Fault(400, "400.008.02", "Invalid grant type passed"),
-        "401.001": Fault(401, "401.001", "Invalid Access Token"),
-        "401.002.01": Fault(401, "401.002.01", "Error Occurred - Invalid Access Token"),
-        "404.001.01": Fault(404, "404.001.01", "Resource not found"),
-        "404.001.03": Fault(404, "404.001.03", "Invalid Access Token"),
-        "405.001": Fault(405, "405.001", "Method Not Allowed"),
-        "500.001.1001": Fault(
-            500,
-            "500.001.1001",
-            "Unable to lock subscriber, a transaction is already in process for the current subscriber",
-        ),
-        "500.003.02": Fault(500, "500.003.02", "Error Occurred: Spike Arrest Violation"),
-        "500.003.03": Fault(500, "500.003.03", "Error Occurred: Quota Violation"),
-        "500.003.1001": Fault(500, "500.003.1001", "Internal Server Error"),
-        "500.002.1001": Fault(500, "500.002.1001", "Duplicate OriginatorConversationID"),
-        "html_200": Garbage(200, "<html>We are improving our services. Please try again later.</html>"),
-        "html_502": Garbage(502, "<html>Bad Gateway</html>"),
-        "empty_200": Garbage(200, ""),
-        "empty_503": Garbage(503, ""),
-        "empty_504": Garbage(504, ""),
-    }
-    return faults[code]
+    """The fault with this name, as Daraja answers it. Raises KeyError for one that we cannot play."""
+    return FAULTS[code]
 
 
 def _bad(field: str) -> Fault:

@@ -44,6 +44,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     shortcode: str
     reference: str
     at: datetime
+    kind: str
     returned: int
 
 

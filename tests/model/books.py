@@ -1,19 +1,18 @@
 """What must be so in the gateway's books, held against the simulator's ledger: always, and once all has settled."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-_TRUTH = """
-WITH push AS (
-    -- Tokens spell two letters otherwise, so that no address has a word that M-Pesa filters.
-    SELECT *, 'pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{26})'), 'io', 'xm') AS payment_id
-    FROM sim_push
-), paid AS (
-    SELECT * FROM payment WHERE status IN ('completed', 'reversed', 'partially_reversed')
-), forged AS (
-    -- Who lies may plant a receipt, which no query confirms; never money.
+from bench.chaos.truth import CHECKS, TAKEN, truth
+
+_TRUTH = f"""
+WITH {truth(has_worlds=True)}, forged AS (
+    -- A liar may plant a receipt, which no query confirms; never money.
     SELECT payment_id FROM push WHERE payment_id = ANY($1::text[]) AND result_code = '0'
+), by_hand AS (
+    -- Lines that a merchant or an operator put on a payment, which no evidence spoke against.
+    SELECT unnest($3::text[]) AS payment_id
 ), clock AS (
     SELECT $2::timestamptz AS now
 ), went_back AS (
@@ -21,23 +20,22 @@ WITH push AS (
         sum(amount) AS in_all
     FROM sim_reversal GROUP BY original
 )
-"""
-"""``forged``: paid payments about which somebody has lied. Reversals by hand, on the portal, are called portal-…"""
+"""  # noqa: S608 - our own
+"""``forged``: paid payments about which a liar has spoken. Reversals by hand, on the portal, are called portal-…"""
+
+_EXCUSED = {
+    "nothing": " AND payment_id NOT IN (SELECT payment_id FROM forged)",
+    "a stranger": " AND payment_id NOT IN (SELECT payment_id FROM by_hand)",
+}
 
 ALWAYS: dict[str, str] = {
     "doubled: two prompts for one payment": """
         SELECT payment_id FROM push GROUP BY payment_id HAVING count(*) > 1
     """,
-    "invented: paid with a receipt that M-Pesa never gave, or not for this amount": """
-        SELECT payment_id FROM paid p WHERE receipt IS NOT NULL AND payment_id NOT IN (SELECT payment_id FROM forged)
-            AND NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt AND t.amount = p.amount)
-    """,
-    "invented: paid with the money of another payer, or for another account": """
-        SELECT p.payment_id FROM paid p JOIN sim_transaction t USING (receipt)
-        WHERE t.phone <> p.phone OR (t.reference <> '' AND upper(t.reference) <> upper(p.reference)
-            -- The answer to a merchant's question about a receipt shows everything but the account.
-            AND NOT EXISTS (SELECT 1 FROM payment_step s WHERE s.payment_id = p.payment_id
-                AND s.cause = 'status_query' AND s.kind IN ('completed', 'receipt_learnt')))
+    **{sentence: sql + _EXCUSED.get(TAKEN.get(sentence, ""), "") for sentence, sql in CHECKS.items()},
+    "invented: a prompt of another world or receiver than its payment's": """
+        SELECT payment_id FROM push JOIN payment p USING (payment_id)
+        WHERE p.env <> push.env OR p.shortcode NOT IN (push.shortcode, push.receiver)
     """,
     "invented: paid, and nobody has paid": """
         SELECT payment_id FROM paid p WHERE receipt IS NULL
@@ -62,9 +60,12 @@ ALWAYS: dict[str, str] = {
     """,
     "refunds: what is set aside is not what is under way": """
         SELECT p.payment_id FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
-        GROUP BY p.payment_id, p.refund_reserved, p.refunded
+            LEFT JOIN went_back w ON w.original = p.receipt
+        GROUP BY p.payment_id, p.refund_reserved, p.refunded, w.in_all, w.by_us
         HAVING p.refund_reserved <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'pending'), 0)
-            OR p.refunded <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
+            -- What went back on M-Pesa's portal is in the books once M-Pesa has said so.
+            OR p.refunded - COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
+                NOT BETWEEN 0 AND COALESCE(w.in_all - w.by_us, 0)
     """,
     "refunds: one reversal was sent twice": """
         SELECT (SELECT r.refund_id FROM refund r WHERE r.receipt = s.original LIMIT 1) FROM sim_reversal s
@@ -133,9 +134,21 @@ SETTLED: dict[str, str] = {
     "lost: the payer paid, and the payment is not paid": """
         SELECT payment_id FROM push WHERE result_code = '0' AND payment_id NOT IN (SELECT payment_id FROM paid)
     """,
+    "lost: an acknowledgement that arrived": """
+        SELECT push.payment_id FROM push JOIN payment p USING (payment_id)
+        WHERE push.checkout_request_id = ANY($4::text[]) AND p.checkout_request_id IS NULL
+    """,
+    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
+        SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
+            JOIN status_check c ON c.payment_id = p.payment_id AND c.state = 'answered'
+                AND c.transaction_status = 'Reversed'
+        WHERE w.by_us = 0 AND NOT EXISTS (SELECT 1 FROM event e WHERE e.subject_id = p.payment_id
+            AND e.kind NOT IN ('payment.created', 'payment.completed', 'payment.failed'))
+    """,
     "lost: money that stands nowhere": """
         SELECT t.receipt FROM sim_transaction t
-        WHERE NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
+        WHERE t.receipt NOT LIKE 'S%' AND NOT t.is_out
+            AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
             AND NOT EXISTS (SELECT 1 FROM statement_line l WHERE l.receipt = t.receipt
                 AND l.finding IN ('not_found', 'ambiguous') AND l.payment_id IS NULL)
     """,
@@ -169,12 +182,53 @@ def _all(checks: dict[str, str]) -> str:
         f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', found.* FROM ({sql}) found"  # noqa: S608 - our own
         for sentence, sql in checks.items()
     ]
-    return _TRUTH + "\nUNION ALL\n".join(selects)
+    # What a check does not need must be named all the same: Postgres wants to know the type of each value.
+    needs = "SELECT '', '' WHERE $1::text[] IS NULL OR $3::text[] IS NULL OR $4::text[] IS NULL"
+    return _TRUTH + "\nUNION ALL\n".join([needs, *selects])
 
 
 _ALWAYS, _SETTLED = _all(ALWAYS), _all(SETTLED)
 
 
-async def wrong(db: Any, now: datetime, forged: Sequence[str], *, has_settled: bool = False) -> list[Any]:
+@dataclass
+class Known:
+    """What the model knows beside the ledger.
+
+    ``forged``: payments about which a liar has spoken; ``assigned``: those that a person put a line on, with no
+    evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
+    """
+
+    forged: set[str] = field(default_factory=set[str])
+    assigned: set[str] = field(default_factory=set[str])
+    acknowledged: set[str] = field(default_factory=set[str])
+
+
+async def wrong(db: Any, now: datetime, known: Known, *, has_settled: bool = False) -> list[Any]:
     """Everything that is not as it must be: the sentence, and what it is about. ``db`` is anything that fetches."""
-    return [tuple(row) for row in await db.fetch(_SETTLED if has_settled else _ALWAYS, list(forged), now)]
+    values = (sorted(known.forged), now, sorted(known.assigned), sorted(known.acknowledged))
+    return [tuple(row) for row in await db.fetch(_SETTLED if has_settled else _ALWAYS, *values)]
+
+
+LEFT_TO_A_PERSON = f"""
+WITH {truth(has_worlds=True)}
+SELECT l.line_id, l.merchant_id, l.env, p.payment_id FROM statement_line l
+    JOIN sim_transaction t ON t.receipt = l.receipt AND t.env = l.env
+    JOIN push ON push.checkout_request_id = t.checkout_request_id
+    JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
+WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+"""  # noqa: S608 - our own
+"""Statement lines that fit several payments, and the payment whose push moved the money."""
+
+MAY_BE_ASSIGNED = f"""
+WITH {truth(has_worlds=True)}
+SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id AND made_for.receipt = moved.receipt)
+    OR (moved.checkout_request_id IS NULL AND NOT moved.is_out AND moved.env = p.env AND moved.amount = p.amount
+        AND moved.shortcode IN (SELECT receiver FROM push WHERE push.payment_id = p.payment_id)
+        AND CASE moved.payer_shown WHEN 'absent' THEN true
+            WHEN 'masked' THEN left(moved.phone, 5) = left(p.phone, 5) AND right(moved.phone, 3) = right(p.phone, 3)
+            WHEN 'partial' THEN left(moved.phone, 6) = left(p.phone, 6) AND right(moved.phone, 3) = right(p.phone, 3)
+            ELSE moved.phone = p.phone END)
+FROM payment p, sim_transaction moved WHERE p.payment_id = $1 AND moved.receipt = $2
+"""  # noqa: S608 - our own
+"""Whether nothing that a statement shows speaks against a person's decision: the money was made for no other payment,
+came in, is of this world, receiver and amount, and its payer can be the payment's."""

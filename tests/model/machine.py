@@ -12,55 +12,70 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch
-from mpesa_gateway.errors import Conflict, NotFound, ProviderRejected, ProviderUnavailable
-from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.security.vault import CALLBACK_TOKENS
-from mpesa_gateway_callbacks.tokens import read_token
-from mpesa_gateway_payments.api import PaymentRequest
-from mpesa_gateway_payments.states import MOVES, Status
-from mpesa_gateway_reconciliation.errors import LineSettled
-from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
+from mpesa_gateway.security.scopes import Env
 from tests.model import books
 from tests.model.choices import (
+    ACK_HABITS,
+    CALLBACK_HABITS,
     INITIATORS,
+    OAUTH_HABITS,
     PHONES,
     PULL_HABITS,
     PUSH_FAULTS,
-    RESULT_HABITS,
+    QUERY_FAULTS,
+    QUERY_HABITS,
+    REFERENCES,
+    REVERSAL_HABITS,
+    SILENT,
+    STATUS_HABITS,
     Accident,
     plans,
     purchase,
     purchases,
     which,
 )
-from tests.model.stage import SWEEPS, Stage
+from tests.model.product import NO_PAYMENT, POSTGRES_AWAY, RECONCILE, REFUSED, SWEEPS, NotConfigured, OtherBody
+from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Shop, Stage
 from tests.model.wire import Act, Plan, ProcessDied, live
 
 T = TypeVar("T")
 
 _STATUS_OF = {
-    "completed": Status.COMPLETED,
-    "failed": Status.FAILED,
-    "refused": Status.FAILED,
-    "expired": Status.FAILED,
-    "reversed": Status.REVERSED,
-    "partially_reversed": Status.PARTIALLY_REVERSED,
+    "completed": "completed",
+    "failed": "failed",
+    "refused": "failed",
+    "expired": "failed",
+    "reversed": "reversed",
+    "partially_reversed": "partially_reversed",
 }
 """Steps of a timeline that are moves, and where each leads."""
+
+_MOVES = {
+    "pending": {"completed", "failed"},
+    "failed": {"completed"},
+    "completed": {"reversed", "partially_reversed"},
+    "partially_reversed": {"partially_reversed", "reversed"},
+}
+"""The moves that a payment may make, as the contract has them."""
 
 _SEEN = """
 SELECT json_build_object(
     'payments', (SELECT json_agg(json_build_object('id', payment_id, 'key', idempotency_key, 'status', status,
+        'merchant', merchant_id, 'env', env, 'due', due_at,
         'receipt', receipt, 'steps', (SELECT json_agg(kind ORDER BY number) FROM payment_step s
             WHERE s.payment_id = payment.payment_id)) ORDER BY created_at, idempotency_key) FROM payment),
     'events', (SELECT json_agg(event_id ORDER BY occurred_at, event_id) FROM event),
-    'refunds', (SELECT json_agg(refund_id ORDER BY created_at, refund_id) FROM refund),
+    'refunds', (SELECT json_agg(json_build_object('id', refund_id, 'merchant', merchant_id, 'env', env)
+        ORDER BY created_at, refund_id) FROM refund),
+    'lines', (SELECT json_agg(json_build_object('id', line_id, 'receipt', receipt, 'merchant', merchant_id, 'env', env)
+        ORDER BY receipt, line_id) FROM statement_line WHERE payment_id IS NULL),
     'open', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push
         WHERE state = 'open'),
     'pushes', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push),
-    'ledger', (SELECT json_agg(receipt ORDER BY at, receipt) FROM sim_transaction),
+    'ledger', (SELECT json_agg(receipt ORDER BY at, receipt) FROM (
+        SELECT receipt, at FROM sim_transaction UNION ALL SELECT receipt, at FROM sim_reversal) moved),
+    'paid', (SELECT json_agg(receipt ORDER BY at, receipt) FROM sim_transaction
+        WHERE NOT is_out AND receipt NOT LIKE 'S%'),
     'owed', (SELECT json_agg(callback_id ORDER BY callback_id) FROM sim_callback WHERE due_at IS NOT NULL),
     'made', (SELECT json_agg(callback_id ORDER BY callback_id) FROM sim_callback WHERE due_at IS NULL),
     'results owed', (SELECT json_agg(result_id ORDER BY result_id) FROM sim_result WHERE due_at IS NOT NULL),
@@ -79,17 +94,30 @@ UNION SELECT DISTINCT 'question ' || state || ': ' || COALESCE(finding, '') FROM
 UNION SELECT DISTINCT 'push ' || behaviour || ': ' || COALESCE(result_code, '') FROM sim_push
 UNION SELECT 'callback repeated' FROM callback WHERE repeats > 0
 UNION SELECT 'delivery sent again' FROM delivery WHERE tried > 1
+UNION SELECT DISTINCT 'money: ' || kind FROM sim_transaction
 """
 
 _PATIENCE = 30
 """Rounds in which everything has to settle once all is well."""
 
+_SOON = 250
+"""Looks, 20 ms apart, within which a webhook has to come while Daraja hangs."""
+
 
 @dataclass
 class Asked:
-    """What the merchant asked for with a key, and the payment or refund that came of it, once one is known."""
+    """What a shop asked for with a key, and the payment or refund that came of it, once one is known.
 
-    request: Any
+    ``amount`` is in KES, None for a whole refund; ``of`` is the payment that a refund is of.
+    """
+
+    key: str
+    shop: int
+    env: Env
+    amount: int | None
+    phone: str = ""
+    reference: str | None = None
+    of: str = ""
     made: str | None = None
 
 
@@ -102,12 +130,12 @@ class Money(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.has_begun = False
+        self.has_begun = self.is_live = False
         self.confirm = "never"
-        self.payments: dict[str, Asked] = {}
-        self.refunds: dict[str, Asked] = {}
-        self.under_way: tuple[str, str] | None = None
-        self.forged: set[str] = set()
+        self.payments: list[Asked] = []
+        self.refunds: list[Asked] = []
+        self.under_way: tuple[str, Asked] | None = None
+        self.known = books.Known()
         self.by_hand = 0
         self.reconciled_at = self.stage.clock.now()
         self.seen: dict[str, list[Any]] = {}
@@ -122,100 +150,170 @@ class Money(RuleBasedStateMachine):
 
         self.stage.run(do())
 
-    @initialize(seed=st.integers(0, 1000), confirm=st.sampled_from(("never", "mismatch", "always")), bought=purchases)
-    def begin(self, seed: int, confirm: str, bought: list[tuple[int, str, bool]]) -> None:
-        """A new shop with its first customers, and a Daraja that has never heard of anybody."""
+    @initialize(
+        seed=st.integers(0, 1000),
+        confirm=st.sampled_from(("never", "mismatch", "always")),
+        other=st.sampled_from(("neighbour", "till")),
+        strangers=st.sampled_from((4, 4, 0)),
+        bought=purchases,
+    )
+    def begin(self, seed: int, confirm: str, other: str, strangers: int, bought: list[tuple[int, str, bool]]) -> None:
+        """Two new shops with their first customers, and a Daraja that has heard of none of them."""
         self.confirm = confirm
-        self.stage.run(self.stage.begin(seed, confirm))
+        self.stage.run(self.stage.begin(seed, confirm, strangers, other))
         self.wire = self.stage.connect(self._perform, self._arrived)
+        self.known.acknowledged = self.wire.acknowledged
         self.reconciled_at = self.stage.clock.now()
         self.stage.run(self._look())
         self.has_begun = True
         for amount, phone, is_told in bought:
-            self.somebody_buys(amount, phone, is_told=is_told)
+            self.somebody_buys(0, amount, phone, is_told=is_told)
 
     # -- merchants ------------------------------------------------------------------------------------------------
 
     @rule(
+        shop=st.integers(0, 1),
+        wants_live=st.booleans(),
         amount=st.sampled_from((70, 500)),
         phone=st.sampled_from(PHONES),
-        reference=st.sampled_from((None, None, "RENT")),
+        reference=st.sampled_from(REFERENCES),
         plan=plans,
         fault=st.none() | st.sampled_from(PUSH_FAULTS),
+        ack=st.just("normal") | st.sampled_from(ACK_HABITS),
     )
-    def request_a_payment(self, amount: int, phone: str, reference: str | None, plan: Plan, fault: str | None) -> None:
-        key = f"k{len(self.payments)}"
-        self.payments[key] = Asked(PaymentRequest(amount=Kes(amount), phone=Msisdn(phone), reference=reference))
-        self.run(self._with_fault("stkpush", fault, plan, self._request(key)))
+    def request_a_payment(
+        self,
+        amount: int,
+        phone: str,
+        reference: str | None,
+        plan: Plan,
+        fault: str | None,
+        *,
+        shop: int = 0,
+        wants_live: bool = False,
+        ack: str = "normal",
+    ) -> None:
+        asked = self._new(shop, amount, phone, reference, "live" if wants_live and shop == 0 else "sandbox")
+        self.run(self._with_ack(ack, self._with_fault("stkpush", fault, plan, self._request(asked))))
 
-    @rule(purchase=purchase)
-    def another_buys(self, purchase: tuple[int, str, bool]) -> None:
+    @rule(shop=st.integers(0, 1), purchase=purchase)
+    def another_buys(self, shop: int, purchase: tuple[int, str, bool]) -> None:
         amount, phone, is_told = purchase
-        self.somebody_buys(amount, phone, is_told=is_told)
+        self.somebody_buys(shop, amount, phone, is_told=is_told)
 
-    def somebody_buys(self, amount: int, phone: str, *, is_told: bool) -> None:
+    def somebody_buys(self, shop: int, amount: int, phone: str, *, is_told: bool) -> None:
         """All goes well, to the payer's PIN or to the callback."""
-        key = f"k{len(self.payments)}"
-        self.payments[key] = Asked(PaymentRequest(amount=Kes(amount), phone=Msisdn(phone)))
-        self.run(self._buy(key, is_told))
+        self.run(self._buy(self._new(shop, amount, phone), is_told))
 
     @precondition(lambda self: self.payments)
     @rule(nth=which, plan=plans, fault=st.none() | st.sampled_from(PUSH_FAULTS))
     def repeat_a_request(self, nth: int, plan: Plan, fault: str | None) -> None:
-        self.run(self._with_fault("stkpush", fault, plan, self._request(_pick(list(self.payments), nth))))
+        self.run(self._with_fault("stkpush", fault, plan, self._request(_pick(self.payments, nth))))
+
+    @precondition(lambda self: not self.is_live)
+    @rule()
+    def go_live(self) -> None:
+        """The first shop gets the live world beside the sandbox, which it keeps."""
+        self.is_live = True
+        self.run(self.stage.go_live(self.stage.shops[0]))
+
+    @precondition(lambda self: self.is_live and self.payments)
+    @rule(nth=which)
+    def repeat_a_request_in_the_other_world(self, nth: int) -> None:
+        """The same key and body with the key of the other world: another payment."""
+        first = _pick(self.payments, nth)
+        other: Env = "live" if first.env == "sandbox" else "sandbox"
+        if first.shop == 0 and not any((one.key, one.env) == (first.key, other) for one in self.payments):
+            asked = Asked(first.key, 0, other, first.amount, first.phone, first.reference)
+            self.payments.append(asked)
+            self.run(self._request(asked))
+
+    @rule(shop=st.integers(0, 1), wants_live=st.booleans())
+    def list_payments(self, shop: int, wants_live: bool) -> None:
+        env: Env = "live" if wants_live and self.is_live and shop == 0 else "sandbox"
+        self.run(self._list(shop, env))
+
+    @precondition(lambda self: self.payments)
+    @rule()
+    def move_to_another_shortcode(self) -> None:
+        """The first shop stores another paybill while payments of the old one are open."""
+        changes = {"shortcode": MOVED}
+        self.run(_refusable(self.stage.configure(self.stage.shops[0], "sandbox", changes)))
+
+    @precondition(lambda self: self.seen["lines"] and self.seen["payments"])
+    @rule(nth=which, other=which)
+    def assign_a_line(self, nth: int, other: int) -> None:
+        """A merchant says that a line which belongs to no payment pays one of its own."""
+        line = _pick(self.seen["lines"], nth)
+        own = [one for one in self.seen["payments"] if (one["merchant"], one["env"]) == (line["merchant"], line["env"])]
+        if own:
+            self.run(self._assign(line, _pick(own, other)))
 
     @precondition(lambda self: self.payments)
     @rule(nth=which)
     def repeat_a_key_with_another_body(self, nth: int) -> None:
-        key = _pick(list(self.payments), nth)
-        request: PaymentRequest = self.payments[key].request
-        other = PaymentRequest(amount=Kes(request.amount + 1), phone=request.phone, reference=request.reference)
+        asked = _pick(self.payments, nth)
+        if asked.env == "live" and not self.is_live:
+            return
+        other = Asked(asked.key, asked.shop, asked.env, (asked.amount or 0) + 1, asked.phone, asked.reference)
 
         async def work() -> None:
             try:
-                await self.stage.payments.request(self.stage.caller.merchant_id, "sandbox", other, idempotency_key=key)
-            except KeyMismatch:
+                await self._call_request(other)
+            except OtherBody:
                 return
             raise AssertionError("a key was taken for another payment")
 
-        self.run(work())
+        if asked.made is not None:
+            self.run(work())
 
     @rule(nth=which, is_new=st.booleans(), plan=plans)
     def request_three_times_at_once(self, nth: int, is_new: bool, plan: Plan) -> None:
-        if is_new or not self.payments:
-            key = f"k{len(self.payments)}"
-            self.payments[key] = Asked(PaymentRequest(amount=Kes(70), phone=Msisdn(PHONES[0])))
-        else:
-            key = _pick(list(self.payments), nth)
+        asked = self._new(0, 70, PHONES[0]) if is_new or not self.payments else _pick(self.payments, nth)
         self.wire.plan("stkpush", plan)
-        self.run(_at_once(self._request(key) for _ in range(3)))
+        self.run(_at_once(self._request(asked) for _ in range(3)))
 
-    @precondition(lambda self: self.payments)
-    @rule(nth=which, plan=plans, is_by_receipt=st.booleans(), habit=st.sampled_from(RESULT_HABITS))
-    def ask_for_a_status(self, nth: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
-        names = self.seen["ledger"] if is_by_receipt else [payment["id"] for payment in self.seen["payments"]]
-        if names:
-            self.run(self._check(_pick(names, nth), habit, plan))
+    @rule(shop=st.integers(0, 1), plan=plans)
+    def three_ask_at_once(self, shop: int, plan: Plan) -> None:
+        """Three payments whose acknowledgements come together; what befalls one must not harm the others."""
+        three = [self._new(shop, 70, phone) for phone in (PHONES[0], PHONES[1], SILENT)]
+        self.wire.plan("stkpush", plan)
+        self.run(_at_once(self._request(asked) for asked in three))
 
     @precondition(lambda self: self.seen["payments"])
-    @rule(nth=which, plan=plans, fault=st.none() | st.sampled_from(("500.003.02", "500.003.1001", "404.001.03")))
-    def ask_about_a_payment(self, nth: int, plan: Plan, fault: str | None) -> None:
-        payment_id = _pick(self.seen["payments"], nth)["id"]
-        self.run(
-            self._with_fault(
-                "stkquery",
-                fault,
-                plan,
-                _refusable(self.stage.payments.ask_now(self.stage.caller.merchant_id, "sandbox", payment_id)),
-            )
-        )
+    @rule(
+        nth=which,
+        which_payment=which,
+        plan=plans,
+        is_by_receipt=st.booleans(),
+        habit=st.sampled_from(STATUS_HABITS),
+    )
+    def ask_for_a_status(self, nth: int, which_payment: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
+        payment = _pick(self.seen["payments"], which_payment)
+        ledger = self.seen["ledger"]
+        if not is_by_receipt or ledger:
+            # Any receipt: of a stranger, a payout, a reversal, another shop.
+            what = ledger[nth * 5 % len(ledger)] if is_by_receipt else payment["id"]
+            self.run(self._check(payment, what, habit, plan))
+
+    @precondition(lambda self: self.seen["payments"])
+    @rule(
+        nth=which,
+        plan=plans,
+        fault=st.none() | st.sampled_from(QUERY_FAULTS),
+        habit=st.just("normal") | st.sampled_from(QUERY_HABITS),
+    )
+    def ask_about_a_payment(self, nth: int, plan: Plan, fault: str | None, habit: str = "normal") -> None:
+        payment = _pick(self.seen["payments"], nth)
+        ask = _refusable(self.stage.product.ask_now(self._caller(payment), payment["id"]))
+        self.run(self._with_habit("stkquery", habit, plan, self._with_fault("stkquery", fault, plan, ask)))
 
     @precondition(lambda self: any(_is_paid(payment) for payment in self.seen["payments"]))
     @rule(
         nth=which,
         amount=st.sampled_from((None, 30, 40, 70, 500)),
         has_key=st.booleans(),
-        habit=st.sampled_from(RESULT_HABITS),
+        habit=st.sampled_from(REVERSAL_HABITS),
         initiator=st.sampled_from(INITIATORS),
         plan=plans,
         times=st.sampled_from((1, 1, 3)),
@@ -224,24 +322,24 @@ class Money(RuleBasedStateMachine):
         self, nth: int, amount: int | None, has_key: bool, habit: str, initiator: str, plan: Plan, times: int
     ) -> None:
         payment = _pick([payment for payment in self.seen["payments"] if _is_paid(payment)], nth)
-        body = CreateRefund(payment_id=payment["id"], amount=msgspec.Raw(b"null" if amount is None else b"%d" % amount))
-        key = None
-        if has_key or amount is not None:
-            key = f"r{len(self.refunds)}"
-            self.refunds[key] = Asked(body)
-        self.run(self._reverse(body, key, habit, initiator, plan, times))
+        shop = self.stage.shop_of(payment["merchant"]).number
+        # Without a key, the amount is whole or the call says which part: each call is one more.
+        key = f"r{len(self.refunds)}" if has_key or amount is not None else ""
+        asked = Asked(key, shop, payment["env"], amount, of=payment["id"])
+        if key:
+            self.refunds.append(asked)
+        self.run(self._reverse(asked, habit, initiator, plan, times))
 
     @precondition(lambda self: self.refunds)
-    @rule(nth=which, plan=plans, habit=st.sampled_from(RESULT_HABITS))
+    @rule(nth=which, plan=plans, habit=st.sampled_from(REVERSAL_HABITS))
     def repeat_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
-        key = _pick(list(self.refunds), nth)
-        self.run(self._reverse(self.refunds[key].request, key, habit, "testapi", plan, 1))
+        self.run(self._reverse(_pick(self.refunds, nth), habit, "testapi", plan, 1))
 
     @precondition(lambda self: self.seen["refunds"])
-    @rule(nth=which, plan=plans, habit=st.sampled_from(RESULT_HABITS))
+    @rule(nth=which, plan=plans, habit=st.sampled_from(STATUS_HABITS))
     def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
-        refund_id = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.refunds.ask_now(self.stage.caller.merchant_id, "sandbox", refund_id))
+        refund = _pick(self.seen["refunds"], nth)
+        ask = _refusable(self.stage.product.ask_about_refund(self._caller(refund), refund["id"]))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------
@@ -249,7 +347,7 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.seen["open"])
     @rule(nth=which, answer=st.sampled_from(("pay", "pay", "cancel", "wrong_pin", "no_funds", "ignore")))
     def answer_a_prompt(self, nth: int, answer: str) -> None:
-        self.run(self.stage.simulator.answer(_pick(self.seen["open"], nth), answer))
+        self.run(self.stage.answer(_pick(self.seen["open"], nth), answer))
 
     @precondition(lambda self: self.seen["owed"])
     @rule(nth=which, times=st.sampled_from((1, 1, 3)))
@@ -261,7 +359,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_callback(self, nth: int) -> None:
         self.run(
-            self.stage.db.execute(
+            self.stage.in_worlds(
                 "UPDATE sim_callback SET due_at = NULL WHERE callback_id = $1", _pick(self.seen["owed"], nth)
             )
         )
@@ -280,7 +378,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_result(self, nth: int) -> None:
         self.run(
-            self.stage.db.execute(
+            self.stage.in_worlds(
                 "UPDATE sim_result SET due_at = NULL WHERE result_id = $1", _pick(self.seen["results owed"], nth)
             )
         )
@@ -300,11 +398,21 @@ class Money(RuleBasedStateMachine):
     def pay_at_the_counter(self, nth: int, amount: int, phone: str, reference: str, minutes: int) -> None:
         self.run(self._walk_in(nth, amount, phone, reference, minutes))
 
-    @precondition(lambda self: self.seen["ledger"])
+    @rule(habit=st.sampled_from(CALLBACK_HABITS), token=st.sampled_from(OAUTH_HABITS))
+    def daraja_spells_otherwise(self, habit: str, token: str) -> None:
+        """From now on, what Daraja posts is written so, and tokens are answered so."""
+
+        async def work() -> None:
+            await self.stage.set_habit("callback", habit)
+            await self.stage.set_habit("oauth", token)
+
+        self.run(work())
+
+    @precondition(lambda self: self.seen["paid"])
     @rule(nth=which, amount=st.sampled_from((30, 70, 500)))
     def reverse_on_the_portal(self, nth: int, amount: int) -> None:
         self.by_hand += 1
-        self.run(self.stage.reverse_on_the_portal(_pick(self.seen["ledger"], nth), amount, self.by_hand))
+        self.run(self.stage.reverse_on_the_portal(_pick(self.seen["paid"], nth), amount, self.by_hand))
 
     @precondition(lambda self: self.seen["pushes"])
     @rule(nth=which)
@@ -314,11 +422,18 @@ class Money(RuleBasedStateMachine):
 
     # -- reconciliation -------------------------------------------------------------------------------------------
 
-    @rule(habit=st.sampled_from(PULL_HABITS), plan=plans, nth=which, hides=st.booleans())
-    def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool) -> None:
-        ledger = self.seen["ledger"]
-        self.wire.hidden = frozenset({_pick(ledger, nth)} if hides and ledger else ())
-        self.run(self._reconcile(habit, plan))
+    @rule(
+        habit=st.sampled_from(PULL_HABITS),
+        plan=plans,
+        nth=which,
+        hides=st.booleans(),
+        shop=st.sampled_from((None, 0, 1)),
+    )
+    def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool, shop: int | None = None) -> None:
+        """One shop reads its statement, or both do; one receipt may be on none yet."""
+        paid = self.seen["paid"]
+        self.wire.hidden = frozenset({_pick(paid, nth)} if hides and paid else ())
+        self.run(self._reconcile(habit, plan, self.stage.shops if shop is None else [self.stage.shops[shop]]))
         self.wire.hidden = frozenset()
 
     # -- time, workers, accidents ---------------------------------------------------------------------------------
@@ -330,18 +445,28 @@ class Money(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(SWEEPS))
     def a_cron_fires(self, name: str) -> None:
-        self.run(self.stage.cron(name))
+        self.run(self.stage.product.cron(name))
 
-    @rule(stkquery=plans, status=plans, habit=st.sampled_from(RESULT_HABITS))
-    def workers_work(self, stkquery: Plan, status: Plan, habit: str) -> None:
+    @rule(
+        stkquery=plans,
+        status=plans,
+        habit=st.sampled_from(STATUS_HABITS),
+        query=st.just("normal") | st.sampled_from(QUERY_HABITS),
+    )
+    def workers_work(self, stkquery: Plan, status: Plan, habit: str, query: str = "normal") -> None:
         async def work() -> None:
-            for name in SWEEPS:
-                await self.stage.cron(name)
-            await self.stage.work()
+            await self._sweep()
+            await self.stage.product.work()
 
         self.wire.plan("stkquery", stkquery)
-        self.run(self._with_habit("transactionstatus", habit, status, _mortal(work())))
+        work_all = self._with_habit("transactionstatus", habit, status, _mortal(work()))
+        self.run(self._with_habit("stkquery", query, stkquery, work_all))
         self.wire.mend()
+
+    @rule()
+    def daraja_hangs(self) -> None:
+        """Questions take connections and answer nothing, and more are due than a worker has slots."""
+        self.run(self._hang())
 
     @rule(accident=st.sampled_from(Accident), status=st.sampled_from((200, 302, 404, 410, 500)))
     def it_happens(self, accident: Accident, status: int) -> None:
@@ -351,10 +476,10 @@ class Money(RuleBasedStateMachine):
 
     async def _look(self) -> None:
         stage = self.stage
-        wrong = await books.wrong(stage.db, stage.clock.now(), sorted(self.forged))
+        wrong = await books.wrong(stage.db, stage.clock.now(), self.known)
         assert not wrong, f"the books are wrong: {wrong}"
         assert not stage.swallowed, f"an error was logged and passed over: {stage.swallowed}"
-        assert await stage.count_failed() == 0, "a job failed"
+        assert await stage.product.count_failed() == 0, "a job failed"
         found: dict[str, list[Any] | None] = msgspec.json.decode(await stage.db.fetchval(_SEEN))
         self.seen = {name: rows or [] for name, rows in found.items()}
         for payment in self.seen["payments"]:
@@ -365,10 +490,10 @@ class Money(RuleBasedStateMachine):
         before = self.timelines.get(payment["id"], [])
         assert steps[: len(before)] == before, "what happened has been changed"
         self.timelines[payment["id"]] = steps
-        now = Status.PENDING
+        now = "pending"
         for step in steps:
             if step in _STATUS_OF:
-                assert (now, _STATUS_OF[step]) in MOVES, f"{payment['id']} went {now} -> {step}"
+                assert _STATUS_OF[step] in _MOVES.get(now, set()), f"{payment['id']} went {now} -> {step}"
                 now = _STATUS_OF[step]
         assert now == payment["status"], f"{payment['id']} is {payment['status']}, and its steps say {now}"
 
@@ -380,101 +505,175 @@ class Money(RuleBasedStateMachine):
     async def _settle(self) -> None:
         stage = self.stage
         self.wire.mend()
-        await stage.db.execute("DELETE FROM sim_fault")
-        await stage.db.execute("DELETE FROM sim_habit")
+        await stage.in_worlds("DELETE FROM sim_fault; DELETE FROM sim_habit")
         stage.receiver.status, stage.receiver.answer = 200, None
-        await stage.become("testapi")
+        for shop in stage.shops:
+            for env in shop.fields:
+                await stage.become(shop, env, "testapi")
+                await stage.product.register(shop.callers[env])
         for number in range(_PATIENCE):
             if number % 3 == 0:
-                await stage.cron("reconciliation.reconcile_all")
+                await stage.product.cron(RECONCILE)
             await stage.pass_time(301 if number else 61)
             await stage.call_back_all()
-            for name in SWEEPS:
-                await stage.cron(name)
-            await stage.work()
+            await self._sweep()
+            await stage.product.work()
             await self._decide()
             # The last reconciliation has to come after the last prompt has ended.
             is_due = number >= 3 and number % 3 == 0
-            if is_due and not await books.wrong(stage.db, stage.clock.now(), sorted(self.forged), has_settled=True):
+            if is_due and not await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True):
                 break
         await self._look()
-        wrong = await books.wrong(stage.db, stage.clock.now(), sorted(self.forged), has_settled=True)
+        wrong = await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True)
         assert not wrong, f"all is well again, and the books are not: {wrong}"
         await self._check_webhooks()
         self.reached.update(row[0] for row in await stage.db.fetch(_REACHED))
+
+    async def _sweep(self) -> None:
+        for name in SWEEPS:
+            await self.stage.product.cron(name)
 
     async def _decide(self) -> None:
         """What is left to people, who look at M-Pesa's portal."""
         stage = self.stage
         for row in await stage.db.fetch(
-            "SELECT refund_id FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
+            "SELECT refund_id, env FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
         ):
             went = row["refund_id"] in stage.reversals.values()
-            resolution = Resolution(outcome="completed" if went else "failed", confirm=row["refund_id"], note="seen")
-            await stage.refunds.resolve("sandbox", row["refund_id"], resolution, "model")
-        lines = await stage.db.fetch(
-            "SELECT l.line_id, s.callback_url FROM statement_line l JOIN sim_transaction t USING (receipt) "
-            "JOIN sim_push s USING (checkout_request_id) WHERE l.finding = 'ambiguous'"
-        )
-        for row in lines:
-            try:
-                await stage.reconciliation.assign(stage.caller, row["line_id"], self._subject(row["callback_url"]))
-            except LineSettled:
-                continue
-        await stage.replay_everything() if await self._is_dead() else None
+            await stage.product.decide_refund(row["env"], row["refund_id"], went_back=went)
+        for row in await stage.db.fetch(books.LEFT_TO_A_PERSON):
+            caller = stage.caller(row["merchant_id"], row["env"])
+            await _refusable(stage.product.decide_line(caller, row["line_id"], row["payment_id"]))
+        if await self._is_dead():
+            await self._replay()
+
+    async def _replay(self) -> None:
+        for shop in self.stage.shops:
+            for env in shop.fields:
+                await self.stage.product.replay(shop.callers[env], DAWN)
 
     async def _is_dead(self) -> bool:
         return bool(await self.stage.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'dead')"))
 
     async def _check_webhooks(self) -> None:
         stage = self.stage
-        events = {
-            row["event_id"]: row["body"]
-            for row in await stage.db.fetch("SELECT event_id, body FROM event WHERE is_public")
-        }
+        rows = await stage.db.fetch(
+            "SELECT e.event_id, e.body, e.merchant_id, COALESCE(p.env, r.env, 'sandbox') AS env FROM event e "
+            "LEFT JOIN payment p ON p.payment_id = e.subject_id LEFT JOIN refund r ON r.refund_id = e.subject_id "
+            "WHERE e.is_public"
+        )
+        events = {row["event_id"]: row for row in rows}
         told: set[str] = set()
         for one in stage.receiver.received:
-            event_id = one.headers["webhook-id"]
-            assert events[event_id].encode() == one.body, "one event was told in two ways"
-            told.add(event_id)
-        assert told == set(events)
+            event = events[one.headers["webhook-id"]]
+            assert event["body"].encode() == one.body, "one event was told in two ways"
+            where = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
+            assert one.path.endswith(where), f"untold: an event of {where} was told at {one.path}"
+            told.add(event["event_id"])
+        assert told == set(events), "untold: an event that no endpoint took"
         paid = {payment["id"] for payment in self.seen["payments"] if "completed" in payment["steps"]}
         assert set(stage.fulfilled) == paid
-        for payment in self.seen["payments"]:
-            known = self.payments[payment["key"]].made
-            assert known in {None, payment["id"]}
+        for asked in self.payments:
+            ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (asked.key, asked.env)}
+            assert asked.made is None or asked.made in ids, "lost: a payment that a merchant was told of"
 
     # -- how it is done -------------------------------------------------------------------------------------------
 
-    async def _request(self, key: str) -> None:
-        asked, stage = self.payments[key], self.stage
-        self.under_way = ("payment", key)
+    def _new(self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox") -> Asked:
+        asked = Asked(f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference)
+        self.payments.append(asked)
+        return asked
+
+    def _caller(self, row: dict[str, Any]) -> Any:
+        return self.stage.caller(row["merchant"], row["env"])
+
+    async def _call_request(self, asked: Asked) -> tuple[str, int, str]:
+        body: dict[str, Any] = {"amount": asked.amount, "phone": asked.phone}
+        if asked.reference is not None:
+            body["reference"] = asked.reference
+        caller = self.stage.shops[asked.shop].callers[asked.env]
+        return await self.stage.product.request(caller, body, asked.key)
+
+    async def _request(self, asked: Asked) -> None:
+        self.under_way = ("payment", asked)
         try:
-            made = await stage.payments.request(stage.caller.merchant_id, "sandbox", asked.request, idempotency_key=key)
+            made, amount, phone = await self._call_request(asked)
         except ProcessDied:
             live()
             return
-        except (KeyInProgress, ProviderRejected, ProviderUnavailable):
+        except NotConfigured as problem:
+            raise AssertionError(f"a world that is configured is not: {problem}") from None
+        except NO_PAYMENT:
             return
         finally:
             self.under_way = None
-        assert made.payment.idempotency_key == key
-        assert (made.payment.amount, made.payment.phone) == (asked.request.amount.wire, asked.request.phone)
-        assert asked.made in {None, made.payment.id}, "one key, two payments"
-        asked.made = made.payment.id
+        assert (amount, phone) == (asked.amount, asked.phone)
+        assert asked.made in {None, made}, "doubled: one key, two payments"
+        others = [one for one in self.payments if one.made == made and one.env != asked.env]
+        assert not others, "one payment for two worlds"
+        asked.made = made
 
-    async def _buy(self, key: str, is_told: bool) -> None:
+    async def _list(self, shop: int, env: Env) -> None:
+        listed = await self.stage.product.listed(self.stage.shops[shop].callers[env])
+        strangers = {one.made for one in self.payments if (one.shop, one.env) != (shop, env)} & set(listed)
+        assert not strangers, f"a list of {env} shows what is of the other world, or of another merchant: {strangers}"
+
+    async def _assign(self, line: dict[str, Any], payment: dict[str, Any]) -> None:
+        """Being refused is fine; being believed is so only where no evidence speaks against it."""
         stage = self.stage
-        await self._request(key)
+        before = payment["status"], payment["receipt"]
+        may_be = await stage.db.fetchval(books.MAY_BE_ASSIGNED, payment["id"], line["receipt"])
+        if may_be:
+            self.known.assigned.add(payment["id"])
+        await _refusable(stage.product.assign(self._caller(line), line["id"], payment["id"]))
+        row = await stage.db.fetchrow("SELECT status, receipt FROM payment WHERE payment_id = $1", payment["id"])
+        assert row is not None
+        is_taken = row["receipt"] == line["receipt"] and tuple(row) != before
+        assert may_be or not is_taken, "invented: a merchant was believed against the evidence"
+
+    async def _hang(self) -> None:
+        """A new payment's webhook is sent, and what is over expires, while every question to Daraja hangs."""
+        stage = self.stage
+        for phone in PHONES[:3]:
+            await self._request(self._new(0, 70, phone))
+        await stage.pass_time(61)
+        stage.receiver.status, stage.receiver.answer = 200, None
+        await self._sweep()
+        await stage.product.cron(RECONCILE)
+        self.wire.hang("stkquery", "pullquery")
+        try:
+            async with stage.product.at_work():
+                asked = self._new(0, 500, PHONES[0])
+                await self._buy(asked, is_told=True)
+                row = await stage.db.fetchrow("SELECT status FROM payment WHERE payment_id = $1", asked.made)
+                if row is not None and row["status"] == "completed":
+                    await self._sweep()
+                    await self._until_told(asked.made or "")
+                self.wire.mend()
+        finally:
+            self.wire.mend()
+        await stage.product.work()
+
+    async def _until_told(self, payment_id: str) -> None:
+        """Wait a moment for the webhook about a completed payment. Raises AssertionError."""
+        for _ in range(_SOON):
+            if any(payment_id.encode() in one.body for one in self.stage.receiver.received):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("stuck: a webhook waits behind a question to Daraja that hangs")
+
+    async def _buy(self, asked: Asked, is_told: bool) -> None:
+        stage = self.stage
+        await self._request(asked)
         row = await stage.db.fetchrow(
-            "SELECT checkout_request_id FROM payment WHERE idempotency_key = $1 AND status = 'pending' "
+            "SELECT checkout_request_id FROM payment WHERE payment_id = $1 AND status = 'pending' "
             "AND checkout_request_id IS NOT NULL",
-            key,
+            asked.made,
         )
         if row is None:
             # The token was no longer valid, and no new one was to be had.
             return
-        await stage.simulator.answer(row["checkout_request_id"], "pay")
+        await stage.answer(row["checkout_request_id"], "pay")
         if is_told:
             await stage.call_back_all()
 
@@ -487,71 +686,87 @@ class Money(RuleBasedStateMachine):
         elif accident is Accident.VALKEY:
             await stage.gateway.valkey.flushdb()
         elif accident is Accident.REPLAY:
-            await stage.replay_everything()
+            await self._replay()
+        elif accident is Accident.ENDPOINT_REMOVED:
+            caller = stage.shops[0].callers["sandbox"]
+            await stage.product.remove_endpoint(caller)
+            await self._sweep()
+            await stage.product.work()
+            await stage.product.set_endpoint(caller, f"{stage.receiver.url}/0/sandbox")
         else:
-            await stage.db.execute("UPDATE sim_token SET token = 'another'")
+            await stage.in_worlds("UPDATE sim_token SET token = 'another-' || consumer_key")
             if accident is Accident.NO_TOKEN:
-                await stage.simulator.set_fault("oauth", "500.003.02", 1)
+                await stage.set_fault("oauth", "500.003.02")
 
-    async def _reverse(
-        self, body: CreateRefund, key: str | None, habit: str, initiator: str, plan: Plan, times: int
-    ) -> None:
-        await self.stage.become(initiator)
-        ask = _at_once(self._ask_back(body, key) for _ in range(times))
+    async def _reverse(self, asked: Asked, habit: str, initiator: str, plan: Plan, times: int) -> None:
+        shop = self.stage.shops[asked.shop]
+        await self.stage.become(shop, asked.env, initiator)
+        ask = _at_once(self._ask_back(asked) for _ in range(times))
         await self._with_habit("reversal", habit, plan, ask)
-        await self.stage.become("testapi")
+        await self.stage.become(shop, asked.env, "testapi")
 
-    async def _ask_back(self, body: CreateRefund, key: str | None) -> None:
-        if key is not None:
-            self.under_way = ("refund", key)
+    async def _ask_back(self, asked: Asked) -> None:
+        if asked.key:
+            self.under_way = ("refund", asked)
+        caller = self.stage.shops[asked.shop].callers[asked.env]
         try:
-            made, _ = await self.stage.refunds.request(self.stage.caller, body, key)
+            made = await self.stage.product.refund(caller, asked.of, asked.amount, asked.key or None)
         except ProcessDied:
             live()
             return
-        except (Conflict, ProviderRejected, ProviderUnavailable):
+        except REFUSED:
             return
         finally:
             self.under_way = None
-        if key is not None:
-            asked = self.refunds[key]
-            assert asked.made in {None, made.id}, "one key, two refunds"
-            asked.made = made.id
+        if asked.key:
+            assert asked.made in {None, made}, "doubled: one key, two refunds"
+            asked.made = made
 
-    async def _check(self, name: str, habit: str, plan: Plan) -> None:
-        ask = _refusable(self.stage.checks.ask(self.stage.caller.merchant_id, "sandbox", name))
+    async def _check(self, payment: dict[str, Any], what: str, habit: str, plan: Plan) -> None:
+        ask = _refusable(self.stage.product.check(self._caller(payment), what))
         await self._with_habit("transactionstatus", habit, plan, ask)
 
-    async def _reconcile(self, habit: str, plan: Plan) -> None:
+    async def _reconcile(self, habit: str, plan: Plan, shops: Sequence[Shop]) -> None:
         began = self.stage.clock.now()
-        shortcode_id = self.stage.shortcode_id
-        await self._with_habit("pullquery", habit, plan, _mortal(self.stage.reconciliation.run_due(shortcode_id)))
+
+        async def work() -> None:
+            for shop in shops:
+                for env in shop.fields:
+                    await _mortal(self.stage.product.reconcile(shop.callers[env]))
+
+        await self._with_habit("pullquery", habit, plan, work())
         reached = await self.stage.db.fetchval(
             "SELECT max(window_end) FROM reconciliation_run WHERE status = 'completed' AND window_end >= $1", began
         )
         self.reconciled_at = reached or self.reconciled_at
 
     async def _with_habit(self, operation: str, habit: str, plan: Plan, work: Awaitable[Any]) -> None:
-        await self.stage.simulator.set_habit(operation, habit)
+        await self.stage.set_habit(operation, habit)
         self.wire.plan(operation, plan)
         await work
-        await self.stage.simulator.set_habit(operation, "normal")
+        await self.stage.set_habit(operation, "normal")
         self.wire.plan(operation, Plan())
+
+    async def _with_ack(self, habit: str, work: Awaitable[Any]) -> None:
+        await self.stage.set_habit("stkack", habit)
+        await work
+        await self.stage.set_habit("stkack", "normal")
 
     async def _with_fault(self, operation: str, fault: str | None, plan: Plan, work: Awaitable[Any]) -> None:
         if fault is not None:
-            await self.stage.simulator.set_fault(operation, fault, 1)
+            await self.stage.set_fault(operation, fault)
         self.wire.plan(operation, plan)
         await work
         self.wire.plan(operation, Plan())
+        await self.stage.in_worlds("DELETE FROM sim_fault WHERE operation = $1", operation)
 
     async def _call_back(self, callback_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.call_back(callback_id) for _ in range(times)))
-        assert set(statuses) == {200}
+        assert set(statuses) == {200}, REFUSED_BODY
 
     async def _send_result(self, result_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.send_result(result_id) for _ in range(times)))
-        assert set(statuses) == {200}
+        assert set(statuses) == {200}, REFUSED_BODY
 
     async def _walk_in(self, nth: int, amount: int, phone: str, reference: str, minutes: int) -> None:
         stage = self.stage
@@ -564,15 +779,23 @@ class Money(RuleBasedStateMachine):
             if row is None:
                 return
             phone, reference = row["phone"], row["reference"]
-        shortcode = await stage.db.fetchval("SELECT shortcode FROM sim_registration")
-        at = stage.clock.now() - timedelta(minutes=minutes)
-        await stage.simulator.add_money(phone, amount, shortcode, reference, at)
+        env: Env = ENVS[nth % 2] if self.is_live else "sandbox"
+        receivers = await stage.db.fetch("SELECT shortcode FROM sim_registration WHERE env = $1 ORDER BY 1", env)
+        await stage.pay_by_hand(
+            env,
+            phone=phone,
+            amount=amount,
+            shortcode=receivers[nth % len(receivers)]["shortcode"],
+            reference=reference,
+            at=stage.clock.now() - timedelta(minutes=minutes),
+        )
 
     async def _forge(self, checkout_request_id: str) -> None:
-        push = await self.stage.simulator.find(checkout_request_id)
-        self.forged.add(self._subject(push["callback_url"]))
+        simulator = await self.stage.simulator_of(checkout_request_id)
+        push = await simulator.find(checkout_request_id)
+        self.known.forged.add(self.stage.product.subject(push["callback_url"]))
         amount = push["amount"] if self.confirm == "always" else push["amount"] + 7
-        assert await self.stage.simulator.forge(checkout_request_id, checkout_request_id, amount, None) == 200
+        assert await simulator.forge(checkout_request_id, checkout_request_id, amount, None) == 200
 
     async def _deliver_and_die(self) -> None:
         """A worker is killed between the merchant's answer and its own note of it."""
@@ -584,7 +807,7 @@ class Money(RuleBasedStateMachine):
                 stage.clock.now(),
             )
         ]
-        task = asyncio.ensure_future(stage.deliveries.deliver(due))
+        task = asyncio.ensure_future(stage.product.deliver(due))
 
         def kill(_: Any, __: int) -> int:
             task.cancel()
@@ -603,7 +826,7 @@ class Money(RuleBasedStateMachine):
                 "ORDER BY created_at DESC, checkout_request_id LIMIT 1"
             )
             if row is not None:
-                await stage.simulator.answer(row["checkout_request_id"], "pay" if act is Act.PAY else "cancel")
+                await stage.answer(row["checkout_request_id"], "pay" if act is Act.PAY else "cancel")
             await stage.call_back_all()
         elif act is Act.CALL_BACK:
             await stage.call_back_all()
@@ -612,28 +835,21 @@ class Money(RuleBasedStateMachine):
         elif act is Act.FLUSH:
             await stage.gateway.valkey.flushdb()
         elif act is Act.ASK:
-            await stage.ask_due()
+            await stage.product.ask_due(stage.clock.now())
         elif self.under_way is not None:
-            what, key = self.under_way
-            await (self._request(key) if what == "payment" else self._ask_back(self.refunds[key].request, key))
+            what, asked = self.under_way
+            await (self._request(asked) if what == "payment" else self._ask_back(asked))
 
     async def _arrived(self, operation: str, body: Any) -> None:
         """Note which refund a reversal was sent for, as M-Pesa's people would find it in their own records."""
         if operation != "reversal":
             return
-        refund_id = self._subject(body["ResultURL"])
+        refund_id = self.stage.product.subject(body["ResultURL"])
         rows = await self.stage.db.fetch(
             "SELECT receipt FROM sim_reversal WHERE originator_conversation_id NOT LIKE 'portal-%'"
         )
         for row in rows:
             self.stage.reversals.setdefault(row["receipt"], refund_id)
-
-    def _subject(self, address: str) -> str:
-        """What an address that we handed to Daraja is about."""
-        kind, _, token = address.partition("/v1/cb/")[2].partition("/")
-        subject = read_token(self.stage.gateway.vault.secret(CALLBACK_TOKENS), kind, token)
-        assert subject is not None
-        return subject.subject_id
 
 
 def _pick(some: Sequence[T], nth: int) -> T:
@@ -650,16 +866,20 @@ async def _at_once(works: Iterable[Awaitable[Any]]) -> None:
 
 
 async def _mortal(work: Awaitable[Any]) -> None:
-    """Do this, unless the process dies."""
+    """Do this, unless the process dies, or Postgres goes away."""
     try:
         await work
     except ProcessDied:
         live()
+    except POSTGRES_AWAY:
+        return
 
 
 async def _refusable(work: Awaitable[Any]) -> None:
     """Do this; being refused for what the object is, or by Daraja, is fine, and so is the process's death."""
     try:
         await _mortal(work)
-    except (Conflict, NotFound, ProviderRejected, ProviderUnavailable):
+    except NotConfigured:
+        return
+    except REFUSED:
         return

@@ -1,41 +1,32 @@
-"""What the model plays on: the real gateway, its Postgres, Valkey and worker, and Daraja's simulator, step by step."""
+"""What the model plays on: the real gateway, its Postgres, Valkey and worker, and a Daraja for each world."""
 
-# The stage looks behind every door: that is what makes each step one of ours.
+# The stage looks behind every door: that is what makes each step one of the model's.
 # pyright: reportPrivateUsage=false
 
 import asyncio
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
 from typing import Any, Self, TypeVar, cast
 
 import asyncpg
-import msgspec
 import structlog
 import uvicorn
 import uvloop
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway.testing.receiver import Receiver, receiving
-from mpesa_gateway.testing.serving import INITIATED, gateway_values, listening
-from mpesa_gateway_callbacks.service import CallbackInbox
-from mpesa_gateway_credentials.schemas import SetProvider
-from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway.testing.serving import INITIATED, PLUGINS, gateway_values, listening
 from mpesa_gateway_payments.events import PaymentCompleted
-from mpesa_gateway_payments.service import PaymentService
-from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import ReversalRequest
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.endpoints import Endpoints
-from mpesa_gateway_webhooks.schemas import ReplayMany
+from tests.model.product import REFUSED, Product
 from tests.model.wire import Act, MortalDatabase, Wire, live
 
 T = TypeVar("T")
@@ -43,18 +34,23 @@ T = TypeVar("T")
 DAWN = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 """When every example begins."""
 
-SWEEPS = (
-    "payments.expire",
-    "payments.sweep",
-    "refunds.sweep",
-    "callbacks.sweep",
-    "webhooks.sweep",
-    "kernel.sweep_events",
-)
-"""The crons that hand over what is due."""
+ENVS: tuple[Env, ...] = ("sandbox", "live")
 
-_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry", "receiver", "shortcode"})
+PAYBILL, TILL, STORE, MOVED = "174379", "5123456", "600638", "600639"
+"""The paybill that two merchants share, a till with its store number, and where a merchant moves to."""
+
+_KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry"})
 _LONGEST_PROMPT = 45
+
+REFUSED_BODY = "lost: a body that Daraja posted was not taken"
+_PUBLIC, _LIVE_SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
+"""Addresses that lead to loopback: the live world is https, and no name of it exists."""
+
+_LIVE_IDS = 1_000_000
+"""Where the numbers of the live Daraja's callbacks and results begin, so that a number belongs to one world."""
+
+_SIMULATED = ("sim_push", "sim_callback", "sim_transaction", "sim_reversal", "sim_result", "sim_registration")
+"""What the judge reads of both worlds' simulators, as views with the column ``env``."""
 
 
 class HandClock:
@@ -95,6 +91,40 @@ class SeededBytes:
         return some[: size - len(tail)] + tail
 
 
+class Answering:
+    """A simulator's way to the gateway: its public address leads to where it listens."""
+
+    def __init__(self, session: Any, base: str) -> None:
+        self._session, self._base = session, base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    async def post(self, url: str, **options: Any) -> Any:
+        """As niquests' sessions have it."""
+        return await self._session.post(url.replace(_PUBLIC, self._base, 1), **options)
+
+
+@dataclass
+class World:
+    """Daraja as one world has it: a simulator in a schema of its own."""
+
+    env: Env
+    gateway: Gateway
+    base: str
+    simulator: Simulator
+    wipe: str = ""
+
+
+@dataclass
+class Shop:
+    """A merchant: who calls in each world, and the credentials that are stored there."""
+
+    number: int
+    callers: Mapping[Env, Caller]
+    fields: dict[Env, dict[str, Any]] = field(default_factory=dict[Env, dict[str, Any]])
+
+
 class Stage:
     """One gateway for all examples. ``run`` is the only way in: between two steps the loop stands still."""
 
@@ -104,6 +134,8 @@ class Stage:
         self._stack = AsyncExitStack()
         self._random = SeededBytes()
         self.clock = HandClock()
+        self.worlds: dict[Env, World] = {}
+        self.shops: list[Shop] = []
         self.swallowed: list[str] = []
         """What went wrong unexpectedly and was only logged."""
         self.fulfilled: list[str] = []
@@ -132,7 +164,7 @@ class Stage:
         """Let the loop turn until this is done."""
 
         async def do() -> T:
-            # Whoever died in the step before was somebody else.
+            # The process that died in the step before was another one.
             live()
             return await work
 
@@ -149,42 +181,74 @@ class Stage:
         database_url, valkey_url = self._urls
         connection: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
         name = await connection.fetchval("SELECT current_database()")
-        # Nobody pulls the plug here, so that no commit need wait for the disk.
+        # Nothing pulls the plug here, so that no commit need wait for the disk.
         await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         await connection.close()
+        self.receiver: Receiver = await self._stack.enter_async_context(receiving())
+        for env in ENVS:
+            self.worlds[env] = await self._open_daraja(env)
+        at = self._stack.enter_context(listening())
+        values = gateway_values(
+            database_url,
+            valkey_url,
+            plugins=[name for name in PLUGINS if name != "simulator"],
+            public_url=_PUBLIC,
+            daraja={"sandbox_url": f"{self.worlds['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
+            worker={"in_process": False, "daraja": 2, "deliveries": 2, "maintenance": 2},
+            callbacks={"allowlist": ["127.0.0.1"]},
+            refunds={"ask_after": [60, 300]},
+            reconciliation={"tries": 2, "pause": 0.0},
+            webhooks={"retry_after": [5, 60, 300]},
+        )
+        self.gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=self._random)
+        self.gateway.on(PaymentCompleted)(self._fulfil)
+        cast(Any, self.gateway.db).__class__ = MortalDatabase
+        await self._serve(self.gateway, at)
+        self.db = cast(MortalDatabase, self.gateway.db)
+        self.product = Product(self.gateway)
+        self.product.reach_through(_LIVE_SHOP, self.receiver.url)
+        base = f"http://127.0.0.1:{at.getsockname()[1]}"
+        for world in self.worlds.values():
+            world.simulator._session = cast(Any, Answering(world.simulator._session, base))
+        self._session = self.gateway.daraja._session
+        await self._stack.enter_async_context(self.product.queued())
+        await self._show_both_ledgers()
+        self._wipe = await _forgetting(self.gateway)
+
+    async def _open_daraja(self, env: Env) -> World:
+        """A simulator, served, which does nothing by itself: it calls back when the model says so."""
+        database_url, valkey_url = self._urls
         at = self._stack.enter_context(listening())
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         values = gateway_values(
             database_url,
             valkey_url,
+            plugins=["simulator"],
             public_url=base,
-            daraja={"sandbox_url": base + "/simulator"},
+            database={"schema": f"{env}_daraja", "pool_max": 5},
+            valkey={"prefix": f"{env}daraja"},
             worker={"in_process": False},
-            refunds={"ask_after": [60, 300]},
-            reconciliation={"tries": 2, "pause": 0.0},
-            webhooks={"retry_after": [5, 60, 300]},
             simulator={"callback_delay": _LONGEST_PROMPT, "prompt_timeout": _LONGEST_PROMPT, "slow_answer": 0},
         )
-        self.gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=self._random)
-        self.gateway.on(PaymentCompleted)(self._fulfil)
-        cast(Any, self.gateway.db).__class__ = MortalDatabase
-        await self._serve(at)
-        self._find_parts()
-        # Daraja calls back when the model says so, and not by itself.
-        assert self.simulator._dispatcher is not None
-        self.simulator._dispatcher.cancel()
-        self._session = self.gateway.daraja._session
-        self.receiver: Receiver = await self._stack.enter_async_context(receiving())
-        self.workers = list(self.gateway.worker().workers.values())
-        for worker in self.workers:
-            await worker.queue.connect()
-            self._stack.push_async_callback(worker.queue.disconnect)
-        self._wipe = await self._forgetting()
+        gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=SeededBytes())
+        await self._serve(gateway, at)
+        simulator = gateway.services.get(Simulator)
+        assert simulator._dispatcher is not None
+        simulator._dispatcher.cancel()
+        if env == "live":
+            for table, column in (("sim_callback", "callback_id"), ("sim_result", "result_id")):
+                await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
+        return World(env, gateway, base, simulator, await _forgetting(gateway))
 
-    async def _serve(self, at: Any) -> None:
-        """Serve the gateway, and with it the simulator. Connections last: the loop stands still between steps."""
+    async def _show_both_ledgers(self) -> None:
+        for table in _SIMULATED:
+            selects = [f"SELECT '{env}' AS env, * FROM {env}_daraja.{table}" for env in ENVS]  # noqa: S608 - our words
+            await self.db.execute(f"CREATE VIEW {table} AS {' UNION ALL '.join(selects)}")
+
+    async def _serve(self, gateway: Gateway, at: Any) -> None:
+        """Serve a gateway. Connections last: the loop stands still between steps."""
         config = uvicorn.Config(
-            self.gateway.asgi, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=10_000
+            gateway.asgi, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=10_000
         )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[at]))
@@ -200,98 +264,125 @@ class Stage:
                 raise RuntimeError("the gateway did not start")
             await asyncio.sleep(0.01)
 
-    def _find_parts(self) -> None:
-        services = self.gateway.services
-        self.db = self.gateway.db
-        self.payments = services.get(PaymentService)
-        self.checks = services.get(StatusChecks)
-        self.refunds = services.get(RefundService)
-        self.reconciliation = services.get(Reconciliation)
-        self.deliveries = services.get(Deliveries)
-        self.inbox = services.get(CallbackInbox)
-        self.simulator = services.get(Simulator)
-
     async def _fulfil(self, event: PaymentCompleted) -> None:
         self.fulfilled.append(event.payment_id)
-
-    async def _forgetting(self) -> str:
-        """SQL that empties every table that examples write to, those that refer to others first."""
-        rows = await self.db.fetch(
-            "SELECT relname, ARRAY(SELECT confrelid::regclass::text FROM pg_constraint WHERE conrelid = pg_class.oid "
-            "AND contype = 'f' AND confrelid <> conrelid) AS above FROM pg_class "
-            "WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
-        )
-        above = {row["relname"]: set(row["above"]) - _KEPT for row in rows if row["relname"] not in _KEPT}
-        # For so few rows this is quicker than TRUNCATE, which makes new files.
-        order = reversed(list(TopologicalSorter(above).static_order()))
-        return "; ".join([*(f"DELETE FROM {name}" for name in order), "ALTER SEQUENCE sim_chance RESTART"])  # noqa: S608
 
     def connect(
         self, perform: Callable[[Act], Awaitable[None]], arrived: Callable[[str, Any], Awaitable[None]]
     ) -> Wire:
         """Put a new wire between the gateway and Daraja; see there."""
-        wire = Wire(self._session, self.db, perform, arrived)
+        ways = {_LIVE_DARAJA: f"{self.worlds['live'].base}/simulator"}
+        wire = Wire(self._session, self.db, perform, arrived, ways)
         self.gateway.daraja._session = cast(Any, wire)
         return wire
 
-    async def begin(self, seed: int, confirm: str) -> None:
-        """A new example: nothing has happened yet, and a shop has just opened."""
+    async def begin(self, seed: int, confirm: str, strangers: float, other: str) -> None:
+        """A new example: nothing has happened yet, and two shops have just opened.
+
+        The first has the paybill; the ``other`` shares it (``neighbour``), or has a ``till`` of its own.
+        """
         self._random.begin(seed)
         self.clock.put_back()
-        async with self.db.transaction():
-            # Nothing of this is ever deleted: with this, no trigger is asked.
-            await self.db.execute("SET LOCAL session_replication_role = replica")
-            await self.db.execute(self._wipe)
+        await _wipe(self.gateway, self._wipe)
+        for number, world in enumerate(self.worlds.values()):
+            await _wipe(world.gateway, world.wipe)
+            await world.simulator.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
         await self.gateway.valkey.flushdb()
-        self.gateway.daraja._tokens._tokens.clear()
-        await self.simulator.set_knobs({"seed": seed})
-        self.payments._settings = msgspec.structs.replace(self.payments._settings, confirm=confirm)
+        self.product.forget()
+        self.product.confirm(confirm)
+        self.db.breaks = 0
         self.receiver.received.clear()
         self.receiver.status, self.receiver.answer = 200, None
         self.swallowed.clear()
         self.fulfilled.clear()
         self.reversals.clear()
-        merchant = await self.gateway.merchants.create("Shop", actor="model")
-        self.caller = Caller(merchant.merchant_id, "key_model", frozenset(MERCHANT_SCOPES), "sandbox")
-        await self.gateway.services.get(Endpoints).set_url(self.caller, self.receiver.url)
-        await self.become("testapi")
-        await self.reconciliation.register(self.caller)
+        own = {"shortcode": STORE, "till_number": TILL} if other == "till" else {}
+        self.shops = []
+        for number, fields in enumerate(({}, own)):
+            shop = Shop(number, await self.product.open(f"Shop {number}"))
+            self.shops.append(shop)
+            await self.product.set_endpoint(shop.callers["sandbox"], f"{self.receiver.url}/{number}/sandbox")
+            await self.configure(shop, "sandbox", fields)
 
-    async def become(self, initiator: str) -> None:
-        """Store the shop's credentials with this initiator: its name decides how the simulator ends reversals."""
-        fields = INITIATED["mpesa"] | {"initiator": initiator}
-        body = msgspec.convert({"provider": "mpesa", "mpesa": fields}, SetProvider)
-        store = self.gateway.services.get(CredentialStore)
-        await store.store(self.caller, body)
-        self.shortcode_id = (await store.get(self.caller.merchant_id, self.caller.env)).shortcode_id
+    async def configure(self, shop: Shop, env: Env, changes: Mapping[str, Any]) -> None:
+        """Store a shop's credentials of one world, and enable Pull for them, if Daraja answers."""
+        fields = INITIATED["mpesa"] | {"env": env, "consumer_key": f"key-{shop.number}-{env}"} | dict(changes)
+        await self.product.store_credentials(shop.callers[env], fields)
+        shop.fields[env] = fields
+        with suppress(*REFUSED):
+            await self.product.register(shop.callers[env])
+
+    async def go_live(self, shop: Shop) -> None:
+        """A shop that has the sandbox only gets the live world beside it."""
+        await self.configure(shop, "live", {})
+        await self.product.set_endpoint(shop.callers["live"], f"{_LIVE_SHOP}/{shop.number}/live")
+
+    async def become(self, shop: Shop, env: Env, initiator: str) -> None:
+        """Store the credentials with this initiator: its name decides how the simulator ends reversals."""
+        await self.product.store_credentials(shop.callers[env], shop.fields[env] | {"initiator": initiator})
+
+    def caller(self, merchant_id: str, env: Env) -> Caller:
+        """This merchant's caller in one world."""
+        return next(s.callers[env] for s in self.shops if s.callers[env].merchant_id == merchant_id)
+
+    def shop_of(self, merchant_id: str) -> Shop:
+        """The shop of this merchant."""
+        return next(shop for shop in self.shops if shop.callers["sandbox"].merchant_id == merchant_id)
 
     # -- what Daraja and payers do --------------------------------------------------------------------------------
 
+    async def in_worlds(self, sql: str, *values: Any) -> None:
+        """Change the simulators' tables of both worlds."""
+        for world in self.worlds.values():
+            await world.gateway.db.execute(sql, *values)
+
+    async def set_habit(self, operation: str, habit: str) -> None:
+        """Change how an operation behaves, in both worlds."""
+        for world in self.worlds.values():
+            await world.simulator.set_habit(operation, habit)
+
+    async def set_fault(self, operation: str, fault: str) -> None:
+        """Answer the next request of an operation with a fault, in each world."""
+        for world in self.worlds.values():
+            await world.simulator.set_fault(operation, fault, 1)
+
+    async def simulator_of(self, checkout_request_id: str) -> Simulator:
+        """The simulator that has this push."""
+        env = await self.db.fetchval("SELECT env FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
+        return self.worlds[env].simulator
+
+    async def answer(self, checkout_request_id: str, answer: str) -> None:
+        """A finger answers an open prompt."""
+        await (await self.simulator_of(checkout_request_id)).answer(checkout_request_id, answer)
+
     async def pass_time(self, seconds: float) -> None:
-        """Time passes, and prompts that nobody answers end."""
+        """Time passes, and prompts that are not answered end."""
         self.clock.advance(seconds)
-        await self.simulator._end_due()
+        for world in self.worlds.values():
+            await world.simulator._end_due()
 
     async def call_back(self, callback_id: int) -> int:
         """Daraja makes this call, owed or not; gives the HTTP status that it was answered with."""
-        (row,) = await self.db.fetch(
-            "SELECT callback_id, body, tries, callback_url FROM sim_callback JOIN sim_push USING (checkout_request_id) "
-            "WHERE callback_id = $1",
+        world = self.worlds["live" if callback_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await world.gateway.db.fetch(
+            "SELECT callback_id, body, encoding, tries, callback_url FROM sim_callback "
+            "JOIN sim_push USING (checkout_request_id) WHERE callback_id = $1",
             callback_id,
         )
-        return await self.simulator._send(row)
+        return await world.simulator._send(row)
 
     async def send_result(self, result_id: int) -> int:
         """Daraja sends this result, owed or not; gives the HTTP status that it was answered with."""
-        (row,) = await self.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
-        return await self.simulator._send_result(row)
+        world = self.worlds["live" if result_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await world.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
+        return await world.simulator._send_result(row)
 
     async def call_back_all(self) -> None:
         """Daraja makes every call that it owes."""
         for callback_id in await self._owed("callback"):
-            assert await self.call_back(callback_id) == 200
+            assert await self.call_back(callback_id) == 200, REFUSED_BODY
         for result_id in await self._owed("result"):
-            assert await self.send_result(result_id) == 200
+            assert await self.send_result(result_id) == 200, REFUSED_BODY
 
     async def _owed(self, what: str) -> list[int]:
         return [
@@ -301,10 +392,15 @@ class Stage:
             )
         ]
 
+    async def pay_by_hand(self, env: Env, **money: Any) -> str:
+        """Somebody pays without a prompt; gives the receipt."""
+        return await self.worlds[env].simulator.add_money(**money)
+
     async def reverse_on_the_portal(self, receipt: str, amount: int, number: int) -> None:
-        """Somebody sends money back by hand, past the gateway."""
-        row = await self.db.fetchrow("SELECT shortcode FROM sim_transaction WHERE receipt = $1", receipt)
-        assert row is not None
+        """A person sends money back by hand, past the gateway."""
+        row = await self.db.fetchrow("SELECT env, shortcode FROM sim_transaction WHERE receipt = $1", receipt)
+        if row is None:
+            return
         request = ReversalRequest(
             initiator="a person",
             shortcode=row["shortcode"],
@@ -313,35 +409,25 @@ class Stage:
             result_url="",
             timeout_url="",
         )
-        await self.simulator.results._carry_out(request, f"portal-{number}")
+        await self.worlds[row["env"]].simulator.results._carry_out(request, f"portal-{number}")
 
-    # -- what workers do ------------------------------------------------------------------------------------------
 
-    async def cron(self, name: str) -> None:
-        """One cron fires."""
-        await self.gateway.jobs_by_name[name].fn(self.gateway)
+async def _forgetting(gateway: Gateway) -> str:
+    """SQL that empties every table that examples write to, those that refer to others first."""
+    rows = await gateway.db.fetch(
+        "SELECT relname, ARRAY(SELECT confrelid::regclass::text FROM pg_constraint WHERE conrelid = pg_class.oid "
+        "AND contype = 'f' AND confrelid <> conrelid) AS above FROM pg_class "
+        "WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+    )
+    above = {row["relname"]: set(row["above"]) - _KEPT for row in rows if row["relname"] not in _KEPT}
+    # For so few rows this is quicker than TRUNCATE, which makes new files.
+    order: Sequence[str] = list(reversed(list(TopologicalSorter(above).static_order())))
+    restart = ["ALTER SEQUENCE sim_chance RESTART"] if "sim_push" in above else []
+    return "; ".join([*(f"DELETE FROM {name}" for name in order), *restart])  # noqa: S608
 
-    async def work(self) -> None:
-        """Workers take what is on the queues until they are empty."""
-        while sum([await worker.queue.count("queued") for worker in self.workers]):
-            for worker in self.workers:
-                if await worker.queue.count("queued"):
-                    await worker.process()
 
-    async def count_failed(self) -> int:
-        """How many jobs have failed."""
-        return sum([await worker.queue.count_failed() for worker in self.workers])
-
-    async def ask_due(self) -> None:
-        """What a worker would do about everything that is due, without the queue."""
-        now = self.clock.now()
-        await self.payments.end_due()
-        for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
-            await self.payments.ask(row["payment_id"])
-        for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
-            await self.refunds.ask(row["refund_id"])
-
-    async def replay_everything(self) -> None:
-        """The merchant has every delivery sent again that it did not take."""
-        await self.deliveries.replay_many(self.caller, ReplayMany(since=DAWN, status="dead"))
-        await self.deliveries.replay_many(self.caller, ReplayMany(since=DAWN, status="pending"))
+async def _wipe(gateway: Gateway, statements: str) -> None:
+    async with gateway.db.transaction():
+        # Nothing of this is ever deleted: with this, no trigger is asked.
+        await gateway.db.execute("SET LOCAL session_replication_role = replica")
+        await gateway.db.execute(statements)

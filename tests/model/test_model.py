@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +20,8 @@ EXAMPLES = int(os.environ.get("MPESA_GATEWAY_TEST_EXAMPLES") or "0")
 """How many examples a long run plays; without it, a few short ones, and no time is spent on making them shorter."""
 
 SETTINGS = settings(
-    max_examples=EXAMPLES or 16,
-    stateful_step_count=50 if EXAMPLES else 25,
+    max_examples=EXAMPLES or 8,
+    stateful_step_count=50 if EXAMPLES else 20,
     phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if EXAMPLES else ())),
     deadline=None,
     print_blob=True,
@@ -56,11 +57,35 @@ SABOTAGE: dict[str, str] = {
             callback_url, behaviour, state, result_code, NULL, created_at, ends_at, ended_at
         FROM sim_push LIMIT 1
     """,
-    "invented: paid with a receipt that M-Pesa never gave, or not for this amount": """
-        UPDATE sim_transaction SET amount = amount + 1
+    "invented: a prompt of another world or receiver than its payment's": """
+        UPDATE sim_push SET shortcode = '600999', receiver = '600999'
     """,
-    "invented: paid with the money of another payer, or for another account": """
-        UPDATE sim_transaction SET reference = 'ANOTHER'
+    "invented: paid with a receipt that M-Pesa never gave": """
+        UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE amount = 500
+    """,
+    "invented: paid with a reversal": """
+        UPDATE payment SET receipt = (SELECT receipt FROM sim_reversal LIMIT 1) WHERE amount = 500
+    """,
+    "invented: paid with money of the other world": """
+        INSERT INTO live_daraja.sim_transaction SELECT * FROM sandbox_daraja.sim_transaction;
+        DELETE FROM sandbox_daraja.sim_transaction
+    """,
+    "invented: paid with money that left": """
+        UPDATE sim_transaction SET is_out = true, checkout_request_id = NULL, kind = 'payout'
+    """,
+    "invented: paid with another amount": "UPDATE sim_transaction SET amount = amount + 1",
+    "doubled: paid with the money of another payment": """
+        DROP INDEX payment_receipt;
+        UPDATE payment SET receipt = (SELECT receipt FROM sim_transaction WHERE amount = payment.amount
+            AND receipt <> payment.receipt LIMIT 1) WHERE status = 'completed' AND amount = 70
+    """,
+    "invented: paid with the money of a stranger": """
+        UPDATE sim_transaction SET checkout_request_id = NULL, phone = '254799000001', kind = 'pay_bill',
+            reference = 'ANOTHER'
+    """,
+    "doubled: one receipt on two payments": """
+        DROP INDEX payment_receipt;
+        UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE status <> 'pending'
     """,
     "invented: paid, and nobody has paid": """
         UPDATE payment SET receipt = NULL; UPDATE sim_push SET result_code = '1032' WHERE state = 'ended'
@@ -106,12 +131,24 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
         UPDATE payment SET status = 'failed', failure_reason = 'other', receipt = NULL, completed_at = NULL
         WHERE status = 'completed'
     """,
+    "lost: an acknowledgement that arrived": """
+        ALTER TABLE payment DROP CONSTRAINT IF EXISTS payment_accepted_has_its_ids;
+        UPDATE payment SET checkout_request_id = NULL
+    """,
+    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
+        UPDATE sim_reversal SET originator_conversation_id = 'portal-1';
+        INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, asked_for, created_at, state,
+            finished_at, transaction_status, finding)
+        SELECT 'chk_' || payment_id, merchant_id, env, shortcode, payment_id, payment_id, created_at, 'answered',
+            created_at, 'Reversed', 'reversed' FROM payment;
+        DELETE FROM event WHERE kind = 'payment.reversed'
+    """,
     "lost: money that stands nowhere": """
         INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
         FROM sim_transaction LIMIT 1
     """,
     "invented: paid, and the money is not in M-Pesa's ledger": """
-        UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE refunded = 0 AND receipt IS NOT NULL
+        DROP INDEX payment_receipt; UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE refunded = 0 AND receipt IS NOT NULL
     """,
     "refunds: what went back is not what the books say": "UPDATE sim_reversal SET amount = amount + 1",
     "stuck: a payment that nobody ends": "SELECT 1",
@@ -140,8 +177,9 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
 @pytest.mark.parametrize("has_settled", [False, True])
 def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
     money = Money()
-    money.begin(seed=1, confirm="never", bought=[(500, "254711000101", True), (70, "254711000102", True)])
-    money.refund(nth=1, amount=30, has_key=False, habit="before_ack", initiator="testapi", plan=Plan(), times=1)
+    bought = [(500, "254711000101", True), (70, "254711000102", True), (70, "254711000103", True)]
+    money.begin(seed=1, confirm="never", other="neighbour", strangers=0, bought=bought)
+    money.refund(nth=2, amount=30, has_key=False, habit="before_ack", initiator="testapi", plan=Plan(), times=1)
     money.request_a_payment(amount=70, phone="254700000020", reference=None, plan=Plan(), fault=None)
     checks = books.SETTLED if has_settled else books.ALWAYS
     sabotage = SABOTAGE_OF_THE_SETTLED if has_settled else SABOTAGE
@@ -153,8 +191,9 @@ def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
             transaction = connection.transaction()
             await transaction.start()
             await connection.execute("SET LOCAL session_replication_role = replica")
-            await connection.execute(statement)
-            wrong = await books.wrong(connection, stage.clock.now(), [], has_settled=has_settled)
+            # The ledger that is forged is the sandbox's; the judge reads both, through views.
+            await connection.execute(re.sub(r"(?<![.\w])sim_", "sandbox_daraja.sim_", statement))
+            wrong = await books.wrong(connection, stage.clock.now(), money.known, has_settled=has_settled)
             await transaction.rollback()
         return {sentence for sentence, _ in wrong}
 

@@ -1,15 +1,18 @@
 """The wire between the gateway and Daraja: the one place where a call is cut, lost or garbled, or a process dies."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+import asyncpg
 import msgspec
 import niquests
 
+from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.db.engine import Database
 
 OPERATIONS: dict[str, str] = {
@@ -45,6 +48,17 @@ def live() -> None:
 class MortalDatabase(Database):
     """The way to Postgres, which whoever has died goes no more: what cleans up behind an exception is not done."""
 
+    breaks = 0
+    """How many of the next connections turn out to be broken."""
+
+    def _check(self) -> None:
+        """Raises ProcessDied for the dead, and what asyncpg raises for a connection that has just ended."""
+        if _is_dead.get():
+            raise ProcessDied
+        if self.breaks:
+            self.breaks -= 1
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Any]:
         """A connection, for the living."""
@@ -56,8 +70,7 @@ class MortalDatabase(Database):
     @asynccontextmanager
     async def _acquire(self) -> AsyncGenerator[Any]:
         """A connection of the pool, for the living: what was put off is not written after death."""
-        if _is_dead.get():
-            raise ProcessDied
+        self._check()
         async with super()._acquire() as connection:
             yield connection
 
@@ -80,6 +93,8 @@ class Fate(Enum):
     ANSWER_LOST = "cut on the way back"
     ANSWER_GARBLED = "answered with a page"
     DIES_AFTER = "the process dies before it reads the answer"
+    BROKEN_CHUNK = "answered with a chunk that cannot be read, which the library stumbles over"
+    NO_POSTGRES = "the connection to Postgres ends when the answer comes"
 
     def __repr__(self) -> str:
         return f"Fate.{self.name}"
@@ -115,11 +130,16 @@ class Wire:
     def __init__(
         self,
         session: Any,
-        db: Database,
+        db: MortalDatabase,
         perform: Callable[[Act], Awaitable[None]],
         arrived: Callable[[str, Any], Awaitable[None]],
+        ways: Mapping[str, str],
     ) -> None:
-        """``perform`` does an act; ``arrived`` hears of each call that reached Daraja, its operation and body."""
+        """``perform`` does an act; ``arrived`` hears of each call that reached Daraja, its operation and body.
+
+        ``ways`` are where addresses lead that do not exist.
+        """
+        self._ways = ways
         self._session = session
         self._db = db
         self._perform = perform
@@ -127,6 +147,10 @@ class Wire:
         self._plans: dict[str, Plan] = {}
         self.hidden: frozenset[str] = frozenset()
         """Receipts that the statement does not show yet."""
+        self.acknowledged: set[str] = set()
+        """CheckoutRequestIDs of pushes whose acknowledgement reached a process that went on."""
+        self._hanging: asyncio.Event | None = None
+        self._hangs: frozenset[str] = frozenset()
 
     def plan(self, operation: str, plan: Plan) -> None:
         """Say how the next call of an operation will go."""
@@ -136,6 +160,17 @@ class Wire:
         """From now on everything goes well."""
         self._plans.clear()
         self.hidden = frozenset()
+        self.hang_up()
+
+    def hang(self, *operations: str) -> None:
+        """Let these operations take connections and answer nothing until `hang_up`."""
+        self._hanging, self._hangs = asyncio.Event(), frozenset(operations)
+
+    def hang_up(self) -> None:
+        """End what hangs: each call meets a timeout."""
+        self._hangs = frozenset()
+        if self._hanging is not None:
+            self._hanging.set()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -146,28 +181,59 @@ class Wire:
         # The intent is committed before the call, and no connection to Postgres is held while others take their time.
         assert not self._db.in_transaction, f"{url} is called inside a transaction"
         operation = next(name for name, path in OPERATIONS.items() if path in url)
+        if operation in self._hangs and self._hanging is not None:
+            await self._hanging.wait()
+            raise niquests.exceptions.ReadTimeout
         plan = self._plans.pop(operation, Plan())
         for act in plan.before:
             await self._perform(act)
-        if plan.fate is Fate.NEVER_CONNECTED:
-            raise niquests.exceptions.ConnectTimeout
-        if plan.fate is Fate.NEVER_ARRIVED:
-            raise niquests.exceptions.ReadTimeout
-        if plan.fate is Fate.DIES_BEFORE:
-            die()
-        response = await self._session.request(method, url, **options)
+        self._meet_before(plan.fate)
+        response = await self._session.request(method, self._way(url), **options)
+        if self._way(url) != url:
+            # A simulator plays the live world here, and the gateway refuses one that says so.
+            response.headers.pop(SIMULATED, None)
         await self._arrived(operation, options.get("json"))
         for act in plan.after:
             await self._perform(act)
-        if plan.fate is Fate.ANSWER_LOST:
-            raise niquests.exceptions.ReadTimeout
-        if plan.fate is Fate.DIES_AFTER:
-            die()
+        self._meet_after(plan.fate)
         if plan.fate is Fate.ANSWER_GARBLED:
             return _answer(b"<html>We are improving our services. Please try again later.</html>")
+        if operation == "stkpush":
+            self._note_ack(response.content or b"")
+        if plan.fate is Fate.NO_POSTGRES:
+            self._db.breaks = 1
         if operation == "pullquery" and self.hidden and response.status_code == 200:
             return _answer(_without(response.content or b"", self.hidden))
         return response
+
+    def _way(self, url: str) -> str:
+        for name, way in self._ways.items():
+            url = url.replace(name, way, 1)
+        return url
+
+    @staticmethod
+    def _meet_before(fate: Fate) -> None:
+        if fate is Fate.NEVER_CONNECTED:
+            raise niquests.exceptions.ConnectTimeout
+        if fate is Fate.NEVER_ARRIVED:
+            raise niquests.exceptions.ReadTimeout
+        if fate is Fate.DIES_BEFORE:
+            die()
+
+    @staticmethod
+    def _meet_after(fate: Fate) -> None:
+        if fate is Fate.ANSWER_LOST:
+            raise niquests.exceptions.ReadTimeout
+        if fate is Fate.DIES_AFTER:
+            die()
+        if fate is Fate.BROKEN_CHUNK:
+            raise ValueError("invalid literal for int() with base 16: b'ZZ'")
+
+    def _note_ack(self, body: bytes) -> None:
+        with suppress(msgspec.DecodeError):
+            answer = msgspec.json.decode(body)
+            if isinstance(answer, dict) and isinstance(handle := cast(Any, answer).get("CheckoutRequestID"), str):
+                self.acknowledged.add(handle)
 
 
 def _answer(body: bytes) -> niquests.Response:

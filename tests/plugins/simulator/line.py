@@ -48,10 +48,15 @@ class Line:
         await self._session.close()
 
     async def call(self, method: str, path: str, json: Any = None, **headers: str) -> tuple[int, Any]:
-        """One request: its status, and its JSON or else its text."""
+        """One request: its status, and its JSON, else its text; its bytes where they are not UTF-8."""
         response = await self._session.request(method, self.base + path, json=json, headers=headers)
+        content = response.content or b""
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            return response.status_code or 0, content
         is_json = "json" in str(response.headers.get("content-type"))
-        return response.status_code or 0, response.json() if is_json else response.text
+        return response.status_code or 0, response.json() if is_json else text
 
     async def log_in(self, key: str = "key-of-tests") -> str:
         """Fetch a token and use it from now on."""

@@ -1,0 +1,96 @@
+"""What really happened, from the simulator's ledger alone: which money was made for which payment.
+
+The judges of the model test, the chaos run and the soak share these queries. They are rules of their own: nothing here,
+and in no judge, calls the code that the product matches money with (tests/house/test_judges.py).
+"""
+
+FINAL = ("1", "2", "3", "4", "8", "17", "1001", "1025", "1031", "1032", "2001", "2028", "8006")
+"""Result codes that are M-Pesa's last word about a push."""
+
+OWN_REFERENCE = 12
+"""Characters of a reference that a payment has to itself."""
+
+_TRUTH = """
+push AS (
+    -- Tokens spell two letters otherwise, so that no address has a word that M-Pesa filters.
+    SELECT *, 'pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{{26}})'), 'io', 'xm') AS payment_id
+    FROM sim_push
+), paid AS (
+    SELECT * FROM payment WHERE status IN ('completed', 'reversed', 'partially_reversed')
+), made_for AS (
+    -- The money of a payment's own push.
+    SELECT push.payment_id, moved.receipt
+    FROM sim_transaction moved JOIN push ON push.checkout_request_id = moved.checkout_request_id {same_world}
+    UNION
+    -- Money that came by hand, with the account number that no other push has.
+    SELECT push.payment_id, moved.receipt
+    FROM push JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.amount = push.amount {same_world}
+        AND upper(btrim(moved.reference)) = upper(btrim(push.reference))
+    WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL AND push.receiver = push.shortcode
+        AND length(btrim(push.reference)) = {own_reference}
+    UNION
+    -- Money of the same payer by hand, for the same amount and account, around the prompt: nothing tells it from what
+    -- the prompt asked for, unless M-Pesa had said for good that the prompt was refused.
+    SELECT push.payment_id, moved.receipt
+    FROM push JOIN payment ON payment.payment_id = push.payment_id
+        JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.phone = push.phone
+            AND moved.amount = push.amount {same_world}
+    WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL
+        AND moved.at BETWEEN push.created_at - interval '4 minutes' AND push.created_at + interval '17 minutes'
+        AND (push.receiver <> push.shortcode OR upper(btrim(moved.reference)) = upper(btrim(push.reference)))
+        AND NOT (push.result_code IN ({final}) AND EXISTS (
+            SELECT 1 FROM sim_callback said WHERE said.checkout_request_id = push.checkout_request_id
+                AND said.last_status = 200 AND said.answered_at < payment.completed_at))
+), taken AS (
+    -- Each receipt that a payment is paid with, and what it is in truth.
+    SELECT paid.payment_id, paid.receipt, CASE
+        WHEN EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = paid.payment_id
+            AND made_for.receipt = paid.receipt AND moved.amount = paid.amount) THEN 'right'
+        WHEN EXISTS (SELECT 1 FROM sim_reversal back WHERE back.receipt = paid.receipt) THEN 'a reversal'
+        WHEN moved.receipt IS NULL THEN 'nothing'
+        WHEN {another_world} THEN 'the other world'
+        WHEN moved.is_out THEN 'money that left'
+        WHEN moved.checkout_request_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM push
+            WHERE push.payment_id = paid.payment_id AND push.checkout_request_id = moved.checkout_request_id)
+            THEN 'another payment'
+        WHEN moved.amount <> paid.amount THEN 'another amount'
+        ELSE 'a stranger' END AS is_of
+    FROM paid LEFT JOIN sim_transaction moved ON moved.receipt = paid.receipt WHERE paid.receipt IS NOT NULL
+)
+"""
+
+TAKEN: dict[str, str] = {
+    "invented: paid with a receipt that M-Pesa never gave": "nothing",
+    "invented: paid with a reversal": "a reversal",
+    "invented: paid with money of the other world": "the other world",
+    "invented: paid with money that left": "money that left",
+    "invented: paid with another amount": "another amount",
+    "doubled: paid with the money of another payment": "another payment",
+    "invented: paid with the money of a stranger": "a stranger",
+}
+"""Each way in which money can be on the wrong payment, and its name in ``taken``."""
+
+ONE_RECEIPT = "doubled: one receipt on two payments"
+
+CHECKS: dict[str, str] = {
+    sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - our own words
+    for sentence, what in TAKEN.items()
+} | {
+    ONE_RECEIPT: """
+        SELECT min(payment_id) FROM payment WHERE receipt IS NOT NULL GROUP BY env, receipt HAVING count(*) > 1
+    """
+}
+"""What must select nothing at any moment, after `truth`."""
+
+
+def truth(*, has_worlds: bool) -> str:
+    """The common table expressions ``push``, ``paid``, ``made_for`` and ``taken``, without ``WITH``.
+
+    ``has_worlds``: whether the simulator's tables have a column ``env``, as views over two simulators do.
+    """
+    return _TRUTH.format(
+        same_world="AND moved.env = push.env" if has_worlds else "",
+        another_world="moved.env <> paid.env" if has_worlds else "false",
+        own_reference=OWN_REFERENCE,
+        final=", ".join(f"'{code}'" for code in FINAL),
+    )

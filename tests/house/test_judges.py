@@ -1,0 +1,78 @@
+"""The judges of the model test, the chaos run and the soak decide by rules of their own, never by the product's."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+JUDGES = (
+    ROOT / "bench/chaos/truth.py",
+    ROOT / "bench/chaos/verify.py",
+    ROOT / "bench/soak/run.py",
+    *sorted((ROOT / "tests/model").glob("*.py")),
+)
+
+FORBIDDEN = frozenset(
+    {
+        "mpesa_gateway.daraja.codes",
+        "mpesa_gateway.daraja.wire",
+        "mpesa_gateway_payments.desk",
+        "mpesa_gateway_payments.evidence",
+        "mpesa_gateway_payments.judge",
+        "mpesa_gateway_payments.recovery",
+        "mpesa_gateway_payments.states",
+        "mpesa_gateway_payments.statement_matching",
+        "mpesa_gateway_payments.transitions",
+    }
+)
+"""Modules that decide what a report of money means."""
+
+FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "Recovery", "judge", "may_be", "take_money", "visible_pattern"})
+"""Names of the product's matching code, wherever they are imported from."""
+
+
+def imported(source: str) -> Iterable[tuple[str, str]]:
+    """Every module that a source imports, and each name from it; no name for a module as a whole."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def violations(source: str) -> list[str]:
+    """What a judge may not import."""
+    return [
+        f"{module} {name}".strip()
+        for module, name in imported(source)
+        if module in FORBIDDEN
+        or f"{module}.{name}" in FORBIDDEN
+        or (module.startswith("mpesa_gateway") and name in FORBIDDEN_NAMES)
+    ]
+
+
+@pytest.mark.parametrize("path", JUDGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_judge_imports_what_it_judges(path: Path) -> None:
+    assert violations(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from mpesa_gateway_payments.states import MOVES",
+        "from mpesa_gateway_payments import recovery",
+        "import mpesa_gateway_payments.transitions",
+        "from mpesa_gateway.phone import may_be",
+        "from mpesa_gateway.daraja.codes import stk_outcome",
+        "def late():\n    from mpesa_gateway_payments.api import Match",
+    ],
+)
+def test_an_import_of_matching_code_is_found(source: str) -> None:
+    assert violations(source) != []
+
+
+def test_a_judge_may_call_services_and_read_their_words() -> None:
+    assert violations("from mpesa_gateway_payments.service import PaymentService\nfrom tests.model import books") == []

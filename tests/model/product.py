@@ -1,0 +1,271 @@
+"""The one place where the model calls the product: what changes a signature changes this file and no other."""
+
+# The adapter looks behind every door: that is what makes each step one of the model's.
+# pyright: reportPrivateUsage=false
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, cast
+
+import asyncpg
+import msgspec
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch
+from mpesa_gateway.errors import Conflict, Invalid, NotFound, ProviderNotConfigured, ProviderRejected
+from mpesa_gateway.errors import ProviderUnavailable as Unavailable
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Env
+from mpesa_gateway.security.vault import CALLBACK_TOKENS
+from mpesa_gateway_callbacks.tokens import read_token
+from mpesa_gateway_credentials.schemas import SetProvider
+from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
+from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
+from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.schemas import ReplayMany
+
+POSTGRES_AWAY: tuple[type[Exception], ...] = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
+
+REFUSED: tuple[type[Exception], ...] = (Conflict, NotFound, ProviderRejected, Unavailable, *POSTGRES_AWAY)
+"""What a call may be refused with: what the object is, Daraja's no, or a Postgres that is away."""
+
+NO_PAYMENT: tuple[type[Exception], ...] = (KeyInProgress, ProviderRejected, Unavailable, Conflict, *POSTGRES_AWAY)
+"""Why a request for a payment makes none, or does not say which."""
+
+NotConfigured = ProviderNotConfigured
+OtherBody = KeyMismatch
+
+SWEEPS = (
+    "payments.expire",
+    "payments.sweep",
+    "refunds.sweep",
+    "callbacks.sweep",
+    "webhooks.sweep",
+    "webhooks.hand_over",
+    "kernel.sweep_events",
+)
+"""The crons that hand over what is due."""
+
+RECONCILE = "reconciliation.reconcile_all"
+
+
+class Elsewhere:
+    """The way out to merchants' endpoints: addresses of the live world lead to the model's own receiver."""
+
+    def __init__(self, egress: Any, host: str, base: str) -> None:
+        self._egress, self._host, self._base = egress, host, base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._egress, name)
+
+    async def post(self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool) -> Any:
+        """As the real one does, once the address leads to loopback."""
+        is_live = url.startswith(self._host)
+        at = self._base + url.removeprefix(self._host) if is_live else url
+        return await self._egress.post(at, body=body, headers=headers, allow_loopback=allow_loopback or is_live)
+
+
+class Product:
+    """A merchant's and an operator's view of the gateway under test, and what its workers do."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        services = gateway.services
+        self.gateway = gateway
+        self.db = gateway.db
+        self._payments = services.get(PaymentService)
+        self._checks = services.get(StatusChecks)
+        self._refunds = services.get(RefundService)
+        self._reconciliation = services.get(Reconciliation)
+        self._deliveries = services.get(Deliveries)
+        self._endpoints = services.get(Endpoints)
+        self._credentials = services.get(CredentialStore)
+        self._workers = list(gateway.worker().workers.values())
+
+    @asynccontextmanager
+    async def queued(self) -> AsyncGenerator[None]:
+        """The queues, connected for the length of the block."""
+        for worker in self._workers:
+            await worker.queue.connect()
+        try:
+            yield
+        finally:
+            for worker in self._workers:
+                await worker.queue.disconnect()
+
+    async def count_failed(self) -> int:
+        """How many jobs have failed."""
+        return sum([await worker.queue.count_failed() for worker in self._workers])
+
+    def reach_through(self, host: str, base: str) -> None:
+        """Send what goes to ``host`` to ``base``."""
+        sender = self._deliveries._sender
+        sender.egress = cast(Any, Elsewhere(sender.egress, host, base))
+
+    def confirm(self, when: str) -> None:
+        """Set when reported successes are confirmed by STK query."""
+        self._payments._settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+
+    def forget(self) -> None:
+        """Forget what is kept in memory beside Postgres."""
+        self.gateway.daraja._tokens._tokens.clear()
+
+    # -- merchants ------------------------------------------------------------------------------------------------
+
+    async def open(self, name: str) -> dict[Env, Caller]:
+        """A new merchant, and its callers in both worlds."""
+        merchant = await self.gateway.merchants.create(name, actor="model")
+        scopes = frozenset(MERCHANT_SCOPES)
+        return {
+            "sandbox": Caller(merchant.merchant_id, "key_sandbox", scopes, "sandbox"),
+            "live": Caller(merchant.merchant_id, "key_live", scopes, "live"),
+        }
+
+    async def store_credentials(self, caller: Caller, fields: Mapping[str, Any]) -> None:
+        """PUT /v1/merchant/providers."""
+        body = msgspec.convert({"provider": "mpesa", "mpesa": dict(fields)}, SetProvider)
+        await self._credentials.store(caller, body)
+
+    async def set_endpoint(self, caller: Caller, url: str) -> None:
+        """PUT /v1/merchant/webhook."""
+        await self._endpoints.set_url(caller, url)
+
+    async def remove_endpoint(self, caller: Caller) -> None:
+        """DELETE /v1/merchant/webhook."""
+        await self._endpoints.remove(caller)
+
+    async def request(self, caller: Caller, body: Mapping[str, Any], key: str) -> tuple[str, int, str]:
+        """POST /v1/payments: the payment's id, its amount in KES, and its payer. Raises NO_PAYMENT, NotConfigured."""
+        request = self._payments.read(msgspec.convert(_json(body), CreatePayment))
+        made = await self._payments.request(caller.merchant_id, caller.env, request, idempotency_key=key)
+        return made.payment.id, int(str(made.payment.amount).partition(".")[0]), str(made.payment.phone)
+
+    async def listed(self, caller: Caller) -> list[str]:
+        """GET /v1/payments: the ids."""
+        page = await self._payments.page(caller.merchant_id, caller.env, PaymentQuery(limit=200))
+        return [one.id for one in page.data]
+
+    async def ask_now(self, caller: Caller, payment_id: str) -> None:
+        """POST /v1/payments/{id}/query."""
+        await self._payments.ask_now(caller.merchant_id, caller.env, payment_id)
+
+    async def check(self, caller: Caller, what: str) -> None:
+        """POST /v1/payments/mpesa/check-status/{receipt or payment}."""
+        await self._checks.ask(caller.merchant_id, caller.env, what)
+
+    async def refund(self, caller: Caller, payment_id: str, amount: int | None, key: str | None) -> str:
+        """POST /v1/refunds: the refund's id."""
+        text = b"null" if amount is None else b"%d" % amount
+        made, _ = await self._refunds.request(
+            caller, CreateRefund(payment_id=payment_id, amount=msgspec.Raw(text)), key
+        )
+        return made.id
+
+    async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
+        """POST /v1/refunds/{id}/query."""
+        await self._refunds.ask_now(caller.merchant_id, caller.env, refund_id)
+
+    async def register(self, caller: Caller) -> None:
+        """POST /v1/payments/mpesa/pull/register."""
+        await self._reconciliation.register(caller)
+
+    async def reconcile(self, caller: Caller) -> None:
+        """A regular run of each of this merchant's receivers, those that it has left included."""
+        rows = await self.db.fetch(
+            "SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 AND env = $2 ORDER BY 1",
+            caller.merchant_id,
+            caller.env,
+        )
+        for row in rows:
+            await self._reconciliation.run_due(row["shortcode_id"])
+
+    async def assign(self, caller: Caller, line_id: str, payment_id: str) -> None:
+        """POST …/statement-lines/{line}/assign, as the merchant."""
+        await self._reconciliation.assign(caller, line_id, payment_id)
+
+    async def replay(self, caller: Caller, since: datetime) -> None:
+        """Have every delivery sent again that was not taken."""
+        for status in ("dead", "pending"):
+            await self._deliveries.replay_many(caller, ReplayMany(since=since, status=cast(Any, status)))
+
+    # -- operators ------------------------------------------------------------------------------------------------
+
+    async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
+        """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
+        await self._reconciliation.assign(caller, line_id, payment_id, by_operator=True)
+
+    async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
+        """An operator, who has seen M-Pesa's portal, says what became of a refund."""
+        outcome = "completed" if went_back else "failed"
+        resolution = Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen")
+        await self._refunds.resolve(env, refund_id, resolution, "model")
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    async def cron(self, name: str) -> None:
+        """One cron fires."""
+        await self.gateway.jobs_by_name[name].fn(self.gateway)
+
+    async def work(self) -> None:
+        """Workers take what is on the queues until they are empty."""
+        is_busy = True
+        while is_busy:
+            is_busy = False
+            for worker in self._workers:
+                while await worker.queue.count("queued"):
+                    is_busy = True
+                    await worker.process()
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncGenerator[None]:
+        """Workers at work, with all of their slots, for the length of the block."""
+        is_over = False
+
+        async def slot(worker: Any) -> None:
+            # SAQ takes a cancellation for the job's own, and goes on.
+            while not is_over:
+                await worker.process()
+
+        slots = [
+            asyncio.create_task(slot(worker)) for worker in self._workers for _ in range(cast(Any, worker).concurrency)
+        ]
+        try:
+            yield
+        finally:
+            is_over = True
+            for task in slots:
+                task.cancel()
+            await asyncio.gather(*slots, return_exceptions=True)
+
+    async def deliver(self, delivery_ids: Sequence[str]) -> None:
+        """Send these deliveries."""
+        await self._deliveries.deliver(delivery_ids)
+
+    async def ask_due(self, now: datetime) -> None:
+        """What a worker would do about everything that is due, without the queue."""
+        await self._payments.end_due()
+        for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
+            await self._payments.ask(row["payment_id"])
+        for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
+            await self._refunds.ask(row["refund_id"])
+
+    def subject(self, address: str) -> str:
+        """What an address that the gateway handed to Daraja is about."""
+        kind, _, token = address.partition("/v1/cb/")[2].partition("/")
+        found = read_token(self.gateway.vault.secret(CALLBACK_TOKENS), kind, token)
+        assert found is not None
+        return found.subject_id
+
+
+def _json(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body as the edge reads it: the amount as it was written."""
+    return {name: msgspec.Raw(str(value).encode()) if name == "amount" else value for name, value in body.items()}
+
+
+__all__ = ["Invalid", "Product"]
