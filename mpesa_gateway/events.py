@@ -33,7 +33,7 @@ class PublicEvent(Event, frozen=True, kw_only=True):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
     """What its fields hold in the reference's example, besides those that every event has."""
 
-    env: Env
+    env: Env  # pyright: ignore[reportGeneralTypeIssues] - required of what merchants hear
 
     def data(self) -> dict[str, Any]:
         """The ``data`` of the webhook body: JSON-ready values, money as decimal strings. ``env`` is added to it."""

@@ -79,6 +79,7 @@ async def mirror(gateway: Gateway, merchant_id: str) -> None:
                         _in_live(text, merchant_id),
                     )
 
+        assert await db.fetchval("SELECT count(*) FROM payment WHERE env = 'live'")
         await db.execute("UPDATE merchant SET envs = '{live,sandbox}' WHERE merchant_id = $1", merchant_id)
         await _seal_again(gateway)
 
@@ -110,9 +111,9 @@ def _in_live(text: str, merchant_id: str) -> str:
         elif name in {"checkout_request_id", "handle"} and value:
             row[name] = f"{value}L"
         elif name == "fingerprint" and "callback_id" in row:
-            row[name] = value[:-8] + "5a5a5a5a"
+            row[name] = f"{str(value)[:-8]}5a5a5a5a"
         elif name == "reference" and row.get("reference_is_ours"):
-            row[name] = f"L{value[1:]}"
+            row[name] = f"{'M' if str(value).startswith('L') else 'L'}{str(value)[1:]}"
         elif isinstance(value, str) and name == "body":
             row[name] = value.replace('"env":"sandbox"', '"env":"live"')
         elif isinstance(value, dict) and "env" in value:

@@ -47,7 +47,7 @@ def worker(session: Session, where: str | None, queues: str | None) -> None:
 def _read_queues(text: str) -> tuple[QueueName, ...]:
     """The queues that `--queues` names, each once. Raises Failed for none, and for one that there is not."""
     names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
-    chosen = tuple(queue for queue in QUEUES if queue in names)
+    chosen: tuple[QueueName, ...] = tuple(queue for queue in QUEUES if queue in names)
     if not chosen or len(chosen) != len(names):
         raise Failed(f"`--queues {text}` names no queue, or one that there is not: name some of {', '.join(QUEUES)}")
     return chosen

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from saq import Status
 
+from mpesa_gateway.config import QueueName
 from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ async def look_at_workers(gateway: "Gateway", examination: Examination) -> Async
 
 async def crons_not_run(gateway: "Gateway", now: datetime) -> tuple[list[str], list[str]]:
     """Crons that no worker knows, and crons that are late."""
-    crons = {name: job.queue for name, job in gateway.jobs_by_name.items() if job.cron is not None}
+    crons: dict[str, QueueName] = {
+        name: job.queue for name, job in gateway.jobs_by_name.items() if job.cron is not None
+    }
     names = list(crons)
     jobs = [await gateway.jobs.queues[queue].job(f"cron:{name}") for name, queue in crons.items()]
     missing = [name for name, job in zip(names, jobs, strict=True) if job is None]

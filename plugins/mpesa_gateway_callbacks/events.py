@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from mpesa_gateway.events import Event
 from mpesa_gateway.money import Kes
-from mpesa_gateway.security.scopes import Env
 
 
 class CallbackEvent(Event, frozen=True, kw_only=True):
@@ -16,7 +15,6 @@ class CallbackEvent(Event, frozen=True, kw_only=True):
     """
 
     callback_id: str
-    env: Env | None
     received_at: datetime
     result_code: str
     result_desc: str

@@ -86,7 +86,7 @@ class Expiry:
             # M-Pesa neither confirmed nor denied a success that was reported: a person has to look.
             await self._moves.drop_claim(payment_id, refuted=False)
             await self._moves.hold(row, "unconfirmed", loads(row["claim"], Told), Cause.EXPIRY)
-        elif row["charge"] == Charge.RELEASED.value:
+        elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
             await self._moves.fail(
                 payment_id,
                 code="unsent",

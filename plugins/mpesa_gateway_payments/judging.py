@@ -189,7 +189,16 @@ def judge(
         return NotOurs()
     if evidence.handle is not None:
         return _judge_push(evidence, payments, rules)
+    evidence = _with_known_reference(evidence, transactions)
     return _identified(evidence, payments, rules) or _judge_by_rule(evidence, payments, transactions, rules)
+
+
+def _with_known_reference(evidence: Evidence, transactions: Sequence[Transaction]) -> Evidence:
+    """The report with the reference that another report of the same receipt showed: status answers never show it."""
+    if evidence.reference is not None or evidence.receipt is None:
+        return evidence
+    shown = sorted(one.reference for one in transactions if one.receipt == evidence.receipt and one.reference)
+    return replace(evidence, reference=shown[0]) if shown else evidence
 
 
 def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -> Verdict:

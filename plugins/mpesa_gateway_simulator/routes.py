@@ -26,7 +26,7 @@ from mpesa_gateway_simulator.habits import (
     STATUS_HABITS,
 )
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
-from mpesa_gateway_simulator.own_hosts import own_host_only
+from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
 from mpesa_gateway_simulator.population import PayerShown, TimeShown
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
@@ -165,6 +165,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 @get(
     "/simulator/control/pushes",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     dependencies={"filters": reads(PushQuery)},
@@ -179,6 +180,7 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
 @get(
     "/simulator/control/pushes/{checkout_request_id:str}",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     tags=["Simulator"],
@@ -206,7 +208,7 @@ class PromptAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public=True,
     priority=True,
     tags=["Simulator"],
-    refuses=(Conflict,),
+    refuses=(Conflict, FromAnotherSite),
 )
 async def answer_push(
     services: NamedDependency[Services], checkout_request_id: FromPath[str], data: JSONBody[PromptAnswer]
@@ -223,6 +225,7 @@ async def answer_push(
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/callback",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     status_code=200,
     public=True,
     priority=True,
@@ -251,6 +254,7 @@ class Forgery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 @post(
     "/simulator/control/pushes/{checkout_request_id:str}/forge",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     status_code=200,
     public=True,
     priority=True,
@@ -283,7 +287,13 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @post(
-    "/simulator/control/faults", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/faults",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
@@ -309,7 +319,14 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**52)] | None = None
 
 
-@patch("/simulator/control/knobs", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
+@patch(
+    "/simulator/control/knobs",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
@@ -346,7 +363,14 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     pullquery: str | None = None
 
 
-@patch("/simulator/control/habits", guards=[own_host_only], public=True, priority=True, tags=["Simulator"])
+@patch(
+    "/simulator/control/habits",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    public=True,
+    priority=True,
+    tags=["Simulator"],
+)
 async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]) -> Success[Habits]:
     """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
@@ -376,7 +400,13 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @post(
-    "/simulator/control/ledger", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/ledger",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Write money that no push asked for to the ledger: only statements and status answers show it."""
@@ -397,6 +427,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
 @get(
     "/simulator/control/ledger",
     guards=[own_host_only],
+    refuses=(FromAnotherSite,),
     public=True,
     priority=True,
     dependencies={"filters": reads(LedgerQuery)},
@@ -411,7 +442,13 @@ async def ledger(
 
 
 @post(
-    "/simulator/control/reset", guards=[own_host_only], status_code=200, public=True, priority=True, tags=["Simulator"]
+    "/simulator/control/reset",
+    guards=[own_host_only],
+    refuses=(FromAnotherSite,),
+    status_code=200,
+    public=True,
+    priority=True,
+    tags=["Simulator"],
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""

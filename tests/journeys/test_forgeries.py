@@ -78,7 +78,7 @@ class Victim:
         if kind == "status":
             return result(0, says={"ReceiptNo": receipt, "TransactionStatus": "Completed", "Amount": "500"})
         if kind == "reversal":
-            return result(0, transaction_id=receipt, says={"Amount": "60"})
+            return result(0, transaction_id=receipt, says={"Amount": "60", "OriginalTransactionID": RECEIPT})
         return result(1)
 
     async def post(self, kind: Kind, body: Any, path: str | None = None, **headers: str) -> Any:

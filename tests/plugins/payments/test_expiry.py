@@ -113,7 +113,7 @@ async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(sh
     await shops.set(f"due_at = now(), {PAST}")
     assert await shops.service.end_due() == 1
     code = await shops.gateway.db.fetchval("SELECT result_code FROM payment")
-    assert (code, await shops.statuses()) == ("unsent", [("failed", "other")])
+    assert (code, await shops.statuses()) == ("unsent", [("failed", "not_sent")])
 
 
 async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> None:

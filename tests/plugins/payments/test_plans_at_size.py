@@ -19,7 +19,7 @@ END = joined(
         (payments.END_STEPS, 5, False),
         (outbox.INSERT_EVENTS, 7, False),
         (webhooks.FAN_OUT, 6, False),
-        (callbacks.KEEP_MANY, 14, True),
+        (callbacks.KEEP_MANY, 15, True),
     )
 )
 """How callbacks end payments."""

@@ -235,6 +235,19 @@ async def test_a_merchant_assigns_a_line_that_fits_two_of_its_payments_and_no_co
     assert [(await look(town, one))["status"] for one in (first, second)] == ["pending", "completed"]
 
 
+async def test_a_status_answer_about_a_line_of_another_account_completes_nothing(town: Town, daraja: Daraja) -> None:
+    """The payer's own purchase at the paybill: M-Pesa's answer does not show that it was for another account."""
+    payment = await asked(town, reference="table 4")
+    assert (await run(town, daraja, row("WALKIN0001", reference="walk-in")))["not_found"] == 1
+    started = (await town.api.call("POST", "/v1/payments/mpesa/check-status/WALKIN0001")).data
+    (question,) = daraja.of("transactionstatus")
+    now = f"{datetime.now(EAT):%Y%m%d%H%M%S}"
+    says = {"Amount": "500", "CreditPartyName": "174379 - SHOP", "FinalisedTime": now}
+    await answer(town, question, "254711000001", **says)
+    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
+    assert (found["finding"], (await look(town, payment))["status"]) == ("not_ours", "pending")
+
+
 # -- E3 -----------------------------------------------------------------------------------------------------------
 
 FAILS: dict[str, Callable[[], Any]] = {
