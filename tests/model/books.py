@@ -112,7 +112,9 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until IS NULL
     """,
     "stuck: it is looked at too late": """
-        SELECT payment_id FROM payment, clock WHERE due_at > now + interval '16 minutes'
+        -- A payment that expired is asked about again for two days.
+        SELECT payment_id FROM payment, clock
+        WHERE due_at > now + CASE status WHEN 'pending' THEN interval '16 minutes' ELSE interval '48 hours' END
         UNION ALL SELECT refund_id FROM refund, clock WHERE due_at > now + interval '16 minutes'
         UNION ALL SELECT delivery_id FROM delivery, clock WHERE due_at > now + interval '16 minutes'
         UNION ALL SELECT callback_id FROM callback, clock WHERE due_at > now + interval '61 minutes'
