@@ -344,12 +344,13 @@ class Simulator:
         self.pulse.quicken()
         return movement.receipt
 
-    async def _end(self, row: Row, result_code: str) -> list[int]:
+    async def _end(self, row: Row, result_code: str, acted_at: datetime | None = None) -> list[int]:
         """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
         now = self._gateway.clock.now()
+        acted_at = acted_at or now
         behaviour = by_name(row["behaviour"])
         receipt = await self._chance.receipt() if result_code == "0" else None
-        await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, now)
+        await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, acted_at)
         await self._db.after_commit(self.pulse.quickened)
         if receipt is not None:
             shown: dict[str, Any] = {}
@@ -362,7 +363,7 @@ class Simulator:
                 amount=row["amount"],
                 shortcode=row["receiver"],
                 reference=row["reference"],
-                at=now,
+                at=acted_at,
                 kind="push",
                 **shown,
             )
@@ -372,7 +373,7 @@ class Simulator:
         late = await self.knob("late_delay") if behaviour.callback == "late" else 0.0
         jitter = await self.knob("callback_jitter")
         habit = await self.results.habit("callback")
-        body, encoding = written(callback_body(row, result_code, receipt, now, behaviour, habit), habit)
+        body, encoding = written(callback_body(row, result_code, receipt, acted_at, behaviour, habit), habit)
         owed: list[int] = []
         for _ in range(2 if behaviour.callback == "twice" else 1):
             wait = late + (jitter * await self._chance.share() if jitter else 0.0)
@@ -411,7 +412,8 @@ class Simulator:
         async with self._db.transaction():
             rows = await self._db.fetch(tables.DUE_PUSHES, self._gateway.clock.now())
             for row in rows:
-                await self._end(row, by_name(row["behaviour"]).result_code)
+                # When the phone acted, however late this process looks: money has the time at which it moved.
+                await self._end(row, by_name(row["behaviour"]).result_code, row["ends_at"])
         return len(rows)
 
     async def _send_due(self) -> int:

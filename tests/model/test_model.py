@@ -20,7 +20,7 @@ EXAMPLES = int(os.environ.get("MPESA_GATEWAY_TEST_EXAMPLES") or "0")
 """How many examples a long run plays; without it, a few short ones, and no time is spent on making them shorter."""
 
 SETTINGS = settings(
-    max_examples=EXAMPLES or 8,
+    max_examples=EXAMPLES or 6,
     stateful_step_count=50 if EXAMPLES else 20,
     phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if EXAMPLES else ())),
     deadline=None,
