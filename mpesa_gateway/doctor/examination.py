@@ -1,7 +1,7 @@
 """The whole examination: the kernel's looks, the plugins', then each merchant; one that breaks stops no other."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -134,7 +134,7 @@ async def _look_at_all(
             if seen.level is Level.PROBLEM:
                 broken.add(seen.name)
     of_merchants = [check for check in checks if check.of_each_merchant]
-    queue = ((one, env) for one in merchants for env in one.envs or (one.env,))
+    queue: Iterator[tuple[Merchant, Env]] = ((one, env) for one in merchants for env in one.envs or (one.env,))
     while batch := list(islice(queue, _AT_ONCE)):
         for found in await asyncio.gather(*(_look_at(*each, of_merchants, gateway, examination) for each in batch)):
             for seen in found:

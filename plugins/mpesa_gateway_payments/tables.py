@@ -200,7 +200,10 @@ RETURNING payment_id
 
 ACCEPTED = """
 UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz
+        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
+            THEN COALESCE(due_at, $5::timestamptz)
+        ELSE due_at END
 WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
 RETURNING *
 """
@@ -222,7 +225,10 @@ WITH told AS (
 )
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
     checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz ELSE due_at END
+    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz
+        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
+            THEN COALESCE(due_at, $7::timestamptz)
+        ELSE due_at END
 FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.*
 """  # noqa: S608 - put together from constants

@@ -104,6 +104,7 @@ class Settling:
 
     async def settle_whole(self, run: Row, credentials: MpesaCredentials) -> None:
         """Find out what each line of a run is whose window has been read to its end."""
+        self._db.refuse_transaction("settling a statement")
         after = ""
         while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
             zone = await self.zone_of(run["env"], run["shortcode"])

@@ -4,7 +4,7 @@ A browser sends such a page's own name as the Host (DNS rebinding) or as the Ori
 """
 
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
@@ -12,6 +12,9 @@ from litestar.handlers import BaseRouteHandler
 
 from mpesa_gateway.errors import Code, Refused
 from mpesa_gateway_simulator.settings import SimulatorSettings
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
 
 
 class FromAnotherSite(Refused):
@@ -25,9 +28,11 @@ def own_host_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
 
     Ours are loopback addresses, the hosts of ``public_url`` and ``daraja.sandbox_url``, and ``simulator.hosts``.
     """
-    gateway = connection.app.state.gateway
+    gateway: Gateway = connection.app.state.gateway
     host = connection.headers.get("host", "")
-    own = {urlsplit(url).hostname for url in (gateway.config.public_url, gateway.config.daraja.sandbox_url)}
+    own: set[str | None] = {
+        urlsplit(url).hostname for url in (gateway.config.public_url, gateway.config.daraja.sandbox_url)
+    }
     own |= {name.lower() for name in gateway.settings(SimulatorSettings).hosts}
     name = _name(host)
     if not (_is_loopback(name) or name in own):

@@ -446,8 +446,12 @@ async def test_a_live_key_of_a_sandbox_merchant_moves_nothing(street: Street) ->
     bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
     for name in sorted(ASKS_DARAJA):
         said = await live.says(operation(name), one.ids, bodies.get(name))
-        assert (said.status, said.codes) == (422, ["PROVIDER_NOT_CONFIGURED"]), (name, said)
-        assert "this API key is for live" in said.json["errors"][0]["message"], name
+        # The sandbox's objects are not there for it, and for new ones live has no credentials.
+        about = bodies.get(name) if name in bodies and "payment_id" in bodies[name] else None
+        is_about_one = about is not None or "{" in name
+        expected = (404, ["NOT_FOUND"]) if is_about_one else (422, ["PROVIDER_NOT_CONFIGURED"])
+        assert (said.status, said.codes) == expected, (name, said)
+        assert is_about_one or "no M-Pesa credentials for live" in said.json["errors"][0]["message"], name
     for body in (INITIATED, INITIATED | {"mpesa": INITIATED["mpesa"] | {"env": "live"}}):
         said = await live.says(operation("PUT /v1/merchant/providers"), {}, body)
         assert (said.status, said.codes[0]) == (422, "VALIDATION_ERROR")

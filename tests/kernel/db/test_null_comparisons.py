@@ -18,6 +18,8 @@ _UNEQUAL = re.compile(
 _TABLES = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+([a-z_]+)", re.IGNORECASE)
 
 MEANT = {
+    # A delivery that waits for an endpoint is claimed by none.
+    ("delivery", "endpoint_id"),
     # The simulator asks only about pushes that have ended, and these have a result.
     ("sim_push", "result_code"),
 }

@@ -15,7 +15,7 @@ from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.schemas import MpesaFields
 from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
-from tests.certificates import issue
+from tests.certificates import Issued, issue
 from tests.conftest import Town
 from tests.daraja import playing
 from tests.stored import change_credentials
@@ -348,8 +348,8 @@ async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_
         shop(gateway, base, is_configured=False) as test_shop,
         shop(gateway, base, env="live", is_configured=False) as live_shop,
     ):
-        env: Env
-        for api, env, issued in ((test_shop, "sandbox", sandbox), (live_shop, "live", live)):
+        envs: list[tuple[Api, Env, Issued]] = [(test_shop, "sandbox", sandbox), (live_shop, "live", live)]
+        for api, env, issued in envs:
             answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
             assert answer.status == 200, answer.body
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]

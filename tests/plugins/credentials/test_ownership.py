@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
@@ -200,3 +201,31 @@ async def test_one_run_of_a_live_receiver_at_a_time_whoever_owns_it(worlds: Worl
     go.set()
     assert (await running).data["status"] == "completed"
     assert (await two.live.call("POST", RECONCILE, {})).status == 200
+
+
+async def test_the_owners_run_completes_the_payments_of_a_user(worlds: Worlds) -> None:
+    """A user reads no statement: its lost callbacks are found by the owner's runs, and never paid to the owner."""
+    one, two = await shops(worlds)
+    assert await register(one) == 200
+    await worlds.gateway.services.get(CredentialStore).allow_use(
+        "600001", two.merchant_id, is_allowed=True, actor="test"
+    )
+    mine = (await one.live.pay(PHONE, key="mine")).data
+    theirs = (await two.live.pay(PHONE, key="theirs")).data
+    line = {
+        "transactionId": "TKN4A1B2C3",
+        "trxDate": f"{worlds.gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+        "msisdn": PHONE,
+        "sender": "MPESA",
+        "transactiontype": "c2b-pay-bill-debit",
+        "billreference": theirs["reference"],
+        "amount": "500.0",
+        "organizationname": "Shop",
+    }
+    worlds.live.say("pullquery", (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[line]]}))
+    run = (await one.live.call("POST", RECONCILE, {})).data
+    # The owner does not see whose payment it is.
+    assert (run["status"], run["lines"], run["recovered"]) == ("completed", 1, 0)
+    found = (await two.live.call("GET", f"/v1/payments/{theirs['id']}")).data
+    assert (found["status"], found["receipt"]) == ("completed", "TKN4A1B2C3")
+    assert (await one.live.call("GET", f"/v1/payments/{mine['id']}")).data["status"] == "pending"
