@@ -399,7 +399,8 @@ UPDATE payment SET due_at = $3, asked = asked + 1
 WHERE payment_id IN (
     SELECT payment_id FROM payment
     WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
-    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED
+    -- Those that expired wait for those that have not: after an outage there may be thousands.
+    ORDER BY status = 'failed' AND claim IS NULL, due_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 RETURNING *
 """

@@ -275,3 +275,17 @@ async def test_a_late_success_by_callback_without_a_receipt_is_asked_about(desk:
     daraja.answers["stkquery"] = [stk_result("0")]
     await desk.ask_when_due()
     assert (await desk.look())["status"] == "completed"
+
+
+async def test_the_sweep_asks_about_expired_and_pending_payments(desk: Desk, daraja: Daraja) -> None:
+    service = desk.gateway.services.get(PaymentService)
+    desk.clock.advance(timedelta(minutes=20))
+    pending = (await desk.api.pay("254711000002", 700, key="b")).data
+    desk.clock.advance(timedelta(minutes=1))
+    shortcode_id = await desk.gateway.db.fetchval("SELECT shortcode_id FROM payment LIMIT 1")
+    daraja.answers["stkquery"] = [stk_result("0"), stk_result("0")]
+    before = len(daraja.of("stkquery"))
+    assert await service.ask_due(shortcode_id) == 2
+    asked_about = [one["CheckoutRequestID"] for one in daraja.of("stkquery")[before:]]
+    assert sorted(asked_about) == sorted([pending["provider_ref"], desk.payment["provider_ref"]])
+    assert (await desk.look())["status"] == "completed"
