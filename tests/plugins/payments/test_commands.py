@@ -65,7 +65,7 @@ async def test_payments_are_listed_shown_and_asked_about(database_url: str, valk
         assert (status, json.loads(out)) == (0, {"payment_id": waiting["id"], "status": "pending"}), err
         status, _, err = await types("payments", "query", paid["id"])
         assert status == 1
-        assert "only a pending payment" in err
+        assert "only a pending or expired payment" in err
         status, _, err = await types("payments", "show", "pay_nothing")
         assert (status, "no such payment" in err) == (1, True)
 
