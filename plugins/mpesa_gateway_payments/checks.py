@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
-from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, transaction_state
+from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
@@ -220,13 +220,37 @@ class StatusChecks:
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
         payment = await self._named(check, evidence)
+        if state in {"reversed", "partially_reversed"}:
+            return await self._take_back(payment, check, evidence, state, result)
         if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-        if state in {"reversed", "partially_reversed"}:
-            await self._outside.take(payment, state, Cause.STATUS_QUERY, f"M-Pesa reports {result.transaction_status}")
-            return "reversed"
         return await self._fail(payment, result)
+
+    async def _take_back(
+        self, payment: Row | None, check: Row, evidence: Evidence, state: TransactionState, result: StatusResulted
+    ) -> str:
+        """Record money that came and went back; ``payment`` is the one that the answer names. Returns the finding.
+
+        A payment that does not have the money yet gets it first where the answer names it: the merchant hears of both.
+        Otherwise the receipt is noted, so that no later report of it completes a payment.
+        """
+        text = f"M-Pesa reports {result.transaction_status}"
+        if payment is None or payment["status"] in {Status.PENDING.value, Status.FAILED.value}:
+            if evidence.direction is Direction.OUT:
+                return "not_ours"
+            recovery = self._gateway.services.get(PaymentRecovery)
+            settled = await recovery.settle_named(evidence)
+            if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
+                if evidence.receipt is not None:
+                    await self._db.execute(tables.NOTE_GONE, check["env"], evidence.receipt, self._gateway.clock.now())
+                is_own = settled.merchant_id == check["merchant_id"]
+                return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
+            payment = await self._db.fetchrow(tables.LOCK, settled.payment_id)
+        if payment is None:
+            return "not_ours"
+        await self._outside.take(payment, state, Cause.STATUS_QUERY, text)
+        return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
         """What the answer states. One about a payment of ours by its conversation speaks of its push."""

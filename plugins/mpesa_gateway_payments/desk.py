@@ -163,5 +163,6 @@ def waits_for_a_person(row: Row) -> bool:
     is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
     is_settled = row["receipt"] is not None and row["receipt"] == row["received_receipt"]
     is_other_amount = row["mismatch"] == "amount" and not is_settled
-    is_uncounted = is_open or row["mismatch"] == "receipt" or is_other or is_other_amount
+    is_later = row["mismatch"] == "receipt" or row["is_mismatch_of_paid"]
+    is_uncounted = is_open or is_later or is_other or is_other_amount
     return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted

@@ -101,9 +101,18 @@ class PaymentRecovery:
 
     async def settle(self, report: Evidence) -> Settled:
         """See the port."""
+        return await self._settle(report, by_rule=True)
+
+    async def settle_named(self, report: Evidence) -> Settled:
+        """The same for a report that names its payment; one that only the rule connects with a payment is ambiguous."""
+        return await self._settle(report, by_rule=False)
+
+    async def _settle(self, report: Evidence, *, by_rule: bool) -> Settled:
         facts = await self._facts([report])
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, Settles | AlreadyKnown | Mismatch):
+            return _unsettled(verdict)
+        if isinstance(verdict, Settles) and verdict.by == "rule" and not by_rule:
             return _unsettled(verdict)
         row = await self._lock(verdict.payment_id, facts)
         # As it is now: another worker may have been quicker.

@@ -38,6 +38,7 @@ class PaymentRow(Table, tablename="payment"):
     failure_reason = Text(null=True, default=None)
     outcome_is_final = Boolean()
     mismatch = Text(null=True, default=None)
+    is_mismatch_of_paid = Boolean()
     received_amount = Text(null=True, default=None)
     received_receipt = Text(null=True, default=None)
     received_phone = Text(null=True, default=None)
@@ -98,7 +99,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
     env = Text(primary_key=True)
     receipt = Text()
-    payment_id = Text()
+    payment_id = Text(null=True, default=None)
     noted_at = Timestamptz()
 
 
@@ -275,6 +276,7 @@ HOLD = """
 UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
     result_code = CASE WHEN status = 'failed' THEN result_code ELSE $6 END,
     result_desc = CASE WHEN status = 'failed' THEN result_desc ELSE $7 END,
+    is_mismatch_of_paid = receipt IS NOT NULL AND $2 IN ('amount', 'receipt'), looked_after_at = NULL,
     updated_at = $8, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND (mismatch IS NULL OR mismatch = 'phone')
 RETURNING *
@@ -283,6 +285,13 @@ RETURNING *
 HAS_MISMATCH = """
 SELECT EXISTS (SELECT 1 FROM payment_step WHERE payment_id = $1 AND kind = 'mismatched' AND detail = $2)
 """
+
+HOLD_AGAIN = """
+UPDATE payment SET is_mismatch_of_paid = is_mismatch_of_paid OR (receipt IS NOT NULL AND $2 IN ('amount', 'receipt')),
+    looked_after_at = NULL, updated_at = $3
+WHERE payment_id = $1
+"""
+"""A further report that does not fit: a person who has looked after the first one has not seen it."""
 
 CLAIM = """
 UPDATE payment SET claim = $2::text::jsonb, due_at = $3, expires_at = GREATEST(expires_at, $4), updated_at = $3
@@ -333,6 +342,12 @@ UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $
 WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reserved = 0
     AND (reversed_outside IS NULL OR (reversed_outside = 'part' AND $2 = 'whole'))
 RETURNING *
+"""
+
+NOTE_GONE = """
+INSERT INTO outgoing_receipt (env, receipt, noted_at)
+SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT 1 FROM payment WHERE env = $1 AND receipt = $2)
+ON CONFLICT (env, receipt) DO NOTHING
 """
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
@@ -456,10 +471,10 @@ FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
 WAITS_FOR_A_PERSON = """
 looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
-    status IN ('pending', 'failed') OR mismatch = 'receipt' OR (received_receipt = receipt) IS FALSE
-    OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
+    status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
+    OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
-"""A report of another amount is settled only by the same receipt: one without a receipt is not."""
+"""A report of another amount is settled only by the same receipt, reported later for the amount that was asked for."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest

@@ -235,7 +235,9 @@ class Transitions:
         detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
         if held is None and await self._db.fetchval(tables.HAS_MISMATCH, row["payment_id"], detail):
             return
-        # The row keeps the first thing that did not fit; another one is told all the same.
+        if held is None:
+            # The row keeps the first thing that did not fit; another one is told all the same, to people as well.
+            await self._db.execute(tables.HOLD_AGAIN, row["payment_id"], of, now)
         await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
         await self._publish_mismatch(held or row, of, told.amount_shown, told.receipt)
         log.error("payment_mismatched", payment_id=row["payment_id"], of=of)

@@ -172,7 +172,7 @@ STATUSES: tuple[tuple[str | None, str, str], ...] = (
     ("Authorized", "pending", "pending"),
     ("", "pending", "pending"),
     (None, "pending", "pending"),
-    ("Reversed", "pending", "reversed"),
+    ("Reversed", "reversed", "reversed"),
 )
 """What M-Pesa calls a transaction, what a pending payment becomes, and the check's finding."""
 

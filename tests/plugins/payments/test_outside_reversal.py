@@ -8,9 +8,12 @@ import pytest
 
 from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.desk import waits_for_a_person
+from mpesa_gateway_payments.api import Direction, Evidence, Proof, Receiver, Recovery, Settled, Source
+from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.desk import PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
 from tests.conftest import Town
@@ -46,7 +49,14 @@ async def paid(town: Town) -> str:
 async def says(town: Town, status: str, about: str = RECEIPT) -> str:
     """M-Pesa's answer to a status query; returns the finding."""
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{about}")).data
-    body = result(
+    await call_back(town, "status", check["check_id"], answered(status))
+    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
+    return str(found["finding"])
+
+
+def answered(status: str) -> dict[str, Any]:
+    """M-Pesa's answer about KES 500 of our payer."""
+    return result(
         0,
         transaction_id="X",
         says={
@@ -57,9 +67,26 @@ async def says(town: Town, status: str, about: str = RECEIPT) -> str:
             "CreditPartyName": "174379 - A SHOP",
         },
     )
-    await call_back(town, "status", check["check_id"], body)
-    found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
-    return str(found["finding"])
+
+
+def report_of(town: Town, **more: Any) -> Evidence:
+    """A line of KES 500 on a statement that has been read to its end."""
+    values: dict[str, Any] = {
+        "source": Source.STATEMENT,
+        "proof": Proof.WINDOW,
+        "direction": Direction.IN,
+        "receiver": Receiver("sandbox", "174379"),
+        "amount": Kes(500),
+        "payer": "254711000001",
+        "time": (town.gateway.clock.now(),),
+    }
+    return Evidence(**values | more)
+
+
+async def settle(town: Town, report: Evidence) -> Settled:
+    """Settle a report as reconciliation does."""
+    async with town.gateway.db.transaction():
+        return await town.gateway.services.get(Recovery).settle(report)
 
 
 async def violations(town: Town, *invariants: Invariant) -> list[str]:
@@ -151,7 +178,7 @@ async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_perso
 async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> None:
     columns = (
         "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
-        "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside"
+        "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside, $5::boolean AS is_mismatch_of_paid"
     )
     sql = f"SELECT *, ({tables.WAITS_FOR_A_PERSON}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
     every = product(
@@ -159,6 +186,7 @@ async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> 
         (None, "amount", "phone", "receipt", "unconfirmed"),
         (None, "A"),
         (None, "A", "B"),
+        (False, True),
     )
     for values_of_row in every:
         row = await town.gateway.db.fetchrow(sql, *values_of_row)
@@ -180,3 +208,103 @@ async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> 
 )
 def test_the_text_of_a_status_is_read_whole(text: str | None, state: str) -> None:
     assert transaction_state(text) == state
+
+
+@pytest.mark.parametrize("by", ["conversation", "reference of our own", "receipt that was reported"])
+@pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
+async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told_as_both(
+    town: Town, by: str, status: str
+) -> None:
+    made = (await town.api.pay("254711000001", 500, key="a")).data
+    if by == "receipt that was reported":
+        await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
+    about = made["id"] if by == "conversation" else RECEIPT
+    if by == "reference of our own":
+        checks = town.gateway.services.get(StatusChecks)
+        await checks.ask(made["merchant_id"], "sandbox", RECEIPT, reference=made["reference"])
+        check_id = await town.gateway.db.fetchval("SELECT check_id FROM status_check")
+        await call_back(town, "status", check_id, answered(status))
+    else:
+        assert await says(town, status, about) == "reversed"
+    payment = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+    expected = "reversed" if status == "Reversed" else "completed"
+    assert (payment["status"], payment["receipt"]) == (expected, RECEIPT)
+    kinds = await town.gateway.db.fetch("SELECT kind FROM event WHERE kind <> 'payment.mismatched' ORDER BY event_id")
+    assert [row["kind"] for row in kinds] == ["payment.completed", "payment.reversed"]
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    # The statement shows the payment's line: it pays for nothing again.
+    settled = await settle(town, report_of(town, receipt=RECEIPT, reference=made["reference"]))
+    assert settled.finding == "already_known"
+    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == expected
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+@pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
+@pytest.mark.parametrize("code", [None, 1037, 1032])
+async def test_receipt_that_mpesa_calls_reversed_completes_no_payment_by_the_rule(
+    town: Town, status: str, code: int | None
+) -> None:
+    made = (await town.api.pay("254711000001", 500, key="a", reference="table 4")).data
+    if code is not None:
+        await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], code))
+    assert await says(town, status) == "not_ours"
+    settled = await settle(town, report_of(town, receipt=RECEIPT, reference="table 4"))
+    assert settled.finding == "not_found"
+    status_now = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"]
+    assert status_now == ("pending" if code is None else "failed")
+    # The payer pays again, and that counts.
+    if code != 1032:
+        settled = await settle(town, report_of(town, receipt="TKN4A1B2C4", reference="table 4"))
+        assert (settled.finding, settled.payment_id) == ("recovered", made["id"])
+    assert await told(town) == []
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+async def test_reversed_receipt_of_another_amount_waits_for_a_person(town: Town) -> None:
+    made = (await town.api.pay("254711000001", 700, key="a")).data
+    assert await says(town, "Reversed", made["id"]) == "mismatched"
+    assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+
+
+@pytest.mark.parametrize("report", ["callback", "statement"])
+async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_person(town: Town, report: str) -> None:
+    payment_id = await paid(town)
+    if report == "callback":
+        made = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
+        await call_back(town, "stk", payment_id, stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
+    else:
+        settled = await settle(town, report_of(town, receipt=RECEIPT, amount=Kes(5)))
+        assert settled.finding == "mismatched"
+    row = await town.gateway.db.fetchrow("SELECT * FROM payment")
+    assert row is not None
+    assert (row["status"], row["mismatch"], row["received_receipt"]) == ("completed", "amount", RECEIPT)
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert waits_for_a_person(row)
+
+
+async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt_is_settled(town: Town) -> None:
+    made = (await town.api.pay("254711000001", 500, key="a")).data
+    await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    settled = await settle(town, report_of(town, receipt=RECEIPT, reference=made["reference"]))
+    assert settled.finding == "recovered"
+    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
+
+
+async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looked_after_the_first(town: Town) -> None:
+    payment_id = await paid(town)
+    desk = PaymentDesk(town.gateway)
+    for number, report in enumerate(
+        (
+            report_of(town, receipt=RECEIPT, amount=Kes(5)),
+            report_of(town, receipt=RECEIPT, amount=Kes(7)),
+            report_of(town, receipt=RECEIPT, amount=Kes(9)),
+        )
+    ):
+        assert (await settle(town, report)).finding == "mismatched"
+        assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1, number
+        await desk.look_after(payment_id, "The till was right", actor="operator:test")
+        # Once, however often it is said.
+        await settle(town, report)
+        assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0, number
