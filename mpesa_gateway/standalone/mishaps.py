@@ -85,7 +85,7 @@ async def _refund(players: Cast, began: datetime) -> None:
         await players.api.call("POST", "/v1/refunds", body | {"amount": 1}, status=409, Idempotency_Key="demo-part")
         (money,) = await players.phones.money(PAYING_PHONE, began)
         expect("what really went back", 450, money["returned"])
-        say("with the same key or without one it is the same refund, a further part is refused; KES 450 went back, once")
+        say("with its key or without one it is the same refund, a further part is refused; KES 450 went back, once")
 
 
 async def _forge(players: Cast) -> None:
