@@ -435,32 +435,42 @@ def read_fault_body(content: Any) -> Fault:
     """The code and message of an error answer, Daraja's or the API proxy's in front; None where it has none."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
-    fields = cast("dict[str, Any]", content)
-    code, message = _text(fields.get("errorCode")), _text(fields.get("errorMessage"))
-    if code is None and isinstance(proxy := _proxy_fault(fields), dict):
-        code, message = (
-            _proxy_code(cast("dict[str, Any]", proxy)),
-            _text(cast("dict[str, Any]", proxy).get("faultstring")),
-        )
+    fields = _lowered(cast("dict[str, Any]", content))
+    code, message = _text(fields.get("errorcode")), _text(fields.get("errormessage"))
+    if code is None and message is None:
+        fault = _proxy_fault(fields)
+        if isinstance(fault, dict):
+            fault = _lowered(cast("dict[str, Any]", fault))
+            code, message = _proxy_code(fault), _text(fault.get("faultstring"))
+        else:
+            message = _text(fault)
     return Fault(code=code, message=message)
+
+
+def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
+    """An object whose names are in lower case."""
+    return {name.lower(): value for name, value in fields.items()}
 
 
 def _proxy_fault(fields: dict[str, Any]) -> Any:
     """The proxy's fault, in JSON or as a SOAP envelope turned into JSON."""
     if "fault" in fields:
         return fields["fault"]
-    for name in ("Envelope", "Body", "Fault"):
+    for name in ("envelope", "body", "fault"):
         inner = fields.get(name)
         if not isinstance(inner, dict):
             return None
-        fields = cast("dict[str, Any]", inner)
+        fields = _lowered(cast("dict[str, Any]", inner))
     return fields
 
 
 def _proxy_code(fault: dict[str, Any]) -> str | None:
     detail = fault.get("detail")
-    if isinstance(detail, dict) and isinstance(source := cast("dict[str, Any]", detail).get("source"), dict):
-        detail = cast("dict[str, Any]", source)
+    if not isinstance(detail, dict):
+        return None
+    detail = _lowered(cast("dict[str, Any]", detail))
+    if isinstance(source := detail.get("source"), dict):
+        detail = _lowered(cast("dict[str, Any]", source))
     return read_text(detail, "errorcode")
 
 
