@@ -268,7 +268,7 @@ def _statement_line(row: Any) -> StatementLine | None:
         return None
     fields = cast("dict[str, Any]", row)
     receipt = read_receipt(_text(fields.get("transactionId")))
-    amount_text = _text(fields.get("amount"))
+    amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
     if receipt is None or amount_text is None or not moments:
         return None
@@ -279,8 +279,8 @@ def _statement_line(row: Any) -> StatementLine | None:
         amount_text=amount_text,
         phone=_digits(_text(fields.get("msisdn"))),
         reference=_text(fields.get("billreference")),
-        kind=_text(fields.get("transactiontype")),
-        organisation=_text(fields.get("organizationname")),
+        kind=read_said(fields, "transactiontype"),
+        organisation=read_said(fields, "organizationname"),
     )
 
 
@@ -390,14 +390,17 @@ def _text(value: Any) -> str | None:
 
 
 def _stated(value: Any) -> str | None:
-    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well."""
-    text = _text(value)
-    if text is not None or value is None or isinstance(value, str):
-        return text
-    return _text(f"{value}"[:_SHOWN] if isinstance(value, bool | list | dict) else "a number of too many digits")
+    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well.
+
+    Anything but a numeral is masked and cut as M-Pesa's words are: merchants are shown it.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    text = _text(f"{value}" if isinstance(value, bool | list | dict) else value) or "a number of too many digits"
+    return text if read_number(text) is not None else provider_text(text, _SHOWN) or "unreadable"
 
 
-_SHOWN = 40
+_SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
