@@ -33,7 +33,7 @@ def _one(expression: str, kind: str = "text") -> str:
 
 
 def create_script(merchant_id: str) -> str:
-    """What a create does to Postgres: its row and its key before the push, its acknowledgement after it."""
+    """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
     number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
     insert = _filled(
         payments.INSERT_MANY,
@@ -53,8 +53,11 @@ def create_script(merchant_id: str) -> str:
             _one(f"sha256(({number})::bytea)", "bytea"),
             *[_one("now() + interval '10 minutes'", "timestamptz")] * 3,
             _one("now()", "timestamptz"),
+            _one("'payments.request'"),
+            _one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
         ],
     )
+    marked = _filled(payments.SENDING_MANY, [_one(payment_id), _one("1", "integer")])
     accepted = _filled(
         payments.ACCEPTED_MANY,
         [
@@ -65,9 +68,10 @@ def create_script(merchant_id: str) -> str:
             _one(f"'ws_CO_p' || {number}"),
             "now()",
             "now() + interval '1 day'",
+            _one("'sandbox'"),
         ],
     )
-    return f"\\set n random(1, 9000000000000000000)\n{insert}\n{accepted}\n"
+    return f"\\set n random(1, 9000000000000000000)\n{insert}\n{marked}\n{accepted}\n"
 
 
 def callback_script(merchant_id: str, stem: str, each: int) -> str:
@@ -84,6 +88,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one(f"'P' || right(upper({number}), 18)"),
                 *result,
                 _one("NULL"),
+                _one("false", "boolean"),
                 "now()",
             ],
             True,
@@ -95,6 +100,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one(f"'evt_' || {number}"),
                 _one("'payment.completed'"),
                 _one(f"'{merchant_id}'"),
+                _one("'sandbox'"),
                 _one(payment_id),
                 _one("now()", "timestamptz"),
                 _one('\'{"kind": "payment.completed"}\''),
@@ -108,6 +114,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one(f"'dlv_' || {number}"),
                 _one(f"'evt_' || {number}"),
                 _one(f"'{merchant_id}'"),
+                _one("'sandbox'"),
                 _one("'payment.completed'"),
                 _one(payment_id),
                 _one("now()", "timestamptz"),
@@ -131,6 +138,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 "now()",
                 "now() + interval '5 seconds'",
                 _one("true", "boolean"),
+                _one("NULL", "bytea"),
             ],
             True,
         ),
