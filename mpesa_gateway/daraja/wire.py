@@ -258,7 +258,7 @@ def _rows_inside(value: Any) -> list[Any] | None:
             return None
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        inner = [field for field in fields.values() if isinstance(field, list | dict)]
+        inner: list[Any] = [field for field in fields.values() if isinstance(field, list | dict)]
         return inner if inner and "transactionId" not in fields else None
     return value if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType] - JSON
 
