@@ -1,6 +1,7 @@
 """Text from M-Pesa, fit for merchants, logs and stored rows: without credentials, phones and control characters."""
 
 import re
+import unicodedata
 
 LIMIT = 300
 """Characters of such a text that are kept unless the caller says otherwise."""
@@ -12,8 +13,8 @@ _UNSEEN = re.compile(
 
 _SPACES = re.compile(r"\s+")
 _NAMED = re.compile(
-    r"\b((?:access[ _-]?)?token|bearer|basic|password|passkey|credential|secret|consumer[ _-]?key)"
-    r"([\"']?(?:\s*[-:=]\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.-]*[0-9]))([A-Za-z0-9+/=_.~-]{3,})",
+    r"((?:access[ _-]?)?token|bearer|basic|password|passkey|credential|secret|(?:consumer|api)[ _-]?key)"
+    r"([\"']?(?:\s*(?:[-:=>]|&gt;)\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.%!@#$*-]*[0-9]))([A-Za-z0-9+/=_.~%!@#$*-]{3,})",
     re.IGNORECASE,
 )
 """A value that the text itself calls a token or a credential."""
@@ -23,12 +24,20 @@ _ORDINARY = frozenset(
 )
 _LONG = re.compile(
     r"(?<![A-Za-z0-9+/=_-])(?!AG_|ws_CO_)(?=[^\s]*[0-9])(?=[^\s]*[a-z])(?=[^\s]*[A-Z])[A-Za-z0-9+/=_-]{20,}"
+    r"(?:\.[A-Za-z0-9+/=_-]+)*|(?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])"
 )
-"""A run of letters of both cases and digits that is as long as a token. Daraja's own identifiers are kept."""
+"""A run of letters of both cases and digits, or of hexadecimal digits, that is as long as a token or a passkey.
+
+Daraja's own identifiers are kept.
+"""
 
 _PHONE = re.compile(
-    r"(?<![0-9*])(?:\+?(254)[ .-]?|(0))?([17])((?:[ .-]?[0-9]){5})((?:[ .-]?[0-9]){3})(?![0-9])", re.ASCII
+    r"(?<![0-9*])(?:(?:\+|00)?(254)[ .()/_-]{0,2}|(0))?([17])"
+    r"((?:[ .()/_-]{0,2}[0-9]){5})((?:[ .()/_-]{0,2}[0-9]){3})(?![0-9])",
+    re.ASCII,
 )
+_DIGITS = re.compile(r"\d{9,15}")
+"""Digits of any script."""
 _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0-9])", re.ASCII)
 """A CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
 
@@ -36,6 +45,7 @@ _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0
 def provider_text(text: str, limit: int = LIMIT) -> str:
     """The text on one line and with at most ``limit`` characters, its credentials and phone numbers masked."""
     line = _SPACES.sub(" ", _UNSEEN.sub(" ", text[: 4 * limit])).strip()
+    line = _DIGITS.sub(_mask_digits, line)
     line = _NAMED.sub(_mask_named, line)
     line = _LONG.sub("****", line)
     line = _HANDLE.sub(r"\1****\2", line)
@@ -52,6 +62,12 @@ def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
 
 _SHORTEST = 8
 """Characters below which a secret is too short to be told from ordinary text."""
+
+
+def _mask_digits(found: re.Match[str]) -> str:
+    digits = "".join(str(unicodedata.decimal(digit)) for digit in found[0])
+    shown = _PHONE.sub(_mask_phone, digits)
+    return found[0] if shown == digits else shown
 
 
 def _mask_named(found: re.Match[str]) -> str:

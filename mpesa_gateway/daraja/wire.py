@@ -258,7 +258,7 @@ def _rows_inside(value: Any) -> list[Any] | None:
             return None
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        inner = [field for field in fields.values() if isinstance(field, list | dict)]
+        inner: list[Any] = [field for field in fields.values() if isinstance(field, list | dict)]
         return inner if inner and "transactionId" not in fields else None
     return value if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType] - JSON
 
@@ -502,11 +502,15 @@ def read_text(content: Any, name: str) -> str | None:
     return _text(cast("dict[str, Any]", content).get(name)) if isinstance(content, dict) else None
 
 
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORDS = re.compile(r"[a-z0-9']+")
-_NOUNS = frozenset({"transaction", "transactions", "record", "records", "row", "rows", "entries", "payments", "data"})
+_NOUNS = frozenset(
+    {"transaction", "transactions", "txn", "txns", "trx", "record", "records", "row", "rows", "entry", "entries"}
+    | {"payment", "payments", "data", "result", "results", "activity", "activities", "deposit", "deposits"}
+)
 _NONE = frozenset({"no", "zero", "0", "without", "lack", "lacks", "nil", "none", "nothing", "empty"})
 _NOT = frozenset({"not", "cannot", "never"})
-_EXIST = frozenset({"found", "exist", "exists", "present", "recorded", "made"})
+_EXIST = frozenset({"transacted", "found", "exist", "exists", "present", "recorded", "made"})
 _SEEN = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
 _OTHER_THAN_MONEY = frozenset(
     {"access", "all", "answer", "by", "connection", "every", "from", "permission", "reply", "response", "to", "valid"}
@@ -514,10 +518,10 @@ _OTHER_THAN_MONEY = frozenset(
 """Words between a negation and the noun that make the negation about something else."""
 
 _TROUBLE = frozenset(
-    {"again", "busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}
+    {"busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}
     | {"maintenance", "timeout", "timed", "unable", "unauthorised", "unauthorized", "unavailable"}
 )
-_PREFIX = frozenset({"error", "occurred", "bad", "request", "internal", "server"})
+_PREFIX = frozenset({"error", "failed", "failure", "occurred", "bad", "request", "internal", "server"})
 """How Daraja begins the text of any fault."""
 _VERBS = ("access", "allow", "authori", "complet", "connect", "enabl", "fetch", "get", "load", "permit", "process")
 _MORE_VERBS = ("pull", "query", "quer", "read", "register", "retriev")
@@ -529,7 +533,8 @@ def says_no_transactions(text: str) -> bool:
 
     The absence of an answer is no answer: a text that could mean trouble is not taken for it.
     """
-    words = _WORDS.findall(text[:_MOST_SAID].lower().replace("\u2019", "'"))
+    text = _CAMEL.sub(" ", text[:_MOST_SAID])
+    words = _WORDS.findall(text.lower().replace("\u2019", "'"))
     while words and words[0] in _PREFIX:
         words = words[1:]
     if not _TROUBLE.isdisjoint(words) or any(_is_unable(words, at) for at in range(len(words))):
@@ -560,5 +565,8 @@ def _denies(words: list[str], at: int) -> bool:
     ahead = words[at + 1 : at + 1 + _NEAR]
     noun = next((place for place, word in enumerate(ahead) if word in _NOUNS), None)
     if noun is not None:
-        return _OTHER_THAN_MONEY.isdisjoint(ahead[:noun])
+        # “No result from the server” is about an answer.
+        return _OTHER_THAN_MONEY.isdisjoint(ahead if ahead[noun].startswith("result") else ahead[:noun])
+    if words[at] == "never":
+        return "transacted" in ahead[:2]
     return words[at] in {"nothing", "none", "empty"} and bool(_SEEN & set(ahead))

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+from mpesa_gateway.daraja.codes import Outcome
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.events import StkResulted
@@ -103,6 +104,11 @@ def read_callback(result: StkResulted) -> Evidence:
         payer=result.phone,
         time=() if result.paid_at is None else (result.paid_at,),
     )
+
+
+def has_receipt_of_unknown(result: StkResulted, outcome: Outcome) -> bool:
+    """Whether a callback has a receipt beside a result code that is unknown: neither a payment nor a failure."""
+    return not outcome.is_known and result.receipt is not None
 
 
 def read_amount(amount: Kes | None, text: str | None) -> Kes | str | None:

@@ -21,7 +21,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
-from mpesa_gateway_payments.evidence import Proof, read_callback
+from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
@@ -252,6 +252,7 @@ class Endings:
             or row["checkout_request_id"] is None
             or result.checkout_request_id is None
             or outcome.is_pending
+            or has_receipt_of_unknown(result, outcome)
         ):
             return False
         evidence, payment = read_callback(result), payment_of(row)

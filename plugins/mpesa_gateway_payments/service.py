@@ -39,9 +39,17 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, Receive
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
-from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount, read_callback
+from mpesa_gateway_payments.evidence import (
+    Evidence,
+    Handle,
+    Proof,
+    Source,
+    has_receipt_of_unknown,
+    read_amount,
+    read_callback,
+)
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.judging import Confirm, judge, judge_other_push, payment_of, speaks_of
+from mpesa_gateway_payments.judging import Confirm, Mismatch, judge, judge_other_push, payment_of, speaks_of
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.schemas import (
@@ -470,6 +478,10 @@ class PaymentService:
         elif evidence.proof is Proof.NONE:
             # Nothing proves who says so. M-Pesa is asked at once.
             await self._db.execute(tables.ASK_NOW, row["payment_id"], self._gateway.clock.now())
+        elif payment_of(row).is_open and has_receipt_of_unknown(result, outcome):
+            # The code says nothing that we know, and the receipt that money moved: a person decides.
+            held = told_of(evidence, code=result.result_code, text=result.result_desc)
+            await self._moves.take(row, Mismatch(row["payment_id"], "unconfirmed"), held, Cause.CALLBACK)
         elif not outcome.is_pending:
             await self._moves.fail(
                 row["payment_id"],

@@ -39,6 +39,18 @@ TOKEN = "x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
         ("  ", ""),
         ('{"access_token": "abcdefghij", "Password":"pq"}', '{"access_token": "****", "Password":"pq"}'),
         ("{'passkey': 'abcdefghij'}", "{'passkey': '****'}"),
+        ("(0711) 000001", "(07****001"),
+        ("0711/000/001 or 0711_000_001", "07****001 or 07****001"),
+        ("00254711000001", "2547****001"),
+        ("\uff12\uff15\uff14\uff17\uff11\uff11\uff10\uff10\uff10\uff10\uff10\uff11", "2547****001"),
+        ("<token>abc123</token>", "<token>****</token>"),
+        ("&lt;token&gt;abc123", "&lt;token&gt;****"),
+        ("SecurityCredential: abc12345", "SecurityCredential: ****"),
+        ("apikey=abcdef1", "apikey=****"),
+        ("\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0660", "\u0660" * 9),
+        ("Initiator password P@ssw0rd!", "Initiator password ****"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.sig-x", "****"),
+        ("key bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919", "key ****"),
     ],
 )
 def test_provider_text_is_fit_to_be_shown(text: str, shown: str) -> None:

@@ -630,6 +630,15 @@ NO_TRANSACTIONS = [
     "Error: no transactions",
     "Error Occurred - NO TRANSACTIONS FOUND",
     "Nothing for this shortcode",
+    "NoTransactionsFound",
+    "no trx found",
+    "No txns",
+    "No results found for the shortcode",
+    "ShortCode 600000 has had no activity",
+    "Not a single payment was received",
+    "Failed: no transactions for shortcode",
+    "There are no transactions for this shortcode. Please try again later",
+    "This shortcode has never transacted",
 ]
 NOT_SAID = [
     "Internal Server Error",
@@ -643,6 +652,10 @@ NOT_SAID = [
     "No access to transactions",
     "The shortcode is not registered for pull transactions",
     "unable to find transactions",
+    "Failed to fetch transactions",
+    "No result from the server",
+    "System is busy. Try again later",
+    "No activity: service unavailable",
     "null",
     "",
 ]

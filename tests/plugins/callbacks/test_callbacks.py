@@ -277,6 +277,39 @@ async def test_numbers_of_a_callback_are_compared_as_numbers(town: Town) -> None
     assert (found["status"], found["mismatch"], found["result_code"]) == ("completed", None, "0")
 
 
+async def test_receipt_beside_an_unknown_code_is_held_for_a_person(town: Town) -> None:
+    for number, code in enumerate(("Success", "1e400", "null", 7777)):
+        made, url = await asked(town, f"k{number}")
+        said = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
+        said["Body"]["stkCallback"]["ResultCode"] = code
+        assert (await post(town, url, said)).status == 200
+        found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (found["status"], found["mismatch"]["of"]) == ("pending", "unconfirmed"), code
+        assert found["mismatch"]["received_receipt"] == f"TKN4A1B2D{number}"
+    # A failure that is known stays one.
+    made, url = await asked(town, "known")
+    said = body(made["provider_ref"], receipt="TKN4A1B2D9")
+    said["Body"]["stkCallback"]["ResultCode"] = 1032
+    assert (await post(town, url, said)).status == 200
+    assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == "cancelled_by_user"
+
+
+async def test_texts_in_place_of_an_amount_and_odd_dates_reach_nobody_unmasked(town: Town) -> None:
+    made, url = await asked(town, "a")
+    said = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
+    assert (await post(town, url, said)).status == 200
+    found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
+    assert found["mismatch"]["received_amount"] == "call 07****001 [2J Bearer ****"
+    assert not re.search("711 000|x9Qk|\\\\u001b", json.dumps(found))
+    made, url = await asked(town, "b")
+    said = body(made["provider_ref"], receipt="TKN4A1B2D8")
+    said["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
+        {"Name": "TransactionDate", "Value": "00010101000000"}
+    )
+    assert (await post(town, url, said)).status == 200
+    assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2D8"
+
+
 async def test_text_of_a_callback_is_masked_before_the_merchant_sees_it(town: Town) -> None:
     made, url = await asked(town, "a")
     said = body(made["provider_ref"], 1032)
