@@ -268,7 +268,7 @@ def _statement_line(row: Any) -> StatementLine | None:
         return None
     fields = cast("dict[str, Any]", row)
     receipt = read_receipt(_text(fields.get("transactionId")))
-    amount_text = _text(fields.get("amount"))
+    amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
     if receipt is None or amount_text is None or not moments:
         return None
@@ -279,8 +279,8 @@ def _statement_line(row: Any) -> StatementLine | None:
         amount_text=amount_text,
         phone=_digits(_text(fields.get("msisdn"))),
         reference=_text(fields.get("billreference")),
-        kind=_text(fields.get("transactiontype")),
-        organisation=_text(fields.get("organizationname")),
+        kind=read_said(fields, "transactiontype"),
+        organisation=read_said(fields, "organizationname"),
     )
 
 
@@ -390,14 +390,17 @@ def _text(value: Any) -> str | None:
 
 
 def _stated(value: Any) -> str | None:
-    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well."""
-    text = _text(value)
-    if text is not None or value is None or isinstance(value, str):
-        return text
-    return _text(f"{value}"[:_SHOWN] if isinstance(value, bool | list | dict) else "a number of too many digits")
+    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well.
+
+    Anything but a numeral is masked and cut as M-Pesa's words are: merchants are shown it.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    text = _text(f"{value}" if isinstance(value, bool | list | dict) else value) or "a number of too many digits"
+    return text if read_number(text) is not None else provider_text(text, _SHOWN) or "unreadable"
 
 
-_SHOWN = 40
+_SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
@@ -435,32 +438,42 @@ def read_fault_body(content: Any) -> Fault:
     """The code and message of an error answer, Daraja's or the API proxy's in front; None where it has none."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
-    fields = cast("dict[str, Any]", content)
-    code, message = _text(fields.get("errorCode")), _text(fields.get("errorMessage"))
-    if code is None and isinstance(proxy := _proxy_fault(fields), dict):
-        code, message = (
-            _proxy_code(cast("dict[str, Any]", proxy)),
-            _text(cast("dict[str, Any]", proxy).get("faultstring")),
-        )
+    fields = _lowered(cast("dict[str, Any]", content))
+    code, message = _text(fields.get("errorcode")), _text(fields.get("errormessage"))
+    if code is None and message is None:
+        fault = _proxy_fault(fields)
+        if isinstance(fault, dict):
+            fault = _lowered(cast("dict[str, Any]", fault))
+            code, message = _proxy_code(fault), _text(fault.get("faultstring"))
+        else:
+            message = _text(fault)
     return Fault(code=code, message=message)
+
+
+def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
+    """An object whose names are in lower case."""
+    return {name.lower(): value for name, value in fields.items()}
 
 
 def _proxy_fault(fields: dict[str, Any]) -> Any:
     """The proxy's fault, in JSON or as a SOAP envelope turned into JSON."""
     if "fault" in fields:
         return fields["fault"]
-    for name in ("Envelope", "Body", "Fault"):
+    for name in ("envelope", "body", "fault"):
         inner = fields.get(name)
         if not isinstance(inner, dict):
             return None
-        fields = cast("dict[str, Any]", inner)
+        fields = _lowered(cast("dict[str, Any]", inner))
     return fields
 
 
 def _proxy_code(fault: dict[str, Any]) -> str | None:
     detail = fault.get("detail")
-    if isinstance(detail, dict) and isinstance(source := cast("dict[str, Any]", detail).get("source"), dict):
-        detail = cast("dict[str, Any]", source)
+    if not isinstance(detail, dict):
+        return None
+    detail = _lowered(cast("dict[str, Any]", detail))
+    if isinstance(source := detail.get("source"), dict):
+        detail = _lowered(cast("dict[str, Any]", source))
     return read_text(detail, "errorcode")
 
 

@@ -147,6 +147,15 @@ class Recovery(Protocol):
         """
         ...
 
+    async def take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
+        """Record a reversal on a statement that names the receipt of a payment's money. Needs an open transaction.
+
+        ``report.receipt`` is the reversal's own receipt. ``already_known`` with the payment that the money paid for,
+        whether this report or an earlier one was the first; ``not_found`` where no payment at the receiver has one of
+        ``receipts``, or where a refund of ours that is under way may be meant.
+        """
+        ...
+
     async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
         """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
 

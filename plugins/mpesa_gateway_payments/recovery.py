@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.daraja.wire import read_amount
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
@@ -26,6 +27,7 @@ from mpesa_gateway_payments.judging import (
     payment_of,
     with_part_of_statement,
 )
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions, told_of
@@ -93,6 +95,7 @@ class PaymentRecovery:
         self._db = gateway.db
         self._rules = gateway.settings(PaymentsSettings).rules
         self._moves = Transitions(gateway)
+        self._outside = OutsideReversals(gateway)
 
     async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
         """See the port."""
@@ -120,6 +123,30 @@ class PaymentRecovery:
         if not isinstance(verdict, Settles | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
             return _unsettled(verdict)
         return await self._write(row, report, verdict)
+
+    async def take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
+        """See the port."""
+        receiver = report.receiver
+        if receiver is None or report.receipt is None:
+            return Settled("not_found")
+        found = await self._db.fetchrow(tables.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
+        row = None if found is None else await self._db.fetchrow(tables.LOCK, found["payment_id"])
+        if row is None:
+            return Settled("not_found")
+        settled = Settled("already_known", row["payment_id"], row["merchant_id"])
+        if await self._db.fetch(tables.OUTGOING, receiver.env, [report.receipt]):
+            # The reversal of a refund of ours.
+            return settled
+        returned = report.amount if isinstance(report.amount, Kes) else _unsigned(report.amount)
+        is_whole = returned == row["amount"]
+        is_new = await self._outside.take(
+            row,
+            "reversed" if is_whole else "partially_reversed",
+            Cause.STATEMENT,
+            "found on M-Pesa's statement",
+            None if report.receipt == row["receipt"] else report.receipt,
+        )
+        return settled if is_new or row["reversed_outside"] is not None else Settled("not_found")
 
     async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
         """See the port."""
@@ -233,6 +260,11 @@ def _group(report: Evidence) -> _Group | None:
     if report.receiver is None or not isinstance(report.amount, Kes):
         return None
     return report.receiver.env, report.receiver.number, int(report.amount)
+
+
+def _unsigned(amount: str | None) -> Kes | None:
+    """An amount in KES that a statement shows below zero, because the money went out."""
+    return read_amount((amount or "").strip().removeprefix("-"))
 
 
 def _unsettled(verdict: Verdict) -> Settled:

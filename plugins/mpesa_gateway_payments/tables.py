@@ -533,6 +533,11 @@ RECEIPTS_KNOWN = """
 SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 """
 
+PAID_AT = """
+SELECT payment_id FROM payment WHERE env = $1 AND receipt = ANY($3::text[]) AND shortcode = $2
+ORDER BY payment_id LIMIT 1
+"""
+
 OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
 
 INSERT_CHECK = """

@@ -7,11 +7,12 @@ from mpesa_gateway.doctor.invariant import Invariant
 INVARIANTS = (
     Invariant(
         name="lines_fit_their_payments",
-        sentence="A statement line that paid for a payment is its receipt and amount; what does not fit is marked",
+        sentence="A line of a payment has its receipt and amount, or reversed it; what does not fit is marked",
         sql="""
             SELECT line_id FROM statement_line JOIN payment USING (payment_id)
             WHERE (statement_line.merchant_id, statement_line.env) <> (payment.merchant_id, payment.env)
                 OR (finding IN ('already_known', 'recovered')
+                    AND NOT (kind ILIKE '%revers%' AND (refunded > 0 OR reversed_outside IS NOT NULL))
                     AND (statement_line.receipt, statement_line.amount)
                         IS DISTINCT FROM (payment.receipt, payment.amount))
                 OR (finding = 'mismatched' AND mismatch IS NULL

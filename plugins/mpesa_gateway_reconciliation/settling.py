@@ -1,8 +1,10 @@
 """Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -112,6 +114,20 @@ class Settling:
             for row in asked:
                 await self._ask_about(row, credentials)
             after = rows[-1]["line_id"]
+        await self._settle_reversals(run)
+
+    async def _settle_reversals(self, run: Row) -> None:
+        """Find the payments whose money the reversals of a run sent back, once all that came in is settled."""
+        after = ""
+        while rows := await self._db.fetch(tables.REVERSALS_OF_RUN, run["run_id"], after):
+            for row in rows:
+                receipts = named_receipts(row)
+                if receipts:
+                    await self._write(row, run, partial(self._take_back, evidence_of(row, Proof.WINDOW), receipts))
+            after = rows[-1]["line_id"]
+
+    async def _take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
+        return await self._gateway.services.get(Recovery).take_back(report, receipts)
 
     async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
@@ -139,10 +155,13 @@ class Settling:
 
     async def _settle(self, row: Row, report: Evidence, run: Row | None) -> Settled:
         """Settle one line in a transaction of its own: its payment and then the line."""
+        return await self._write(row, run, partial(self._gateway.services.get(Recovery).settle, report))
+
+    async def _write(self, row: Row, run: Row | None, settle: Callable[[], Awaitable[Settled]]) -> Settled:
         settled = Settled("already_known")
         try:
             async with self._db.transaction():
-                settled = await self._gateway.services.get(Recovery).settle(report)
+                settled = await settle()
                 _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
                 # A payment of another merchant of this receiver is theirs to see.
                 is_own = settled.merchant_id == row["merchant_id"]
@@ -347,6 +366,18 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
         "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
     }
     return Evidence(**values)
+
+
+_RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
+
+
+def named_receipts(row: Row) -> list[str]:
+    """What may be the receipt of the money that a reversal sent back; nothing for a line of another kind."""
+    kind = row["kind"] or ""
+    if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
+        return []
+    texts = (row["receipt"], row["reference"] or "", kind)
+    return sorted({found for text in texts for found in _RECEIPT.findall(text.upper())})
 
 
 def _require_open(line: Row | None) -> None:

@@ -154,6 +154,12 @@ WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND receipt = ANY($2::
 ORDER BY line_id
 """
 
+REVERSALS_OF_RUN = """
+SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+WHERE run_id = $1 AND line_id > $2 AND kind ILIKE '%revers%' AND payment_id IS NULL AND set_aside_at IS NULL
+ORDER BY line_id LIMIT 200
+"""
+
 UNALLOCATED = """
 SELECT found.* FROM (
     SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[]) AS t(number, value, since)

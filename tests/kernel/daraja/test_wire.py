@@ -160,6 +160,12 @@ def test_ids_may_be_missing(missing: str) -> None:
         ('{"Value": 500}', None, "{'Value': 500}"),
         ("9" * 400, None, "a number of too many digits"),
         ('""', None, None),
+        ('"call 0711 000 001"', None, "call 07****001"),
+        ('"Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2\\u001b[2J\\n"', None, "Bearer **** [2J"),
+        ('["254711000001"]', None, "['2547****001']"),
+        ('{"token": "x9Qk3sWWhmd"}', None, "{'token': '****'}"),
+        ('"' + "5" * 30 + '.5"', None, "5" * 30 + ".5"),
+        ('"' + "x" * 400 + '"', None, "x" * 64),
     ],
 )
 def test_an_amount_is_read_digit_for_digit(written: str, amount: int | None, text: str | None) -> None:
@@ -388,6 +394,9 @@ def test_json_is_read_without_floats() -> None:
             ("404.001.03", "Invalid Access Token"),
         ),
         ({"errorCode": 401, "errorMessage": ""}, ("401", None)),
+        ({"errorcode": "429.001.01", "ErrorMessage": "Slow down"}, ("429.001.01", "Slow down")),
+        ({"fault": "Spike arrest"}, (None, "Spike arrest")),
+        ({"Fault": {"FaultString": "Quota", "detail": "x"}}, (None, "Quota")),
         ({"errorCode": None, "errorMessage": ["x"]}, (None, None)),
         ({"ResponseCode": "0"}, (None, None)),
         ({}, (None, None)),
@@ -574,6 +583,14 @@ def test_read_statement_rows_are_found_in_objects_and_in_json_text(written: Any)
     page = read_statement(read_json_leniently(f'{{"Response": {text}}}'.encode()))
     assert [line.receipt for line in page.lines] == ["TKN4A1B2C3"]
     assert page.malformed == (1 if "text" in str(written) else 0)
+
+
+def test_read_statement_texts_of_a_row_are_masked() -> None:
+    row = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23T13:15:12Z", "amount": "of 0711000001"}
+    (line,) = read_statement(
+        {"Response": [row | {"transactiontype": "by 0711000001\x1b", "organizationname": "0711000001"}]}
+    ).lines
+    assert (line.amount_text, line.kind, line.organisation) == ("of 07****001", "by 07****001", "07****001")
 
 
 def test_read_statement_takes_linear_time_and_any_depth() -> None:

@@ -16,8 +16,11 @@ from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, runnin
 @asynccontextmanager
 async def desk(database_url: str, valkey_url: str, folder: Path) -> AsyncGenerator[tuple[Api, Callable[..., Any]]]:
     """A running gateway with one merchant: who calls it, and who types its commands."""
+    # Commands are slow to start: no prompt ends by itself meanwhile.
+    values = gateway_values(database_url, valkey_url)
+    values["simulator"] = values.get("simulator", {}) | {"prompt_timeout": 600}
     async with (
-        running_gateway(gateway_values(database_url, valkey_url)) as (gateway, base),
+        running_gateway(values) as (gateway, base),
         shop(gateway, base, is_configured=False) as api,
     ):
         (await api.call("PUT", "/v1/merchant/providers", INITIATED)).data  # noqa: B018 - raises when refused
