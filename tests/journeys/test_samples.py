@@ -445,11 +445,11 @@ def mutilated(chance: random.Random) -> bytes:
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, 2**64))
-async def test_ten_thousand_mutilated_callbacks_break_nothing(town: Town, seed: int) -> None:
-    """A hundred bodies for each of a hundred seeds, each to any kind of address of a request that is there."""
+async def test_two_thousand_mutilated_callbacks_break_nothing(town: Town, seed: int) -> None:
+    """A hundred bodies for each of twenty seeds, each to any kind of address of a request that is there."""
     chance = random.Random(seed)  # noqa: S311 - the same mistakes for the same seed, not secrets
     db = town.gateway.db
     row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")

@@ -32,13 +32,17 @@ async def test_a_key_is_known_by_its_digest_and_says_when_it_was_used(town: Town
     assert listed.key_id == row["key_id"]
 
 
-@pytest.mark.parametrize("key", [None, "", "nonsense", "sk_test_" + "0" * 48, "sk_live_" + "x" * 48, "Bearer x"])
-async def test_any_other_key_is_refused_with_the_same_words(town: Town, key: str | None) -> None:
-    api = Api(town.base, key)
-    answer = await api.call("GET", "/v1/merchant/me")
-    await api.close()
-    assert (answer.status, answer.error["code"]) == (401, "AUTH_INVALID_KEY")
-    assert "X-API-Key" in answer.error["message"]
+OTHER_KEYS = [None, "", "nonsense", "sk_test_" + "0" * 48, "sk_live_" + "x" * 48, "Bearer x"]
+"""What is no key, or none of ours."""
+
+
+async def test_any_other_key_is_refused_with_the_same_words(town: Town) -> None:
+    for key in OTHER_KEYS:
+        api = Api(town.base, key)
+        answer = await api.call("GET", "/v1/merchant/me")
+        await api.close()
+        assert (answer.status, answer.error["code"]) == (401, "AUTH_INVALID_KEY"), key
+        assert "X-API-Key" in answer.error["message"]
 
 
 async def test_revoked_expired_and_deactivated_keys_are_refused(town: Town) -> None:

@@ -50,10 +50,14 @@ async def test_every_bad_field_is_named_at_once(town: Town) -> None:
     assert await town.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
 
 
-@pytest.mark.parametrize("amount", [0, -1, 250_001, "0", "1e3", "NaN", "", "1_000", True, None, [], "१२३"])
-async def test_amounts_that_mpesa_cannot_move_are_refused(town: Town, amount: Any) -> None:
-    answer = await town.api.pay("0711000001", amount, key="amount")
-    assert (answer.status, answer.error["field"]) == (422, "amount")
+IMMOVABLE: list[Any] = [0, -1, 250_001, "0", "1e3", "NaN", "", "1_000", True, None, [], "१२३"]
+"""Amounts that M-Pesa cannot move."""
+
+
+async def test_amounts_that_mpesa_cannot_move_are_refused(town: Town) -> None:
+    for number, amount in enumerate(IMMOVABLE):
+        answer = await town.api.pay("0711000001", amount, key=f"amount-{number}")
+        assert (answer.status, answer.error["field"]) == (422, "amount"), amount
 
 
 async def test_a_large_number_in_json_never_goes_through_a_float(town: Town) -> None:
@@ -274,27 +278,28 @@ async def test_pages_of_a_window_and_its_export_have_the_same_rows(town: Town) -
     assert [one["id"] for one in page.data] == [one["id"] for one in made[3:]]
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("status=paid", "status"),
-        ("limit=0", "limit"),
-        ("limit=101", "limit"),
-        ("cursor=nonsense", "cursor"),
-        ("since=yesterday", "since"),
-        ("since=0.5", "since"),
-        ("since=2026-11-23T10:15:00", "since"),
-        ("status=null", "status"),
-        ("phone=12", "phone"),
-        ("min_amount=abc", "min_amount"),
-        ("search=" + "x" * 101, "search"),
-        ("colour=red", "colour"),
-        ("limit=1&limit=2", "limit"),
-    ],
-)
-async def test_filters_that_cannot_be_read_are_refused_by_name(town: Town, query: str, field: str) -> None:
-    answer = await town.api.call("GET", f"/v1/payments?{query}")
-    assert (answer.status, answer.error["field"]) == (422, field)
+UNREADABLE = [
+    ("status=paid", "status"),
+    ("limit=0", "limit"),
+    ("limit=101", "limit"),
+    ("cursor=nonsense", "cursor"),
+    ("since=yesterday", "since"),
+    ("since=0.5", "since"),
+    ("since=2026-11-23T10:15:00", "since"),
+    ("status=null", "status"),
+    ("phone=12", "phone"),
+    ("min_amount=abc", "min_amount"),
+    ("search=" + "x" * 101, "search"),
+    ("colour=red", "colour"),
+    ("limit=1&limit=2", "limit"),
+]
+"""Queries, and the field that is wrong in each."""
+
+
+async def test_filters_that_cannot_be_read_are_refused_by_name(town: Town) -> None:
+    for query, field in UNREADABLE:
+        answer = await town.api.call("GET", f"/v1/payments?{query}")
+        assert (answer.status, answer.error["field"]) == (422, field), query
 
 
 async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]) -> None:

@@ -211,28 +211,52 @@ async def test_results_misbehave_as_they_are_told(asking: Asking, operation: str
     path = {"transactionstatus": "status", "reversal": "reversal"}[operation]
     # What comes before the ack comes at once; everything else well after it.
     await asking.line.control("PATCH", "knobs", {"callback_delay": 1})
-    for habit, (results, timeouts) in HABITS.items():
+    acks: dict[str, Any] = {}
+    receipts: dict[str, str] = {}
+    for habit in HABITS:
         await asking.habit(**{operation: habit})
-        receipt = await asking.money(500)
-        ask = asking.status(receipt) if operation == "transactionstatus" else asking.reverse(receipt, 500)
-        status, ack = await ask
-        came = [one.path for one in asking.line.receiver.received]
+        receipts[habit] = receipt = await asking.money(500)
+        to = f"{asking.line.receiver.url}/{path}/{habit}"
+        addresses = {"ResultURL": f"{to}/result", "QueueTimeOutURL": f"{to}/timeout"}
+        ask = asking.status(receipt, **addresses) if operation == "transactionstatus" else None
+        status, acks[habit] = await (ask or asking.reverse(receipt, 500, **addresses))
         assert status == (500 if habit in {"ack_lost", "internal_error"} else 200), habit
         # Before the ack means before the ack.
+        came = [one for one in asking.line.receiver.received if f"/{habit}/" in one.path]
         assert len(came) == (1 if habit == "before_ack" else 0), habit
-        found = await asking.told(f"/{path}/result", results) if results else []
-        if timeouts:
-            (timeout,) = await asking.told(f"/{path}/timeout")
-            assert timeout["ResultParameters"] == {}
-        if habit == "empty_timeout":
-            await eventually(lambda: has_empty(asking, f"/{path}/timeout"))
+    await eventually(lambda: has_empty(asking, "/empty_timeout/timeout"))
+    found = await told_of_habits(asking)
+    for habit, (results, timeouts) in HABITS.items():
+        assert (len(found[habit, "result"]), len(found[habit, "timeout"])) == (results, timeouts), habit
+        assert all(one["ResultParameters"] == {} for one in found[habit, "timeout"]), habit
         is_so = SHAPES.get(habit)
-        assert is_so is None or is_so(ack, found), habit
-        asking.line.receiver.received.clear()
-        if operation == "reversal":
-            # Whatever the merchant hears, the money went back; only a refused request moves nothing.
-            (entry,) = [one for one in await asking.line.control("GET", "ledger") if one["receipt"] == receipt]
-            assert entry["returned"] == (0 if habit == "internal_error" else 500), habit
+        assert is_so is None or is_so(acks[habit], found[habit, "result"]), habit
+    if operation == "reversal":
+        # Whatever the merchant hears, the money went back; only a refused request moves nothing.
+        returned = {entry["receipt"]: entry["returned"] for entry in await asking.line.control("GET", "ledger")}
+        for habit, receipt in receipts.items():
+            assert returned[receipt] == (0 if habit == "internal_error" else 500), habit
+
+
+async def told_of_habits(asking: Asking) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The results and timeouts of each habit, once all are there and no more have come a moment later."""
+
+    def come() -> dict[tuple[str, str], list[dict[str, Any]]]:
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {
+            (habit, kind): [] for habit in HABITS for kind in ("result", "timeout")
+        }
+        for one in asking.line.receiver.received:
+            if one.body:
+                _, habit, kind = one.path.rsplit("/", 2)
+                found[habit, kind].append(one.json["Result"])
+        return found
+
+    async def have_come() -> bool:
+        return sum(map(len, come().values())) >= sum(map(sum, HABITS.values()))
+
+    await eventually(have_come)
+    await asyncio.sleep(0.3)
+    return come()
 
 
 # -- reversal -------------------------------------------------------------------------------------------------------

@@ -518,12 +518,12 @@ ELSEWHERE: list[tuple[str, dict[str, str]]] = [
 """Requests that a page of another site makes a browser send."""
 
 
-@pytest.mark.parametrize(("method", "headers"), ELSEWHERE)
-async def test_pages_of_other_sites_cannot_turn_the_knobs(town: Town, method: str, headers: dict[str, str]) -> None:
-    path = "/simulator/control/reset" if method == "POST" else "/simulator/control/ledger"
-    answer = await town.api.call(method, path, headers=headers)
-    assert answer.status in {400, 403}
-    assert "simulator" in str(answer.body) or answer.status == 400
+async def test_pages_of_other_sites_cannot_turn_the_knobs(town: Town) -> None:
+    for method, headers in ELSEWHERE:
+        path = "/simulator/control/reset" if method == "POST" else "/simulator/control/ledger"
+        answer = await town.api.call(method, path, headers=headers)
+        assert answer.status in {400, 403}, headers
+        assert "simulator" in str(answer.body) or answer.status == 400
 
 
 @pytest.mark.parametrize("headers", [{}, {"Host": "localhost:1"}, {"Sec-Fetch-Site": "same-origin"}])

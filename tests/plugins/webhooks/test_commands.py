@@ -22,6 +22,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.receiver import Received, Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values, running_gateway, shop
+from tests.kernel.cli.forking import forks
 
 PATIENCE = 60.0
 
@@ -39,10 +40,15 @@ class Desk:
 
     async def types(self, *words: str) -> tuple[int, str, str]:
         """Run a command to its end: its status, what it printed, what it complained of."""
-        async with asyncio.timeout(PATIENCE):
-            process = await self._start(*words)
-            out, err = await process.communicate()
-        return process.returncode or 0, out.decode().strip(), err.decode().strip()
+        done = await asyncio.to_thread(
+            forks.run,
+            ("--config", str(self.config), "webhooks", *words),
+            folder=self.config.parent,
+            environ=_environ(),
+            reads="",
+            patience=PATIENCE,
+        )
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
 
     async def gets(self, *words: str) -> Any:
         """What a command that succeeds prints as JSON."""
@@ -69,9 +75,12 @@ class Desk:
                 await process.wait()
 
     async def _start(self, *words: str) -> Process:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         command = (sys.executable, "-m", "mpesa_gateway.cli", "--config", str(self.config), "webhooks", *words)
-        return await asyncio.create_subprocess_exec(*command, env=environ, stdout=PIPE, stderr=PIPE)
+        return await asyncio.create_subprocess_exec(*command, env=_environ(), stdout=PIPE, stderr=PIPE)
+
+
+def _environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
 
 
 @pytest.fixture

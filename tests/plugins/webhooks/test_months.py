@@ -321,7 +321,8 @@ async def test_a_table_in_use_or_a_name_that_is_taken_is_put_off_and_stops_nothi
     async with connected(gateway.db) as other:
         async with other.transaction():
             await other.execute("LOCK TABLE ONLY attempt IN SHARE UPDATE EXCLUSIVE MODE")
-            assert await patient.prepare() == []
+            # Each month is tried once: how often a table in use is asked for, the test above counts.
+            assert await patient.prepare(tries=1) == []
         # A month that somebody has detached, to keep it.
         await other.execute("CREATE TABLE attempt_2061_02 (LIKE attempt)")
     assert await patient.prepare() == ["attempt_2061_01", "attempt_2061_03", "attempt_2061_04"]

@@ -219,25 +219,26 @@ async def test_a_removed_endpoint_gets_nothing_and_what_it_was_owed_waits_for_th
     assert [event["type"] for event in (await town.api.call("GET", "/v1/events")).data] == ["payment.completed"] * 2
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://10.0.0.1/x",
-        "https://169.254.169.254/latest/meta-data",
-        "https://[::ffff:10.0.0.1]/x",
-        "https://2130706433/x",
-        "https://0x7f.0.0.1/x",
-        "http://shop.example.co.ke/x",
-        "ftp://shop.example.co.ke/x",
-        "https://user:pw@shop.example.co.ke/x",
-        "https://shop.example.co.ke:0/x",
-        "not a url",
-        "",
-    ],
-)
-async def test_an_address_that_is_not_called_cannot_be_set(town: Town, url: str) -> None:
-    answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
-    assert (answer.status, answer.error["field"]) == (422, "webhook_url")
+UNCALLED = [
+    "https://10.0.0.1/x",
+    "https://169.254.169.254/latest/meta-data",
+    "https://[::ffff:10.0.0.1]/x",
+    "https://2130706433/x",
+    "https://0x7f.0.0.1/x",
+    "http://shop.example.co.ke/x",
+    "ftp://shop.example.co.ke/x",
+    "https://user:pw@shop.example.co.ke/x",
+    "https://shop.example.co.ke:0/x",
+    "not a url",
+    "",
+]
+"""Addresses that are not called."""
+
+
+async def test_an_address_that_is_not_called_cannot_be_set(town: Town) -> None:
+    for url in UNCALLED:
+        answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
+        assert (answer.status, answer.error["field"]) == (422, "webhook_url"), url
 
 
 async def test_without_permission_loopback_is_refused_when_sent_as_well(values: dict[str, Any]) -> None:
