@@ -83,6 +83,9 @@ class Daraja:
         line = self.answers.get(operation)
         said = line.pop(0) if line else self._usual(operation)
         status, content = said(body) if callable(said) else said
+        if operation == "stkquery" and isinstance(content, dict) and "ResultCode" in content:
+            # It names the push that it was asked about, unless the test says otherwise.
+            content = {"CheckoutRequestID": body.get("CheckoutRequestID")} | content
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         write(writer, status, raw, Content_Type="application/json")
 

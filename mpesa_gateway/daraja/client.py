@@ -333,7 +333,10 @@ class DarajaClient:
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
         said = read_said(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_query_outcome(code, said), said, read_text(answer, "CheckoutRequestID"))
+        outcome = stk_query_outcome(code, said)
+        if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
+            raise OutcomeUnknown("M-Pesa's answer contradicts itself")
+        return StkQueryAnswer(outcome, said, read_text(answer, "CheckoutRequestID"))
 
     @_asks
     async def transaction_status(
