@@ -57,6 +57,7 @@ class Outcomes:
         self._meter = meter
         self._kept: list[_Kept] = []
         self._retrying: asyncio.Task[None] | None = None
+        self._uses_reserve = False
 
     @property
     def kept(self) -> int:
@@ -101,11 +102,21 @@ class Outcomes:
             return None
 
     async def _attempt(self, write: Callable[[], Awaitable[T]]) -> T:
-        with reserve():
-            async with self._db.transaction():
-                # SET takes no parameters. A pooler keeps nothing of it: it ends with the transaction.
-                await self._db.execute(f"SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}")
-                return await write()
+        """Write in a transaction; at most one attempt at a time uses the reserve, which callbacks need as well."""
+        if self._uses_reserve:
+            return await self._in_transaction(write)
+        self._uses_reserve = True
+        try:
+            with reserve():
+                return await self._in_transaction(write)
+        finally:
+            self._uses_reserve = False
+
+    async def _in_transaction(self, write: Callable[[], Awaitable[T]]) -> T:
+        async with self._db.transaction():
+            # SET takes no parameters. A pooler keeps nothing of it: it ends with the transaction.
+            await self._db.execute(f"SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}")
+            return await write()
 
     def _keep(self, what: str, subject_id: str, write: Callable[[], Awaitable[Any]]) -> None:
         self._meter.count(OUTCOMES, "kept")

@@ -11,7 +11,7 @@ extensions = ["myst_parser", "docs.site.beside", "docs.site.navigation"]
 
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "CHANGELOG.md", "certs/README.md", "examples/**/README.md", "bench/**/README.md"]
-exclude_patterns = [".*", "data", "dist", "mpesa_gateway", "plugins", "tests"]
+exclude_patterns = [".*", "**/.pytest_cache", "data", "dist", "mpesa_gateway", "plugins", "tests"]
 
 # A link to a page or heading that is not there is a warning, and a warning ends the build.
 nitpicky = True

@@ -61,7 +61,6 @@ class Theatre:
             "sandbox",
             PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),
             idempotency_key=ticket.ticket_id,
-            env="sandbox",
         )
         return {"ticket": ticket.ticket_id, "payment": asked.payment.id}
 

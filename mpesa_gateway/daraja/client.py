@@ -5,7 +5,7 @@ import base64
 import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -300,9 +300,10 @@ class DarajaClient:
                 "AccountReference": account_reference,
                 "TransactionDesc": description,
             },
+            recognises=_names_a_push,
         )
         checkout_request_id = read_text(answer, "CheckoutRequestID")
-        if read_code(answer, "ResponseCode") is None or checkout_request_id is None:
+        if checkout_request_id is None:
             raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
         return StkAck(
             merchant_request_id=read_text(answer, "MerchantRequestID"),
@@ -332,6 +333,8 @@ class DarajaClient:
         code = read_code(answer, "ResultCode")
         if code is None:
             raise OutcomeUnknown("M-Pesa's answer says no result")
+        if (taken := _response_code(answer)) is not None and taken not in _ACCEPTED:
+            raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
         said = read_said(answer, "ResultDesc") or ""
         outcome = stk_query_outcome(code, said)
         if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
@@ -369,7 +372,15 @@ class DarajaClient:
             body["TransactionID"] = receipt
         if conversation_id is not None:
             body["OriginalConversationID"] = conversation_id
-        return _ack(await self._call(credentials, "transaction_status", "/mpesa/transactionstatus/v1/query", body))
+        return _ack(
+            await self._call(
+                credentials,
+                "transaction_status",
+                "/mpesa/transactionstatus/v1/query",
+                body,
+                recognises=_names_a_conversation,
+            )
+        )
 
     @_asks
     async def reverse(
@@ -401,7 +412,11 @@ class DarajaClient:
             "Remarks": remarks,
             "Occasion": "",
         }
-        return _ack(await self._call(credentials, "reversal", "/mpesa/reversal/v1/request", body))
+        return _ack(
+            await self._call(
+                credentials, "reversal", "/mpesa/reversal/v1/request", body, recognises=_names_a_conversation
+            )
+        )
 
     @_asks
     async def pull_register(
@@ -448,7 +463,7 @@ class DarajaClient:
                 "OffSetValue": str(offset),
             },
             accepts=PULL_OK | PULL_EMPTY,
-            says_empty=_is_empty_statement,
+            recognises=_is_empty_statement,
         )
         page = read_statement(answer)
         if page.rows == 0 and _response_code(answer) not in PULL_OK and not _is_empty_statement(answer):
@@ -514,12 +529,12 @@ class DarajaClient:
         body: dict[str, Any],
         *,
         accepts: frozenset[str] | None = _ACCEPTED,
-        says_empty: Callable[[Any], bool] | None = None,
+        recognises: Callable[[Any], bool] | None = None,
     ) -> Any:
         """POST with the shared token and return the answer's JSON object, without the secrets of this call.
 
         An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. ``accepts`` are
-        the response codes that are no refusal, None for any. An answer that ``says_empty`` recognises is returned
+        the response codes that are no refusal, None for any. An answer that ``recognises`` accepts is returned
         whatever its HTTP status. Raises NotSent, Rejected or OutcomeUnknown.
         """
         base, owner = self._base(credentials)
@@ -546,7 +561,9 @@ class DarajaClient:
                 json=body,
                 headers={"Authorization": f"Bearer {token}"},
             )
-            judged = _judge(answer, accepts, says_empty)
+            if answer.status == _UNAUTHORISED and (recognises is None or not recognises(answer.content)):
+                await self._tokens.drop(owner, token)
+            judged = _judge(answer, accepts, recognises)
             if judged is None:
                 return answer.content
             meaning, message = judged
@@ -676,19 +693,20 @@ def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
 
 
 def _judge(
-    answer: _Answer, accepts: frozenset[str] | None, says_empty: Callable[[Any], bool] | None
+    answer: _Answer, accepts: frozenset[str] | None, recognises: Callable[[Any], bool] | None
 ) -> tuple[FaultMeaning, str | None] | None:
     """What is wrong with an answer, with the provider's words; None for one that can be used. Raises OutcomeUnknown."""
     if answer.content is None:
         if answer.status == _TOO_MANY:
             return read_fault(answer.status, None, None), None
         raise OutcomeUnknown(f"M-Pesa answered HTTP {answer.status} without JSON")
-    if says_empty is not None and says_empty(answer.content):
+    if recognises is not None and recognises(answer.content):
         return None
     fault = read_fault_body(answer.content)
-    if fault.code is not None or not 200 <= answer.status < 300:
-        return read_fault(answer.status, fault.code, fault.message), fault.message
     code = _response_code(answer.content)
+    is_fault = fault.code is not None or (fault.message is not None and code is None)
+    if is_fault or not 200 <= answer.status < 300:
+        return read_fault(answer.status, fault.code, fault.message), fault.message
     if accepts is None or code is None or code in accepts:
         return None
     said = _response_text(answer.content)
@@ -696,6 +714,24 @@ def _judge(
 
 
 _TOO_MANY = 429
+_UNAUTHORISED = 401
+"""What is wrong with a token is not always said in JSON. Dropping a good one costs one call."""
+
+
+def _names_a_push(answer: Any) -> bool:
+    """Whether an answer names a push, with no word that it was refused: by its name M-Pesa can be asked about it."""
+    return read_text(answer, "CheckoutRequestID") is not None and _is_unrefused(answer, {None, *_ACCEPTED})
+
+
+def _names_a_conversation(answer: Any) -> bool:
+    """Whether an answer accepts a request and names its conversation, whatever its HTTP status."""
+    names = ("OriginatorConversationID", "ConversationID")
+    return any(read_text(answer, name) is not None for name in names) and _is_unrefused(answer, _ACCEPTED)
+
+
+def _is_unrefused(answer: Any, accepts: Collection[str | None]) -> bool:
+    fault = read_fault_body(answer)
+    return _response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Sent.NO
 
 
 def _response_code(answer: Any) -> str | None:
@@ -718,11 +754,11 @@ def _read_rest(header: str | bytes | None) -> int | None:
 
 
 def _no_token_in(answer: _Answer) -> DarajaFault:
-    """The fault of an answer without a token: only Daraja's own JSON blames the credentials."""
+    """The fault of an answer without a token: only Daraja's JSON and codes blame the credentials."""
     fault = read_fault_body(answer.content)
     meaning = read_fault(answer.status, fault.code, fault.message)
     message = None if fault.message is None else provider_text(fault.message)
-    if fault.code is not None and meaning.sent is Sent.NO:
+    if fault.code is not None and "." in fault.code and meaning.sent is Sent.NO:
         if meaning.retry is Retry.NEW_TOKEN:
             return Rejected(
                 "M-Pesa refused consumer_key and consumer_secret",

@@ -75,7 +75,7 @@ class _Row:
         return FaultMeaning(code, self.meaning, self.mitigation, self.sent, self.retry, self.failure_reason)
 
 
-_SPIKE = ("spike arrest", "spikearrest")
+_SPIKE = ("spike arrest", "spikearrest", "quota violation")
 _SLOWER = "try again in a few seconds, more slowly"
 _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
 """How the API proxy in front of Daraja names what is wrong with a token."""
@@ -256,7 +256,7 @@ _TABLE: tuple[_Row, ...] = (
         Sent.NO,
         Retry.BACK_OFF,
         codes=(_MANY, "00.002.1001"),
-        words=("maintenance",),
+        words=("maintenance", "maintainance", "maintanance"),
     ),
     _Row(
         "M-Pesa is under maintenance",
@@ -351,9 +351,22 @@ _RESPONSES: dict[str, tuple[Sent, Retry, str]] = {
 }
 """Response codes other than 0 that do not refuse a request for good, from M-Pesa's older layer."""
 
+_REFUSAL = (Sent.NO, Retry.FIX, "M-Pesa did not accept the request")
+_UNKNOWN_RESPONSE = (Sent.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
+
+
+_SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)
+"""M-Pesa's codes for troubles of its own: one that is unknown does not prove that nothing was done."""
+
+_DOTTED = re.compile(r"[0-9]{2,3}\.[0-9]", re.ASCII)
+"""How error codes begin."""
+
 
 def read_response(code: str, said: str) -> FaultMeaning:
     """What a ResponseCode other than 0 means: a refusal, unless code or text say otherwise."""
+    if _DOTTED.match(code):
+        # An error code in the place of the response code means what it means elsewhere.
+        return read_fault(int(code.partition(".")[0]), code, said)
     text = said.lower()
     for row in _TABLE:
         if not row.codes and not row.families and not row.statuses and row.matches(200, code, text):
@@ -361,6 +374,6 @@ def read_response(code: str, said: str) -> FaultMeaning:
     if "waiting for resending" in text:
         sent, retry, meaning = _RESPONSES["100000000"]
     else:
-        sent, retry, meaning = _RESPONSES.get(code, (Sent.NO, Retry.FIX, "M-Pesa did not accept the request"))
+        sent, retry, meaning = _RESPONSES.get(code, _UNKNOWN_RESPONSE if _SYSTEM.match(code) else _REFUSAL)
     advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _SLOWER}.get(retry, _ASKED)
     return FaultMeaning(code, meaning, advice, sent, retry)

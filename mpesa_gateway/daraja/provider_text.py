@@ -13,7 +13,7 @@ _UNSEEN = re.compile(
 _SPACES = re.compile(r"\s+")
 _NAMED = re.compile(
     r"\b((?:access[ _-]?)?token|bearer|basic|password|passkey|credential|secret|consumer[ _-]?key)"
-    r"((?:\s*[-:=]\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.-]*[0-9]))([A-Za-z0-9+/=_.~-]{3,})",
+    r"([\"']?(?:\s*[-:=]\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.-]*[0-9]))([A-Za-z0-9+/=_.~-]{3,})",
     re.IGNORECASE,
 )
 """A value that the text itself calls a token or a credential."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -168,7 +169,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
     if code is None:
         raise NotACallback("ResultCode is missing")
     items = _items(callback.get("CallbackMetadata"), "Item", "Name")
-    amount_text = _stated(items.get("Amount"))
+    amount_text = _stated(items.get("amount"))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
@@ -176,9 +177,9 @@ def read_stk_callback(body: bytes) -> StkCallback:
         result_desc=read_said(callback, "ResultDesc", 500) or "",
         amount=read_amount(amount_text),
         amount_text=amount_text,
-        receipt=read_receipt(_text(items.get("MpesaReceiptNumber"))),
-        phone=_digits(_text(items.get("PhoneNumber"))),
-        paid_at=_moment(_text(items.get("TransactionDate"))),
+        receipt=read_receipt(_text(items.get("mpesareceiptnumber"))),
+        phone=_digits(_text(items.get("phonenumber"))),
+        paid_at=_moment(_text(items.get("transactiondate"))),
     )
 
 
@@ -193,7 +194,8 @@ def read_result(body: bytes) -> ResultCallback:
     if code is None:
         raise NotACallback("Result.ResultCode is missing")
     parameters: dict[str, tuple[str, ...]] = {}
-    for name, value in _pairs(result.get("ResultParameters"), "ResultParameter", "Key"):
+    for written, value in _pairs(result.get("ResultParameters"), "ResultParameter", "Key"):
+        name = _KNOWN_NAMES.get(_name(written), written)
         text = _stated(value) if name == "Amount" else _text(value)
         if text is not None:
             parameters[name] = (*parameters.get(name, ()), text)
@@ -208,6 +210,21 @@ def read_result(body: bytes) -> ResultCallback:
     )
 
 
+_KNOWN_NAMES = {
+    name.casefold(): name
+    for name in (
+        "Amount",
+        "ReceiptNo",
+        "TransactionStatus",
+        "DebitPartyName",
+        "CreditPartyName",
+        "FinalisedTime",
+        "OriginalTransactionID",
+    )
+}
+"""The parameters that are read, by their names as they are compared."""
+
+
 def read_statement(content: Any) -> StatementPage:
     """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
     lines: list[StatementLine] = []
@@ -216,12 +233,12 @@ def read_statement(content: Any) -> StatementPage:
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
     # Each with whether rows are expected there: a text or nothing in place of a list of rows is none.
-    waiting: list[tuple[Any, bool]] = [(entry, is_flat) for entry in outer]
+    waiting = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
     while waiting:
-        current, is_among_rows = waiting.pop(0)
-        if isinstance(current, list):
-            entries: list[Any] = current  # pyright: ignore[reportUnknownVariableType] - JSON
-            waiting[:0] = [(entry, True) for entry in entries]
+        current, is_among_rows = waiting.popleft()
+        inner = _rows_inside(current)
+        if inner is not None:
+            waiting.extendleft((entry, True) for entry in reversed(inner))
         elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)
@@ -232,12 +249,26 @@ def read_statement(content: Any) -> StatementPage:
     return StatementPage(lines=tuple(lines), malformed=malformed, rows=rows)
 
 
+def _rows_inside(value: Any) -> list[Any] | None:
+    """What stands in a list, in an object around lists or objects, or in a JSON text; None for a row and the rest."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return [read_json_leniently(value.encode("utf-8", "surrogatepass"))]
+        except ValueError:
+            return None
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        inner = [field for field in fields.values() if isinstance(field, list | dict)]
+        return inner if inner and "transactionId" not in fields else None
+    return value if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType] - JSON
+
+
 def _statement_line(row: Any) -> StatementLine | None:
     if not isinstance(row, dict):
         return None
     fields = cast("dict[str, Any]", row)
     receipt = read_receipt(_text(fields.get("transactionId")))
-    amount_text = _text(fields.get("amount"))
+    amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
     if receipt is None or amount_text is None or not moments:
         return None
@@ -248,8 +279,8 @@ def _statement_line(row: Any) -> StatementLine | None:
         amount_text=amount_text,
         phone=_digits(_text(fields.get("msisdn"))),
         reference=_text(fields.get("billreference")),
-        kind=_text(fields.get("transactiontype")),
-        organisation=_text(fields.get("organizationname")),
+        kind=read_said(fields, "transactiontype"),
+        organisation=read_said(fields, "organizationname"),
     )
 
 
@@ -284,13 +315,33 @@ def read_moments(text: str | None) -> tuple[datetime, ...]:
         return ()
     text = _digits(text) or ""
     try:
-        moment = datetime.strptime(text, "%Y%m%d%H%M%S") if text.isdigit() else datetime.fromisoformat(text)  # noqa: DTZ007
+        moment = _read_date(text)
         if moment.tzinfo is not None and moment.utcoffset():
             return (moment.astimezone(UTC),)
         in_east_africa = moment.replace(tzinfo=EAT).astimezone(UTC)
         return (in_east_africa,) if moment.tzinfo is None else (in_east_africa, moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         return ()
+
+
+_DAY_FIRST = re.compile(
+    r"([0-9]{1,2})[./-]([0-9]{1,2})[./-]([0-9]{4})[ T]([0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?)\Z", re.ASCII
+)
+"""How M-Pesa writes a time in results and on statements: ``19.12.2019 11:45:50``."""
+
+
+def _read_date(text: str) -> datetime:
+    """A time as M-Pesa has been seen to write it, with the zone that it states. Raises ValueError."""
+    if text.isdigit():
+        # strptime alone would read fewer digits as another time.
+        if len(text) != len("YYYYMMDDHHmmss"):
+            raise ValueError("not YYYYMMDDHHmmss")
+        return datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the caller adds the zone
+    text = text.removesuffix("EAT").rstrip()
+    if found := _DAY_FIRST.match(text):
+        day, month, year, hours = found.groups()
+        text = f"{year}-{month:0>2}-{day:0>2} {hours if hours[1] != ':' else '0' + hours}"
+    return datetime.fromisoformat(text)
 
 
 def _inner(content: Any, *names: str) -> dict[str, Any]:
@@ -302,10 +353,11 @@ def _inner(content: Any, *names: str) -> dict[str, Any]:
 
 
 def _items(holder: Any, list_name: str, key_name: str) -> dict[str, Any]:
-    """Named values, the first of each name."""
+    """Named values by their names in lower case, of each name the first that states something."""
     found: dict[str, Any] = {}
     for name, value in _pairs(holder, list_name, key_name):
-        found.setdefault(name, value)
+        if value is not None and value != "":
+            found.setdefault(_name(name), value)
     return found
 
 
@@ -327,6 +379,11 @@ def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
     return found
 
 
+def _name(written: str) -> str:
+    """A name as it is compared: regardless of case and of spaces, which older releases of M-Pesa wrote."""
+    return "".join(written.split()).casefold()
+
+
 def _text(value: Any) -> str | None:
     """A value as text, trimmed; None for what is absent, empty, or no plain value."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -338,14 +395,17 @@ def _text(value: Any) -> str | None:
 
 
 def _stated(value: Any) -> str | None:
-    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well."""
-    text = _text(value)
-    if text is not None or value is None or isinstance(value, str):
-        return text
-    return _text(f"{value}"[:_SHOWN] if isinstance(value, bool | list | dict) else "a number of too many digits")
+    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well.
+
+    Anything but a numeral is masked and cut as M-Pesa's words are: merchants are shown it.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    text = _text(f"{value}" if isinstance(value, bool | list | dict) else value) or "a number of too many digits"
+    return text if read_number(text) is not None else provider_text(text, _SHOWN) or "unreadable"
 
 
-_SHOWN = 40
+_SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
@@ -368,7 +428,7 @@ def _digits(text: str | None) -> str | None:
 def _moment(text: str | None) -> datetime | None:
     try:
         return None if text is None else from_daraja_timestamp(_digits(text) or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -383,32 +443,42 @@ def read_fault_body(content: Any) -> Fault:
     """The code and message of an error answer, Daraja's or the API proxy's in front; None where it has none."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
-    fields = cast("dict[str, Any]", content)
-    code, message = _text(fields.get("errorCode")), _text(fields.get("errorMessage"))
-    if code is None and isinstance(proxy := _proxy_fault(fields), dict):
-        code, message = (
-            _proxy_code(cast("dict[str, Any]", proxy)),
-            _text(cast("dict[str, Any]", proxy).get("faultstring")),
-        )
+    fields = _lowered(cast("dict[str, Any]", content))
+    code, message = _text(fields.get("errorcode")), _text(fields.get("errormessage"))
+    if code is None and message is None:
+        fault = _proxy_fault(fields)
+        if isinstance(fault, dict):
+            fault = _lowered(cast("dict[str, Any]", fault))
+            code, message = _proxy_code(fault), _text(fault.get("faultstring"))
+        else:
+            message = _text(fault)
     return Fault(code=code, message=message)
+
+
+def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
+    """An object whose names are in lower case."""
+    return {name.lower(): value for name, value in fields.items()}
 
 
 def _proxy_fault(fields: dict[str, Any]) -> Any:
     """The proxy's fault, in JSON or as a SOAP envelope turned into JSON."""
     if "fault" in fields:
         return fields["fault"]
-    for name in ("Envelope", "Body", "Fault"):
+    for name in ("envelope", "body", "fault"):
         inner = fields.get(name)
         if not isinstance(inner, dict):
             return None
-        fields = cast("dict[str, Any]", inner)
+        fields = _lowered(cast("dict[str, Any]", inner))
     return fields
 
 
 def _proxy_code(fault: dict[str, Any]) -> str | None:
     detail = fault.get("detail")
-    if isinstance(detail, dict) and isinstance(source := cast("dict[str, Any]", detail).get("source"), dict):
-        detail = cast("dict[str, Any]", source)
+    if not isinstance(detail, dict):
+        return None
+    detail = _lowered(cast("dict[str, Any]", detail))
+    if isinstance(source := detail.get("source"), dict):
+        detail = _lowered(cast("dict[str, Any]", source))
     return read_text(detail, "errorcode")
 
 

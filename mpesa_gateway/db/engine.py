@@ -1,7 +1,7 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -118,7 +118,25 @@ _COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
 
 
 class _Engine(PostgresEngine):
-    """Piccolo's engine, without the connection that it opens while it is being made."""
+    """Piccolo's engine, without the connection that it opens while it is being made.
+
+    Its queries take connections as all others do: those of the reserve are taken only inside ``reserve``.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]",
+    ) -> None:
+        """``acquire`` lends a connection for one query outside of transactions."""
+        super().__init__(config=config, extensions=())
+        self._acquire = acquire
+
+    async def _run_in_pool(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
+        """Run a query of Piccolo's outside of transactions; returns its rows."""
+        async with self._acquire() as connection:
+            rows: list[Row] = await connection.fetch(query, *(args or ()))
+            return rows
 
     async def check_version(self) -> None:
         """Nothing: the migrations refuse a Postgres that is too old, in a sentence of its own."""
@@ -333,7 +351,7 @@ class Database(Asking):
         # A pooler takes no other settings along; and what one transaction has prepared, the next one, on another
         # connection behind it, would not find.
         pooled = {"dsn": config.url.reveal(), "server_settings": _SETTINGS, "statement_cache_size": 0}
-        self.engine = _Engine(config=self._direct | (pooled if self.is_pooled else {}), extensions=())
+        self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
         # At most half, so that a small pool is not all reserve.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))

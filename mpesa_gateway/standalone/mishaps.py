@@ -80,10 +80,12 @@ async def _refund(players: Cast, began: datetime) -> None:
     with players.story.step("The same refund again: nothing is sent twice") as say:
         again = await players.api.data("POST", "/v1/refunds", body, status=200, **key)
         expect("the refund for the same Idempotency-Key", refund["id"], again["id"])
-        await players.api.call("POST", "/v1/refunds", body, status=409)
+        without_key = await players.api.data("POST", "/v1/refunds", body, status=200)
+        expect("the refund of the whole payment, asked for without a key", refund["id"], without_key["id"])
+        await players.api.call("POST", "/v1/refunds", body | {"amount": 1}, status=409, Idempotency_Key="demo-part")
         (money,) = await players.phones.money(PAYING_PHONE, began)
         expect("what really went back", 450, money["returned"])
-        say("the same key gives the same refund, another one 409; KES 450 went back, once")
+        say("with its key or without one it is the same refund, a further part is refused; KES 450 went back, once")
 
 
 async def _forge(players: Cast) -> None:

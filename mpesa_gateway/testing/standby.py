@@ -144,5 +144,9 @@ def running_standby(primary: EmbeddedPostgres) -> Generator[Standby]:
 @contextmanager
 def database_of(primary: EmbeddedPostgres) -> Generator[str]:
     """An empty database of this primary, for the length of the block."""
-    with empty_database(Servers(primary.url, "", 1)) as url:
-        yield url
+    servers = Servers(primary.url, "", 1)
+    try:
+        with empty_database(servers) as url:
+            yield url
+    finally:
+        servers.close()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from mpesa_gateway.clock import seconds_since
+from mpesa_gateway.env import ENVS
 from mpesa_gateway.meter import Counter, Gauge, Reading, Value
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Kind
@@ -24,23 +25,33 @@ CALLBACKS = Counter(
     ),
 )
 
-WAITING = Gauge("mpesa_callbacks_waiting", "Callbacks for payments that are not known yet; 10,000 at most.")
-OLDEST = Gauge("mpesa_callbacks_oldest_waiting_seconds", "For how long the oldest of them waits; 0 where none does.")
+WAITING = Gauge(
+    "mpesa_callbacks_waiting",
+    "Callbacks for payments that are not known yet; 10,000 at most. One whose env is not known counts in both.",
+    ("env",),
+)
+OLDEST = Gauge(
+    "mpesa_callbacks_oldest_waiting_seconds", "For how long the oldest of them waits; 0 where none does.", ("env",)
+)
 UNMATCHED = Gauge(
-    "mpesa_callbacks_unmatched", "Callbacks that nobody could use in all the time they were kept waiting."
+    "mpesa_callbacks_unmatched",
+    "Callbacks that matched nothing in all the time they were kept waiting. One whose env is not known counts in both.",
+    ("env",),
 )
 
 
 async def read_waiting(gateway: "Gateway") -> Sequence[Value]:
-    """Callbacks that nobody could use, yet or at all."""
-    row = await gateway.db.fetchrow(tables.COUNT_WAITING)
-    unmatched = await gateway.db.fetchval(tables.COUNT_UNMATCHED)
-    count, oldest = (0, None) if row is None else (row["waiting"], row["oldest"])
-    return [
-        (WAITING, (), count),
-        (OLDEST, (), seconds_since(oldest, gateway.clock)),
-        (UNMATCHED, (), unmatched),
-    ]
+    """Callbacks of each env that match nothing, yet or for good."""
+    values: list[Value] = []
+    for env in ENVS:
+        row = await gateway.db.fetchrow(tables.COUNT_WAITING, env)
+        count, oldest = (0, None) if row is None else (row["waiting"], row["oldest"])
+        values += [
+            (WAITING, (env,), count),
+            (OLDEST, (env,), seconds_since(oldest, gateway.clock)),
+            (UNMATCHED, (env,), await gateway.db.fetchval(tables.COUNT_UNMATCHED, env)),
+        ]
+    return values
 
 
 COUNTS = (CALLBACKS,)

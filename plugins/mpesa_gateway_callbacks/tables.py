@@ -173,8 +173,12 @@ COUNT_UNMATCHED = (
 
 COUNT_WAITING = """
 SELECT count(*) AS waiting, min(received_at) AS oldest
-FROM (SELECT received_at FROM callback WHERE verdict = 'waiting' ORDER BY due_at LIMIT 10000) AS waits
+FROM (
+    SELECT received_at FROM callback
+    WHERE verdict = 'waiting' AND (env = $1 OR env IS NULL) ORDER BY due_at LIMIT 10000
+) AS waits
 """
+"""Of one env. A callback whose env is not known yet may be of either, and counts in both."""
 
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback

@@ -39,6 +39,12 @@ _STYLE = (
 )
 """SAQ's tables are wider than a phone, its traces of errors have lines, its colours are too pale to be read by all."""
 
+_FOCUSABLE = (
+    "new MutationObserver(() => document.querySelector('main')?.setAttribute('tabindex', '0'))"
+    ".observe(document, {childList: true, subtree: true})"
+)
+"""A script that lets the keyboard reach SAQ's table, which scrolls sideways on a narrow screen."""
+
 _PAGE: dict[str, Any] = {
     "public": True,
     "include_in_schema": False,
@@ -57,7 +63,7 @@ async def queue_page(request: Request[Any, Any, Any]) -> Response[Any]:
     here = f"{home(request)}/queues"
     if asked_path(request) == "/ops/queues":
         return moved(f"{here}/")
-    script = f'const root_path = new URL("{here}", location.href).pathname'
+    script = f'const root_path = new URL("{here}", location.href).pathname; {_FOCUSABLE}'
     html = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Queue · mpesa-gateway</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"

@@ -106,13 +106,11 @@ class Steps:
         return await self._marks.ask((payment_id, push_attempt))
 
     async def _mark(self, pushes: Sequence[tuple[str, int]]) -> list[bool | Exception]:
-        with reserve():
-            rows = await self._db.fetch(
-                tables.SENDING_MANY, [one for one, _ in pushes], [number for _, number in pushes]
-            )
-            marked = {row["payment_id"] for row in rows}
-            # Another session has the row of the others, or they have changed: each by itself tells which.
-            return [payment_id in marked or await self._mark_one(payment_id, number) for payment_id, number in pushes]
+        # Not from the reserve: a push that cannot be marked is not sent, and callbacks need those connections.
+        rows = await self._db.fetch(tables.SENDING_MANY, [one for one, _ in pushes], [number for _, number in pushes])
+        marked = {row["payment_id"] for row in rows}
+        # Another session has the row of the others, or they have changed: each by itself tells which.
+        return [payment_id in marked or await self._mark_one(payment_id, number) for payment_id, number in pushes]
 
     async def _mark_one(self, payment_id: str, push_attempt: int) -> bool | Exception:
         try:

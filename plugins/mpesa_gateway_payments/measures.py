@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.daraja.codes import FAILURE_REASONS
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Reading, Value
-from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.states import Status
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
-_ENVS: tuple[Env, ...] = get_args(Env)
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _WINDOWS = {"2h": _HOUR, "24h": _DAY - _HOUR}
 """How far before the present hour a window begins."""
@@ -25,7 +24,7 @@ ENDED = Counter(
     "Payments that came to an end in this process: completed, or failed with a reason.",
     ("env", "outcome", "reason"),
     begins=tuple(
-        (env, *rest) for env in _ENVS for rest in (("completed", ""), *(("failed", why) for why in FAILURE_REASONS))
+        (env, *rest) for env in ENVS for rest in (("completed", ""), *(("failed", why) for why in FAILURE_REASONS))
     ),
 )
 RESULT_SECONDS = Histogram(
@@ -45,9 +44,9 @@ FAILED = Gauge(
 )
 TAKEN = Gauge("mpesa_payments_taken_kes", "KES that payments of these windows brought.", ("env", "window"))
 RETURNED = Gauge("mpesa_payments_returned_kes", "KES of these that went back to payers.", ("env", "window"))
-OPEN = Gauge("mpesa_payments_open", "Payments that have not ended, or are asked about; 10,000 at most.")
-OLDEST = Gauge("mpesa_payments_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.")
-HELD = Gauge("mpesa_payments_held", "Payments that wait for a person: the money is not what was asked for.")
+OPEN = Gauge("mpesa_payments_open", "Payments that have not ended, or are asked about; 10,000 at most.", ("env",))
+OLDEST = Gauge("mpesa_payments_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.", ("env",))
+HELD = Gauge("mpesa_payments_held", "Payments that wait for a person: the money is not what was asked for.", ("env",))
 
 
 def count_ended(meter: Meter, row: Row, reason: str | None, at: datetime) -> None:
@@ -64,7 +63,7 @@ async def read_lately(gateway: "Gateway") -> Sequence[Value]:
     for window, back in _WINDOWS.items():
         rows = await gateway.db.fetch(tables.TALLIED_LATELY, this_hour - back)
         known = {row["env"]: row for row in rows}
-        for env in _ENVS:
+        for env in ENVS:
             values += _window(env, window, known.get(env))
         reasons = await gateway.db.fetch(tables.TALLIED_REASONS_LATELY, this_hour - back)
         values += [(FAILED, (row["env"], window, row["reason"]), row["count"]) for row in reasons]
@@ -80,10 +79,16 @@ def _window(env: Env, window: str, row: Row | None) -> Iterator[Value]:
 
 async def read_open(gateway: "Gateway") -> Sequence[Value]:
     """Payments that are not over."""
-    row = await gateway.db.fetchrow(tables.COUNT_OPEN)
-    held = await gateway.db.fetchval(tables.COUNT_HELD, list(_ENVS))
-    count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
-    return [(OPEN, (), count), (OLDEST, (), seconds_since(oldest, gateway.clock)), (HELD, (), held)]
+    values: list[Value] = []
+    for env in ENVS:
+        row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)
+        count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
+        values += [
+            (OPEN, (env,), count),
+            (OLDEST, (env,), seconds_since(oldest, gateway.clock)),
+            (HELD, (env,), await gateway.db.fetchval(tables.COUNT_HELD, [env])),
+        ]
+    return values
 
 
 COUNTS = (ENDED, RESULT_SECONDS)

@@ -479,7 +479,8 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
 FROM (
-    SELECT created_at FROM payment WHERE due_at IS NOT NULL AND (status = 'pending' OR claim IS NOT NULL) LIMIT 10000
+    SELECT created_at FROM payment
+    WHERE env = $1 AND due_at IS NOT NULL AND (status = 'pending' OR claim IS NOT NULL) LIMIT 10000
 ) AS due
 """
 

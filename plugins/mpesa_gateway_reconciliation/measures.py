@@ -19,9 +19,11 @@ RUNS = Counter(
 UNRESOLVED = Gauge(
     "mpesa_reconciliation_unresolved",
     "Lines of statements that nobody has seen to, by finding; of each merchant the newest 1,000 at most.",
-    ("finding",),
+    ("env", "finding"),
 )
-FAILING = Gauge("mpesa_reconciliation_failing_merchants", "Merchants whose statement could not be read the last time.")
+FAILING = Gauge(
+    "mpesa_reconciliation_failing_merchants", "Merchants whose statement could not be read the last time.", ("env",)
+)
 
 FINDINGS = ("not_found", "mismatched", "ambiguous")
 
@@ -29,9 +31,12 @@ FINDINGS = ("not_found", "mismatched", "ambiguous")
 async def read_findings(gateway: "Gateway") -> Sequence[Value]:
     """What statements say and our books do not."""
     rows = await gateway.db.fetch(tables.COUNT_UNRESOLVED_BY_FINDING)
-    counts = {row["finding"]: row["count"] for row in rows}
-    failing = await gateway.db.fetchval(tables.COUNT_FAILING, list(ENVS))
-    return [*((UNRESOLVED, (finding,), counts.get(finding, 0)) for finding in FINDINGS), (FAILING, (), failing)]
+    counts = {(row["env"], row["finding"]): row["count"] for row in rows}
+    values: list[Value] = []
+    for env in ENVS:
+        values += [(UNRESOLVED, (env, finding), counts.get((env, finding), 0)) for finding in FINDINGS]
+        values.append((FAILING, (env,), await gateway.db.fetchval(tables.COUNT_FAILING, [env])))
+    return values
 
 
 COUNTS = (RUNS,)

@@ -317,12 +317,12 @@ SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
-SELECT open.finding, count(*) AS count
+SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
     SELECT finding FROM statement_line
     WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
     ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
-GROUP BY open.finding
+GROUP BY world, open.finding
 """  # noqa: S608 - likewise
 
 SET_ASIDE = f"""

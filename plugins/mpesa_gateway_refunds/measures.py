@@ -11,17 +11,23 @@ from mpesa_gateway_refunds import tables
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
-OPEN = Gauge("mpesa_refunds_open", "Refunds whose end M-Pesa has not told; 10,000 at most.")
-OLDEST = Gauge("mpesa_refunds_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.")
-HELD = Gauge("mpesa_refunds_held", "Refunds that wait for a person.")
+OPEN = Gauge("mpesa_refunds_open", "Refunds whose end M-Pesa has not told; 10,000 at most.", ("env",))
+OLDEST = Gauge("mpesa_refunds_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.", ("env",))
+HELD = Gauge("mpesa_refunds_held", "Refunds that wait for a person.", ("env",))
 
 
 async def read_open(gateway: "Gateway") -> Sequence[Value]:
     """Refunds that are not over."""
-    row = await gateway.db.fetchrow(tables.COUNT_OPEN)
-    held = await gateway.db.fetchval(tables.COUNT_WAITING, list(ENVS))
-    count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
-    return [(OPEN, (), count), (OLDEST, (), seconds_since(oldest, gateway.clock)), (HELD, (), held)]
+    values: list[Value] = []
+    for env in ENVS:
+        row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)
+        count, oldest = (0, None) if row is None else (row["open"], row["oldest"])
+        values += [
+            (OPEN, (env,), count),
+            (OLDEST, (env,), seconds_since(oldest, gateway.clock)),
+            (HELD, (env,), await gateway.db.fetchval(tables.COUNT_WAITING, [env])),
+        ]
+    return values
 
 
 READINGS = (Reading((OPEN, OLDEST, HELD), read_open),)

@@ -156,7 +156,7 @@ OF_PAYMENT = "SELECT * FROM refund WHERE payment_id = $1 ORDER BY created_at DES
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
-FROM (SELECT created_at FROM refund WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
+FROM (SELECT created_at FROM refund WHERE env = $1 AND due_at IS NOT NULL ORDER BY due_at LIMIT 10000) AS due
 """
 
 OPEN_OF_SHORTCODES = """

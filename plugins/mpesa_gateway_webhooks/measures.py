@@ -19,20 +19,27 @@ ATTEMPTS = Counter(
 )
 ATTEMPT_SECONDS = Histogram("mpesa_webhook_attempt_seconds", "How long endpoints took to answer.")
 
-OWED = Gauge("mpesa_webhooks_owed", "Deliveries that have not been taken yet; 10,000 at most.")
-OLDEST = Gauge("mpesa_webhooks_oldest_owed_seconds", "For how long the oldest of them is owed; 0 where none is.")
-DEAD = Gauge("mpesa_webhooks_dead", "Deliveries of the last day that used up their attempts; 1,000 a merchant at most.")
+OWED = Gauge("mpesa_webhooks_owed", "Deliveries that have not been taken yet; 10,000 at most.", ("env",))
+OLDEST = Gauge(
+    "mpesa_webhooks_oldest_owed_seconds", "For how long the oldest of them is owed; 0 where none is.", ("env",)
+)
+DEAD = Gauge(
+    "mpesa_webhooks_dead", "Deliveries of the last day that used up their attempts; 1,000 a merchant at most.", ("env",)
+)
 
 
 async def read_owed(gateway: "Gateway") -> Sequence[Value]:
     """What merchants have not heard."""
     desk = gateway.services.get(WebhookDesk)
-    owed, oldest = await desk.owed(*ENVS)
-    return [
-        (OWED, (), owed),
-        (OLDEST, (), seconds_since(oldest, gateway.clock)),
-        (DEAD, (), await desk.count_dead(*ENVS)),
-    ]
+    values: list[Value] = []
+    for env in ENVS:
+        owed, oldest = await desk.owed(env)
+        values += [
+            (OWED, (env,), owed),
+            (OLDEST, (env,), seconds_since(oldest, gateway.clock)),
+            (DEAD, (env,), await desk.count_dead(env)),
+        ]
+    return values
 
 
 COUNTS = (ATTEMPTS, ATTEMPT_SECONDS)

@@ -255,10 +255,11 @@ async def credentials_are_stored(town: Site, shop: Shop, story: Story) -> None:
     await shop.says("PUT", "/v1/merchant/providers", raw=whole, Content_Type="text/plain")
     await shop.says("PUT", "/v1/merchant/nothing", raw=whole)
     assert (await shop.says("POST", "/v1/merchant/providers/mpesa/verify")).data["ok"]
-    (credential,) = await town.gateway.db.fetch("SELECT merchant_id, security_credential FROM provider_credentials")
-    opened = town.gateway.sealer.open(
-        credential["security_credential"], aad=(credential["merchant_id"], "mpesa", "security_credential")
+    (credential,) = await town.gateway.db.fetch(
+        "SELECT merchant_id, env, number, security_credential FROM shortcode JOIN receiver USING (env, receiver_id)"
     )
+    whose = (credential["merchant_id"], "mpesa", credential["env"], credential["number"], "security_credential")
+    opened = town.gateway.sealer.open(credential["security_credential"], aad=whose)
     story.keeps("security credential", opened)
 
 
@@ -317,7 +318,8 @@ async def money_goes_back_and_is_asked_about(town: Site, shop: Shop, phone: Api,
 
     await eventually(refunded)
     await phone.call("PATCH", "/simulator/control/habits", {"reversal": "timeout", "transactionstatus": "text_code"})
-    assert (await shop.says("POST", "/v1/refunds", {"payment_id": payment["id"], "amount": 7})).status == 201
+    part = {"payment_id": payment["id"], "amount": 7}
+    assert (await shop.says("POST", "/v1/refunds", part, Idempotency_Key="a part")).status == 201
     walk_in = {"phone": PAYERS["walks in"], "amount": 77, "shortcode": "600777", "reference": PAYERS["walks in"]}
     assert (await phone.call("POST", "/simulator/control/ledger", walk_in)).status == 200
     assert (await shop.says("POST", "/v1/payments/mpesa/pull/register")).status == 200
@@ -373,7 +375,7 @@ async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Re
     await town.breaks(
         "ALTER TABLE payment ADD CONSTRAINT trap_1 CHECK (amount <> 13) NOT VALID",
         "ALTER TABLE payment ADD CONSTRAINT trap_2 CHECK (status <> 'failed' OR amount <> 14) NOT VALID",
-        "ALTER TABLE provider_credentials ADD CONSTRAINT trap CHECK (account_reference <> 'trap') NOT VALID",
+        "ALTER TABLE shortcode ADD CONSTRAINT trap CHECK (account_reference <> 'trap') NOT VALID",
         "ALTER TABLE callback ADD CONSTRAINT trap CHECK (result_code <> '77') NOT VALID",
         "ALTER TABLE attempt ADD CONSTRAINT trap CHECK (status <> 418) NOT VALID",
     )
@@ -566,7 +568,7 @@ async def test_nothing_that_is_kept_written_or_answered_holds_a_secret_or_a_numb
             seen.setdefault(where, set()).add(number)
     documented = documented_columns()
     assert set(seen) - documented == set()
-    assert {"payment.phone", "callback.body", "event.body", "provider_credentials.nominated_number"} <= set(seen)
+    assert {"payment.phone", "callback.body", "event.body", "shortcode.nominated_number"} <= set(seen)
     columns = {where async for where, _ in rows_of(town.database_url)}
     assert {each for each in documented - columns if each != "payment.claim"} == set()
 

@@ -1,7 +1,9 @@
 """What is shipped for tests says what is wrong instead of ending the tests, and stands beside itself."""
 
+import asyncio
 import fcntl
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,22 @@ async def test_an_application_that_does_not_start_is_an_error_of_its_test() -> N
     with listening() as at, pytest.raises(RuntimeError, match="did not start"):
         async with serving(refuses_to_start, at):
             pytest.fail("it was served")
+
+
+async def test_an_answer_does_not_wait_until_the_one_before_it_is_acknowledged() -> None:
+    """Without TCP_NODELAY each answer over a connection that is kept open takes 40 ms."""
+    accepted: asyncio.Queue[int] = asyncio.Queue()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+        accepted.put_nowait(option)
+
+    with listening() as at:
+        async with await asyncio.start_server(accept, sock=at):
+            _, writer = await asyncio.open_connection(*at.getsockname())
+            assert await accepted.get() == 1
+            writer.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

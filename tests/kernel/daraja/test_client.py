@@ -336,9 +336,21 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (faults(200, "500.003.1001"), OutcomeUnknown, "500.003.1001"),
         (says(500, {}), OutcomeUnknown, "http_500"),
         (says(400, {"fault": {"faultstring": "Bad"}}), OutcomeUnknown, "http_400"),
-        (says(500, ACK), OutcomeUnknown, "http_500"),
+        (says(500, ACK | {"ResponseCode": "1"}), OutcomeUnknown, "http_500"),
         (says(200, {}), OutcomeUnknown, None),
-        (says(200, ACK | {"ResponseCode": None}), OutcomeUnknown, None),
+        (says(200, ACK | {"CheckoutRequestID": " "}), OutcomeUnknown, None),
+        (says(200, ACK | {"ResponseCode": "500.003.1001"}), OutcomeUnknown, "500.003.1001"),
+        (says(200, ACK | {"ResponseCode": "100000005"}), OutcomeUnknown, "100000005"),
+        (says(429, {"fault": "Rate limit quota violation"}), NotSent, "http_429"),
+        (
+            says(500, {"fault": {"faultstring": "Rate limit quota violation. Quota limit exceeded"}}),
+            NotSent,
+            "http_500",
+        ),
+        (says(500, {"fault": "Spike arrest violation. Allowed rate : 5ps"}), NotSent, "http_500"),
+        (says(200, {"errorMessage": "Spike arrest violation"}), NotSent, "http_200"),
+        (says(500, {"ErrorCode": "500.003.03", "ErrorMessage": "Quota"}), NotSent, "500.003.03"),
+        (faults(500, "500.002.1001", "Service is currently under maintainance"), NotSent, "500.002.1001"),
         (says(200, ACK | {"CheckoutRequestID": None}), OutcomeUnknown, None),
         (says(200, [ACK]), OutcomeUnknown, None),
         (says(200, "accepted"), OutcomeUnknown, None),
@@ -449,6 +461,60 @@ async def test_stk_push_ack_without_merchant_request_id_keeps_the_checkout_reque
             assert await push(client) == StkAck(
                 merchant_request_id=None, checkout_request_id="ws_CO_1", customer_message=ACK["CustomerMessage"]
             )
+
+
+NAMED = [
+    says(500, ACK),
+    says(202, ACK),
+    says(400, ACK),
+    says(429, ACK),
+    says(200, ACK | {"ResponseCode": None}),
+    says(500, ACK | {"errorCode": "500.003.1001", "errorMessage": "Internal Server Error"}),
+]
+"""Answers that name a push, with too little or too much beside its name."""
+
+
+@pytest.mark.parametrize("answering", NAMED)
+async def test_stk_push_answer_that_names_the_push_keeps_its_name(answering: Answering) -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = answering
+        assert (await push(client)).checkout_request_id == "ws_CO_1"
+        assert len(server.of(PUSH)) == 1
+
+
+@pytest.mark.parametrize("operation", ["transaction_status", "reverse"])
+async def test_conversation_of_an_answer_with_an_odd_status_is_kept(operation: str) -> None:
+    said = {"OriginatorConversationID": "o", "ConversationID": "AG", "ResponseCode": "0"}
+    for status in (202, 400, 429, 500):
+        async with market() as (daraja, _, client):
+            daraja.says = says(status, said)
+            assert (await call(client, operation)).conversation_id == "AG"
+
+
+@pytest.mark.parametrize("answering", [writes(401, b""), writes(401, b"<html>"), says(401, {"error": "invalid_token"})])
+async def test_any_401_drops_the_token(answering: Answering) -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = answering
+        await fault_of(OutcomeUnknown, client)
+        daraja.says = says(200, ACK)
+        await push(client)
+        assert (len(server.of(PUSH)), len(server.of(TOKEN))) == (2, 2)
+
+
+async def test_message_alone_about_the_token_renews_it() -> None:
+    async with market() as (daraja, server, client):
+        daraja.says = says(200, {"requestId": "1", "errorMessage": "Invalid Access Token"})
+        await fault_of(NotSent, client)
+        assert (len(server.of(PUSH)), len(server.of(TOKEN))) == (2, 2)
+
+
+@pytest.mark.parametrize("code", ["1", 1, "500.001.1001", "500.003.1001", "17"])
+@pytest.mark.parametrize("result", ["0", "1032"])
+async def test_stk_query_answer_that_was_not_accepted_proves_nothing(code: Any, result: str) -> None:
+    async with market() as (daraja, _, client):
+        daraja.says = says(200, {"ResponseCode": code, "ResultCode": result, "ResultDesc": "said"})
+        with pytest.raises(DarajaFault):
+            await client.stk_query(CREDENTIALS, "ws_CO_1")
 
 
 @pytest.mark.parametrize("code", ["0", 0, 0.0, "0.0", "00000000", "000", " 0 ", -0.0])

@@ -37,6 +37,8 @@ TOKEN = "x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
         ("[STK_CB - ]Request cancelled by user", "[STK_CB - ]Request cancelled by user"),
         ("a\r\nb\tc\x00d\x1b[31m\u202ee\ud800f\u2028g", "a b c d [31m e f g"),
         ("  ", ""),
+        ('{"access_token": "abcdefghij", "Password":"pq"}', '{"access_token": "****", "Password":"pq"}'),
+        ("{'passkey': 'abcdefghij'}", "{'passkey': '****'}"),
     ],
 )
 def test_provider_text_is_fit_to_be_shown(text: str, shown: str) -> None:

@@ -160,6 +160,12 @@ def test_ids_may_be_missing(missing: str) -> None:
         ('{"Value": 500}', None, "{'Value': 500}"),
         ("9" * 400, None, "a number of too many digits"),
         ('""', None, None),
+        ('"call 0711 000 001"', None, "call 07****001"),
+        ('"Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2\\u001b[2J\\n"', None, "Bearer **** [2J"),
+        ('["254711000001"]', None, "['2547****001']"),
+        ('{"token": "x9Qk3sWWhmd"}', None, "{'token': '****'}"),
+        ('"' + "5" * 30 + '.5"', None, "5" * 30 + ".5"),
+        ('"' + "x" * 400 + '"', None, "x" * 64),
     ],
 )
 def test_an_amount_is_read_digit_for_digit(written: str, amount: int | None, text: str | None) -> None:
@@ -216,6 +222,10 @@ def test_a_phone_comes_as_number_text_or_masked(written: Any, phone: str | None)
         (20261331101512, None),
         (2026112310151, None),
         ("2026-11-23 10:15:12", None),
+        ("00010101000000", None),
+        ("99999999999999", None),
+        (20, None),
+        ([], None),
         ("\u0662\u0660\u0662\u0666\u0661\u0661\u0662\u0663\u0661\u0660\u0661\u0665\u0661\u0662", None),
         (None, None),
     ],
@@ -384,6 +394,9 @@ def test_json_is_read_without_floats() -> None:
             ("404.001.03", "Invalid Access Token"),
         ),
         ({"errorCode": 401, "errorMessage": ""}, ("401", None)),
+        ({"errorcode": "429.001.01", "ErrorMessage": "Slow down"}, ("429.001.01", "Slow down")),
+        ({"fault": "Spike arrest"}, (None, "Spike arrest")),
+        ({"Fault": {"FaultString": "Quota", "detail": "x"}}, (None, "Quota")),
         ({"errorCode": None, "errorMessage": ["x"]}, (None, None)),
         ({"ResponseCode": "0"}, (None, None)),
         ({}, (None, None)),
@@ -506,9 +519,87 @@ def test_read_result_type_is_compared_as_a_number(kind: Any, is_final: bool) -> 
     assert found.is_final == is_final
 
 
-@pytest.mark.parametrize("text", ["20261129143005", "20261129143005.0", "2026-11-29T14:30:05", "2026-11-29 14:30:05"])
-def test_read_moments_number_or_text_is_the_same_time(text: str) -> None:
-    assert read_moments(text)[0] == datetime(2026, 11, 29, 11, 30, 5, tzinfo=UTC)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20261129143005",
+        "20261129143005.0",
+        "2026-11-29T14:30:05",
+        "2026-11-29 14:30:05",
+        "2026-11-29 14:30:05 EAT",
+        "29.11.2026 14:30:05",
+        "29-11-2026 14:30:05",
+        "29/11/2026 14:30:05",
+        "29/11/2026T14:30:05",
+    ],
+)
+def test_read_moments_any_notation_is_the_same_time(text: str) -> None:
+    assert read_moments(text) == (datetime(2026, 11, 29, 11, 30, 5, tzinfo=UTC),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1596611580",
+        "1596611580000",
+        "20261129",
+        "202611291430",
+        "00010101000000",
+        "0001-01-01T00:00:00+03:00",
+        "11/29/2026 14:30",
+        "32.11.2026 14:30:05",
+        "29.11.26 14:30:05",
+        "",
+        "soon",
+        "9" * 40,
+    ],
+)
+def test_read_moments_of_no_known_notation_is_none(text: str) -> None:
+    assert read_moments(text) == ()
+
+
+def test_read_stk_callback_first_stated_value_of_a_name_counts_in_any_case() -> None:
+    items = [
+        {"Name": "Amount"},
+        {"Name": "Amount", "Value": ""},
+        {"Name": "AMOUNT ", "Value": 5},
+        {"Name": "Amount", "Value": 500},
+    ]
+    found = read(CallbackMetadata={"Item": [*items, {"Name": "mpesaReceiptNumber", "Value": "SKE52PAWR9"}]})
+    assert (found.amount, found.amount_text, found.receipt) == (5, "5", "SKE52PAWR9")
+
+
+def test_read_result_parameter_is_known_in_any_case_and_with_spaces() -> None:
+    says = [{"Key": "amount", "Value": "5"}, {"Key": "Receipt No", "Value": "SKE52PAWR9"}, {"Key": "More", "Value": 1}]
+    found = read_result(json.dumps({"Result": {"ResultCode": 0, "ResultParameters": says}}).encode())
+    assert found.parameters == {"Amount": ("5",), "ReceiptNo": ("SKE52PAWR9",), "More": ("1",)}
+
+
+@pytest.mark.parametrize("written", [{"Transaction": "@"}, {"a": {"b": ["@"]}}, "text", ["text"]])
+def test_read_statement_rows_are_found_in_objects_and_in_json_text(written: Any) -> None:
+    row = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23T13:15:12Z", "amount": "1"}
+    text = json.dumps(written).replace('"@"', json.dumps([row]))
+    text = text.replace('"text"', json.dumps(json.dumps([[row, {}]])))
+    page = read_statement(read_json_leniently(f'{{"Response": {text}}}'.encode()))
+    assert [line.receipt for line in page.lines] == ["TKN4A1B2C3"]
+    assert page.malformed == (1 if "text" in str(written) else 0)
+
+
+def test_read_statement_texts_of_a_row_are_masked() -> None:
+    row = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23T13:15:12Z", "amount": "of 0711000001"}
+    (line,) = read_statement(
+        {"Response": [row | {"transactiontype": "by 0711000001\x1b", "organizationname": "0711000001"}]}
+    ).lines
+    assert (line.amount_text, line.kind, line.organisation) == ("of 07****001", "by 07****001", "07****001")
+
+
+def test_read_statement_takes_linear_time_and_any_depth() -> None:
+    row: Any = {"transactionId": "TKN4A1B2C3", "trxDate": "2026-11-23T13:15:12Z", "amount": "1"}
+    assert read_statement({"Response": [[5] * 300_000]}).malformed == 300_000
+    deep = row
+    for _ in range(10_000):
+        deep = [deep]
+    assert len(read_statement({"Response": deep}).lines) == 1
 
 
 def test_read_statement_unreadable_row_is_counted_and_skipped() -> None:

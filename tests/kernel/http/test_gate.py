@@ -22,6 +22,7 @@ from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import Answer, Api, eventually, listening, running_gateway, shop
+from mpesa_gateway_payments.many import Steps
 
 PATIENT = 3600.0
 """Seconds that a call may wait where a test is not about that."""
@@ -491,14 +492,44 @@ async def test_some_connections_to_postgres_are_left_to_callbacks(values: dict[s
         async with hold(gateway, 3):
             waits = asyncio.create_task(api.call("GET", "/v1/merchant/me"))
             ordinary = asyncio.create_task(gateway.db.fetchval("SELECT 1"))
+            by_piccolo = asyncio.create_task(gateway.merchants.get("mer_none"))
             with reserve():
                 assert await gateway.db.fetchval("SELECT 2") == 2
             assert (await api.call("POST", address.removeprefix(base), body)).status == 200
             assert (await api.call("GET", "/health/ready")).status == 200
             assert not waits.done()
             assert not ordinary.done()
+            assert not by_piccolo.done()
         assert (await waits).status == 200
         assert await ordinary == 1
+        assert await by_piccolo is None
+
+
+async def test_creates_leave_the_reserve_to_callbacks(values: dict[str, Any]) -> None:
+    """A push is not marked from the reserve, and of the outcomes of pushes one at a time is written from it."""
+    changes = {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": 5, "reserve": 2}}
+    over, writing = asyncio.Event(), 0
+
+    async def write() -> bool:
+        nonlocal writing
+        writing += 1
+        await over.wait()
+        return True
+
+    async with running_gateway(values | changes) as (gateway, _):
+        async with hold(gateway, 3):
+            marks = asyncio.create_task(Steps(gateway).mark_sending("pay_none", 1))
+            outcomes = [asyncio.create_task(gateway.outcomes.record("ack", "pay_none", write)) for _ in range(3)]
+            await asyncio.wait([marks, *outcomes], timeout=0.3)
+            assert writing == 1
+            with reserve():
+                assert await gateway.db.fetchval("SELECT 2") == 2
+            assert not marks.done()
+            over.set()
+            await asyncio.wait(outcomes, timeout=0.3, return_when=asyncio.FIRST_COMPLETED)
+            assert [outcome.done() for outcome in outcomes] == [True, False, False]
+        assert await asyncio.gather(*outcomes) == [True, True, True]
+        assert await marks is False
 
 
 @pytest.mark.parametrize(("pool_max", "ordinary"), [(1, 1), (2, 1), (5, 3), (8, 4), (20, 16)])

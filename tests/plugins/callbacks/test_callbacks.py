@@ -141,10 +141,13 @@ async def test_a_huge_body_is_refused(town: Town) -> None:
 
 
 async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_we_do(values: dict[str, Any]) -> None:
-    values["callbacks"] = {"enforce_allowlist": "never"}
+    values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         early = await api.call(
-            "POST", "/v1/webhooks/mpesa", body("ws_CO_early", receipt="EARLY00001", phone=254711000001)
+            "POST",
+            "/v1/webhooks/mpesa",
+            body("ws_CO_early", receipt="EARLY00001", phone=254711000001),
+            headers={"X-Forwarded-For": "196.201.214.200"},
         )
         assert early.status == 200
         made = (await api.pay(ASKS, key="a")).data
@@ -155,6 +158,25 @@ async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_
         await gateway.services.get(CallbackInbox).sweep()
         assert (await api.settled(made["id"]))["receipt"] == "EARLY00001"
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
+
+
+async def test_an_early_callback_of_unknown_origin_is_confirmed_before_it_counts(values: dict[str, Any]) -> None:
+    """Without a token and from an address that is not listed: kept as a claim, which M-Pesa has to confirm."""
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    values["worker"] = {"in_process": False}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        early = body("ws_CO_early", receipt="EARLY00001", phone=254711000001)
+        assert (await api.call("POST", "/v1/webhooks/mpesa", early)).status == 200
+        made = (await api.pay(ASKS, key="a")).data
+        await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early', phone = '254711000001'")
+        await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
+        await gateway.services.get(CallbackInbox).sweep()
+        row = await gateway.db.fetchrow("SELECT status, receipt, claim, due_at <= now() AS is_due FROM payment")
+        assert row is not None
+        assert (row["status"], row["receipt"], row["is_due"]) == ("pending", None, True)
+        assert "EARLY00001" in row["claim"]
+        shown = (await api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (shown["status"], shown["receipt"]) == ("pending", None)
 
 
 async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kept(values: dict[str, Any]) -> None:

@@ -82,7 +82,8 @@ async def test_what_needs_attention_is_told_in_its_env(desk: Desk, both: dict[st
     assert (await live.call("DELETE", "/v1/merchant/webhook")).status == 200
     await live.close()
     await desk.gateway.db.execute(
-        "UPDATE delivery SET status = 'waiting', due_at = NULL, delivered_at = NULL WHERE env = 'live'"
+        "UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL, delivered_at = NULL "
+        "WHERE env = 'live'"
     )
     async with desk.browser() as browser:
         assert "wait for a live webhook" in (await browser.opens("/live")).words

@@ -146,7 +146,7 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         page = await browser.opens(f"/payments/{waiting['id']}")
         assert not page.has_form("/query")
         late = await browser.sends(f"/payments/{waiting['id']}/query", {"form_token": page.field("form_token")})
-        assert "Not done: only a pending payment" in late.words
+        assert "Not done: only a pending or expired payment" in late.words
     assert await desk.acted() == [("payments.query", waiting["id"])] * 2
 
 

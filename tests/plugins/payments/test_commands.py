@@ -16,8 +16,11 @@ from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, runnin
 @asynccontextmanager
 async def desk(database_url: str, valkey_url: str, folder: Path) -> AsyncGenerator[tuple[Api, Callable[..., Any]]]:
     """A running gateway with one merchant: who calls it, and who types its commands."""
+    # Commands are slow to start: no prompt ends by itself meanwhile.
+    values = gateway_values(database_url, valkey_url)
+    values["simulator"] = values.get("simulator", {}) | {"prompt_timeout": 600}
     async with (
-        running_gateway(gateway_values(database_url, valkey_url)) as (gateway, base),
+        running_gateway(values) as (gateway, base),
         shop(gateway, base, is_configured=False) as api,
     ):
         (await api.call("PUT", "/v1/merchant/providers", INITIATED)).data  # noqa: B018 - raises when refused
@@ -65,7 +68,7 @@ async def test_payments_are_listed_shown_and_asked_about(database_url: str, valk
         assert (status, json.loads(out)) == (0, {"payment_id": waiting["id"], "status": "pending"}), err
         status, _, err = await types("payments", "query", paid["id"])
         assert status == 1
-        assert "only a pending payment" in err
+        assert "only a pending or expired payment" in err
         status, _, err = await types("payments", "show", "pay_nothing")
         assert (status, "no such payment" in err) == (1, True)
 

@@ -32,7 +32,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     reference_is_ours, description, idempotency_key, status, charge, merchant_request_id, checkout_request_id, receipt,
     failure_reason, refunded, due_at, expires_at, created_at, updated_at, completed_at)
 SELECT 'pay_' || lpad(n::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode),
+    $3::text,
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN 'OWN' || lpad(n::text, 9, '0') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',
@@ -148,12 +148,24 @@ def complaints(plan: dict[str, Any]) -> list[str]:
     return found
 
 
+SHORTCODE = """
+WITH received AS (
+    INSERT INTO receiver (receiver_id, env, number, kind, created_at)
+    VALUES ('rcv_1', 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id
+)
+INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey,
+    is_default, created_at, updated_at)
+SELECT 'shc_1', $1, 'sandbox', receiver_id, 'v1.a', 'v1.a', 'v1.a', true, now(), now() FROM received
+"""
+
+
 async def test_no_page_reads_or_sorts_more_than_a_little(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         db = gateway.db
         merchant_id = (await gateway.merchants.create("Large", actor="test")).merchant_id
-        await db.execute(FILL, merchant_id, MANY)
+        await db.execute(SHORTCODE, merchant_id)
+        await db.execute(FILL, merchant_id, MANY, "shc_1")
         await db.execute("VACUUM (ANALYZE) payment")
         found: dict[str, list[str]] = {}
         deep_pages = 0

@@ -265,6 +265,10 @@ async def test_delays_are_turned_and_what_cannot_be_is_refused(town: Town) -> No
 async def test_no_other_site_touches_the_phone(town: Town, path: str) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         refused = await browser.sends(path, {"phone": MINE}, {"Origin": "https://evil.example"})
+        assert (refused.status, "pages of other sites may not call the simulator" in refused.text) == (403, True)
+        # An old browser says no more than the page that it comes from.
+        referred = {"Origin": "", "Referer": "https://evil.example/"}
+        refused = await browser.sends(path, {"phone": MINE}, referred)
         assert (refused.status, "one of our own pages" in refused.words) == (400, True)
 
 
