@@ -336,7 +336,10 @@ class DarajaClient:
         if (taken := _response_code(answer)) is not None and taken not in _ACCEPTED:
             raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
         said = read_said(answer, "ResultDesc") or ""
-        return StkQueryAnswer(stk_query_outcome(code, said), said, read_text(answer, "CheckoutRequestID"))
+        outcome = stk_query_outcome(code, said)
+        if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
+            raise OutcomeUnknown("M-Pesa's answer contradicts itself")
+        return StkQueryAnswer(outcome, said, read_text(answer, "CheckoutRequestID"))
 
     @_asks
     async def transaction_status(

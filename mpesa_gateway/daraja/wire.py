@@ -291,17 +291,22 @@ def read_receipt(text: str | None) -> str | None:
 
 
 def read_payer(parties: Iterable[str]) -> str | None:
-    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop."""
-    for party in parties:
-        found = _NUMBER.match(party.strip())
-        if found is None:
-            continue
-        try:
-            return str(Msisdn.parse(found[0]))
-        except ValueError:
-            if "*" in found[0]:
-                return found[0]
-    return None
+    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop.
+
+    None where they name two numbers: which of them paid is not said.
+    """
+    found = {number for party in parties if (number := _payer_number(party)) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _payer_number(party: str) -> str | None:
+    found = _NUMBER.match(party.strip())
+    if found is None:
+        return None
+    try:
+        return str(Msisdn.parse(found[0]))
+    except ValueError:
+        return found[0] if "*" in found[0] else None
 
 
 def read_moments(text: str | None) -> tuple[datetime, ...]:

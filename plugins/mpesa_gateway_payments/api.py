@@ -16,6 +16,7 @@ from mpesa_gateway_payments.evidence import (
     Source,
     Zone,
     in_zone,
+    is_negative,
     possible,
     proven_zone,
     read_amount,
@@ -64,6 +65,7 @@ __all__ = [
     "Wanted",
     "Zone",
     "in_zone",
+    "is_negative",
     "possible",
     "proven_zone",
     "read_amount",
@@ -201,6 +203,10 @@ class RefundablePayments(Protocol):
 
         Raises NotFound, and Conflict where the payment is not paid, has no receipt, or has less left.
         """
+        ...
+
+    async def has_paid(self, env: Env, receipt: str) -> bool:
+        """Whether a receipt is that of money that came in and paid for a payment of whichever merchant."""
         ...
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:

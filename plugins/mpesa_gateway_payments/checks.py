@@ -258,7 +258,9 @@ class StatusChecks:
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,
-            direction=read_direction(result.payees, await self._numbers(check)),
+            direction=read_direction(
+                result.payees, await self._numbers(check), debtors=result.payers, amount=result.amount_text
+            ),
             receiver=Receiver(check["env"], check["shortcode"]),
             receipt=result.receipt or check["receipt"],
             handle=None if payment_id is None else Handle(payment_id),

@@ -156,16 +156,31 @@ def party_number(party: str) -> str | None:
     return None if found is None else found[1]
 
 
-def read_direction(creditors: Iterable[str], numbers: Iterable[str]) -> Direction | None:
-    """The direction of a status answer by its credit parties; ``numbers`` are those of the receiver.
+def read_direction(
+    creditors: Iterable[str], numbers: Iterable[str], *, debtors: Iterable[str] = (), amount: str | None = None
+) -> Direction | None:
+    """The direction of a status answer by its parties; ``numbers`` are those of the receiver.
 
-    IN where each credit party is the receiver, OUT where one is somebody else, None where none is stated.
+    IN where each credit party is the receiver, None where none is stated. OUT where a credit party is somebody else,
+    where the only debit party is the receiver itself (M-Pesa names it beside the payer, too), or where the ``amount``
+    that was stated is below zero.
     """
+    known = set(numbers)
+    paid = {party_number(party) for party in debtors}
+    if is_negative(amount) or (paid and paid <= known):
+        return Direction.OUT
     named = [party_number(party) for party in creditors]
     if not named:
         return None
-    known = set(numbers)
     return Direction.IN if all(number in known for number in named) else Direction.OUT
+
+
+def is_negative(amount: str | None) -> bool:
+    """Whether an amount is written as one that went out: ``-500.00``, ``500.00-`` or ``(500.00)``."""
+    text = (amount or "").strip().replace("\u2212", "-")
+    return any(digit != "0" for digit in text if digit.isdigit()) and (
+        text.startswith(("-", "(")) or text.endswith(("-", ")"))
+    )
 
 
 def possible(

@@ -264,7 +264,7 @@ def _group(report: Evidence) -> _Group | None:
 
 def _unsigned(amount: str | None) -> Kes | None:
     """An amount in KES that a statement shows below zero, because the money went out."""
-    return read_amount((amount or "").strip().removeprefix("-"))
+    return read_amount((amount or "").strip().strip("-()\u2212 "))
 
 
 def _unsettled(verdict: Verdict) -> Settled:

@@ -684,7 +684,9 @@ class PaymentService:
         self._places.note(shortcode_id, answered=True)
         handle = Handle(row["payment_id"], answer.checkout_request_id)
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
-        if speaks_of(named, payment_of(row)):
+        # A success has to name the push: what is absent proves no payment.
+        is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
+        if is_named and speaks_of(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])
         return None, None

@@ -39,6 +39,7 @@ from mpesa_gateway_payments.api import (
     Wanted,
     Zone,
     in_zone,
+    is_negative,
     possible,
     proven_zone,
     read_amount,
@@ -245,7 +246,7 @@ class Settling:
             port = self._gateway.services.get(Credentials)
             known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
             numbers.add(known.store_number or known.shortcode)
-        direction = read_direction(result.payees, numbers)
+        direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
         moments = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
         await self._db.execute(
             tables.LEARN,
@@ -357,7 +358,7 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
         "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
-        "direction": Direction.OUT if row["is_to_us"] is False else direction,
+        "direction": Direction.OUT if row["is_to_us"] is False or is_negative(row["amount_text"]) else direction,
         "receiver": Receiver(row["env"], row["shortcode"], is_till),
         "receipt": row["receipt"],
         "reference": row["reference"],

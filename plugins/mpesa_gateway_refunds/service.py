@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transa
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
-from mpesa_gateway.errors import Conflict, NotFound, Refused
+from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refused
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -26,7 +27,7 @@ from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_payments.api import RefundablePayments
+from mpesa_gateway_payments.api import Direction, RefundablePayments, read_direction
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
@@ -56,6 +57,7 @@ _ASKED_EACH = 2
 
 _NEVER_SAID = "M-Pesa has not said what became of the reversal: look on its portal"
 _NO_RECEIPT = "M-Pesa says that it is done, and does not name the transaction: look on its portal"
+_CAME_IN = "M-Pesa says that it is done, and names money that came in: look on its portal"
 _UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
 _NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
 
@@ -448,8 +450,18 @@ class RefundService:
             await self._needs_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
         elif state == "completed" and result.receipt is None:
             await self._needs_attention(row, _NO_RECEIPT)
+        elif state == "completed" and read_direction(result.payees, await self._numbers(row)) is Direction.IN:
+            await self._needs_attention(row, _CAME_IN)
         elif state == "completed":
             await self._complete(row, _DONE, result.result_code, result.result_desc, result.receipt)
+
+    async def _numbers(self, row: Row) -> set[str]:
+        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        numbers = {row["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            known = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+            numbers |= {known.shortcode, known.store_number or known.shortcode}
+        return numbers
 
     async def _complete(
         self, row: Row, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
@@ -464,6 +476,9 @@ class RefundService:
         payments = self._gateway.services.get(RefundablePayments)
         payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
         shown = None if receipt == row["receipt"] else receipt
+        if shown is not None and await payments.has_paid(row["env"], shown):
+            await self._needs_attention(row, _CAME_IN)
+            return True
         try:
             async with self._db.savepoint():
                 if row["status"] == "failed":

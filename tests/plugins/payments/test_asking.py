@@ -83,6 +83,12 @@ NO_END: tuple[Said, ...] = (
     (200, []),
     (200, {"ResultCode": None}),
     (200, {"ResultCode": {"a": 1}}),
+    # A success that names no push, another one, or contradicts itself.
+    (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": None}),
+    (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": ""}),
+    (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": ["ws_CO_1"]}),
+    (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": "ws_CO_OTHER"}),
+    (200, {"ResponseCode": "1", "ResultCode": "0"}),
 )
 """Answers to the question how a push stands that say neither yes nor no."""
 

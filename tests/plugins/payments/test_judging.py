@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpesa_gateway.daraja.wire import read_moments
+from mpesa_gateway.daraja.wire import read_moments, read_payer
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.evidence import (
     Direction,
@@ -387,6 +387,45 @@ def test_read_kind_knows_what_comes_in(kind: str | None, direction: Direction | 
 )
 def test_read_direction_is_in_only_for_our_receiver(creditors: list[str], direction: Direction | None) -> None:
     assert read_direction(creditors, {"174379", "600638"}) is direction
+
+
+@pytest.mark.parametrize(
+    ("debtors", "amount", "direction"),
+    [
+        (["254711000001 - JANE"], "700.00", Direction.IN),
+        (["254711000001 - JANE"], "0.00", Direction.IN),
+        (["254711000001 - JANE"], "-0", Direction.IN),
+        (["555555 - OTHER SHOP"], None, Direction.IN),
+        ([], "x-", Direction.IN),
+        (["174379 - SHOP"], "700.00", Direction.OUT),
+        (["174379 - SHOP", " 600638 - STORE"], "700.00", Direction.OUT),
+        (["174379 - SHOP", "254711000001 - JANE"], "700.00", Direction.IN),
+        (["254711000001 - JANE"], "-700.00", Direction.OUT),
+        (["254711000001 - JANE"], " \u2212700 ", Direction.OUT),
+        (["254711000001 - JANE"], "(700)", Direction.OUT),
+        (["254711000001 - JANE"], "700-", Direction.OUT),
+    ],
+)
+def test_read_direction_is_out_for_money_of_our_own_and_below_zero(
+    debtors: list[str], amount: str | None, direction: Direction
+) -> None:
+    assert read_direction(["174379 - SHOP"], {"174379", "600638"}, debtors=debtors, amount=amount) is direction
+
+
+@pytest.mark.parametrize(
+    ("parties", "payer"),
+    [
+        (["254711000001 - JANE"], "254711000001"),
+        (["555555 - SHOP", "0711000001 - JANE"], "254711000001"),
+        (["254711000001 - JANE", "+254711000001 - JANE DOE"], "254711000001"),
+        (["254711000001 - JANE", "254722000001 - JOHN"], None),
+        (["254711000001 - JANE", "2547****002 - JOHN"], None),
+        (["555555 - SHOP"], None),
+        ([], None),
+    ],
+)
+def test_read_payer_of_two_numbers_is_neither(parties: list[str], payer: str | None) -> None:
+    assert read_payer(parties) == payer
 
 
 @FAST

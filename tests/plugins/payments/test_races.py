@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -63,7 +64,9 @@ class Daraja:
         elif path == "/mpesa/stkpushquery/v1/query":
             self.asked.set()
             await self.query.wait()
-            write_json(writer, *self.says)
+            status, said = self.says
+            named: dict[str, Any] = {"CheckoutRequestID": msgspec.json.decode(asked.body)["CheckoutRequestID"]}
+            write_json(writer, status, named | said)
         else:
             write(writer, 404)
 

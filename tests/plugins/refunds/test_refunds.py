@@ -912,6 +912,45 @@ async def test_a_result_that_names_no_reversed_payment_is_left_to_a_person(desk:
     assert await desk.books(payment_id) == ("completed", 0, 500)
 
 
+@pytest.mark.parametrize("by", ["status", "result"])
+async def test_the_receipt_of_money_that_came_in_is_no_reversals(desk: Desk, by: str) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    other = (await desk.town.api.pay("254711000002", 500, key="other")).data
+    await desk.post("stk", other["id"], stk_callback(other["provider_ref"], receipt="OTHER00001"))
+    if by == "result":
+        await desk.done(refund, receipt="OTHER00001")
+    else:
+        says = {"TransactionStatus": "Completed", "ReceiptNo": "OTHER00001"}
+        await desk.answer(await desk.questioned(refund), result(0, says=says))
+    after = await desk.refund(refund)
+    assert (after["status"], bool(after["attention"])) == ("pending", True)
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+
+
+@pytest.mark.parametrize("debtor", [{}, {"DebitPartyName": "254711000001 - JANE"}])
+async def test_the_answer_about_a_reversal_that_names_us_as_the_creditor_is_left_to_a_person(
+    desk: Desk, debtor: dict[str, str]
+) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    says = {"TransactionStatus": "Completed", "ReceiptNo": REVERSAL, "CreditPartyName": "174379 - SHOP"} | debtor
+    await desk.answer(await desk.questioned(refund), result(0, says=says))
+    after = await desk.refund(refund)
+    assert (after["status"], bool(after["attention"])) == ("pending", True)
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+
+
+async def test_refund_of_the_rest_asked_for_twice_at_once_while_a_part_is_pending_is_one(desk: Desk) -> None:
+    payment_id = await desk.paid()
+    assert (await desk.ask(payment_id, amount=200, key="part")).status == 201
+    answers = await asyncio.gather(*(desk.ask(payment_id) for _ in range(4)))
+    assert len({one.data["id"] for one in answers}) == 1
+    assert sorted(one.status for one in answers) == [200, 200, 200, 201]
+    assert answers[0].data["amount"] == "300.00"
+    assert len(desk.daraja.of("reversal")) == 2
+
+
 async def test_a_late_answer_about_the_payment_is_not_taken_for_one_about_the_reversal(desk: Desk) -> None:
     """The question was put while no ack was known; the answer, without a receipt, comes after the ack."""
     payment_id = await desk.paid()
