@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Beyond:
-    """A 422 of these calls, with this code, for one of these fields (None where it is for none)."""
+    """A 400 or 422 of these calls, with this code, for one of these fields (None where it is for none)."""
 
     why: str
     calls: frozenset[str]
@@ -68,6 +68,17 @@ BEYOND: tuple[Beyond, ...] = (
         "credentials are of the environment of the API key that asks",
         frozenset({"PUT /v1/merchant/providers"}),
         frozenset({"mpesa.env"}),
+    ),
+    Beyond(
+        "a key is made by an admin key of the same environment",
+        frozenset({"POST /v1/admin/merchants/{merchant_id}/keys"}),
+        frozenset({"env"}),
+    ),
+    Beyond(
+        "a refund of a part needs an Idempotency-Key, and one of the whole does not",
+        frozenset({"POST /v1/refunds"}),
+        frozenset({None}),
+        "IDEMPOTENCY_KEY_REQUIRED",
     ),
     Beyond(
         "an Idempotency-Key goes with one body, and an earlier request had it with another",

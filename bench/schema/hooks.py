@@ -39,7 +39,7 @@ def go_further(_: Any, case: Any, __: Any) -> None:
 
 def is_a_fault(_: Any, failure: Any, case: Any, response: Any) -> bool:
     """Whether a failure is one: all are, but a refusal for what no schema can say and for nothing else besides."""
-    if failure.code != "ST202" or response.status_code != 422:
+    if failure.code != "ST202" or response.status_code not in {400, 422}:
         return True
     found = [beyond(case.operation.label, problem) for problem in json.loads(response.content)["errors"]]
     reasons = [each.why for each in found if each is not None]
