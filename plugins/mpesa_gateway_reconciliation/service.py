@@ -310,7 +310,7 @@ class Reconciliation:
             if page.rows == 0:
                 return
             zone = await self._settling.zone_of(run["env"], run["shortcode"])
-            is_new = await self._keep(run, page, zone) > 0
+            is_new = await self._keep(run, page, zone, is_till=credentials.kind == "till") > 0
             # A later page may fail: what is certain does not wait for it.
             await self._settling.settle_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
@@ -336,8 +336,8 @@ class Reconciliation:
                 await asyncio.sleep(min(fault.retry_after or self._settings.pause, self._settings.pause) * tried)
         raise AssertionError("unreachable")
 
-    async def _keep(self, run: Row, page: StatementPage, zone: Zone | None) -> int:
-        """Write a page's lines, each once; gives how many of them this run had not seen."""
+    async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
+        """Write a page's lines, each once. Returns how many of them this run had not seen."""
         now = self._gateway.clock.now()
         # One receipt twice on one page would be two rows for one insert.
         lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
@@ -365,6 +365,7 @@ class Reconciliation:
                 now,
                 run["run_id"],
                 [is_timed for _, is_timed in times],
+                is_till,
             )
         return len(rows)
 

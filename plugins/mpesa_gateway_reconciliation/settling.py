@@ -354,12 +354,12 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
 
 def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
     """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
-    direction, is_till = read_kind(row["kind"])
+    direction, is_called_a_tills = read_kind(row["kind"])
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
         "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
         "direction": Direction.OUT if row["is_to_us"] is False or is_negative(row["amount_text"]) else direction,
-        "receiver": Receiver(row["env"], row["shortcode"], is_till),
+        "receiver": Receiver(row["env"], row["shortcode"], is_called_a_tills and row["is_of_till"]),
         "receipt": row["receipt"],
         "reference": row["reference"],
         "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),

@@ -68,6 +68,7 @@ class LineRow(Table, tablename="statement_line"):
     set_aside_at = Timestamptz(null=True, default=None)
     set_aside_by = Text(null=True, default=None)
     set_aside_reason = Text(null=True, default=None)
+    is_of_till = Boolean(default=False)
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
@@ -127,10 +128,10 @@ WITH given AS (
         AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
 ), kept AS (
     INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
-        reference, kind, organisation, is_timed, created_at)
+        reference, kind, organisation, is_timed, created_at, is_of_till)
     SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
-        reference, kind, organisation, is_timed, $14
-    FROM given
+        reference, kind, organisation, is_timed, $14, $17
+    FROM given ORDER BY receipt
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
     RETURNING line_id, finding, set_aside_at
 )

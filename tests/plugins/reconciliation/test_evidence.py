@@ -108,6 +108,14 @@ async def test_a_tills_line_is_decided_by_the_whole_number_that_mpesa_answers_wi
         assert (await look(place, other))["status"] == "pending"
 
 
+async def test_a_paybills_line_that_is_called_a_tills_still_needs_the_reference(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    bare = row("TKN4A1B2C3", **BOUGHT)
+    found = await run(town, daraja, bare)
+    assert (found["recovered"], found["ambiguous"]) == (0, 1)
+    assert (await look(town, payment))["status"] == "pending"
+
+
 # -- B5, B6, B7 ---------------------------------------------------------------------------------------------------
 
 
