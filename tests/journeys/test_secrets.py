@@ -311,7 +311,8 @@ async def money_goes_back_and_is_asked_about(town: Site, shop: Shop, phone: Api,
         return bool(found["state"] == "answered")
 
     await eventually(answered)
-    refund = (await shop.says("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
+    first_part = {"payment_id": payment["id"], "amount": 100}
+    refund = (await shop.says("POST", "/v1/refunds", first_part, Idempotency_Key="a first part")).data
 
     async def refunded() -> bool:
         return bool((await shop.says("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed")
