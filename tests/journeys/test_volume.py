@@ -9,6 +9,7 @@ from mpesa_gateway.testing.serving import running_gateway, shop
 
 PAYMENTS = 1000
 AT_ONCE = 20
+AGAIN = 5
 
 
 async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webhooks(values: dict[str, Any]) -> None:
@@ -19,7 +20,12 @@ async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webho
     ):
 
         async def pay(number: int) -> None:
-            made = await api.pay(f"25471{number:07}", 1 + number, key=f"order-{number}")
+            order: dict[str, Any] = {"phone": f"25471{number:07}", "amount": 1 + number, "key": f"order-{number}"}
+            made = await api.pay(**order)
+            # A busy gateway does nothing and says so: a shop then sends the same key again.
+            for _ in range(AGAIN):
+                if made.status == 503:
+                    made = await api.pay(**order)
             assert made.status == 201, made.body
 
         for start in range(0, PAYMENTS, AT_ONCE):

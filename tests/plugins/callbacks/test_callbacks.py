@@ -187,7 +187,9 @@ async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kep
         await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
         assert await inbox.sweep() == 1
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "waiting"
-        await gateway.db.execute("UPDATE callback SET due_at = now(), received_at = now() - interval '49 hours'")
+        await gateway.db.execute(
+            "UPDATE callback SET due_at = now() - interval '1 s', received_at = now() - interval '49 hours'"
+        )
         await inbox.sweep()
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
 

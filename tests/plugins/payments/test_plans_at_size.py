@@ -48,7 +48,8 @@ async def plans(values: dict[str, Any]) -> dict[str, tuple[int, int]]:
         merchant_id = (await api.pay("254708374149", key="first")).data["merchant_id"]
         connection = await gateway.db.connect()
         try:
-            await connection.execute(FILL, merchant_id, MANY)
+            shortcode_id = await connection.fetchval("SELECT shortcode_id FROM shortcode")
+            await connection.execute(FILL, merchant_id, MANY, shortcode_id)
             await connection.execute("ANALYZE payment")
             found: dict[str, tuple[int, int]] = {}
             for name, sql in HOT.items():
