@@ -111,6 +111,8 @@ class Product:
     def confirm(self, when: str) -> None:
         """Set when reported successes are confirmed by STK query."""
         self._payments._settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+        # The judge's rules are read from the settings once.
+        self._payments._rules = self._payments._endings._rules = self._payments._settings.rules
 
     def forget(self) -> None:
         """Forget what is kept in memory beside Postgres."""

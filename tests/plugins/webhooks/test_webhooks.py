@@ -387,7 +387,8 @@ async def test_events_are_listed_and_filtered(town: Town) -> None:
     assert event["data"]["payment_id"] == payment["id"]
     assert (await town.api.call("GET", f"/v1/events/{event['id']}")).data == event
     assert (await town.api.call("GET", "/v1/events?type=payment.failed")).data == []
-    (row,) = await logs(town.api, f"payment_id={payment['id']}&event_type=payment.completed&status=delivered")
+    asked = f"payment_id={payment['id']}&event_type=payment.completed&status=delivered"
+    (row,) = await eventually(lambda: logs(town.api, asked))
     assert row["event_id"] == event["id"]
     assert await logs(town.api, "status=dead") == []
     wrong = await town.api.call("GET", "/v1/webhooks/logs?status=lost")
