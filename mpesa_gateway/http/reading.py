@@ -1,6 +1,7 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -39,8 +40,12 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
+    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
+
+    A byte order mark in front of it is skipped, as RFC 8259 allows.
+    """
     checks = Checks()
+    body = body.removeprefix(BOM_UTF8)
     try:
         decoded: S = _decode(body, kind)
     except msgspec.ValidationError as problem:

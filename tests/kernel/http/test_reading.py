@@ -385,3 +385,16 @@ def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any,
 def test_a_name_given_twice_is_refused_or_its_last_value_taken() -> None:
     for body in (b'{"count": "x", "count": 4}', b'{"count": 4, "count": "x"}', b'{"count": 2, "count": 4}'):
         is_struct_or_invalid(partial(read_body, body, Order), Order)
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped_and_nowhere_else() -> None:
+    assert read_body(b"\xef\xbb\xbf" + b'{"name": "amina"}', Named) == Named(name="amina")
+    for body in (b'{"name": "amina"}\xef\xbb\xbf', b"\xef\xbb\xbf" * 2 + b"{}", b"\xef\xbb\xbf", b"\xef\xbb{}"):
+        with pytest.raises(Invalid, match="send a JSON object"):
+            read_body(body, Named)
+
+
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A body with one field."""
+
+    name: str
