@@ -506,10 +506,7 @@ class _Door:
             await self._lifespan(receive, send)
             return
         inner = dict(scope)
-        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-        if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :]
-        inner["path"], inner["root_path"] = path or "/", ""
+        inner["path"], inner["root_path"] = _path_below_mount(scope), ""
         inner[html.ASKED_PATH] = inner["path"]
         token = acting_from.set(self._client(scope))
         try:
@@ -542,6 +539,18 @@ class _Door:
         await receive()
         await self._gateway.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _path_below_mount(scope: Message) -> str:
+    """Return the requested path without the mount's prefix; at least ``/``."""
+    path, root = str(scope["path"]), scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    # Litestar's mounts add a slash to every path. Relative links are resolved against the path that was requested.
+    raw = scope.get("raw_path")
+    if raw and path.endswith("/") and not raw.endswith(b"/"):
+        path = path[:-1]
+    return path or "/"
 
 
 def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:
