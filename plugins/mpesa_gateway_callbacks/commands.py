@@ -114,7 +114,7 @@ def show_(session: Session, callback_id: str, *, unmasked: bool, as_json: bool) 
         return
     body = found.pop("body")
     for name, value in found.items():
-        click.echo(f"{name}: {rfc3339(value) if isinstance(value, datetime) else value}")
+        click.echo(f"{name}: {rfc3339(value) if isinstance(value, datetime) else '-' if value is None else value}")
     click.echo()
     click.echo(body)
 
