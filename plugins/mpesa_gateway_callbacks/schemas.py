@@ -1,6 +1,5 @@
 """Callbacks as operators see them: never with a whole phone number."""
 
-import re
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import msgspec
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.unseen import escape_unseen
 from mpesa_gateway_callbacks.api import Kind
 
 
@@ -128,10 +128,6 @@ def laid_out(body: str) -> str:
     return visible(body)
 
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
-"""Characters that a terminal or a browser obeys instead of showing them, but line breaks and tabs."""
-
-
 def visible(text: str) -> str:
     """A body for people: phones masked, and each control character as its escape."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", mask_phones(text))
+    return escape_unseen(mask_phones(text))
