@@ -1,7 +1,7 @@
 """The application behind an attacked server: it appends each request that reaches it to a file, and answers 200.
 
 The file is what the judge counts. A candidate is one way to serve an ASGI application on a port of loopback:
-``python -m bench.attack.recorder <candidate> <port> <file>``.
+``python -m bench.attack.recorder <candidate> <port> <file>``. With ``-`` in its place the application is the gateway.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from mpesa_gateway.asgi import create
 from mpesa_gateway.config import HttpConfig
 
 HEAD_TIMEOUT = 3.0
@@ -97,4 +98,4 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Recorder(Path(sys.argv[3])), int(sys.argv[2]))
+    serve(sys.argv[1], create() if sys.argv[3] == "-" else Recorder(Path(sys.argv[3])), int(sys.argv[2]))

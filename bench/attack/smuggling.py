@@ -7,7 +7,9 @@ Each case says which requests it may contain. A request that reached the applica
 import json
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,12 @@ _WAIT = 0.2
 
 _SILENCE = 1.0
 """Seconds without a byte after which a connection is taken as having said everything."""
+
+_AT_ONCE = 16
+"""Cases that are tried at a time."""
+
+_TAG = b"X-Case: 0000"
+"""In every request of a case, with its number: what is recorded belongs to one case. Its length never changes."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,18 @@ def forged() -> bytes:
     """A callback as an attacker writes it, with an address of Safaricom's in X-Forwarded-For."""
     body = b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}'
     return (
-        b"POST " + FORGED.encode() + b" HTTP/1.1\r\nHost: pay.example.co.ke\r\nX-Forwarded-For: 196.201.214.200\r\n"
+        b"POST "
+        + FORGED.encode()
+        + b" HTTP/1.1\r\nHost: pay.example.co.ke\r\n"
+        + _TAG
+        + b"\r\nX-Forwarded-For: 196.201.214.200\r\n"
         b"Content-Type: application/json\r\nContent-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
     )
 
 
 def post(*headers: str, path: str = "/v1/payments", method: str = "POST", version: str = "HTTP/1.1") -> bytes:
     """A head of an otherwise honest request."""
-    lines = [f"{method} {path} {version}", "Host: pay.example.co.ke", "Content-Type: application/json", *headers]
+    lines = [f"{method} {path} {version}", "Host: pay.example.co.ke", _TAG.decode(), *headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -231,7 +243,7 @@ def _heads() -> Generator[Case]:
     evil = forged()
     length = f"Content-Length: {len(evil)}"
     start = b"POST /v1/payments HTTP/1.1\r\n"
-    rest = length.encode() + b"\r\n\r\n" + evil
+    rest = length.encode() + b"\r\n" + _TAG + b"\r\n\r\n" + evil
     for name, sent in {
         "bare LF in the head": post(length).replace(b"\r\n", b"\n") + evil,
         "bare LF after one header": start + b"Host: x\r\nX-A: b\nContent-Length: 0\r\n" + rest,
@@ -295,19 +307,40 @@ def _honest() -> Generator[Case]:
 
 def run(port: int, record: Path, route: str, chosen: Sequence[Case], say: Callable[[str], None]) -> list[Verdict]:
     """Send every case to this port and judge each by what the application recorded in the file."""
-    verdicts: list[Verdict] = []
-    for number, case in enumerate(chosen):
-        if case.routes and route not in case.routes:
-            continue
-        before = _lines(record)
-        answers = _send(port, case.segments)
-        _flush(port, record, f"/marker/{number}")
-        reached = [line for line in _lines(record)[len(before) :] if not line["path"].startswith("/marker/")]
-        problem = judge(case, reached)
-        if problem is not None:
-            say(f"  {route}: {case.name}: {problem} (answers {answers})")
-        verdicts.append(Verdict(case.name, problem, len(reached), answers))
+    tried = {number: case for number, case in enumerate(chosen, 1) if not case.routes or route in case.routes}
+    before = len(_lines(record))
+
+    def send(number: int) -> tuple[int, ...]:
+        tag = b"X-Case: %04d" % number
+        return _send(port, [segment.replace(_TAG, tag) for segment in tried[number].segments])
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = dict(zip(tried, pool.map(send, tried), strict=True))
+    _flush(port, record, f"/marker/{route}")
+    reached: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for line in _lines(record)[before:]:
+        if not line["path"].startswith("/marker/"):
+            line["body"] = line["body"].replace(f"X-Case: {_number(line):04d}", _TAG.decode())
+            reached[_number(line)].append(line)
+    verdicts = [
+        Verdict(case.name, judge(case, reached[number]), len(reached[number]), answers[number])
+        for number, case in tried.items()
+    ]
+    # The HTTP/2 preface is a head of its own, that Caddy passes on as `PRI *`.
+    others = [line for number, lines in reached.items() if number not in tried for line in lines]
+    stray = [line["path"] for line in others if (line["method"], line["path"]) != ("PRI", "*")]
+    if stray:
+        verdicts.append(Verdict("a request of no case", f"reached the application: {stray[:5]}", len(stray), ()))
+    for one in verdicts:
+        if one.problem is not None:
+            say(f"  {route}: {one.case}: {one.problem} (answers {one.answers})")
     return verdicts
+
+
+def _number(line: Mapping[str, Any]) -> int:
+    """The number of the case that a recorded request belongs to, 0 for none."""
+    found = [value for name, value in line["headers"] if name.lower() == "x-case" and value.isdigit()]
+    return int(found[0]) if found else 0
 
 
 def judge(case: Case, reached: Sequence[dict[str, Any]]) -> str | None:
