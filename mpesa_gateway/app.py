@@ -33,6 +33,7 @@ from mpesa_gateway.http.gate import Gate, priority_of
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
+from mpesa_gateway.http.upgrade import AnswerOnce
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import COUNTS
@@ -475,7 +476,7 @@ class _Door:
             priority=priority_of(litestar),
             is_draining=lambda: gateway.is_draining,
         )
-        self._inside = Doorstep(self._gate, gateway.config.http.body_timeout)
+        self._inside = AnswerOnce(Doorstep(self._gate, gateway.config.http.body_timeout))
         return litestar
 
     def release(self) -> Litestar | None:
