@@ -54,7 +54,7 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True):
     seen: Seen | None = None
 
 
-@get("/health/live", public=True, priority=True, tags=["Operators"])
+@get("/health/live", public=True, priority=True, probe=True, tags=["Operators"])
 async def live(
     request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
 ) -> Success[Live]:
@@ -73,7 +73,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
     )
 
 
-@get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
+@get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
     parts = await examine(gateway)
