@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 import msgspec
 
 from mpesa_gateway.errors import Checks, Invalid
+from mpesa_gateway.http.json_keys import find_repeated_key
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -42,10 +43,13 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 def read_body(body: bytes, kind: type[S]) -> S:
     """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
 
-    A byte order mark in front of it is skipped, as RFC 8259 allows.
+    A field that is given twice is refused, at any depth: the last value would count here, and the first elsewhere.
+    A byte order mark in front of the body is skipped, as RFC 8259 allows.
     """
-    checks = Checks()
     body = body.removeprefix(BOM_UTF8)
+    if (repeated := find_repeated_key(body)) is not None:
+        raise Invalid.field_error(repeated or "body", "is given twice in one object: send it once")
+    checks = Checks()
     try:
         decoded: S = _decode(body, kind)
     except msgspec.ValidationError as problem:

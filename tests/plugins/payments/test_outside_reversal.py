@@ -1,11 +1,13 @@
 """A payment that M-Pesa calls reversed, and that no refund reversed: told, marked, and refunded no more."""
 
+from datetime import datetime
 from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.money import Kes
@@ -65,6 +67,7 @@ def answered(status: str) -> dict[str, Any]:
             "Amount": "500.00",
             "DebitPartyName": "254711000001 - A PAYER",
             "CreditPartyName": "174379 - A SHOP",
+            "FinalisedTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
         },
     )
 
