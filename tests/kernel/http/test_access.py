@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db import migrator
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http import access, documents
+from mpesa_gateway.http import access, documents, health
 from mpesa_gateway.http.gate import CROWDED
 from mpesa_gateway.http.pacing import LONGEST, Pace
 from mpesa_gateway.http.reference import render_reference
@@ -426,6 +427,24 @@ async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, mon
         head = await ask(app, "HEAD", path)
         assert (head.status, head.body, head.header(b"content-length")) == (200, b"", said.header(b"content-length"))
     assert len(times) == 1
+
+
+async def test_health_checks_that_come_together_are_one_look(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        times: list[str] = []
+        pending = migrator.pending
+
+        async def noted(*args: Any) -> Any:
+            times.append("")
+            return await pending(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(health, "pending", noted)
+            answers = await asyncio.gather(*(door.ask("GET", "/health/ready") for _ in range(20)))
+            assert {said.status for said in answers} == {200}
+            assert len(times) == 1
+            assert (await door.ask("GET", "/health/ready")).status == 200
+            assert len(times) == 2
 
 
 # -- every route ------------------------------------------------------------------------------------------------------
