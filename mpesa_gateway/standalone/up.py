@@ -143,7 +143,7 @@ class Up:
         config = gateway_config(self._base, embedded)
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say, standalone.mend)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
