@@ -116,10 +116,11 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
-    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain``
-    is for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be
-    sent to it.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_at_once`` of their
+    bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
+    request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
+    of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
+    says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
@@ -134,6 +135,8 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
+    anonymous_per_second: Count = 50
+    anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
 
@@ -157,10 +160,11 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a client may fail to authenticate, and how often a key may call."""
+    """How often a client may fail to authenticate, how often one account may, and how often a key may call."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
+    account_failures: Count = 20
     requests_per_second: Count = 100
     burst: Count = 200
 

@@ -10,6 +10,9 @@ from mpesa_gateway.config import ConfigRefused
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+CLIENT = "mpesa_gateway_client"
+"""In the scope: the client's address, as ``client_address`` found it."""
+
 _LAST_PORT = 65_535
 
 
