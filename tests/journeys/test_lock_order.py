@@ -18,7 +18,8 @@ from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
-from tests.plugins.reconciliation.test_reconciliation import RUN, page, row
+from tests.plugins.reconciliation.test_reconciliation import RUN, page
+from tests.plugins.reconciliation.test_reconciliation import row as line
 
 RANKS = {
     "idempotency_key": 0,
@@ -222,12 +223,12 @@ class Paths:
         by_rule = await self.pay_at_table("alone", 700)
         receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
         lines = [
-            row(receipt),
-            row("OWN0000001", reference=own["reference"]),
-            row("AMOUNT0001", 5, reference=known["reference"]),
-            row("TWIN000001", 600, reference="table 4"),
-            row("RULE000001", 700, reference="table 4"),
-            row("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
+            line(receipt),
+            line("OWN0000001", reference=own["reference"]),
+            line("AMOUNT0001", 5, reference=known["reference"]),
+            line("TWIN000001", 600, reference="table 4"),
+            line("RULE000001", 700, reference="table 4"),
+            line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
         ]
         self.daraja.say("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
@@ -358,7 +359,7 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)
     # One of them is first, and the other one's receipts have been used.
-    assert sorted(type(one) for one in found if one) == [asyncpg.UniqueViolationError]
+    assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2
 
 
