@@ -27,9 +27,9 @@ from mpesa_gateway.daraja.wire import (
     Ack,
     StatementPage,
     StkAck,
+    read_answer,
     read_code,
     read_fault_body,
-    read_json_leniently,
     read_said,
     read_statement,
     read_text,
@@ -650,7 +650,7 @@ class DarajaClient:
                 body = response.content
             status = response.status_code or 0
             try:
-                content = read_json_leniently(without(body, secrets)) if body else None
+                content = read_answer(without(body, secrets)) if body else None
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers
