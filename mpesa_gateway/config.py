@@ -135,7 +135,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
-    anonymous_per_second: Count = 50
+    anonymous_per_second: Count = 30
     anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
