@@ -34,6 +34,7 @@ from mpesa_gateway.http.gate import Gate, priority_of
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
+from mpesa_gateway.http.upgrade import AnswerOnce
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import COUNTS
@@ -425,25 +426,27 @@ _NOT_STARTED = (
 )
 
 
-def build_app(gateway: Gateway) -> Litestar:
-    """The Litestar application: the kernel's routes and those of the plugins."""
+def build_app(plugins: tuple[Plugin, ...], *, max_body_bytes: int) -> Litestar:
+    """The Litestar application: the kernel's routes and those of the plugins.
+
+    It depends on nothing else of a gateway: it serves the one in its ``state.gateway``, which the caller sets.
+    """
     own: list[Any] = [*health.routes, *admin.routes, *html.routes]
     app = Litestar(
-        route_handlers=[*own, *(route for plugin in gateway.plugins for route in plugin.routes)],
+        route_handlers=[*own, *(route for plugin in plugins for route in plugin.routes)],
         dependencies={
             "caller": Provide(provide_caller),
-            "services": Provide(lambda: gateway.services, sync_to_thread=False),
-            "gateway": Provide(lambda: gateway, sync_to_thread=False),
+            "services": Provide(lambda: app.state.gateway.services, sync_to_thread=False),
+            "gateway": Provide(lambda: app.state.gateway, sync_to_thread=False),
         },
         exception_handlers=handlers(),
         before_request=before_request,
         request_class=GatewayRequest,
-        request_max_body_size=gateway.config.http.max_body_bytes,
-        openapi_config=openapi_config(gateway.config.public_url),
+        request_max_body_size=max_body_bytes,
+        openapi_config=openapi_config(),
         logging_config=None,
         debug=False,
     )
-    app.state.gateway = gateway
     mark_scopes(app)
     return app
 
@@ -463,15 +466,29 @@ class _Door:
         """The application behind the door."""
         if self._litestar is None:
             gateway = self._gateway
-            self._litestar = build_app(gateway)
-            self._gate = Gate(
-                cast(Any, self._litestar),
-                gateway.config.http,
-                priority=priority_of(self._litestar),
-                is_draining=lambda: gateway.is_draining,
-            )
-            self._inside = Doorstep(self._gate, gateway.config.http.body_timeout)
+            return self.adopt(build_app(gateway.plugins, max_body_bytes=gateway.config.http.max_body_bytes))
         return self._litestar
+
+    def adopt(self, litestar: Litestar) -> Litestar:
+        """Stand in front of this application, which serves this gateway from now on, and give it back."""
+        gateway = self._gateway
+        litestar.state.gateway = gateway
+        self._litestar = litestar
+        self._gate = Gate(
+            cast(Any, litestar),
+            gateway.config.http,
+            priority=priority_of(litestar),
+            is_draining=lambda: gateway.is_draining,
+        )
+        self._inside = AnswerOnce(Doorstep(self._gate, gateway.config.http.body_timeout))
+        return litestar
+
+    def release(self) -> Litestar | None:
+        """Forget the application, so that another gateway may adopt it. None when it was never built."""
+        released, self._litestar, self._gate, self._inside = self._litestar, None, None, None
+        if released is not None:
+            released.state.gateway = None
+        return released
 
     def build(self) -> None:
         """Make the application now, so that the first request need not wait for it: it takes half a second."""
@@ -494,10 +511,7 @@ class _Door:
             await self._lifespan(receive, send)
             return
         inner = dict(scope)
-        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-        if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :]
-        inner["path"], inner["root_path"] = path or "/", ""
+        inner["path"], inner["root_path"] = _path_below_mount(scope), ""
         inner[html.ASKED_PATH] = inner["path"]
         token = acting_from.set(self._client(scope))
         try:
@@ -530,6 +544,18 @@ class _Door:
         await receive()
         await self._gateway.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _path_below_mount(scope: Message) -> str:
+    """Return the requested path without the mount's prefix; at least ``/``."""
+    path, root = str(scope["path"]), scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    # Litestar's mounts add a slash to every path. Relative links are resolved against the path that was requested.
+    raw = scope.get("raw_path")
+    if raw and path.endswith("/") and not raw.endswith(b"/"):
+        path = path[:-1]
+    return path or "/"
 
 
 def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:

@@ -162,6 +162,9 @@ class Up:
             else (),
         ).show(self._console)
         self._supervisor = supervisor
+        if self._stopping:
+            # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.
+            supervisor.request_stop()
 
     def _port(self, *, was_killed: bool) -> int:
         """The port asked for; else the last one, else the configured one, else any, as long as it is free."""

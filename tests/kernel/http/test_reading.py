@@ -399,3 +399,16 @@ def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any,
 )
 def test_read_body_with_repeated_field_names_it(body: bytes, field: str) -> None:
     assert body_problems(body) == {field: "is given twice in one object: send it once"}
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped_and_nowhere_else() -> None:
+    assert read_body(b"\xef\xbb\xbf" + b'{"name": "amina"}', Named) == Named(name="amina")
+    for body in (b'{"name": "amina"}\xef\xbb\xbf', b"\xef\xbb\xbf" * 2 + b"{}", b"\xef\xbb\xbf", b"\xef\xbb{}"):
+        with pytest.raises(Invalid, match="send a JSON object"):
+            read_body(body, Named)
+
+
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A body with one field."""
+
+    name: str
