@@ -120,6 +120,7 @@ async def test_delivery_without_status_is_counted_attempt_and_dead_in_the_end(va
             assert (tested.status, tested.data["delivered"]) == (200, False), name
         # The schedule ends, as it does for every failure.
         server.says = [COUNTED["hints only"]]
+        found = dict[str, Any]()
         for attempt in range(2, len(PAUSES) + 2):
             await gateway.db.execute(
                 "UPDATE delivery SET due_at = now() - interval '1 second', leased_until = NULL WHERE delivery_id = $1",
