@@ -31,6 +31,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_NAME_SERVER = re.compile(
+    r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", re.ASCII
+)
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
@@ -109,6 +112,13 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     per_account: Count = 100
     sandbox_certificate: str = "certs/SandboxCertificate.cer"
     live_certificate: str = "certs/ProductionCertificate.cer"
+
+
+class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How host names of webhooks and of Daraja are looked up: by whom, and for how many seconds at most."""
+
+    timeout: Seconds = 5.0
+    servers: tuple[str, ...] = ()
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -191,6 +201,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     valkey: ValkeyConfig = ValkeyConfig()
     security: SecurityConfig = SecurityConfig()
     daraja: DarajaConfig = DarajaConfig()
+    dns: DnsConfig = DnsConfig()
     http: HttpConfig = HttpConfig()
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
@@ -364,6 +375,8 @@ def _check(config: GatewayConfig) -> None:
     if config.valkey.sentinels and config.valkey.url is None:
         raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
+    if not all(map(_NAME_SERVER.fullmatch, config.dns.servers)):
+        raise ConfigRefused("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")

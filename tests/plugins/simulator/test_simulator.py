@@ -526,6 +526,39 @@ async def test_pages_of_other_sites_cannot_turn_the_knobs(town: Town) -> None:
         assert "simulator" in str(answer.body) or answer.status == 400
 
 
+CONTROL = [
+    ("POST", "/simulator/control/reset"),
+    ("POST", "/simulator/control/faults"),
+    ("POST", "/simulator/control/ledger"),
+    ("PATCH", "/simulator/control/knobs"),
+    ("PATCH", "/simulator/control/habits"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/answer"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/callback"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/forge"),
+    ("POST", "/simulator/touch"),
+    ("POST", "/simulator/hold"),
+    ("POST", "/simulator/let-go"),
+    ("POST", "/simulator/turn"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CONTROL)
+async def test_every_act_refuses_pages_of_other_sites_whatever_type_they_send(
+    town: Town, method: str, path: str
+) -> None:
+    """A form and ``fetch`` without CORS can send these types across sites."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Host": "evil.example", "Origin": "http://evil.example"},
+            {"Host": "evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
+            answer = await town.api.call(method, path, raw=b"{}", headers=headers | {"Content-Type": kind})
+            assert answer.status == 403, (kind, headers)
+
+
 @pytest.mark.parametrize("headers", [{}, {"Host": "localhost:1"}, {"Sec-Fetch-Site": "same-origin"}])
 async def test_tools_and_our_own_pages_can(town: Town, headers: dict[str, str]) -> None:
     assert (await town.api.call("POST", "/simulator/control/reset", headers=headers)).status == 200
