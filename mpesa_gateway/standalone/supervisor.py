@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mpesa_gateway.standalone.process import launch, stop
+from mpesa_gateway.standalone.process import launch, open_log, stop
 
 _LARGEST_LOG = 10 * 1024 * 1024
 _LOOK = 0.1
@@ -46,7 +46,7 @@ class Child:
         else:
             if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG:
                 self._log.replace(self._log.with_name(self._log.name + ".1"))
-            with self._log.open("ab") as output:
+            with open_log(self._log) as output:
                 self._process = self._launch(output)
         self._started_at = time.monotonic()
 
