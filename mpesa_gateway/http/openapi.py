@@ -90,14 +90,14 @@ class _Page(OpenAPIRenderPlugin):
         return render_reference(complete(request.app, openapi_schema)).encode()
 
 
-def openapi_config(public_url: str) -> OpenAPIConfig:
-    """Where the document and its page are, and what they say about all routes, which others reach at ``public_url``."""
+def openapi_config() -> OpenAPIConfig:
+    """Where the document and its page are, and what they say about all routes."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
         description=_TEXT,
         path="/schema",
-        servers=[Server(url=public_url.rstrip("/"))],
+        servers=[Server(url="")],  # `complete` names ours
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
         components=SpecComponents(
@@ -118,6 +118,7 @@ def document_of(app: Litestar) -> dict[str, Any]:
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
+    document["servers"] = [{"url": app.state.gateway.config.public_url.rstrip("/")}]
     if "x-complete" in document:
         return document
     shown = [

@@ -15,8 +15,10 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.client_ip import neighbourhood
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.tables import APPEND_ENTRY, LAST_CUT, LAST_ENTRY, LEAST_DAYS
 
 _FIRST = bytes(32)
@@ -105,6 +107,8 @@ class Note(msgspec.Struct, frozen=True):
             at = None if found[3] is None else datetime.fromisoformat(found[3])
         except ValueError:
             raise ValueError("not a note of the log's head: what follows the digest is no time") from None
+        if at is not None and at.tzinfo is None:
+            raise ValueError("not a note of the log's head: its time has no zone")
         return cls(int(found[1]), bytes.fromhex(found[2]), at)
 
     def __str__(self) -> str:
@@ -116,11 +120,19 @@ class Note(msgspec.Struct, frozen=True):
 class Audit:
     """Writes and verifies the audit log.
 
-    ``reads`` answers lists, by default ``db``. ``keep_days`` is ``retention.audit_days``: 0 for ever.
+    ``reads`` answers lists, by default ``db``. ``window`` is for how long one refusal of a kind is recorded for each
+    caller, in seconds. ``keep_days`` is ``retention.audit_days``: 0 for ever.
     """
 
     def __init__(
-        self, db: Database, clock: Clock, ids: Ids, reads: Asking | None = None, *, keep_days: int = 0
+        self,
+        db: Database,
+        clock: Clock,
+        ids: Ids,
+        reads: Asking | None = None,
+        *,
+        window: float = 300.0,
+        keep_days: int = 0,
     ) -> None:
         self._keep_days = keep_days
         self._db = db
@@ -128,6 +140,7 @@ class Audit:
         self._clock = clock
         self._ids = ids
         self._observed: dict[str, _Observed] = {}
+        self._by_caller = Sampler(window, now=lambda: clock.now().timestamp())
 
     async def observe(
         self,
@@ -139,13 +152,19 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
+        """Like record, for what was refused: one of a kind for each caller and window, and few of a kind in a second.
 
-        The next entry after some that were left out says how many: ``left_out`` in its detail.
+        A caller is an API key, and for what it is refused; a stranger is an address (with IPv6: its /64). The next
+        entry after some that were left out says how many: ``left_out`` in its detail. Raises nothing: the request was
+        refused already.
         """
+        before = self._left_out_of(action, subject_id, detail)
+        if before is None:
+            return
         left_out = self._observed.setdefault(action, _Observed()).admit(int(self._clock.now().timestamp()))
         if left_out is None:
             return
+        left_out += before
         detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
             await self.record(
@@ -153,6 +172,13 @@ class Audit:
             )
         except Exception as problem:  # noqa: BLE001 - the request was refused already
             log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
+
+    def _left_out_of(self, action: str, subject_id: str | None, detail: dict[str, Any] | None) -> int | None:
+        """How many of this kind were left out for this caller before this one; None to leave this one out."""
+        if subject_id is not None:
+            return self._by_caller.admit((action, subject_id, str(detail)))
+        address = acting_from.get()
+        return 0 if address is None else self._by_caller.admit((action, neighbourhood(address)))
 
     async def record(
         self,

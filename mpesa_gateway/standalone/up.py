@@ -147,7 +147,7 @@ class Up:
         config = gateway_config(self._base, embedded)
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say, standalone.mend)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
@@ -164,6 +164,9 @@ class Up:
             notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
         self._supervisor = supervisor
+        if self._stopping:
+            # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.
+            supervisor.request_stop()
 
     def _notes(self, *, has_live: bool, is_own: bool) -> tuple[str, ...]:
         """What else is worth saying."""
