@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from mpesa_gateway.dsn import DsnRefused, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
@@ -63,12 +64,16 @@ class ConfigRefused(Exception):
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
 
+    ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
+    role of ``url`` owns them, and could change or remove whatever the gateway keeps.
+
     ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
     it has all that is committed.
     """
 
     url: Secret | None = None
     direct_url: Secret | None = None
+    owner_url: Secret | None = None
     replica_url: Secret | None = None
     replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
@@ -360,14 +365,7 @@ def _check(config: GatewayConfig) -> None:
     ):
         if (problem := _problem_of_url(url)) is not None:
             raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
-    for name, secret in (
-        ("database.url", config.database.url),
-        ("database.direct_url", config.database.direct_url),
-        ("database.replica_url", config.database.replica_url),
-        ("valkey.url", config.valkey.url),
-    ):
-        if secret is not None and not secret:
-            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    _check_servers(config)
     for sentinel in config.valkey.sentinels:
         host, _, port = sentinel.rpartition(":")
         if not host or not port.isdigit():
@@ -384,6 +382,25 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def _check_servers(config: GatewayConfig) -> None:
+    """Addresses that can be read, and mean what they say."""
+    database = config.database
+    for name, url in (
+        ("database.url", database.url),
+        ("database.direct_url", database.direct_url),
+        ("database.owner_url", database.owner_url),
+        ("database.replica_url", database.replica_url),
+        ("valkey.url", config.valkey.url),
+    ):
+        if url is not None and not url:
+            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+        if url is not None and name.startswith("database."):
+            try:
+                read_dsn(url)
+            except DsnRefused as refusal:
+                raise ConfigRefused(f"setting `{name}` {refusal}") from None
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)

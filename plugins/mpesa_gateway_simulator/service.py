@@ -557,7 +557,7 @@ class Simulator:
         """Forget everything that happened and was set; chance begins anew."""
         async with self._db.transaction():
             await self._db.execute(tables.RESET)
-            await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
+            await self._db.execute("SELECT sim_chance_begins_again()")
         self.pulse.quicken()
 
 
