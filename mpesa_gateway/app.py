@@ -435,7 +435,7 @@ def build_app(gateway: Gateway) -> Litestar:
         before_request=before_request,
         request_class=GatewayRequest,
         request_max_body_size=gateway.config.http.max_body_bytes,
-        openapi_config=openapi_config(gateway.config.public_url),
+        openapi_config=openapi_config(gateway.config),
         logging_config=None,
         debug=False,
     )
@@ -467,6 +467,9 @@ class _Door:
                 is_draining=lambda: gateway.is_draining,
             )
             self._inside = Doorstep(self._gate, gateway.config.http.body_timeout)
+            for plugin in gateway.plugins:
+                if plugin.front is not None:
+                    self._inside = plugin.front(gateway, self._inside)
         return self._litestar
 
     def build(self) -> None:

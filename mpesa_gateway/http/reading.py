@@ -1,5 +1,6 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -39,7 +40,11 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
+    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
+
+    A byte order mark before the JSON is skipped, as RFC 8259 allows.
+    """
+    body = body.removeprefix(codecs.BOM_UTF8)
     checks = Checks()
     try:
         decoded: S = _decode(body, kind)

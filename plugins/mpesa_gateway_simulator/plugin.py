@@ -3,6 +3,7 @@
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.doctor import CHECKS
+from mpesa_gateway_simulator.front import Front
 from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
@@ -20,4 +21,5 @@ plugin = Plugin(
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,
+    front=Front,
 )
