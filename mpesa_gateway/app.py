@@ -505,6 +505,9 @@ class _Door:
         pages = Gate(inside, for_pages(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining)
         self._access = Access(gateway, litestar, self._gate, pages)
         self._inside = AnswerOnce(Doorstep(self._access, http.body_timeout))
+        for plugin in gateway.plugins:
+            if plugin.front is not None:
+                self._inside = plugin.front(gateway, self._inside)
         return litestar
 
     def release(self) -> Litestar | None:

@@ -1,5 +1,6 @@
 """The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
 
+import codecs
 import os
 import re
 import tomllib
@@ -184,6 +185,16 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     burst: Count = 200
 
 
+class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the OpenAPI document tells merchants: whom to ask, and under which terms they use the API."""
+
+    contact_name: str = "The host of this gateway"
+    contact_url: str | None = None
+    contact_email: str | None = None
+    terms_name: str = "The host's terms"
+    terms_url: str | None = None
+
+
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """For how long things are kept, in days, 0 for ever; each plugin says so of its own.
 
@@ -211,6 +222,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
     limits: LimitsConfig = LimitsConfig()
+    openapi: OpenApiConfig = OpenApiConfig()
     retention: RetentionConfig = RetentionConfig()
     sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
 
@@ -223,7 +235,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+                values = tomllib.loads(read_text_file(Path(path)))
             except OSError as problem:
                 raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -259,6 +271,17 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def section(self, name: str, kind: type[S]) -> S:
         """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in what its byte order mark says (Windows editors write one).
+
+    Raises OSError, and UnicodeDecodeError for anything else.
+    """
+    content = path.read_bytes()
+    has_utf16_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+    return text.replace("\r\n", "\n")
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
@@ -324,9 +347,11 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
             path[-1] = path[-1].removesuffix("_file")
             kind = _kernel_type(path)
             try:
-                text = Path(text).read_text(encoding="utf-8").strip()
+                text = read_text_file(Path(text)).strip()
             except OSError as problem:
                 raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigRefused(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
         section: dict[str, Any] = values
         for part in path[:-1]:
             inner: Any = section.setdefault(part, {})

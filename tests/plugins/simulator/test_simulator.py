@@ -24,8 +24,8 @@ from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic,
 
 @pytest.fixture
 async def line(values: dict[str, Any]) -> AsyncGenerator[Line]:
-    """A line to a quick simulator."""
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as found:
+    """A line to a quick and strict simulator."""
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK | {"strict": True}}, receiver) as found:
         yield found
 
 
@@ -237,7 +237,7 @@ INVALID_FIELDS: list[tuple[str, Any]] = [
     *(("Amount", value) for value in INVALID_AMOUNTS),
     *(("Timestamp", value) for value in ("2026112310151", "202611231015120", "20261323101512", "2026-11-23", None)),
     *(("PhoneNumber", value) for value in ("0711000001", "254811000001", "25471100000", "+254711000001", None)),
-    *(("PartyA", value) for value in ("254711000002", None)),
+    *(("PartyA", value) for value in ("12", "0711000001", None)),
     *(("PartyB", value) for value in ("174380", "1743", "till", None)),
     *(("TransactionType", value) for value in ("CustomerPayBill", 5, None)),
     *(("CallBackURL", value) for value in ("example.com/x", "ftp://127.0.0.1/x", "", "https://", None)),
