@@ -323,7 +323,7 @@ def _callback(
 
 def _may_double(body: bytes, names: tuple[bytes, ...], key: bytes, pairs: list[tuple[str, Any]]) -> bool:
     """Whether one of these names could stand twice in one object. A name can be escaped, or encoded otherwise."""
-    if b"\\u" in body or b"\x00" in body or body.count(key) != len(pairs):
+    if b"\\u00" in body or b"\x00" in body or body.count(key) != len(pairs):
         return True
     count = body.count
     for name in names:

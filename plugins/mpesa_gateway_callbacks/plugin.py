@@ -7,6 +7,7 @@ from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.commands import callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
@@ -37,6 +38,7 @@ plugin = Plugin(
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,
+    commands=(callbacks,),
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,

@@ -246,8 +246,8 @@ class StatusChecks:
             recovery = self._gateway.services.get(PaymentRecovery)
             settled = await recovery.settle_named(evidence)
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
-                if evidence.receipt is not None:
-                    await self._db.execute(tables.NOTE_GONE, check["env"], evidence.receipt, self._gateway.clock.now())
+                if evidence.receipt is not None and settled.finding != "mismatched":
+                    await self._outside.note(check["env"], evidence.receipt, state)
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
             payment = await self._db.fetchrow(tables.LOCK, settled.payment_id)
@@ -329,7 +329,7 @@ def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str 
 
 
 def _is_of_another(check: Row, result: StatusResulted) -> bool:
-    if result.merchant_id and result.merchant_id != check["merchant_id"]:
+    if result.merchant_id and (result.merchant_id, result.env) != (check["merchant_id"], check["env"]):
         return True
     pairs = (
         (check["originator_conversation_id"], result.originator_conversation_id),
