@@ -28,6 +28,7 @@ from mpesa_gateway.http import admin, health, html
 from mpesa_gateway.http.access import Access
 from mpesa_gateway.http.auth import PRIORITY, PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import CLIENT, client_address, read_networks
+from mpesa_gateway.http.dns import Names
 from mpesa_gateway.http.doorstep import Doorstep
 from mpesa_gateway.http.errors import handlers, refuse
 from mpesa_gateway.http.gate import Gate, for_pages, priority_of
@@ -192,6 +193,7 @@ class Gateway:
         )
         self.outcomes = Outcomes(self.db, self.meter)
         self.changes = Changes(self.db)
+        self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = Services()
@@ -318,6 +320,7 @@ class Gateway:
             meter=self.meter,
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
+            lookup=self.names,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.
@@ -372,6 +375,7 @@ class Gateway:
             part = self.__dict__.pop(name, None)
             if part is not None:
                 await getattr(part, close)()
+        await self.names.close()
         await self.changes.stop()
         if self.replica is not None:
             await self.replica.stop()
@@ -501,6 +505,9 @@ class _Door:
         pages = Gate(inside, for_pages(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining)
         self._access = Access(gateway, litestar, self._gate, pages)
         self._inside = AnswerOnce(Doorstep(self._access, http.body_timeout))
+        for plugin in gateway.plugins:
+            if plugin.front is not None:
+                self._inside = plugin.front(gateway, self._inside)
         return litestar
 
     def release(self) -> Litestar | None:

@@ -1,5 +1,6 @@
 """The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
 
+import codecs
 import os
 import re
 import tomllib
@@ -32,6 +33,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_NAME_SERVER = re.compile(
+    r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", re.ASCII
+)
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
@@ -116,6 +120,13 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     live_certificate: str = "certs/ProductionCertificate.cer"
 
 
+class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How host names of webhooks and of Daraja are looked up: by whom, and for how many seconds at most."""
+
+    timeout: Seconds = 5.0
+    servers: tuple[str, ...] = ()
+
+
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
@@ -140,7 +151,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
-    anonymous_per_second: Count = 50
+    anonymous_per_second: Count = 30
     anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
@@ -174,6 +185,16 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     burst: Count = 200
 
 
+class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the OpenAPI document tells merchants: whom to ask, and under which terms they use the API."""
+
+    contact_name: str = "The host of this gateway"
+    contact_url: str | None = None
+    contact_email: str | None = None
+    terms_name: str = "The host's terms"
+    terms_url: str | None = None
+
+
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """For how long things are kept, in days, 0 for ever; each plugin says so of its own.
 
@@ -196,10 +217,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     valkey: ValkeyConfig = ValkeyConfig()
     security: SecurityConfig = SecurityConfig()
     daraja: DarajaConfig = DarajaConfig()
+    dns: DnsConfig = DnsConfig()
     http: HttpConfig = HttpConfig()
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
     limits: LimitsConfig = LimitsConfig()
+    openapi: OpenApiConfig = OpenApiConfig()
     retention: RetentionConfig = RetentionConfig()
     sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
 
@@ -212,7 +235,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+                values = tomllib.loads(read_text_file(Path(path)))
             except OSError as problem:
                 raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -248,6 +271,17 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def section(self, name: str, kind: type[S]) -> S:
         """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in what its byte order mark says (Windows editors write one).
+
+    Raises OSError, and UnicodeDecodeError for anything else.
+    """
+    content = path.read_bytes()
+    has_utf16_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+    return text.replace("\r\n", "\n")
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
@@ -313,9 +347,11 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
             path[-1] = path[-1].removesuffix("_file")
             kind = _kernel_type(path)
             try:
-                text = Path(text).read_text(encoding="utf-8").strip()
+                text = read_text_file(Path(text)).strip()
             except OSError as problem:
                 raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigRefused(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
         section: dict[str, Any] = values
         for part in path[:-1]:
             inner: Any = section.setdefault(part, {})
@@ -362,6 +398,8 @@ def _check(config: GatewayConfig) -> None:
     if config.valkey.sentinels and config.valkey.url is None:
         raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
+    if not all(map(_NAME_SERVER.fullmatch, config.dns.servers)):
+        raise ConfigRefused("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")

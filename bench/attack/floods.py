@@ -83,6 +83,7 @@ class Merchant:
     """An honest merchant that creates payments at a steady rate."""
 
     def __init__(self, port: int, key: str) -> None:
+        """For one event loop: it keeps its connections."""
         self._client = Client([port], key)
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
         self._count = 0
@@ -132,10 +133,9 @@ def run(
         found: list[Flood] = []
         for route in routes:
             with through(route, port, folder / route) as at:
-                merchant = Merchant(at, key)
-                asyncio.run(_warm_up(merchant))
+                asyncio.run(_warm_up(Merchant(at, key)))
                 for attack in attacks:
-                    flood = asyncio.run(_measure(site, merchant, attack, route, at, seconds, rounds))
+                    flood = asyncio.run(_measure(site, Merchant(at, key), attack, route, at, seconds, rounds))
                     say(
                         f"  {candidate} {route} {attack.name}: {flood.during:.1f} of {flood.without:.1f} a second "
                         f"= {flood.share:.2f}, refused {flood.refused}, attacker {flood.answers}"

@@ -14,7 +14,8 @@ from mpesa_gateway.doctor.observation import Examination, Observation, note, ok,
 from mpesa_gateway.errors import Code
 from mpesa_gateway.http import challenge
 from mpesa_gateway.http.client_ip import is_inside, read_address
-from mpesa_gateway.http.egress import check_url, is_public, system_lookup
+from mpesa_gateway.http.dns import system_lookup
+from mpesa_gateway.http.egress import check_url, is_public
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.health import Live, Seen
 

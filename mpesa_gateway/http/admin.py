@@ -31,7 +31,7 @@ NAME = matching(
 _MERCHANT = path_id("merchant_id", "mer")
 
 
-class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MerchantCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merchant to create."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME}
@@ -40,7 +40,7 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
-class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` is that of the key that asks."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME, "scopes": elsewhere(minItems=1)}
@@ -66,7 +66,7 @@ class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/v1/admin/merchants", tags=["Administration"])
 async def create_merchant(
-    data: JSONBody[NewMerchant], caller: Admin, gateway: NamedDependency[Any]
+    data: JSONBody[MerchantCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Response[Success[Merchant]]:
     """Create a merchant."""
     merchant: Merchant = await gateway.merchants.create(data.name.strip(), actor=caller.actor)
@@ -116,7 +116,7 @@ async def deactivate_merchant(
 
 @post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT, refuses=(Conflict,))
 async def create_key(
-    merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
+    merchant_id: FromPath[str], data: JSONBody[KeyCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
     """Create a key for a merchant. It is shown now or never."""
     with checking() as checks:

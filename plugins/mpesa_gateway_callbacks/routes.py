@@ -134,7 +134,9 @@ async def _take(
     )
     is_trusted, most = inbox.is_trusted(kind, token, source), gateway.config.http.max_body_bytes
     body, cut = await _read_body(request, max(most, settings.max_body_bytes) if is_trusted else most, is_trusted)
-    signature = request.headers.get(settings.signature_header)
+    # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
+    signatures = request.headers.getall(settings.signature_header, [])
+    signature = ", ".join(signatures) if signatures else None
     await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
     return Response(_ACCEPTED, media_type="application/json")
 

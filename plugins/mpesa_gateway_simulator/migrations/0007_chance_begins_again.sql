@@ -2,6 +2,8 @@
 CREATE FUNCTION sim_chance_begins_again() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     ALTER SEQUENCE sim_chance RESTART;
+    ALTER SEQUENCE sim_handle RESTART;
+    PERFORM setval('sim_receipt', 1 + floor(random() * 78364164095)::bigint);
 END
 $$;
 DO $$
