@@ -14,7 +14,6 @@ import structlog
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate, pending
-from mpesa_gateway.db.roles import grant
 from mpesa_gateway.security.audit import KEEPING
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
     role: str = await gateway.db.fetchval("SELECT current_user")
     try:
         async with _owner(gateway) as owner:
-            applied = await migrate(owner, gateway.migrations)
-            async with owner.session() as connection:
-                await grant(connection, owner.schema, role)
+            applied = await migrate(owner, gateway.migrations, role=role)
             await _note_retention(gateway, owner)
     except asyncpg.InsufficientPrivilegeError as refusal:
         raise MigrationRefused(

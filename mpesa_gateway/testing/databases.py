@@ -154,7 +154,6 @@ class Databases:
         from mpesa_gateway.config import DatabaseConfig  # noqa: PLC0415 - not for sessions without databases
         from mpesa_gateway.db.engine import Database  # noqa: PLC0415 - likewise
         from mpesa_gateway.db.migrator import migrate  # noqa: PLC0415 - likewise
-        from mpesa_gateway.db.roles import grant  # noqa: PLC0415 - likewise
         from mpesa_gateway.secret import Secret  # noqa: PLC0415 - likewise
 
         name = _new_name()
@@ -162,10 +161,7 @@ class Databases:
         database = Database(DatabaseConfig(url=Secret(self._url_of(name)), schema=gateway.db.schema))
         await database.start()
         try:
-            await migrate(database, gateway.migrations)
-            if self._has_role:
-                async with database.session() as connection:
-                    await grant(connection, gateway.db.schema, _RUNNING)
+            await migrate(database, gateway.migrations, role=_RUNNING if self._has_role else None)
         finally:
             await database.stop()
         return name
