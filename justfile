@@ -110,6 +110,10 @@ bench *options: ready
 bench-isolation *options: ready
     .venv/bin/python -m bench.isolation {{ options }}
 
+# Attack the gateway directly and through nginx, Caddy and ingress-nginx's settings (`apt-get install caddy nginx`): docs/security.md
+attack *options: ready
+    .venv/bin/python -m bench.attack {{ options }}
+
 # Measure what a replica for reads takes off the primary: docs/scaling.md
 bench-replica *options: ready
     .venv/bin/python -m bench.replica {{ options }}

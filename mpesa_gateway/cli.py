@@ -37,6 +37,10 @@ OTHERS = (Failed, StartFailed, Refused, MigrationRefused, KeyspaceTaken, BrokenC
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C has ended, as shells have it."""
+
+
 class Commands(click.RichGroup):
     """Our commands, and those that the enabled plugins bring."""
 
@@ -53,7 +57,7 @@ class Commands(click.RichGroup):
         return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what is refused becomes one sentence on stderr."""
+        """Run the command; what is refused becomes one sentence on stderr, and Ctrl-C exit status 130."""
         try:
             return super().invoke(ctx)
         except CONFIGURATION as problem:
@@ -62,6 +66,9 @@ class Commands(click.RichGroup):
         except OTHERS as problem:
             _say(str(problem))
             ctx.exit(1)
+        except KeyboardInterrupt:
+            # click would say "Aborted!" and give 1, as for a failure. Commands that serve stop with 0 once they listen.
+            ctx.exit(INTERRUPTED)
 
 
 def _say(problem: str) -> None:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -116,10 +117,11 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
-    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain``
-    is for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be
-    sent to it.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_at_once`` of their
+    bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
+    request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
+    of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
+    says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
@@ -134,6 +136,8 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
+    anonymous_per_second: Count = 50
+    anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
 
@@ -157,10 +161,11 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a client may fail to authenticate, and how often a key may call."""
+    """How often a client may fail to authenticate, how often one account may, and how often a key may call."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
+    account_failures: Count = 20
     requests_per_second: Count = 100
     burst: Count = 200
 
@@ -317,7 +322,10 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if name in ELSEWHERE or name.startswith(NOT_OURS):
             continue
         path = name.lower().split("__")
-        text = environ[variable]
+        # Files of variables with Windows line ends leave a carriage return at the end of each value.
+        text = environ[variable].rstrip("\r\n")
+        if name.lower().endswith("url"):
+            text = text.strip()
         kind = _kernel_type(path)
         if kind is None and path[-1].endswith("_file"):
             path[-1] = path[-1].removesuffix("_file")
@@ -364,11 +372,8 @@ def _check(config: GatewayConfig) -> None:
         ("daraja.sandbox_url", config.daraja.sandbox_url),
         ("daraja.live_url", config.daraja.live_url),
     ):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigRefused(
-                f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
-            )
+        if (problem := _problem_of_url(url)) is not None:
+            raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
     for name, secret in (
         ("database.url", config.database.url),
         ("database.direct_url", config.database.direct_url),
@@ -391,6 +396,34 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+_URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
+"""What a URL is written with (RFC 3986): no spaces, control characters, quotes, angle brackets or back slashes."""
+
+_HOST = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?\Z", re.ASCII)
+_ODD_SEGMENT = re.compile(r"//|/\.\.?(?:/|\Z)")
+_EXAMPLE = "such as https://pay.example.co.ke"
+
+
+def _problem_of_url(url: str) -> str | None:
+    """Return what is wrong with an address that others are told, with the fix; None where it can be used."""
+    if not _URL.match(url):
+        return f"without spaces, control characters or letters outside ASCII, {_EXAMPLE}"
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError:
+        return f"whose host and port can be read, {_EXAMPLE}"
+    problems = (
+        (parts.scheme not in {"http", "https"} or not host, "with a host"),
+        ("@" in parts.netloc, "without user name and password: remove what is before the `@`"),
+        ("?" in url or "#" in url, "without query and fragment: remove what follows `?` or `#`"),
+        (port == 0 or parts.netloc.endswith(":"), "with a port from 1 to 65535 or none"),
+        (":" not in host and not _HOST.match(host), "with a host name of letters, digits, dots and dashes"),
+        (bool(_ODD_SEGMENT.search(parts.path)), "without empty or dot segments in its path"),
+    )
+    return next((f"{text}, {_EXAMPLE}" for is_wrong, text in problems if is_wrong), None)
 
 
 def _check_daraja(config: DarajaConfig) -> None:

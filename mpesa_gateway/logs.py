@@ -15,6 +15,7 @@ import structlog
 
 from mpesa_gateway.config import LogsConfig
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.unseen import escape_unseen
 
 _FORBIDDEN = frozenset(
     {
@@ -42,7 +43,8 @@ _SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|-mer_")
 
 
 def masked(text: str) -> str:
-    """A text without whole phone numbers, and without the secrets that are known by their form."""
+    """A text without whole phone numbers, without the secrets that are known by their form, and with nothing hidden."""
+    text = escape_unseen(text)
     if _SUSPECT.search(text) is None:
         return text
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))

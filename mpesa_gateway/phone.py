@@ -131,7 +131,7 @@ _ENOUGH = 3
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 
 
-_IN_HANDLE = re.compile(r"(ws_CO_[0-9]{17}[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
+_IN_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 """Daraja's CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
 
 

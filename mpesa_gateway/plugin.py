@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -229,7 +231,15 @@ class Found:
 
 
 def installed() -> dict[str, Found]:
-    """What is installed, by name; nothing of it is imported, or enabled."""
+    """What is installed, by name; nothing of it is imported, or enabled.
+
+    A package that is installed while this process runs is found once ``sys.path`` has changed.
+    """
+    return dict(_installed(tuple(sys.path)))
+
+
+@lru_cache(maxsize=1)
+def _installed(_: tuple[str, ...]) -> dict[str, Found]:
     return {
         point.name: Found(
             point.name, point.dist.name if point.dist else "", point.dist.version if point.dist else "", point

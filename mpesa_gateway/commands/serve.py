@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import resource
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 import rich_click as click
+import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
@@ -21,6 +23,11 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.http.protocol import ServerConfig
+
+log = structlog.get_logger(__name__)
+
+_OTHER_FILES = 400
+"""Open files of a process besides its clients' connections: Postgres, Valkey, Daraja, webhooks, the log."""
 
 _GRACE = 5
 """Seconds that running requests get to finish, besides the time that a call to Daraja may take."""
@@ -77,6 +84,24 @@ def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
     return msgspec.structs.replace(config, http=http, public_url=public_url)
 
 
+def connections_within_open_files(wanted: int) -> int:
+    """How many of ``wanted`` connections the process can open, after raising its limit of open files.
+
+    A connection that the operating system refuses is a client that waits: the bound has to be reached before.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted * 5 // 4 + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    possible = max(1, (soft - _OTHER_FILES) * 4 // 5)
+    if possible < wanted:
+        log.warning("connections_limited", wanted=wanted, possible=possible, open_files=soft)
+    return min(wanted, possible)
+
+
 def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfig:
     return ServerConfig(
         app,
@@ -84,7 +109,7 @@ def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfi
         loop="uvloop",
         # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
         proxy_headers=False,
-        limit_concurrency=config.http.connections,
+        limit_concurrency=connections_within_open_files(config.http.connections),
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(config.daraja.timeout) + _GRACE,
         **more,
@@ -139,16 +164,23 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
         [listener],
     )
     processes.drain = config.http.drain
-    click.echo(_where(config))
+    processes.where = _where(config)
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise Failed("a serving process could not start: see the log above")
 
 
 class _Processes(Multiprocess):
-    """uvicorn's processes, which say that they are about to stop before they do."""
+    """uvicorn's processes, which say where they serve once all do, and that they are about to stop before they do."""
 
     drain = 0.0
+    where = ""
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        if self.where and not self.should_exit.is_set() and all(process.is_ready() for process in self.processes):
+            click.echo(self.where)
+            self.where = ""
 
     def terminate_all(self) -> None:
         if self.drain:

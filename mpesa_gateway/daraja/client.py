@@ -27,9 +27,9 @@ from mpesa_gateway.daraja.wire import (
     Ack,
     StatementPage,
     StkAck,
+    read_answer,
     read_code,
     read_fault_body,
-    read_json_leniently,
     read_said,
     read_statement,
     read_text,
@@ -115,7 +115,8 @@ class StkQueryAnswer:
     outcome: Outcome
     result_desc: str
     checkout_request_id: str | None = None
-    """The push that the answer names."""
+    merchant_request_id: str | None = None
+    """The push that the answer names, by either of Daraja's ids of it."""
 
 
 class DarajaFault(Exception):
@@ -339,7 +340,8 @@ class DarajaClient:
         outcome = stk_query_outcome(code, said)
         if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
             raise OutcomeUnknown("M-Pesa's answer contradicts itself")
-        return StkQueryAnswer(outcome, said, read_text(answer, "CheckoutRequestID"))
+        ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
+        return StkQueryAnswer(outcome, said, *ids)
 
     @_asks
     async def transaction_status(
@@ -648,7 +650,7 @@ class DarajaClient:
                 body = response.content
             status = response.status_code or 0
             try:
-                content = read_json_leniently(without(body, secrets)) if body else None
+                content = read_answer(without(body, secrets)) if body else None
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 from litestar import Request, Response, get
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _PATIENCE = 2.0
+
+_examining: "WeakKeyDictionary[Gateway, asyncio.Task[dict[str, Part]]]" = WeakKeyDictionary()
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +57,7 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True):
     seen: Seen | None = None
 
 
-@get("/health/live", public=True, priority=True, tags=["Operators"])
+@get("/health/live", public=True, priority=True, probe=True, tags=["Operators"])
 async def live(
     request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
 ) -> Success[Live]:
@@ -73,14 +76,23 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
     )
 
 
-@get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
+@get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
-    parts = await examine(gateway)
+    parts = await _examine_once(gateway)
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
     is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
+
+
+async def _examine_once(gateway: "Gateway") -> dict[str, Part]:
+    """Like ``examine``; requests that come meanwhile share its answer: anybody may ask, as often as they like."""
+    running = _examining.get(gateway)
+    if running is None or running.done():
+        running = _examining[gateway] = asyncio.create_task(examine(gateway))
+    # Whoever hangs up does not end what the others wait for.
+    return dict(await asyncio.shield(running))
 
 
 async def examine(gateway: "Gateway") -> dict[str, Part]:

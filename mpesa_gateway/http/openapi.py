@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components as SpecComponents
-from litestar.openapi.spec import Contact, License, SecurityScheme, Server
+from litestar.openapi.spec import SecurityScheme, Server
 from litestar.response import Stream
 from litestar.routes import HTTPRoute
 
@@ -96,19 +96,14 @@ class _Page(OpenAPIRenderPlugin):
         return render_reference(complete(request.app, openapi_schema)).encode()
 
 
-def openapi_config(config: GatewayConfig) -> OpenAPIConfig:
-    """Where the document and its page are, and what they say about all routes, which others reach at ``public_url``."""
-    public_url, said = config.public_url.rstrip("/"), config.openapi
+def openapi_config() -> OpenAPIConfig:
+    """Where the document and its page are, and what they say about all routes."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
         description=_TEXT,
         path="/schema",
-        contact=Contact(name=said.contact_name, url=said.contact_url or public_url, email=said.contact_email),
-        license=License(
-            name=said.terms_name, url=said.terms_url, identifier=None if said.terms_url else "LicenseRef-host-terms"
-        ),
-        servers=[Server(url=public_url)],
+        servers=[Server(url="")],  # `complete` names ours
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
         components=SpecComponents(
@@ -129,6 +124,9 @@ def document_of(app: Litestar) -> dict[str, Any]:
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
+    config: GatewayConfig = app.state.gateway.config
+    document["servers"] = [{"url": config.public_url.rstrip("/")}]
+    document["info"] |= _contact_and_terms(config)
     if "x-complete" in document:
         return document
     shown = [
@@ -156,6 +154,15 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     document["tags"] = [{"name": tag, "description": text} for tag, text in _tags(app).items() if tag in used]
     document["x-complete"] = True
     return document
+
+
+def _contact_and_terms(config: GatewayConfig) -> dict[str, Any]:
+    said = config.openapi
+    contact = {"name": said.contact_name, "url": said.contact_url or config.public_url.rstrip("/")}
+    if said.contact_email:
+        contact["email"] = said.contact_email
+    terms = {"url": said.terms_url} if said.terms_url else {"identifier": "LicenseRef-host-terms"}
+    return {"contact": contact, "license": {"name": said.terms_name, **terms}}
 
 
 def _tags(app: Litestar) -> dict[str, str]:

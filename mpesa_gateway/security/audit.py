@@ -15,8 +15,10 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.client_ip import neighbourhood
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_BEFORE, LAST_CUT, LAST_ENTRY
 
 _LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big", signed=True)
@@ -81,12 +83,16 @@ class _Cut(msgspec.Struct, frozen=True):
 class Audit:
     """Writes and verifies the audit log. ``reads`` is who shows it; ``db`` itself where there is nobody else."""
 
-    def __init__(self, db: Database, clock: Clock, ids: Ids, reads: Asking | None = None) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, ids: Ids, reads: Asking | None = None, *, window: float = 300.0
+    ) -> None:
+        """``window`` is for how long one refusal of a kind is recorded for each caller, in seconds."""
         self._db = db
         self._reads = reads or db
         self._clock = clock
         self._ids = ids
         self._observed: dict[str, _Observed] = {}
+        self._by_caller = Sampler(window, now=lambda: clock.now().timestamp())
 
     async def observe(
         self,
@@ -98,13 +104,19 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
+        """Like record, for what was refused: one of a kind for each caller and window, and few of a kind in a second.
 
-        The next entry after some that were left out says how many: ``left_out`` in its detail.
+        A caller is an API key, and for what it is refused; a stranger is an address (with IPv6: its /64). The next
+        entry after some that were left out says how many: ``left_out`` in its detail. Raises nothing: the request was
+        refused already.
         """
+        before = self._left_out_of(action, subject_id, detail)
+        if before is None:
+            return
         left_out = self._observed.setdefault(action, _Observed()).admit(int(self._clock.now().timestamp()))
         if left_out is None:
             return
+        left_out += before
         detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
             await self.record(
@@ -112,6 +124,13 @@ class Audit:
             )
         except Exception as problem:  # noqa: BLE001 - the request was refused already
             log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
+
+    def _left_out_of(self, action: str, subject_id: str | None, detail: dict[str, Any] | None) -> int | None:
+        """How many of this kind were left out for this caller before this one; None to leave this one out."""
+        if subject_id is not None:
+            return self._by_caller.admit((action, subject_id, str(detail)))
+        address = acting_from.get()
+        return 0 if address is None else self._by_caller.admit((action, neighbourhood(address)))
 
     async def record(
         self,

@@ -107,7 +107,7 @@ class EmbeddedPostgres:
         remembered = int(port_file.read_text()) if port_file.exists() else None
         self._port = free_port(remembered)
         port_file.write_text(str(self._port))
-        log = home.parent / "postgres.log"
+        log = self.log
         with log.open("ab") as output:
             self._process = launch(
                 [
@@ -123,6 +123,11 @@ class EmbeddedPostgres:
             )
         self._wait(home, log)
         return self.url
+
+    @property
+    def log(self) -> Path:
+        """What the server writes."""
+        return self.home.parent / "postgres.log"
 
     def stop(self) -> None:
         """Stop the server; what has been committed stays."""

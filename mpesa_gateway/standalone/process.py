@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,25 @@ def tail(path: Path, lines: int = 8) -> str:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
+
+
+def rotate(path: Path, largest: int) -> None:
+    """Move what a log file of more than ``largest`` bytes holds to ``<name>.1``, over what is there.
+
+    Its writer keeps it open for appending: the file is copied and emptied. Lines written in between are lost.
+    """
+    try:
+        if path.stat().st_size <= largest:
+            return
+        draft = path.with_name(path.name + ".1.new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with path.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+            shutil.copyfileobj(source, target)
+            os.truncate(path, 0)
+        draft.replace(path.with_name(path.name + ".1"))
+    except OSError:
+        # A full disk, or a file that has gone: a log is no reason to stop.
+        return
 
 
 def write_private(path: Path, text: str) -> None:

@@ -68,6 +68,11 @@ class Standalone:
             self.stop()
             raise
 
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """What both servers write."""
+        return (self.postgres.log, self.valkey.log)
+
     def mend(self) -> list[str]:
         """Start again, where everybody knows it, what ended by itself; gives a sentence about each."""
         said: list[str] = []

@@ -143,7 +143,7 @@ class Up:
         config = gateway_config(self._base, embedded)
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say, standalone.mend)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
@@ -162,6 +162,9 @@ class Up:
             else (),
         ).show(self._console)
         self._supervisor = supervisor
+        if self._stopping:
+            # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.
+            supervisor.request_stop()
 
     def _port(self, *, was_killed: bool) -> int:
         """The port asked for; else the last one, else the configured one, else any, as long as it is free."""

@@ -52,7 +52,7 @@ class EmbeddedValkey:
         port_file.write_text(str(self._port))
         settings = self._home / "valkey.conf"
         write_private(settings, self._settings())
-        log = self._home / "valkey.log"
+        log = self.log
         with log.open("ab") as output:
             self._process = launch(
                 [str(binary), str(settings)], output=output, death_signal=signal.SIGTERM, cwd=self._home
@@ -66,6 +66,11 @@ class EmbeddedValkey:
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,))
             self._process = None
+
+    @property
+    def log(self) -> Path:
+        """What the server writes."""
+        return self._home / "valkey.log"
 
     @property
     def _password_file(self) -> Path:

@@ -31,6 +31,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.places import Places
+from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -688,7 +689,9 @@ class PaymentService:
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         # A success has to name the push: what is absent proves no payment.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
-        if is_named and speaks_of(named, payment_of(row)):
+        told, known = answer.merchant_request_id, row["merchant_request_id"]
+        is_other = told is not None and known is not None and not may_be_handle(told, known)
+        if is_named and not is_other and speaks_of(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])
         return None, None

@@ -101,6 +101,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
     receipt = Text()
     payment_id = Text(null=True, default=None)
     noted_at = Timestamptz()
+    is_part = Boolean(default=False)
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
@@ -345,10 +346,23 @@ RETURNING *
 """
 
 NOTE_GONE = """
-INSERT INTO outgoing_receipt (env, receipt, noted_at)
-SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT 1 FROM payment WHERE env = $1 AND receipt = $2)
-ON CONFLICT (env, receipt) DO NOTHING
+INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
+ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
+    WHERE outgoing_receipt.payment_id IS NULL AND outgoing_receipt.is_part
 """
+"""A payment that has the receipt may be committed at this moment: GONE_AND_PAID finds it afterwards."""
+
+GONE_AND_PAID = """
+SELECT payment.payment_id FROM outgoing_receipt AS gone
+    JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
+WHERE gone.payment_id IS NULL AND gone.noted_at >= $1
+ORDER BY gone.noted_at LIMIT 100
+"""
+
+TAKE_GONE = """
+DELETE FROM outgoing_receipt WHERE env = $1 AND receipt = $2 AND payment_id IS NULL RETURNING is_part
+"""
+"""Of two that find the same payment, one takes the note: the payment is locked before."""
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 

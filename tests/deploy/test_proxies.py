@@ -20,6 +20,7 @@ from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.http import challenge
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.serving import eventually, gateway_values, running_gateway, shop
+from mpesa_gateway_callbacks.settings import CallbacksSettings
 from tests.certificates import issue
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -234,3 +235,12 @@ async def test_what_is_too_large_is_refused(front: Front) -> None:
 def test_nginx_takes_what_the_gateway_takes() -> None:
     (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
     assert int(limit) * 1024 == HttpConfig().max_body_bytes
+
+
+def test_proxies_hand_on_callbacks_that_the_gateway_takes_and_somewhat_larger_ones() -> None:
+    conf, ingress = (DEPLOY / "nginx/mpesa-gateway.conf").read_text(), (DEPLOY / "kubernetes/ingress.yaml").read_text()
+    for limits in (
+        re.findall(r"client_max_body_size (\d+)m;", conf),
+        re.findall(r"proxy-body-size: (\d+)m\n", ingress),
+    ):
+        assert [int(limit) * 1_048_576 > CallbacksSettings().max_body_bytes for limit in limits] == [True]

@@ -179,7 +179,7 @@ class Paths:
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
         inbox = self.town.gateway.services.get(CallbackInbox)
         callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
-        await inbox.offer(callback_id, actor="a person")
+        await inbox.replay(callback_id, actor="a person")
         await inbox.sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
@@ -267,7 +267,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
             work.append(paths.call_back("reversal", row["refund_id"], said))
         rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [inbox.offer(row["callback_id"], actor="a person") for row in rows]
+        work += [inbox.replay(row["callback_id"], actor="a person") for row in rows]
         chance.shuffle(work)
         outcomes += await asyncio.gather(*work, return_exceptions=True)
     failed = [one for one in outcomes if isinstance(one, BaseException)]

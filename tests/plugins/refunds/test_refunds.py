@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any, ClassVar
 
 import asyncpg
@@ -270,7 +269,8 @@ async def test_refund_is_refused_inside_a_transaction_of_the_host(desk: Desk) ->
 
     async def inside() -> None:
         async with gateway.db.transaction():
-            with suppress(CalledInTransaction):
+            # Before anything is written: the client's own refusal would come after the intent.
+            with pytest.raises(CalledInTransaction, match="asking for a refund"):
                 await service.request(caller, body, None)
             raise RuntimeError("the host's own")
 
