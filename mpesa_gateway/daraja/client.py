@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from ipaddress import ip_address
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 import niquests
@@ -35,6 +36,7 @@ from mpesa_gateway.daraja.wire import (
     read_text,
     says_no_transactions,
 )
+from mpesa_gateway.http.dns import Lookup, Names, NamesResolver, read_literal
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -216,8 +218,12 @@ class DarajaClient:
         meter: Meter | None = None,
         tracer: Tracer = UNTRACED,
         refuse_transaction: Callable[[str], None] | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
-        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one."""
+        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one.
+
+        ``lookup`` looks Daraja's names up; without it this has one of its own.
+        """
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
@@ -226,11 +232,16 @@ class DarajaClient:
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Places(sys.maxsize, each=config.per_account)
         """Calls that wait for Daraja's answer, by account."""
+        self._own_names = Names() if lookup is None else None
+        self._lookup: Lookup = lookup or self._own_names or Names()
+        self._live_host = urlsplit(config.live_url).hostname or ""
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
         """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
+            # Not the library's own, which takes a thread of the event loop for as long as DNS does not answer.
+            resolver=cast("Any", NamesResolver(self._look_up)),
             retries=0,
             disable_http3=True,
             pool_connections=20,
@@ -246,6 +257,19 @@ class DarajaClient:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        if self._own_names is not None:
+            await self._own_names.close()
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        """The addresses of a host. Raises OSError, also where the name of the live API leads to this machine.
+
+        A simulator answers here, and so might anything else: real money's keys are not sent to it.
+        """
+        found = await self._lookup(host, port)
+        is_name = read_literal(host) is None and host.lower() != "localhost"
+        if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
+            raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
+        return found
 
     # -- operations -----------------------------------------------------------------------------------------------
 

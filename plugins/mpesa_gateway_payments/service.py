@@ -162,6 +162,8 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
+            # A host may name any merchant. Raises NotFound for one that does not exist.
+            await self._gateway.merchants.require(merchant_id)
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")

@@ -434,16 +434,39 @@ WHERE payment_id IN (
 RETURNING *
 """
 
-_EXPIRED = """
-SELECT * FROM payment
-WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+_PAST_THEIR_TIME = """
+status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
     AND charge NOT IN ('ready', 'sending')
-ORDER BY expires_at LIMIT $2
 """
 
-EXPIRED = _EXPIRED
+EXPIRED = f"SELECT * FROM payment WHERE {_PAST_THEIR_TIME} ORDER BY expires_at LIMIT $2"  # noqa: S608 - the clause above
 
-LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+LOCK_EXPIRED_CLAIMS = f"""
+SELECT * FROM payment WHERE {_PAST_THEIR_TIME} AND claim IS NOT NULL
+ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - the clause above
+
+END_EXPIRED = f"""
+WITH due AS MATERIALIZED (
+    SELECT payment_id FROM payment WHERE {_PAST_THEIR_TIME} AND claim IS NULL
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE payment SET status = 'failed', updated_at = $1, outcome_is_final = charge = 'released',
+        failure_reason = CASE charge WHEN 'released' THEN 'not_sent' ELSE 'expired' END,
+        result_code = CASE charge WHEN 'released' THEN 'unsent' ELSE 'expired' END,
+        result_desc = CASE charge WHEN 'released' THEN $5 ELSE $6 END,
+        due_at = CASE WHEN charge <> 'released' AND checkout_request_id IS NOT NULL THEN (
+            SELECT min(created_at + make_interval(secs => after)) FROM unnest($4::double precision[]) AS after
+            WHERE created_at + make_interval(secs => after) > $1) END
+    FROM due WHERE payment.payment_id = due.payment_id
+    RETURNING payment.*
+), step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
+    SELECT payment_id, $1, 'expired', 'expiry', result_code, result_desc FROM ended
+)
+SELECT * FROM ended
+"""  # noqa: S608 - the clause above
+"""A set-based ``FAIL`` with its steps: after an outage thousands are past their time."""
 
 ABANDONED = """
 SELECT payment_id FROM payment
