@@ -87,7 +87,7 @@ class ApiKeys:
         actor: str,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, Secret]:
-        """A new key and its secret, which is shown now or never."""
+        """A new key and its secret, which is shown now or never. Raises NotFound without such a merchant."""
         handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
         text = key_prefix(env) + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
         key = ApiKey(
@@ -100,6 +100,8 @@ class ApiKeys:
             expires_at=expires_at,
         )
         async with self._db.transaction():
+            if not await self._db.fetchval("SELECT true FROM merchant WHERE merchant_id = $1", merchant_id):
+                raise NotFound("there is no such merchant")
             await ApiKeyRow(
                 key_id=key.key_id,
                 merchant_id=merchant_id,

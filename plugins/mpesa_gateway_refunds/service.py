@@ -546,8 +546,8 @@ class RefundService:
             )
         if row is None:
             return None
-        if result.merchant_id and result.merchant_id != row["merchant_id"]:
-            raise AnotherSubject("this result is about another merchant's refund")
+        if result.merchant_id and (result.merchant_id, result.env) != (row["merchant_id"], row["env"]):
+            raise AnotherSubject("this result is about a refund of another merchant or env")
         pairs = (
             (row["originator_conversation_id"], result.originator_conversation_id),
             (row["conversation_id"], result.conversation_id),

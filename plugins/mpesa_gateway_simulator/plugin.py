@@ -4,6 +4,7 @@ from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.doctor import CHECKS
+from mpesa_gateway_simulator.front import Front
 from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
@@ -23,4 +24,5 @@ plugin = Plugin(
     checks=CHECKS,
     # For the sandbox only: Daraja's part is called by us, as fast as we can.
     contributes=(Voucher(("/simulator",), lambda *_: True),),
+    front=Front,
 )

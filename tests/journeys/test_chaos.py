@@ -24,6 +24,8 @@ from bench.chaos.verify import AT_LAST, OUR_OWN, STILL_OPEN, Findings, verify
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
 
+pytestmark = pytest.mark.as_owner
+
 LISTED = {
     "kill -9 of an API, a worker, Valkey with and without its data, Postgres": {
         "api_killed",

@@ -16,6 +16,8 @@ from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments.service import PaymentService
 from tests.daraja import Daraja, fault, stk_result
 
+pytestmark = pytest.mark.as_owner
+
 PHONE = "254711000001"
 
 
