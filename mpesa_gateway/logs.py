@@ -34,7 +34,7 @@ _PLAIN = (int, float, datetime, timedelta)
 _SECRET = re.compile(
     r"\b(sk_(?:live|test)_)[0-9a-z]{48}"  # an API key
     r"|\b(whsec_)[A-Za-z0-9+/]{43}="  # a webhook secret
-    # The token of a callback address, after the id in it; in part too, with more behind it, with its marks encoded.
+    # The token of a callback address, after its id; also in part, with more behind it, and with its marks encoded.
     r"|((?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%(?:25)*2[eE]))[0-9A-Za-z_%=-]{8,}"
 )
 """What is a secret of ours wherever it stands: nothing writes these down, and should it happen, they are not read."""

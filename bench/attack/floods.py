@@ -25,11 +25,9 @@ BAR = 0.7
 """Share of its creates that an honest merchant keeps where one address attacks."""
 
 OFFERED = 8
-"""Creates per second that the honest merchant offers, over ``CLIENTS`` kept connections."""
+"""Creates per second that the honest merchant offers, over ``CLIENTS`` kept connections: what a small machine does."""
 
 CLIENTS = 4
-_SETTLE = 1.0
-"""Seconds between the start of an attack and the measurement."""
 
 
 class Attacked(Site):
@@ -170,10 +168,10 @@ async def _measure(
     refused = 0
     answers: dict[str, int] = {}
     for _ in range(rounds):
-        command = [sys.executable, "-m", "bench.attack.attackers", attack.name, str(port), str(_SETTLE + seconds)]
+        command = [sys.executable, "-m", "bench.attack.attackers", attack.name, str(port), str(seconds)]
         process = launch(command, output=subprocess.PIPE, death_signal=signal.SIGKILL, cwd=Path(__file__).parents[2])
         try:
-            await asyncio.sleep(_SETTLE)
+            await asyncio.to_thread(_wait_until_ready, process)
             rate, failed = await merchant.per_second(seconds)
             output = await asyncio.to_thread(_output, process, seconds)
         finally:
@@ -185,6 +183,11 @@ async def _measure(
         await asyncio.sleep(0.5)
         without.append((await merchant.per_second(seconds))[0])
     return Flood(attack, route, statistics.mean(without), statistics.mean(during), refused, answers, site.is_alive)
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdout is None or process.stdout.readline() != b"ready\n":
+        raise RuntimeError("the attacker did not start")
 
 
 def _output(process: "subprocess.Popen[bytes]", seconds: float) -> bytes:

