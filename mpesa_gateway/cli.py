@@ -1,5 +1,7 @@
 """The ``mpesa-gateway`` command: what a host types to run, watch and look after the gateway."""
 
+import os
+import sys
 from typing import Any
 
 import rich_click as click
@@ -37,6 +39,10 @@ OTHERS = (Failed, StartFailed, Refused, MigrationRefused, KeyspaceTaken, BrokenC
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C has ended, as shells have it."""
+
+
 class Commands(click.RichGroup):
     """Our commands, and those that the enabled plugins bring."""
 
@@ -53,7 +59,7 @@ class Commands(click.RichGroup):
         return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what is refused becomes one sentence on stderr."""
+        """Run the command; what is refused becomes one sentence on stderr, and Ctrl-C exit status 130."""
         try:
             return super().invoke(ctx)
         except CONFIGURATION as problem:
@@ -62,6 +68,9 @@ class Commands(click.RichGroup):
         except OTHERS as problem:
             _say(str(problem))
             ctx.exit(1)
+        except KeyboardInterrupt:
+            # click would say "Aborted!" and give 1, as for a failure. Commands that serve stop with 0 once they listen.
+            ctx.exit(INTERRUPTED)
 
 
 def _say(problem: str) -> None:
@@ -109,8 +118,21 @@ for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)
 
 
+def _is_text(argument: str) -> bool:
+    """Whether an argument is text: bytes that are not UTF-8 come as halves of surrogate pairs."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main() -> None:
     """The entry point of the ``mpesa-gateway`` script."""
+    for number, argument in enumerate(sys.argv[1:], start=1):
+        if not _is_text(argument):
+            _say(f"argument {number} is not valid UTF-8: {os.fsencode(argument)!r}; correct it, or rename the file")
+            sys.exit(2)
     cli(prog_name="mpesa-gateway")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from piccolo.table import Table
 
     from mpesa_gateway.app import Gateway
+    from mpesa_gateway.http.request_id import ASGIApp
     from mpesa_gateway.privacy import Case, Number
 
 GROUP = "mpesa_gateway.plugins"
@@ -192,6 +195,8 @@ class Plugin:
     """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
     """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
+    front: Callable[[Gateway, ASGIApp], ASGIApp] | None = None
+    """An ASGI layer in front of all routes, for addresses that no route can answer in the form of another API."""
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""
@@ -226,7 +231,15 @@ class Found:
 
 
 def installed() -> dict[str, Found]:
-    """What is installed, by name; nothing of it is imported, or enabled."""
+    """What is installed, by name; nothing of it is imported, or enabled.
+
+    A package that is installed while this process runs is found once ``sys.path`` has changed.
+    """
+    return dict(_installed(tuple(sys.path)))
+
+
+@lru_cache(maxsize=1)
+def _installed(_: tuple[str, ...]) -> dict[str, Found]:
     return {
         point.name: Found(
             point.name, point.dist.name if point.dist else "", point.dist.version if point.dist else "", point

@@ -1,5 +1,6 @@
 """Opens the shop on servers of its own and simulated phones: `python -m examples.shop [FOLDER]`."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -53,17 +54,33 @@ async def our_merchant(gateway: Gateway) -> str:
     return merchant.merchant_id
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, which says where the shop is once it is open."""
+
+    def __init__(self, config: uvicorn.Config, base: str) -> None:
+        super().__init__(config)
+        self._base = base
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
+        await super().startup(sockets)
+        if self.started:
+            print(f"The shop is open: {self._base}/", flush=True)
+
+
 def main(folder: Path) -> None:
     """Serve until Ctrl-C."""
     standalone = Standalone(folder)
-    standalone.start()
     try:
+        standalone.start()
         port = free_port(8000)
         base = f"http://127.0.0.1:{port}"
         gateway = Gateway(settings(standalone.data_dir, base, standalone.postgres.url, standalone.valkey.url))
         app = application(gateway, Orders(standalone.data_dir / "orders.sqlite"), our_merchant)
-        print(f"The shop is open: {base}/", flush=True)
-        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", proxy_headers=False)
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", proxy_headers=False)
+        Server(config, base).run()
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         standalone.stop()
 

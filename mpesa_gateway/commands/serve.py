@@ -167,16 +167,23 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
         [listener],
     )
     processes.drain = config.http.drain
-    click.echo(_where(config))
+    processes.where = _where(config)
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise Failed("a serving process could not start: see the log above")
 
 
 class _Processes(Multiprocess):
-    """uvicorn's processes, which say that they are about to stop before they do."""
+    """uvicorn's processes, which say where they serve once all do, and that they are about to stop before they do."""
 
     drain = 0.0
+    where = ""
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        if self.where and not self.should_exit.is_set() and all(process.is_ready() for process in self.processes):
+            click.echo(self.where)
+            self.where = ""
 
     def terminate_all(self) -> None:
         if self.drain:

@@ -3,13 +3,12 @@
 import re
 import unicodedata
 
+from mpesa_gateway.unseen import UNSEEN
+
 LIMIT = 300
 """Characters of such a text that are kept unless the caller says otherwise."""
 
-_UNSEEN = re.compile(
-    "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff]+"
-)
-"""Control characters, characters that reverse or hide text, and halves of surrogate pairs."""
+_UNSEEN = re.compile(f"[{UNSEEN}]+")
 
 _SPACES = re.compile(r"\s+")
 _NAMED = re.compile(

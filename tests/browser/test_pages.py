@@ -71,15 +71,18 @@ async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: T
     await expect(page.locator("input[name=pin]")).to_be_focused()
     await expect(page.locator("input[name=pin]")).to_have_value("12")
     await expect(page.locator("input[name=balance]")).to_have_value("24990")
+    lines = page.locator("#lines li")
+    shown = len(town.gateway.simulator.diary.lines)
+    await expect(lines).to_have_count(shown)
     await page.locator("#lines summary").first.click()
-    shown = await page.locator("#lines li").count()
     await town.api.pay("254700000001", key="another")
     more = page.locator("#lines header button")
-    await expect(more).to_be_visible()
-    assert await page.locator("#lines li").count() == shown
+    # The push and its callback. A click between the two would show the first line, and a button for the second.
+    await expect(more).to_have_text(re.compile(r"^2 new\b"))
+    await expect(lines).to_have_count(shown)
     await more.click()
     await expect(more).to_be_hidden()
-    assert await page.locator("#lines li").count() > shown
+    await expect(lines).to_have_count(shown + 2)
     await page.locator("button", has_text="Cancel").click()
     await expect(page.locator("#screen")).to_contain_text("You cancelled the request")
     assert wrong == []

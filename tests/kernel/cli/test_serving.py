@@ -4,13 +4,19 @@ import json
 import os
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from uvicorn.supervisors import Multiprocess
 
+from mpesa_gateway.commands.serve import _Processes  # pyright: ignore[reportPrivateUsage] - the announcement is its
+from mpesa_gateway.commands.session import Session
 from tests.kernel.cli.terminal import Host, address_of, ends_at, is_refused, until
 
 
@@ -37,7 +43,7 @@ def test_serve_on_a_free_port_until_told_to_stop(host: Host, number: signal.Sign
 
 
 def test_several_processes_share_the_address_and_die_with_their_parent(host: Host) -> None:
-    process = host.starts("serve", "--port", "0", "--workers", "2")
+    process = host.starts_anew("serve", "--port", "0", "--workers", "2")
     address = address_of(process)
     assert health(address)["migrations"]["ok"]
     children = children_of(process.pid)
@@ -48,7 +54,7 @@ def test_several_processes_share_the_address_and_die_with_their_parent(host: Hos
 
 
 def test_several_processes_stop_together(host: Host) -> None:
-    process = host.starts("serve", "--port", "0", "--workers", "2")
+    process = host.starts_anew("serve", "--port", "0", "--workers", "2")
     assert health(address_of(process))["postgres"]["ok"]
     assert ends_at(process, signal.SIGTERM) == 0
 
@@ -56,7 +62,7 @@ def test_several_processes_stop_together(host: Host) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str) -> None:
     host.variables["HTTP__DRAIN"] = "3"
-    process = host.starts("serve", "--port", "0", "--workers", workers)
+    process = host.starts_anew("serve", "--port", "0", "--workers", workers)
     address = address_of(process)
     assert health(address)["postgres"]["ok"]
     process.send_signal(signal.SIGTERM)
@@ -64,6 +70,36 @@ def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str
     assert status_of(f"{address}/health/live") == 200
     assert process.poll() is None
     assert process.wait(30) == 0
+
+
+def test_several_processes_are_announced_once_all_of_them_serve(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda _: None)
+    ready = [False, False]
+    processes = _Processes.__new__(_Processes)
+    processes.where, processes.should_exit = "Serving http://127.0.0.1:1", threading.Event()
+    processes.processes = [cast("Any", SimpleNamespace(is_ready=partial(ready.__getitem__, at))) for at in (0, 1)]
+    for at in (0, 1):
+        processes.keep_subprocess_alive()
+        assert capsys.readouterr().out == ""
+        ready[at] = True
+    for said in ("Serving http://127.0.0.1:1\n", ""):
+        processes.keep_subprocess_alive()
+        assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",), ("demo",), ("plugins",)])
+def test_an_interrupt_before_a_command_listens_to_signals_is_no_failure(
+    bare_host: Host, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("config", "attached", "keep_data_in", "running"):
+        monkeypatch.setattr(Session, name, interrupt)
+    done = bare_host.asks(*command)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_worker_inside(host: Host) -> None:

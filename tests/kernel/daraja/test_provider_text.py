@@ -76,9 +76,9 @@ def test_provider_text_never_has_a_named_token(token: str, before: str) -> None:
     "unit", ["1", "a1A", "token ", "token - ", "token:", "- ", "0 ", "aA1/", "7 ", "\ud800", "ws_CO_1"]
 )
 def test_provider_text_takes_linear_time(unit: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     provider_text(unit * 20_000)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_without_removes_secrets_and_leaves_short_ones() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually
 from mpesa_gateway_callbacks.api import Callbacks
@@ -32,6 +33,14 @@ def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, An
         "daraja": {"sandbox_url": daraja.base},
         "payments": {"ask_after": [3600], "expire_after": 7200, "confirm": confirm},
     }
+
+
+@pytest.fixture
+def stopped_clock(town: Town, monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    """The gateway's time, which stands from now on: a rest of seconds lasts until the test moves it."""
+    clock = SetClock(town.gateway.clock.now())
+    monkeypatch.setattr(town.gateway, "clock", clock)
+    return clock
 
 
 async def asked(town: Town, key: str = "a", **more: Any) -> Any:
@@ -115,17 +124,20 @@ NOT_PUT: tuple[tuple[Said, ...], ...] = (
 
 @pytest.mark.parametrize("answers", NOT_PUT)
 async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at_once(
-    town: Town, daraja: Daraja, answers: tuple[Said, ...]
+    town: Town, daraja: Daraja, stopped_clock: SetClock, answers: tuple[Said, ...]
 ) -> None:
     payment = await asked(town)
     daraja.say("stkquery", *answers)
     assert (await query(town, payment))["status"] == "pending"
-    wait = await town.gateway.db.fetchval("SELECT due_at - now() FROM payment")
-    assert timedelta(seconds=3) < wait < timedelta(seconds=60), wait
+    wait = await town.gateway.db.fetchval("SELECT due_at FROM payment") - stopped_clock.now()
+    assert timedelta(seconds=5) <= wait <= timedelta(seconds=60), wait
     # While Daraja rests no question of this merchant is put, whoever wants it.
     assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
     assert len(daraja.of("stkquery")) == len(answers)
+    stopped_clock.advance(wait)
+    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert len(daraja.of("stkquery")) == len(answers) + 1
 
 
 async def test_does_not_exist_is_young_ignorance_until_the_window_has_passed(town: Town, daraja: Daraja) -> None:
@@ -370,6 +382,7 @@ async def test_request_answered_busy_is_unknown_and_its_late_callback_is_taken(t
     assert (await look(town, made))["status"] == "completed"
 
 
+@pytest.mark.usefixtures("stopped_clock")
 async def test_request_refused_by_spike_arrest_rests_the_merchants_questions(town: Town, daraja: Daraja) -> None:
     made = await asked(town)
     daraja.say("stkpush", (429, SPIKE))
