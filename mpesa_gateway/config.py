@@ -1,5 +1,6 @@
 """The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
 
+import codecs
 import os
 import re
 import tomllib
@@ -11,6 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from mpesa_gateway.dsn import DsnRefused, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
@@ -63,12 +65,16 @@ class ConfigRefused(Exception):
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
 
+    ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
+    role of ``url`` owns them, and could change or remove whatever the gateway keeps.
+
     ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
     it has all that is committed.
     """
 
     url: Secret | None = None
     direct_url: Secret | None = None
+    owner_url: Secret | None = None
     replica_url: Secret | None = None
     replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
@@ -126,10 +132,11 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
-    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain``
-    is for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be
-    sent to it.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_at_once`` of their
+    bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
+    request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
+    of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
+    says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
@@ -139,11 +146,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0
-    connections: Count = 1000
+    connections: Count = 4000
     max_head_bytes: Count = 32_768
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
+    anonymous_per_second: Count = 30
+    anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
 
@@ -167,12 +176,23 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a client may fail to authenticate, and how often a key may call."""
+    """How often a client may fail to authenticate, how often one account may, and how often a key may call."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
+    account_failures: Count = 20
     requests_per_second: Count = 100
     burst: Count = 200
+
+
+class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the OpenAPI document tells merchants: whom to ask, and under which terms they use the API."""
+
+    contact_name: str = "The host of this gateway"
+    contact_url: str | None = None
+    contact_email: str | None = None
+    terms_name: str = "The host's terms"
+    terms_url: str | None = None
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -202,6 +222,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
     limits: LimitsConfig = LimitsConfig()
+    openapi: OpenApiConfig = OpenApiConfig()
     retention: RetentionConfig = RetentionConfig()
     sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
 
@@ -214,7 +235,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+                values = tomllib.loads(read_text_file(Path(path)))
             except OSError as problem:
                 raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -250,6 +271,17 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def section(self, name: str, kind: type[S]) -> S:
         """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in what its byte order mark says (Windows editors write one).
+
+    Raises OSError, and UnicodeDecodeError for anything else.
+    """
+    content = path.read_bytes()
+    has_utf16_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+    return text.replace("\r\n", "\n")
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
@@ -315,9 +347,11 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
             path[-1] = path[-1].removesuffix("_file")
             kind = _kernel_type(path)
             try:
-                text = Path(text).read_text(encoding="utf-8").strip()
+                text = read_text_file(Path(text)).strip()
             except OSError as problem:
                 raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigRefused(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
         section: dict[str, Any] = values
         for part in path[:-1]:
             inner: Any = section.setdefault(part, {})
@@ -356,14 +390,7 @@ def _check(config: GatewayConfig) -> None:
     ):
         if (problem := _problem_of_url(url)) is not None:
             raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
-    for name, secret in (
-        ("database.url", config.database.url),
-        ("database.direct_url", config.database.direct_url),
-        ("database.replica_url", config.database.replica_url),
-        ("valkey.url", config.valkey.url),
-    ):
-        if secret is not None and not secret:
-            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    _check_servers(config)
     for sentinel in config.valkey.sentinels:
         host, _, port = sentinel.rpartition(":")
         if not host or not port.isdigit():
@@ -380,6 +407,25 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def _check_servers(config: GatewayConfig) -> None:
+    """Addresses that can be read, and mean what they say."""
+    database = config.database
+    for name, url in (
+        ("database.url", database.url),
+        ("database.direct_url", database.direct_url),
+        ("database.owner_url", database.owner_url),
+        ("database.replica_url", database.replica_url),
+        ("valkey.url", config.valkey.url),
+    ):
+        if url is not None and not url:
+            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+        if url is not None and name.startswith("database."):
+            try:
+                read_dsn(url)
+            except DsnRefused as refusal:
+                raise ConfigRefused(f"setting `{name}` {refusal}") from None
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)

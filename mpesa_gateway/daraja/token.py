@@ -12,6 +12,7 @@ import structlog
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
 
 log = structlog.get_logger(__name__)
@@ -88,6 +89,12 @@ class Tokens:
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():
             return token.text
+        # Those that wait for a token of one account leave their places to calls of others.
+        with aside():
+            return await self._get_once(owner, fetch)
+
+    async def _get_once(self, owner: str, fetch: Fetch) -> str:
+        """A valid token, fetched by one of those who ask at the same time."""
         before, _ = self._unanswered.get(owner, _NONE)
         async with self._locks.setdefault(owner, asyncio.Lock()):
             token = self._tokens.get(owner)

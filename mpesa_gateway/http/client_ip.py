@@ -10,6 +10,9 @@ from mpesa_gateway.config import ConfigRefused
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+CLIENT = "mpesa_gateway_client"
+"""In the scope: the client's address, as ``client_address`` found it."""
+
 _LAST_PORT = 65_535
 
 
@@ -60,6 +63,30 @@ def neighbourhood(address: str) -> str:
     """Return what an address is counted as: itself, or with IPv6 its /64, which is what one client is assigned."""
     found = read_address(address)
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
+
+
+_INSIDE = tuple(
+    ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+
+
+def is_inside(address: Address) -> bool:
+    """Whether an address is of this machine or of a private network: where a proxy of one's own can be.
+
+    Not the opposite of a public one: addresses of examples, of multicast and of tunnels are neither.
+    """
+    return within(address, _INSIDE)
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:

@@ -20,7 +20,7 @@ _ONCE = frozenset(
 def find_repeated_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The name of a header of which one is allowed and more were sent, None where there is none.
 
-    Names are in lower case, as ASGI has them. A callback's signature is none of them: its inbox keeps what it refuses.
+    Names are in lower case, as ASGI has them. Not for a callback's signature: its inbox keeps what is refused.
     """
     found = [name for name, _ in headers if name in _ONCE]
     if len(found) == len(set(found)):

@@ -1,5 +1,9 @@
 """The callbacks plugin, declared."""
 
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Callbacks
@@ -15,6 +19,14 @@ from mpesa_gateway_callbacks.routes import routes
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+def _vouches(gateway: "Gateway", scope: Message, address: str) -> bool:
+    return gateway.services.get(CallbackInbox).is_known(scope["path"], address)
+
 
 plugin = Plugin(
     name="callbacks",
@@ -46,4 +58,5 @@ plugin = Plugin(
         ),
     ),
     erasers=CALLBACKS,
+    contributes=(Voucher(("/v1/cb/", "/v1/webhooks/mpesa"), _vouches),),
 )

@@ -9,7 +9,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import asyncpg
 import structlog
@@ -20,12 +20,13 @@ from mpesa_gateway.daraja.wire import Contradictory, NotACallback, decoded, stor
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
 from mpesa_gateway.pages import Moment
+from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.signatures import (
     CallbackSecrets,
@@ -84,6 +85,11 @@ _SHOWN = 2048
 _REPLAYABLE = 16_384
 """Bytes of a stranger's callback beyond which it is not kept to be replayed."""
 
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_LOGGED_EVERY = 60.0
+"""Seconds in which one refused callback is logged for each address and reason; the next line counts the others."""
+
 _REFUSALS_A_SECOND = 20
 """How many strangers' callbacks one process writes down in a second; a flood is only counted."""
 
@@ -98,6 +104,8 @@ class Incoming:
     source: str
     signature: str | None = None
     cut: "Cut | None" = None
+    was_forwarded: bool = False
+    """Whether ``source`` said for whom it asks, as a proxy does."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,7 @@ class CallbackInbox:
         self._uncounted: Counter[bytes] = Counter()
         self._counting: asyncio.Task[None] | None = None
         self._refusals = (0, 0)
+        self._logged = Sampler(_LOGGED_EVERY)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
 
@@ -211,6 +220,14 @@ class CallbackInbox:
         """The address to give Daraja for one request; free of the words that Daraja's portal warns of."""
         token = make_token(self._gateway.vault.secret(CALLBACK_TOKENS), kind, Subject(env, merchant_id, subject_id))
         return self._gateway.url(f"/v1/cb/{kind}/{token}")
+
+    def is_known(self, path: str, source: str) -> bool:
+        """Whether a callback to this path comes from a listed address, or to an address that we handed out. No I/O."""
+        if self._is_listed(source):
+            return True
+        key = self._gateway.vault.secret(CALLBACK_TOKENS)
+        token = path.rpartition("/")[2]
+        return any(read_token(key, kind, token) is not None for kind in _KINDS)
 
     async def receive(self, incoming: Incoming) -> None:
         """Check a callback and keep it; returns only once it is committed.
@@ -602,10 +619,16 @@ class CallbackInbox:
 
     # -- what is refused ------------------------------------------------------------------------------------------
 
+    def _log_refused(self, incoming: Incoming, refusal: CallbackRefused) -> None:
+        left_out = self._logged.admit((neighbourhood(incoming.source), refusal.reason))
+        if left_out is not None:
+            more = {"left_out": left_out} if left_out else {}
+            log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason, **more)
+
     async def _keep_refused(self, incoming: Incoming, subject: Subject | None, refusal: CallbackRefused) -> None:
         """Keep what was refused: whole from a listed address or at a valid token, and bounded from strangers."""
         now = self._gateway.clock.now()
-        log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
+        self._log_refused(incoming, refusal)
         if subject is None and (found := self._opened(incoming.kind, incoming.token)) is not None:
             # Refused before its token was read: we may know what it is about, whoever sent it does not.
             subject, kind = found
@@ -639,6 +662,7 @@ class CallbackInbox:
             cut and cut.length,
             cut and cut.read,
             cut and cut.sha256,
+            incoming.was_forwarded,
         )
         await self._gateway.audit.observe(
             "callback.refused",

@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from mpesa_gateway.commands.keys import prepend_key
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode, is_secret, shown
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate, read_ring_file
 
 URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:5432/shop"
 KEY = "k" * 43 + "="
@@ -188,6 +190,28 @@ def test_the_master_keys_file_is_a_setting_of_its_own(tmp_path: Path) -> None:
     config = load({"SECURITY__MASTER_KEY_FILE": str(tmp_path / "ring")})
     assert config.security.master_key_file == str(tmp_path / "ring")
     assert config.security.master_key is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    """Windows' editors and PowerShell write one."""
+    settings, secret, key = tmp_path / "gateway.toml", tmp_path / "url", tmp_path / "master.key"
+    settings.write_bytes('public_url = "https://pay.example"\r\n[ops]\r\n'.encode(encoding))
+    secret.write_bytes("postgresql://x\r\n".encode(encoding))
+    key.write_bytes(f"{generate()}\r\n{generate()}\r\n".encode(encoding))
+    config = GatewayConfig.load(settings, {"MPESA_GATEWAY_DATABASE__URL_FILE": str(secret)})
+    assert config.public_url == "https://pay.example"
+    assert config.database.url == Secret("postgresql://x")
+    assert len(read_ring_file(key)) == 2
+    prepend_key(key, generate())
+    assert len(read_ring_file(key)) == 3
+
+
+def test_a_secrets_file_that_is_not_text_is_refused_by_its_variable(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_bytes(b"postgresql://\xff\x00")
+    with pytest.raises(ConfigRefused, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: .*save it as UTF-8"):
+        GatewayConfig.load(None, {"MPESA_GATEWAY_DATABASE__URL_FILE": str(file)})
 
 
 def test_a_secrets_file_that_is_not_there_is_refused_by_its_variable(tmp_path: Path) -> None:

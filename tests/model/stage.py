@@ -238,6 +238,8 @@ class Stage:
         if env == "live":
             for table, column in (("sim_callback", "callback_id"), ("sim_result", "result_id")):
                 await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
+            # The two worlds' pushes to one phone in one second have handles of their own.
+            await gateway.db.execute("ALTER SEQUENCE sim_handle START 501 RESTART")
         return World(env, gateway, base, simulator, await _forgetting(gateway))
 
     async def _show_both_ledgers(self) -> None:
@@ -426,7 +428,7 @@ async def _forgetting(gateway: Gateway) -> str:
     above = {row["relname"]: set(row["above"]) - _KEPT for row in rows if row["relname"] not in _KEPT}
     # For so few rows this is quicker than TRUNCATE, which makes new files.
     order: Sequence[str] = list(reversed(list(TopologicalSorter(above).static_order())))
-    restart = ["ALTER SEQUENCE sim_chance RESTART"] if "sim_push" in above else []
+    restart = ["ALTER SEQUENCE sim_chance RESTART", "ALTER SEQUENCE sim_handle RESTART"] if "sim_push" in above else []
     return "; ".join([*(f"DELETE FROM {name}" for name in order), *restart])  # noqa: S608
 
 

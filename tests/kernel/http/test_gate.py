@@ -19,7 +19,8 @@ from mpesa_gateway.http.gate import CROWDED, Gate, PriorityRefused
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway.security.scopes import PaymentsRead
+from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.many import Steps
 from tests.asgi import ask
 
@@ -360,8 +361,8 @@ class Counter:
     def __init__(self) -> None:
         self.over, self.came = asyncio.Event(), asyncio.Event()
 
-        @get("/v1/counter", public=True)
-        async def counter() -> None:
+        @get("/v1/counter")
+        async def counter(caller: PaymentsRead) -> None:  # noqa: ARG001 - what needs no key has places of its own
             self.came.set()
             await self.over.wait()
 
@@ -373,8 +374,10 @@ async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gate
     """A gateway all of whose places are taken."""
     counter = Counter()
     changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
-    async with running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base):
-        api = Api(base, None)
+    async with (
+        running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
+        shop(gateway, base, is_configured=False) as api,
+    ):
         kept = asyncio.create_task(api.call("GET", "/v1/counter"))
         await counter.came.wait()
         try:
@@ -382,7 +385,6 @@ async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gate
         finally:
             counter.over.set()
             await kept
-            await api.close()
 
 
 async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_calls_away(

@@ -20,6 +20,8 @@ from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
 from tests.conftest import Town
 
+pytestmark = pytest.mark.as_owner
+
 NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 
 
