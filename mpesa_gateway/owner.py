@@ -56,6 +56,8 @@ async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
     The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationRefused as
     ``migrate`` does, and where the role may not do it.
     """
+    if gateway.config.database.owner_url is None and not await what_is_due(gateway):
+        return []
     role: str = await gateway.db.fetchval("SELECT current_user")
     try:
         async with _owner(gateway) as owner:
@@ -65,7 +67,7 @@ async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
         raise MigrationRefused(
             f"the role that migrates may not change the schema {gateway.db.schema} ({refusal}): run "
             "`mpesa-gateway migrate` with `database.owner_url` set to the address of the role that owns it "
-            "(docs/deploying.md)"
+            "(docs/deploying.md); `mpesa-gateway up` does it when it starts"
         ) from None
     return applied
 

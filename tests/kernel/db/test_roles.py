@@ -251,9 +251,9 @@ async def test_who_may_not_migrate_is_told_what_to_set(values: dict[str, Any]) -
         await Gateway(GatewayConfig.from_values(lesser)).start()
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         assert await bring_up_to_date(gateway) == []
-    # What is migrated runs without the owner.
-    async with Gateway(GatewayConfig.from_values(lesser)).running():
-        pass
+    # What is migrated runs without the owner, and is found to be so.
+    async with Gateway(GatewayConfig.from_values(lesser)).running() as gateway:
+        assert await bring_up_to_date(gateway) == []
 
 
 async def test_a_new_running_role_is_granted_what_it_needs(values: dict[str, Any], database_url: str) -> None:
