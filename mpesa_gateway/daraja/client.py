@@ -23,7 +23,7 @@ from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK, Outcome, stk_query_o
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
 from mpesa_gateway.daraja.numerals import canonical
 from mpesa_gateway.daraja.provider_text import provider_text, without
-from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.daraja.token import NoAnswer, Token, Tokens
 from mpesa_gateway.daraja.wire import (
     Ack,
     StatementPage,
@@ -154,6 +154,10 @@ class DarajaFault(Exception):
 
 class NotSent(DarajaFault):
     """Nothing was sent or done: the same request may be made again. ``retry_after`` is in seconds."""
+
+
+class _TokenUnanswered(NotSent, NoAnswer):
+    """Nothing answered when a token was asked for."""
 
 
 class Rejected(DarajaFault):
@@ -612,9 +616,9 @@ class DarajaClient:
                 (credentials.consumer_secret.reveal(), basic),
                 headers={"Authorization": f"Basic {basic}"},
             )
-        except OutcomeUnknown as problem:
+        except (OutcomeUnknown, NotSent) as problem:
             # A token that we did not get moved no money.
-            raise NotSent(problem.meaning, code=problem.code, retry_after=5) from None
+            raise _TokenUnanswered(problem.meaning, code=problem.code, retry_after=problem.retry_after or 5) from None
         token = self._read_token(answer)
         if token is not None:
             return token

@@ -30,11 +30,9 @@ from mpesa_gateway.commands.session import (
     RUNNING_CONFIG,
     Failed,
     actor,
-    reaching,
     started,
 )
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.owner import bring_up_to_date
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
@@ -138,7 +136,7 @@ class Up:
             simulator_port=None,
             sandbox_certificate=None,
         )
-        has_live = _run(_migrate(owner_config(self._base, embedded)))
+        has_live = _run(_migrate(owner_config(gateway_config(self._base, embedded), embedded)))
         if self._wishes.simulator:
             last_port = read_state(self._data).get("simulator_port")
             embedded = replace(
@@ -148,8 +146,8 @@ class Up:
             )
         config = gateway_config(self._base, embedded)
         if embedded.simulator_port is not None:
-            owner = owner_config(self._base, embedded)
-            _run(_migrate_only(simulator_config(self._base, owner, embedded.simulator_port)))
+            simulator = simulator_config(self._base, config, embedded.simulator_port)
+            _run(_migrate(owner_config(simulator, embedded)))
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
         supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
@@ -309,17 +307,6 @@ async def _migrate(config: GatewayConfig) -> bool:
     """Bring the database to this release; gives whether any merchant is live."""
     async with started(Gateway(config)) as gateway:
         return await gateway.merchants.any_live()
-
-
-async def _migrate_only(config: GatewayConfig) -> None:
-    """Bring the tables of the simulator to this release: its process runs as the role that owns none."""
-    gateway = Gateway(config)
-    async with reaching(config.database.url):
-        await gateway.db.start()
-    try:
-        await bring_up_to_date(gateway)
-    finally:
-        await gateway.db.stop()
 
 
 async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) -> tuple[Shop | None, Secret | None]:

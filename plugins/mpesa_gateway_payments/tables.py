@@ -379,17 +379,20 @@ UPDATE payment SET status = told.status, receipt = told.receipt, result_code = t
     completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
     outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
-        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
+    SELECT * FROM (
+        SELECT payment.ctid AS place, t.* FROM (
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
+                AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
+            LIMIT cardinality($1)
+        ) AS t JOIN payment USING (payment_id)
+        -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
+        FOR UPDATE OF payment SKIP LOCKED
+    ) AS free
     -- Two batches that bring the same receipts, for other payments each, write them in the same order.
-    ORDER BY receipt LIMIT cardinality($1)
+    ORDER BY receipt
 ) AS told
-WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
-    -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
-    AND payment.payment_id = ANY(ARRAY(
-        SELECT payment_id FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS these
-        JOIN payment USING (payment_id) FOR UPDATE OF payment SKIP LOCKED
-    ))
+-- By its place, so that Postgres goes through them in that order: by payment_id it may begin with the payments.
+WHERE payment.ctid = told.place AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
 RETURNING payment.payment_id
 """
 

@@ -338,7 +338,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
 
 SLOWLY = """
 CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
-CREATE TRIGGER a_slow_one AFTER UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION slowly();
+CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION slowly();
 """
 """Two statements that update two payments each are in the middle of it at the same time."""
 

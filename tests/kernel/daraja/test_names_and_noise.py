@@ -14,6 +14,7 @@ from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown
 from mpesa_gateway.http.dns import Names
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.testing.serving import eventually
 from tests.kernel.daraja.test_client import CREDENTIALS, NIGHT, Daraja, started
@@ -41,8 +42,13 @@ async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
             assert time.monotonic() - began < 1
             assert not all(call.done() for call in calls)
             ended = await asyncio.gather(*calls, return_exceptions=True)
+            # They waited together: one after the other would have taken 100 seconds.
+            assert time.monotonic() - began < 10
+            with pytest.raises(NotSent):
+                await client.stk_query(SANDBOX, "ws_CO_1")
         await names.close()
-    assert {type(each) for each in ended} == {NotSent}
+    assert all(isinstance(each, NotSent) for each in ended)
+    assert len({id(each) for each in ended}) == 50
 
 
 async def _is_asked(asked: list[Any]) -> bool:
@@ -88,21 +94,14 @@ async def test_answers_of_random_bytes_are_faults() -> None:
     good = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(token) + token
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = client_of(DarajaConfig(sandbox_url=base, timeout=3.0))
+        client = client_of(DarajaConfig(sandbox_url=base, timeout=1.0))
         async with started(client):
             for number in range(60):
                 damaged = bytearray(good)
                 for _ in range(1 + number % 3):
                     damaged[chance.randrange(len(damaged))] = chance.randrange(256)
                 said = bytes(damaged) if number % 2 else chance.randbytes(chance.randrange(1, 300))
+                # Each key is asked for a token of its own.
+                credentials = replace(CREDENTIALS, consumer_key=Secret(f"consumer-key-{number}"))
                 with suppress(NotSent, OutcomeUnknown):
-                    await client.stk_query(SANDBOX, "ws_CO_1")
-                # Each of them is asked for a token anew.
-                client = await _anew(client, base)
-
-
-async def _anew(client: DarajaClient, base: str) -> DarajaClient:
-    await client.close()
-    fresh = client_of(DarajaConfig(sandbox_url=base, timeout=3.0))
-    await fresh.start()
-    return fresh
+                    await client.stk_query(credentials, "ws_CO_1")
