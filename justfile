@@ -134,7 +134,7 @@ check: lint
     .venv/bin/mypy
     .venv/bin/pyright --pythonpath .venv/bin/python
 
-# Bring the database of the running `up`, or of the settings, to the present release
+# Bring the database of the settings to the present release; `up` does it when it starts
 migrate: ready
     .venv/bin/mpesa-gateway migrate
 
