@@ -32,7 +32,7 @@ def python(name: str) -> str:
     def make() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         command = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *pins]
-        subprocess.run(command, check=True, timeout=INSTALLING, env=_own())
+        subprocess.run(command, check=True, timeout=INSTALLING, env=own())
 
     _made_from(pins, folder, make)
     return str(folder / "bin/python")
@@ -47,7 +47,7 @@ def node(name: str) -> Path:
         folder.mkdir(parents=True)
         (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": pins}), encoding="utf-8")
         quiet = ["--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run([installed("npm"), "install", *quiet], cwd=folder, check=True, timeout=INSTALLING, env=_own())
+        subprocess.run([installed("npm"), "install", *quiet], cwd=folder, check=True, timeout=INSTALLING, env=own())
 
     _made_from(pins, folder, make)
     return folder
@@ -69,7 +69,7 @@ async def run(*command: str, told: Any = None, cwd: Path | None = None, **variab
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env=_own() | variables,
+        env=own() | variables,
     )
     try:
         async with asyncio.timeout(RUNNING):
@@ -83,7 +83,8 @@ async def run(*command: str, told: Any = None, cwd: Path | None = None, **variab
     return json.loads(lines[-1]) if lines else None
 
 
-def _own() -> dict[str, str]:
+def own() -> dict[str, str]:
+    """The environment of this process without what belongs to the gateway and to its virtual environment."""
     ours = ("MPESA_GATEWAY_", "URLLIB3_NO_OVERRIDE", "VIRTUAL_ENV", "PYTHON")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
