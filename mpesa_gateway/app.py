@@ -18,7 +18,7 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
-from mpesa_gateway.db.migrator import Migration, find, migrate, pending
+from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.db.replica import Replica
@@ -28,6 +28,7 @@ from mpesa_gateway.http import admin, health, html
 from mpesa_gateway.http.access import Access
 from mpesa_gateway.http.auth import PRIORITY, PUBLIC, admit, mark_scopes, provide_caller
 from mpesa_gateway.http.client_ip import CLIENT, client_address, read_networks
+from mpesa_gateway.http.dns import Names
 from mpesa_gateway.http.doorstep import Doorstep
 from mpesa_gateway.http.errors import handlers, refuse
 from mpesa_gateway.http.gate import Gate, for_pages, priority_of
@@ -41,6 +42,7 @@ from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.outcomes import Outcomes
+from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -181,9 +183,17 @@ class Gateway:
         self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
         self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
-        self.audit = Audit(self.db, self.clock, self.ids, self.reads, window=config.limits.auth_failures_window)
+        self.audit = Audit(
+            self.db,
+            self.clock,
+            self.ids,
+            self.reads,
+            window=config.limits.auth_failures_window,
+            keep_days=config.retention.audit_days,
+        )
         self.outcomes = Outcomes(self.db, self.meter)
         self.changes = Changes(self.db)
+        self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = Services()
@@ -287,8 +297,7 @@ class Gateway:
             await self._agree(self.clock)
             self._clock_keeper = asyncio.create_task(self._keep_agreeing(self.clock))
         if migrate_first:
-            for migration in await migrate(self.db, self.migrations):
-                log.info("migrated", owner=migration.owner, migration=migration.name)
+            await self._bring_up_to_date()
             # A start waits for nobody: a worker will do it at night.
             await self.months.prepare(tries=1)
         elif missing := await pending(self.db, self.migrations):
@@ -311,6 +320,7 @@ class Gateway:
             meter=self.meter,
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
+            lookup=self.names,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.
@@ -327,6 +337,20 @@ class Gateway:
             self._in_process_worker = asyncio.create_task(keep_working(builders))
         self._is_running, self.is_draining = True, False
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
+
+    async def _bring_up_to_date(self) -> None:
+        """Let the owner migrate where that is due. Raises MigrationRefused."""
+        due = await what_is_due(self)
+        if not due:
+            return
+        try:
+            for migration in await bring_up_to_date(self):
+                log.info("migrated", owner=migration.owner, migration=migration.name)
+        except MigrationRefused:
+            if due == "migrations":
+                raise
+            # The log is kept for the longer of both times until the owner has noted the new one.
+            log.warning("audit_days_differ", fix="run `mpesa-gateway migrate` with `database.owner_url`")
 
     async def stop(self) -> None:
         """Stop what the plugins run and let go of every connection, once everyone who started has stopped."""
@@ -351,6 +375,7 @@ class Gateway:
             part = self.__dict__.pop(name, None)
             if part is not None:
                 await getattr(part, close)()
+        await self.names.close()
         await self.changes.stop()
         if self.replica is not None:
             await self.replica.stop()

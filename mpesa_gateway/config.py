@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from mpesa_gateway.dsn import DsnRefused, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
@@ -32,6 +33,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_NAME_SERVER = re.compile(
+    r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", re.ASCII
+)
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
@@ -61,12 +65,16 @@ class ConfigRefused(Exception):
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
 
+    ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
+    role of ``url`` owns them, and could change or remove whatever the gateway keeps.
+
     ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
     it has all that is committed.
     """
 
     url: Secret | None = None
     direct_url: Secret | None = None
+    owner_url: Secret | None = None
     replica_url: Secret | None = None
     replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
@@ -112,6 +120,13 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     live_certificate: str = "certs/ProductionCertificate.cer"
 
 
+class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How host names of webhooks and of Daraja are looked up: by whom, and for how many seconds at most."""
+
+    timeout: Seconds = 5.0
+    servers: tuple[str, ...] = ()
+
+
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
@@ -131,12 +146,12 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0
-    connections: Count = 1000
+    connections: Count = 4000
     max_head_bytes: Count = 32_768
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
-    anonymous_per_second: Count = 50
+    anonymous_per_second: Count = 30
     anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
@@ -202,6 +217,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     valkey: ValkeyConfig = ValkeyConfig()
     security: SecurityConfig = SecurityConfig()
     daraja: DarajaConfig = DarajaConfig()
+    dns: DnsConfig = DnsConfig()
     http: HttpConfig = HttpConfig()
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
@@ -374,14 +390,7 @@ def _check(config: GatewayConfig) -> None:
     ):
         if (problem := _problem_of_url(url)) is not None:
             raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
-    for name, secret in (
-        ("database.url", config.database.url),
-        ("database.direct_url", config.database.direct_url),
-        ("database.replica_url", config.database.replica_url),
-        ("valkey.url", config.valkey.url),
-    ):
-        if secret is not None and not secret:
-            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+    _check_servers(config)
     for sentinel in config.valkey.sentinels:
         host, _, port = sentinel.rpartition(":")
         if not host or not port.isdigit():
@@ -389,6 +398,8 @@ def _check(config: GatewayConfig) -> None:
     if config.valkey.sentinels and config.valkey.url is None:
         raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
+    if not all(map(_NAME_SERVER.fullmatch, config.dns.servers)):
+        raise ConfigRefused("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
@@ -396,6 +407,25 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def _check_servers(config: GatewayConfig) -> None:
+    """Addresses that can be read, and mean what they say."""
+    database = config.database
+    for name, url in (
+        ("database.url", database.url),
+        ("database.direct_url", database.direct_url),
+        ("database.owner_url", database.owner_url),
+        ("database.replica_url", database.replica_url),
+        ("valkey.url", config.valkey.url),
+    ):
+        if url is not None and not url:
+            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+        if url is not None and name.startswith("database."):
+            try:
+                read_dsn(url)
+            except DsnRefused as refusal:
+                raise ConfigRefused(f"setting `{name}` {refusal}") from None
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)

@@ -2,13 +2,15 @@
 
 import argparse
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from bench.attack import floods, smuggling
+from bench.attack import bounds, floods, smuggling
 from bench.attack.attackers import ATTACKS
 from bench.attack.report import Report
 from bench.attack.routes import ROUTES, is_installed, through, wait_until_listening
@@ -28,7 +30,8 @@ def main() -> int:
     parser.add_argument("--route", action="append", choices=ROUTES, help="the way to it (default: all)")
     parser.add_argument("--flood", action="append", choices=[attack.name for attack in ATTACKS], help="these floods")
     parser.add_argument("--flood-route", action="append", choices=ROUTES, help="the way of floods (default: direct)")
-    parser.add_argument("--skip", choices=["smuggling", "floods"], help="leave a part out")
+    parts = ["smuggling", "bounds", "floods"]
+    parser.add_argument("--skip", action="append", default=[], choices=parts, help="leave a part out")
     parser.add_argument("--case", default="", help="only the smuggling cases whose name contains this")
     parser.add_argument("--seconds", type=float, help="of each window with or without a flood")
     parser.add_argument("--rounds", type=int, help="windows with each flood")
@@ -47,10 +50,12 @@ def main() -> int:
         folder = Path(name)
         folder.chmod(0o711)
         for server in servers:
-            if options.skip != "smuggling":
+            if "smuggling" not in options.skip:
                 cases = [case for case in smuggling.cases() if options.case in case.name]
                 report.add_smuggling(server, _smuggle(server, routes, cases, folder / f"{server}-smuggling", _say))
-            if options.skip != "floods" and server in {"gateway", "granian"}:
+            if "bounds" not in options.skip and not options.case:
+                report.add_bounds(server, _try_bounds(server, folder / f"{server}-bounds", _say))
+            if "floods" not in options.skip and server in {"gateway", "granian"}:
                 report.add_floods(
                     server,
                     floods.run(
@@ -70,10 +75,9 @@ def main() -> int:
     return 0 if report.is_withstood("gateway") else 1
 
 
-def _smuggle(
-    server: str, routes: Sequence[str], cases: Sequence[smuggling.Case], folder: Path, say: Callable[[str], None]
-) -> dict[str, list[smuggling.Verdict]]:
-    """Every case by every route."""
+@contextmanager
+def _recording(server: str, folder: Path) -> Generator[tuple[int, "subprocess.Popen[bytes]", Path]]:
+    """The recorder behind a server: its port, its process, and the file of what reached it."""
     folder.mkdir()
     record, log, port = folder / "reached.jsonl", folder / "log", free_port()
     record.touch()
@@ -86,14 +90,29 @@ def _smuggle(
         )
     try:
         wait_until_listening(port, process, log)
-        found: dict[str, list[smuggling.Verdict]] = {}
+        yield port, process, record
+    finally:
+        stop(process, (signal.SIGTERM,), 5)
+
+
+def _smuggle(
+    server: str, routes: Sequence[str], cases: Sequence[smuggling.Case], folder: Path, say: Callable[[str], None]
+) -> dict[str, list[smuggling.Verdict]]:
+    """Every case by every route."""
+    found: dict[str, list[smuggling.Verdict]] = {}
+    with _recording(server, folder) as (port, _, record):
         for route in routes:
             say(f"{server}, {route}: {len(cases)} cases")
             with through(route, port, folder / route) as at:
                 found[route] = smuggling.run(at, record, route, cases, say)
-        return found
-    finally:
-        stop(process, (signal.SIGTERM,), 10)
+    return found
+
+
+def _try_bounds(server: str, folder: Path, say: Callable[[str], None]) -> Mapping[str, tuple[bool, str]]:
+    """Every bound, directly."""
+    say(f"{server}: bounds")
+    with _recording(server, folder) as (port, process, _):
+        return bounds.run(port, process, say)
 
 
 def _say(text: str) -> None:

@@ -1,21 +1,27 @@
 """Attackers, each in a process of its own, at one address of loopback or at 200: ``python -m bench.attack.attackers``.
 
-An attacker goes on until its time is over or its requests are used up, and prints what was answered, as JSON.
+An attacker prints ``ready`` once all of its connections have been opened, goes on until its time is over or its
+requests are used up, and prints what was answered, as JSON.
 """
 
 import asyncio
 import itertools
 import json
+import math
 import resource
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 MOST_REQUESTS = 100_000
 """Requests of one attacker."""
+
+_SET_UP = 20.0
+"""Seconds that opening all connections may take."""
 
 _KEY = "sk_test_" + "0" * 48
 
@@ -25,7 +31,9 @@ class Target:
 
     def __init__(self, port: int, seconds: float, addresses: int) -> None:
         self.port = port
-        self.until = asyncio.get_running_loop().time() + seconds
+        self._seconds = seconds
+        self._until = math.inf
+        self._opened = 0
         self.answers: Counter[str] = Counter()
         # 127.0.0.1 is the honest merchant's.
         many = [f"127.1.{number // 200}.{number % 200 + 1}" for number in range(addresses)]
@@ -35,11 +43,13 @@ class Target:
     @property
     def goes_on(self) -> bool:
         """Whether there is time left."""
-        return asyncio.get_running_loop().time() < self.until
+        return asyncio.get_running_loop().time() < self._until
 
-    async def connect(self) -> Line:
+    async def connect(self, limit: int = 65_536) -> Line:
         """A new connection."""
-        return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(next(self._sources), 0))
+        line = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(next(self._sources), 0), limit=limit)
+        self._opened += 1
+        return line
 
     async def again_and_again(self, once: Callable[[], Awaitable[None]], times: int) -> None:
         """Do it so many times at once, from anew whenever it ends or the server hangs up."""
@@ -53,7 +63,13 @@ class Target:
                     await asyncio.sleep(0.05)
 
         tasks = [asyncio.create_task(loop()) for _ in range(times)]
-        await asyncio.sleep(max(0, self.until - asyncio.get_running_loop().time()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SET_UP):
+                while self._opened < times:  # noqa: ASYNC110 - the tasks only count
+                    await asyncio.sleep(0.05)
+        print("ready", flush=True)
+        self._until = asyncio.get_running_loop().time() + self._seconds
+        await asyncio.sleep(self._seconds)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -72,7 +88,8 @@ class Target:
                 await reader.readexactly(int(length))
                 if b"connection: close" in lines:
                     return
-            await self._rest()
+            if self.goes_on:
+                await asyncio.sleep(self._seconds)
         finally:
             writer.close()
 
@@ -93,9 +110,6 @@ class Target:
             self.answers["closed"] += 1
         finally:
             writer.close()
-
-    async def _rest(self) -> None:
-        await asyncio.sleep(max(0.0, self.until - asyncio.get_running_loop().time()))
 
 
 def request(line: str, *headers: str, body: bytes = b"", length: int | None = None) -> bytes:
@@ -144,7 +158,7 @@ async def deaf(target: Target) -> None:
     """100 clients that ask for the largest document 20 times and read nothing."""
 
     async def once() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", target.port, local_addr=("127.0.0.2", 0), limit=1024)
+        _, writer = await target.connect(limit=1024)
         try:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(request("GET /schema/openapi.json") * 20)

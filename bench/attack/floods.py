@@ -25,11 +25,9 @@ BAR = 0.7
 """Share of its creates that an honest merchant keeps where one address attacks."""
 
 OFFERED = 8
-"""Creates per second that the honest merchant offers, over ``CLIENTS`` kept connections."""
+"""Creates per second that the honest merchant offers, over ``CLIENTS`` kept connections: what a small machine does."""
 
 CLIENTS = 4
-_SETTLE = 1.0
-"""Seconds between the start of an attack and the measurement."""
 
 
 class Attacked(Site):
@@ -83,6 +81,7 @@ class Merchant:
     """An honest merchant that creates payments at a steady rate."""
 
     def __init__(self, port: int, key: str) -> None:
+        """For one event loop: it keeps its connections."""
         self._client = Client([port], key)
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
         self._count = 0
@@ -132,10 +131,9 @@ def run(
         found: list[Flood] = []
         for route in routes:
             with through(route, port, folder / route) as at:
-                merchant = Merchant(at, key)
-                asyncio.run(_warm_up(merchant))
+                asyncio.run(_warm_up(Merchant(at, key)))
                 for attack in attacks:
-                    flood = asyncio.run(_measure(site, merchant, attack, route, at, seconds, rounds))
+                    flood = asyncio.run(_measure(site, Merchant(at, key), attack, route, at, seconds, rounds))
                     say(
                         f"  {candidate} {route} {attack.name}: {flood.during:.1f} of {flood.without:.1f} a second "
                         f"= {flood.share:.2f}, refused {flood.refused}, attacker {flood.answers}"
@@ -170,10 +168,10 @@ async def _measure(
     refused = 0
     answers: dict[str, int] = {}
     for _ in range(rounds):
-        command = [sys.executable, "-m", "bench.attack.attackers", attack.name, str(port), str(_SETTLE + seconds)]
+        command = [sys.executable, "-m", "bench.attack.attackers", attack.name, str(port), str(seconds)]
         process = launch(command, output=subprocess.PIPE, death_signal=signal.SIGKILL, cwd=Path(__file__).parents[2])
         try:
-            await asyncio.sleep(_SETTLE)
+            await asyncio.to_thread(_wait_until_ready, process)
             rate, failed = await merchant.per_second(seconds)
             output = await asyncio.to_thread(_output, process, seconds)
         finally:
@@ -185,6 +183,11 @@ async def _measure(
         await asyncio.sleep(0.5)
         without.append((await merchant.per_second(seconds))[0])
     return Flood(attack, route, statistics.mean(without), statistics.mean(during), refused, answers, site.is_alive)
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdout is None or process.stdout.readline() != b"ready\n":
+        raise RuntimeError("the attacker did not start")
 
 
 def _output(process: "subprocess.Popen[bytes]", seconds: float) -> bytes:

@@ -6,17 +6,18 @@ The file is what the judge counts. A candidate is one way to serve an ASGI appli
 
 import asyncio
 import json
+import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from bench.attack.bounds import CONNECTIONS, SECONDS
 from mpesa_gateway.asgi import create
 from mpesa_gateway.config import HttpConfig
-
-HEAD_TIMEOUT = 3.0
-"""Seconds that each candidate allows for a head, where it can be told."""
+from mpesa_gateway.http.protocol import ServerConfig
 
 
 class Recorder:
@@ -42,7 +43,11 @@ class Recorder:
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         line = {"method": scope["method"], "path": scope["path"], "headers": headers, "body": body.decode("latin-1")}
         self._file.write(json.dumps(line) + "\n")
+        if scope["path"] == "/slow":
+            await asyncio.sleep(1)
         answer = json.dumps({"path": scope["path"], "bytes": len(body)}).encode()
+        if scope["path"] == "/large":
+            answer += b" " * 4_000_000
         await send(
             {
                 "type": "http.response.start",
@@ -56,39 +61,41 @@ class Recorder:
         await send({"type": "http.response.body", "body": answer})
 
 
-def serve(candidate: str, app: Any, port: int) -> None:
-    """Serve the application until stopped."""
+def serve(candidate: str, app: Any, port: int, *, is_gateway: bool) -> None:
+    """Serve the application until SIGTERM; the gateway itself with default bounds, the recorder with tight ones."""
+    bounds = HttpConfig() if is_gateway else HttpConfig(head_timeout=SECONDS, stall_timeout=SECONDS)
+    connections = bounds.connections if is_gateway else CONNECTIONS
     if candidate == "granian":
-        from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415 - installed for this candidate only
-        from granian.http import HTTP1Settings  # noqa: PLC0415 - as above
-        from granian.server.embed import Server  # noqa: PLC0415 - as above
-
-        server = Server(
-            app,
-            port=port,
-            interface=Interfaces.ASGI,
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=2048,
-            backpressure=4096,
-            http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_TIMEOUT * 1000), max_buffer_size=32_768),
-            log_enabled=False,
-        )
         with asyncio.Runner(loop_factory=_uvloop) as runner:
-            runner.run(server.serve())
+            runner.run(_serve_by_granian(app, port, bounds, connections))
         return
+    common: dict[str, Any] = {"port": port, "proxy_headers": False, "loop": "uvloop", "timeout_keep_alive": 75}
     if candidate == "gateway":
-        from mpesa_gateway.http.protocol import ServerConfig  # noqa: PLC0415 - the one that is attacked
-
-        config: uvicorn.Config = ServerConfig(
-            app, HttpConfig(head_timeout=HEAD_TIMEOUT), port=port, proxy_headers=False, loop="uvloop"
-        )
+        config: uvicorn.Config = ServerConfig(app, bounds, limit_concurrency=connections, **common)
     else:
         http: Any = {"uvicorn": "httptools", "uvicorn-h11": "h11"}[candidate]
-        config = uvicorn.Config(
-            app, http=http, ws="none", port=port, proxy_headers=False, access_log=False, log_config=None, loop="uvloop"
-        )
+        config = uvicorn.Config(app, http=http, ws="none", access_log=False, log_config=None, **common)
     uvicorn.Server(config).run()
+
+
+async def _serve_by_granian(app: Any, port: int, bounds: HttpConfig, connections: int) -> None:
+    # `pip install granian`: it is no dependency, and only this candidate needs it.
+    constants, http, embed = map(import_module, ("granian.constants", "granian.http", "granian.server.embed"))
+    server = embed.Server(
+        app,
+        port=port,
+        interface=constants.Interfaces.ASGI,
+        http=constants.HTTPModes.http1,
+        websockets=False,
+        backlog=2048,
+        backpressure=connections,
+        http1_settings=http.HTTP1Settings(
+            header_read_timeout=int(bounds.head_timeout * 1000), max_buffer_size=bounds.max_head_bytes
+        ),
+        log_enabled=False,
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    await server.serve()
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -98,4 +105,6 @@ def _uvloop() -> asyncio.AbstractEventLoop:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], create() if sys.argv[3] == "-" else Recorder(Path(sys.argv[3])), int(sys.argv[2]))
+    is_gateway = sys.argv[3] == "-"
+    attacked = create() if is_gateway else Recorder(Path(sys.argv[3]))
+    serve(sys.argv[1], attacked, int(sys.argv[2]), is_gateway=is_gateway)

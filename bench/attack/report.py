@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from bench.attack.bounds import CONNECTIONS, SECONDS
 from bench.attack.floods import BAR, CLIENTS, OFFERED, Flood
 from bench.attack.smuggling import Verdict
 
@@ -17,28 +18,34 @@ class Report:
         self._seconds = seconds
         self._rounds = rounds
         self._smuggling: dict[str, Mapping[str, Sequence[Verdict]]] = {}
+        self._bounds: dict[str, Mapping[str, tuple[bool, str]]] = {}
         self._floods: dict[str, Sequence[Flood]] = {}
 
     def add_smuggling(self, server: str, found: Mapping[str, Sequence[Verdict]]) -> None:
         """Add the verdicts of a server, by route."""
         self._smuggling[server] = found
 
+    def add_bounds(self, server: str, found: Mapping[str, tuple[bool, str]]) -> None:
+        """Add what each bound of a server came to."""
+        self._bounds[server] = found
+
     def add_floods(self, server: str, found: Sequence[Flood]) -> None:
         """Add the floods of a server."""
         self._floods[server] = found
 
     def is_withstood(self, server: str) -> bool:
-        """Whether the server let nothing through and outlived every flood. Shares are reported only."""
-        verdicts = [one for each in self._smuggling.get(server, {}).values() for one in each]
-        return all(one.problem is None for one in verdicts) and all(
-            flood.is_alive for flood in self._floods.get(server, ())
-        )
+        """Whether the server let nothing through, held its bounds and outlived every flood, whatever its shares."""
+        verdicts = [one.problem is None for each in self._smuggling.get(server, {}).values() for one in each]
+        held = [is_held for is_held, _ in self._bounds.get(server, {}).values()]
+        return all([*verdicts, *held, *(flood.is_alive for flood in self._floods.get(server, ()))])
 
     def markdown(self, took: float) -> str:
         """The whole report."""
         parts = [self._conditions(took)]
         if self._smuggling:
             parts.append(self._smuggled())
+        if self._bounds:
+            parts.append(self._bounded())
         if self._floods:
             parts.append(self._flooded())
         return "\n\n".join(parts) + "\n"
@@ -66,6 +73,22 @@ class Report:
             for route, verdicts in found.items():
                 notes += [f"- {server}, {route}: {one.case}: {one.problem}" for one in verdicts if one.problem]
         return "\n".join(lines + ([""] if notes else []) + notes)
+
+    def _bounded(self) -> str:
+        lines = [
+            f"Bounds that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
+            "where the server has such a setting.",
+            "",
+            f"| | {' | '.join(self._bounds)} |",
+            f"|---|{'---|' * len(self._bounds)}",
+        ]
+        for name in dict.fromkeys(name for found in self._bounds.values() for name in found):
+            cells = [
+                said if is_held else f"**{said}**"
+                for is_held, said in (found.get(name, (True, "")) for found in self._bounds.values())
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
 
     def _flooded(self) -> str:
         lines = [

@@ -122,6 +122,11 @@ def _upgrades() -> Generator[Case]:
     yield _case("Upgrade in lower case", post("connection: upgrade", "upgrade: H2C", length), evil)
     yield _case("Upgrade and an empty value", post("Connection: Upgrade", "Upgrade: ", length), evil)
     yield _case("Upgrade with HTTP/1.0", post(*h2c, length, version="HTTP/1.0"), evil)
+    # Wherever the body is cut, what comes next starts with empty lines: a parser skips them before a request.
+    padded = b"\r\n" * 28_000 + evil
+    long = post(*h2c, f"Content-Length: {len(padded)}")
+    yield _case("Upgrade, a callback after many empty lines", long + padded)
+    yield _case("Upgrade, a callback after many empty lines, later segment", long, padded)
     kept = post(*h2c, length, path="/v1/second")
     yield _case("Upgrade on a kept connection", post("Content-Length: 2") + b"{}", kept, evil, allowed=TWO)
     yield _case("Expect and Upgrade", post("Expect: 100-continue", *h2c, length), evil)

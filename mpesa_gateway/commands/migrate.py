@@ -6,7 +6,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session, reaching, run
 from mpesa_gateway.db.migrator import Migration, pending
-from mpesa_gateway.db.migrator import migrate as apply
+from mpesa_gateway.owner import bring_up_to_date
 
 
 @click.command()
@@ -37,7 +37,7 @@ async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
     try:
         if check:
             return await pending(gateway.db, gateway.migrations)
-        applied = await apply(gateway.db, gateway.migrations)
+        applied = await bring_up_to_date(gateway)
         await gateway.months.prepare()
         return applied
     finally:

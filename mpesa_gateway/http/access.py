@@ -30,7 +30,7 @@ from mpesa_gateway.http.documents import PATHS, Documents
 from mpesa_gateway.http.errors import DATABASE_AWAY, NOT_ALLOWED, NOTHING_HERE, refuse
 from mpesa_gateway.http.gate import BUSY, CROWDED, RETRY_AFTER, Gate
 from mpesa_gateway.http.pacing import LONGEST, Pace
-from mpesa_gateway.http.request_id import KNOWN, Message, Receive, Send
+from mpesa_gateway.http.request_id import KNOWN, SLOWED, Message, Receive, Send
 from mpesa_gateway.http.route_table import KnownRoute, RouteTable, Traits
 from mpesa_gateway.http.turns import Turns
 from mpesa_gateway.http.vouching import Voucher
@@ -40,8 +40,11 @@ from mpesa_gateway.security.limits import AUTH
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
-_PROBE_DELAY = 0.25
+_PROBE_DELAY = 0.5
 """Seconds that a health check is delayed at most: probes give up after a second."""
+
+_NOTICEABLE = 0.01
+"""Seconds that a request waits at least to count as slowed."""
 
 _LOOK_UPS, _LOOK_UPS_EACH, _LOOK_UPS_WAITING = 4, 64, 256
 """Keys that are looked up in Postgres at a time; of one address, those that wait for their turn included; in all."""
@@ -52,7 +55,7 @@ _TRICKLE = 1.0
 _BODIES = 256
 """Bodies of strangers that are waited for at a time, all addresses together, before each has SHORT seconds only."""
 
-_BODY_TIME, _SHORT = 10.0, 1.0
+_BODY_TIME, _SHORT = 10.0, 3.0
 """Seconds for a stranger's whole body; for one that is beyond the number of bodies at a time."""
 
 
@@ -69,8 +72,9 @@ class Access:
         self._routes = RouteTable(app)
         self._documents = Documents(app)
         self._vouchers = gateway.contributed(Voucher)
-        self._pace = Pace(http.anonymous_per_second, max(2, http.connections // 2))
+        self._pace = Pace(http.anonymous_per_second, max(2, http.connections * 3 // 4))
         self._look_ups = Turns(_LOOK_UPS, each=_LOOK_UPS_EACH, queue=_LOOK_UPS_WAITING, wait=max(http.wait, 0.001))
+        self._looking_up: dict[str | None, asyncio.Event] = {}
         self._trickle = _Trickle()
         self._each = http.anonymous_at_once
         self._bodies = _Bodies(http.anonymous_at_once)
@@ -94,12 +98,17 @@ class Access:
         route = self._routes.find(scope["path"])
         traits = None if route is None else route.traits(scope["method"])
         key = _key_of(scope) if traits is None or traits.needs_key else None
-        is_known = scope[KNOWN] = self._is_known(scope, traits, key)
+        is_known = self._is_known(scope, traits, key)
+        if not is_known and key in self._looking_up:
+            # The same key is being looked up, as many calls of a merchant begin at once after a start.
+            await self._looking_up[key].wait()
+            is_known = self._is_known(scope, traits, key)
+        scope[KNOWN] = is_known
         if route is not None:
             # Litestar writes the same, for requests that reach it.
             scope["path_template"] = route.template
         if not is_known:
-            await self._slow_down(scope, traits)
+            await self._slow_down(scope, traits, key)
         if scope["path"].rstrip("/") in PATHS and scope["method"] in {"GET", "HEAD"}:
             await self._documents.answer(scope, send)
             return
@@ -136,13 +145,20 @@ class Access:
             if path.startswith(voucher.below)
         )
 
-    async def _slow_down(self, scope: Message, traits: Traits | None) -> None:
+    async def _slow_down(self, scope: Message, traits: Traits | None, key: str | None) -> None:
         """Wait as long as the address has to. Raises ServiceUnavailable in a crowd, except for what has priority."""
         is_probe = traits is not None and traits.is_probe
         has_priority = traits is not None and traits.has_priority
         if scope.get(CROWDED) and not has_priority:
             raise _Crowded(BUSY, retry_after=RETRY_AFTER)
-        admitted = await self._pace.admit(neighbourhood(scope[CLIENT]), longest=_PROBE_DELAY if is_probe else LONGEST)
+        began = time.monotonic()
+        admitted = await self._pace.admit(
+            neighbourhood(scope[CLIENT]),
+            longest=_PROBE_DELAY if is_probe else LONGEST,
+            # After a start no key is known: merchants share no rate.
+            together=key is None or not is_well_formed(key),
+        )
+        scope[SLOWED] = not admitted or time.monotonic() - began > _NOTICEABLE
         if not admitted and not is_probe:
             raise _Crowded("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
@@ -163,13 +179,23 @@ class Access:
                 "too many failed authentications from this address: check the API key and wait", retry_after=wait
             )
         try:
-            async with self._look_ups.take(who):
+            async with self._look_ups.take(who), self._looked_up(key):
                 await self._gateway.api_keys.authenticate(key)
         except InvalidKey:
             await count_failure(self._gateway, scope[CLIENT], asked)
             raise
         except (*UNREACHABLE, *OVERBURDENED):
             raise ServiceUnavailable(DATABASE_AWAY, retry_after=5) from None
+
+    @asynccontextmanager
+    async def _looked_up(self, key: str) -> AsyncGenerator[None]:
+        """A block that looks a key up, for which others with the same key wait."""
+        done = self._looking_up.setdefault(key, asyncio.Event())
+        try:
+            yield
+        finally:
+            done.set()
+            self._looking_up.pop(key, None)
 
     # -- bodies and pages -----------------------------------------------------------------------------------------
 
@@ -179,7 +205,9 @@ class Access:
         A route with priority judges a body that is too large itself: it is handed what was read, and the rest.
         """
         most = min(self._max_body, traits.body_bytes or self._max_body)
-        if not traits.has_priority and _length(scope) > most:
+        if _length(scope) > most:
+            if traits.has_priority:
+                return receive
             raise _too_large(most)
         messages, size = await self._bodies.read(neighbourhood(scope[CLIENT]), receive, most)
         if size > most and not traits.has_priority:

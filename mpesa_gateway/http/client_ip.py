@@ -65,6 +65,30 @@ def neighbourhood(address: str) -> str:
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
 
 
+_INSIDE = tuple(
+    ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+
+
+def is_inside(address: Address) -> bool:
+    """Whether an address is of this machine or of a private network: where a proxy of one's own can be.
+
+    Not the opposite of a public one: addresses of examples, of multicast and of tunnels are neither.
+    """
+    return within(address, _INSIDE)
+
+
 def within(address: Address, networks: Sequence[Network]) -> bool:
     """Whether the address lies in one of the ranges."""
     return any(address.version == network.version and address in network for network in networks)

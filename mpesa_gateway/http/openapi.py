@@ -124,9 +124,7 @@ def document_of(app: Litestar) -> dict[str, Any]:
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
-    config: GatewayConfig = app.state.gateway.config
-    document["servers"] = [{"url": config.public_url.rstrip("/")}]
-    document["info"] |= _contact_and_terms(config)
+    _name_host(document, app.state.gateway.config)
     if "x-complete" in document:
         return document
     shown = [
@@ -156,13 +154,14 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _contact_and_terms(config: GatewayConfig) -> dict[str, Any]:
-    said = config.openapi
-    contact = {"name": said.contact_name, "url": said.contact_url or config.public_url.rstrip("/")}
-    if said.contact_email:
-        contact["email"] = said.contact_email
+def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
+    """Write the server's address, whom to ask, and under which terms. The application itself knows no configuration."""
+    public_url, said = config.public_url.rstrip("/"), config.openapi
+    document["servers"] = [{"url": public_url}]
+    contact = {"name": said.contact_name, "url": said.contact_url or public_url, "email": said.contact_email}
+    document["info"]["contact"] = {name: text for name, text in contact.items() if text is not None}
     terms = {"url": said.terms_url} if said.terms_url else {"identifier": "LicenseRef-host-terms"}
-    return {"contact": contact, "license": {"name": said.terms_name, **terms}}
+    document["info"]["license"] = {"name": said.terms_name, **terms}
 
 
 def _tags(app: Litestar) -> dict[str, str]:

@@ -28,6 +28,9 @@ ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 KNOWN = "mpesa_gateway_known"
 """In the scope: whether the caller was known before anything was read. Refusals of strangers are logged in samples."""
 
+SLOWED = "mpesa_gateway_slowed"
+"""In the scope: whether the request came faster than its address may send them."""
+
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 _current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
 

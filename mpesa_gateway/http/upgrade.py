@@ -1,4 +1,4 @@
-"""A request with Upgrade, where the server in front of the application does not handle it safely."""
+"""A request whose end two servers may see in two places, where the one in front of the application is not ours."""
 
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
@@ -9,10 +9,11 @@ class BodyLost(Refused):
 
 
 class AnswerOnce:
-    """ASGI middleware: a request with Upgrade, or a CONNECT, is answered with ``Connection: close``.
+    """ASGI middleware: a request with Upgrade, with two lengths, or a CONNECT is answered with ``Connection: close``.
 
-    uvicorn with httptools takes the bytes after such a head for the next request of the connection: a body becomes a
-    request, with headers that no proxy has written. With ``Connection: close`` that request is never passed on.
+    uvicorn with httptools takes the bytes after a head with Upgrade for the next request of the connection: a body
+    becomes a request, with headers that no proxy has written. With h11 it takes ``Content-Length`` beside
+    ``Transfer-Encoding``. With ``Connection: close`` what follows is never passed on.
     ``mpesa-gateway serve`` needs none of this. A host that serves the gateway by another server wraps its whole
     application: a request to a path of its own would bring the second one along as well.
     """
@@ -22,7 +23,7 @@ class AnswerOnce:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass one request on; raises BodyLost out of ``receive`` for a body that the server has not delivered."""
-        if scope["type"] != "http" or not _asks_for_another_protocol(scope):
+        if scope["type"] != "http" or not _may_be_read_in_two_ways(scope):
             await self._app(scope, receive, send)
             return
         expected = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -47,7 +48,8 @@ class AnswerOnce:
         await self._app(scope, receive_checked, send_last)
 
 
-def _asks_for_another_protocol(scope: Message) -> bool:
+def _may_be_read_in_two_ways(scope: Message) -> bool:
     if scope["method"] == "CONNECT":
         return True
-    return any(name.lower() in {b"upgrade", b"http2-settings"} for name, _ in scope["headers"])
+    names = {name.lower() for name, _ in scope["headers"]}
+    return bool(names & {b"upgrade", b"http2-settings"}) or {b"content-length", b"transfer-encoding"} <= names

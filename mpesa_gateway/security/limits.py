@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from limits import RateLimitItem, RateLimitItemPerSecond
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 
@@ -110,6 +110,12 @@ class Limits:
         """Count a call with this key. Raises RateLimited beyond the limit."""
         if not self._is_resting():
             await self._counted.ask(key_id)
+
+    async def acted(self, action: str, who: str, per_minute: int) -> None:
+        """Count an act that costs more than a call, by its name. Raises RateLimited beyond so many a minute."""
+        retry_after = await self._over(self._calls, RateLimitItemPerMinute(per_minute), "act", action, who)
+        if retry_after:
+            raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
 
     async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
         """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""

@@ -53,11 +53,12 @@ def launch(
     user: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start a command that gets ``death_signal`` when this process dies, however it dies.
 
-    ``user`` (root only) is whom it runs as. It gets a process group of its own: a Ctrl-C in the terminal reaches us
-    alone, and we stop the others in order.
+    ``user`` (root only) is whom it runs as; ``umask`` is -1 for our own. It gets a process group of
+    its own: a Ctrl-C in the terminal reaches us alone, and we stop the others in order.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -80,6 +81,7 @@ def launch(
         group=_group_of(user),
         extra_groups=[] if user is not None else None,
         process_group=0,
+        umask=umask,
         preexec_fn=bind_to_parent,  # noqa: PLW1509
     )
 
@@ -141,6 +143,17 @@ def tail(path: Path, lines: int = 8) -> str:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
+
+
+PRIVATE = 0o077
+"""The umask of servers: what they write is for their own user alone."""
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A log file to append to, which only its owner can read."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    os.fchmod(file.fileno(), 0o600)
+    return file
 
 
 def rotate(path: Path, largest: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mpesa_gateway.standalone.process import launch, rotate, stop
+from mpesa_gateway.standalone.process import launch, open_log, rotate, stop
 
 LARGEST_LOG = 10 * 1024 * 1024
 """Bytes of a log file; the one before it is kept beside it."""
@@ -48,7 +48,7 @@ class Child:
             self._process = self._launch(None)
         else:
             rotate(self.log, LARGEST_LOG)
-            with self.log.open("ab") as output:
+            with open_log(self.log) as output:
                 self._process = self._launch(output)
         self._started_at = time.monotonic()
 

@@ -10,6 +10,7 @@ from litestar.params import FromPath
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
+from mpesa_gateway.http.client_ip import read_address
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
@@ -111,6 +112,16 @@ _EITHER: dict[str, Any] = _CALLBACK | {
 }
 
 
+def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
+    """Whether whom we take for the sender named another one before: a proxy that no setting names."""
+    client = request.scope.get("client")
+    hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
+    if client is not None and str(read_address(client[0])) == source:
+        return any(hops)
+    named = [str(read_address(hop)) for hop in hops]
+    return source in named and named.index(source) > 0
+
+
 async def _take(
     gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
 ) -> Response[bytes]:
@@ -123,8 +134,10 @@ async def _take(
     )
     is_trusted, most = inbox.is_trusted(kind, token, source), gateway.config.http.max_body_bytes
     body, cut = await _read_body(request, max(most, settings.max_body_bytes) if is_trusted else most, is_trusted)
-    signature = request.headers.get(settings.signature_header)
-    await inbox.receive(Incoming(kind, token, body, source, signature, cut))
+    # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
+    signatures = request.headers.getall(settings.signature_header, [])
+    signature = ", ".join(signatures) if signatures else None
+    await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
     return Response(_ACCEPTED, media_type="application/json")
 
 

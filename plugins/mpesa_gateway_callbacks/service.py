@@ -104,6 +104,8 @@ class Incoming:
     source: str
     signature: str | None = None
     cut: "Cut | None" = None
+    was_forwarded: bool = False
+    """Whether ``source`` said for whom it asks, as a proxy does."""
 
 
 @dataclass(frozen=True)
@@ -660,6 +662,7 @@ class CallbackInbox:
             cut and cut.length,
             cut and cut.read,
             cut and cut.sha256,
+            incoming.was_forwarded,
         )
         await self._gateway.audit.observe(
             "callback.refused",

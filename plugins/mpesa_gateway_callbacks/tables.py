@@ -48,6 +48,7 @@ class RefusedRow(Table, tablename="refused_callback"):
     cut_length = BigInt(null=True, default=None)
     cut_read = BigInt(null=True, default=None)
     cut_sha256 = Bytea(null=True, default=None)
+    was_forwarded = Boolean()
 
 
 KEEP_MANY = """
@@ -132,8 +133,8 @@ ABOUT = _ABOUT.format(_SHOWN)
 
 REFUSE = """
 INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id, env, original,
-    signature, body_bytes, is_trusted, cut_length, cut_read, cut_sha256)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    signature, body_bytes, is_trusted, cut_length, cut_read, cut_sha256, was_forwarded)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
 
 REFUSED = """
@@ -270,15 +271,16 @@ SELECT reason, count(*) AS count FROM refused_callback WHERE at >= $1 GROUP BY r
 """
 
 SOURCES_LATELY = """
-SELECT source FROM (
-    (SELECT source FROM refused_callback WHERE at >= $1 AND reason = 'source' ORDER BY at DESC LIMIT 1000)
+SELECT source, bool_or(was_forwarded) AS was_forwarded FROM (
+    (SELECT source, was_forwarded FROM refused_callback WHERE at >= $1 AND reason = 'source'
+        ORDER BY at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
+    (SELECT source, false FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
+    (SELECT source, false FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
+    (SELECT source, false FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """

@@ -37,6 +37,9 @@ _EACH, _QUEUE, _WAIT = 2, 8, 3.0
 """Logins of one address at a time, that wait in all, and the seconds that one waits. One password is hashed at a time:
 it takes 64 MiB, and a core for a moment."""
 
+_PAUSE = 1.0
+"""Seconds after which a login that finds no room is refused."""
+
 _NICE = 10
 """How much of a busy machine hashing leaves to everything else."""
 
@@ -64,8 +67,8 @@ class Guesses:
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
-        self._strangers = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT)
-        self._devices = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT)
+        self._strangers = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
+        self._devices = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="password", initializer=_be_nice)
 
     async def run(self, hash_or_verify: Callable[[], T]) -> T:

@@ -329,7 +329,7 @@ def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str 
 
 
 def _is_of_another(check: Row, result: StatusResulted) -> bool:
-    if result.merchant_id and result.merchant_id != check["merchant_id"]:
+    if result.merchant_id and (result.merchant_id, result.env) != (check["merchant_id"], check["env"]):
         return True
     pairs = (
         (check["originator_conversation_id"], result.originator_conversation_id),

@@ -461,8 +461,8 @@ class PaymentService:
         if row is None:
             log.warning("callback_without_payment", callback_id=result.callback_id)
             return
-        if result.merchant_id and row["merchant_id"] != result.merchant_id:
-            raise AnotherSubject("this callback is about another merchant's payment")
+        if result.merchant_id and (row["merchant_id"], row["env"]) != (result.merchant_id, result.env):
+            raise AnotherSubject("this callback is about a payment of another merchant or env")
         evidence = read_callback(result)
         known, told = row["checkout_request_id"], result.checkout_request_id
         outcome = stk_outcome(result.result_code, result.result_desc)

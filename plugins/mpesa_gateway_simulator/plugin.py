@@ -22,7 +22,7 @@ plugin = Plugin(
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,
-    front=Front,
     # For the sandbox only: Daraja's part is called by us, as fast as we can.
     contributes=(Voucher(("/simulator",), lambda *_: True),),
+    front=Front,
 )

@@ -5,7 +5,7 @@ import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import niquests
@@ -13,6 +13,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.dns import NamesResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
@@ -74,7 +75,13 @@ class Simulator:
 
     async def start(self) -> None:
         """Begin to call back."""
-        session = niquests.AsyncSession(retries=0, disable_http3=True, pool_maxsize=_AT_ONCE * 2)
+        session = niquests.AsyncSession(
+            # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
+            resolver=cast("Any", NamesResolver(self._gateway.names)),
+            retries=0,
+            disable_http3=True,
+            pool_maxsize=_AT_ONCE * 2,
+        )
         session.trust_env = False
         self._session = session
         self._dispatcher = asyncio.create_task(self._dispatch())
@@ -573,9 +580,7 @@ class Simulator:
         """Forget everything that happened and was set; chance begins anew."""
         async with self._db.transaction():
             await self._db.execute(tables.RESET)
-            await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
-            await self._db.execute("ALTER SEQUENCE sim_handle RESTART")
-            await self._db.execute(tables.RESTART_RECEIPTS)
+            await self._db.execute("SELECT sim_chance_begins_again()")
         self.pulse.quicken()
 
 

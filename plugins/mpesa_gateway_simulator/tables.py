@@ -99,8 +99,6 @@ FROM (SELECT COALESCE((SELECT value FROM sim_knob WHERE name = 'seed'), $1::doub
     generate_series(1, $2)
 """
 
-RESTART_RECEIPTS = "SELECT setval('sim_receipt', 1 + floor(random() * 78364164095)::bigint)"
-
 TAKE_FAULT = """
 UPDATE sim_fault SET remaining = remaining - 1 WHERE operation = $1 AND remaining > 0 RETURNING fault
 """
@@ -165,9 +163,11 @@ SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
 """
 
 RESET = """
-TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob, sim_reversal, sim_registration, sim_habit,
-    sim_result, sim_hand
+DELETE FROM sim_callback; DELETE FROM sim_push; DELETE FROM sim_reversal; DELETE FROM sim_result;
+DELETE FROM sim_transaction; DELETE FROM sim_fault; DELETE FROM sim_knob; DELETE FROM sim_registration;
+DELETE FROM sim_habit; DELETE FROM sim_hand
 """
+"""Empties all tables. TRUNCATE is for their owner, and the simulator runs as another role."""
 
 STYLE = "SELECT style FROM sim_hand WHERE phone = $1"
 

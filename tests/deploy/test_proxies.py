@@ -37,6 +37,7 @@ class Front:
     gateway: Gateway
     port: int
     secure: tuple[int, ssl.SSLContext] | None
+    folder: Path
 
     async def call(
         self,
@@ -91,6 +92,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
+    text = text.replace("/var/log/nginx/", f"{folder}/")
     (folder / "mpesa-gateway.conf").write_text(text)
     temporary = "\n".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy"))
     (folder / "nginx.conf").write_text(
@@ -114,7 +116,8 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
     done = subprocess.run(original, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     for old, new in (
-        ("\npay.example.co.ke {", f"\n{{\n\tadmin off\n}}\n\nhttp://127.0.0.1:{port} {{"),
+        ("\n{\n", "\n{\n\tadmin off\n"),
+        ("\npay.example.co.ke {", f"\nhttp://127.0.0.1:{port} {{"),
         ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
         ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
     ):
@@ -140,7 +143,7 @@ async def front(
     async with running_gateway(values) as (gateway, base):
         upstream = int(base.rpartition(":")[2])
         command, secure = request.param(tmp_path, port, upstream)
-        found = Front(gateway, port, secure)
+        found = Front(gateway, port, secure, tmp_path)
         async with _running(command, tmp_path):
 
             async def is_up() -> bool:
@@ -179,6 +182,30 @@ async def test_a_payment_and_its_callback_go_through(front: Front) -> None:
     assert [step["cause"] for step in settled["timeline"]][-1] == "callback"
     assert await front.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
     assert await refused(front.gateway) == []
+
+
+TOKEN = "s-mer_01jd00000000000000000000ab-pay_01jd00000000000000000000ab.0123456789abcdef0123456789abcdef"
+PATHS = (
+    f"/v1/cb/stk/{TOKEN}",
+    f"/v1/webhooks/mpesa/{TOKEN}",
+    f"/v1/cb/stk/{TOKEN}?a={TOKEN}",
+    f"/V1/CB/stk/{TOKEN}",
+    f"/v1/cb/stk/{TOKEN.replace('.', '%2E')}",
+    f"/v1/cb/stk/{TOKEN.replace('-', '%2D')}/",
+    f"//v1/cb/stk/{TOKEN}",
+)
+
+
+async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
+    for source in (SAFARICOM, STRANGER):
+        for path in PATHS:
+            for method in ("POST", "GET", "PUT"):
+                await front.call(method, path, source=source, body={"Body": {}})
+    # What a proxy says of a gateway that is away.
+    await front.gateway.stop()
+    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/cb/stk/s-mer_" in said
+    assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
 
 
 async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:

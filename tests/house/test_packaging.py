@@ -131,7 +131,7 @@ def _plain(requirement: str) -> str:
 
 
 def test_older_python_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = ROOT / "build_backend/supported_python.py"
+    backend = ROOT / "requirements/supported_python.py"
     # It is read by any Python 3: no syntax of 3.11 comes before the check.
     compile(backend.read_text(encoding="utf-8"), str(backend), "exec", dont_inherit=True)
     ast.parse(backend.read_text(encoding="utf-8"), feature_version=(3, 7))

@@ -1,10 +1,12 @@
-"""Processes of one gateway, started by command line as in production: for journeys that kill and replace them."""
+"""Processes of one gateway, started by command line as in production: for journeys that kill and replace them.
+
+They are forks of a process that has imported the command: tests.forking.
+"""
 
 import asyncio
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,8 +16,9 @@ import niquests
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.standalone.process import free_port, launch, stop
+from mpesa_gateway.standalone.process import free_port, stop
 from mpesa_gateway.testing.serving import gateway_values
+from tests.forking import Forked, forks
 
 
 def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -48,37 +51,32 @@ class Site:
         }
         self.values.pop("simulator", None)
         self.bases = [f"http://127.0.0.1:{port}" for port in self.ports]
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Forked] = []
 
-    def start(self, *arguments: str, **changes: Any) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **changes: Any) -> Forked:
         """Start ``mpesa-gateway`` with these arguments."""
         with (self.folder / "log").open("ab") as output:
-            process = launch(
-                [sys.executable, "-m", "mpesa_gateway.cli", *arguments],
-                output=output,
-                death_signal=signal.SIGKILL,
-                env=_environ(self.values | changes, self.folder),
-                cwd=self.folder,
-            )
+            environ = _environ(self.values | changes, self.folder)
+            process = forks.start(arguments, folder=self.folder, environ=environ, log=output.fileno())
         self.running.append(process)
         return process
 
-    def start_simulator(self) -> subprocess.Popen[bytes]:
+    def start_simulator(self) -> Forked:
         """Start Daraja."""
         return self.start("serve", "--port", str(self.simulator_port), plugins=["simulator"])
 
-    def start_api(self, number: int) -> subprocess.Popen[bytes]:
+    def start_api(self, number: int) -> Forked:
         """Start one of the two APIs."""
         return self.start("serve", "--port", str(self.ports[number]))
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self) -> Forked:
         """Start a worker."""
         return self.start("worker")
 
     def stop(self) -> None:
         """Stop everything."""
         for process in self.running:
-            stop(process, (signal.SIGTERM,), 15)
+            stop(cast("subprocess.Popen[bytes]", process), (signal.SIGTERM,), 15)
 
     @property
     def simulator(self) -> str:

@@ -8,6 +8,7 @@ import pytest
 from mpesa_gateway.security.scopes import Env, Scope
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.service import CallbackInbox
 from tests.conftest import Town
 from tests.daraja import Daraja, result, stk_callback
 
@@ -185,6 +186,21 @@ async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothin
     assert repeated[-1]["detail"]["kind"] == "stk"
     kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(3)]
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
+
+
+async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No honest path makes such an address: it is the last line where one did."""
+    victim = await Victim.of(town)
+    monkeypatch.setattr(CallbackInbox, "_check_listed", lambda _, __: None)
+    before = await victim.state()
+    for kind in KINDS:
+        answer = await victim.post(kind, victim.lie(kind), victim.path(kind, "live"))
+        if kind != "pull":
+            assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
+    after = await victim.state()
+    assert {name: rows for name, rows in after.items() if name != "callback"} == {
+        name: rows for name, rows in before.items() if name != "callback"
+    }
 
 
 async def test_another_merchants_address_moves_nothing_of_ours_and_ours_nothing_of_theirs(

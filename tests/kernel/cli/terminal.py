@@ -1,6 +1,6 @@
 """The command as a host types it: a process of its own, in an empty folder, with nothing but its environment.
 
-One that runs on is started from nothing; one that is run to its end is a fork of a process that has imported it.
+It is a fork of a process that has imported it: tests.forking.
 """
 
 import os
@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import TypeAlias
 
 from click.testing import CliRunner
 
 from mpesa_gateway.cli import cli
-from tests.kernel.cli.forking import forks
+from tests.forking import Forked, forks
 
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
 PATIENCE = 30.0
+
+Process: TypeAlias = subprocess.Popen[str] | Forked
+"""A command that runs on."""
 
 
 class Host:
@@ -29,7 +33,7 @@ class Host:
         self.folder = folder
         self.variables = variables
         self.outside: dict[str, str] = {}
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[Process] = []
 
     @property
     def _environ(self) -> dict[str, str]:
@@ -67,9 +71,16 @@ class Host:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def starts(self, *words: str, log: str = "") -> "subprocess.Popen[str]":
+    def starts(self, *words: str, log: str = "") -> Forked:
         """Leave a command running; its log is in ``<first word>.log``, or in the file that ``log`` names."""
         with (self.folder / (log or f"{words[0]}.log")).open("w") as file:
+            process = forks.start(words, folder=self.folder, environ=self._environ, log=file.fileno(), is_read=True)
+        self._processes.append(process)
+        return process
+
+    def starts_anew(self, *words: str) -> "subprocess.Popen[str]":
+        """The same, of a process that has begun with nothing: one that starts others as what it is itself."""
+        with (self.folder / f"{words[0]}.log").open("w") as file:
             process = subprocess.Popen(
                 [*COMMAND, *words], cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=file, text=True
             )
@@ -80,9 +91,10 @@ class Host:
         """End what was left running."""
         while self._processes:
             process = self._processes.pop()
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def is_refused(done: "subprocess.CompletedProcess[str]", status: int, words: str) -> bool:
@@ -94,7 +106,7 @@ def is_refused(done: "subprocess.CompletedProcess[str]", status: int, words: str
     return True
 
 
-def address_of(process: "subprocess.Popen[str]") -> str:
+def address_of(process: "Process") -> str:
     """The address that a serving process prints once it serves."""
     assert process.stdout is not None
     found = re.search(r"http://[^ ]+", process.stdout.readline())
@@ -102,7 +114,7 @@ def address_of(process: "subprocess.Popen[str]") -> str:
     return found[0]
 
 
-def ends_at(process: "subprocess.Popen[str]", number: signal.Signals) -> int:
+def ends_at(process: "Process", number: signal.Signals) -> int:
     """Send the signal, and give the exit status."""
     process.send_signal(number)
     return process.wait(PATIENCE)

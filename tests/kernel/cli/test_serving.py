@@ -43,7 +43,7 @@ def test_serve_on_a_free_port_until_told_to_stop(host: Host, number: signal.Sign
 
 
 def test_several_processes_share_the_address_and_die_with_their_parent(host: Host) -> None:
-    process = host.starts("serve", "--port", "0", "--workers", "2")
+    process = host.starts_anew("serve", "--port", "0", "--workers", "2")
     address = address_of(process)
     assert health(address)["migrations"]["ok"]
     children = children_of(process.pid)
@@ -54,7 +54,7 @@ def test_several_processes_share_the_address_and_die_with_their_parent(host: Hos
 
 
 def test_several_processes_stop_together(host: Host) -> None:
-    process = host.starts("serve", "--port", "0", "--workers", "2")
+    process = host.starts_anew("serve", "--port", "0", "--workers", "2")
     assert health(address_of(process))["postgres"]["ok"]
     assert ends_at(process, signal.SIGTERM) == 0
 
@@ -62,7 +62,7 @@ def test_several_processes_stop_together(host: Host) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str) -> None:
     host.variables["HTTP__DRAIN"] = "3"
-    process = host.starts("serve", "--port", "0", "--workers", workers)
+    process = host.starts_anew("serve", "--port", "0", "--workers", workers)
     address = address_of(process)
     assert health(address)["postgres"]["ok"]
     process.send_signal(signal.SIGTERM)

@@ -55,6 +55,44 @@ async def test_a_query_must_be_ascii(town: Town) -> None:
     assert is_refusal(said)
 
 
+ONCE = [
+    "X-API-Key",
+    "Idempotency-Key",
+    "Content-Type",
+    "Authorization",
+    "Origin",
+    "Host",
+    "Content-Length",
+    "Content-Encoding",
+]
+
+
+@pytest.mark.parametrize("name", ONCE)
+async def test_header_that_decides_is_taken_once(town: Town, name: str) -> None:
+    key = town.api.key
+    assert key is not None
+    sent = {"x-api-key": key, "idempotency-key": "order-1", "content-type": "application/json", "content-length": "2"}
+    header = name.lower().encode()
+    value = sent.get(name.lower(), "x").encode()
+    usual = tuple((each.encode(), text.encode()) for each, text in sent.items() if each != name.lower())
+    for values in ((value, value), (value, b"another"), (b"", value)):
+        headers = (*usual, *((header, one) for one in values))
+        said = await ask(town.gateway.asgi, "POST", b"/v1/payments", headers, (b"{}",))
+        assert (said.status, said.codes) == (400, ["VALIDATION_ERROR"]), values
+        assert name.title() in said.json["errors"][0]["message"]
+        assert is_refusal(said)
+
+
+async def test_header_that_may_be_repeated_is_taken(town: Town) -> None:
+    headers = (
+        (b"x-forwarded-for", b"192.0.2.1"),
+        (b"x-forwarded-for", b"192.0.2.2"),
+        (b"accept", b"a"),
+        (b"accept", b"b"),
+    )
+    assert (await ask(town.gateway.asgi, "GET", b"/health/live", headers)).status == 200
+
+
 class Dripping:
     """A body that never ends, or a caller who leaves."""
 

@@ -104,6 +104,16 @@ async def test_what_follows_an_upgrade_never_becomes_a_request(parser: str) -> N
         assert b"\r\nconnection: close\r\n" in answers
 
 
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+async def test_what_follows_two_lengths_never_becomes_a_request(parser: str) -> None:
+    sent = smuggling.post("Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n" + smuggling.forged()
+    seen = Seen(AnswerOnce(slow))
+    async with hosted(seen, parser) as port:
+        answers = await sends(port, sent)
+    assert seen.paths == ([] if parser == "httptools" else ["/v1/payments"])
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
 async def test_without_the_middleware_uvicorn_takes_the_body_for_a_request() -> None:
     # The counter-test: when uvicorn reads this as h11 does, the middleware is not needed any more.
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -23,6 +23,8 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
 
+pytestmark = pytest.mark.as_owner
+
 ASKS = "254700000020"
 
 

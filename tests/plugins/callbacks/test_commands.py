@@ -14,7 +14,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_callbacks.service import CallbackInbox
-from tests.kernel.cli.forking import forks
+from tests.forking import forks
 from tests.plugins.callbacks.test_callbacks import ASKS, body
 
 

@@ -16,12 +16,14 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
 from mpesa_gateway.http.place import Place, holding
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops import guesses, operators
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.sessions import Sessions
 from tests.browsing import PASSWORD, Browser
 
 WRONG = Secret("not the password at all")
@@ -166,6 +168,24 @@ async def test_images_of_another_sites_page_shut_nobody_out(values: dict[str, An
         assert (await browser.signs_in()).status == 200
 
 
+async def test_a_signed_in_browser_is_not_slowed_with_strangers(values: dict[str, Any]) -> None:
+    async with pages(values) as home, Browser(home.ops) as browser:
+        await browser.signs_in()
+        (cookie,) = browser.cookies
+        sessions = home.gateway.services.get(Sessions)
+        assert sessions.was_open(Secret(cookie.value))
+        assert not sessions.was_open(Secret("0" * 64))
+        voucher = next(one for one in home.gateway.contributed(Voucher) if one.below == ("/ops",))
+
+        def vouches(text: str) -> bool:
+            return voucher.vouches(home.gateway, {"headers": [(b"cookie", text.encode())]}, "203.0.113.1")
+
+        assert vouches(f"a=b; mpesa_gateway_ops={cookie.value}")
+        assert vouches(f"mpesa_gateway_ops={cookie.value}; mpesa_gateway_ops_env=live")
+        for text in ("", "a=b", f"x_mpesa_gateway_ops={cookie.value}", f"mpesa_gateway_ops={'0' * 64}"):
+            assert not vouches(text), text
+
+
 async def test_one_password_is_hashed_at_a_time_outside_the_places_of_calls_and_few_wait(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +202,7 @@ async def test_one_password_is_hashed_at_a_time_outside_the_places_of_calls_and_
         return False
 
     monkeypatch.setattr(operators, "_verify", verify)
+    monkeypatch.setattr(guesses, "_PAUSE", 0.0)
     async with pages(values, limits={"auth_failures": 100, "account_failures": 100}) as home:
         gate = Gate()
         with holding(Place(gate)):

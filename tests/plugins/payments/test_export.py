@@ -13,6 +13,8 @@ from mpesa_gateway.http.csv import cell
 from mpesa_gateway.testing.serving import shop
 from tests.conftest import Town
 
+pytestmark = pytest.mark.as_owner
+
 FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import EAT, SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -629,6 +629,21 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
     assert (await look(town, payment))["status"] == "pending"
     async with shop(town.gateway, town.base) as other:
         assert (await other.call("POST", path, {"payment_id": payment["id"]})).status == 404
+    # And a line of its own is not for a payment of live; a key of live sees neither.
+    await town.gateway.db.execute("UPDATE statement_line SET env = 'sandbox'")
+    lived = await asked(town, 77, key="live")
+    async with town.gateway.db.transaction():
+        await town.gateway.db.execute("SET LOCAL session_replication_role = replica")
+        await town.gateway.db.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
+    _, secret = await town.gateway.api_keys.create(
+        payment["merchant_id"], name="live", scopes=tuple(Scope), env="live", actor="test"
+    )
+    live = Api(town.base, secret.reveal())
+    for api, body in ((town.api, lived), (live, lived), (live, payment)):
+        refused = await api.call("POST", path, {"payment_id": body["id"]})
+        assert (refused.status, refused.error["code"]) == (404, "NOT_FOUND")
+    await live.close()
+    assert await town.gateway.db.fetchval("SELECT payment_id FROM statement_line") is None
 
 
 async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: Town, daraja: Daraja) -> None:

@@ -732,6 +732,24 @@ async def test_already_reversed_of_a_payment_that_mpesa_knows_otherwise_waits_fo
     assert await desk.books(payment_id) == ("completed", 0, 500)
 
 
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("said", [{}, {"ReceiptNo": RECEIPT, "Amount": "40.00"}, {"ReceiptNo": RECEIPT, "Amount": "x"}])
+async def test_answer_about_the_payment_that_states_no_receipt_or_another_amount_proves_no_reversal(
+    desk: Desk, said: dict[str, str], *, is_verified: bool
+) -> None:
+    payment_id = await desk.paid()
+    if is_verified:
+        refund = (await desk.ask(payment_id)).data
+        await desk.result(refund, result("R000001"))
+    else:
+        desk.daraja.say("reversal", (500, b"<html>"))
+        refund = (await desk.ask(payment_id)).data
+    await desk.answer(await desk.questioned(refund), result(0, says={"TransactionStatus": "Reversed", **said}))
+    after = await desk.refund(refund)
+    assert (after["status"], bool(after["attention"])) == ("pending", True)
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+
+
 async def test_already_reversed_does_not_say_how_much_so_a_part_waits_for_a_person(desk: Desk) -> None:
     """KES 100 went back before; that is what M-Pesa speaks of, and not of these 400."""
     payment_id = await desk.paid()

@@ -22,7 +22,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.receiver import Received, Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values, running_gateway, shop
-from tests.kernel.cli.forking import forks
+from tests.forking import forks
 
 PATIENCE = 60.0
 

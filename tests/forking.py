@@ -1,0 +1,270 @@
+"""Starts our commands in processes that need not import everything first: each is a fork of one that has done so.
+
+A command imports for about a second and often works for less. What is started here is a process of its own all the
+same, with its own environment, folder, standard streams, process group and exit status. It dies with this process.
+"""
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+_SERVE = "import sys; from tests.forking import serve; serve(int(sys.argv[1]))"
+_PR_SET_PDEATHSIG = 1
+
+
+class Forked:
+    """A process that was started as a fork: what a test uses of `subprocess.Popen`."""
+
+    def __init__(self, args: Sequence[str], pid: int, ended: int, stdout: IO[str] | None) -> None:
+        """``ended`` is a pipe that the exit status comes through."""
+        self.args = list(args)
+        self.pid = pid
+        self.stdout = stdout
+        self.returncode: int | None = None
+        self._ended = ended
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal, None while the process runs."""
+        if self.returncode is None and _is_told(self._ended, 0):
+            self.returncode = int.from_bytes(_read(self._ended), "big", signed=True)
+            os.close(self._ended)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, once there is one. Raises subprocess.TimeoutExpired after ``timeout`` seconds."""
+        if self.returncode is None and not _is_told(self._ended, timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process, and let go of what it is read through."""
+        self.kill()
+        self.wait()
+        if self.stdout is not None:
+            self.stdout.close()
+
+
+class Forks:
+    """The process that is forked, started when it is first needed, ended with this one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        self._asking = threading.Lock()
+
+    def run(
+        self, words: Sequence[str], *, folder: Path, environ: Mapping[str, str], reads: str, patience: float
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `mpesa-gateway` with these words to its end. Raises TimeoutError, with the command ended."""
+        with (
+            tempfile.TemporaryFile("w+") as given,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
+            given.write(reads)
+            given.seek(0)
+            process = self._fork(words, folder, environ, (given.fileno(), out.fileno(), err.fileno()))
+            try:
+                status = process.wait(patience)
+            except subprocess.TimeoutExpired:
+                process.close()
+                raise TimeoutError(f"{words} has not ended after {patience:g} s") from None
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+    def start(
+        self, words: Sequence[str], *, folder: Path, environ: Mapping[str, str], log: int, is_read: bool = False
+    ) -> Forked:
+        """Leave `mpesa-gateway` running with these words. Its output goes to the file ``log``.
+
+        With ``is_read``, only what it complains of does: the rest is in the process's ``stdout``.
+        """
+        with Path(os.devnull).open("rb") as nothing:
+            if not is_read:
+                return self._fork(words, folder, environ, (nothing.fileno(), log, log))
+            ours, theirs = os.pipe()
+            try:
+                process = self._fork(words, folder, environ, (nothing.fileno(), theirs, log))
+            finally:
+                os.close(theirs)
+            process.stdout = os.fdopen(ours, encoding="utf-8")
+            return process
+
+    def _fork(
+        self, words: Sequence[str], folder: Path, environ: Mapping[str, str], streams: tuple[int, int, int]
+    ) -> Forked:
+        request = json.dumps({"words": list(words), "folder": str(folder), "environ": dict(environ)}).encode()
+        ended, tells = os.pipe()
+        try:
+            with self._asking:
+                line = self._started()
+                socket.send_fds(line, [len(request).to_bytes(4, "big") + request], [*streams, tells])
+                pid = int.from_bytes(_exactly(line, 4), "big")
+        finally:
+            os.close(tells)
+        return Forked(words, pid, ended, None)
+
+    def _started(self) -> socket.socket:
+        if self._line is None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+                    cwd=Path(__file__).parents[1],
+                    pass_fds=[theirs.fileno()],
+                )
+            self._line = ours
+            atexit.register(self.stop)
+        return self._line
+
+    def stop(self) -> None:
+        """End the process: it ends when nobody can ask it any more."""
+        if self._line is not None and self._process is not None:
+            self._line.close()
+            self._process.wait()
+            self._line = None
+
+
+def serve(number: int) -> None:
+    """Fork for each request on this socket until it is closed, and tell how each fork has ended."""
+    from mpesa_gateway.cli import main  # noqa: PLC0415 - not in the process that asks
+    from mpesa_gateway.plugin import installed, load  # noqa: PLC0415 - likewise
+
+    load(tuple(installed()))
+    gc.collect()
+    gc.freeze()
+    line = socket.socket(fileno=number)
+    waking, woken = socket.socketpair()
+    for end in (waking, woken):
+        end.settimeout(0)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waking.fileno())
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([line, woken], [], [])
+        if woken in ready:
+            woken.recv(4096)
+            _tell_who_has_ended(running)
+        if line not in ready:
+            continue
+        head, streams, _, _ = socket.recv_fds(line, 4, 4)
+        if not head:
+            return
+        size = int.from_bytes(head + _exactly(line, 4 - len(head)), "big")
+        request = json.loads(_exactly(line, size))
+        *streams, tells = streams
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in (tells, *running.values(), line.fileno(), waking.fileno(), woken.fileno()):
+                os.close(each)
+            os._exit(_run(request["words"], request["folder"], request["environ"], streams, main, parent))
+        for stream in streams:
+            os.close(stream)
+        running[pid] = tells
+        line.sendall(pid.to_bytes(4, "big"))
+
+
+def _tell_who_has_ended(running: dict[int, int]) -> None:
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        tells = running.pop(pid)
+        try:
+            os.write(tells, os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+        except BrokenPipeError:
+            pass
+        finally:
+            os.close(tells)
+
+
+def _run(
+    words: list[str], folder: str, environ: dict[str, str], streams: list[int], main: Callable[[], object], parent: int
+) -> int:
+    os.setpgid(0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        return 1
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    time.tzset()
+    sys.argv = ["mpesa-gateway", *words]
+    status: int | str | None = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:  # noqa: BLE001 - what Python itself does with it
+        traceback.print_exc()
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)  # noqa: T201 - likewise
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status or 0
+
+
+def _exactly(line: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        part = line.recv(size - len(found))
+        if not part:
+            raise ConnectionError("the forking process has ended")
+        found += part
+    return found
+
+
+def _is_told(pipe: int, patience: float | None) -> bool:
+    """Whether something comes through this pipe within so many seconds. Unlike `select`, for any number of files."""
+    looking = select.poll()
+    looking.register(pipe, select.POLLIN | select.POLLHUP)
+    return bool(looking.poll(None if patience is None else patience * 1000))
+
+
+def _read(pipe: int) -> bytes:
+    found = os.read(pipe, 4)
+    if len(found) < 4:
+        raise ConnectionError("the forking process has ended")
+    return found
+
+
+forks = Forks()
+"""Those of this test process."""
