@@ -146,7 +146,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0
-    connections: Count = 1000
+    connections: Count = 4000
     max_head_bytes: Count = 32_768
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0

@@ -88,7 +88,10 @@ def read_dsn(url: Secret) -> Dsn:
             shown = name[:40] if name.isprintable() else "(not printable)"
             instead = _INSTEAD.get(name, f"known are {known}")
             raise DsnRefused(f"has the parameter `{shown}`, which cannot be used like this: {instead}")
-    return Dsn(parts._replace(query=urlencode(kept, quote_via=quote)).geturl(), connect_timeout)
+    if len(kept) == len(pairs):
+        return Dsn(url.reveal())
+    query = urlencode(kept, quote_via=quote)
+    return Dsn(url.reveal().partition("?")[0] + (f"?{query}" if query else ""), connect_timeout)
 
 
 def _check_value(name: str, value: str) -> None:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.forking import forks
+
 COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
 PATIENCE = 120.0
 
@@ -52,7 +54,9 @@ class Machine:
 
     def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a command, or a script as pasted into a shell, to its end."""
-        command = ["bash", "-eu", "-o", "pipefail", "-c", script] if script is not None else [*COMMAND, *words]
+        if script is None:
+            return forks.run(words, folder=self.folder, environ=self.environ, reads="", patience=PATIENCE)
+        command = ["bash", "-eu", "-o", "pipefail", "-c", script]
         return subprocess.run(
             command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
         )

@@ -128,6 +128,7 @@ def _nginx(folder: Path, port: int, upstream: int) -> list[str]:
     text = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
     text = _replaced(text, "listen 443 ssl;", f"listen 127.0.0.1:{port};")
     text = _replaced(text, "server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};")
+    text = text.replace("/var/log/nginx/", f"{folder}/")
     lines = [line for line in text.splitlines() if not line.strip().startswith("ssl_")]
     (folder / "site.conf").write_text("\n".join(lines) + "\n")
     return _start_nginx(folder)
@@ -135,7 +136,8 @@ def _nginx(folder: Path, port: int, upstream: int) -> list[str]:
 
 def _caddy(folder: Path, port: int, upstream: int) -> list[str]:
     text = (DEPLOY / "caddy/Caddyfile").read_text()
-    text = _replaced(text, "\npay.example.co.ke {", f"\n{{\n\tadmin off\n}}\n\nhttp://:{port} {{\n\tbind 127.0.0.1")
+    text = _replaced(text, "\n{\n", "\n{\n\tadmin off\n")
+    text = _replaced(text, "\npay.example.co.ke {\n\tlog\n", f"\nhttp://:{port} {{\n\tbind 127.0.0.1\n")
     text = _replaced(text, "reverse_proxy 127.0.0.1:8000", f"reverse_proxy 127.0.0.1:{upstream}")
     (folder / "Caddyfile").write_text(text)
     return ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]

@@ -6,6 +6,7 @@ protocol is used as asyncio's interface has it, and by the two hooks that uvicor
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -43,6 +44,9 @@ _LINGER = 2.0
 _HELD = 65_536
 """Bytes of later requests that are held while an earlier one is worked on. Beyond them the client is not read."""
 
+_LOG_AGAIN = 1.0
+"""Seconds between two lines in the log about refused connections."""
+
 _STATE = "mpesa_gateway_connection"
 
 Waits = Literal["head", "next", "body", "write"]
@@ -54,6 +58,8 @@ class Crowd:
 
     def __init__(self, most: int | None) -> None:
         self.most = most
+        self._logged_at = -_LOG_AGAIN
+        self._not_logged = 0
         self._all: set[Connection] = set()
         self._waiting: dict[Waits, dict[Connection, None]] = {"head": {}, "next": {}, "body": {}, "write": {}}
 
@@ -89,6 +95,21 @@ class Crowd:
         connection.waits = waits if connection in self._all else None
         if connection.waits is not None:
             self._waiting[connection.waits][connection] = None
+
+    def log_refusal(self, refusal: Refused, request_id: str) -> None:
+        """Log a refused connection: one a second, with the number of those left out before it."""
+        now = time.monotonic()
+        if now - self._logged_at < _LOG_AGAIN:
+            self._not_logged += 1
+            return
+        log.warning(
+            "request_refused",
+            status=refusal.status,
+            code=refusal.code.value,
+            request_id=request_id,
+            not_logged=self._not_logged,
+        )
+        self._logged_at, self._not_logged = now, 0
 
     def _close_one(self) -> bool:
         for queue in self._waiting.values():
@@ -175,7 +196,10 @@ class Connection(asyncio.Protocol):
         self._bounds = bounds
         self._crowd = crowd
         self._default_headers: list[tuple[bytes, bytes]] = server_state.default_headers
-        self._behind = behind(app_state=app_state | {_STATE: self}, server_state=server_state, **more)
+        self._served: set[Any] = server_state.connections
+        self._make_behind = partial(behind, app_state=app_state | {_STATE: self}, server_state=server_state, **more)
+        self._behind: asyncio.Protocol | None = None
+        """Made for the first head: a silent connection costs as little as it can."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -204,7 +228,7 @@ class Connection(asyncio.Protocol):
             self._is_over = self._is_detached = True
             self._transport.abort()
             return
-        self._behind.connection_made(transport)
+        self._served.add(self)
         self._note_wait()
         self._wait("head", self._bounds.head_timeout, self._head_is_late)
 
@@ -218,12 +242,12 @@ class Connection(asyncio.Protocol):
         self._detach(exc)
 
     def eof_received(self) -> None:
-        """Pass it on. The transport closes itself."""
-        self._behind.eof_received()
+        """Do nothing more. The transport closes itself."""
 
     def pause_writing(self) -> None:
         """Start to bound how long the client may read nothing."""
-        self._behind.pause_writing()
+        if self._behind is not None:
+            self._behind.pause_writing()
         self._wait("write", self._bounds.stall_timeout, self._transport.abort)
         self._note_wait()
 
@@ -231,7 +255,8 @@ class Connection(asyncio.Protocol):
         """The client reads again."""
         self._wait_no_more("write")
         self._note_wait()
-        self._behind.resume_writing()
+        if self._behind is not None:
+            self._behind.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Read as far as the next request may be passed on. What follows a refusal is discarded."""
@@ -241,6 +266,10 @@ class Connection(asyncio.Protocol):
         self._go_on()
         if len(self._read) > _HELD and self._is_open:
             self._transport.pause_reading()
+
+    def shutdown(self) -> None:
+        """Called by the server at its stop, where no head has come."""
+        self._transport.close()
 
     # -- what the application does ------------------------------------------------------------------------------------
 
@@ -317,7 +346,11 @@ class Connection(asyncio.Protocol):
             self._next = self._chunk_size if head.length is None else self._body
             self._wait("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
         self._note_wait()
-        self._behind.data_received(head.written)
+        if self._behind is None:
+            self._served.discard(self)
+            self._behind = self._make_behind()
+            self._behind.connection_made(self._transport)
+        self._pass_on(head.written)
         return True
 
     def _skip_empty_lines(self) -> None:
@@ -331,7 +364,7 @@ class Connection(asyncio.Protocol):
         part = self._take()
         if not part:
             return False
-        self._behind.data_received(part)
+        self._pass_on(part)
         if not self._left:
             self._become_whole()
         return True
@@ -348,7 +381,7 @@ class Connection(asyncio.Protocol):
         if self._left:
             part = self._take()
             if part:
-                self._behind.data_received(b"%x\r\n%b\r\n" % (len(part), part))
+                self._pass_on(b"%x\r\n%b\r\n" % (len(part), part))
             return bool(part)
         if len(self._read) < 2:
             return False
@@ -366,9 +399,12 @@ class Connection(asyncio.Protocol):
         if line:
             check_trailer(line)
             return True
-        self._behind.data_received(b"0\r\n\r\n")
+        self._pass_on(b"0\r\n\r\n")
         self._become_whole()
         return True
+
+    def _pass_on(self, data: bytes) -> None:
+        cast("asyncio.Protocol", self._behind).data_received(data)
 
     def _become_whole(self) -> None:
         """The body has been passed on to its end."""
@@ -415,12 +451,14 @@ class Connection(asyncio.Protocol):
         """Tell uvicorn, once, that the connection is lost. It tells the application, and writes nothing more."""
         if not self._is_detached:
             self._is_detached = True
-            self._behind.connection_lost(exc)
+            self._served.discard(self)
+            if self._behind is not None:
+                self._behind.connection_lost(exc)
 
     def _say_and_close(self, refusal: Refused) -> None:
         """Answer, and leave the client a moment to read it: closing on unread bytes would take the answer away."""
         request_id = Ids(SystemClock()).new("req")
-        log.warning("request_refused", status=refusal.status, code=refusal.code.value, request_id=request_id)
+        self._crowd.log_refusal(refusal, request_id)
         body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=request_id))
         lines = [
             f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",

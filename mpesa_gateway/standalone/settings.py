@@ -65,9 +65,8 @@ def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
     return config
 
 
-def owner_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
-    """What ``up`` itself migrates with."""
-    config = gateway_config(base, embedded)
+def owner_config(config: GatewayConfig, embedded: Embedded) -> GatewayConfig:
+    """What ``up`` itself migrates with, before a process runs with ``config``."""
     replace = msgspec.structs.replace
     return replace(config, database=replace(config.database, owner_url=embedded.owner_url))
 

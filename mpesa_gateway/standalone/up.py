@@ -136,7 +136,7 @@ class Up:
             simulator_port=None,
             sandbox_certificate=None,
         )
-        has_live = _run(_migrate(owner_config(self._base, embedded)))
+        has_live = _run(_migrate(owner_config(gateway_config(self._base, embedded), embedded)))
         if self._wishes.simulator:
             last_port = read_state(self._data).get("simulator_port")
             embedded = replace(
@@ -145,6 +145,9 @@ class Up:
                 sandbox_certificate=sandbox_certificate(self._base, self._data, SystemClock().now()),
             )
         config = gateway_config(self._base, embedded)
+        if embedded.simulator_port is not None:
+            simulator = simulator_config(self._base, config, embedded.simulator_port)
+            _run(_migrate(owner_config(simulator, embedded)))
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
         supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)

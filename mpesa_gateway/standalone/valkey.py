@@ -64,7 +64,7 @@ class EmbeddedValkey:
         port_file = self._home / "port"
         remembered = int(port_file.read_text()) if port_file.exists() else None
         self._port = free_port(remembered)
-        port_file.write_text(str(self._port))
+        write_private(port_file, str(self._port))
         settings = self._home / "valkey.conf"
         write_private(settings, self._settings())
         log = self.log
@@ -76,7 +76,7 @@ class EmbeddedValkey:
                 cwd=self._home,
                 umask=PRIVATE,
             )
-        (self._home / "pid").write_text(str(self._process.pid))
+        write_private(self._home / "pid", str(self._process.pid))
         self._wait(log)
         return self.url
 

@@ -3,12 +3,14 @@
 import asyncio
 import random
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import niquests
 import pytest
@@ -22,7 +24,9 @@ from bench.chaos.shoppers import Shoppers, Wish
 from bench.chaos.table import table
 from bench.chaos.verify import AT_LAST, OUR_OWN, STILL_OPEN, Findings, verify
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.standalone.process import launch
 from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
+from tests.forking import forks
 
 pytestmark = pytest.mark.as_owner
 
@@ -88,7 +92,19 @@ def test_every_fault_that_has_to_be_survived_is_there() -> None:
     assert {name for names in LISTED.values() for name in names} <= set(FAULTS)
 
 
-async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(folder: Path) -> None:
+def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signals, env: dict[str, str]) -> Any:
+    """Start one of the processes: as a fork of one that has imported it, where it is our own command."""
+    interpreter, _, module, *arguments = command
+    if module != "mpesa_gateway.cli":
+        return launch(command, output=output, death_signal=death_signal, env=env)
+    assert (interpreter, death_signal) == (sys.executable, signal.SIGKILL)
+    return forks.start(arguments, folder=Path.cwd(), environ=env, log=output.fileno())
+
+
+async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.chaos.site.launch", forked)
     said: list[str] = []
     options = Options(seed=7, seconds=12, rate=3.0, pace=0.3, at_once=3, settle=240)
     result = await Run(folder, options, said.append).play()

@@ -16,6 +16,7 @@ from mpesa_gateway.cli import cli
 from mpesa_gateway.commands.completion import VARIABLE
 from mpesa_gateway.commands.session import Session
 from mpesa_gateway.config import LogsConfig
+from tests.forking import forks
 from tests.house.test_documented import plugins
 from tests.kernel.cli.terminal import Host, is_refused
 
@@ -121,8 +122,8 @@ def test_commands_of_plugins_and_options_are_completed(tmp_path: Path) -> None:
     def completed(*words: str) -> set[str]:
         environ = {"PATH": os.environ["PATH"], VARIABLE: "bash_complete"}
         environ |= {"COMP_WORDS": " ".join(["mpesa-gateway", *words]), "COMP_CWORD": str(len(words))}
-        command = [sys.executable, "-c", "from mpesa_gateway.cli import main; main()"]
-        done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = forks.run((), folder=tmp_path, environ=environ, reads="", patience=60)
+        assert done.returncode == 0, done.stderr
         return {line.partition(",")[2] for line in done.stdout.splitlines()}
 
     assert {"up", "doctor", "webhooks", "payments", "operators"} <= completed("")

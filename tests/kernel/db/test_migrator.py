@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-import sys
+import subprocess
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +15,7 @@ from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, migrate
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import eventually
+from tests.forking import forks
 
 ONE = Migration("shop", 1, "0001_one.sql", "CREATE TABLE one (number integer); INSERT INTO one VALUES (1);")
 TWO = Migration("shop", 2, "0002_two.sql", "ALTER TABLE one ADD COLUMN word text")
@@ -38,15 +39,9 @@ async def ledger(db: Database) -> list[tuple[str, int]]:
     return [(row["owner"], row["number"]) for row in rows]
 
 
-async def start_migrating(environ: dict[str, str], folder: Path) -> asyncio.subprocess.Process:
-    """A process that migrates, as a host types it."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mpesa_gateway.cli", "migrate"),
-        cwd=folder,
-        env=environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+async def migrating(environ: dict[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A process that migrates, as a host types it, once it has ended."""
+    return await asyncio.to_thread(forks.run, ("migrate",), folder=folder, environ=environ, reads="", patience=120)
 
 
 async def test_six_processes_at_once_apply_each_migration_once(
@@ -63,7 +58,7 @@ async def test_six_processes_at_once_apply_each_migration_once(
     making = barrier.transaction()
     await making.start()
     await barrier.execute("CREATE SCHEMA mpesa")
-    processes = await asyncio.gather(*(start_migrating(environ, tmp_path) for _ in range(6)))
+    processes = asyncio.gather(*(migrating(environ, tmp_path) for _ in range(6)))
 
     async def all_wait() -> bool:
         arrived = await watcher.fetchrow(
@@ -75,12 +70,12 @@ async def test_six_processes_at_once_apply_each_migration_once(
 
     await eventually(all_wait, 60)
     await making.rollback()
-    ends = await asyncio.gather(*(process.communicate() for process in processes))
-    assert [process.returncode for process in processes] == [0] * 6, ends
-    applied = [line for out, _ in ends for line in out.decode().splitlines() if line.startswith("applied ")]
+    ends = await processes
+    assert [end.returncode for end in ends] == [0] * 6, ends
+    applied = [line for end in ends for line in end.stdout.splitlines() if line.startswith("applied ")]
     known = Gateway(GatewayConfig.load(None, environ)).migrations
     assert sorted(applied) == sorted(f"applied {migration.owner}/{migration.name}" for migration in known)
-    assert sum(out.startswith(b"Nothing to apply") for out, _ in ends) == 5
+    assert sum(end.stdout.startswith("Nothing to apply") for end in ends) == 5
     rows = await watcher.fetch("SELECT owner, number, digest FROM mpesa.migration")
     assert sorted(map(tuple, rows)) == sorted((one.owner, one.number, one.digest) for one in known)
     await barrier.close()

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from mpesa_gateway_ops.commands import operators as operators_command
 from mpesa_gateway_ops.failed_jobs import last_line
 from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, Browser, signed_in
+from tests.forking import forks
 
 PLUGINS = ["credentials", "callbacks", "payments", "webhooks", "ops"]
 QUEUE = "/queues/queues/mpesa-default"
@@ -551,16 +551,7 @@ def environ(database_url: str, valkey_url: str) -> dict[str, str]:
 
 def types(folder: Path, environ: dict[str, str], *words: str, said: str = "") -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "mpesa_gateway.cli", "operators", *words],
-        cwd=folder,
-        env=os.environ | environ,
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=said, patience=30)
 
 
 def test_operators_from_the_command_line(tmp_path: Path, environ: dict[str, str]) -> None:

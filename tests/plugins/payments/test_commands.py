@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values, running_gateway, shop
+from tests.forking import forks
 
 
 @asynccontextmanager
@@ -28,12 +28,9 @@ async def desk(database_url: str, valkey_url: str, folder: Path) -> AsyncGenerat
 
         async def types(*words: str) -> tuple[int, str, str]:
             environ = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
-            command = (sys.executable, "-m", "mpesa_gateway.cli", "--config", str(folder / "gateway.toml"), *words)
-            pipe = asyncio.subprocess.PIPE
-            process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=pipe, stderr=pipe)
-            async with asyncio.timeout(60):
-                out, err = await process.communicate()
-            return process.returncode or 0, out.decode().strip(), err.decode().strip()
+            command = ("--config", str(folder / "gateway.toml"), *words)
+            done = await asyncio.to_thread(forks.run, command, folder=folder, environ=environ, reads="", patience=60)
+            return done.returncode, done.stdout.strip(), done.stderr.strip()
 
         yield api, types
 

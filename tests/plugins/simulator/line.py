@@ -1,14 +1,14 @@
 """A merchant's line to the simulator, with no gateway between them."""
 
-import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import niquests
 
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock, daraja_timestamp
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import eventually, running_gateway
@@ -17,6 +17,12 @@ from mpesa_gateway_simulator.validation import SANDBOX_PASSKEY, SANDBOX_SHORTCOD
 PUSH = "/simulator/mpesa/stkpush/v1/processrequest"
 QUERY = "/simulator/mpesa/stkpushquery/v1/query"
 TOKEN = "/simulator/oauth/v1/generate?grant_type=client_credentials"
+
+SOON = timedelta(seconds=5)
+
+_OWED = """
+SELECT EXISTS (SELECT FROM sim_callback WHERE due_at <= $1) OR EXISTS (SELECT FROM sim_result WHERE due_at <= $1)
+"""
 
 QUICK = {"callback_delay": 0.05, "late_delay": 1.0, "slow_answer": 0.8, "prompt_timeout": 0.4, "callback_pause": 0.2}
 
@@ -36,7 +42,8 @@ def signed(shortcode: str = SANDBOX_SHORTCODE, passkey: str = SANDBOX_PASSKEY, a
 class Line:
     """A merchant's line to Daraja, with no gateway between them, and a server for the callbacks."""
 
-    def __init__(self, base: str, receiver: Receiver) -> None:
+    def __init__(self, gateway: Gateway, base: str, receiver: Receiver) -> None:
+        self.gateway = gateway
         self.base = base
         self.receiver = receiver
         self.token = ""
@@ -131,10 +138,18 @@ class Line:
             return len(self.callbacks(phone)) >= count
 
         await eventually(have_come)
-        await asyncio.sleep(0.3)
+        await self.quiet()
         found = self.callbacks(phone)
         assert len(found) == count
         return found
+
+    async def quiet(self) -> None:
+        """Wait until the simulator owes no callback and no result that would be due within SOON."""
+
+        async def owes_nothing() -> bool:
+            return not await self.gateway.db.fetchval(_OWED, self.gateway.clock.now() + SOON)
+
+        await eventually(owes_nothing)
 
 
 def metadata(callback: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +162,8 @@ def metadata(callback: dict[str, Any]) -> dict[str, Any]:
 async def daraja(values: dict[str, Any], receiver: Receiver, clock: SetClock | None = None) -> AsyncGenerator[Line]:
     """A gateway that is nothing but the simulator, and a line to it."""
     changes: dict[str, Any] = {"plugins": ["simulator"], "worker": {"in_process": False}}
-    async with running_gateway(values | changes, **({} if clock is None else {"clock": clock})) as (_, base):
-        line = Line(base, receiver)
+    async with running_gateway(values | changes, **({} if clock is None else {"clock": clock})) as (gateway, base):
+        line = Line(gateway, base, receiver)
         await line.log_in()
         try:
             yield line

@@ -1,6 +1,5 @@
 """Status queries, reversals and Pull, as well and as badly as Daraja plays them; and chance that a seed decides."""
 
-import asyncio
 import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable
@@ -100,7 +99,7 @@ class Asking:
             return len(come()) >= count
 
         await eventually(have_come)
-        await asyncio.sleep(0.3)
+        await self.line.quiet()
         found = come()
         assert len(found) == count
         self.line.receiver.received.clear()
@@ -254,7 +253,7 @@ async def told_of_habits(asking: Asking) -> dict[tuple[str, str], list[dict[str,
         return sum(map(len, come().values())) >= sum(map(sum, HABITS.values()))
 
     await eventually(have_come)
-    await asyncio.sleep(0.3)
+    await asking.line.quiet()
     return come()
 
 
