@@ -51,7 +51,7 @@ class Target:
         """A new connection; ``receive_buffer`` bounds what the operating system takes for it, in bytes."""
         line = socket.socket()
         try:
-            line.setblocking(False)
+            line.settimeout(0)
             if receive_buffer:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             line.bind((next(self._sources), 0))

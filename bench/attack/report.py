@@ -94,8 +94,8 @@ class Report:
         lines = [
             f"Floods: creates per second of an honest merchant (it offers {OFFERED} over {CLIENTS} connections) as a",
             f"share of those without the flood, {self._rounds} windows of {self._seconds:g} s with it and one more",
-            "without, in turns; and the cores that the gateway computed on, with its worker and the simulator. Attackers",
-            "run at the lowest priority, since the processor of an attacker is not the gateway's.",
+            "without, in turns; and the cores that the gateway computed on, with its worker and the simulator.",
+            "Attackers run at the lowest priority, since the processor of an attacker is not the gateway's.",
             f"The bar is {BAR} where one address attacks.",
             "",
             "| flood | what it does | route | "
