@@ -28,8 +28,16 @@ class Shop:
     crowded: list[bool] = field(default_factory=list[bool])
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
     lost: int = 0
+    at_work: int = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.at_work += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.at_work -= 1
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more and scope["path"] != "/early":
             message = await receive()
@@ -314,6 +322,25 @@ async def test_a_half_body_and_a_client_that_reads_nothing_give_way_as_well() ->
         assert await asks(second, "/second") == 200
         deaf[1].write(b"\r\n")
         assert "/second" in site.shop.paths
+
+
+async def test_a_client_that_reads_nothing_has_one_request_in_work() -> None:
+    async with served() as site:
+        streams = await site.connect()
+        streams[1].transport.pause_reading()  # type: ignore[attr-defined]
+        streams[1].write(get("/large") * 20)
+        await eventually(lambda: _has(site.shop, 1))
+        await asyncio.sleep(0.2)
+        # The operating system takes an answer or two; none waits in the application for the client.
+        stalled = len(site.shop.seen)
+        assert stalled < 10
+        await asyncio.sleep(0.2)
+        assert (len(site.shop.seen), site.shop.at_work) == (stalled, 0)
+        streams[1].transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(20):
+            await streams[0].readuntil(b"\r\n\r\n")
+            await streams[0].readexactly(2_000_000)
+        assert len(site.shop.seen) == 20
 
 
 async def _lost(shop: Shop) -> bool:
