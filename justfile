@@ -66,6 +66,10 @@ deploy-check *arguments: ready
 installing *arguments: ready
     .venv/bin/python -m pytest tests/installing -o faulthandler_timeout=1500 {{ arguments }}
 
+# Try other people's code: SDKs against the simulator, doubles under the gateway, verifiers, generated clients (`apt-get install nodejs npm`)
+interop *arguments: ready
+    .venv/bin/python -m pytest tests/interop {{ arguments }}
+
 # Run the gateway behind PgBouncer in transaction mode (`apt-get install pgbouncer`)
 pooler *arguments: ready
     .venv/bin/python -m pytest tests/pooler {{ arguments }}

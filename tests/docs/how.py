@@ -18,6 +18,7 @@ class Job(Enum):
     NEWCOMER = "a newcomer's first payment"
     INSTALLING = "what the docs install"
     CLIENTS = "clients made of it"
+    INTEROP = "other people's code"
     TESTS = "tests"
 
 
@@ -171,7 +172,11 @@ PAGES = {
     "docs/clients.md": Page(
         (
             How("pip install openapi-python-client", job=Job.CLIENTS),
-            How("from mpesa_gateway_client import", job=Job.CLIENTS),
+            How("import os\n\nfrom mpesa_gateway_client import AuthenticatedClient", job=Job.CLIENTS),
+            How("pip install openapi-generator-cli", job=Job.INTEROP),
+            How("import os\n\nfrom mpesa_gateway_client import ApiClient", job=Job.INTEROP),
+            How("openapi-generator-cli generate", job=Job.INTEROP),
+            How("package main", job=Job.INTEROP),
             How("npm install openapi-fetch", job=Job.CLIENTS),
             How("import createClient", job=Job.CLIENTS),
             How("npx newman", job=Job.CLIENTS),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bench.attack import smuggling
 from mpesa_gateway.commands.serve import connections_within_open_files
@@ -369,6 +370,25 @@ async def test_the_bounds_are_the_settings() -> None:
         assert await status(slow) == 408
         assert await is_closed(slow)
         assert await is_closed(await site.connect())
+
+
+async def test_a_flood_of_refusals_is_one_line_a_second() -> None:
+    with capture_logs() as lines:
+        async with served() as site:
+            for _ in range(50):
+                streams = await site.connect()
+                streams[1].write(b"nonsense\r\n\r\n")
+                assert await status(streams) == 400
+    refused = [line for line in lines if line["event"] == "request_refused"]
+    assert 1 <= len(refused) <= 10
+    assert dict(refused[0]) | {"request_id": ""} == {
+        "event": "request_refused",
+        "log_level": "warning",
+        "status": 400,
+        "code": "VALIDATION_ERROR",
+        "request_id": "",
+        "not_logged": 0,
+    }
 
 
 async def test_an_application_that_fails_leaves_an_answer_and_no_open_connection() -> None:
