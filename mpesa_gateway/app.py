@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import structlog
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Request
 from litestar.di import Provide
 
 from mpesa_gateway.clock import Clock, SharedClock
@@ -18,27 +18,31 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
-from mpesa_gateway.db.migrator import Migration, find, migrate, pending
+from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import HANDLE, Outbox
 from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.errors import NotFound, ServiceUnavailable, UnsupportedMediaType
 from mpesa_gateway.events import Event
 from mpesa_gateway.http import admin, health, html
-from mpesa_gateway.http.auth import PUBLIC, admit, mark_scopes, provide_caller
-from mpesa_gateway.http.client_ip import client_address, read_networks
+from mpesa_gateway.http.access import Access
+from mpesa_gateway.http.auth import PRIORITY, PUBLIC, admit, mark_scopes, provide_caller
+from mpesa_gateway.http.client_ip import CLIENT, client_address, read_networks
+from mpesa_gateway.http.dns import Names
 from mpesa_gateway.http.doorstep import Doorstep
 from mpesa_gateway.http.errors import handlers, refuse
-from mpesa_gateway.http.gate import Gate, priority_of
+from mpesa_gateway.http.gate import Gate, for_pages, priority_of
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.http.request_id import Message, Receive, RequestIds, Send
+from mpesa_gateway.http.upgrade import AnswerOnce
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.outcomes import Outcomes
+from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, load
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -117,22 +121,25 @@ class GatewayRequest(Request[Any, Any, Any]):
         return await super().json()
 
 
-async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
+async def before_request(request: Request[Any, Any, Any]) -> None:
     """Who calls, then what they send: the body is read for nobody who may not call."""
-    if request.method == "OPTIONS":
-        # Litestar's own answer leaves out the methods that the path got after its first one.
-        methods = request.app.state.methods.get(request.scope["path_template"], {"OPTIONS"})
-        return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(methods))})
     if request.scope["path_template"] == "/schema/{path}":
         raise NotFound("there is nothing at this address: the document is /schema/openapi.json, its page /schema")
     await admit(request)
     _refuse_other_media(request)
-    return None
 
 
 def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
-    """JSON is the only body that the API takes. Public routes (callbacks) take what their caller calls it."""
-    if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PUBLIC):
+    """JSON is the only body that the API takes. Public routes (callbacks) take what their caller calls it.
+
+    Nothing but a callback is taken compressed: a few bytes could become any number.
+    """
+    if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PRIORITY):
+        return
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in {"", "identity"}:
+        raise UnsupportedMediaType(f"send the body as it is, without Content-Encoding: {coding[:40]!r} is not taken")
+    if request.route_handler.opt.get(PUBLIC):
         return
     media = request.headers.get("content-type")
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
@@ -176,9 +183,17 @@ class Gateway:
         self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
         self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
-        self.audit = Audit(self.db, self.clock, self.ids, self.reads)
+        self.audit = Audit(
+            self.db,
+            self.clock,
+            self.ids,
+            self.reads,
+            window=config.limits.auth_failures_window,
+            keep_days=config.retention.audit_days,
+        )
         self.outcomes = Outcomes(self.db, self.meter)
         self.changes = Changes(self.db)
+        self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = Services()
@@ -282,8 +297,7 @@ class Gateway:
             await self._agree(self.clock)
             self._clock_keeper = asyncio.create_task(self._keep_agreeing(self.clock))
         if migrate_first:
-            for migration in await migrate(self.db, self.migrations):
-                log.info("migrated", owner=migration.owner, migration=migration.name)
+            await self._bring_up_to_date()
             # A start waits for nobody: a worker will do it at night.
             await self.months.prepare(tries=1)
         elif missing := await pending(self.db, self.migrations):
@@ -306,6 +320,7 @@ class Gateway:
             meter=self.meter,
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
+            lookup=self.names,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.
@@ -322,6 +337,20 @@ class Gateway:
             self._in_process_worker = asyncio.create_task(keep_working(builders))
         self._is_running, self.is_draining = True, False
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
+
+    async def _bring_up_to_date(self) -> None:
+        """Let the owner migrate where that is due. Raises MigrationRefused."""
+        due = await what_is_due(self)
+        if not due:
+            return
+        try:
+            for migration in await bring_up_to_date(self):
+                log.info("migrated", owner=migration.owner, migration=migration.name)
+        except MigrationRefused:
+            if due == "migrations":
+                raise
+            # The log is kept for the longer of both times until the owner has noted the new one.
+            log.warning("audit_days_differ", fix="run `mpesa-gateway migrate` with `database.owner_url`")
 
     async def stop(self) -> None:
         """Stop what the plugins run and let go of every connection, once everyone who started has stopped."""
@@ -346,6 +375,7 @@ class Gateway:
             part = self.__dict__.pop(name, None)
             if part is not None:
                 await getattr(part, close)()
+        await self.names.close()
         await self.changes.stop()
         if self.replica is not None:
             await self.replica.stop()
@@ -454,6 +484,7 @@ class _Door:
         self._app = RequestIds(self._when_started, gateway.ids, gateway.meter, gateway.tracer)
         self._inside: Any = None
         self._gate: Gate | None = None
+        self._access: Access | None = None
         self._litestar: Litestar | None = None
 
     @property
@@ -469,18 +500,21 @@ class _Door:
         gateway = self._gateway
         litestar.state.gateway = gateway
         self._litestar = litestar
-        self._gate = Gate(
-            cast(Any, litestar),
-            gateway.config.http,
-            priority=priority_of(litestar),
-            is_draining=lambda: gateway.is_draining,
-        )
-        self._inside = Doorstep(self._gate, gateway.config.http.body_timeout)
+        inside, http = cast(Any, litestar), gateway.config.http
+        self._gate = Gate(inside, http, priority=priority_of(litestar), is_draining=lambda: gateway.is_draining)
+        pages = Gate(inside, for_pages(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining)
+        self._access = Access(gateway, litestar, self._gate, pages)
+        self._inside = Doorstep(self._access, http.body_timeout)
+        for plugin in gateway.plugins:
+            if plugin.front is not None:
+                self._inside = plugin.front(gateway, self._inside)
+        self._inside = AnswerOnce(self._inside)
         return litestar
 
     def release(self) -> Litestar | None:
         """Forget the application, so that another gateway may adopt it. None when it was never built."""
         released, self._litestar, self._gate, self._inside = self._litestar, None, None, None
+        self._access = None
         if released is not None:
             released.state.gateway = None
         return released
@@ -496,6 +530,12 @@ class _Door:
         return cast(Gate, self._gate)
 
     @property
+    def access(self) -> Access:
+        """What comes before the gate."""
+        _ = self.litestar
+        return cast(Access, self._access)
+
+    @property
     def gate_in_use(self) -> Gate | None:
         """The same, None in a process that serves nobody: a worker does not build the application."""
         return self._gate
@@ -506,12 +546,10 @@ class _Door:
             await self._lifespan(receive, send)
             return
         inner = dict(scope)
-        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
-        if root and (path == root or path.startswith(root + "/")):
-            path = path[len(root) :]
-        inner["path"], inner["root_path"] = path or "/", ""
+        inner["path"], inner["root_path"] = _path_below_mount(scope), ""
         inner[html.ASKED_PATH] = inner["path"]
-        token = acting_from.set(self._client(scope))
+        inner[CLIENT] = self._client(scope)
+        token = acting_from.set(inner[CLIENT])
         try:
             await self._app(inner, receive, send)
         finally:
@@ -542,6 +580,18 @@ class _Door:
         await receive()
         await self._gateway.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _path_below_mount(scope: Message) -> str:
+    """Return the requested path without the mount's prefix; at least ``/``."""
+    path, root = str(scope["path"]), scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    # Litestar's mounts add a slash to every path. Relative links are resolved against the path that was requested.
+    raw = scope.get("raw_path")
+    if raw and path.endswith("/") and not raw.endswith(b"/"):
+        path = path[:-1]
+    return path or "/"
 
 
 def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:

@@ -1,5 +1,7 @@
 """The ``mpesa-gateway`` command: what a host types to run, watch and look after the gateway."""
 
+import os
+import sys
 from typing import Any
 
 import rich_click as click
@@ -116,8 +118,21 @@ for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)
 
 
+def _is_text(argument: str) -> bool:
+    """Whether an argument is text: bytes that are not UTF-8 come as halves of surrogate pairs."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main() -> None:
     """The entry point of the ``mpesa-gateway`` script."""
+    for number, argument in enumerate(sys.argv[1:], start=1):
+        if not _is_text(argument):
+            _say(f"argument {number} is not valid UTF-8: {os.fsencode(argument)!r}; correct it, or rename the file")
+            sys.exit(2)
     cli(prog_name="mpesa-gateway")
 
 

@@ -1,6 +1,8 @@
 """The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
 
+import codecs
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from mpesa_gateway.dsn import DsnRefused, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
@@ -30,6 +33,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _SANDBOX_HOST, _LIVE_HOST = "sandbox.safaricom.co.ke", "api.safaricom.co.ke"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_NAME_SERVER = re.compile(
+    r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", re.ASCII
+)
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A number of things of which there must be one."""
 
@@ -59,12 +65,16 @@ class ConfigRefused(Exception):
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
 
+    ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
+    role of ``url`` owns them, and could change or remove whatever the gateway keeps.
+
     ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
     it has all that is committed.
     """
 
     url: Secret | None = None
     direct_url: Secret | None = None
+    owner_url: Secret | None = None
     replica_url: Secret | None = None
     replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
@@ -110,15 +120,23 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     live_certificate: str = "certs/ProductionCertificate.cer"
 
 
+class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How host names of webhooks and of Daraja are looked up: by whom, and for how many seconds at most."""
+
+    timeout: Seconds = 5.0
+    servers: tuple[str, ...] = ()
+
+
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
     ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
     ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. Times are in seconds: ``head_timeout`` for a whole request line with its headers,
-    ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing of what it is sent. ``drain``
-    is for how long a server that is told to stop goes on serving while /health/ready says that nothing new is to be
-    sent to it.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_at_once`` of their
+    bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
+    request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
+    of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
+    says that nothing new is to be sent to it.
     """
 
     host: str = "127.0.0.1"
@@ -128,11 +146,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0
-    connections: Count = 1000
+    connections: Count = 4000
     max_head_bytes: Count = 32_768
     head_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
+    anonymous_per_second: Count = 30
+    anonymous_at_once: Count = 16
     drain: Pause = 0.0
 
 
@@ -156,12 +176,23 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a client may fail to authenticate, and how often a key may call."""
+    """How often a client may fail to authenticate, how often one account may, and how often a key may call."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
+    account_failures: Count = 20
     requests_per_second: Count = 100
     burst: Count = 200
+
+
+class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the OpenAPI document tells merchants: whom to ask, and under which terms they use the API."""
+
+    contact_name: str = "The host of this gateway"
+    contact_url: str | None = None
+    contact_email: str | None = None
+    terms_name: str = "The host's terms"
+    terms_url: str | None = None
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -186,10 +217,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     valkey: ValkeyConfig = ValkeyConfig()
     security: SecurityConfig = SecurityConfig()
     daraja: DarajaConfig = DarajaConfig()
+    dns: DnsConfig = DnsConfig()
     http: HttpConfig = HttpConfig()
     worker: WorkerConfig = WorkerConfig()
     logs: LogsConfig = LogsConfig()
     limits: LimitsConfig = LimitsConfig()
+    openapi: OpenApiConfig = OpenApiConfig()
     retention: RetentionConfig = RetentionConfig()
     sections: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict[str, dict[str, Any]])
 
@@ -202,7 +235,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+                values = tomllib.loads(read_text_file(Path(path)))
             except OSError as problem:
                 raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -238,6 +271,17 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def section(self, name: str, kind: type[S]) -> S:
         """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in what its byte order mark says (Windows editors write one).
+
+    Raises OSError, and UnicodeDecodeError for anything else.
+    """
+    content = path.read_bytes()
+    has_utf16_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+    return text.replace("\r\n", "\n")
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
@@ -294,15 +338,20 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if name in ELSEWHERE or name.startswith(NOT_OURS):
             continue
         path = name.lower().split("__")
-        text = environ[variable]
+        # Files of variables with Windows line ends leave a carriage return at the end of each value.
+        text = environ[variable].rstrip("\r\n")
+        if name.lower().endswith("url"):
+            text = text.strip()
         kind = _kernel_type(path)
         if kind is None and path[-1].endswith("_file"):
             path[-1] = path[-1].removesuffix("_file")
             kind = _kernel_type(path)
             try:
-                text = Path(text).read_text(encoding="utf-8").strip()
+                text = read_text_file(Path(text)).strip()
             except OSError as problem:
                 raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigRefused(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
         section: dict[str, Any] = values
         for part in path[:-1]:
             inner: Any = section.setdefault(part, {})
@@ -339,19 +388,9 @@ def _check(config: GatewayConfig) -> None:
         ("daraja.sandbox_url", config.daraja.sandbox_url),
         ("daraja.live_url", config.daraja.live_url),
     ):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigRefused(
-                f"setting `{name}`: must be an http(s) address without query, such as https://pay.example.co.ke"
-            )
-    for name, secret in (
-        ("database.url", config.database.url),
-        ("database.direct_url", config.database.direct_url),
-        ("database.replica_url", config.database.replica_url),
-        ("valkey.url", config.valkey.url),
-    ):
-        if secret is not None and not secret:
-            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+        if (problem := _problem_of_url(url)) is not None:
+            raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
+    _check_servers(config)
     for sentinel in config.valkey.sentinels:
         host, _, port = sentinel.rpartition(":")
         if not host or not port.isdigit():
@@ -359,6 +398,8 @@ def _check(config: GatewayConfig) -> None:
     if config.valkey.sentinels and config.valkey.url is None:
         raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
+    if not all(map(_NAME_SERVER.fullmatch, config.dns.servers)):
+        raise ConfigRefused("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
         raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
@@ -366,6 +407,53 @@ def _check(config: GatewayConfig) -> None:
         raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
         raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+
+
+def _check_servers(config: GatewayConfig) -> None:
+    """Addresses that can be read, and mean what they say."""
+    database = config.database
+    for name, url in (
+        ("database.url", database.url),
+        ("database.direct_url", database.direct_url),
+        ("database.owner_url", database.owner_url),
+        ("database.replica_url", database.replica_url),
+        ("valkey.url", config.valkey.url),
+    ):
+        if url is not None and not url:
+            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+        if url is not None and name.startswith("database."):
+            try:
+                read_dsn(url)
+            except DsnRefused as refusal:
+                raise ConfigRefused(f"setting `{name}` {refusal}") from None
+
+
+_URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
+"""What a URL is written with (RFC 3986): no spaces, control characters, quotes, angle brackets or back slashes."""
+
+_HOST = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?\Z", re.ASCII)
+_ODD_SEGMENT = re.compile(r"//|/\.\.?(?:/|\Z)")
+_EXAMPLE = "such as https://pay.example.co.ke"
+
+
+def _problem_of_url(url: str) -> str | None:
+    """Return what is wrong with an address that others are told, with the fix; None where it can be used."""
+    if not _URL.match(url):
+        return f"without spaces, control characters or letters outside ASCII, {_EXAMPLE}"
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError:
+        return f"whose host and port can be read, {_EXAMPLE}"
+    problems = (
+        (parts.scheme not in {"http", "https"} or not host, "with a host"),
+        ("@" in parts.netloc, "without user name and password: remove what is before the `@`"),
+        ("?" in url or "#" in url, "without query and fragment: remove what follows `?` or `#`"),
+        (port == 0 or parts.netloc.endswith(":"), "with a port from 1 to 65535 or none"),
+        (":" not in host and not _HOST.match(host), "with a host name of letters, digits, dots and dashes"),
+        (bool(_ODD_SEGMENT.search(parts.path)), "without empty or dot segments in its path"),
+    )
+    return next((f"{text}, {_EXAMPLE}" for is_wrong, text in problems if is_wrong), None)
 
 
 def _check_daraja(config: DarajaConfig) -> None:

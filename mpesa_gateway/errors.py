@@ -142,6 +142,12 @@ class NotFound(Refused):
     status, code = 404, Code.NOT_FOUND
 
 
+class MethodNotAllowed(Refused):
+    """The address does not take this method."""
+
+    status, code = 405, Code.METHOD_NOT_ALLOWED
+
+
 class Conflict(Refused):
     """The object's state does not allow it."""
 

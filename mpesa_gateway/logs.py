@@ -15,6 +15,7 @@ import structlog
 
 from mpesa_gateway.config import LogsConfig
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.unseen import escape_unseen
 
 _FORBIDDEN = frozenset(
     {
@@ -33,16 +34,18 @@ _PLAIN = (int, float, datetime, timedelta)
 _SECRET = re.compile(
     r"\b(sk_(?:live|test)_)[0-9a-z]{48}"  # an API key
     r"|\b(whsec_)[A-Za-z0-9+/]{43}="  # a webhook secret
-    r"|(\b[sl]-mer_[0-9a-z]{26}-[a-z]{3}_[0-9a-z]{26}\.)[A-Za-z0-9_-]{22}"  # the token of a callback address
+    # The token of a callback address, after its id; also in part, with more behind it, and with its marks encoded.
+    r"|((?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%(?:25)*2[eE]))[0-9A-Za-z_%=-]{8,}"
 )
 """What is a secret of ours wherever it stands: nothing writes these down, and should it happen, they are not read."""
 
-_SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|-mer_")
+_SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|(?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%)")
 """Part of all that is masked: a text without it, as almost every one, is looked through once and not three times."""
 
 
 def masked(text: str) -> str:
-    """A text without whole phone numbers, and without the secrets that are known by their form."""
+    """A text without whole phone numbers, without the secrets that are known by their form, and with nothing hidden."""
+    text = escape_unseen(text)
     if _SUSPECT.search(text) is None:
         return text
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))
@@ -76,7 +79,7 @@ def _masked(value: Any) -> Any:
     if value is None or isinstance(value, _PLAIN):
         return value
     # Of anything else a renderer would write the repr, and nobody knows what that shows.
-    return mask_phones(repr(value))
+    return masked(repr(value))
 
 
 class _Stderr:

@@ -2,11 +2,19 @@
 
 import hashlib
 import re
+import unicodedata
 from enum import StrEnum
 from typing import Self
 
 _COUNTRY = "254"
-_SEPARATORS = re.compile(r"[ \-().]")
+_MOST = 64
+"""Characters of a number as people write it, invisible ones included."""
+
+_SEPARATORS = frozenset("-().\t\u2212")
+_INVISIBLE = frozenset({"Cf", "Zs", "Pd"})
+"""Unicode categories: format characters such as U+202A, which address books copy; spaces; dashes."""
+
+_FULL_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)}
 _NATIONAL = re.compile(r"[17][0-9]{8}\Z")
 
 
@@ -25,7 +33,7 @@ class Msisdn(str):
 
         Number portability means that a prefix proves nothing about the operator, so none is refused.
         """
-        digits = _SEPARATORS.sub("", text) if len(text) <= 24 else ""
+        digits = _without_separators(text) if len(text) <= _MOST else ""
         if digits.startswith("+"):
             digits = digits[1:] if digits.startswith("+" + _COUNTRY) else ""
         if digits.startswith(_COUNTRY):
@@ -47,6 +55,15 @@ class Msisdn(str):
         return f"Msisdn({self.masked})"
 
 
+def _without_separators(text: str, keep: str = "") -> str:
+    """Return the text in ASCII forms, without spaces, dashes, brackets, dots and what cannot be seen."""
+    return "".join(
+        letter
+        for letter in text.translate(_FULL_WIDTH)
+        if letter in keep or (letter not in _SEPARATORS and unicodedata.category(letter) not in _INVISIBLE)
+    )
+
+
 class Likeness(StrEnum):
     """How a number that M-Pesa shows compares with a whole one."""
 
@@ -62,7 +79,7 @@ class Likeness(StrEnum):
 
 def compare(shown: str, phone: str) -> Likeness:
     """Compare a number as M-Pesa shows it (whole, masked, cut or as a digest) with ``phone``, a whole ``2547…``."""
-    text = _SEPARATORS.sub("", _AS_DECIMAL.sub("", shown.strip())).removeprefix("+").lower()
+    text = _AS_DECIMAL.sub("", _without_separators(shown, keep=".")).replace(".", "").removeprefix("+").lower()
     if _DIGEST.match(text):
         return _equal(text == hashlib.sha256(phone.encode()).hexdigest())
     text = text.replace("x", "*")
@@ -114,7 +131,7 @@ _ENOUGH = 3
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 
 
-_IN_HANDLE = re.compile(r"(ws_CO_[0-9]{17}[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
+_IN_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 """Daraja's CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from piccolo.table import Table
 
     from mpesa_gateway.app import Gateway
+    from mpesa_gateway.http.request_id import ASGIApp
     from mpesa_gateway.privacy import Case, Number
 
 GROUP = "mpesa_gateway.plugins"
@@ -194,6 +195,8 @@ class Plugin:
     """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
     """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
+    front: Callable[[Gateway, ASGIApp], ASGIApp] | None = None
+    """An ASGI layer in front of all routes, for addresses that no route can answer in the form of another API."""
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""

@@ -73,14 +73,19 @@ class Retention:
             counts[f"{monthly.what}: months"] = await months.drop(monthly, before)
             batch = partial(months.forget, monthly, before, self._settings.batch)
             counts[monthly.what] = await self._repeat(monthly.what, batch)
-        before = self._before(self._settings.audit_days)
-        if before is not None:
-            await self._gateway.audit.announce_cut(before)
-            counts["audit entries"] = await self._repeat(
-                "audit entries", partial(self._gateway.audit.cut, self._settings.batch)
-            )
+        if await self._may_cut():
+            await self._gateway.audit.announce_cut()
+            counts["audit entries"] = await self._repeat("audit entries", self._gateway.audit.cut)
         log.info("retention_finished", counts={what: count for what, count in counts.items() if count})
         return counts
+
+    async def _may_cut(self) -> bool:
+        """Whether Postgres keeps the audit log as long as the settings say: it is told by ``mpesa-gateway migrate``."""
+        days = self._settings.audit_days
+        stored = await self._gateway.db.fetchval("SELECT keep_days FROM audit_policy")
+        if stored != days:
+            log.warning("audit_days_differ", setting=days, stored=stored, fix="run `mpesa-gateway migrate`")
+        return days > 0 and stored >= days
 
     def _before(self, days: int) -> datetime | None:
         return self._gateway.clock.now() - timedelta(days=days) if days else None

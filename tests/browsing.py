@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 import niquests
 
 from mpesa_gateway.secret import Secret
+from mpesa_gateway_ops.admission import DEVICE_COOKIE
 
 PASSWORD = Secret("a long enough password")
 
@@ -178,8 +179,13 @@ class Browser:
 
     @property
     def cookies(self) -> list[Any]:
-        """All cookies that are kept."""
-        return list(self._session.cookies)
+        """The cookies of what the browser is signed in to and looks at, without the one by which it is known again."""
+        return [cookie for cookie in self._session.cookies if cookie.name != DEVICE_COOKIE]
+
+    @property
+    def device_cookies(self) -> list[Any]:
+        """The cookies by which the browser is known that signed in before."""
+        return [cookie for cookie in self._session.cookies if cookie.name == DEVICE_COOKIE]
 
     def takes(self, cookies: list[Any]) -> None:
         """Keep somebody else's cookies."""

@@ -49,15 +49,17 @@ class Daraja:
         default_factory=dict[str, list[Said | Callable[[dict[str, Any]], Said]]]
     )
     held: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
+    held_of: dict[str, str] = field(default_factory=dict[str, str])
     _number: int = 0
 
     def say(self, operation: str, *answers: Said | Callable[[dict[str, Any]], Said]) -> None:
         """The next answers of an operation."""
         self.answers.setdefault(operation, []).extend(answers)
 
-    def hold(self, operation: str) -> asyncio.Event:
-        """Keep an operation waiting for its answers until the event is set."""
+    def hold(self, operation: str, of: str = "") -> asyncio.Event:
+        """Keep an operation waiting for its answers until the event is set: those in whose request ``of`` stands."""
         self.held[operation] = asyncio.Event()
+        self.held_of[operation] = of
         return self.held[operation]
 
     def of(self, operation: str) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ class Daraja:
         operation = PATHS[one.path.partition("?")[0]]
         body: dict[str, Any] = msgspec.json.decode(one.body) if one.body else {}
         self.asked.append((operation, body))
-        if operation in self.held:
+        if operation in self.held and self.held_of[operation] in f"{one.headers}{body}":
             await self.held[operation].wait()
         line = self.answers.get(operation)
         said = line.pop(0) if line else self._usual(operation)

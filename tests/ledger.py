@@ -1,10 +1,16 @@
 """The books of a test, read as `doctor --ledger` reads them, and bent in ways that Postgres would not let by."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import asyncpg
+
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.doctor.ledger import read_ledger
+from tests.owner import as_owner
 
 
 async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, tuple[str, ...]]:
@@ -26,25 +32,37 @@ async def lay_bare(gateway: Gateway) -> None:
     assert worker is not None
     worker.cancel()
     await asyncio.wait([worker])
-    rows = await gateway.db.fetch(
-        "SELECT conrelid::regclass::text AS table, conname FROM pg_constraint "
-        "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u') AND coninhcount = 0"
-    )
-    for row in rows:
-        await gateway.db.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']} CASCADE")
-    indexes = await gateway.db.fetch(
-        "SELECT indexrelid::regclass::text AS name FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
-        "WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indisprimary"
-    )
-    for row in indexes:
-        await gateway.db.execute(f"DROP INDEX {row['name']}")
+    async with as_owner(gateway) as owner:
+        rows = await owner.fetch(
+            "SELECT conrelid::regclass::text AS table, conname FROM pg_constraint "
+            "WHERE connamespace = current_schema()::regnamespace AND contype IN ('c', 'u') AND coninhcount = 0"
+        )
+        for row in rows:
+            await owner.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT {row['conname']} CASCADE")
+        indexes = await owner.fetch(
+            "SELECT indexrelid::regclass::text AS name FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+            "WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indisprimary"
+        )
+        for row in indexes:
+            await owner.execute(f"DROP INDEX {row['name']}")
 
 
 async def bend(gateway: Gateway, statement: str) -> list[str]:
     """Change the books past every trigger and foreign key; gives the first column of what is returned."""
-    async with gateway.db.transaction():
-        await gateway.db.execute("SET LOCAL session_replication_role = replica")
-        rows = await gateway.db.fetch(statement)
+    async with past_all_rules(gateway) as owner:
+        return await _bend(owner, statement)
+
+
+@asynccontextmanager
+async def past_all_rules(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
+    """A connection of the owner's on which no trigger and no foreign key counts, for the length of the block."""
+    async with as_owner(gateway) as owner:
+        await owner.execute("SET session_replication_role = replica")
+        yield owner
+
+
+async def _bend(owner: "asyncpg.Connection[Row]", statement: str) -> list[str]:
+    rows = await owner.fetch(statement)
     assert rows, f"nothing to bend: {statement}"
     return [str(row[0]) for row in rows]
 
@@ -60,9 +78,9 @@ async def each_is_noticed(
     missed: dict[str, list[str]] = {}
     before = await broken(gateway)
     assert before == {}
-    for name, statements in bendings.items():
-        for statement in statements.split(";"):
-            ids = await bend(gateway, statement)
+    async with past_all_rules(gateway) as owner:
+        for name, statement in ((name, each) for name, some in bendings.items() for each in some.split(";")):
+            ids = await _bend(owner, statement)
             after = await broken(gateway)
             new = {key: set(found) - set(before.get(key, ())) for key, found in after.items()}
             new = {key: found for key, found in new.items() if found}

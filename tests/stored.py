@@ -6,6 +6,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import INITIATED, Api
 from mpesa_gateway_credentials.service import SECRET_FIELDS, aad
+from tests.owner import as_owner
 
 
 async def change_credentials(gateway: Gateway, **columns: Any) -> None:
@@ -45,8 +46,8 @@ async def go_live(gateway: Gateway) -> None:
     """Make every sandbox shortcode, with its receiver and merchant, a live one, past all rules, its secrets too."""
     sealer, db = gateway.sealer, gateway.db
     rows = await db.fetch("SELECT shortcode.*, number FROM shortcode JOIN receiver USING (receiver_id)")
-    async with db.transaction():
-        await db.execute("SET LOCAL session_replication_role = replica")
+    async with as_owner(gateway) as owner:
+        await owner.execute("SET session_replication_role = replica")
         for row in rows:
             for field in SECRET_FIELDS:
                 if row[field] is not None:
@@ -54,8 +55,8 @@ async def go_live(gateway: Gateway) -> None:
                     text = sealer.open(row[field], aad=aad(*bound))
                     sealed = sealer.seal(text, aad=aad(row["merchant_id"], "live", row["number"], field))
                     sql = f"UPDATE shortcode SET {field} = $2 WHERE shortcode_id = $1"  # noqa: S608 - a known name
-                    await db.execute(sql, row["shortcode_id"], sealed)
-        await db.execute("UPDATE shortcode SET env = 'live'")
-        await db.execute("UPDATE receiver SET env = 'live'")
-        await db.execute("UPDATE merchant SET envs = '{live}' WHERE envs <> '{}'")
+                    await owner.execute(sql, row["shortcode_id"], sealed)
+        await owner.execute("UPDATE shortcode SET env = 'live'")
+        await owner.execute("UPDATE receiver SET env = 'live'")
+        await owner.execute("UPDATE merchant SET envs = '{live}' WHERE envs <> '{}'")
     await change_credentials(gateway, name="live")

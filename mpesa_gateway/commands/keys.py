@@ -9,6 +9,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.config import read_text_file
 from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
 from mpesa_gateway.security.sealing import generate as new_key
 from mpesa_gateway.security.sealing import read_ring_file
@@ -82,7 +83,7 @@ def prepend_key(path: Path, key: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{key}\n{path.read_text(encoding='ascii')}")
+            file.write(f"{key}\n{read_text_file(path)}")
             file.flush()
             if os.geteuid() == 0:
                 # The processes that read it need not run as whoever rotates.

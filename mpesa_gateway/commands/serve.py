@@ -3,15 +3,17 @@
 import asyncio
 import math
 import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 import rich_click as click
+import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
@@ -21,6 +23,11 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.http.protocol import ServerConfig
+
+log = structlog.get_logger(__name__)
+
+_OTHER_FILES = 400
+"""Open files of a process besides its clients' connections: Postgres, Valkey, Daraja, webhooks, the log."""
 
 _GRACE = 5
 """Seconds that running requests get to finish, besides the time that a call to Daraja may take."""
@@ -77,6 +84,27 @@ def _at_its_port(config: GatewayConfig, port: int) -> GatewayConfig:
     return msgspec.structs.replace(config, http=http, public_url=public_url)
 
 
+def connections_within_open_files(wanted: int) -> int:
+    """How many of ``wanted`` connections the process can open, after raising its limit of open files.
+
+    A connection that the operating system refuses is a client that waits: the bound has to be reached before.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted * 5 // 4 + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        more = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        # A service manager may forbid it.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    possible = max(1, (soft - _OTHER_FILES) * 4 // 5)
+    if possible < wanted:
+        log.warning("connections_limited", wanted=wanted, possible=possible, open_files=soft)
+    return min(wanted, possible)
+
+
 def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfig:
     return ServerConfig(
         app,
@@ -84,7 +112,7 @@ def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfi
         loop="uvloop",
         # X-Forwarded-For is read by ourselves, so that security.trusted_proxies is the only list of whom to believe.
         proxy_headers=False,
-        limit_concurrency=config.http.connections,
+        limit_concurrency=connections_within_open_files(config.http.connections),
         timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(config.daraja.timeout) + _GRACE,
         **more,

@@ -1,6 +1,7 @@
 """Safaricom's public certificates: they encrypt the initiator's password and check signatures."""
 
 import base64
+import codecs
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -71,6 +72,8 @@ def read_certificate(path: Path) -> Certificate:
     except OSError as problem:
         raise CertificateRefused(f"{path}: cannot be read ({problem.strerror})") from None
     try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16").encode()
         if b"-----BEGIN" in content:
             found = x509.load_pem_x509_certificate(content)
         else:

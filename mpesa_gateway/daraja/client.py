@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from ipaddress import ip_address
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 import niquests
@@ -22,19 +23,20 @@ from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK, Outcome, stk_query_o
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
 from mpesa_gateway.daraja.numerals import canonical
 from mpesa_gateway.daraja.provider_text import provider_text, without
-from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.daraja.token import NoAnswer, Token, Tokens
 from mpesa_gateway.daraja.wire import (
     Ack,
     StatementPage,
     StkAck,
+    read_answer,
     read_code,
     read_fault_body,
-    read_json_leniently,
     read_said,
     read_statement,
     read_text,
     says_no_transactions,
 )
+from mpesa_gateway.http.dns import Lookup, Names, NamesResolver, read_literal
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -115,7 +117,8 @@ class StkQueryAnswer:
     outcome: Outcome
     result_desc: str
     checkout_request_id: str | None = None
-    """The push that the answer names."""
+    merchant_request_id: str | None = None
+    """The push that the answer names, by either of Daraja's ids of it."""
 
 
 class DarajaFault(Exception):
@@ -151,6 +154,10 @@ class DarajaFault(Exception):
 
 class NotSent(DarajaFault):
     """Nothing was sent or done: the same request may be made again. ``retry_after`` is in seconds."""
+
+
+class _TokenUnanswered(NotSent, NoAnswer):
+    """Nothing answered when a token was asked for."""
 
 
 class Rejected(DarajaFault):
@@ -215,8 +222,12 @@ class DarajaClient:
         meter: Meter | None = None,
         tracer: Tracer = UNTRACED,
         refuse_transaction: Callable[[str], None] | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
-        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one."""
+        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one.
+
+        ``lookup`` looks Daraja's names up; without it this has one of its own.
+        """
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
@@ -225,11 +236,16 @@ class DarajaClient:
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Places(sys.maxsize, each=config.per_account)
         """Calls that wait for Daraja's answer, by account."""
+        self._own_names = Names() if lookup is None else None
+        self._lookup: Lookup = lookup or self._own_names or Names()
+        self._live_host = urlsplit(config.live_url).hostname or ""
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
         """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
+            # Not the library's own, which takes a thread of the event loop for as long as DNS does not answer.
+            resolver=cast("Any", NamesResolver(self._look_up)),
             retries=0,
             disable_http3=True,
             pool_connections=20,
@@ -245,6 +261,19 @@ class DarajaClient:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        if self._own_names is not None:
+            await self._own_names.close()
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        """The addresses of a host. Raises OSError, also where the name of the live API leads to this machine.
+
+        A simulator answers here, and so might anything else: real money's keys are not sent to it.
+        """
+        found = await self._lookup(host, port)
+        is_name = read_literal(host) is None and host.lower() != "localhost"
+        if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
+            raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
+        return found
 
     # -- operations -----------------------------------------------------------------------------------------------
 
@@ -339,7 +368,8 @@ class DarajaClient:
         outcome = stk_query_outcome(code, said)
         if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
             raise OutcomeUnknown("M-Pesa's answer contradicts itself")
-        return StkQueryAnswer(outcome, said, read_text(answer, "CheckoutRequestID"))
+        ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
+        return StkQueryAnswer(outcome, said, *ids)
 
     @_asks
     async def transaction_status(
@@ -586,9 +616,9 @@ class DarajaClient:
                 (credentials.consumer_secret.reveal(), basic),
                 headers={"Authorization": f"Basic {basic}"},
             )
-        except OutcomeUnknown as problem:
+        except (OutcomeUnknown, NotSent) as problem:
             # A token that we did not get moved no money.
-            raise NotSent(problem.meaning, code=problem.code, retry_after=5) from None
+            raise _TokenUnanswered(problem.meaning, code=problem.code, retry_after=problem.retry_after or 5) from None
         token = self._read_token(answer)
         if token is not None:
             return token
@@ -648,7 +678,7 @@ class DarajaClient:
                 body = response.content
             status = response.status_code or 0
             try:
-                content = read_json_leniently(without(body, secrets)) if body else None
+                content = read_answer(without(body, secrets)) if body else None
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers

@@ -3,13 +3,12 @@
 import re
 import unicodedata
 
+from mpesa_gateway.unseen import UNSEEN
+
 LIMIT = 300
 """Characters of such a text that are kept unless the caller says otherwise."""
 
-_UNSEEN = re.compile(
-    "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff]+"
-)
-"""Control characters, characters that reverse or hide text, and halves of surrogate pairs."""
+_UNSEEN = re.compile(f"[{UNSEEN}]+")
 
 _SPACES = re.compile(r"\s+")
 _NAMED = re.compile(
@@ -44,7 +43,10 @@ _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0
 
 def provider_text(text: str, limit: int = LIMIT) -> str:
     """The text on one line and with at most ``limit`` characters, its credentials and phone numbers masked."""
-    line = _SPACES.sub(" ", _UNSEEN.sub(" ", text[: 4 * limit])).strip()
+    line = text[: 4 * limit]
+    if not line.isprintable():
+        line = _UNSEEN.sub(" ", line)
+    line = _SPACES.sub(" ", line).strip()
     line = _DIGITS.sub(_mask_digits, line)
     line = _NAMED.sub(_mask_named, line)
     line = _LONG.sub("****", line)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import structlog
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.http.place import aside
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
 
 log = structlog.get_logger(__name__)
@@ -46,6 +48,13 @@ class Token(msgspec.Struct, frozen=True):
 Fetch = Callable[[], Awaitable[Token]]
 
 
+class NoAnswer(Exception):
+    """A fetch that brought no answer, whoever's secret it showed."""
+
+
+_NONE: tuple[int, NoAnswer | None] = (0, None)
+
+
 class Tokens:
     """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
 
@@ -58,6 +67,8 @@ class Tokens:
         self._prefix = prefix
         self._random_bytes = random_bytes
         self._tokens: dict[str, Token] = {}
+        self._unanswered: dict[str, tuple[int, NoAnswer | None]] = {}
+        """How many fetches in a row brought no answer, and the last such failure, by owner."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     @staticmethod
@@ -70,15 +81,34 @@ class Tokens:
         return max(lifetime - _EARLY, lifetime / 2)
 
     async def get(self, owner: str, fetch: Fetch) -> str:
-        """A valid token; raises what ``fetch`` raises."""
+        """A valid token; raises what ``fetch`` raises.
+
+        Calls that waited for a fetch that brought no answer raise its NoAnswer too: one after the other, each would
+        wait for as long again.
+        """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():
             return token.text
+        # Those that wait for a token of one account leave their places to calls of others.
+        with aside():
+            return await self._get_once(owner, fetch)
+
+    async def _get_once(self, owner: str, fetch: Fetch) -> str:
+        """A valid token, fetched by one of those who ask at the same time."""
+        before, _ = self._unanswered.get(owner, _NONE)
         async with self._locks.setdefault(owner, asyncio.Lock()):
             token = self._tokens.get(owner)
             if token is not None and token.until > self._clock.now():
                 return token.text
-            token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
+            count, failure = self._unanswered.get(owner, _NONE)
+            if failure is not None and count > before:
+                raise copy(failure).with_traceback(None)
+            try:
+                token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
+            except NoAnswer as problem:
+                self._unanswered[owner] = (count + 1, problem)
+                raise
+            self._unanswered.pop(owner, None)
             self._tokens[owner] = token
             return token.text
 

@@ -3,8 +3,10 @@
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -24,6 +26,10 @@ _READER = msgspec.json.Decoder(float_hook=str)
 
 class NotACallback(ValueError):
     """The body is no callback of this kind. The text says what is wrong with it."""
+
+
+class Contradictory(NotACallback):
+    """A field that decides stands in the body twice, with different values: the body is no evidence of either."""
 
 
 class StkAck(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +140,71 @@ def read_json_leniently(body: bytes) -> Any:
         raise ValueError("not JSON") from None
 
 
+class Doubled(dict[str, Any]):
+    """A JSON object in which ``names`` stand more than once, with different values. The last values are its own."""
+
+    names: frozenset[str] = frozenset()
+
+    def __eq__(self, other: object) -> bool:
+        """An object that contradicts itself equals no other."""
+        return self is other
+
+    __hash__ = None
+
+
+def read_json_noting(body: bytes) -> Any:
+    """Like ``read_json_leniently``, with a Doubled for each object that contradicts itself. Raises ValueError."""
+    try:
+        return _NOTING.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+
+
+def read_answer(body: bytes) -> Any:
+    """The JSON of an answer of Daraja's. Raises ValueError, also where a fault or a whole statement contradicts itself.
+
+    A code or a name that stands twice with different values is absent: what else the answer says of the request, such
+    as the name of its push, stays. A row of a statement that contradicts itself stays a Doubled: it does not spoil the
+    other rows.
+    """
+    content = read_json_noting(body)
+    waiting: list[Any] = [content]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            fields = cast("dict[str, Any]", current)
+            for name in fields.names if isinstance(fields, Doubled) else ():
+                if name.casefold() in _WHOLE:
+                    raise ValueError(f"{name} stands in it twice, with different values")
+                if name in _SAID_ONCE:
+                    del fields[name]
+            waiting.extend(value for name, value in fields.items() if name != "Response")
+    return content
+
+
+def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    names = {name for name, value in pairs if not is_same(fields[name], value)}
+    if not names:
+        return fields
+    found = Doubled(fields)
+    found.names = frozenset(names)
+    return found
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal, numbers and numerals as numbers."""
+    if _is_plain(one) and _is_plain(other):
+        return canonical(str(one)) == canonical(str(other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 def decoded(body: bytes) -> str:
     """A body as text for people and for storage: each byte that is no UTF-8 as its Latin-1 character, no NUL."""
     text = _decoded(body)
@@ -145,7 +216,17 @@ def _decoded(body: bytes) -> str:
     if encoding.startswith(("utf-16", "utf-32")):
         return body.decode(encoding, "replace")
     text = body.decode("utf-8", "surrogateescape")
-    return _ESCAPED.sub(lambda found: chr(ord(found[0]) - 0xDC00), text)
+    return _ESCAPED.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("latin-1"), text)
+
+
+def stored(body: bytes) -> tuple[str, bytes | None]:
+    """A body as text for storage, and its bytes where the text does not give them back."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return decoded(body), body
+    # Text with NUL cannot be stored, and may be another Unicode encoding.
+    return (text, None) if "\x00" not in text else (decoded(body), body)
 
 
 def _integer(text: str) -> int | str:
@@ -153,22 +234,28 @@ def _integer(text: str) -> int | str:
 
 
 _BEFORE_JSON = "\ufeff \t\r\n\x00"
-_ESCAPED = re.compile("[\udc80-\udcff]")
+_ESCAPED = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LENIENT = json.JSONDecoder(strict=False, parse_float=str, parse_int=_integer, parse_constant=str)
+_NOTING = json.JSONDecoder(
+    strict=False, parse_float=str, parse_int=_integer, parse_constant=str, object_pairs_hook=_noted
+)
+_SAID_ONCE = frozenset(
+    {"ResponseCode", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "ConversationID"}
+    | {"OriginatorConversationID", "access_token", "expires_in"}
+)
+"""The fields of an answer that are absent where they contradict themselves."""
+_WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
+"""Those without which the rest of an answer could mean something else, in lower case."""
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
     """Read an STK callback, in any of the shapes it comes in. Raises NotACallback."""
-    try:
-        content = read_json_leniently(body)
-    except ValueError:
-        raise NotACallback("not JSON") from None
-    callback = _inner(content, "Body", "stkCallback")
+    callback, pairs = _callback(body, ("Body", "stkCallback"), _STK_FIELDS, "CallbackMetadata", "Item", "Name")
     code = read_code(callback, "ResultCode")
     if code is None:
         raise NotACallback("ResultCode is missing")
-    items = _items(callback.get("CallbackMetadata"), "Item", "Name")
+    items = _items(pairs)
     amount_text = _stated(items.get("amount"))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
@@ -185,20 +272,19 @@ def read_stk_callback(body: bytes) -> StkCallback:
 
 def read_result(body: bytes) -> ResultCallback:
     """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises NotACallback."""
-    try:
-        content = read_json_leniently(body)
-    except ValueError:
-        raise NotACallback("not JSON") from None
-    result = _inner(content, "Result")
+    result, pairs = _callback(body, ("Result",), _RESULT_FIELDS, "ResultParameters", "ResultParameter", "Key")
     code = read_code(result, "ResultCode")
     if code is None:
         raise NotACallback("Result.ResultCode is missing")
-    parameters: dict[str, tuple[str, ...]] = {}
-    for written, value in _pairs(result.get("ResultParameters"), "ResultParameter", "Key"):
+    parameters: dict[str, list[str]] = {}
+    for written, value in pairs:
         name = _KNOWN_NAMES.get(_name(written), written)
         text = _stated(value) if name == "Amount" else _text(value)
-        if text is not None:
-            parameters[name] = (*parameters.get(name, ()), text)
+        if text is None:
+            continue
+        if name in _SINGLE and name in parameters and not is_same(parameters[name][0], text):
+            raise Contradictory(f"{name} is stated twice, with different values")
+        parameters.setdefault(name, []).append(text)
     return ResultCallback(
         is_final=read_code(result, "ResultType") != "1",
         result_code=code,
@@ -206,8 +292,64 @@ def read_result(body: bytes) -> ResultCallback:
         originator_conversation_id=_text(result.get("OriginatorConversationID")),
         conversation_id=_text(result.get("ConversationID")),
         transaction_id=_text(result.get("TransactionID")),
-        parameters=parameters,
+        parameters={name: tuple(texts) for name, texts in parameters.items()},
     )
+
+
+_STK_FIELDS = frozenset({"ResultCode", "CheckoutRequestID", "MerchantRequestID", "CallbackMetadata"})
+_RESULT_FIELDS = frozenset(
+    {"ResultType", "ResultCode", "OriginatorConversationID", "ConversationID", "TransactionID", "ResultParameters"}
+)
+_SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransactionID"})
+"""Parameters that are stated once. Daraja has been seen to name each party twice."""
+
+
+def _callback(
+    body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
+) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """The object at the path, and the names and values below ``holder``. Raises NotACallback.
+
+    JSON is decoded by msgspec, which keeps the last of two fields with one name. Only where the bytes could hold more
+    names than were decoded is the body decoded again, by a decoder that sees them all.
+    """
+    try:
+        content = read_json_leniently(body)
+        callback = _inner(content, *path)
+        pairs = _pairs(callback.get(holder), list_name, key_name)
+        others = _pairs(callback.get("ReferenceData"), "ReferenceItem", key_name)
+        if _may_double(body, _quoted(*path, *fields, list_name), _quoted(key_name)[0], [*pairs, *others]):
+            callback = _inner(read_json_noting(body), *path)
+            _refuse_doubled(callback, fields)
+            pairs = _pairs(callback.get(holder), list_name, key_name)
+    except NotACallback:
+        raise
+    except ValueError:
+        raise NotACallback("not JSON") from None
+    return callback, pairs
+
+
+def _may_double(body: bytes, names: tuple[bytes, ...], key: bytes, pairs: list[tuple[str, Any]]) -> bool:
+    """Whether one of these names could stand twice in one object. A name can be escaped, or encoded otherwise."""
+    if b"\\u00" in body or b"\x00" in body or body.count(key) != len(pairs):
+        return True
+    count = body.count
+    for name in names:
+        if count(name) > 1:
+            return True
+    return count(_VALUE) != sum([value is not None for _, value in pairs])
+
+
+_VALUE = b'"Value"'
+
+
+@cache
+def _quoted(*names: str) -> tuple[bytes, ...]:
+    return tuple(f'"{name}"'.encode() for name in names)
+
+
+def _refuse_doubled(fields: Any, names: Collection[str]) -> None:
+    if isinstance(fields, Doubled) and (found := sorted(fields.names & frozenset(names))):
+        raise Contradictory(f"{found[0]} stands there twice, with different values")
 
 
 _KNOWN_NAMES = {
@@ -253,7 +395,7 @@ def _rows_inside(value: Any) -> list[Any] | None:
     """What stands in a list, in an object around lists or objects, or in a JSON text; None for a row and the rest."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            return [read_json_leniently(value.encode("utf-8", "surrogatepass"))]
+            return [read_json_noting(value.encode("utf-8", "surrogatepass"))]
         except ValueError:
             return None
     if isinstance(value, dict):
@@ -267,6 +409,8 @@ def _statement_line(row: Any) -> StatementLine | None:
     if not isinstance(row, dict):
         return None
     fields = cast("dict[str, Any]", row)
+    if isinstance(fields, Doubled) and not fields.names.isdisjoint(_ROW):
+        return None
     receipt = read_receipt(_text(fields.get("transactionId")))
     amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
@@ -282,6 +426,10 @@ def _statement_line(row: Any) -> StatementLine | None:
         kind=read_said(fields, "transactiontype"),
         organisation=read_said(fields, "organizationname"),
     )
+
+
+_ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
+"""The fields of a row that decide which payment it is of."""
 
 
 def read_receipt(text: str | None) -> str | None:
@@ -346,36 +494,48 @@ def _read_date(text: str) -> datetime:
 
 def _inner(content: Any, *names: str) -> dict[str, Any]:
     for name in names:
+        if type(content) is Doubled:
+            _refuse_doubled(content, (name,))
         content = cast("dict[str, Any]", content).get(name) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise NotACallback(f"{'.'.join(names)} is missing")
     return cast("dict[str, Any]", content)
 
 
-def _items(holder: Any, list_name: str, key_name: str) -> dict[str, Any]:
+def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Named values by their names in lower case, of each name the first that states something."""
     found: dict[str, Any] = {}
-    for name, value in _pairs(holder, list_name, key_name):
-        if value is not None and value != "":
-            found.setdefault(_name(name), value)
+    for written, value in pairs:
+        name = _name(written)
+        if value is None or value == "":
+            continue
+        if name in _ITEMS and name in found and not is_same(found[name], value):
+            raise Contradictory(f"{written} is stated twice, with different values")
+        found.setdefault(name, value)
     return found
+
+
+_ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
+"""The items that decide what was paid, in lower case."""
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
     """Names and values: in a list, in a list of lists, alone, or without the object around them."""
     found: list[tuple[str, Any]] = []
-    waiting: list[Any] = [holder]
+    waiting = deque[Any]((holder,))
     while waiting:
-        current = waiting.pop(0)
+        current = waiting.popleft()
         if isinstance(current, list):
-            waiting[:0] = current
+            waiting.extendleft(reversed(current))  # pyright: ignore[reportUnknownArgumentType] - JSON
         elif isinstance(current, dict):
             entry = cast("dict[str, Any]", current)
+            if type(entry) is Doubled:
+                _refuse_doubled(entry, (key_name, "Value", list_name))
             name = entry.get(key_name)
             if isinstance(name, str):
                 found.append((name.strip(), entry.get("Value")))
             elif list_name in entry:
-                waiting.insert(0, entry[list_name])
+                waiting.appendleft(entry[list_name])
     return found
 
 
@@ -390,8 +550,10 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, int) and value.bit_length() > _MOST_DIGITS * 3:
         return None
-    text = _SURROGATE.sub("\ufffd", str(value)).replace("\x00", "").strip()
-    return text[:500] or None
+    text = str(value)
+    if not text.isprintable():
+        text = _SURROGATE.sub("\ufffd", text).replace("\x00", "")
+    return text.strip()[:500] or None
 
 
 def _stated(value: Any) -> str | None:
@@ -402,19 +564,34 @@ def _stated(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     text = _text(f"{value}" if isinstance(value, bool | list | dict) else value) or "a number of too many digits"
-    return text if read_number(text) is not None else provider_text(text, _SHOWN) or "unreadable"
+    if _read_money(text) is not None:
+        return text
+    shown = provider_text(text, _SHOWN) or "unreadable"
+    # Without the characters that cannot be shown it must not become a number.
+    return f"{shown} and hidden characters" if _read_money(shown) is not None else shown
 
 
 _SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
-    """An amount in KES, compared as a number: ``500``, ``"500.00"``, ``5e2``. None for cents, words, and below zero."""
-    number = None if text is None else read_number(text.strip())
+    """An amount in KES, compared as a number: ``500``, ``"500.00"``, ``5e2``, ``"1,500.00"``.
+
+    None for cents, words, below zero, a currency beside the number, and what could be read in two ways: spaces inside,
+    or a comma that need not set thousands apart.
+    """
+    number = None if text is None else _read_money(text.strip())
     if number is None or number != number.to_integral_value() or not 0 <= number < _MOST_KES:
         return None
     return Kes(int(number))
 
+
+def _read_money(text: str) -> Decimal | None:
+    return read_number(text.replace(",", "") if _GROUPED.match(text) else text)
+
+
+_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+\.[0-9]{1,2}|(?:,[0-9]{3}){2,})\Z", re.ASCII)
+"""Commas that can only set thousands apart: ``1,000.00``. In ``1,000`` the comma could be the decimal one."""
 
 _MOST_KES = 10**12
 """Beyond it no number is an amount of money that anybody paid."""

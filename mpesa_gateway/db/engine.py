@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
@@ -16,6 +16,7 @@ from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Question
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
+from mpesa_gateway.dsn import read_dsn
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
@@ -153,6 +154,10 @@ class SearchPathLost(ConfigRefused):
     """A connection would look for our tables somewhere else than in our schema."""
 
 
+class SettingLost(SearchPathLost):
+    """A connection behind a pooler has a setting that our statements are not written for."""
+
+
 async def leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
     """Nothing: a connection goes back to the pool with no settings, locks or listeners of its own.
 
@@ -167,11 +172,37 @@ _SAVEPOINT = "mpesa_gateway"
 _FAREWELL = 5.0
 """Seconds that closing a connection of one's own may take."""
 
-_SETTINGS = {"timezone": "UTC", "application_name": "mpesa-gateway"}
+_SETTINGS = {
+    "timezone": "UTC",
+    "application_name": "mpesa-gateway",
+    "DateStyle": "ISO, MDY",
+    "standard_conforming_strings": "on",
+}
 """What we set while we connect; PgBouncer, too, gives these to whatever connection it lends us."""
 
+_PINNED = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "lock_timeout": "0",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+}
+"""What a role, a database or the server may have set otherwise, and our statements rely on: set while we connect.
+
+Behind PgBouncer they are what Postgres says: `look_at` refuses those of ``_NEEDED`` that are not so.
+"""
+
+_NEEDED = ("default_transaction_isolation", "transform_null_equals")
+
+_ISOLATION: Literal["read_committed"] = "read_committed"
+"""Of our transactions, as asyncpg calls it: BEGIN says so, whatever the default is."""
+
 _WHERE = """
-SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role, current_database() AS name
+SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
+    current_database() AS name,
+    (SELECT array_agg(name || '=' || current_setting(name)) FROM unnest($1::text[]) AS name) AS needed
 """
 
 
@@ -182,7 +213,7 @@ async def look_at(
 
     A pooler makes up the number of the process that it says to talk to.
     """
-    row = await connection.fetchrow(_WHERE)
+    row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
         return
     if not may_be_pooled and row["pid"] != connection.get_server_pid():
@@ -193,6 +224,14 @@ async def look_at(
             f'`ALTER ROLE "{row["role"]}" IN DATABASE "{row["name"]}" SET search_path = {schema}` in Postgres and '
             "`RECONNECT` in PgBouncer (docs/scaling.md)"
         )
+    for name, _, value in (needed.partition("=") for needed in row["needed"]):
+        wanted = _PINNED[name]
+        if value != wanted:
+            raise SettingLost(
+                f"behind the pooler of `database.url` {name} is '{value}', and we rely on '{wanted}': run "
+                f'`ALTER ROLE "{row["role"]}" IN DATABASE "{row["name"]}" SET {name} = \'{wanted}\'` in Postgres '
+                "and `RECONNECT` in PgBouncer (docs/scaling.md)"
+            )
 
 
 _POOLER = (
@@ -216,10 +255,12 @@ def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
     """How to connect to Postgres itself, as asyncpg wants it told."""
     # Of a process that dies with a transaction open, the locks must not stay for ever.
     timeout = str(int(config.statement_timeout * 1000))
+    dsn = read_dsn(url)
     return {
-        "dsn": url.reveal(),
-        "timeout": config.connect_timeout,
+        "dsn": dsn.text,
+        "timeout": dsn.connect_timeout or config.connect_timeout,
         "server_settings": _SETTINGS
+        | _PINNED
         | {
             "search_path": config.schema,
             "statement_timeout": timeout,
@@ -251,7 +292,7 @@ class _Open:
         try:
             if self.connection is None:
                 connection = await self._stack.enter_async_context(self._acquire())
-                await self._stack.enter_async_context(connection.transaction())
+                await self._stack.enter_async_context(connection.transaction(isolation=_ISOLATION))
                 self.connection = connection
         except BaseException as problem:
             self.failure = problem
@@ -350,7 +391,7 @@ class Database(Asking):
         self._direct = way_to(config.direct_url or config.url, config)
         # A pooler takes no other settings along; and what one transaction has prepared, the next one, on another
         # connection behind it, would not find.
-        pooled = {"dsn": config.url.reveal(), "server_settings": _SETTINGS, "statement_cache_size": 0}
+        pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
         self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
         # At most half, so that a small pool is not all reserve.

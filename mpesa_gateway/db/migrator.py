@@ -18,6 +18,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.roles import grant
 
 log = structlog.get_logger(__name__)
 
@@ -135,11 +136,14 @@ async def migrate(
     db: Database,
     migrations: Sequence[Migration],
     *,
+    role: str | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
     patience: float = PATIENCE,
     pause: float = _PAUSE,
 ) -> list[Migration]:
     """Apply what has not been applied, each in a transaction of its own, and give it back. Times are in seconds.
+
+    ``role`` is granted what running the gateway needs, whether something was applied or not.
 
     An advisory lock lets one process at a time do it: the others wait and find nothing left to do. A migration whose
     table is in use lets go of it after ``lock_timeout`` and tries again after ``pause``, so that traffic never stands
@@ -157,6 +161,8 @@ async def migrate(
             todo = _missing(await connection.fetch(_APPLIED), migrations)
             for migration in todo:
                 await _try(connection, migration, lock_timeout, patience, pause)
+            if role is not None:
+                await grant(connection, db.schema, role)
         finally:
             if not connection.is_closed():
                 await connection.execute("RESET statement_timeout; RESET lock_timeout")

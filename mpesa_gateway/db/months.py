@@ -120,7 +120,7 @@ class Months:
         for part in await self.parts(monthly.table):
             if part.ends is None or part.ends > oldest:
                 continue
-            if await self._patiently(monthly.table, partial(self._drop, part.name)):
+            if await self._patiently(monthly.table, partial(self._drop, monthly.table, part.name)):
                 log.info("month_dropped", table=monthly.table, partition=part.name)
                 count += 1
         return count
@@ -185,46 +185,21 @@ class Months:
 
     async def _make(self, monthly: Monthly, begins: datetime) -> str | None:
         """Make one month's partition; None where it is not needed, or too many of its rows are where none should be."""
-        table, key = monthly.table, monthly.key
-        first, end = (Ids.least(monthly.prefix, moment) for moment in months_from(begins, 2))
-        if any(part.takes(first) for part in await self.parts(table)):
+        first = Ids.least(monthly.prefix, begins)
+        if any(part.takes(first) for part in await self.parts(monthly.table)):
             return None
-        name = f"{table}_{begins:%Y_%m}"
         async with self._db.transaction():
             await self._db.execute(LOCKS)
-            # Nobody else makes partitions now, and everybody writes on.
-            await self._db.execute(f"LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE")
-            parts = await self.parts(table)
-            if any(part.takes(first) for part in parts):
-                return None
-            await self._db.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
-            for rest in (part.name for part in parts if part.is_rest):
-                await self._db.execute(f"LOCK TABLE {rest} IN ACCESS EXCLUSIVE MODE")
-                astray = f"FROM {rest} WHERE {key} >= $1 AND {key} < $2"
-                count = await self._db.fetchval(
-                    f"SELECT count(*) FROM (SELECT 1 {astray} LIMIT {FEW + 1}) AS early",  # noqa: S608 - ours and the catalogue's
-                    first,
-                    end,
-                )
-                if count > FEW:
-                    await self._db.execute(f"DROP TABLE {name}")
-                    return None
-                await self._db.execute(
-                    f"WITH moved AS (DELETE {astray} RETURNING *) INSERT INTO {name} SELECT * FROM moved",  # noqa: S608
-                    first,
-                    end,
-                )
-            await self._db.execute(
-                f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}')"
+            name: str | None = await self._db.fetchval(
+                "SELECT make_month($1, $2, $3, $4)", monthly.table, monthly.prefix, begins, FEW
             )
         return name
 
-    async def _drop(self, name: str) -> str:
-        # Not CONCURRENTLY, which Postgres refuses beside a partition for the rest. The files go after the locks.
+    async def _drop(self, table: str, name: str) -> str | None:
         async with self._db.transaction():
             await self._db.execute(LOCKS)
-            await self._db.execute(f"DROP TABLE IF EXISTS {name}")
-        return name
+            is_gone = await self._db.fetchval("SELECT drop_month($1, $2)", table, name)
+        return name if is_gone else None
 
 
 def months_from(moment: datetime, count: int) -> list[datetime]:

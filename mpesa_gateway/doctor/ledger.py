@@ -96,7 +96,8 @@ async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Pr
     try:
         async with db.transaction():
             await _be_gentle(db, patience)
-            await Audit(db, gateway.clock, gateway.ids).verify()
+            keep_days = gateway.config.retention.audit_days
+            await Audit(db, gateway.clock, gateway.ids, keep_days=keep_days).verify()
     except BrokenChain as problem:
         found = str(problem)
     except _NO_ANSWER as problem:

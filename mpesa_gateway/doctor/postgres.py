@@ -10,6 +10,7 @@ from mpesa_gateway.clock import SharedClock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.db.months import Months
+from mpesa_gateway.db.roles import STANDING
 from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
 from mpesa_gateway.doctor.replica import look_at_replica
@@ -64,6 +65,7 @@ async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examin
     yield ok("postgres.reachable", f"Postgres {row['version']} answers at {where}")
     for observation in (see_version(row), *see_role(row), *_durability(row, examination), *see_connections(row)):
         yield observation
+    yield see_privileges(await db.fetchrow(STANDING))
     async for observation in look_at_pooler(gateway.config.database, db):
         yield observation
     async for observation in look_at_replica(gateway.config.database, db):
@@ -97,6 +99,20 @@ def see_role(row: asyncpg.Record) -> Sequence[Observation]:
             )
         ]
     return []
+
+
+def see_privileges(row: asyncpg.Record | None) -> Observation:
+    """Whether the role that the gateway runs as could switch off what protects its records."""
+    if row is None or not (row["is_superuser"] or row["is_owner"]):
+        return ok("postgres.role", "the gateway runs as a role that changes rows, and owns no table")
+    what = "is a superuser" if row["is_superuser"] else "owns the tables"
+    return warning(
+        "postgres.role",
+        f"the gateway runs as the role {row['role']}, which {what}: SQL that reaches it can switch triggers off, and "
+        "change or remove what was recorded",
+        "keep that role for `mpesa-gateway migrate`, as database.owner_url; make another one (CREATE ROLE mpesa_app "
+        "LOGIN PASSWORD '…'), let database.url name it, and run `mpesa-gateway migrate` (docs/upgrading.md)",
+    )
 
 
 def _durability(row: asyncpg.Record, examination: Examination) -> Sequence[Observation]:
@@ -152,7 +168,7 @@ async def _migrations(gateway: "Gateway", db: Database) -> Observation:
     return problem(
         "postgres.migrations",
         f"{len(missing)} of {len(gateway.migrations)} migrations are not applied ({names}{more})",
-        "run `mpesa-gateway migrate`, or start any process of this release",
+        "run `mpesa-gateway migrate`",
     )
 
 
@@ -168,7 +184,7 @@ async def _months(gateway: "Gateway", db: Database) -> Sequence[Observation]:
                     "postgres.months",
                     f"{table} has no partition for {' and '.join(standing.missing)}: such rows go to {table}_rest, and "
                     "are deleted one by one later",
-                    "run `mpesa-gateway migrate` as a role that owns the tables; a worker does it every night, and its "
+                    "run `mpesa-gateway migrate`; a worker does it every night, and its "
                     "log says `month_put_off` where it could not",
                 )
             )

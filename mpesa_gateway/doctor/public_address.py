@@ -13,7 +13,9 @@ from mpesa_gateway.doctor import probe
 from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.errors import Code
 from mpesa_gateway.http import challenge
-from mpesa_gateway.http.egress import check_url, is_public, system_lookup
+from mpesa_gateway.http.client_ip import is_inside, read_address
+from mpesa_gateway.http.dns import system_lookup
+from mpesa_gateway.http.egress import check_url, is_public
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.health import Live, Seen
 
@@ -189,12 +191,16 @@ def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: 
 
 def _proxies(seen: Seen, examination: Examination, *, is_https: bool) -> Observation:
     if seen.was_forwarded and not seen.peer_is_trusted:
+        peer = read_address(seen.peer)
         return Observation(
             name="address.proxies",
             level=examination.if_live,
             text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
             "caller counts as that proxy, so live callbacks are refused, and one caller's failures shut all out",
-            fix=f'add "{seen.peer}" to security.trusted_proxies',
+            fix=f'add "{seen.peer}" to security.trusted_proxies'
+            if peer is not None and is_inside(peer)
+            else "that address is outside: whoever is behind it could then pose as Safaricom. Put a proxy of your own "
+            "in front, which takes requests from it only, and name that one in security.trusted_proxies",
         )
     if is_https and not seen.was_forwarded:
         return warning(

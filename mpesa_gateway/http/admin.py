@@ -31,7 +31,7 @@ NAME = matching(
 _MERCHANT = path_id("merchant_id", "mer")
 
 
-class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MerchantCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merchant to create."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME}
@@ -40,7 +40,7 @@ class NewMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
-class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` is that of the key that asks."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME, "scopes": elsewhere(minItems=1)}
@@ -66,7 +66,7 @@ class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/v1/admin/merchants", tags=["Administration"])
 async def create_merchant(
-    data: JSONBody[NewMerchant], caller: Admin, gateway: NamedDependency[Any]
+    data: JSONBody[MerchantCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Response[Success[Merchant]]:
     """Create a merchant."""
     merchant: Merchant = await gateway.merchants.create(data.name.strip(), actor=caller.actor)
@@ -116,7 +116,7 @@ async def deactivate_merchant(
 
 @post("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT, refuses=(Conflict,))
 async def create_key(
-    merchant_id: FromPath[str], data: JSONBody[NewKey], caller: Admin, gateway: NamedDependency[Any]
+    merchant_id: FromPath[str], data: JSONBody[KeyCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
     """Create a key for a merchant. It is shown now or never."""
     with checking() as checks:
@@ -177,14 +177,32 @@ class AuditQuery(ListQuery, frozen=True, kw_only=True):
 async def list_audit(
     filters: NamedDependency[AuditQuery], caller: AuditRead, gateway: NamedDependency[Any]
 ) -> Page[AuditEntry]:
-    """Who did what to this merchant's settings, newest first, in the key's env; with the admin scope, to anybody's."""
+    """Who did what to this merchant's settings, newest first, in the key's env; with the admin scope, to anybody's.
+
+    The address that an act came from (``from`` in ``detail``) is shown for acts with the merchant's own keys.
+    """
     merchant_id = None if Scope.ADMIN.value in caller.scopes else caller.merchant_id
     before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
     found: list[AuditEntry] = await gateway.audit.page(
         filters.limit + 1, merchant_id, filters.action, before, env=caller.env
     )
     total: int | None = await gateway.audit.count(merchant_id, filters.action, caller.env) if filters.count else None
+    if merchant_id is not None:
+        found = await _without_others_addresses(gateway, merchant_id, found)
     return _page(found, filters.limit, lambda entry: str(entry.number), total)
+
+
+async def _without_others_addresses(gateway: Any, merchant_id: str, entries: list[AuditEntry]) -> list[AuditEntry]:
+    """The entries as the merchant may see them: where operators and M-Pesa's callbacks came from is not theirs."""
+    own = {f"key:{key.key_id}" for key in await gateway.api_keys.list(merchant_id)}
+    return [
+        entry
+        if entry.actor in own
+        else msgspec.structs.replace(
+            entry, detail={name: value for name, value in entry.detail.items() if name != "from"}
+        )
+        for entry in entries
+    ]
 
 
 def _page(found: list[Any], limit: int, key: Callable[[Any], str], total: int | None) -> Page[Any]:

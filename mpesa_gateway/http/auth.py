@@ -1,6 +1,6 @@
 """Who is calling: the X-API-Key header, checked against the scope that the route's signature names."""
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from litestar import Litestar, Request
@@ -8,8 +8,12 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
-from mpesa_gateway.http.client_ip import client_address
+from mpesa_gateway.http.client_ip import CLIENT, client_address, neighbourhood
+from mpesa_gateway.security.limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
 
 PUBLIC = "public"
 """``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
@@ -17,6 +21,12 @@ PUBLIC = "public"
 PRIORITY = "priority"
 """``priority=True`` in a route's decorator: it is let in however busy the process is. For what others cannot wait with:
 Safaricom's callbacks, health checks."""
+
+PROBE = "probe"
+"""``probe=True`` in a route's decorator: machines that watch us ask it, and are delayed for a moment at most."""
+
+BODY_BYTES = "body_bytes"
+"""``body_bytes=4096`` in a public route's decorator: how large a body it takes from callers who are not known."""
 
 _SCOPE = "mpesa_gateway_scope"
 
@@ -27,13 +37,9 @@ class RouteRefused(Exception):
 
 def mark_scopes(app: Litestar) -> None:
     """Note on each route which scope its ``caller`` needs. Raises RouteRefused for a route that does not say."""
-    app.state.methods = {}
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
-        app.state.methods[route.path_format] = {
-            str(method) for each in route.route_handlers for method in each.http_methods
-        }
         for handler in route.route_handlers:
             caller = handler.parsed_fn_signature.parameters.get("caller")
             if caller is not None:
@@ -74,12 +80,7 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         caller = await gateway.api_keys.authenticate(request.headers.get("x-api-key"))
     except InvalidKey:
-        await gateway.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=_asked(request))
-        try:
-            await gateway.limits.failed(address_of(request))
-        except TooManyFailures:
-            await gateway.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=_asked(request))
-            raise
+        await count_failure(gateway, address_of(request), _asked(request))
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
     who = {"merchant_id": caller.merchant_id, "actor": caller.actor, "subject_id": caller.key_id, "env": caller.env}
@@ -94,6 +95,16 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     return cast(Caller, caller)
 
 
+async def count_failure(gateway: "Gateway", address: str, asked: dict[str, str]) -> None:
+    """Put a wrong key on record, and count it for its address. Raises TooManyFailures beyond the limit."""
+    await gateway.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+    try:
+        await gateway.limits.failed(AUTH, neighbourhood(address))
+    except TooManyFailures:
+        await gateway.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        raise
+
+
 def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
     """What was asked for, by its route: no ids, no query."""
     return {"method": str(request.method), "route": str(request.scope.get("path_template", ""))}
@@ -101,6 +112,9 @@ def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
 
 def address_of(request: Request[Any, Any, Any]) -> str:
     """The address of the client behind our own proxies."""
+    known: str | None = cast("dict[str, Any]", request.scope).get(CLIENT)
+    if known is not None:
+        return known
     client = request.scope.get("client")
     return client_address(
         client[0] if client else None,

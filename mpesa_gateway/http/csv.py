@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -14,8 +15,8 @@ from mpesa_gateway.db.engine import Row
 PAGE = 1000
 """Rows that are read at a time."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What spreadsheets take for the start of a formula."""
+_FORMULA = re.compile(r"[\s\x00-\x1f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+"""What spreadsheets take for the start of a formula: also after spaces, and in full width."""
 
 
 def cell(value: Any) -> str:
@@ -25,7 +26,7 @@ def cell(value: Any) -> str:
     if isinstance(value, datetime):
         return rfc3339(value)
     text = str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iterable[Sequence[Any]]]) -> Stream:

@@ -7,6 +7,7 @@ from typing import Any
 from mpesa_gateway.errors import HungUp, NotFound, Refused, TooSlow
 from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
+from mpesa_gateway.http.single_headers import find_repeated_header
 
 _ODD_PATH = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")
 """What no address of ours has: control characters, halves of characters, back slashes, empty and dot segments."""
@@ -34,6 +35,9 @@ class Doorstep:
                 return
             if not scope["query_string"].isascii():
                 await refuse(send, Refused("the query string must be ASCII: percent-encode the rest, as UTF-8"))
+                return
+            if (repeated := find_repeated_header(scope["headers"])) is not None:
+                await refuse(send, Refused(f"the header {repeated} came more than once: send it once"))
                 return
             if _has_body(scope["headers"]):
                 receive = _in_time(receive, self._body_timeout)

@@ -2,35 +2,25 @@
 
 import asyncio
 import re
-import socket
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import unicodedata
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import urlsplit
+from typing import Literal
+from urllib.parse import quote, urlsplit, urlunsplit
 
-import niquests
-
+from mpesa_gateway.http.dns import Address, Lookup, Names, read_literal
+from mpesa_gateway.http.outbound import AnswerReader, NoAnswer, Outbound, Place, request_bytes
 from mpesa_gateway.http.place import aside
-
-if TYPE_CHECKING:
-    from urllib3_future.contrib.resolver._async import AsyncBaseResolver
-else:
-    # Under whichever name niquests itself has it: as urllib3 where it took that over, as urllib3_future elsewhere.
-    from niquests.packages.urllib3.contrib.resolver._async import AsyncBaseResolver
-
-Address = IPv4Address | IPv6Address
-Lookup = Callable[[str, int], Awaitable[list[str]]]
-"""Host and port to the addresses that DNS gives, as text."""
+from mpesa_gateway.places import Places
 
 Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_answer"]
 
 LONGEST_URL = 2048
-_READ = 65_536
-"""Bytes of an answer that are read; the rest is left where it is."""
 
 SHOWN = 1024
 """Characters of an answer that are kept."""
@@ -94,6 +84,9 @@ def _embedded(address: Address) -> IPv4Address | None:
     return None
 
 
+_SUCH_AS = "must be an https address such as https://shop.example.co.ke/mpesa"
+
+
 def check_url(url: str, *, allow_loopback: bool) -> None:
     """Whether an address may be called at all. Raises ValueError, saying what to send instead.
 
@@ -105,12 +98,12 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError("must be an https address such as https://shop.example.co.ke/mpesa") from None
+        raise ValueError(_SUCH_AS) from None
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
     if parts.fragment:
         raise ValueError("must not contain a fragment (#…)")
-    literal = _literal(host)
+    literal = read_literal(host)
     is_loopback = host == "localhost" or (literal is not None and literal.is_loopback)
     if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_loopback):
         raise ValueError("must be an https address (http only for this machine itself, in the sandbox)")
@@ -121,6 +114,46 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
     if "[" in parts.netloc and not isinstance(literal, IPv6Address):
         raise ValueError("must have nothing but an IPv6 address in brackets")
     _check_host(host, literal)
+
+
+def normal_url(url: str, *, allow_loopback: bool) -> str:
+    """The address in the form that is kept: scheme and host in lower case, no default port, no last dot in the host.
+
+    A name in other letters is kept in its xn-- form. Raises ValueError, saying what to send instead.
+    """
+    if len(url) > LONGEST_URL or not url.isprintable() or " " in url or "\\" in url:
+        # The parser below would drop some of these.
+        check_url(url, allow_loopback=allow_loopback)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(_SUCH_AS) from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not contain a user name or password")
+    name = _ascii_name(host)
+    if name.endswith(".") and not _NUMERIC.match(name):
+        name = name[:-1]
+    literal = read_literal(name)
+    shown = f"[{literal.compressed}]" if isinstance(literal, IPv6Address) else name
+    if port is not None and port != {"https": 443, "http": 80}.get(parts.scheme):
+        shown += f":{port}"
+    found = urlunsplit((parts.scheme, shown, parts.path, parts.query, parts.fragment))
+    check_url(found, allow_loopback=allow_loopback)
+    return found
+
+
+def _ascii_name(host: str) -> str:
+    """A host name in ASCII. Raises ValueError for one that two editions of IDNA would spell in two ways."""
+    if host.isascii():
+        return host
+    try:
+        name = host.encode("idna").decode("ascii")
+        if name.encode("ascii").decode("idna") == unicodedata.normalize("NFC", host):
+            return name
+    except UnicodeError:
+        pass
+    raise ValueError("must name a host such as shop.example.co.ke (an international name in its xn-- form)")
 
 
 def _check_host(host: str, literal: Address | None) -> None:
@@ -135,222 +168,154 @@ def _check_host(host: str, literal: Address | None) -> None:
         raise ValueError("must name a host such as shop.example.co.ke (an international name in its xn-- form)")
 
 
-def _literal(host: str) -> Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
+def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
+    """The addresses of a name, where each of them may be called. Raises Forbidden for a name with one that may not."""
+    for text in addresses:
+        address = ip_address(text.partition("%")[0])
+        if not (is_public(address) or (allow_loopback and address.is_loopback)):
+            raise Forbidden("the name resolves to a private, local or reserved address")
+    return [text.partition("%")[0] for text in addresses]
 
 
-_LOOKUPS = 64
-"""Names that one process looks up at the same time."""
+_LOOKUPS, _LOOKUPS_EACH = 256, 4
+"""Names that calls of one process wait for at the same time, in all and of one account."""
 
 
-async def system_lookup(host: str, port: int) -> list[str]:
-    """The machine's own resolver. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
-
-
-class SystemLookup:
-    """The machine's own resolver, in threads of its own, with one question for each name at a time.
-
-    A name whose DNS is slow takes one thread, however many calls wait for it. The event loop's few threads would be
-    all taken by a few such names.
-    """
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
-        self._asked: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        """The addresses of a host. Raises OSError."""
-        if _literal(host) is not None:
-            return [host]
-        name = (host, port)
-        found = self._asked.get(name)
-        if found is None:
-            found = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
-            self._asked[name] = found
-            found.add_done_callback(partial(self._done, name))
-        # A caller that gives up does not end the question: others may wait for the same name.
-        return await asyncio.shield(found)
-
-    def close(self) -> None:
-        """Take no more questions; those under way end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self, name: tuple[str, int], found: "asyncio.Future[list[str]]") -> None:
-        self._asked.pop(name, None)
-        if not found.cancelled():
-            # Read here, or asyncio complains where every caller has given up.
-            found.exception()
-
-
-def _look_up(host: str, port: int) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-class GuardedResolver(AsyncBaseResolver):
-    """Resolves a name once and hands over only addresses that we call: what was checked is what is connected to.
-
-    One forbidden address among the answers refuses them all.
-    """
-
-    protocol = "custom"  # type: ignore[assignment]
-    implementation = "guarded"
-
-    def __init__(self, lookup: Lookup, *, allow_loopback: bool) -> None:
-        super().__init__(None)
-        self._lookup = lookup
-        self._allow_loopback = allow_loopback
-
-    def recycle(self) -> "GuardedResolver":
-        """Another one like this."""
-        return GuardedResolver(self._lookup, allow_loopback=self._allow_loopback)
-
-    def is_available(self) -> bool:
-        """Always: it keeps nothing open."""
-        return True
-
-    async def close(self) -> None:  # type: ignore[override]
-        """Nothing to close."""
-
-    async def getaddrinfo(  # type: ignore[override]
-        self,
-        host: Any,
-        port: Any,
-        family: Any,  # noqa: ARG002 - socket.getaddrinfo's shape
-        type: Any,  # noqa: A002 - likewise
-        proto: int = 0,
-        flags: int = 0,  # noqa: ARG002 - likewise
-        **_: Any,
-    ) -> list[tuple[Any, Any, int, str, tuple[Any, ...]]]:
-        """As socket.getaddrinfo. Raises Forbidden (an OSError) for an address that we do not call."""
-        name = host.decode("ascii") if isinstance(host, bytes) else str(host)
-        addresses = [ip_address(text.partition("%")[0]) for text in await self._lookup(name.strip("[]"), int(port))]
-        for address in addresses:
-            if not (is_public(address) or (self._allow_loopback and address.is_loopback)):
-                raise Forbidden("the name resolves to a private, local or reserved address")
-        return [
-            (socket.AF_INET, type, proto, "", (str(address), int(port)))
-            if address.version == 4
-            else (socket.AF_INET6, type, proto, "", (str(address), int(port), 0, 0))
-            for address in addresses
-        ]
+class NoRoom(Exception):
+    """Look-ups of this account take so long that no further one is begun. Nothing was sent: try later."""
 
 
 class Egress:
-    """Posts to merchants. One session for the Internet, one that may also call this machine, for the sandbox."""
+    """Posts to merchants: to the Internet, and for the sandbox also to this machine."""
 
-    def __init__(self, *, timeout: float = 10.0, lookup: Lookup | None = None, connections: int = 200) -> None:
-        """``timeout`` is the whole time for one call, in seconds.
+    def __init__(
+        self,
+        *,
+        timeout: float = 10.0,
+        lookup: Lookup | None = None,
+        connections: int = 200,
+        connect_timeout: float = 4.0,
+    ) -> None:
+        """``timeout`` is the whole time for one call, in seconds, and ``connect_timeout`` for one address.
 
-        ``connections`` bounds the hosts that connections are kept to, and those to one host. The library lets a call
-        that finds no room wait for another to end, and many merchants may have one host: it must be more than there
-        are calls at a time.
+        ``lookup`` is shared with others; without it this has one of its own. ``connections`` are kept without use.
         """
         self._timeout = timeout
-        self._lookup = lookup
-        self._connections = connections
-        self._sessions: dict[bool, niquests.AsyncSession] = {}
-        self._own_lookup: SystemLookup | None = None
+        self._own_names = Names() if lookup is None else None
+        self._lookup: Lookup = lookup or self._own_names or Names()
+        self._lookups = Places(_LOOKUPS, _LOOKUPS_EACH)
+        self._asked: Counter[tuple[str, str]] = Counter()
+        # A connection to this machine is not used by a call that may not go there.
+        self._outbound = {
+            allow_loopback: Outbound(connections=connections, connect_timeout=connect_timeout)
+            for allow_loopback in (False, True)
+        }
 
     async def start(self) -> None:
-        """Make the sessions; nothing is connected yet."""
-        lookup = self._lookup or SystemLookup()
-        self._own_lookup = lookup if isinstance(lookup, SystemLookup) else None
-        for allow_loopback in (False, True):
-            session = niquests.AsyncSession(
-                # The same class under the other of the library's two names.
-                resolver=cast("Any", GuardedResolver(lookup, allow_loopback=allow_loopback)),
-                retries=0,
-                disable_http3=True,
-                pool_connections=self._connections,
-                pool_maxsize=self._connections,
-                allow_incoming_cookies=False,
-                revocation_configuration=None,
-            )
-            session.trust_env = False
-            self._sessions[allow_loopback] = session
+        """Nothing is opened before the first call."""
 
     async def stop(self) -> None:
         """Close every connection."""
-        for session in self._sessions.values():
-            await session.close()
-        self._sessions.clear()
-        if self._own_lookup is not None:
-            self._own_lookup.close()
+        for outbound in self._outbound.values():
+            outbound.close()
+        if self._own_names is not None:
+            await self._own_names.close()
 
-    async def post(self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool) -> Answer:
-        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed."""
+    async def post(
+        self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
+    ) -> Answer:
+        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and NoRoom.
+
+        The status line is the answer: what is wrong with the rest of it changes nothing. ``account`` is on whose
+        behalf: look-ups of each are bounded.
+        """
         try:
             check_url(url, allow_loopback=allow_loopback)
+            place, request = _request(url, body, headers)
         except ValueError as problem:
             raise EgressFailed("refused", f"the address {problem}") from None
+
+        async def addresses() -> list[str]:
+            return await self._look_up(place, account, allow_loopback=allow_loopback)
+
         began = time.perf_counter()
+        reader = AnswerReader(SHOWN * 4)
         try:
-            # The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._timeout):
                 with aside():
-                    status, start = await self._exchange(self._sessions[allow_loopback], url, body, headers)
-        except TimeoutError:
-            raise EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds") from None
-        except Exception as problem:  # noqa: BLE001 - any error of the library is a failed attempt
-            raise _failure(problem) from None
-        return Answer(status, int((time.perf_counter() - began) * 1000), start)
+                    await self._outbound[allow_loopback].post(place, addresses, request, reader)
+        except NoRoom:
+            raise
+        except Exception as problem:  # noqa: BLE001 - any error is a failed attempt
+            if reader.status is None:
+                raise self._failure(problem) from None
+        ms = int((time.perf_counter() - began) * 1000)
+        text = reader.body.decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
+        return Answer(reader.status or 0, ms, text)
 
-    async def _exchange(
-        self, session: niquests.AsyncSession, url: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, str]:
-        response = await session.post(
-            url,
-            data=body,
-            headers=dict(headers),
-            allow_redirects=False,
-            stream=True,
-            timeout=self._timeout,
-        )
-        read = b""
-        is_whole = False
-        try:
-            chunks = await response.iter_content(4096)
-            async for chunk in chunks:
-                read += chunk
-                if len(read) >= _READ:
-                    break
-            else:
-                is_whole = True
-        finally:
-            if not is_whole:
-                # What is left unread would be taken for the next answer on this connection.
-                await response.close()
-        return response.status_code or 0, read[: SHOWN * 4].decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
+    async def _look_up(self, place: Place, account: str, *, allow_loopback: bool) -> list[str]:
+        if read_literal(place.host) is not None:
+            return check_addresses([place.host], allow_loopback=allow_loopback)
+        asked = (account, place.host)
+        # Calls that wait for the same name wait for one question.
+        with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.take(account) as has_place:
+            if not has_place:
+                raise NoRoom
+            self._asked[asked] += 1
+            try:
+                found = await _as_dns(self._lookup(place.host, place.port))
+            except BaseException:
+                self._lookups.note(account, answered=False)
+                raise
+            finally:
+                self._asked[asked] -= 1
+                if not self._asked[asked]:
+                    del self._asked[asked]
+            self._lookups.note(account, answered=True)
+        return check_addresses(found, allow_loopback=allow_loopback)
+
+    def _failure(self, problem: Exception) -> EgressFailed:
+        if isinstance(problem, EgressFailed):
+            return problem
+        if isinstance(problem, TimeoutError):
+            return EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds")
+        if isinstance(problem, NoAnswer):
+            return EgressFailed(problem.reason, _BROKEN if problem.reason == "reset" else _UNREADABLE)
+        for kinds, reason, text in _FAILURES:
+            if isinstance(problem, kinds):
+                return EgressFailed(reason, text)
+        return EgressFailed("bad_answer", _UNREADABLE)
 
 
-def _failure(problem: BaseException) -> EgressFailed:
-    """The stable word for what went wrong, from the whole chain of causes."""
-    names: set[str] = set()
-    waiting: list[Any] = [problem]
-    seen: set[int] = set()
-    while waiting:
-        current = waiting.pop()
-        if not isinstance(current, BaseException) or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, Forbidden):
-            return EgressFailed("refused", "the address resolves to a private, local or reserved address")
-        names |= {kind.__name__ for kind in type(current).__mro__}
-        waiting += [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-    for found, reason, text in (
-        ({"gaierror", "NameResolutionError"}, "dns", "the host's name could not be resolved"),
-        ({"SSLError", "SSLCertVerificationError", "CertificateError"}, "tls", "TLS failed: check the certificate"),
-        # NewConnectionError is a kind of ConnectTimeoutError to the library: the narrower one first.
-        ({"NewConnectionError", "ConnectionRefusedError"}, "connect", "nothing took the connection"),
-        ({"ConnectTimeout", "ConnectTimeoutError"}, "too_slow", "no connection in time"),
-        ({"ReadTimeout", "ReadTimeoutError"}, "too_slow", "no complete answer in time"),
-        ({"ProtocolError", "ChunkedEncodingError", "ConnectionError"}, "reset", "the connection broke off"),
-    ):
-        if names & found:
-            return EgressFailed(reason, text)  # type: ignore[arg-type]
-    return EgressFailed("bad_answer", "the answer could not be read")
+_BROKEN, _UNREADABLE = "the connection broke off", "the answer could not be read"
+_FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
+    ((Forbidden,), "refused", "the address resolves to a private, local or reserved address"),
+    ((ConnectionResetError, ConnectionAbortedError, BrokenPipeError), "reset", _BROKEN),
+    ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
+    ((OSError,), "connect", "nothing took the connection"),
+)
+"""The stable word for an error of the network; the narrower kinds come first."""
+
+
+async def _as_dns(lookup: Awaitable[list[str]]) -> list[str]:
+    try:
+        return await lookup
+    except TimeoutError:
+        raise EgressFailed("dns", "the host's name could not be resolved in time") from None
+    except (OSError, UnicodeError):
+        raise EgressFailed("dns", "the host's name could not be resolved") from None
+
+
+def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Place, bytes]:
+    parts = urlsplit(url)
+    is_tls = parts.scheme == "https"
+    host, port = parts.hostname or "", parts.port or (443 if is_tls else 80)
+    shown = f"[{host}]" if ":" in host else host
+    if parts.port is not None:
+        shown += f":{port}"
+    target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+    return Place(host, port, is_tls), request_bytes(shown, target, headers, body)
+
+
+_SAFE = "%!#$&'()*+,/:;=?@[]~"
+"""What stays as it is in a path and a query; the rest is percent-encoded."""

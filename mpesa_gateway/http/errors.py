@@ -16,9 +16,13 @@ from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
+NOTHING_HERE = "there is nothing at this address: see /schema for what there is"
+NOT_ALLOWED = "this address does not take this method: see /schema"
+DATABASE_AWAY = "the gateway cannot reach its database at the moment: try again with the same Idempotency-Key"
+
 _BY_STATUS = {
-    404: (Code.NOT_FOUND, "there is nothing at this address: see /schema for what there is"),
-    405: (Code.METHOD_NOT_ALLOWED, "this address does not take this method: see /schema"),
+    404: (Code.NOT_FOUND, NOTHING_HERE),
+    405: (Code.METHOD_NOT_ALLOWED, NOT_ALLOWED),
     413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are taken"),
     415: (Code.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"),
 }
@@ -30,10 +34,10 @@ def failure(problems: list[Problem], status: int, headers: dict[str, str] | None
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-async def refuse(send: Send, refusal: Refused) -> None:
-    """Answer with a refusal where no route has been found yet."""
+async def refuse(send: Send, refusal: Refused, more: dict[str, str] | None = None) -> None:
+    """Answer with a refusal where no route has been found yet. ``more`` are further headers."""
     body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
-    lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal)
+    lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal) | (more or {})
     headers = [(name.lower().encode(), text.encode()) for name, text in lines.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -81,9 +85,8 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
 
 def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
     log.error("dependency_unavailable", error=type(problem).__name__)
-    message = "the gateway cannot reach its database at the moment: try again with the same Idempotency-Key"
     return failure(
-        [Problem(code=Code.SERVICE_UNAVAILABLE.value, message=message, retryable=True)], 503, {"Retry-After": "5"}
+        [Problem(code=Code.SERVICE_UNAVAILABLE.value, message=DATABASE_AWAY, retryable=True)], 503, {"Retry-After": "5"}
     )
 
 

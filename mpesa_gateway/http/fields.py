@@ -43,8 +43,9 @@ Masked = Annotated[str, Meta(extra_json_schema={"examples": ["****ef12"]})]
 
 Currency = Annotated[Literal["KES"], named("Currency")]
 Provider = Annotated[Literal["mpesa"], named("Provider")]
-Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
-No = Annotated[bool, Meta(extra_json_schema={"const": False})]
+# Plain booleans: generators make a type of a ``const`` that the very answer does not fit.
+Yes = Annotated[bool, Meta(extra_json_schema={"examples": [True]})]
+No = Annotated[bool, Meta(extra_json_schema={"examples": [False]})]
 
 
 def path_id(name: str, prefix: str) -> dict[str, dict[str, object]]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import Litestar
 from litestar.routes import HTTPRoute
@@ -31,7 +32,7 @@ RETRY_AFTER = 1
 _SAY_AGAIN = 10.0
 """Seconds between two lines in the log about a process that turns calls away."""
 
-_BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
+BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
 
 
 class PriorityRefused(Exception):
@@ -78,9 +79,6 @@ class Gate:
         if self._has_priority(scope["path"]):
             with reserve():
                 await self._app(scope, receive, send)
-            return
-        if scope.get(CROWDED):
-            await self._turn_away(_closing(send))
             return
         if not await self._enter():
             await self._turn_away(send)
@@ -146,7 +144,17 @@ class Gate:
         if now - self._said_at >= _SAY_AGAIN:
             self._said_at = now
             log.warning("calls_turned_away", working=self.working, waiting=self.waiting, so_far=self.turned_away)
-        await refuse(send, ServiceUnavailable(_BUSY, retry_after=RETRY_AFTER))
+        await refuse(send, ServiceUnavailable(BUSY, retry_after=RETRY_AFTER))
+
+
+def for_pages(config: HttpConfig) -> HttpConfig:
+    """The bounds of what needs no API key, a quarter of those of API calls: nothing of it takes a call's place."""
+    return msgspec.structs.replace(
+        config,
+        at_once=max(1, config.at_once // 4),
+        unanswered=max(1, config.unanswered // 4),
+        queue=config.queue // 4,
+    )
 
 
 def _give_up(turn: "asyncio.Future[bool]") -> None:

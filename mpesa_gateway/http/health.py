@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import msgspec
 from litestar import Request, Response, get
@@ -16,11 +17,17 @@ from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.challenge import answer
 from mpesa_gateway.http.client_ip import read_address, within
 from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.http.request_id import SLOWED
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _PATIENCE = 2.0
+
+_KEPT = 1.0
+"""Seconds for which an answer will do."""
+
+_examining: "WeakKeyDictionary[Gateway, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +61,7 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True):
     seen: Seen | None = None
 
 
-@get("/health/live", public=True, priority=True, tags=["Operators"])
+@get("/health/live", public=True, priority=True, probe=True, tags=["Operators"])
 async def live(
     request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
 ) -> Success[Live]:
@@ -73,14 +80,28 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
     )
 
 
-@get("/health/ready", public=True, priority=True, tags=["Operators"], answers={503: Success[Health]})
-async def ready(gateway: NamedDependency[Any]) -> Response[Success[Health]]:
+@get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
+async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
-    parts = await examine(gateway)
+    parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
     is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
+
+
+async def _examine_once(gateway: "Gateway", *, may_be_old: bool) -> dict[str, Part]:
+    """Like ``examine``; requests that come meanwhile share its answer: anybody may ask, as often as they like.
+
+    ``may_be_old``: for _KEPT seconds the last answer will do, for an address that asks faster than it may.
+    """
+    now = asyncio.get_running_loop().time()
+    running, began = _examining.get(gateway, (None, now))
+    if running is None or (running.done() and not (may_be_old and now - began < _KEPT)):
+        running = asyncio.create_task(examine(gateway))
+        _examining[gateway] = running, now
+    # Whoever hangs up does not end what the others wait for.
+    return dict(await asyncio.shield(running))
 
 
 async def examine(gateway: "Gateway") -> dict[str, Part]:

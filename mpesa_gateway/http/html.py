@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, cast
+from urllib.parse import quote
 
 import jinja2
 from litestar import Response, get
@@ -227,9 +228,10 @@ def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = Non
 
 
 def moved(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
-    """See another page."""
+    """See another page. What is no part of an address is encoded, so that it stands in a header."""
+    location = quote(where, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
     return Response(
-        "", status_code=303, media_type="text/plain", headers=headers() | {"Location": where, **(more or {})}
+        "", status_code=303, media_type="text/plain", headers=headers() | {"Location": location, **(more or {})}
     )
 
 

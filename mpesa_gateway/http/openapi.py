@@ -17,6 +17,7 @@ from litestar.openapi.spec import SecurityScheme, Server
 from litestar.response import Stream
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import (
     InsufficientScope,
     InternalError,
@@ -53,6 +54,11 @@ Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 4
 come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
 _KEY = "A key of the merchant who asks: `sk_test_…` or `sk_live_…`."
+
+_OWN_TAGS = {
+    "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
+    "Operators": "Health, metrics and the audit log.",
+}
 
 _REQUEST_ID = {
     "X-Request-ID": {
@@ -118,7 +124,7 @@ def document_of(app: Litestar) -> dict[str, Any]:
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
-    document["servers"] = [{"url": app.state.gateway.config.public_url.rstrip("/")}]
+    _name_host(document, app.state.gateway.config)
     if "x-complete" in document:
         return document
     shown = [
@@ -142,8 +148,30 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
             operation["operationId"] = handler.handler_name
     name_words(document)
     _forget_unused(document)
+    used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
+    document["tags"] = [{"name": tag, "description": text} for tag, text in _tags(app).items() if tag in used]
     document["x-complete"] = True
     return document
+
+
+def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
+    """Write the server's address, whom to ask, and under which terms. The application itself knows no configuration."""
+    public_url, said = config.public_url.rstrip("/"), config.openapi
+    document["servers"] = [{"url": public_url}]
+    contact = {"name": said.contact_name, "url": said.contact_url or public_url, "email": said.contact_email}
+    document["info"]["contact"] = {name: text for name, text in contact.items() if text is not None}
+    terms = {"url": said.terms_url} if said.terms_url else {"identifier": "LicenseRef-host-terms"}
+    document["info"]["license"] = {"name": said.terms_name, **terms}
+
+
+def _tags(app: Litestar) -> dict[str, str]:
+    """Every group of calls, with what the plugin that brings it says of itself."""
+    found = dict(_OWN_TAGS)
+    for plugin in app.state.gateway.plugins:
+        for route in plugin.routes:
+            for tag in getattr(route, "tags", None) or ():
+                found.setdefault(tag, plugin.summary)
+    return found
 
 
 def _operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:

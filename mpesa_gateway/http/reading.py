@@ -1,6 +1,7 @@
 """Reads what callers send: one clear problem for every bad field, all of them at once."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 import msgspec
 
 from mpesa_gateway.errors import Checks, Invalid
+from mpesa_gateway.http.json_keys import find_repeated_key
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -39,7 +41,14 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field."""
+    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
+
+    A field that is given twice is refused, at any depth: the last value would count here, and the first elsewhere.
+    A byte order mark in front of the body is skipped, as RFC 8259 allows.
+    """
+    body = body.removeprefix(BOM_UTF8)
+    if (repeated := find_repeated_key(body)) is not None:
+        raise Invalid.field_error(repeated or "body", "is given twice in one object: send it once")
     checks = Checks()
     try:
         decoded: S = _decode(body, kind)

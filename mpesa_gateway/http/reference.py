@@ -22,7 +22,7 @@ from mpesa_gateway.http.outline import (
     usual,
 )
 
-_POLICY = (
+POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
@@ -85,7 +85,7 @@ def render_reference(document: dict[str, Any]) -> str:
     info = document["info"]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}"><link rel=icon href="data:,">'
+        f'<meta http-equiv=Content-Security-Policy content="{POLICY}"><link rel=icon href="data:,">'
         f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style>"
         f"<script src='{asset('reference.js')}' defer></script></head><body><div class=page>"
         f"<nav aria-label=Calls>{links}</nav><main><h1>{escape(info['title'])} API</h1>"

@@ -9,9 +9,12 @@ from typing import Any
 
 import structlog
 
+from mpesa_gateway.http.client_ip import CLIENT, neighbourhood
+from mpesa_gateway.http.response_headers import with_defaults
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.measures import REQUEST_SECONDS, REQUESTS
 from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.tracing import NOTHING, UNTRACED, Span, Tracer
 
 log = structlog.get_logger("mpesa_gateway.http")
@@ -22,12 +25,21 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 """ASGI as its specification has it: what a server, a host and an application hand each other."""
 
+KNOWN = "mpesa_gateway_known"
+"""In the scope: whether the caller was known before anything was read. Refusals of strangers are logged in samples."""
+
+SLOWED = "mpesa_gateway_slowed"
+"""In the scope: whether the request came faster than its address may send them."""
+
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 _current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
 
 QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Paths that are asked all day long and logged only when they fail."""
 
+
+_SAMPLED = 60.0
+"""Seconds in which one refusal of a kind is logged for each address; the next line says how many were left out."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by their names; a caller may make up others."""
@@ -61,6 +73,7 @@ class RequestIds:
         self._ids = ids
         self._meter = meter
         self._tracer = tracer
+        self._refusals = Sampler(_SAMPLED)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -82,13 +95,14 @@ class RequestIds:
     async def _handle(self, scope: Message, receive: Receive, send: Send, span: Span) -> None:
         began = time.perf_counter()
         status = 0
+        asked = scope["method"]
         request_id = _current.get().encode()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = [*with_defaults(message.get("headers", ())), (b"x-request-id", request_id)]
             await send(message)
 
         try:
@@ -97,19 +111,23 @@ class RequestIds:
             # The template and not the path: a callback's path carries its token.
             template = scope.get("path_template") or "(unknown)"
             took = time.perf_counter() - began
-            method = scope["method"] if scope["method"] in _METHODS else OTHER
+            method = asked if asked in _METHODS else OTHER
             self._meter.count(REQUESTS, method, template, str(status))
             self._meter.time(REQUEST_SECONDS, took, template)
             if template not in QUIET or status >= 500:
-                log.info(
-                    "request",
-                    method=scope["method"],
-                    route=template,
-                    status=status,
-                    ms=round(took * 1000, 1),
-                )
+                self._log(scope, method=asked, route=template, status=status, ms=round(took * 1000, 1))
             if span is not NOTHING:
                 _tell(span, method, template, status)
+
+    def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
+        """Log a request. Of a stranger's refusals, the first of a minute by address, route and status."""
+        more: dict[str, int] = {}
+        if status >= 400 and not scope.get(KNOWN, False):
+            left_out = self._refusals.admit((neighbourhood(scope.get(CLIENT, "")), route, status))
+            if left_out is None:
+                return
+            more = {"left_out": left_out} if left_out else {}
+        log.info("request", method=method, route=route, status=status, ms=ms, **more)
 
 
 def _tell(span: Span, method: str, template: str, status: int) -> None:

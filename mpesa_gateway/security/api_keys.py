@@ -26,7 +26,15 @@ log = structlog.get_logger(__name__)
 _KEY = re.compile(r"sk_(live|test)_([0-9a-z]{16})([0-9a-z]{32})\Z", re.ASCII)
 _TOUCH_EVERY = timedelta(minutes=1)
 
+_MOST = 10_000
+"""Right keys that are remembered by their digests; full, the memory is emptied."""
+
 HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether a text could be an API key of ours: no other is looked up."""
+    return _KEY.match(text) is not None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +71,7 @@ class ApiKeys:
         changes.on("api_key", self._known.forget)
         changes.on("merchant", self._known.forget_all)
         self._touched: dict[str, datetime] = {}
+        self._right: dict[str, bytes] = {}
         self._vault = vault
         self._clock = clock
         self._ids = ids
@@ -78,7 +87,7 @@ class ApiKeys:
         actor: str,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, Secret]:
-        """A new key and its secret, which is shown now or never."""
+        """A new key and its secret, which is shown now or never. Raises NotFound without such a merchant."""
         handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
         text = key_prefix(env) + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
         key = ApiKey(
@@ -91,6 +100,8 @@ class ApiKeys:
             expires_at=expires_at,
         )
         async with self._db.transaction():
+            if not await self._db.fetchval("SELECT true FROM merchant WHERE merchant_id = $1", merchant_id):
+                raise NotFound("there is no such merchant")
             await ApiKeyRow(
                 key_id=key.key_id,
                 merchant_id=merchant_id,
@@ -122,9 +133,20 @@ class ApiKeys:
         now = self._clock.now()
         is_over = known is not None and known.expires_at is not None and known.expires_at <= now
         if known is None or not is_right or not known.is_active or is_over:
+            if is_right:
+                self._right.pop(key_id, None)
             raise InvalidKey("this API key is unknown, revoked or expired: " + HEADER_HINT)
+        if len(self._right) >= _MOST:
+            self._right.clear()
+        self._right[key_id] = known.digest
         await self._touch(known, now)
         return known.caller
+
+    def was_right(self, text: str) -> bool:
+        """Whether this key was right when it was last looked up in this process. It may have been revoked since."""
+        found = _KEY.match(text)
+        known = None if found is None else self._right.get(f"key_{found[2]}")
+        return known is not None and hmac.compare_digest(self._digest(text), known)
 
     async def _find(self, key_id: str) -> "_Known | None":
         row = await self._db.fetchrow(FIND_KEY, key_id)

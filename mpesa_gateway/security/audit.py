@@ -3,27 +3,31 @@
 import hashlib
 import re
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, cast
+from datetime import datetime, timedelta
+from typing import Any, Self, cast
 
 import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
+from mpesa_gateway.http.client_ip import neighbourhood
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway.security.tables import INSERT_ENTRY, LAST_BEFORE, LAST_CUT, LAST_ENTRY
+from mpesa_gateway.sampling import Sampler
+from mpesa_gateway.security.tables import APPEND_ENTRY, LAST_CUT, LAST_ENTRY, LEAST_DAYS
 
-_LOCK = int.from_bytes(hashlib.sha256(b"mpesa_gateway.audit").digest()[:8], "big", signed=True)
 _FIRST = bytes(32)
 
 CUT = "audit.cut"
-"""The action of the entry that says up to where the log is let go, before any of it is."""
+"""The action of the entry that says up to where the log is let go, before any of it is. Postgres writes it (ADR 51)."""
+
+KEEPING = "audit.keeping"
+"""The action of the entry that says for how many days the log is kept from then on. The tables' owner writes it."""
 
 _OBSERVED_A_SECOND = 5
 """How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
@@ -72,21 +76,71 @@ class _Observed:
 
 
 class _Cut(msgspec.Struct, frozen=True):
-    """What an entry says that announces a cut: the last entry that goes, and its digest in hexadecimal."""
+    """What an entry says that announces a cut.
+
+    ``through`` is the last entry that goes, ``digest`` its digest in hexadecimal. ``before`` is the moment that all
+    which goes was recorded before.
+    """
 
     through: int
     digest: str
+    before: datetime
+
+
+class Note(msgspec.Struct, frozen=True):
+    """The head of the log as an earlier look has shown it: number, digest and time of the newest entry.
+
+    ``at`` is None in a note of a release before, which had no time.
+    """
+
+    number: int
+    digest: bytes
+    at: datetime | None
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Read ``number:digest:time``. Raises ValueError for anything else."""
+        found = _NOTE.match(text.strip())
+        if found is None:
+            raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
+        try:
+            at = None if found[3] is None else datetime.fromisoformat(found[3])
+        except ValueError:
+            raise ValueError("not a note of the log's head: what follows the digest is no time") from None
+        if at is not None and at.tzinfo is None:
+            raise ValueError("not a note of the log's head: its time has no zone")
+        return cls(int(found[1]), bytes.fromhex(found[2]), at)
+
+    def __str__(self) -> str:
+        """How it is shown."""
+        time = "" if self.at is None else f":{rfc3339(self.at)}"
+        return f"{self.number}:{self.digest.hex()}{time}"
 
 
 class Audit:
-    """Writes and verifies the audit log. ``reads`` is who shows it; ``db`` itself where there is nobody else."""
+    """Writes and verifies the audit log.
 
-    def __init__(self, db: Database, clock: Clock, ids: Ids, reads: Asking | None = None) -> None:
+    ``reads`` answers lists, by default ``db``. ``window`` is for how long one refusal of a kind is recorded for each
+    caller, in seconds. ``keep_days`` is ``retention.audit_days``: 0 for ever.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        ids: Ids,
+        reads: Asking | None = None,
+        *,
+        window: float = 300.0,
+        keep_days: int = 0,
+    ) -> None:
+        self._keep_days = keep_days
         self._db = db
         self._reads = reads or db
         self._clock = clock
         self._ids = ids
         self._observed: dict[str, _Observed] = {}
+        self._by_caller = Sampler(window, now=lambda: clock.now().timestamp())
 
     async def observe(
         self,
@@ -98,13 +152,19 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: a few of a kind in a second, and a failure to write them stops nobody.
+        """Like record, for what was refused: one of a kind for each caller and window, and few of a kind in a second.
 
-        The next entry after some that were left out says how many: ``left_out`` in its detail.
+        A caller is an API key, and for what it is refused; a stranger is an address (with IPv6: its /64). The next
+        entry after some that were left out says how many: ``left_out`` in its detail. Raises nothing: the request was
+        refused already.
         """
+        before = self._left_out_of(action, subject_id, detail)
+        if before is None:
+            return
         left_out = self._observed.setdefault(action, _Observed()).admit(int(self._clock.now().timestamp()))
         if left_out is None:
             return
+        left_out += before
         detail = (detail or {}) | ({"left_out": left_out} if left_out else {})
         try:
             await self.record(
@@ -112,6 +172,13 @@ class Audit:
             )
         except Exception as problem:  # noqa: BLE001 - the request was refused already
             log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
+
+    def _left_out_of(self, action: str, subject_id: str | None, detail: dict[str, Any] | None) -> int | None:
+        """How many of this kind were left out for this caller before this one; None to leave this one out."""
+        if subject_id is not None:
+            return self._by_caller.admit((action, subject_id, str(detail)))
+        address = acting_from.get()
+        return 0 if address is None else self._by_caller.admit((action, neighbourhood(address)))
 
     async def record(
         self,
@@ -133,18 +200,11 @@ class Audit:
         """
         address = acting_from.get()
         detail = (detail or {}) | ({"env": env} if env else {}) | ({"from": address} if address else {})
-        async with self._db.transaction():
-            # One chain means one writer at a time; the lock goes with the transaction.
-            await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            last = await self._db.fetchrow(LAST_ENTRY)
-            number, previous = (last["number"] + 1, bytes(last["digest"])) if last else (1, _FIRST)
-            at = self._clock.now()
-            entry_id = self._ids.new("aud")
-            text = msgspec.json.encode(_masked(detail), order="deterministic").decode()
-            digest = _digest(previous, number, entry_id, at, merchant_id, actor, action, subject_id, text)
-            await self._db.execute(
-                INSERT_ENTRY, number, entry_id, at, merchant_id, actor, action, subject_id, text, previous, digest
-            )
+        text = msgspec.json.encode(_masked(detail), order="deterministic").decode()
+        # Postgres chains it to the entry before; until the transaction ends, nobody else adds one.
+        await self._db.execute(
+            APPEND_ENTRY, self._ids.new("aud"), self._clock.now(), merchant_id, actor, action, subject_id, text
+        )
 
     async def page(
         self,
@@ -206,33 +266,19 @@ class Audit:
 
     # -- letting go -----------------------------------------------------------------------------------------------
 
-    async def announce_cut(self, before: datetime) -> None:
-        """Say in the log itself that what was written before a moment will be let go, if there is any of it.
+    async def announce_cut(self) -> None:
+        """Let Postgres say in the log what has been kept long enough, by its own clock, if there is any of it.
 
         Only an unbroken stretch from the beginning may go: up to the first entry that is not older.
         """
-        # Looked for before others are kept from writing: what is old changes no more.
-        last = await self._db.fetchrow(LAST_BEFORE, before)
-        if last is None:
-            return
-        async with self._db.transaction():
-            await self._db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            cut = await self._cut()
-            if cut is not None and last["number"] <= cut.through:
-                return
-            await self.record(
-                CUT,
-                merchant_id=None,
-                actor="retention",
-                detail={"through": last["number"], "digest": bytes(last["digest"]).hex(), "before": rfc3339(before)},
-            )
+        await self._db.execute("SELECT audit_announce_cut($1)", self._ids.new("aud"))
 
-    async def cut(self, most: int) -> int:
-        """Delete up to ``most`` of the oldest entries that were announced; gives how many.
+    async def cut(self) -> int:
+        """Delete the next of the oldest entries that were announced, 500 at most; returns how many.
 
         Postgres' own function does, and nothing else can: it leaves a checkpoint, with which the chain goes on.
         """
-        return int(await self._db.fetchval("SELECT audit_cut($1)", most))
+        return int(await self._db.fetchval("SELECT audit_cut()"))
 
     async def _cut(self) -> "_Cut | None":
         detail = await self._db.fetchval(LAST_CUT)
@@ -241,25 +287,29 @@ class Audit:
     # -- proving --------------------------------------------------------------------------------------------------
 
     async def head(self) -> str:
-        """The newest entry's number and digest, ``120:ab12…``: noted elsewhere, it proves all that came before it."""
+        """The newest entry's number, digest and time: noted elsewhere, they prove all that came before it.
+
+        It looks like ``120:ab12…:2026-11-23T10:15:12.000000Z``.
+        """
         last = await self._db.fetchrow(LAST_ENTRY)
-        return f"{last['number']}:{bytes(last['digest']).hex()}" if last else f"0:{_FIRST.hex()}"
+        return str(Note(last["number"], bytes(last["digest"]), last["at"]) if last else Note(0, _FIRST, None))
 
     async def verify(self, noted: str | None = None) -> int:
         """Check every entry against the one before; gives their count. Raises BrokenChain.
 
-        Where the beginning was let go, the chain goes on from the checkpoint, and an entry must have announced it.
+        Where the beginning was let go, the chain goes on from the checkpoint, and an entry must have announced it that
+        had been kept for ``retention.audit_days``.
 
         A chain does not tell of its own cut-off end, nor of having been written anew from some entry on: with a
-        ``noted`` head (of an earlier look, see ``head``) it does. Raises ValueError for a note that is none, or of an
-        entry that has been let go since.
+        ``noted`` head (of an earlier look, see ``head``) it does, and the note's time tells of an entry that was let go
+        too early. Raises ValueError for a note that is none, or of an entry that has been let go in its time.
         """
-        number, digest = _read_note(noted)
+        note = Note(0, _FIRST, None) if noted is None else Note.read(noted)
         while True:
             start = await self._checkpoint()
             try:
                 await self._verify_chain(*start)
-                await self._verify_note(number, digest, *start)
+                await self._verify_note(note, *start)
                 break
             except BrokenChain:
                 # Perhaps only the beginning was let go meanwhile.
@@ -268,7 +318,15 @@ class Audit:
         last = await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry")
         return max(int(last) - start[0], 0)
 
-    async def _verify_note(self, number: int, digest: bytes, last_gone: int, last_digest: bytes) -> None:
+    async def _verify_note(self, note: Note, last_gone: int, last_digest: bytes) -> None:
+        number = note.number
+        if number and number <= last_gone and note.at is not None:
+            kept_until = note.at + timedelta(days=self._keep_days) if self._keep_days else None
+            if kept_until is None or self._clock.now() < kept_until:
+                raise BrokenChain(
+                    f"audit entry {number}, which was noted at {rfc3339(note.at)}, has been let go before "
+                    f"`retention.audit_days` ({self._keep_days}) had passed"
+                )
         if number and number < last_gone:
             raise ValueError(f"entry {number}, which was noted, has been let go since: note the head anew")
         found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
@@ -276,7 +334,7 @@ class Audit:
             found = last_digest
         if number and found is None:
             raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
-        if number and bytes(found) != digest:
+        if number and bytes(found) != note.digest:
             raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
 
     async def _checkpoint(self) -> tuple[int, bytes]:
@@ -290,6 +348,7 @@ class Audit:
         announced = {cut.through: cut.digest} if cut is not None else {}
         if announced.get(last_gone, previous.hex()) != previous.hex():
             raise BrokenChain(f"audit entry {last_gone} is not the one up to which the log was to be let go")
+        kept = await self._kept()
         expected = last_gone + 1
         while True:
             rows = await self._db.fetch(
@@ -318,19 +377,29 @@ class Audit:
                     or announced.get(expected, digest.hex()) != digest.hex()
                 ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
+                if row["action"] == CUT:
+                    _check_cut(row, kept)
                 previous, expected = digest, expected + 1
 
+    async def _kept(self) -> timedelta | None:
+        """For how long the log was kept at least, by the setting and by what Postgres has noted; None for ever."""
+        days = [await self._db.fetchval(LEAST_DAYS), self._keep_days]
+        return timedelta(days=min(number for number in days if number)) if any(days) else None
 
-_NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})\Z", re.ASCII)
+
+_NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})(?::([0-9T:.Z+-]{10,40}))?\Z", re.ASCII)
 
 
-def _read_note(noted: str | None) -> tuple[int, bytes]:
-    if noted is None:
-        return 0, _FIRST
-    found = _NOTE.match(noted.strip())
-    if found is None:
-        raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
-    return int(found[1]), bytes.fromhex(found[2])
+def _check_cut(row: Row, kept: timedelta | None) -> None:
+    """Raises BrokenChain for an announcement of a cut that lets go what was recorded within ``kept``."""
+    try:
+        before = msgspec.json.decode(row["detail"], type=_Cut).before
+    except msgspec.MsgspecError:
+        before = row["at"]
+    if kept is None or before > row["at"] - kept:
+        raise BrokenChain(
+            f"audit entry {row['number']} let go what was younger than `retention.audit_days`: entries are missing"
+        )
 
 
 def _masked(value: Any) -> Any:

@@ -1,21 +1,21 @@
-"""How often clients may fail to authenticate and keys may call: counted in Valkey, let through without it."""
+"""How often clients may fail to authenticate and keys may call: counted in Valkey, failures in the process as well."""
 
 import asyncio
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
-from ipaddress import IPv6Address, IPv6Network
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from limits import RateLimitItem, RateLimitItemPerSecond
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import RateLimited, TooManyFailures
-from mpesa_gateway.http.client_ip import read_address
 from mpesa_gateway.sentinel import primary_pool
 from mpesa_gateway.together import Together
 
@@ -24,12 +24,22 @@ log = structlog.get_logger(__name__)
 _PATIENCE = 0.25
 """Seconds that a request waits for Valkey's count before it is let through uncounted."""
 
+AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "metrics"
+"""What can be guessed: API keys and passwords by address, passwords by account and by device, the metrics' token by
+address. Each is counted by itself."""
+
+_MOST = 20_000
+"""Addresses and accounts whose failures one process remembers."""
+
 _REST = 2.0
 """Seconds without asking after Valkey did not answer."""
 
 
 class Limits:
-    """Counts in Valkey. When Valkey is away, requests pass: a limit must not stop payments."""
+    """Counts in Valkey. When Valkey is away, calls with a right key pass: a limit must not stop payments.
+
+    Failures are counted in this process too, so that guesses are limited without Valkey, for each process by itself.
+    """
 
     def __init__(self, config: GatewayConfig, clock: Clock) -> None:
         url = config.valkey.url
@@ -48,7 +58,9 @@ class Limits:
         self._failures = FixedWindowRateLimiter(storage)
         self._calls = SlidingWindowCounterRateLimiter(storage)
         limits = config.limits
-        self._failure_limit: RateLimitItem = RateLimitItemPerSecond(limits.auth_failures, limits.auth_failures_window)
+        self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
+        self._window = limits.auth_failures_window
+        self._known = _Failures(self._window)
         # A burst of `burst` calls at once, `requests_per_second` in the long run.
         self._call_limit: RateLimitItem = RateLimitItemPerSecond(
             limits.burst, max(1, round(limits.burst / limits.requests_per_second))
@@ -62,29 +74,48 @@ class Limits:
         bridge: Any = self._storage.bridge
         await bridge.storage.aclose(close_connection_pool=True)
 
-    async def failed(self, address: str) -> None:
-        """Count a failed authentication from this address. Raises TooManyFailures beyond the limit."""
-        retry_after = await self._over(self._failures, self._failure_limit, "auth", _neighbourhood(address))
-        if retry_after:
-            raise TooManyFailures(
-                "too many failed authentications from this address: check the API key and wait", retry_after=retry_after
-            )
+    def refusal(self, what: str, who: str) -> int:
+        """Seconds until guesses are judged again, 0 where they are: as far as this process knows, without any I/O."""
+        return self._known.over(what, who, self._most(what))
 
-    async def admits(self, address: str) -> None:
-        """Raise TooManyFailures for an address that has used up its failures: what can be guessed is not even checked.
+    async def admits(self, what: str, who: str) -> None:
+        """Raise TooManyFailures for whoever has used up the failures: then a guess is not even checked.
 
         Counts nothing by itself.
         """
-        retry_after = await self._over(
-            self._failures, self._failure_limit, "auth", _neighbourhood(address), counts=False
-        )
+        retry_after = self.refusal(what, who)
+        if not retry_after:
+            retry_after = await self._over(self._failures, self._failure_limit(what), what, who, counts=False)
+            if retry_after:
+                self._known.close(what, who, retry_after, self._most(what))
         if retry_after:
-            raise TooManyFailures("too many failed authentications from this address: wait", retry_after=retry_after)
+            raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
+
+    async def failed(self, what: str, who: str) -> None:
+        """Count a failed guess. Raises TooManyFailures beyond the limit."""
+        here = self._known.hit(what, who, self._most(what))
+        retry_after = await self._over(self._failures, self._failure_limit(what), what, who)
+        if retry_after:
+            self._known.close(what, who, retry_after, self._most(what))
+        if retry_after := max(retry_after, here):
+            raise TooManyFailures("too many failed attempts: check what you send, and wait", retry_after=retry_after)
+
+    def _most(self, what: str) -> int:
+        return self._account_failures if what == ACCOUNT else self._auth_failures
+
+    def _failure_limit(self, what: str) -> RateLimitItem:
+        return RateLimitItemPerSecond(self._most(what), self._window)
 
     async def called(self, key_id: str) -> None:
         """Count a call with this key. Raises RateLimited beyond the limit."""
         if not self._is_resting():
             await self._counted.ask(key_id)
+
+    async def acted(self, action: str, who: str, per_minute: int) -> None:
+        """Count an act that costs more than a call, by its name. Raises RateLimited beyond so many a minute."""
+        retry_after = await self._over(self._calls, RateLimitItemPerMinute(per_minute), "act", action, who)
+        if retry_after:
+            raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
 
     async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
         """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""
@@ -125,7 +156,50 @@ class Limits:
         return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
 
 
-def _neighbourhood(address: str) -> str:
-    """Whom an address is counted with: alone, and with IPv6 all of its /64, which is what one client is given."""
-    found = read_address(address)
-    return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
+class _Failures:
+    """Failures as one process counts them: what stops guesses while Valkey is away, and refuses the next without it."""
+
+    def __init__(self, window: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._now = now
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    def over(self, what: str, who: str, most: int) -> int:
+        """Seconds until the window ends in which ``most`` failures were counted, 0 otherwise."""
+        found = self._counts.get((what, who))
+        if found is None or found.failures < most:
+            return 0
+        return max(0, math.ceil(found.until - self._now()))
+
+    def hit(self, what: str, who: str, most: int) -> int:
+        """Count a failure. Returns the seconds until the window ends where it is beyond ``most``, 0 otherwise."""
+        found = self._open(what, who)
+        found.failures += 1
+        return math.ceil(found.until - self._now()) if found.failures > most else 0
+
+    def close(self, what: str, who: str, seconds: int, most: int) -> None:
+        """Note what another process has counted: no more for so many seconds."""
+        found = self._open(what, who)
+        found.failures, found.until = max(found.failures, most), self._now() + seconds
+
+    def _open(self, what: str, who: str) -> "_Count":
+        now = self._now()
+        found = self._counts.get((what, who))
+        if found is None or found.until <= now:
+            if len(self._counts) >= _MOST:
+                self._forget(now)
+            found = self._counts[what, who] = _Count(0, now + self._window)
+        return found
+
+    def _forget(self, now: float) -> None:
+        for key in [key for key, count in self._counts.items() if count.until <= now]:
+            del self._counts[key]
+        # Still full: those with the fewest failures have the least to lose.
+        for key in sorted(self._counts, key=lambda each: self._counts[each].failures)[: len(self._counts) - _MOST // 2]:
+            del self._counts[key]
+
+
+@dataclass
+class _Count:
+    failures: int
+    until: float

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.changes import Changes
+from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
@@ -40,6 +41,8 @@ class Merchants:
         self._clock = clock
         self._ids = ids
         self._audit = audit
+        self._live: Remembered[bool] = Remembered(changes)
+        changes.on("merchant", self._live.forget_all)
 
     async def create(self, name: str, *, actor: str) -> Merchant:
         """A new merchant, without credentials. ``name`` is 1 to 100 characters."""
@@ -114,6 +117,14 @@ class Merchants:
             sorted(envs),
             self._clock.now(),
         )
+        await self._db.after_commit(partial(self._tell, merchant_id))
+
+    async def _tell(self, merchant_id: str) -> None:
+        self._changes.tell("merchant", merchant_id)
+
+    async def is_sandbox_only(self) -> bool:
+        """Whether no merchant has live credentials. Remembered until a merchant changes, for a second at most."""
+        return not await self._live.get("any", self.any_live)
 
     async def any_live(self) -> bool:
         """Whether any merchant has live credentials: real money may move through this gateway."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mpesa_gateway.config import ConfigRefused, SecurityConfig
+from mpesa_gateway.config import ConfigRefused, SecurityConfig, read_text_file
 from mpesa_gateway.secret import Secret
 
 _VERSION = "v1"
@@ -117,7 +117,7 @@ def read_key(text: str, setting: str) -> bytes:
 def read_ring_file(path: Path) -> list[bytes]:
     """The master keys in a file, one a line, the present one first. Raises ConfigRefused."""
     try:
-        lines = path.read_text(encoding="ascii").split()
+        lines = read_text_file(path).split()
     except (OSError, UnicodeDecodeError):
         raise ConfigRefused(f"`security.master_key_file`: cannot read {path}") from None
     if not lines:

@@ -43,6 +43,7 @@ class AuditRow(Table, tablename="audit_entry"):
     detail = Text()
     previous_digest = Bytea()
     digest = Bytea()
+    recorded_at = Timestamptz()
 
 
 FIND_KEY = """
@@ -55,17 +56,11 @@ TOUCH_KEY = """
 UPDATE api_key SET last_used_at = $2 WHERE key_id = $1 AND (last_used_at IS NULL OR last_used_at < $2)
 """
 
-LAST_ENTRY = "SELECT number, digest FROM audit_entry ORDER BY number DESC LIMIT 1"
-
-LAST_BEFORE = """
-SELECT number, digest FROM audit_entry
-WHERE number = COALESCE((SELECT number FROM audit_entry WHERE at >= $1 ORDER BY number LIMIT 1),
-    (SELECT max(number) + 1 FROM audit_entry)) - 1
-"""
+LAST_ENTRY = "SELECT number, digest, at FROM audit_entry ORDER BY number DESC LIMIT 1"
 
 LAST_CUT = "SELECT detail FROM audit_entry WHERE action = 'audit.cut' ORDER BY number DESC LIMIT 1"
 
-INSERT_ENTRY = """
-INSERT INTO audit_entry (number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-"""
+LEAST_DAYS = "SELECT least_days FROM audit_policy"
+
+APPEND_ENTRY = "SELECT audit_append($1, $2, $3, $4, $5, $6, $7)"
+"""Takes the lock of the chain until the transaction ends. Postgres works out the digest."""

@@ -14,11 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mpesa_gateway.standalone.process import (
+    PRIVATE,
     StartFailed,
     end,
     free_port,
     is_running,
     launch,
+    open_log,
     stop,
     tail,
     write_private,
@@ -27,7 +29,20 @@ from mpesa_gateway.standalone.process import (
 _SHARED = Path("/var/lib/mpesa-gateway")
 """Where root keeps what the unprivileged server must reach when the data folder cannot be reached by it."""
 
-_UNPRIVILEGED = "nobody"
+SHARED_USER = "nobody"
+"""An account that programs of others may run as, too."""
+
+_UNPRIVILEGED = ("mpesa-gateway", SHARED_USER)
+"""Whom root lets the server run as, since Postgres refuses to run as root: the first of these that exists."""
+
+RUNNING_ROLE = "mpesa_app"
+"""The role that the gateway runs as, where the server has two: the other one owns everything (ADR 50)."""
+
+_MAKE_ROLE = """\
+DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$
+ALTER ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD '{password}'
+"""
+"""One statement a line, as a server in single-user mode reads them."""
 _PATIENCE = 60.0
 _WRITING = 0.5
 """Seconds that a starting server may take to write its number into its pid file."""
@@ -55,16 +70,20 @@ class EmbeddedPostgres:
         max_connections: int = 200,
         settings: Mapping[str, object] | None = None,
         is_durable: bool = True,
+        has_two_roles: bool = False,
     ) -> None:
-        """``settings`` are Postgres' own, over ours, for a machine that has more to give.
+        """With ``has_two_roles`` there is a second role beside the owner, for `running_url`.
+
+        ``settings`` are Postgres' own, over ours, for a machine that has more to give.
 
         Without ``is_durable`` nothing waits for the disk, and a crash of the machine may lose everything: for tests.
         """
         self._settings = dict(settings or {})
         self._is_durable = is_durable
+        self._has_two_roles = has_two_roles
         self._is_root = os.geteuid() == 0
-        self._user = _UNPRIVILEGED if self._is_root else None
         self._given = data_dir.resolve()
+        self._user = self._whom() if self._is_root else None
         self._max_connections = max_connections
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -91,9 +110,34 @@ class EmbeddedPostgres:
         return self._port
 
     @property
+    def user(self) -> str | None:
+        """The account that the server runs as where we are root; None where it is our own."""
+        return self._user
+
+    @property
     def url(self) -> str:
-        """How to connect."""
+        """How to connect as the owner of everything."""
         return f"postgresql://mpesa:{self._password()}@127.0.0.1:{self._port}/postgres"
+
+    @property
+    def running_url(self) -> str:
+        """How to connect as the role that the gateway runs as. Raises OSError for a server of one role."""
+        password = self._running_password_file.read_text(encoding="ascii").strip()
+        return f"postgresql://{RUNNING_ROLE}:{password}@127.0.0.1:{self._port}/postgres"
+
+    @property
+    def _running_password_file(self) -> Path:
+        return self.home.parent / "postgres.running.password"
+
+    def _whom(self) -> str:
+        """The owner of the data that is there, or the first account of `_UNPRIVILEGED` that exists."""
+        import pwd  # noqa: PLC0415 - not on every platform
+
+        try:
+            return pwd.getpwuid(self.home.stat().st_uid).pw_name
+        except (OSError, KeyError):
+            known = {account.pw_name for account in pwd.getpwall()}
+            return next((name for name in _UNPRIVILEGED if name in known), _UNPRIVILEGED[-1])
 
     def start(self) -> str:
         """Start the server, making its data the first time; gives its URL. Raises StartFailed."""
@@ -103,12 +147,14 @@ class EmbeddedPostgres:
         if not (home / "PG_VERSION").exists():
             self._initialise(binaries, home)
         self._end_orphan(home)
+        if self._has_two_roles and not self._running_password_file.exists():
+            self._make_running_role(binaries, home)
         port_file = home.parent / "postgres.port"
         remembered = int(port_file.read_text()) if port_file.exists() else None
         self._port = free_port(remembered)
         port_file.write_text(str(self._port))
-        log = home.parent / "postgres.log"
-        with log.open("ab") as output:
+        log = self.log
+        with open_log(log) as output:
             self._process = launch(
                 [
                     str(binaries / "postgres"),
@@ -120,9 +166,15 @@ class EmbeddedPostgres:
                 death_signal=signal.SIGINT,
                 user=self._user,
                 cwd=home,
+                umask=PRIVATE,
             )
         self._wait(home, log)
         return self.url
+
+    @property
+    def log(self) -> Path:
+        """What the server writes."""
+        return self.home.parent / "postgres.log"
 
     def stop(self) -> None:
         """Stop the server; what has been committed stays."""
@@ -187,6 +239,25 @@ class EmbeddedPostgres:
         if not self._is_durable:
             with (home / "postgresql.conf").open("a", encoding="utf-8") as file:
                 file.write(_FORGETFUL)
+
+    def _make_running_role(self, binaries: Path, home: Path) -> None:
+        """Make the second role while no server runs, in Postgres' single-user mode. Raises StartFailed."""
+        password = secrets.token_urlsafe(24)
+        done = subprocess.run(  # noqa: S603 - our own command
+            [str(binaries / "postgres"), "--single", "-D", str(home), "postgres"],
+            # On no command line, and in no file but ours.
+            input=_MAKE_ROLE.format(role=RUNNING_ROLE, password=password).encode(),
+            capture_output=True,
+            check=False,
+            user=self._user,
+            cwd=home,
+        )
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        if done.returncode != 0 or "ERROR:" in said or "FATAL:" in said:
+            raise StartFailed(
+                f"Postgres could not make the role {RUNNING_ROLE} in {home}:\n{said.replace(password, '…')}"
+            )
+        write_private(self._running_password_file, password)
 
     def _end_orphan(self, home: Path) -> None:
         """Stop a server that an earlier, killed run left behind on this very folder, and clear a stale pid file."""

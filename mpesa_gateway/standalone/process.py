@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,11 +53,12 @@ def launch(
     user: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start a command that gets ``death_signal`` when this process dies, however it dies.
 
-    ``user`` (root only) is whom it runs as. It gets a process group of its own: a Ctrl-C in the terminal reaches us
-    alone, and we stop the others in order.
+    ``user`` (root only) is whom it runs as; ``umask`` is -1 for our own. It gets a process group of
+    its own: a Ctrl-C in the terminal reaches us alone, and we stop the others in order.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -79,6 +81,7 @@ def launch(
         group=_group_of(user),
         extra_groups=[] if user is not None else None,
         process_group=0,
+        umask=umask,
         preexec_fn=bind_to_parent,  # noqa: PLW1509
     )
 
@@ -140,6 +143,36 @@ def tail(path: Path, lines: int = 8) -> str:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
+
+
+PRIVATE = 0o077
+"""The umask of servers: what they write is for their own user alone."""
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A log file to append to, which only its owner can read."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    os.fchmod(file.fileno(), 0o600)
+    return file
+
+
+def rotate(path: Path, largest: int) -> None:
+    """Move what a log file of more than ``largest`` bytes holds to ``<name>.1``, over what is there.
+
+    Its writer keeps it open for appending: the file is copied and emptied. Lines written in between are lost.
+    """
+    try:
+        if path.stat().st_size <= largest:
+            return
+        draft = path.with_name(path.name + ".1.new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with path.open("rb") as source, os.fdopen(descriptor, "wb") as target:
+            shutil.copyfileobj(source, target)
+            os.truncate(path, 0)
+        draft.replace(path.with_name(path.name + ".1"))
+    except OSError:
+        # A full disk, or a file that has gone: a log is no reason to stop.
+        return
 
 
 def write_private(path: Path, text: str) -> None:

@@ -26,9 +26,14 @@ OPS = "ops"
 
 @dataclass(frozen=True)
 class Embedded:
-    """What ``up`` fills in. Where there is no simulator, it has neither port nor certificate."""
+    """What ``up`` fills in. Where there is no simulator, it has neither port nor certificate.
+
+    ``owner_url`` is for migrating, and no process that stays is given it; None where the role of ``database_url`` owns
+    the tables.
+    """
 
     database_url: Secret
+    owner_url: Secret | None
     valkey_url: Secret
     master_key_file: Path | None
     port: int
@@ -37,13 +42,13 @@ class Embedded:
 
 
 def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
-    """What the API and the worker run with."""
+    """What the API and the worker run with: as the role that owns nothing."""
     replace = msgspec.structs.replace
     config = replace(
         base,
         public_url=public_url(base.public_url, embedded.port),
         plugins=tuple(name for name in base.plugins if name != SIMULATOR),
-        database=replace(base.database, url=embedded.database_url),
+        database=replace(base.database, url=embedded.database_url, owner_url=None),
         valkey=replace(base.valkey, url=embedded.valkey_url),
         http=replace(base.http, port=embedded.port),
         worker=replace(base.worker, in_process=False),
@@ -58,6 +63,12 @@ def gateway_config(base: GatewayConfig, embedded: Embedded) -> GatewayConfig:
         path = str(embedded.sandbox_certificate)
         config = replace(config, daraja=replace(config.daraja, sandbox_certificate=path))
     return config
+
+
+def owner_config(config: GatewayConfig, embedded: Embedded) -> GatewayConfig:
+    """What ``up`` itself migrates with, before a process runs with ``config``."""
+    replace = msgspec.structs.replace
+    return replace(config, database=replace(config.database, owner_url=embedded.owner_url))
 
 
 def simulator_config(base: GatewayConfig, gateway: GatewayConfig, port: int) -> GatewayConfig:

@@ -25,10 +25,15 @@ class InUse(StartFailed):
 class Standalone:
     """Postgres and Valkey on one data folder, started and stopped together."""
 
-    def __init__(self, data_dir: Path, *, databases: int = 16, is_durable: bool = True) -> None:
-        """``databases`` is how many Valkey has. Without ``is_durable``, for tests, a crash may empty Postgres."""
+    def __init__(
+        self, data_dir: Path, *, databases: int = 16, is_durable: bool = True, has_two_roles: bool = False
+    ) -> None:
+        """``databases`` is how many Valkey has. Without ``is_durable``, for tests, a crash may empty Postgres.
+
+        With ``has_two_roles`` Postgres has a role to run as beside the one that owns everything.
+        """
         self.data_dir = data_dir.resolve()
-        self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable)
+        self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable, has_two_roles=has_two_roles)
         self.valkey = EmbeddedValkey(self.data_dir, databases=databases)
         self._lock: IO[str] | None = None
         self._wanted: dict[str, EmbeddedPostgres | EmbeddedValkey] = {}
@@ -67,6 +72,11 @@ class Standalone:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """What both servers write."""
+        return (self.postgres.log, self.valkey.log)
 
     def mend(self) -> list[str]:
         """Start again, where everybody knows it, what ended by itself; gives a sentence about each."""

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mpesa_gateway.standalone.process import launch, stop
+from mpesa_gateway.standalone.process import launch, open_log, rotate, stop
 
-_LARGEST_LOG = 10 * 1024 * 1024
+LARGEST_LOG = 10 * 1024 * 1024
+"""Bytes of a log file; the one before it is kept beside it."""
+
+_ROTATE_EVERY = 1.0
 _LOOK = 0.1
 _STEADY = 30.0
 """Seconds after which a process that runs counts as well again."""
@@ -28,7 +31,7 @@ class Child:
         self.name = name
         self._command = list(command)
         self._env = dict(env)
-        self._log = log
+        self.log = log
         self._grace = grace
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -41,12 +44,11 @@ class Child:
 
     def start(self) -> None:
         """Start the process."""
-        if self._log is None:
+        if self.log is None:
             self._process = self._launch(None)
         else:
-            if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG:
-                self._log.replace(self._log.with_name(self._log.name + ".1"))
-            with self._log.open("ab") as output:
+            rotate(self.log, LARGEST_LOG)
+            with open_log(self.log) as output:
                 self._process = self._launch(output)
         self._started_at = time.monotonic()
 
@@ -82,12 +84,22 @@ class Supervisor:
     """Starts children in order, restarts what crashes, stops them in reverse order."""
 
     def __init__(
-        self, children: Sequence[Child], tell: Callable[[str], None], mend: Callable[[], Iterable[str]] = tuple
+        self,
+        children: Sequence[Child],
+        tell: Callable[[str], None],
+        mend: Callable[[], Iterable[str]] = tuple,
+        *,
+        logs: Sequence[Path] = (),
     ) -> None:
-        """``tell`` is given a sentence about each crash; ``mend`` looks after what is not a child of ours."""
+        """``tell`` is given a sentence about each crash; ``mend`` looks after what is not a child of ours.
+
+        ``logs`` are files besides the children's that must not grow without end.
+        """
         self._children = list(children)
         self._tell = tell
         self._mend = mend
+        self._logs = [*logs, *(child.log for child in children if child.log is not None)]
+        self._rotated_at = 0.0
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -109,6 +121,7 @@ class Supervisor:
         while not self._stopping.wait(_LOOK):
             for sentence in self._mend():
                 self._tell(sentence)
+            self._rotate()
             for child in self._children:
                 if child.name in due:
                     if time.monotonic() >= due[child.name]:
@@ -119,6 +132,12 @@ class Supervisor:
                 if pause is not None:
                     self._tell(f"{child.name} ended by itself (exit {child.exit_code}): started again in {pause:g} s")
                     due[child.name] = time.monotonic() + pause
+
+    def _rotate(self) -> None:
+        if time.monotonic() - self._rotated_at >= _ROTATE_EVERY:
+            self._rotated_at = time.monotonic()
+            for log in self._logs:
+                rotate(log, LARGEST_LOG)
 
     def stop(self) -> None:
         """Stop all children, the last started first."""

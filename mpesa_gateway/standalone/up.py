@@ -36,6 +36,7 @@ from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
+from mpesa_gateway.standalone.postgres import SHARED_USER
 from mpesa_gateway.standalone.process import becomes_free, free_port, tail
 from mpesa_gateway.standalone.settings import (
     OPS,
@@ -43,6 +44,7 @@ from mpesa_gateway.standalone.settings import (
     Embedded,
     gateway_config,
     master_key_file,
+    owner_config,
     sandbox_certificate,
     simulator_config,
     write_config,
@@ -80,7 +82,7 @@ class Up:
         self._base = base
         self._wishes = wishes
         self._console = console
-        self._standalone = Standalone(data)
+        self._standalone = Standalone(data, has_two_roles=True)
         self._data = self._standalone.data_dir
         self._run_folder = self._data / RUNNING_CONFIG.parent
         self._log_folder = self._data / "logs"
@@ -124,15 +126,17 @@ class Up:
         key_file, is_new_key = master_key_file(self._base, self._data)
         port = self._port(was_killed=was_killed)
         standalone.start(postgres=self._base.database.url is None, valkey=self._base.valkey.url is None)
+        is_own = self._base.database.url is None
         embedded = Embedded(
-            database_url=self._base.database.url or Secret(standalone.postgres.url),
+            database_url=self._base.database.url or Secret(standalone.postgres.running_url),
+            owner_url=Secret(standalone.postgres.url) if is_own else self._base.database.owner_url,
             valkey_url=self._base.valkey.url or Secret(standalone.valkey.url),
             master_key_file=key_file,
             port=port,
             simulator_port=None,
             sandbox_certificate=None,
         )
-        has_live = _run(_migrate(gateway_config(self._base, embedded)))
+        has_live = _run(_migrate(owner_config(gateway_config(self._base, embedded), embedded)))
         if self._wishes.simulator:
             last_port = read_state(self._data).get("simulator_port")
             embedded = replace(
@@ -141,9 +145,12 @@ class Up:
                 sandbox_certificate=sandbox_certificate(self._base, self._data, SystemClock().now()),
             )
         config = gateway_config(self._base, embedded)
+        if embedded.simulator_port is not None:
+            simulator = simulator_config(self._base, config, embedded.simulator_port)
+            _run(_migrate(owner_config(simulator, embedded)))
         write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say, standalone.mend)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
@@ -157,14 +164,24 @@ class Up:
             operator_password=password,
             new_master_key=key_file if is_new_key else None,
             has_simulator=embedded.simulator_port is not None,
-            notes=("There are live merchants: their payments go to Safaricom, not to the simulator.",)
-            if has_live
-            else (),
+            notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
         self._supervisor = supervisor
         if self._stopping:
             # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.
             supervisor.request_stop()
+
+    def _notes(self, *, has_live: bool, is_own: bool) -> tuple[str, ...]:
+        """What else is worth saying."""
+        notes: list[str] = []
+        if has_live:
+            notes.append("There are live merchants: their payments go to Safaricom, not to the simulator.")
+        if is_own and self._standalone.postgres.user == SHARED_USER:
+            notes.append(
+                f"You are root, so Postgres runs as `{SHARED_USER}`, whose other programs can read its files. Run `up` "
+                "as an ordinary user, or make one for it before the first start: useradd --system mpesa-gateway"
+            )
+        return tuple(notes)
 
     def _port(self, *, was_killed: bool) -> int:
         """The port asked for; else the last one, else the configured one, else any, as long as it is free."""

@@ -10,7 +10,17 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from mpesa_gateway.standalone.process import StartFailed, end, free_port, launch, stop, tail, write_private
+from mpesa_gateway.standalone.process import (
+    PRIVATE,
+    StartFailed,
+    end,
+    free_port,
+    launch,
+    open_log,
+    stop,
+    tail,
+    write_private,
+)
 
 _PATIENCE = 30.0
 
@@ -43,21 +53,30 @@ class EmbeddedValkey:
         """Start the server; gives its URL. Raises StartFailed."""
         binary = valkey_binary()
         self._home.mkdir(parents=True, exist_ok=True)
+        # Its log on disk holds what the queue holds. Files of a release before are closed to others too.
+        self._home.chmod(0o700)
+        for path in self._home.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o700 if path.is_dir() else 0o600)
         if not self._password_file.exists():
             write_private(self._password_file, secrets.token_urlsafe(24))
         self._end_orphan()
         port_file = self._home / "port"
         remembered = int(port_file.read_text()) if port_file.exists() else None
         self._port = free_port(remembered)
-        port_file.write_text(str(self._port))
+        write_private(port_file, str(self._port))
         settings = self._home / "valkey.conf"
         write_private(settings, self._settings())
-        log = self._home / "valkey.log"
-        with log.open("ab") as output:
+        log = self.log
+        with open_log(log) as output:
             self._process = launch(
-                [str(binary), str(settings)], output=output, death_signal=signal.SIGTERM, cwd=self._home
+                [str(binary), str(settings)],
+                output=output,
+                death_signal=signal.SIGTERM,
+                cwd=self._home,
+                umask=PRIVATE,
             )
-        (self._home / "pid").write_text(str(self._process.pid))
+        write_private(self._home / "pid", str(self._process.pid))
         self._wait(log)
         return self.url
 
@@ -66,6 +85,11 @@ class EmbeddedValkey:
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,))
             self._process = None
+
+    @property
+    def log(self) -> Path:
+        """What the server writes."""
+        return self._home / "valkey.log"
 
     @property
     def _password_file(self) -> Path:
@@ -81,7 +105,8 @@ class EmbeddedValkey:
                 "bind 127.0.0.1",
                 f"port {self._port}",
                 f"requirepass {self._password()}",
-                f'dir "{self._home}"',
+                # It is started in its folder, whose name may hold anything that a name can.
+                "dir .",
                 "appendonly yes",
                 "appendfsync everysec",
                 'save ""',

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import asyncpg
@@ -71,9 +72,35 @@ class Databases:
         self._spares: list[str] = []
         self._templates: dict[object, str] = {}
         self._seen: set[object] = set()
+        self._has_role: bool | None = None
+        self._of_one_role: set[str] = set()
 
-    def make(self) -> str:
-        """The URL of a new, empty database."""
+    def running_url(self, url: str) -> str | None:
+        """The same database for the role that a gateway runs as: it changes rows, and owns nothing.
+
+        The role is made the first time. None for a database of one role, and on a server where we may make no roles.
+        """
+        if url in self._of_one_role:
+            return None
+        if self._has_role is None:
+            self._has_role = self._make_role()
+        return _with_user(url, _RUNNING, _PASSWORD) if self._has_role else None
+
+    def _make_role(self) -> bool:
+        import asyncpg  # noqa: PLC0415 - not for sessions without databases
+
+        try:
+            # Several sessions may use one server.
+            self._execute(
+                f"DO $$ BEGIN CREATE ROLE {_RUNNING} LOGIN PASSWORD '{_PASSWORD}'; "
+                "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+            )
+        except asyncpg.InsufficientPrivilegeError:
+            return False
+        return True
+
+    def make(self, *, of_one_role: bool = False) -> str:
+        """The URL of a new, empty database. ``of_one_role``: gateways use it as its owner."""
         name = _new_name()
         if self._spares:
             self._execute(f'ALTER DATABASE "{self._spares.pop()}" RENAME TO "{name}"')
@@ -81,12 +108,15 @@ class Databases:
             self._execute(f'CREATE DATABASE "{name}" {self._strategy}')
         url = self._url_of(name)
         self._untouched.add(url)
+        if of_one_role:
+            self._of_one_role.add(url)
         _made[url] = self
         return url
 
     def drop(self, url: str) -> None:
         """Drop a database, also from under its connections."""
         _made.pop(url, None)
+        self._of_one_role.discard(url)
         self._untouched.discard(url)
         self._execute(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
 
@@ -131,7 +161,7 @@ class Databases:
         database = Database(DatabaseConfig(url=Secret(self._url_of(name)), schema=gateway.db.schema))
         await database.start()
         try:
-            await migrate(database, gateway.migrations)
+            await migrate(database, gateway.migrations, role=_RUNNING if self._has_role else None)
         finally:
             await database.stop()
         return name
@@ -161,6 +191,24 @@ class Databases:
         return await self._connection.fetchval(sql, *args)
 
 
+_RUNNING, _PASSWORD = "mpesa_running", "for-tests-only"
+"""The role that gateways of tests run as, on servers of tests."""
+
+
+def _with_user(url: str, user: str, password: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def database_settings(url: str) -> dict[str, Any]:
+    """The settings of a gateway for this database: of two roles, where it was made for a test.
+
+    The gateway runs as one that owns nothing, as in production. Any other database is used as its URL says.
+    """
+    running = _made[url].running_url(url) if url in _made else None
+    return {"url": url} if running is None else {"url": running, "owner_url": url}
+
+
 _made: dict[str, Databases] = {}
 """Who made the databases that tests have at this moment, by URL."""
 
@@ -168,8 +216,9 @@ _made: dict[str, Databases] = {}
 async def fill(gateway: "Gateway") -> None:
     """Give a gateway that is about to start its tables, where its database is an empty one made for a test."""
     config = gateway.config.database
-    if config.url is not None and config.direct_url is None and config.url.reveal() in _made:
-        await _made[config.url.reveal()].fill(config.url.reveal(), gateway)
+    url = config.owner_url or config.url
+    if url is not None and config.direct_url is None and url.reveal() in _made:
+        await _made[url.reveal()].fill(url.reveal(), gateway)
 
 
 def _new_name() -> str:

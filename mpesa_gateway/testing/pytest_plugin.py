@@ -22,6 +22,11 @@ _ABANDONED = 600
 """Seconds after which the folder of a session that has no owner any more is removed."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name our marker."""
+    config.addinivalue_line("markers", "as_owner: the gateway of this test owns its tables, and can bend them")
+
+
 class Servers:
     """The Postgres and the Valkey of a test session. ``valkey_url`` has no database number."""
 
@@ -99,9 +104,13 @@ def _remove_abandoned(now: float) -> None:
 
 
 @pytest.fixture
-def database_url(servers: Servers) -> Iterator[str]:
-    """An empty database for one test, dropped afterwards."""
-    with empty_database(servers) as url:
+def database_url(servers: Servers, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database for one test, dropped afterwards.
+
+    ``gateway_values`` lets a gateway run as a role that owns nothing in it. A test marked ``as_owner`` has one that
+    owns its tables, and can bend them.
+    """
+    with empty_database(servers, of_one_role=request.node.get_closest_marker("as_owner") is not None) as url:
         yield url
 
 
@@ -112,9 +121,12 @@ def valkey_url(servers: Servers) -> str:
 
 
 @contextmanager
-def empty_database(servers: Servers) -> Generator[str]:
-    """An empty database for the length of the block: for fixtures that several tests share."""
-    url = servers.databases.make()
+def empty_database(servers: Servers, *, of_one_role: bool = False) -> Generator[str]:
+    """An empty database for the length of the block: for fixtures that several tests share.
+
+    ``of_one_role``: gateways use it as its owner.
+    """
+    url = servers.databases.make(of_one_role=of_one_role)
     try:
         yield url
     finally:

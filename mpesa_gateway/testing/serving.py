@@ -19,7 +19,7 @@ from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
 from mpesa_gateway.security.sealing import generate
-from mpesa_gateway.testing.databases import fill
+from mpesa_gateway.testing.databases import database_settings, fill
 
 T = TypeVar("T")
 
@@ -55,13 +55,14 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
     """Settings for a gateway in a test, as plain values for ``GatewayConfig.from_values``; sections are merged."""
     values: dict[str, Any] = {
         "plugins": list(PLUGINS),
-        "database": {"url": database_url, "pool_max": 10},
+        "database": database_settings(database_url) | {"pool_max": 10},
         "valkey": {"url": valkey_url},
         "security": {"master_key": generate()},
         # Each slot has a connection: a test needs few, and pays for all of them at its start.
         "worker": {"in_process": True, "grace": 5, "deliveries": 5, "daraja": 5, "maintenance": 3, "default": 3},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
-        "simulator": {"callback_delay": 0.05},
+        "http": {"anonymous_per_second": 10_000},
+        "simulator": {"callback_delay": 0.05, "strict": True},
         "metrics": {"networks": ["127.0.0.0/8"]},
         "traces": {"endpoint": "http://127.0.0.1:1/nobody"},
     }

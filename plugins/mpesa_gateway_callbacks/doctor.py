@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, warning
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
-from mpesa_gateway.http.egress import is_public
+from mpesa_gateway.http.client_ip import is_inside, read_address, read_networks, within
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
 
@@ -43,17 +42,27 @@ async def look_at_callbacks(gateway: "Gateway", examination: Examination) -> Asy
 
 
 async def _sources(gateway: "Gateway", since: datetime) -> Observation:
-    """Whom we took for the senders of callbacks: an address inside is most likely a proxy that we do not know of."""
+    """Whom we took for the senders of callbacks: an address inside may be a proxy that we do not know of.
+
+    Only one that said for whom it asks is worth a trust: anybody at it can say so from then on.
+    """
     # A simulator on this very machine is no proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
-    sources = [row["source"] for row in await gateway.db.fetch(tables.SOURCES_LATELY, since, is_simulated)]
-    inside = [source for source in sources if (found := read_address(source)) is not None and not is_public(found)]
+    rows = await gateway.db.fetch(tables.SOURCES_LATELY, since, is_simulated)
+    sources = [row["source"] for row in rows]
+    inside = [source for source in sources if (found := read_address(source)) is not None and is_inside(found)]
+    proxies = [row["source"] for row in rows if row["was_forwarded"] and row["source"] in inside]
     if inside:
         return warning(
             "callbacks.sources",
             f"callbacks of the last 7 days appear to come from {_some(inside)}, which is inside: most likely a proxy "
             "of your own, which then stands for everybody",
-            f'add "{inside[0]}" to security.trusted_proxies; GET /v1/admin/callbacks/refused shows whom we see',
+            (
+                f'add "{proxies[0]}", which names others in X-Forwarded-For, to security.trusted_proxies; GET'
+                if proxies
+                else "if that is a proxy of yours, let it set X-Forwarded-For before you trust it; GET"
+            )
+            + " /v1/admin/callbacks/refused shows whom we see",
         )
     if sources:
         return ok("callbacks.sources", f"callbacks of the last 7 days came from {_some(sources)}")

@@ -33,8 +33,23 @@ class SignatureRefused(CallbackRefused):
     reason = "signature"
 
 
+class SizeRefused(CallbackRefused):
+    """A body that is larger than is taken; its beginning is kept."""
+
+    status = 413
+    code = Code.PAYLOAD_TOO_LARGE
+    reason = "size"
+
+
 class ShapeRefused(CallbackRefused):
     """Not a callback of this kind."""
 
     status = 422
     reason = "shape"
+
+
+class DoubledRefused(CallbackRefused):
+    """A field that decides is there twice, with different values."""
+
+    status = 422
+    reason = "doubled"

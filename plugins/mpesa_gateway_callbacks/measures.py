@@ -12,7 +12,7 @@ from mpesa_gateway_callbacks.api import Kind
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
-REASONS = ("source", "token", "signature", "shape", "subject")
+REASONS = ("size", "source", "token", "signature", "shape", "doubled", "subject")
 
 CALLBACKS = Counter(
     "mpesa_callbacks_total",

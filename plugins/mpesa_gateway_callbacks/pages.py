@@ -10,19 +10,22 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
-from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out, truncated
+from mpesa_gateway_callbacks.service import CallbackInbox, Replayed, not_replayable
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _A_DAY = timedelta(days=1)
+_A_WEEK = timedelta(days=7)
 
 WHY = {
     "source": "it did not come from an address on the allowlist",
     "token": "its address was none that we hand out",
     "signature": "its signature is wrong, or missing where one is required",
+    "size": "it is larger than is taken, and only its beginning was kept",
     "shape": "it is not a callback of this kind",
+    "doubled": "a field that decides is in it twice, with different values",
     "subject": "it is about something else than what its address was made for",
 }
 """What each reason means, for people."""
@@ -34,6 +37,7 @@ class _Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Refused(msgspec.Struct, frozen=True, kw_only=True):
+    unread: bool = False
     cursor: str | None = None
 
 
@@ -52,10 +56,10 @@ async def refused(visit: Visit) -> Shown:
     """Those that were refused, newest first."""
     query = visit.read_query(_Refused)
     page = await visit.gateway.services.get(CallbackInbox).refused(
-        visit.env, RefusedQuery(limit=50, cursor=query.cursor)
+        visit.env, RefusedQuery(limit=50, cursor=query.cursor, unread=query.unread)
     )
     pager = visit.pager("callbacks/refused", page.meta.next_cursor)
-    return Shown("refused_callbacks.html", {"rows": page.data, "why": WHY} | pager)
+    return Shown("refused_callbacks.html", {"rows": page.data, "why": WHY, "query": query} | pager)
 
 
 async def callback(visit: Visit) -> Shown:
@@ -81,15 +85,20 @@ async def refused_callback(visit: Visit) -> Shown:
     if row["env"] is not None:
         visit.require(row["env"])
     merchant = await _merchant(visit, row)
-    can_replay = row["callback_id"] is None and row["original"] is not None and row["reason"] != "token"
-    return Shown("refused_callback.html", {"row": row, "merchant": merchant, "why": WHY, "can_replay": can_replay})
+    can_replay = row["callback_id"] is None and not_replayable(row) is None
+    shown = {"row": row, "merchant": merchant, "why": WHY, "can_replay": can_replay, "truncated": truncated(row)}
+    return Shown("refused_callback.html", shown)
 
 
 async def offer(visit: Visit) -> Done:
     """Offer it again to whoever waits for it."""
-    callback_id = visit.values["callback_id"]
-    verdict = await visit.gateway.services.get(CallbackInbox).offer(callback_id, actor=visit.visitor.actor)
-    return Done(f"callbacks/{callback_id}", f"It went through the pipeline again: {verdict}.")
+    done = await _replay(visit, visit.values["callback_id"])
+    text = (
+        "It was applied before: nothing was changed."
+        if done.was_done
+        else f"It went through the pipeline again: {done.verdict}."
+    )
+    return Done(f"callbacks/{done.callback_id}", text)
 
 
 async def replay(visit: Visit) -> Done:
@@ -97,8 +106,20 @@ async def replay(visit: Visit) -> Done:
     refused_id = visit.values["refused_id"]
     if visit.text("confirm") != refused_id:
         raise Invalid.field_error("confirm", "tick the box: you vouch for where this came from")
-    taken = await visit.gateway.services.get(CallbackInbox).replay(refused_id, actor=visit.visitor.actor)
-    return Done(f"callbacks/{taken}", "It was taken, and went through the pipeline.")
+    done = await _replay(visit, refused_id)
+    text = (
+        "It was taken before: nothing was changed." if done.was_done else "It was taken, and went through the pipeline."
+    )
+    return Done(f"callbacks/{done.callback_id}", text)
+
+
+async def _replay(visit: Visit, callback_id: str) -> Replayed:
+    # Operators are shown callbacks without an env in both, and answer for either.
+    inbox = visit.gateway.services.get(CallbackInbox)
+    row = await (inbox.find_refused if callback_id.startswith("ref_") else inbox.find)(callback_id)
+    if row["env"] is not None:
+        visit.require(row["env"])
+    return await inbox.replay(callback_id, actor=visit.visitor.actor, vouches=True)
 
 
 async def unused(gateway: "Gateway", env: Env) -> Sequence[Concern]:
@@ -107,6 +128,10 @@ async def unused(gateway: "Gateway", env: Env) -> Sequence[Concern]:
     if count := await inbox.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} that no payment could use"
         found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
+    if count := await inbox.count_unread(env, _A_WEEK):
+        what = "callback from Safaricom" if count == 1 else "callbacks from Safaricom"
+        text = f"{count if count < 1000 else '1,000 or more'} {what} could not be read"
+        found.append(Concern(text=text, to="callbacks/refused?unread=true"))
     if count := await inbox.count_refused(env, _A_DAY):
         text = f"{count if count < 1000 else '1,000 or more'} refused {'callback' if count == 1 else 'callbacks'} today"
         found.append(Concern(text=text, to="callbacks/refused"))

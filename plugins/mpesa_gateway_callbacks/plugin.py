@@ -1,8 +1,13 @@
 """The callbacks plugin, declared."""
 
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.commands import callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
@@ -15,6 +20,14 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
 
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+def _vouches(gateway: "Gateway", scope: Message, address: str) -> bool:
+    return gateway.services.get(CallbackInbox).is_known(scope["path"], address)
+
+
 plugin = Plugin(
     name="callbacks",
     summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
@@ -25,6 +38,7 @@ plugin = Plugin(
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,
+    commands=(callbacks,),
     checks=CHECKS,
     invariants=INVARIANTS,
     counts=COUNTS,
@@ -44,4 +58,5 @@ plugin = Plugin(
         ),
     ),
     erasers=CALLBACKS,
+    contributes=(Voucher(("/v1/cb/", "/v1/webhooks/mpesa"), _vouches),),
 )

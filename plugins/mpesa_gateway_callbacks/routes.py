@@ -1,22 +1,39 @@
 """Where Safaricom posts: the specification's paths, and the neutral ones that our own requests hand out."""
 
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, RawBody
+from litestar.params import FromPath
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.errors import NotFound
+from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.client_ip import read_address
+from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
-from mpesa_gateway_callbacks.errors import ShapeRefused, SignatureRefused, SourceRefused, TokenRefused
-from mpesa_gateway_callbacks.schemas import Accepted, CallbackQuery, CallbackView, RefusedQuery, RefusedView
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.errors import (
+    DoubledRefused,
+    ShapeRefused,
+    SignatureRefused,
+    SizeRefused,
+    SourceRefused,
+    TokenRefused,
+)
+from mpesa_gateway_callbacks.schemas import (
+    Accepted,
+    CallbackQuery,
+    CallbackView,
+    RefusedQuery,
+    RefusedView,
+    ReplayedView,
+)
+from mpesa_gateway_callbacks.service import KEPT_OF_LARGER, CallbackInbox, Cut, Incoming
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
@@ -70,11 +87,24 @@ _CALLBACK: dict[str, Any] = {
     "status_code": 200,
     "public": True,
     "priority": True,
+    # Who sends a body decides how much of it is read.
+    "request_max_body_size": None,
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
     "takes": {"schema": STK, "examples": {"stk": {"value": _STK_EXAMPLE}}},
-    "refuses": (SourceRefused, TokenRefused, SignatureRefused, ShapeRefused, AnotherSubject, NotFound),
+    "refuses": (
+        SizeRefused,
+        SourceRefused,
+        TokenRefused,
+        SignatureRefused,
+        ShapeRefused,
+        DoubledRefused,
+        AnotherSubject,
+        NotFound,
+    ),
 }
+
+_REPLAY_REFUSES = (Conflict, SourceRefused, SignatureRefused, ShapeRefused, DoubledRefused, AnotherSubject)
 
 _RESULT: dict[str, Any] = _CALLBACK | {"takes": {"schema": RESULT, "examples": {"result": {"value": _RESULT_EXAMPLE}}}}
 
@@ -83,31 +113,72 @@ _EITHER: dict[str, Any] = _CALLBACK | {
 }
 
 
+def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
+    """Whether whom we take for the sender named another one before: a proxy that no setting names."""
+    client = request.scope.get("client")
+    hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
+    if client is not None and str(read_address(client[0])) == source:
+        return any(hops)
+    named = [str(read_address(hop)) for hop in hops]
+    return source in named and named.index(source) > 0
+
+
 async def _take(
-    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None, body: bytes
+    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
 ) -> Response[bytes]:
     if kind is None:
         raise NotFound("there is nothing at this address")
-    signature = request.headers.get(gateway.settings(CallbacksSettings).signature_header)
-    incoming = Incoming(kind, token, body, address_of(request), signature)
-    await gateway.services.get(CallbackInbox).receive(incoming)
+    inbox, settings = gateway.services.get(CallbackInbox), gateway.settings(CallbacksSettings)
+    source, most = address_of(request), gateway.config.http.max_body_bytes
+
+    def most_here() -> int | None:
+        return max(most, settings.max_body_bytes) if inbox.is_trusted(kind, token, source) else None
+
+    body, cut = await _read_body(request, most, most_here)
+    # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
+    signatures = request.headers.getall(settings.signature_header, [])
+    signature = ", ".join(signatures) if signatures else None
+    await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
     return Response(_ACCEPTED, media_type="application/json")
 
 
+async def _read_body(
+    request: Request[Any, Any, Any], most: int, most_here: Callable[[], int | None]
+) -> tuple[bytes, Cut | None]:
+    """A whole body, or the beginning of one that is too large with what is known of the rest.
+
+    ``most_here`` returns how many bytes are taken from this sender, None for a stranger; it is called only where there
+    are more than ``most``. Nothing is read of a stranger's body that announces to be larger.
+    """
+    announced, has_asked = request.content_length or 0, False
+    if announced > most:
+        larger, has_asked = most_here(), True
+        if larger is None:
+            return b"", Cut.of(b"", announced)
+        most = larger
+    body = bytearray()
+    async with aclosing(request.stream()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > most and not has_asked:
+                most, has_asked = most_here() or most, True
+            if len(body) > most:
+                return bytes(body[:KEPT_OF_LARGER]), Cut.of(bytes(body), max(announced, len(body)))
+    return bytes(body), None
+
+
 @post("/v1/webhooks/mpesa", **_CALLBACK)
-async def stk_callback(
-    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], body: RawBody
-) -> Response[bytes]:
+async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
-    return await _take(gateway, request, "stk", None, body)
+    return await _take(gateway, request, "stk", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
 async def stk_callback_with_token(
-    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str], body: RawBody
+    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
-    return await _take(gateway, request, "stk", token, body)
+    return await _take(gateway, request, "stk", token)
 
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
@@ -116,10 +187,9 @@ async def result_callback(
     request: Request[Any, Any, Any],
     subject: FromPath[str],
     ending: FromPath[str],
-    body: RawBody,
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None, body)
+    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None)
 
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
@@ -129,10 +199,9 @@ async def result_callback_with_token(
     subject: FromPath[str],
     ending: FromPath[str],
     token: FromPath[str],
-    body: RawBody,
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, with the token of its request."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token, body)
+    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token)
 
 
 @post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
@@ -141,10 +210,9 @@ async def neutral_callback(
     request: Request[Any, Any, Any],
     kind: FromPath[str],
     token: FromPath[str],
-    body: RawBody,
 ) -> Response[bytes]:
     """A callback of any kind at the address that our own requests hand to Daraja."""
-    return await _take(gateway, request, KINDS.get(kind), token, body)
+    return await _take(gateway, request, KINDS.get(kind), token)
 
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
@@ -163,6 +231,19 @@ async def list_refused(
     return await gateway.services.get(CallbackInbox).refused(caller.env, filters)
 
 
+@post("/v1/admin/callbacks/{callback_id:str}/replay", status_code=200, tags=["Administration"], refuses=_REPLAY_REFUSES)
+async def replay_callback(
+    callback_id: FromPath[str], caller: Admin, gateway: NamedDependency[Gateway]
+) -> Success[ReplayedView]:
+    """Send a callback that was kept through the pipeline again: an accepted one, or one that was refused.
+
+    Nothing is changed by one that was applied. A key of the sandbox replays callbacks of the sandbox only.
+    """
+    inbox = gateway.services.get(CallbackInbox)
+    done = await inbox.replay(callback_id, actor=caller.actor, env=caller.env)
+    return Success(data=ReplayedView(**vars(done)))
+
+
 routes = (
     stk_callback,
     stk_callback_with_token,
@@ -171,4 +252,5 @@ routes = (
     neutral_callback,
     list_callbacks,
     list_refused,
+    replay_callback,
 )

@@ -1,6 +1,5 @@
 """Callbacks as operators see them: never with a whole phone number."""
 
-import re
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
@@ -10,6 +9,8 @@ import msgspec
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.unseen import escape_unseen
+from mpesa_gateway_callbacks.api import Kind
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
@@ -37,6 +38,17 @@ class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
     body: str
 
 
+class Truncated(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that was larger than is taken.
+
+    ``length`` in bytes as announced or read, how much of it was read, and that much's SHA-256 in hexadecimal.
+    """
+
+    length: int
+    read: int
+    sha256: str
+
+
 class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
     """A callback that was not taken, and why."""
 
@@ -49,17 +61,36 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
     subject_id: str | None
     reason: str
     body: str
+    truncated: Truncated | None
+    replayed_at: datetime | None
+    callback_id: str | None
+
+
+class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay came to: the accepted callback, what became of it, and whether it had been used before."""
+
+    id: str
+    callback_id: str
+    verdict: str
+    was_done: bool
 
 
 class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the list of refused callbacks takes."""
+    """What the list of refused callbacks takes.
+
+    ``unread`` asks for those at our own addresses, or from Safaricom's, that could not be read and were not replayed.
+    """
 
     limit: Limit = 50
     cursor: str | None = None
+    kind: Kind | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    unread: bool = False
 
 
 class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
-    """The filters of the list of callbacks."""
+    """The filters of the list of callbacks; ``unread`` asks for those that nothing has used."""
 
     verdict: Literal["waiting", "applied", "unmatched"] | None = None
 
@@ -72,22 +103,31 @@ def callback_view(row: Any) -> CallbackView:
 
 def refused_view(row: Any) -> RefusedView:
     """A row as it is shown."""
-    values = {name: row[name] for name in RefusedView.__struct_fields__ if name != "id"}
-    return RefusedView(id=row["refused_id"], **values)
+    values = {name: row[name] for name in RefusedView.__struct_fields__ if name not in {"id", "truncated"}}
+    return RefusedView(id=row["refused_id"], truncated=truncated(row), **values)
+
+
+def truncated(row: Any) -> Truncated | None:
+    """What is known of a body that was larger than is taken; None for any other."""
+    if row["cut_read"] is None:
+        return None
+    return Truncated(length=row["cut_length"], read=row["cut_read"], sha256=row["cut_sha256"].hex())
+
+
+SHOWN = 65_536
+"""Characters of a body that are shown."""
 
 
 def laid_out(body: str) -> str:
     """What a callback said, for people: JSON on several lines with its numbers as they came, and phones masked."""
     # What is no JSON, or only the beginning of it, stays as it came.
+    if len(body) > SHOWN:
+        return f"{visible(body[:SHOWN])} … ({len(body)} characters)"
     with suppress(msgspec.DecodeError):
         body = msgspec.json.format(body, indent=2)
     return visible(body)
 
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
-"""Characters that a terminal or a browser obeys instead of showing them, but line breaks and tabs."""
-
-
 def visible(text: str) -> str:
     """A body for people: phones masked, and each control character as its escape."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", mask_phones(text))
+    return escape_unseen(mask_phones(text))

@@ -9,23 +9,24 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import asyncpg
 import structlog
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
-from mpesa_gateway.daraja.wire import NotACallback, decoded
+from mpesa_gateway.daraja.wire import Contradictory, NotACallback, decoded, stored
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import decode_position, page_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
 from mpesa_gateway.pages import Moment
+from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.signatures import (
     CallbackSecrets,
@@ -42,8 +43,10 @@ from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.dedup import Dedup
 from mpesa_gateway_callbacks.errors import (
     CallbackRefused,
+    DoubledRefused,
     ShapeRefused,
     SignatureRefused,
+    SizeRefused,
     SourceRefused,
     TokenRefused,
 )
@@ -82,6 +85,11 @@ _SHOWN = 2048
 _REPLAYABLE = 16_384
 """Bytes of a stranger's callback beyond which it is not kept to be replayed."""
 
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_LOGGED_EVERY = 60.0
+"""Seconds in which one refused callback is logged for each address and reason; the next line counts the others."""
+
 _REFUSALS_A_SECOND = 20
 """How many strangers' callbacks one process writes down in a second; a flood is only counted."""
 
@@ -95,7 +103,43 @@ class Incoming:
     body: bytes
     source: str
     signature: str | None = None
+    cut: "Cut | None" = None
+    was_forwarded: bool = False
+    """Whether ``source`` said for whom it asks, as a proxy does."""
 
+
+@dataclass(frozen=True)
+class Cut:
+    """A body that was larger than is taken, of which ``Incoming.body`` is the beginning.
+
+    ``length`` is what was announced or read, in bytes; ``sha256`` is of the first ``read`` bytes.
+    """
+
+    length: int
+    read: int
+    sha256: bytes
+
+    @classmethod
+    def of(cls, read: bytes, length: int) -> "Cut":
+        """What is known of a body of this length after so much of it was read."""
+        return cls(length, len(read), hashlib.sha256(read).digest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a replay came to: ``callback_id`` is the accepted callback; with ``was_done`` it had been used before."""
+
+    id: str
+    callback_id: str
+    verdict: str
+    was_done: bool
+
+
+KEPT_OF_LARGER = 65_536
+"""Bytes that are kept of a body that is larger than is taken."""
+
+_IN_LINE = 65_536
+"""Bytes of a body up to which it is read on the event loop; a larger one would hold up the others."""
 
 Verdict = Literal["waiting", "applied", "aside"]
 
@@ -113,16 +157,10 @@ class _Arrival:
     is_listed: bool
     origin: Origin | None
     """The request that brought it."""
-
-    @property
-    def text(self) -> str:
-        """The body as it is shown and searched."""
-        return decoded(self.incoming.body)
-
-    @property
-    def raw(self) -> bytes | None:
-        """The body's bytes where its text does not give them back."""
-        return _raw(self.incoming.body)
+    text: str
+    """The body as it is shown and searched."""
+    raw: bytes | None
+    """The body's bytes where its text does not give them back."""
 
     def known(self, now: datetime) -> dict[str, Any]:
         """What the inbox knows about it, for its event."""
@@ -158,6 +196,7 @@ class CallbackInbox:
         self._uncounted: Counter[bytes] = Counter()
         self._counting: asyncio.Task[None] | None = None
         self._refusals = (0, 0)
+        self._logged = Sampler(_LOGGED_EVERY)
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
 
@@ -182,6 +221,14 @@ class CallbackInbox:
         token = make_token(self._gateway.vault.secret(CALLBACK_TOKENS), kind, Subject(env, merchant_id, subject_id))
         return self._gateway.url(f"/v1/cb/{kind}/{token}")
 
+    def is_known(self, path: str, source: str) -> bool:
+        """Whether a callback to this path comes from a listed address, or to an address that we handed out. No I/O."""
+        if self._is_listed(source):
+            return True
+        key = self._gateway.vault.secret(CALLBACK_TOKENS)
+        token = path.rpartition("/")[2]
+        return any(read_token(key, kind, token) is not None for kind in _KINDS)
+
     async def receive(self, incoming: Incoming) -> None:
         """Check a callback and keep it; returns only once it is committed.
 
@@ -189,14 +236,16 @@ class CallbackInbox:
         """
         subject: Subject | None = None
         try:
+            if incoming.cut is not None:
+                raise SizeRefused("the body is too large to be a callback: its beginning is kept for the operator")
             subject, kind = self._read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
                 self._gateway.tracer.concerns(subject.subject_id)
             self._check_source(incoming, subject)
             is_signed = await self._check_signature(incoming, subject)
-            report = _read(incoming, has_token=subject is not None)
-            arrival = self._arrival(incoming, subject, report, is_signed=is_signed)
+            arrival = await self._arrival(incoming, subject, is_signed=is_signed)
+            report = arrival.report
             # One that may be of two kinds is offered by itself.
             is_new = None if report.otherwise else await self._kept.ask(arrival)
             if is_new is None:
@@ -210,7 +259,16 @@ class CallbackInbox:
             await self._audit_repeat(incoming, subject, report)
         log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
 
-    def _arrival(self, incoming: Incoming, subject: Subject | None, report: Report, *, is_signed: bool) -> "_Arrival":
+    def is_trusted(self, kind: Kind, token: str | None, source: str) -> bool:
+        """Whether a body is kept whatever it is: it is for an address that we handed out, or from Safaricom's."""
+        return self._opened(kind, token) is not None or self._is_listed(source)
+
+    async def _arrival(self, incoming: Incoming, subject: Subject | None, *, is_signed: bool) -> "_Arrival":
+        read = partial(_read, incoming, has_token=subject is not None)
+        if len(incoming.body) <= _IN_LINE:
+            report, (text, raw) = read(), stored(incoming.body)
+        else:
+            report, (text, raw) = await asyncio.to_thread(lambda: (read(), stored(incoming.body)))
         fingerprint = _fingerprint(incoming.kind, subject.subject_id if subject else "", report)
         origin = current_origin(self._gateway.tracer)
         return _Arrival(
@@ -222,6 +280,8 @@ class CallbackInbox:
             is_signed,
             self._is_listed(incoming.source),
             origin,
+            text,
+            raw,
         )
 
     async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
@@ -336,24 +396,29 @@ class CallbackInbox:
             except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is kept
                 log.warning("repetition_not_counted", times=times, exception=trace(problem))
 
-    async def _keep(self, arrival: "_Arrival") -> bool:
-        """Keep one callback whatever is odd about it; False for one that we have had.
+    async def _keep(self, arrival: "_Arrival", *, counts: bool = True) -> bool:
+        """Keep one callback whatever is odd about it; False for one that we have had, which ``counts`` as come again.
 
         As where several are kept, what it is about is locked before the callback is written: of two that are the same
         one then waits for the other, and they do not wait for each other.
         """
-        if not await self._count_repeats(Counter([arrival.fingerprint])):
+        is_new = not await self._is_repeated(arrival.fingerprint, counts=counts)
+        if is_new:
             try:
                 await self._keep_new(arrival)
             except ChangedMeanwhile:
                 # The same has been kept in this moment, and nothing else may have come in between.
-                if not await self._count_repeats(Counter([arrival.fingerprint])):
+                if not await self._is_repeated(arrival.fingerprint, counts=counts):
                     raise
-            else:
-                self._dedup.remember([arrival.fingerprint])
-                return True
+                is_new = False
         self._dedup.remember([arrival.fingerprint])
-        return False
+        return is_new
+
+    async def _is_repeated(self, fingerprint: bytes, *, counts: bool) -> bool:
+        """Whether the same callback was kept before."""
+        if counts:
+            return bool(await self._count_repeats(Counter([fingerprint])))
+        return await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, fingerprint) is not None
 
     async def _keep_new(self, arrival: "_Arrival") -> None:
         now = self._gateway.clock.now()
@@ -421,21 +486,21 @@ class CallbackInbox:
             self._check_listed(incoming.source)
         if incoming.token is None:
             return None, kind_of(incoming.kind, incoming.body)
-        found = self._opened(incoming)
+        found = self._opened(incoming.kind, incoming.token)
         if found is None:
             raise TokenRefused("there is nothing at this address")
         return found
 
-    def _opened(self, incoming: Incoming) -> tuple[Subject, Kind] | None:
+    def _opened(self, address: Kind, token: str | None) -> tuple[Subject, Kind] | None:
         """What a token was made for; one of a result opens at every result address."""
-        if incoming.token is None:
+        if token is None:
             return None
         key = self._gateway.vault.secret(CALLBACK_TOKENS)
-        others = RESULTS if incoming.kind in RESULTS else ()
-        for kind in dict.fromkeys((incoming.kind, *others)):
-            subject = read_token(key, kind, incoming.token)
+        others = RESULTS if address in RESULTS else ()
+        for kind in dict.fromkeys((address, *others)):
+            subject = read_token(key, kind, token)
             if subject is not None:
-                return subject, merged(incoming.kind, kind)
+                return subject, merged(address, kind)
         return None
 
     def _check_source(self, incoming: Incoming, subject: Subject | None) -> None:
@@ -554,11 +619,17 @@ class CallbackInbox:
 
     # -- what is refused ------------------------------------------------------------------------------------------
 
+    def _log_refused(self, incoming: Incoming, refusal: CallbackRefused) -> None:
+        left_out = self._logged.admit((neighbourhood(incoming.source), refusal.reason))
+        if left_out is not None:
+            more = {"left_out": left_out} if left_out else {}
+            log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason, **more)
+
     async def _keep_refused(self, incoming: Incoming, subject: Subject | None, refusal: CallbackRefused) -> None:
         """Keep what was refused: whole from a listed address or at a valid token, and bounded from strangers."""
         now = self._gateway.clock.now()
-        log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason)
-        if subject is None and (found := self._opened(incoming)) is not None:
+        self._log_refused(incoming, refusal)
+        if subject is None and (found := self._opened(incoming.kind, incoming.token)) is not None:
             # Refused before its token was read: we may know what it is about, whoever sent it does not.
             subject, kind = found
             incoming = replace(incoming, kind=kind)
@@ -568,7 +639,10 @@ class CallbackInbox:
             self._refusals = (int(now.timestamp()), count + 1 if second == int(now.timestamp()) else 1)
             if self._refusals[1] > _REFUSALS_A_SECOND:
                 return
-        is_whole = is_trusted or len(incoming.body) <= _REPLAYABLE
+        is_kept, cut = is_trusted or (incoming.cut is None and len(incoming.body) <= _REPLAYABLE), incoming.cut
+        text, raw = (
+            await asyncio.to_thread(stored, incoming.body) if len(incoming.body) > _IN_LINE else stored(incoming.body)
+        )
         refused_id = self._gateway.ids.new("ref")
         await self._db.execute(
             tables.REFUSE,
@@ -581,10 +655,14 @@ class CallbackInbox:
             subject.merchant_id if subject else None,
             subject.subject_id if subject else None,
             subject.env if subject else None,
-            decoded(incoming.body) if is_whole else None,
+            text if is_kept else None,
             incoming.signature,
-            _raw(incoming.body) if is_whole else None,
+            raw if is_kept else None,
             is_trusted,
+            cut and cut.length,
+            cut and cut.read,
+            cut and cut.sha256,
+            incoming.was_forwarded,
         )
         await self._gateway.audit.observe(
             "callback.refused",
@@ -592,7 +670,8 @@ class CallbackInbox:
             actor="callback",
             subject_id=subject.subject_id if subject else refused_id,
             env=subject.env if subject else None,
-            detail={"kind": incoming.kind, "reason": refusal.reason, "refused_id": refused_id},
+            detail={"kind": incoming.kind, "reason": refusal.reason, "refused_id": refused_id}
+            | ({} if cut is None else {"length": cut.length}),
         )
 
     async def _audit_repeat(self, incoming: Incoming, subject: Subject | None, report: Report) -> None:
@@ -608,16 +687,30 @@ class CallbackInbox:
 
     # -- what operators see and do --------------------------------------------------------------------------------
 
-    async def offer(self, callback_id: str, *, actor: str) -> str:
-        """Offer a callback again to whoever waits for it; gives its verdict afterwards.
+    async def replay(
+        self, callback_id: str, *, actor: str, env: Env | None = None, vouches: bool = False
+    ) -> "Replayed":
+        """Send a callback that was kept through the pipeline again: one that was accepted, or one that was refused.
 
-        What was applied before changes nothing the second time. Raises NotFound.
+        With ``env`` only what that env may touch is found. With ``vouches`` the caller takes it on itself that a
+        refused callback came from Safaricom; signature, shape and subject are checked as always. A callback that was
+        applied, or a refused one that was accepted since, changes nothing. Raises NotFound, Conflict where it cannot
+        be replayed, and CallbackRefused.
         """
+        if callback_id.startswith("ref_"):
+            return await self._replay_refused(callback_id, actor, env, vouches=vouches)
         row = await self.find(callback_id)
+        _check_env(row, env)
         async with self._db.transaction():
-            # What it is about is locked before the callback, as in every path.
-            await self._offer_again(row)
-            await self._db.execute(tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0]))
+            # Of several replays at a time each waits here, and finds what the one before has done.
+            await self._db.execute(tables.ONE_AT_A_TIME, callback_id)
+            is_applied = bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
+            if not is_applied:
+                # What it is about is locked before the callback, as in every path.
+                await self._offer_again(row)
+                await self._db.execute(
+                    tables.WAKE, callback_id, self._gateway.clock.now() + timedelta(seconds=PAUSES[0])
+                )
             await self._gateway.audit.record(
                 "callback.offered",
                 merchant_id=row["merchant_id"] or None,
@@ -625,44 +718,50 @@ class CallbackInbox:
                 subject_id=callback_id,
                 env=row["env"],
             )
-        return str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
+        verdict = str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
+        return Replayed(id=callback_id, callback_id=callback_id, verdict=verdict, was_done=is_applied)
 
-    async def replay(self, refused_id: str, *, actor: str) -> str:
-        """Take a refused callback after all; gives its id as an accepted one.
-
-        Whoever asks vouches for where it came from, and for nothing else: signature, shape and subject are checked as
-        always. Raises NotFound, Conflict where it cannot be replayed, and CallbackRefused.
-        """
+    async def _replay_refused(self, refused_id: str, actor: str, env: Env | None, *, vouches: bool) -> "Replayed":
         row = await self.find_refused(refused_id)
-        if row["callback_id"] is not None:
-            raise Conflict("this callback was replayed before")
-        if row["reason"] == TokenRefused.reason:
-            raise Conflict("its address was none of ours, so nothing proves what it is about")
-        if row["original"] is None:
-            raise Conflict("it was not kept whole: it is too long, or from before it could be replayed")
-        known = row["env"] is not None
-        subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if known else None
-        body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        kind = row["kind"] if known else kind_of(row["kind"], body)
-        incoming = Incoming(kind, None, body, row["source"], row["signature"])
-        is_signed = await self._check_signature(incoming, subject)
-        report = _read(incoming, has_token=known)
-        # The operator vouches for the source.
-        arrival = replace(self._arrival(incoming, subject, report, is_signed=is_signed), is_listed=True)
-        await self._keep(arrival)
-        kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
-        if kept is None:
-            raise Conflict("it was not kept: look at the log")
+        _check_env(row, env)
+        kept_id, was_done = row["callback_id"], row["callback_id"] is not None
+        if kept_id is None:
+            kept_id = await self._keep_refused_one(row, vouches=vouches)
         async with self._db.transaction():
-            await self._db.execute(tables.REPLAYED, refused_id, self._gateway.clock.now(), kept["callback_id"])
+            changed = await self._db.fetchval(tables.REPLAYED, refused_id, self._gateway.clock.now(), kept_id)
             await self._gateway.audit.record(
                 "callback.replayed",
                 merchant_id=row["merchant_id"],
                 actor=actor,
                 subject_id=refused_id,
                 env=row["env"],
-                detail={"kind": row["kind"], "reason": row["reason"], "callback_id": kept["callback_id"]},
+                detail={"kind": row["kind"], "reason": row["reason"], "callback_id": kept_id}
+                | ({} if changed else {"again": True}),
             )
+        kept = await self.find(kept_id)
+        return Replayed(id=refused_id, callback_id=kept_id, verdict=kept["verdict"], was_done=was_done)
+
+    async def _keep_refused_one(self, row: Row, *, vouches: bool) -> str:
+        """Check a refused callback again and keep it as an accepted one; returns its id as such."""
+        if (problem := not_replayable(row)) is not None:
+            raise Conflict(problem)
+        if row["reason"] == SourceRefused.reason and not vouches:
+            raise Conflict("it did not come from a listed address: an operator has to vouch for its source at /ops")
+        known = row["env"] is not None
+        subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if known else None
+        body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
+        kind = row["kind"] if known else kind_of(row["kind"], body)
+        incoming = Incoming(kind, None, body, row["source"], row["signature"])
+        if not vouches:
+            self._check_source(incoming, subject)
+        is_signed = await self._check_signature(incoming, subject)
+        arrival = await self._arrival(incoming, subject, is_signed=is_signed)
+        if vouches:
+            arrival = replace(arrival, is_listed=True)
+        await self._keep(arrival, counts=False)
+        kept = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
+        if kept is None:
+            raise Conflict("it was not kept: look at the log")
         return str(kept["callback_id"])
 
     async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> list[Moment]:
@@ -702,18 +801,20 @@ class CallbackInbox:
         """How many callbacks of ``env``, or of no env, were refused of late and not replayed; 1,000 at most."""
         return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._gateway.clock.now() - within, env))
 
+    async def count_unread(self, env: Env, within: timedelta) -> int:
+        """How many callbacks of ``env``, or of no env, at our own addresses could not be read; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_UNREAD, self._gateway.clock.now() - within, env))
+
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
         """Refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
-        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.REFUSED, filters.limit + 1, at, refused_id, env)
+        rows = await self._refused_rows(env, filters)
         return page_of(
             rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
         )
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
         """Accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
-        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.ACCEPTED[filters.verdict], filters.limit + 1, at, callback_id, env)
+        rows = await self._accepted_rows(env, filters)
         return page_of(
             rows,
             filters.limit,
@@ -721,6 +822,44 @@ class CallbackInbox:
             view=callback_view,
             position=lambda row: (row["received_at"], row["callback_id"]),
         )
+
+    async def rows(self, env: Env, filters: CallbackQuery) -> tuple[list[Row], list[Row]]:
+        """Accepted and refused callbacks of ``env``, or of no env, each newest first."""
+        return await self._accepted_rows(env, filters), await self._refused_rows(env, filters)
+
+    async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
+        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
+        return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
+
+    async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
+        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
+
+
+def _bounds(env: Env, filters: RefusedQuery, at: Any, after: Any) -> tuple[Any, ...]:
+    return filters.limit + 1, at, after, env, filters.kind, filters.since, filters.until
+
+
+def not_replayable(row: Row) -> str | None:
+    """Why a refused callback cannot be replayed; None where it can."""
+    if row["reason"] == TokenRefused.reason:
+        return "its address was none of ours, so nothing proves what it is about"
+    if row["cut_read"] is not None:
+        return "it was not kept whole: it is larger than is taken"
+    if row["original"] is None:
+        return "it was not kept whole: it is too long, its number was erased, or it is from before it could be replayed"
+    return None
+
+
+def _check_env(row: Row, env: Env | None) -> None:
+    """Raises NotFound for a callback of the other env, and Conflict in the sandbox for one that may be live."""
+    if env is None or row["env"] == env:
+        return
+    if row["env"] is not None:
+        raise NotFound("there is no such callback in this env")
+    if env == "sandbox":
+        raise Conflict("it names no env, so that it may be about live money: use a key of live")
 
 
 def _repeated(repeats: int) -> str:
@@ -730,6 +869,8 @@ def _repeated(repeats: int) -> str:
 def _read(incoming: Incoming, *, has_token: bool) -> Report:
     try:
         return read_report(incoming.kind, incoming.body, has_token=has_token)
+    except Contradictory as problem:
+        raise DoubledRefused(f"not one statement: {problem}") from None
     except NotACallback as problem:
         raise ShapeRefused(f"not a callback of this kind: {problem}") from None
     except Exception as problem:  # noqa: BLE001 - whatever is wrong with our reading, the body is kept
@@ -739,11 +880,6 @@ def _read(incoming: Incoming, *, has_token: bool) -> Report:
 
 def _shown(body: bytes) -> str:
     return visible(decoded(body[: _SHOWN * 4]))[:_SHOWN]
-
-
-def _raw(body: bytes) -> bytes | None:
-    """The bytes of a body whose text does not give them back."""
-    return None if decoded(body).encode() == body else body
 
 
 def _fingerprint(kind: str, subject_id: str, report: Report) -> bytes:

@@ -15,8 +15,10 @@ SAFARICOM = (
     "196.201.213.114",
     "196.201.213.44",
     "196.201.212.127",
+    "196.201.212.128",
     "196.201.212.138",
     "196.201.212.129",
+    "196.201.212.132",
     "196.201.212.136",
     "196.201.212.74",
     "196.201.212.69",
@@ -31,6 +33,7 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     need a listed source in any case). ``signature``: whether a callback must carry one, must carry a right one if any,
     or is not looked at; ``signature_header`` names the header. ``keep_refused`` bounds refused callbacks of strangers;
     those at a valid token or from a listed source are all kept for ``keep_refused_days``.
+    ``max_body_bytes`` bounds a body at a valid token or from a listed source; of a larger one the beginning is kept.
     ``keep_days`` and ``keep_refused_days`` say for how long callbacks are kept, 0 for ever; one that still waits for
     its payment is kept in any case.
     """
@@ -41,6 +44,7 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     signature_header: str = HEADER
     dedup_hours: Count = 24
     patience_hours: Count = 48
+    max_body_bytes: Count = 1_048_576
     keep_refused: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     keep_days: Days = 180
     keep_refused_days: Days = 30

@@ -1,6 +1,6 @@
 """The inbox as Piccolo knows it, and the named queries on it; the migrations say the rest."""
 
-from piccolo.columns import Boolean, Bytea, Integer, Text, Timestamptz
+from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
@@ -45,6 +45,10 @@ class RefusedRow(Table, tablename="refused_callback"):
     callback_id = Text(null=True, default=None)
     body_bytes = Bytea(null=True, default=None)
     is_trusted = Boolean()
+    cut_length = BigInt(null=True, default=None)
+    cut_read = BigInt(null=True, default=None)
+    cut_sha256 = Bytea(null=True, default=None)
+    was_forwarded = Boolean()
 
 
 KEEP_MANY = """
@@ -113,31 +117,45 @@ PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 
 
 GIVE_UP = "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1 AND verdict = 'waiting'"
 
-ABOUT = """
-SELECT * FROM callback WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
-UNION
-SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
-ORDER BY received_at, callback_id LIMIT 100
+_SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code, left(body, 65536) AS body,
+    repeats, verdict, applied_at, merchant_id, signature"""
+"""A callback in a list: of a larger body its beginning."""
+
+_ABOUT = """
+SELECT {0} FROM (
+    SELECT * FROM callback WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
+    UNION
+    SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
+    ORDER BY received_at, callback_id LIMIT 100
+) AS about ORDER BY received_at, callback_id
 """
+ABOUT = _ABOUT.format(_SHOWN)
 
 REFUSE = """
 INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id, env, original,
-    signature, body_bytes, is_trusted)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    signature, body_bytes, is_trusted, cut_length, cut_read, cut_sha256, was_forwarded)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
 
 REFUSED = """
 SELECT * FROM refused_callback
 WHERE (env = $4 OR env IS NULL) AND ($2::timestamptz IS NULL OR (at, refused_id) < ($2, $3))
+    AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR at >= $6)
+    AND ($7::timestamptz IS NULL OR at < $7)
+    AND (NOT $8::boolean OR (is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled')))
 ORDER BY at DESC, refused_id DESC LIMIT $1
 """
 
 _ACCEPTED = """
-SELECT * FROM (
+SELECT {1} FROM (
     (SELECT * FROM callback WHERE env = $4 AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR received_at >= $6)
+        AND ($7::timestamptz IS NULL OR received_at < $7)
         AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
     UNION ALL
     (SELECT * FROM callback WHERE env IS NULL AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
+        AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR received_at >= $6)
+        AND ($7::timestamptz IS NULL OR received_at < $7)
         AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
 ) AS both_kinds
 ORDER BY received_at DESC, callback_id DESC LIMIT $1
@@ -145,11 +163,12 @@ ORDER BY received_at DESC, callback_id DESC LIMIT $1
 """Those of one env, and those without a token, which belong to none."""
 
 ACCEPTED: dict[str | None, str] = {
-    None: _ACCEPTED.format("true"),
-    "applied": _ACCEPTED.format("verdict = 'applied'"),
+    None: _ACCEPTED.format("true", _SHOWN),
+    "applied": _ACCEPTED.format("verdict = 'applied'", _SHOWN),
+    "unread": _ACCEPTED.format("verdict <> 'applied'", _SHOWN),
     # Said twice, so that the index on those which are not applied serves it.
-    "waiting": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'waiting'"),
-    "unmatched": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'unmatched'"),
+    "waiting": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'waiting'", _SHOWN),
+    "unmatched": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'unmatched'", _SHOWN),
 }
 """By verdict."""
 
@@ -165,7 +184,13 @@ FIND_BY_FINGERPRINT = "SELECT callback_id, verdict FROM callback WHERE fingerpri
 
 FIND_REFUSED = "SELECT * FROM refused_callback WHERE refused_id = $1"
 
-REPLAYED = "UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1"
+REPLAYED = """
+UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1 AND callback_id IS NULL
+RETURNING refused_id
+"""
+
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('callback ' || $1, 0))"
+"""Taken before every other lock, and only by replays."""
 
 COUNT_UNMATCHED = (
     "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched' AND (env = $1 OR env IS NULL)"
@@ -183,6 +208,12 @@ FROM (
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
     WHERE at >= $1 AND replayed_at IS NULL AND (env = $2 OR env IS NULL) LIMIT 1000) AS late
+"""
+
+COUNT_UNREAD = """
+SELECT count(*) FROM (SELECT 1 FROM refused_callback
+    WHERE at >= $1 AND is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled')
+        AND (env = $2 OR env IS NULL) LIMIT 1000) AS unread
 """
 
 OF_CASE = """
@@ -240,15 +271,16 @@ SELECT reason, count(*) AS count FROM refused_callback WHERE at >= $1 GROUP BY r
 """
 
 SOURCES_LATELY = """
-SELECT source FROM (
-    (SELECT source FROM refused_callback WHERE at >= $1 AND reason = 'source' ORDER BY at DESC LIMIT 1000)
+SELECT source, bool_or(was_forwarded) AS was_forwarded FROM (
+    (SELECT source, was_forwarded FROM refused_callback WHERE at >= $1 AND reason = 'source'
+        ORDER BY at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
+    (SELECT source, false FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
+    (SELECT source, false FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
     UNION ALL
-    (SELECT source FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
+    (SELECT source, false FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
         ORDER BY received_at DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """

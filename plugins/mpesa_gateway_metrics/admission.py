@@ -1,17 +1,22 @@
 """Who may read metrics: nobody, unless the settings say who."""
 
 import hmac
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.errors import InvalidKey, NotFound
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
+from mpesa_gateway.security.limits import METRICS
 from mpesa_gateway_metrics.settings import MetricsSettings
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 _SCHEME = "bearer "
+
+_READER_KNOWN = timedelta(days=1)
+_MOST_READERS = 1000
 
 
 class Admission:
@@ -22,6 +27,7 @@ class Admission:
         settings = gateway.settings(MetricsSettings)
         self._gateway = gateway
         self._token = settings.token.reveal().encode() if settings.token else None
+        self._readers: dict[str, datetime] = {}
         self._networks = read_networks(settings.networks, "metrics.networks")
         if settings.token is not None and not settings.token:
             raise ConfigRefused("setting `metrics.token` is empty: give it a value, or remove it")
@@ -31,14 +37,41 @@ class Admission:
                 "or `metrics.networks`, or take `metrics` out of `plugins`"
             )
 
+    def is_reader(self, client: str, authorization: str) -> bool:
+        """Whether this reader would be let in by network and token. Counts nothing, and does no I/O."""
+        return self._is_near(client) and (self._token is None or self._is_right(authorization))
+
     async def admit(self, client: str, authorization: str) -> None:
-        """Let in a reader at the address ``client``. Raises NotFound elsewhere, InvalidKey, TooManyFailures."""
-        address = read_address(client)
-        if self._networks and (address is None or not within(address, self._networks)):
+        """Let in a reader at the address ``client``. Raises NotFound elsewhere, InvalidKey, TooManyFailures.
+
+        An address that has used up its guesses is refused even with the right token, unless it showed that within the
+        last day: then a stranger at the same address guesses, and the scraper goes on.
+        """
+        if not self._is_near(client):
             raise NotFound("there is nothing at this address: see /schema for what there is")
         if self._token is None:
             return
+        who, now = neighbourhood(client), self._gateway.clock.now()
+        is_right = self._is_right(authorization)
+        if is_right and self._readers.get(who, now - _READER_KNOWN) > now - _READER_KNOWN:
+            self._readers[who] = now
+            return
+        if authorization:
+            await self._gateway.limits.admits(METRICS, who)
+        if is_right:
+            if len(self._readers) >= _MOST_READERS:
+                self._readers.clear()
+            self._readers[who] = now
+            return
+        if authorization:
+            # Without any token it is no guess: a page of another site can make a browser ask.
+            await self._gateway.limits.failed(METRICS, who)
+        raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")
+
+    def _is_near(self, client: str) -> bool:
+        address = read_address(client)
+        return not self._networks or (address is not None and within(address, self._networks))
+
+    def _is_right(self, authorization: str) -> bool:
         given = authorization[len(_SCHEME) :].strip() if authorization.lower().startswith(_SCHEME) else ""
-        if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token):
-            await self._gateway.limits.failed(client)
-            raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")
+        return self._token is not None and hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token)

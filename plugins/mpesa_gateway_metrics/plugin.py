@@ -1,5 +1,9 @@
 """The metrics plugin, declared."""
 
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway_metrics.admission import Admission
 from mpesa_gateway_metrics.beside import serve_beside_worker
@@ -7,11 +11,21 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.routes import routes
 from mpesa_gateway_metrics.settings import MetricsSettings
 
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+
+def _vouches(gateway: "Gateway", scope: Message, address: str) -> bool:
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    return gateway.services.get(Admission).is_reader(address, given.decode("latin-1"))
+
+
 plugin = Plugin(
     name="metrics",
     summary="Figures for Prometheus at /metrics: what every plugin counts, times and reads, for those who are let in.",
     settings=MetricsSettings,
     routes=routes,
     provides=((Admission, Admission), (Exposition, Exposition)),
+    contributes=(Voucher(("/metrics",), _vouches),),
     beside_worker=(serve_beside_worker,),
 )

@@ -16,6 +16,7 @@ from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
     "/metrics",
     public=True,
     priority=True,
+    probe=True,
     tags=["Operators"],
     answers={200: "text/plain"},
     refuses=(InvalidKey, NotFound, TooManyFailures),

@@ -19,6 +19,9 @@ from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Session, Sessions
 
 COOKIE = "mpesa_gateway_ops"
+DEVICE_COOKIE = "mpesa_gateway_ops_device"
+"""By which a browser is known that signed in before."""
+
 ENV_COOKIE = "mpesa_gateway_ops_env"
 """Which env an operator's browser looks at."""
 

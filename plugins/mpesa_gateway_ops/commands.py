@@ -121,7 +121,7 @@ def deactivate(session: Session, name: str, *, yes: bool) -> None:
 def _password(*, from_stdin: bool) -> Secret:
     """What is typed, without showing it, or the first line of standard input."""
     if from_stdin:
-        text = sys.stdin.readline().rstrip("\r\n")
+        text = sys.stdin.readline().removeprefix("\ufeff").rstrip("\r\n")
     else:
         text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     if len(text) < SHORTEST:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 P = TypeVar("P", Page, Act)
 
 _ID = re.compile(r"([a-z]{3})_[0-9a-z]{4,40}\Z", re.ASCII)
+_VALUE = "[0-9A-Za-z_.~-]{1,64}"
+"""What stands in an address in the place of an id: anything else leads to no page."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Places(Generic[P]):
                 raise PluginRefused(f"two plugins bring the page `/ops/{it.path}`: enable only one of them")
             self._shapes[shape] = plugin, it
             if "{" in it.path:
-                pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(it.path))
+                pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>" + _VALUE + ")", re.escape(it.path))
                 self._open.append((re.compile(pattern + r"\Z"), plugin, it))
             else:
                 self._fixed[it.path] = plugin, it

@@ -1,10 +1,10 @@
 """Operators: made, let in by their password, given a new one and shut out, each of it on record."""
 
-import asyncio
 import re
 from datetime import datetime
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from argon2 import PasswordHasher
@@ -18,6 +18,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostLogin
 from mpesa_gateway_ops.errors import WrongPassword
+from mpesa_gateway_ops.guesses import Guesses
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import OperatorRow
@@ -30,8 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}\Z", re.ASCII)
 SHORTEST, LONGEST = 12, 1024
 """Characters of a password."""
 
-_AT_ONCE = 2
-"""Passwords that one process hashes at the same time: each takes 64 MiB and a core for a moment."""
+_NO_DEVICE = Secret("")
 
 _hasher = PasswordHasher()
 
@@ -47,13 +47,20 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
     last_login_at: datetime | None = None
 
 
+class SignedIn(NamedTuple):
+    """What a login gives the browser: the session's cookie, and the one by which it is known the next time."""
+
+    session: Secret
+    device: Secret
+
+
 class Operators:
     """The use cases of operators."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
-        self._hashing = asyncio.Semaphore(_AT_ONCE)
+        self._guesses = Guesses(gateway)
         self.host_login: HostLogin | None = None
 
     async def start(self) -> None:
@@ -63,7 +70,8 @@ class Operators:
             self.host_login = _named(name)
 
     async def stop(self) -> None:
-        """Nothing is held open."""
+        """End the threads that hash passwords."""
+        self._guesses.stop()
 
     def signed_in_by(self, login: HostLogin) -> HostLogin:
         """Decorate the host's own login: who it says is signed in is, and our own passwords open nothing any more."""
@@ -142,17 +150,19 @@ class Operators:
             await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
             await self._audit("operator.deactivated", actor, operator_id)
 
-    async def sign_in(self, name: str, password: Secret, address: str) -> Secret:
-        """A new session, as the cookie will hold it. Raises WrongPassword, or TooManyFailures for this address."""
-        # Within the semaphore, so that guesses made at the same time cannot all pass before the first one counts.
-        async with self._hashing:
-            await self._gateway.limits.admits(address)
-            name = name.strip().lower()
+    async def sign_in(self, name: str, password: Secret, address: str, device: Secret = _NO_DEVICE) -> SignedIn:
+        """A new session, as the cookie will hold it. ``device`` is the browser's device cookie, empty without one.
+
+        Raises WrongPassword, TooManyFailures for the address, the account or the device, and ServiceUnavailable.
+        """
+        name = name.strip().lower()
+        guess = self._guesses.guess(name, address, device)
+        async with self._guesses.judging(guess):
             row = await self._db.fetchrow(tables.FIND, name) if _NAME.match(name) else None
             known_hash = None if row is None else str(row["password_hash"])
             # What is no password at all is not worth the hashing, whoever has the name.
-            is_right = SHORTEST <= len(password.reveal()) <= LONGEST and await asyncio.to_thread(
-                _verify, known_hash, password
+            is_right = SHORTEST <= len(password.reveal()) <= LONGEST and await self._guesses.run(
+                partial(_verify, known_hash, password)
             )
             if row is not None and is_right and row["is_active"]:
                 async with self._db.transaction():
@@ -161,15 +171,15 @@ class Operators:
                     if await self._db.fetchval(tables.NOTE_LOGIN, row["operator_id"], known_hash, now):
                         actor = f"operator:{row['operator_id']}"
                         await self._audit("operator.signed_in", actor, row["operator_id"])
-                        return await self._gateway.services.get(Sessions).open(row["operator_id"])
+                        session = await self._gateway.services.get(Sessions).open(row["operator_id"])
+                        return SignedIn(session, self._guesses.device_cookie(name))
             operator_id = None if row is None else row["operator_id"]
             await self._audit("operator.sign_in_failed", f"address:{address}", operator_id)
-            await self._gateway.limits.failed(address)
+            await self._guesses.failed(guess)
             raise WrongPassword("the name or the password is wrong")
 
     async def _hash(self, password: Secret) -> str:
-        async with self._hashing:
-            return await asyncio.to_thread(_hasher.hash, password.reveal())
+        return await self._guesses.run(partial(_hasher.hash, password.reveal()))
 
     async def _audit(self, action: str, actor: str, operator_id: str | None, **detail: str) -> None:
         await self._gateway.audit.record(action, merchant_id=None, actor=actor, subject_id=operator_id, detail=detail)

@@ -1,7 +1,13 @@
 """The ops plugin, declared."""
 
+import re
+from typing import TYPE_CHECKING
+
+from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.pages import Pages
 from mpesa_gateway.plugin import Forgetting, Plugin, Tables
+from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import (
     audit_pages,
     event_pages,
@@ -13,6 +19,7 @@ from mpesa_gateway_ops import (
     system_pages,
     tables,
 )
+from mpesa_gateway_ops.admission import COOKIE
 from mpesa_gateway_ops.commands import operators
 from mpesa_gateway_ops.desk import Desk
 from mpesa_gateway_ops.doctor import CHECKS
@@ -23,6 +30,18 @@ from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import NoteRow, OperatorRow, SessionRow
+
+if TYPE_CHECKING:
+    from mpesa_gateway.app import Gateway
+
+_SESSION = re.compile(rb"(?:\A|[; ])" + COOKIE.encode() + rb"=([0-9a-f]{64})(?:;|\Z)")
+
+
+def _vouches(gateway: "Gateway", scope: Message, _: str) -> bool:
+    cookies = (value for name, value in scope["headers"] if name == b"cookie")
+    found = next(filter(None, map(_SESSION.search, cookies)), None)
+    return found is not None and gateway.services.get(Sessions).was_open(Secret(found[1].decode()))
+
 
 plugin = Plugin(
     name="ops",
@@ -57,4 +76,5 @@ plugin = Plugin(
         concerns=(overview.unwell, event_pages.stuck),
     ),
     checks=CHECKS,
+    contributes=(Voucher(("/ops",), _vouches),),
 )

@@ -18,6 +18,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import queue_pages
 from mpesa_gateway_ops.admission import (
     COOKIE,
+    DEVICE_COOKIE,
     ENV_COOKIE,
     Form,
     checked_form,
@@ -35,6 +36,7 @@ from mpesa_gateway_ops.answers import ANSWERS
 from mpesa_gateway_ops.desk import Desk, Found
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.frame import Frame
+from mpesa_gateway_ops.guesses import DEVICE_LIFETIME
 from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Sessions
@@ -42,6 +44,9 @@ from mpesa_gateway_ops.settings import OpsSettings
 
 _ENV_KEPT = 365 * 24 * 3600
 """Seconds for which a browser keeps which env it looks at."""
+
+_LOGIN_BYTES = 8192
+"""Of a login's form, before anybody is known: a password has 1024 characters at most."""
 
 _OPEN: dict[str, Any] = {
     "public": True,
@@ -60,7 +65,7 @@ async def login_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
     return await _login(request, gateway)
 
 
-@post("/ops/login", **_OPEN)
+@post("/ops/login", body_bytes=_LOGIN_BYTES, **_OPEN)
 async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Open a session for who knows the password."""
     operators = gateway.services.get(Operators)
@@ -69,17 +74,30 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     fields = await form_of(request)
     name, password = first(fields, "name"), Secret(first(fields, "password"))
     try:
-        token = await operators.sign_in(name, password, address_of(request))
+        device = Secret(request.cookies.get(DEVICE_COOKIE, ""))
+        found = await operators.sign_in(name, password, address_of(request), device)
     except WrongPassword:
         problem = "The name or the password is wrong."
         return await _login(request, gateway, name=name, problem=problem, status=401)
     except TooManyFailures as refused:
         wait = refused.retry_after or 1
-        problem = f"Too many failed attempts from this address. Try again in {-(-wait // 60)} min."
+        problem = f"Too many failed attempts. Try again in {-(-wait // 60)} min."
         more = {"Retry-After": str(wait)}
         return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
     lifetime = int(gateway.services.get(Sessions).lifetime.total_seconds())
-    return moved(home(request), more={"Set-Cookie": _cookie(gateway, token.reveal(), lifetime)})
+    answer = moved(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
+    public_url: str = gateway.config.public_url
+    # No Path either: it is sent to /ops/login, wherever we are mounted.
+    answer.set_cookie(
+        DEVICE_COOKIE,
+        found.device.reveal(),
+        max_age=int(DEVICE_LIFETIME.total_seconds()),
+        path="",
+        secure=urlsplit(public_url).scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+    return answer
 
 
 async def _login(

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from mpesa_gateway_ops.settings import OpsSettings
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
+
+_SEEN_FOR, _MOST_SEEN = 600.0, 1000
+"""Seconds for which a session is known without asking Postgres, and how many are; full, the memory is emptied."""
 
 _TOUCH_EVERY = timedelta(seconds=10)
 
@@ -44,6 +48,7 @@ class Sessions:
         self._db = gateway.db
         settings = gateway.settings(OpsSettings)
         self.lifetime = timedelta(hours=settings.session_hours)
+        self._seen: dict[bytes, float] = {}
         self._idle = timedelta(minutes=settings.idle_minutes)
 
     async def open(self, operator_id: str) -> Secret:
@@ -63,8 +68,18 @@ class Sessions:
             return None
         if is_used and row["last_seen_at"] < now - _TOUCH_EVERY:
             await self._db.execute(tables.TOUCH_SESSION, digest, now)
+        self._remember(digest)
         visitor = Visitor(name=row["name"], role=Role(row["role"]), actor=f"operator:{row['operator_id']}")
         return Session(visitor, _form_token(token), digest.hex())
+
+    def was_open(self, token: Secret) -> bool:
+        """Whether this process has found the session within the last minutes. No I/O; it may have ended since."""
+        return self._seen.get(_digest(token), 0.0) > time.monotonic()
+
+    def _remember(self, digest: bytes) -> None:
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen[digest] = time.monotonic() + _SEEN_FOR
 
     def of_host(self, operator: HostOperator) -> Session:
         """The session of somebody whom the host has signed in."""

@@ -9,6 +9,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.evidence import (
+    CLOCKS_DIFFER,
     Direction,
     Evidence,
     Proof,
@@ -36,6 +37,7 @@ from mpesa_gateway_payments.judging import (
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
 
 __all__ = [
+    "CLOCKS_DIFFER",
     "AlreadyKnown",
     "Ambiguous",
     "Ask",

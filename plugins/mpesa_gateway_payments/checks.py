@@ -31,6 +31,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
+from mpesa_gateway_payments.judging import contradicts, payment_of
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
@@ -216,7 +217,9 @@ class StatusChecks:
         evidence = await self._evidence(check, result)
         recovery = self._gateway.services.get(PaymentRecovery)
         if state == "completed":
-            settled = await recovery.settle(evidence)
+            # The rule needs the receipt from M-Pesa's own words.
+            settle = recovery.settle if result.receipt is not None else recovery.settle_named
+            settled = await settle(evidence)
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
         payment = await self._named(check, evidence)
@@ -225,7 +228,7 @@ class StatusChecks:
         if payment is None:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
-        return await self._fail(payment, result)
+        return await self._fail(payment, evidence, result)
 
     async def _take_back(
         self, payment: Row | None, check: Row, evidence: Evidence, state: TransactionState, result: StatusResulted
@@ -236,14 +239,15 @@ class StatusChecks:
         Otherwise the receipt is noted, so that no later report of it completes a payment.
         """
         text = f"M-Pesa reports {result.transaction_status}"
-        if payment is None or payment["status"] in {Status.PENDING.value, Status.FAILED.value}:
+        has_money = payment is not None and evidence.receipt is not None and payment["receipt"] == evidence.receipt
+        if payment is None or not has_money or evidence.amount not in {None, payment["amount"]}:
             if evidence.direction is Direction.OUT:
                 return "not_ours"
             recovery = self._gateway.services.get(PaymentRecovery)
             settled = await recovery.settle_named(evidence)
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
-                if evidence.receipt is not None:
-                    await self._db.execute(tables.NOTE_GONE, check["env"], evidence.receipt, self._gateway.clock.now())
+                if evidence.receipt is not None and settled.finding != "mismatched":
+                    await self._outside.note(check["env"], evidence.receipt, state)
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
             payment = await self._db.fetchrow(tables.LOCK, settled.payment_id)
@@ -253,8 +257,9 @@ class StatusChecks:
         return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
-        """What the answer states. One about a payment of ours by its conversation speaks of its push."""
-        payment_id: str | None = check["payment_id"]
+        """What the answer states, and of which payment where that was asked about by its conversation."""
+        payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
+        time = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,
@@ -267,7 +272,8 @@ class StatusChecks:
             reference=check["reference"],
             amount=read_amount(result.amount, result.amount_text),
             payer=read_payer(result.payers),
-            time=() if result.finished_at is None else possible((result.finished_at,), now=result.received_at),
+            time=time,
+            is_impossible=result.finished_at is not None and not time,
         )
 
     async def _numbers(self, check: Row) -> set[str]:
@@ -291,15 +297,20 @@ class StatusChecks:
             payment_id = None if known is None else known["payment_id"]
         return None if payment_id is None else await self._db.fetchrow(tables.LOCK, payment_id)
 
-    async def _fail(self, payment: Row, result: StatusResulted) -> str:
+    async def _fail(self, payment: Row, evidence: Evidence, result: StatusResulted) -> str:
         """M-Pesa says that no money moved. Returns the finding."""
+        asked_about = payment_of(payment)
+        if asked_about.is_open and contradicts(evidence, asked_about):
+            log.error("status_answer_of_other_money", payment_id=payment["payment_id"])
+            return "not_ours"
         has_failed = await self._moves.fail(
             payment["payment_id"],
             code=result.result_code,
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
-            is_final=True,
+            # What the answer does not state proves nothing for good.
+            is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
         )
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
@@ -318,7 +329,7 @@ def _says_nothing(result: StatusResulted, state: str, asked: str | None) -> str 
 
 
 def _is_of_another(check: Row, result: StatusResulted) -> bool:
-    if result.merchant_id and result.merchant_id != check["merchant_id"]:
+    if result.merchant_id and (result.merchant_id, result.env) != (check["merchant_id"], check["env"]):
         return True
     pairs = (
         (check["originator_conversation_id"], result.originator_conversation_id),

@@ -16,6 +16,9 @@ from mpesa_gateway_callbacks.events import StkResulted
 CLOCKS_DIFFER = timedelta(minutes=2)
 """How far M-Pesa's clock and ours may be apart."""
 
+_PROVES_WITHIN = timedelta(hours=1)
+"""Between asking for a payment and knowing its money: two readings of a time are three hours apart."""
+
 Zone = Literal["eat", "utc"]
 """How a shortcode's statement writes times that end in ``Z``: in East Africa Time, or truly in UTC."""
 
@@ -77,7 +80,8 @@ class Evidence:
     """What a report says of money that moved.
 
     ``amount`` is in KES, the text where it is no whole number, None where none is stated. ``payer`` is the number as
-    shown: whole, masked, cut or a digest. ``time`` has the possible readings of the money's time, in UTC.
+    shown: whole, masked, cut or a digest. ``time`` has the possible readings of the money's time, in UTC;
+    ``is_impossible`` says that a time is stated and that none of its readings is possible.
     """
 
     source: Source
@@ -90,6 +94,7 @@ class Evidence:
     amount: Kes | str | None = None
     payer: str | None = None
     time: tuple[datetime, ...] = ()
+    is_impossible: bool = False
 
 
 def read_callback(result: StkResulted) -> Evidence:
@@ -192,14 +197,16 @@ def possible(
     return tuple(at for at in dict.fromkeys(readings) if at <= last and (first is None or at >= first))
 
 
-def proven_zone(readings: tuple[datetime, ...], asked_at: datetime) -> Zone | None:
-    """What a line of a payment that was asked for at ``asked_at`` proves about times that end in ``Z``.
+def proven_zone(readings: tuple[datetime, ...], asked_at: datetime, known_at: datetime) -> Zone | None:
+    """What a line of a payment proves about times that end in ``Z``.
 
-    ``readings`` are the line's, in East Africa Time first; None where they prove nothing.
+    The payment was asked for at ``asked_at``, and its money was known of at ``known_at``: the money moved in between.
+    ``readings`` are the line's, in East Africa Time first. None where they prove nothing: also where so much time lies
+    in between that a wrong reading might fit.
     """
-    if len(readings) != 2:
+    if len(readings) != 2 or known_at - asked_at > _PROVES_WITHIN:
         return None
-    fitting = [at for at in readings if asked_at - CLOCKS_DIFFER <= at <= asked_at + timedelta(hours=1)]
+    fitting = [at for at in readings if asked_at - CLOCKS_DIFFER <= at <= known_at + CLOCKS_DIFFER]
     if len(fitting) != 1:
         return None
     return "eat" if fitting[0] == readings[0] else "utc"

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.tally import PaymentTally
 
@@ -20,8 +21,9 @@ async def sweep(gateway: "Gateway") -> None:
 
 
 async def expire(gateway: "Gateway") -> None:
-    """End the payments whose time is up."""
+    """End the payments whose time is up, and reverse those whose receipt M-Pesa had called reversed before."""
     await gateway.services.get(PaymentService).end_due()
+    await OutsideReversals(gateway).take_noted()
 
 
 async def tally(gateway: "Gateway") -> None:

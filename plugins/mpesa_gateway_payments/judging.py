@@ -187,6 +187,8 @@ def judge(
     )
     if evidence.direction is Direction.OUT or is_own_outgoing:
         return NotOurs()
+    if evidence.handle is not None and evidence.source is Source.STATUS_QUERY:
+        return _judge_answer(evidence, payments, rules)
     if evidence.handle is not None:
         return _judge_push(evidence, payments, rules)
     evidence = _with_known_reference(evidence, transactions)
@@ -209,6 +211,51 @@ def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
     if evidence.receiver is not None and not _is_at(payment, evidence.receiver):
         return NotOurs()
     return _accepted(evidence, payment, "push", rules)
+
+
+def _judge_answer(  # noqa: PLR0911 - one return for each rule
+    evidence: Evidence, payments: Sequence[Payment], rules: Rules
+) -> Verdict:
+    """The verdict on a status answer to a question about a payment by the conversation of its push.
+
+    The conversation says which payment was asked about. The answer has to state that its money fits: what it lacks
+    leaves the payment as it is.
+    """
+    payment = next((one for one in payments if speaks_of(evidence, one)), None)
+    if payment is None:
+        return NotOurs() if payments else NotFound()
+    is_known = evidence.receipt is not None and evidence.receipt == payment.receipt
+    if not is_known and contradicts(evidence, payment, except_for_amount=True):
+        return NotOurs()
+    if evidence.direction is Direction.IN and evidence.amount not in {None, payment.amount}:
+        return Mismatch(payment.payment_id, "amount", "receipt" if is_known else "push")
+    if is_known or (payment.status in _PAID and evidence.receipt is None):
+        return AlreadyKnown(payment.payment_id)
+    is_whole = (
+        evidence.direction is Direction.IN
+        and evidence.receipt is not None
+        and evidence.amount == payment.amount
+        and bool(evidence.time)
+        and _likeness(evidence.payer, payment) is not Likeness.HIDDEN
+    )
+    if is_whole:
+        return _accepted(evidence, payment, "push", rules)
+    if payment.status == Status.FAILED.value and payment.failure_reason != "expired":
+        # It is not asked about again: a person decides.
+        return Mismatch(payment.payment_id, "unconfirmed")
+    return Ambiguous((payment.payment_id,))
+
+
+def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool = False) -> bool:
+    """Whether something that a report states differs from the payment that was asked about."""
+    return (
+        evidence.direction is Direction.OUT
+        or (evidence.receiver is not None and not _is_at(payment, evidence.receiver))
+        or (not except_for_amount and evidence.amount not in {None, payment.amount})
+        or (evidence.payer is not None and _likeness(evidence.payer, payment) is Likeness.OTHER)
+        or evidence.is_impossible
+        or not all(_is_after(at, payment, SHOWN_FOR) for at in evidence.time)
+    )
 
 
 def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = Rules()) -> Verdict:
@@ -396,6 +443,7 @@ def _may_be_for(evidence: Evidence, payment: Payment) -> bool:
         and payment.status in _PAYABLE
         and _likeness(evidence.payer, payment) is not Likeness.OTHER
         and reference in {None, normalised(payment.reference)}
+        and not evidence.is_impossible
         and (not evidence.time or any(_is_after(at, payment, SHOWN_FOR) for at in evidence.time))
     )
 

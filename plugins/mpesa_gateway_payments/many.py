@@ -248,7 +248,7 @@ class Endings:
             row["status"] != Status.PENDING.value
             or row["mismatch"] is not None
             or row["claim"] is not None
-            or row["merchant_id"] != result.merchant_id
+            or (row["merchant_id"], row["env"]) != (result.merchant_id, result.env)
             or row["checkout_request_id"] is None
             or result.checkout_request_id is None
             or outcome.is_pending

@@ -1,5 +1,6 @@
 """Records what M-Pesa says it reversed and we did not: on its portal, by its support, or by another system."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import structlog
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_LOOK_BACK = timedelta(days=7)
+"""For how long a receipt that M-Pesa called reversed is looked for among payments: callbacks do not come later."""
+
 
 class OutsideReversals:
-    """The way to ``reversed`` without a refund of ours. Each call needs an open transaction and a locked payment."""
+    """The way to ``reversed`` without a refund of ours."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
@@ -30,7 +34,9 @@ class OutsideReversals:
     async def take(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
     ) -> bool:
-        """Record that M-Pesa calls a payment reversed; ``row`` is locked. False where nothing changes.
+        """Record that M-Pesa calls a payment reversed. Returns False where nothing changes.
+
+        Needs an open transaction in which ``row`` is locked.
 
         A payment of which a refund of ours has gone back, or is under way, is left to the refunds: M-Pesa's word does
         not say whose reversal it means. Of a part M-Pesa does not say how much: the payment stays completed, takes no
@@ -57,3 +63,35 @@ class OutsideReversals:
         )
         log.error("payment_reversed_outside", payment_id=row["payment_id"], of=of)
         return True
+
+    async def note(self, env: str, receipt: str, state: TransactionState) -> None:
+        """Record in the open transaction that M-Pesa calls a receipt reversed that names no payment.
+
+        No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
+        transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
+        """
+        now = self._gateway.clock.now()
+        await self._db.execute(tables.NOTE_GONE, env, receipt, now, state == "partially_reversed")
+
+        async def look() -> None:
+            await self.take_noted()
+
+        await self._db.after_commit(look)
+
+    async def take_noted(self) -> int:
+        """Reverse the payments whose receipt M-Pesa had called reversed before they had it; returns their number.
+
+        Postgres decides: whichever of the two transactions commits last, a look after it finds both.
+        """
+        rows = await self._db.fetch(tables.GONE_AND_PAID, self._gateway.clock.now() - _LOOK_BACK)
+        count = 0
+        for row in rows:
+            async with self._db.transaction():
+                payment = await self._db.fetchrow(tables.LOCK, row["payment_id"])
+                if payment is None or payment["receipt"] is None:
+                    continue
+                note = await self._db.fetchrow(tables.TAKE_GONE, payment["env"], payment["receipt"])
+                if note is not None:
+                    state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
+                    count += await self.take(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
+        return count

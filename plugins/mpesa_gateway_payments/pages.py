@@ -23,6 +23,11 @@ from mpesa_gateway_payments.views import EXPORTED, view
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
+_BY_FORM = "a phone number does not stand in an address: search for it by the form"
+_NOT_BY_PHONE = (
+    "an operator's role is needed to search by phone number: search by receipt, reference or id, or look for the last "
+    "three digits in the list"
+)
 _A_PAGE = 50
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
@@ -32,7 +37,7 @@ async def payments(visit: Visit) -> Shown:
     desk = visit.gateway.services.get(PaymentDesk)
     filters, problems = DeskFilters(), visit.problems
     try:
-        filters = visit.read_query(DeskFilters)
+        filters = _filters(visit)
         page = await desk.page(visit.env, filters, _A_PAGE)
         payer = desk.payer_of(filters)
     except Invalid as refused:
@@ -64,6 +69,29 @@ async def payments(visit: Visit) -> Shown:
     )
 
 
+def _filters(visit: Visit) -> DeskFilters:
+    """What the address says. Raises Invalid where it holds a payer's number in clear, whoever looks.
+
+    A number that is searched for is compared with whole ones: who may not search by it could guess until one is found.
+    """
+    filters = visit.read_query(DeskFilters)
+    if filters.phone is not None:
+        raise Invalid.field_error("phone", _BY_FORM)
+    text = filters.search or ""
+    if _phone(text) is not None:
+        raise Invalid.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
+    if text:
+        _refuse_number(visit, "search", text)
+    return filters
+
+
+def _refuse_number(visit: Visit, field: str, text: str) -> None:
+    """Raise Invalid for a viewer's search for what the pages show masked: a number, also within a key or handle."""
+    is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
+    if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
+        raise Invalid.field_error(field, _NOT_BY_PHONE)
+
+
 def _told(visit: Visit, name: str) -> str:
     """What the list was filtered by, or what somebody has just typed."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
@@ -71,7 +99,7 @@ def _told(visit: Visit, name: str) -> str:
 
 async def newer(visit: Visit) -> Shown:
     """How many payments have come since the list was drawn: its rows stay where they are."""
-    filters = visit.read_query(DeskFilters)
+    filters = _filters(visit)
     count = await visit.gateway.services.get(PaymentDesk).count_newer(visit.env, filters)
     kept = {
         name: value
@@ -88,6 +116,8 @@ async def look_for(visit: Visit) -> Done:
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.services.get(PaymentDesk)
     phone, text = visit.text("phone"), query.get("search", "")
+    for name, typed in (("phone", phone), ("search", text)):
+        _refuse_number(visit, name, typed)
     if phone:
         try:
             query["payer"] = desk.seal_payer(Msisdn.parse(phone))
@@ -103,6 +133,7 @@ async def look_for(visit: Visit) -> Done:
 
 async def find(visit: Visit, text: str) -> str | None:
     """The list for a receipt, a phone number, a reference, a key: whatever somebody has in hand."""
+    _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
         return f"payments?{urlencode({'payer': visit.gateway.services.get(PaymentDesk).seal_payer(phone)})}"
@@ -120,7 +151,7 @@ def _phone(text: str) -> Msisdn | None:
 
 async def export(visit: Visit) -> Response[Any]:
     """The list of one merchant as a CSV file, all of it."""
-    filters = visit.read_query(DeskFilters)
+    filters = _filters(visit)
     merchant = await visit.gateway.merchants.require(filters.merchant or "")
     await visit.gateway.audit.record(
         "payments.exported",

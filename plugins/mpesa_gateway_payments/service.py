@@ -31,6 +31,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.places import Places
+from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -161,6 +162,8 @@ class PaymentService:
             credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
+            # A host may name any merchant. Raises NotFound for one that does not exist.
+            await self._gateway.merchants.require(merchant_id)
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
         payment_id = self._gateway.ids.new("pay")
@@ -458,8 +461,8 @@ class PaymentService:
         if row is None:
             log.warning("callback_without_payment", callback_id=result.callback_id)
             return
-        if result.merchant_id and row["merchant_id"] != result.merchant_id:
-            raise AnotherSubject("this callback is about another merchant's payment")
+        if result.merchant_id and (row["merchant_id"], row["env"]) != (result.merchant_id, result.env):
+            raise AnotherSubject("this callback is about a payment of another merchant or env")
         evidence = read_callback(result)
         known, told = row["checkout_request_id"], result.checkout_request_id
         outcome = stk_outcome(result.result_code, result.result_desc)
@@ -686,7 +689,9 @@ class PaymentService:
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         # A success has to name the push: what is absent proves no payment.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
-        if is_named and speaks_of(named, payment_of(row)):
+        told, known = answer.merchant_request_id, row["merchant_request_id"]
+        is_other = told is not None and known is not None and not may_be_handle(told, known)
+        if is_named and not is_other and speaks_of(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])
         return None, None

@@ -101,6 +101,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
     receipt = Text()
     payment_id = Text(null=True, default=None)
     noted_at = Timestamptz()
+    is_part = Boolean(default=False)
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
@@ -345,10 +346,23 @@ RETURNING *
 """
 
 NOTE_GONE = """
-INSERT INTO outgoing_receipt (env, receipt, noted_at)
-SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT 1 FROM payment WHERE env = $1 AND receipt = $2)
-ON CONFLICT (env, receipt) DO NOTHING
+INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
+ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
+    WHERE outgoing_receipt.payment_id IS NULL AND outgoing_receipt.is_part
 """
+"""A payment that has the receipt may be committed at this moment: GONE_AND_PAID finds it afterwards."""
+
+GONE_AND_PAID = """
+SELECT payment.payment_id FROM outgoing_receipt AS gone
+    JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
+WHERE gone.payment_id IS NULL AND gone.noted_at >= $1
+ORDER BY gone.noted_at LIMIT 100
+"""
+
+TAKE_GONE = """
+DELETE FROM outgoing_receipt WHERE env = $1 AND receipt = $2 AND payment_id IS NULL RETURNING is_part
+"""
+"""Of two that find the same payment, one takes the note: the payment is locked before."""
 
 LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
 
@@ -365,17 +379,20 @@ UPDATE payment SET status = told.status, receipt = told.receipt, result_code = t
     completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
     outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
-        AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
+    SELECT * FROM (
+        SELECT payment.ctid AS place, t.* FROM (
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::boolean[])
+                AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
+            LIMIT cardinality($1)
+        ) AS t JOIN payment USING (payment_id)
+        -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
+        FOR UPDATE OF payment SKIP LOCKED
+    ) AS free
     -- Two batches that bring the same receipts, for other payments each, write them in the same order.
-    ORDER BY receipt LIMIT cardinality($1)
+    ORDER BY receipt
 ) AS told
-WHERE payment.payment_id = told.payment_id AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
-    -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
-    AND payment.payment_id = ANY(ARRAY(
-        SELECT payment_id FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS these
-        JOIN payment USING (payment_id) FOR UPDATE OF payment SKIP LOCKED
-    ))
+-- By its place, so that Postgres goes through them in that order: by payment_id it may begin with the payments.
+WHERE payment.ctid = told.place AND payment.status = 'pending' AND mismatch IS NULL AND claim IS NULL
 RETURNING payment.payment_id
 """
 
@@ -420,16 +437,39 @@ WHERE payment_id IN (
 RETURNING *
 """
 
-_EXPIRED = """
-SELECT * FROM payment
-WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+_PAST_THEIR_TIME = """
+status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
     AND charge NOT IN ('ready', 'sending')
-ORDER BY expires_at LIMIT $2
 """
 
-EXPIRED = _EXPIRED
+EXPIRED = f"SELECT * FROM payment WHERE {_PAST_THEIR_TIME} ORDER BY expires_at LIMIT $2"  # noqa: S608 - the clause above
 
-LOCK_EXPIRED = f"{_EXPIRED} FOR UPDATE SKIP LOCKED"
+LOCK_EXPIRED_CLAIMS = f"""
+SELECT * FROM payment WHERE {_PAST_THEIR_TIME} AND claim IS NOT NULL
+ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - the clause above
+
+END_EXPIRED = f"""
+WITH due AS MATERIALIZED (
+    SELECT payment_id FROM payment WHERE {_PAST_THEIR_TIME} AND claim IS NULL
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE payment SET status = 'failed', updated_at = $1, outcome_is_final = charge = 'released',
+        failure_reason = CASE charge WHEN 'released' THEN 'not_sent' ELSE 'expired' END,
+        result_code = CASE charge WHEN 'released' THEN 'unsent' ELSE 'expired' END,
+        result_desc = CASE charge WHEN 'released' THEN $5 ELSE $6 END,
+        due_at = CASE WHEN charge <> 'released' AND checkout_request_id IS NOT NULL THEN (
+            SELECT min(created_at + make_interval(secs => after)) FROM unnest($4::double precision[]) AS after
+            WHERE created_at + make_interval(secs => after) > $1) END
+    FROM due WHERE payment.payment_id = due.payment_id
+    RETURNING payment.*
+), step AS (
+    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
+    SELECT payment_id, $1, 'expired', 'expiry', result_code, result_desc FROM ended
+)
+SELECT * FROM ended
+"""  # noqa: S608 - the clause above
+"""A set-based ``FAIL`` with its steps: after an outage thousands are past their time."""
 
 ABANDONED = """
 SELECT payment_id FROM payment

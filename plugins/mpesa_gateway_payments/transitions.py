@@ -1,6 +1,6 @@
 """Moves payments: the one place where a status changes, each time with its event and its step in one transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
+
+EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
+UNSENT = "never sent: M-Pesa could not be reached, and the request was not repeated"
+"""What is written of payments that ended by their time."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,12 +205,37 @@ class Transitions:
 
         await self._db.after_commit(count)
 
+    async def expire_due(self, limit: int, ask_after: Sequence[int], *, except_for: Sequence[str]) -> int:
+        """End up to ``limit`` payments whose time is up, without those that hold a claim; returns their number.
+
+        A constant number of statements, however many they are. ``ask_after``: when M-Pesa is asked again about one that
+        it acknowledged, in seconds from its creation. Rows that are locked are left for later.
+        """
+        now = self._gateway.clock.now()
+        rows = await self._db.fetch(
+            tables.END_EXPIRED, now, limit, list(except_for), [float(one) for one in ask_after], UNSENT, EXPIRED
+        )
+        await self._gateway.outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
+
+        async def ended() -> None:
+            for row in rows:
+                count_ended(self._gateway.meter, row, row["failure_reason"], now)
+                log.info(
+                    "payment_failed",
+                    payment_id=row["payment_id"],
+                    cause=Cause.EXPIRY.value,
+                    reason=row["failure_reason"],
+                )
+
+        await self._db.after_commit(ended)
+        return len(rows)
+
     async def expire(self, payment_id: str, due_at: datetime | None = None) -> None:
         """M-Pesa reported no result in time. The merchant is told; M-Pesa is asked again at ``due_at``."""
         await self.fail(
             payment_id,
             code="expired",
-            text="M-Pesa reported no result in time; a late proof of money still completes this payment",
+            text=EXPIRED,
             reason="expired",
             cause=Cause.EXPIRY,
             step="expired",

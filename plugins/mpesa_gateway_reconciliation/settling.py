@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from mpesa_gateway.daraja.client import DarajaFault
+from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Caller
@@ -19,6 +20,7 @@ from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
+    CLOCKS_DIFFER,
     AlreadyKnown,
     Ambiguous,
     Ask,
@@ -86,9 +88,7 @@ class Settling:
 
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
         """How the statement of a shortcode writes times with a Z, as its latest lines with payments prove."""
-        rows = await self._db.fetch(tables.ZONES, env, shortcode)
-        zones: set[Zone] = {row["zone"] for row in rows}
-        return zones.pop() if len(zones) == 1 else None
+        return await zone_of(self._db, env, shortcode)
 
     async def settle_page(self, run: Row, lines: Sequence[StatementLine]) -> None:
         """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
@@ -178,10 +178,12 @@ class Settling:
 
     async def _learn_zone(self, row: Row, readings: tuple[datetime, ...], settled: Settled) -> None:
         """Keep what a line with a known payment proves about the times of its shortcode's statement."""
-        if len(readings) != 2 or settled.payment_id is None:
+        if len(readings) != 2 or settled.payment_id is None or settled.finding == "mismatched":
             return
         payment = await self._gateway.services.get(Payments).find(settled.payment_id)
-        zone = None if payment is None else proven_zone(readings, payment.created_at)
+        if payment is None or payment.completed_at is None:
+            return
+        zone = proven_zone(readings, payment.created_at, payment.completed_at)
         if zone is not None:
             await self._db.execute(tables.PROVE_ZONE, row["line_id"], zone, list(in_zone(readings, zone)))
 
@@ -232,7 +234,11 @@ class Settling:
             return
         is_answer = result.is_final and not result.timed_out and result.result_code == "0"
         if is_answer and asked["finding"] == "ambiguous" and result.receipt in {None, asked["receipt"]}:
-            await self._learn(asked, result)
+            if _agrees(asked, result):
+                await self._learn(asked, result)
+            else:
+                log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
+                await self._db.execute(tables.LEARN, asked["line_id"], None, None, result.received_at, None)
 
             async def decide() -> None:
                 await self._decide_like(asked)
@@ -331,8 +337,11 @@ class UnallocatedLines:
             [one.likely for one in wanted],
         )
         found: dict[str, Transaction] = {}
+        zones: dict[str, Zone | None] = {}
+        for number in {row["shortcode"] for row in rows}:
+            zones[number] = await zone_of(self._db, env, number)
         for row in rows:
-            report = evidence_of(row, Proof.WINDOW)
+            report = evidence_of(row, Proof.WINDOW, zones[row["shortcode"]])
             found[row["receipt"]] = Transaction(
                 receipt=row["receipt"],
                 direction=report.direction,
@@ -343,6 +352,12 @@ class UnallocatedLines:
                 time=report.time,
             )
         return list(found.values())
+
+
+async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
+    """The zone that the latest proofs of a shortcode agree in; None without one, and where they contradict."""
+    zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
+    return zones.pop() if len(zones) == 1 else None
 
 
 def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
@@ -365,8 +380,20 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
         "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
         "payer": row["phone"],
         "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
+        # Outside the window that was asked for, or in the future: a time that contradicts every payment.
+        "is_impossible": not row["is_timed"],
     }
     return Evidence(**values)
+
+
+def _agrees(line: Row, result: StatusResulted) -> bool:
+    """Whether an answer is of the line's money as far as both state it: completed, of its amount and at its time."""
+    if transaction_state(result.transaction_status) != "completed":
+        return False
+    if result.amount_text is not None and result.amount != line["amount"]:
+        return False
+    at = result.finished_at
+    return at is None or any(abs(at - moment) <= CLOCKS_DIFFER for moment in line["moments"])
 
 
 _RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)

@@ -132,7 +132,14 @@ WITH given AS (
     SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
         reference, kind, organisation, is_timed, $14, $17
     FROM given ORDER BY receipt
-    ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt
+    ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt,
+        (moments, is_timed) = (
+            -- The window of this run leaves fewer readings of the time than those before, or the first possible one.
+            SELECT CASE WHEN learns THEN excluded.moments ELSE statement_line.moments END,
+                statement_line.is_timed OR excluded.is_timed
+            FROM (SELECT excluded.is_timed AND statement_line.payment_id IS NULL AND statement_line.answered_at IS NULL
+                AND (NOT statement_line.is_timed
+                    OR cardinality(excluded.moments) < cardinality(statement_line.moments)) AS learns) AS told)
     RETURNING line_id, finding, set_aside_at
 )
 INSERT INTO reconciliation_line (run_id, line_id, finding)

@@ -428,17 +428,23 @@ class RefundService:
             if is_verifying:
                 await self._needs_attention(row, _NOT_HOW_MUCH)
             return
-        if is_verifying and (state == "failed" or result.amount not in {None, row["payment_amount"]}):
+        if not is_verifying and state != "reversed":
+            return
+        if result.receipt is None:
+            # It need not be about this payment.
+            await self._needs_attention(row, _NO_RECEIPT)
+            return
+        is_other_amount = result.amount_text is not None and result.amount != row["payment_amount"]
+        if is_other_amount or (is_verifying and state == "failed"):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
-            said = f"M-Pesa says both already reversed and {result.transaction_status}{of}"
+            said = f"M-Pesa says {'both already reversed and ' if is_verifying else ''}{result.transaction_status}{of}"
             await self._needs_attention(row, said)
-        elif is_verifying or state == "reversed":
-            if not await self._says_how_much(row):
-                await self._needs_attention(row, _NOT_HOW_MUCH)
-            elif is_verifying:
-                await self._complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
-            else:
-                await self._complete(row, _DONE, result.result_code, result.result_desc, None)
+        elif not await self._says_how_much(row):
+            await self._needs_attention(row, _NOT_HOW_MUCH)
+        elif is_verifying:
+            await self._complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
+        else:
+            await self._complete(row, _DONE, result.result_code, result.result_desc, None)
 
     async def _take_answer_about_reversal(self, row: Row, result: StatusResulted) -> None:
         """How the reversal itself stands, by the conversation that its ack named."""
@@ -540,8 +546,8 @@ class RefundService:
             )
         if row is None:
             return None
-        if result.merchant_id and result.merchant_id != row["merchant_id"]:
-            raise AnotherSubject("this result is about another merchant's refund")
+        if result.merchant_id and (result.merchant_id, result.env) != (row["merchant_id"], row["env"]):
+            raise AnotherSubject("this result is about a refund of another merchant or env")
         pairs = (
             (row["originator_conversation_id"], result.originator_conversation_id),
             (row["conversation_id"], result.conversation_id),

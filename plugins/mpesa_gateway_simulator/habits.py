@@ -68,13 +68,15 @@ def _once(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _single_parameter(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Only the parameter that decides, as an object where a list is usual."""
+    if "ResultParameters" not in result:
+        return [result]
     named = {entry["Key"]: entry for entry in result["ResultParameters"]["ResultParameter"]}
     kept = named.get("TransactionStatus") or named.get("OriginalTransactionID")
     return [result | {"ResultParameters": {"ResultParameter": kept}}]
 
 
 def _parameters_list(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [result | {"ResultParameters": result["ResultParameters"]["ResultParameter"]}]
+    return [result | {"ResultParameters": result.get("ResultParameters", {}).get("ResultParameter", [])}]
 
 
 def _intermediate_first(result: dict[str, Any]) -> list[dict[str, Any]]:

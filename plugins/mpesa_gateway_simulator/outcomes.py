@@ -65,6 +65,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 """The last three digits, and what the phone does. Shown in docs/simulator.md."""
 
+PROMPT_TOO_LONG = Behaviour("prompt_too_long", "gets no prompt, because its text is too long", "1025")
+"""What happens to a push whose prompt has more characters than a phone can show, whatever its number."""
+
 IN_HAND: dict[CallbackStyle, Behaviour] = {
     style: Behaviour(f"in_hand_{style}", summary, "1037", callback=style, waits=True)
     for style, summary in _STYLES.items()
@@ -83,6 +86,7 @@ RESULT_TEXTS: dict[str, str] = {
     "0": "The service request is processed successfully.",
     "1": "The balance is insufficient for the transaction.",
     "1019": "Transaction has expired",
+    "1025": "An error occurred while sending a push request.",
     "1032": "Request cancelled by user",
     "1037": "DS timeout user cannot be reached",
     "2001": "The initiator information is invalid.",
@@ -99,5 +103,5 @@ def behaviour_of(phone: str) -> Behaviour:
 
 def by_name(name: str) -> Behaviour:
     """The behaviour with this name."""
-    known = (*BEHAVIOURS.values(), *IN_HAND.values())
+    known = (*BEHAVIOURS.values(), *IN_HAND.values(), PROMPT_TOO_LONG)
     return next(behaviour for behaviour in known if behaviour.name == name)

@@ -1,8 +1,10 @@
 """The simulator plugin, declared."""
 
+from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.doctor import CHECKS
+from mpesa_gateway_simulator.front import Front
 from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import Simulator
@@ -20,4 +22,7 @@ plugin = Plugin(
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,
+    # For the sandbox only: Daraja's part is called by us, as fast as we can.
+    contributes=(Voucher(("/simulator",), lambda *_: True),),
+    front=Front,
 )

@@ -12,8 +12,6 @@ from typing import Literal, cast
 
 import msgspec
 
-from mpesa_gateway.ids import base32
-
 Kind = Literal["push", "pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"]
 """What moved money."""
 
@@ -93,13 +91,13 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger: ``amount`` is in KES, ``skew`` in seconds.
+    """A row of the ledger: ``amount`` is in KES, ``skew`` in seconds, ``receipt`` empty until one is assigned.
 
     ``phone`` is the payer, or the customer that money goes to; ``meant_for`` is the CheckoutRequestID of the push that
     its payer pays by hand.
     """
 
-    receipt: str
+    receipt: str = ""
     phone: str
     amount: int
     shortcode: str
@@ -226,7 +224,6 @@ def _movement(
     payer_shown: PayerShown | None = None,
 ) -> Movement:
     return Movement(
-        receipt="S" + base32(chance.getrandbits(45), 9).upper(),
         phone=phone,
         amount=amount,
         shortcode=shortcode,

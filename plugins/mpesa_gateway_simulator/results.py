@@ -8,7 +8,7 @@ import msgspec
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.chance import Chance, receipt_day
 from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
 from mpesa_gateway_simulator.population import (
     OTHER_SHOP,
@@ -61,6 +61,13 @@ _TEXTS: dict[str, str] = {
     "R000001": "The transaction has already been reversed.",
     "R000002": "The OriginalTransactionID is invalid.",
 }
+
+
+_QUEUE_TIMEOUT = {
+    "Key": "QueueTimeoutURL",
+    "Value": "https://internalsandbox.safaricom.co.ke/mpesa/reversalresults/v1/submit",
+}
+"""The address inside Safaricom that results of reversals name, and not the one of the request."""
 
 
 class AckLost(Garbage):
@@ -117,7 +124,7 @@ class Results:
             parameters = [(key, value) for key, value in parameters if not key.endswith("PartyName")]
         if habit == "hidden_payer":
             parameters = [(key, _hidden(value) if key.endswith("PartyName") else value) for key, value in parameters]
-        envelope = await self._envelope(code, parameters, receipt)
+        envelope = await self._envelope(code, parameters, receipt, {"Key": "Occasion"})
         return await self._take("transactionstatus", envelope, request.result_url, request.timeout_url, habit)
 
     async def _status_of(self, request: StatusRequest) -> tuple[str, list[tuple[str, Any]], str | None]:
@@ -148,9 +155,9 @@ class Results:
             raise named_fault("500.003.1001")
         if habit == "refuses_part":
             await self._refuse_part(request)
-        envelope = await self._envelope("0", [], None)
-        code, parameters, receipt = await self._carry_out(request, envelope["OriginatorConversationID"])
-        envelope |= await self._envelope(code, parameters, receipt, like=envelope)
+        conversation_id = await self.chance.identifier()
+        code, parameters, receipt = await self._carry_out(request, conversation_id)
+        envelope = await self._envelope(code, parameters, receipt, _QUEUE_TIMEOUT, conversation_id)
         return await self._take("reversal", envelope, request.result_url, request.timeout_url, habit)
 
     async def _refuse_part(self, request: ReversalRequest) -> None:
@@ -166,7 +173,7 @@ class Results:
         if refused is not None:
             return refused, [], None
         now = self._gateway.clock.now()
-        receipt = await self.chance.receipt()
+        receipt = await self.chance.receipt(now)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_TRANSACTION, request.receipt)
             if row is None or row["shortcode"] != request.shortcode or row["is_out"] or row["at"] > now:
@@ -179,7 +186,8 @@ class Results:
             await self._db.execute(
                 tables.INSERT_REVERSAL, receipt, request.receipt, request.amount, conversation_id, now
             )
-        return "0", _reversal_parameters(row, request, now), receipt
+            held = await self._db.fetchval(tables.HELD, request.shortcode, now)
+        return "0", _reversal_parameters(row, request, now, held), receipt
 
     # -- Pull -----------------------------------------------------------------------------------------------------
 
@@ -187,13 +195,13 @@ class Results:
         """Enable Pull for a shortcode. Raises Fault."""
         shortcode = read_registration(body, https_callbacks=self._settings.https_callbacks)
         is_new = await self._db.fetchval(tables.REGISTER, shortcode, self._gateway.clock.now())
-        return {
-            "ResponseRefID": await self.chance.letters(12),
-            # Both spellings have been seen.
-            "ResponseStatus" if is_new else "Response Status": "1000" if is_new else "1001",
-            "ShortCode": shortcode,
-            "ResponseDescription": f"ShortCode {'registered successfully' if is_new else 'already registered'}",
-        }
+        reference = await self.chance.identifier()
+        # Both spellings have been seen.
+        if is_new:
+            said = {"ResponseStatus": "1000", "ResponseDescription": "Shortcode Registered Successfully"}
+        else:
+            said = {"Response Status": "1001", "Response Description": "ShortCode already Registered"}
+        return {"ResponseRefID": reference, "ShortCode": shortcode, **said}
 
     async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
         """A page of the statement, with its HTTP status. Raises Fault."""
@@ -225,7 +233,7 @@ class Results:
     async def _endless_row(self) -> dict[str, Any]:
         """A row that no ledger has, new each time: whatever the offset, there is one more."""
         return {
-            "transactionId": await self.chance.receipt(),
+            "transactionId": await self.chance.receipt(self._gateway.clock.now()),
             "trxDate": f"{self._gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
             "msisdn": "700000999",
             "transactiontype": PULL_TYPES["pay_bill"],
@@ -257,31 +265,36 @@ class Results:
         return 200, answer
 
     async def _page(self, code: str, message: str, lists: list[list[Any]]) -> dict[str, Any]:
-        reference = await self.chance.letters(12)
+        reference = await self.chance.identifier()
         return {"ResponseRefID": reference, "ResponseCode": code, "ResponseMessage": message, "Response": lists}
 
     # -- results --------------------------------------------------------------------------------------------------
 
     async def _envelope(
-        self, code: str, parameters: list[tuple[str, Any]], receipt: str | None, like: dict[str, Any] | None = None
+        self,
+        code: str,
+        parameters: list[tuple[str, Any]],
+        receipt: str | None,
+        reference: dict[str, str],
+        conversation_id: str | None = None,
     ) -> dict[str, Any]:
-        """The inside of ``Result``; ids are those of ``like``, or new."""
-        originator = like["OriginatorConversationID"] if like else f"{await self.chance.letters(12)}-1"
-        conversation = like["ConversationID"] if like else f"AG_{await self.chance.letters(16)}"
-        return {
+        """Return the inside of ``Result``, with a new OriginatorConversationID unless there is one."""
+        now = self._gateway.clock.now()
+        envelope: dict[str, Any] = {
             "ResultType": 0,
             "ResultCode": int(code) if code.isdigit() else code,
             "ResultDesc": _TEXTS.get(code, "Failed"),
-            "OriginatorConversationID": originator,
-            "ConversationID": conversation,
-            "TransactionID": receipt or "SKE0000000",
-            "ResultParameters": {
+            "OriginatorConversationID": conversation_id or await self.chance.identifier(),
+            "ConversationID": f"AG_{now.astimezone(EAT):%Y%m%d}_{(await self.chance.draw(10)).hex()}",
+            "TransactionID": receipt or f"{receipt_day(now)}0000000",
+        }
+        if parameters:
+            envelope["ResultParameters"] = {
                 "ResultParameter": [
                     {"Key": key} if value is None else {"Key": key, "Value": value} for key, value in parameters
                 ]
-            },
-            "ReferenceData": {"ReferenceItem": {"Key": "Occasion"}},
-        }
+            }
+        return envelope | {"ReferenceData": {"ReferenceItem": reference}}
 
     async def _take(
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
@@ -378,9 +391,9 @@ def _reversal_status(reversal: Row) -> list[tuple[str, Any]]:
     ]
 
 
-def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime) -> list[tuple[str, Any]]:
+def _reversal_parameters(row: Row, request: ReversalRequest, now: datetime, held: int) -> list[tuple[str, Any]]:
     return [
-        ("DebitAccountBalance", None),
+        ("DebitAccountBalance", f"Utility Account|KES|{held}.00|{held}.00|0.00|0.00"),
         ("Amount", msgspec.Raw(f"{request.amount}.00".encode())),
         ("TransCompletedTime", int(f"{now.astimezone(EAT):%Y%m%d%H%M%S}")),
         ("OriginalTransactionID", request.receipt),

@@ -35,9 +35,8 @@ from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, pu
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
-def _fault(request_id: str, fault: Fault) -> Response[dict[str, str]]:
-    body = {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
-    return Response(body, status_code=fault.status)
+async def _fault(simulator: Simulator, fault: Fault) -> Response[dict[str, str]]:
+    return Response(await simulator.fault_body(fault), status_code=fault.status)
 
 
 def _read(body: bytes) -> dict[str, Any]:
@@ -81,7 +80,7 @@ async def _answered(
         }[operation]
         return Response(await answer(authorization, _read(body)), status_code=200)
     except Fault as fault:
-        return _fault(request.headers.get("x-request-id", "sim"), fault)
+        return await _fault(simulator, fault)
     except Garbage as garbage:
         return Response(
             garbage.body, status_code=garbage.status, media_type=garbage.media_type, headers=garbage.headers

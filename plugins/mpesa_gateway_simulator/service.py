@@ -5,7 +5,7 @@ import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import niquests
@@ -13,6 +13,7 @@ import structlog
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.dns import NamesResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
@@ -22,6 +23,7 @@ from mpesa_gateway_simulator.outcomes import (
     CHAOS,
     IN_HAND,
     PREFIX,
+    PROMPT_TOO_LONG,
     RESULT_TEXTS,
     Behaviour,
     behaviour_of,
@@ -29,7 +31,14 @@ from mpesa_gateway_simulator.outcomes import (
 )
 from mpesa_gateway_simulator.results import AckLost, Results
 from mpesa_gateway_simulator.settings import SimulatorSettings
-from mpesa_gateway_simulator.validation import Fault, Push, named_fault, read_push, read_signed
+from mpesa_gateway_simulator.validation import (
+    MOST_PROMPT,
+    Fault,
+    Push,
+    named_fault,
+    read_push,
+    read_signed,
+)
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -66,7 +75,13 @@ class Simulator:
 
     async def start(self) -> None:
         """Begin to call back."""
-        session = niquests.AsyncSession(retries=0, disable_http3=True, pool_maxsize=_AT_ONCE * 2)
+        session = niquests.AsyncSession(
+            # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
+            resolver=cast("Any", NamesResolver(self._gateway.names)),
+            retries=0,
+            disable_http3=True,
+            pool_maxsize=_AT_ONCE * 2,
+        )
         session.trust_env = False
         self._session = session
         self._dispatcher = asyncio.create_task(self._dispatch())
@@ -84,7 +99,7 @@ class Simulator:
     # -- what Daraja answers --------------------------------------------------------------------------------------
 
     async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, Any]:
-        """A new access token; the consumer key's earlier one is invalid from now on. Raises Fault."""
+        """Return a new access token. With ``one_token_per_key`` it ends the key's earlier one. Raises Fault."""
         await self._play_fault("oauth")
         scheme, _, pair = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
@@ -102,7 +117,8 @@ class Simulator:
         habit = await self.results.habit("oauth")
         if habit == "token_line_break":
             token = f"{token[:8]}\r\n{token[8:]}"
-        await self._db.execute(tables.PUT_TOKEN, key, token, self._gateway.clock.now() + timedelta(seconds=lifetime))
+        now = self._gateway.clock.now()
+        await self._db.execute(tables.PUT_TOKEN, key, token, now + timedelta(seconds=lifetime), now)
         if habit == "expires_absent":
             return {"access_token": token}
         return {"access_token": token, "expires_in": EXPIRES.get(habit, str(lifetime))}
@@ -111,8 +127,8 @@ class Simulator:
         """Take a push and answer as Daraja does. Raises Fault, and AckLost where the answer is to be lost."""
         await self._check_token(authorization)
         await self._play_fault("stkpush")
-        push = read_push(body, https_callbacks=self._settings.https_callbacks)
-        behaviour = await self._behaviour(push.phone)
+        push = read_push(body, https_callbacks=self._settings.https_callbacks, strict=self._settings.strict)
+        behaviour = await self._behaviour(push.phone) if len(push.prompt) <= MOST_PROMPT else PROMPT_TOO_LONG
         self._refuse_as_told(behaviour)
         if self._settings.lock_subscriber and await self._db.fetchval(tables.HAS_OPEN, push.phone):
             raise named_fault("500.001.1001")
@@ -189,6 +205,11 @@ class Simulator:
         await self._play_fault("pullquery")
         return await self.results.pull(body)
 
+    async def fault_body(self, fault: Fault) -> dict[str, str]:
+        """Return a refusal in Daraja's form, under a requestId of its own."""
+        request_id = await self._chance.identifier()
+        return {"requestId": request_id, "errorCode": fault.code, "errorMessage": fault.message}
+
     async def _acknowledge(self, work: Awaitable[tuple[dict[str, str], list[int]]]) -> dict[str, str]:
         try:
             ack, before = await work
@@ -203,7 +224,7 @@ class Simulator:
     async def _check_token(self, authorization: str | None) -> None:
         scheme, _, token = (authorization or "").partition(" ")
         is_known = scheme.lower() == "bearer" and await self._db.fetchval(
-            tables.HAS_TOKEN, token, self._gateway.clock.now()
+            tables.HAS_TOKEN, token, self._gateway.clock.now(), self._settings.one_token_per_key
         )
         if not is_known:
             raise named_fault("404.001.03")
@@ -241,25 +262,30 @@ class Simulator:
 
     async def _open_prompt(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
         now = self._gateway.clock.now()
-        chance = await self._chance.letters(16)
-        checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{chance}"
-        merchant_request_id = f"{chance[:4]}-{chance[4:8]}-{chance[8:]}"
+        merchant_request_id = await self._chance.identifier()
         wait = await self.knob("prompt_timeout" if behaviour.waits else "callback_delay")
-        await self._db.execute(
-            tables.INSERT_PUSH,
-            checkout_request_id,
-            merchant_request_id,
-            push.shortcode,
-            push.receiver,
-            push.phone,
-            push.amount,
-            push.reference,
-            push.description,
-            push.callback_url,
-            behaviour.name,
-            now,
-            now + timedelta(seconds=wait),
-        )
+        is_new = None
+        checkout_request_id = ""
+        # The time, three digits and nine of the phone, as Daraja has it. The three digits are counted: the milliseconds
+        # of a clock that stands still would name two pushes alike.
+        while not is_new:
+            number = await self._db.fetchval("SELECT nextval('sim_handle')")
+            checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{number % 1000:03}{push.phone[3:]}"
+            is_new = await self._db.fetchval(
+                tables.INSERT_PUSH,
+                checkout_request_id,
+                merchant_request_id,
+                push.shortcode,
+                push.receiver,
+                push.phone,
+                push.amount,
+                push.reference,
+                push.description,
+                push.callback_url,
+                behaviour.name,
+                now,
+                now + timedelta(seconds=wait),
+            )
         await self._let_strangers_pay(push, now)
         self._wake.set()
         self.pulse.quicken()
@@ -278,8 +304,10 @@ class Simulator:
             reference=push.reference,
             at=now,
         )
-        for movement in population.strangers_around(seen, count, await self._chance.draw(16)):
-            await self.results.record(movement)
+        strangers = population.strangers_around(seen, count, await self._chance.draw(16))
+        receipts = await self._chance.receipts([movement.at for movement in strangers])
+        for movement, receipt in zip(strangers, receipts, strict=True):
+            await self.results.record(msgspec.structs.replace(movement, receipt=receipt))
 
     # -- what phones do -------------------------------------------------------------------------------------------
 
@@ -331,13 +359,14 @@ class Simulator:
 
         ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
         """
+        moment = at or self._gateway.clock.now()
         movement = population.Movement(
-            receipt=await self._chance.receipt(),
+            receipt=await self._chance.receipt(moment),
             phone=phone,
             amount=amount,
             shortcode=shortcode,
             reference=reference,
-            at=at or self._gateway.clock.now(),
+            at=moment,
             **more,
         )
         await self.results.record(movement)
@@ -349,7 +378,7 @@ class Simulator:
         now = self._gateway.clock.now()
         acted_at = acted_at or now
         behaviour = by_name(row["behaviour"])
-        receipt = await self._chance.receipt() if result_code == "0" else None
+        receipt = await self._chance.receipt(acted_at) if result_code == "0" else None
         await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, acted_at)
         await self._db.after_commit(self.pulse.quickened)
         if receipt is not None:
@@ -460,8 +489,9 @@ class Simulator:
         row, subject = await self.find(checkout_request_id), dict(await self.find(about))
         if amount is not None:
             subject["amount"] = amount
-        receipt = await self._chance.receipt()
-        body = callback_body(subject, "0", receipt, self._gateway.clock.now(), by_name("pays"))
+        now = self._gateway.clock.now()
+        receipt = await self._chance.receipt(now)
+        body = callback_body(subject, "0", receipt, now, by_name("pays"))
         headers = {} if signature is None else {"X-Mpesa-Signature": signature}
         return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
@@ -478,7 +508,7 @@ class Simulator:
                 )
             status = response.status_code or 0
             said = response.text or ""
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)
@@ -550,7 +580,7 @@ class Simulator:
         """Forget everything that happened and was set; chance begins anew."""
         async with self._db.transaction():
             await self._db.execute(tables.RESET)
-            await self._db.execute("ALTER SEQUENCE sim_chance RESTART")
+            await self._db.execute("SELECT sim_chance_begins_again()")
         self.pulse.quicken()
 
 

@@ -83,11 +83,21 @@ class TransactionRow(Table, tablename="sim_transaction"):
 
 
 PUT_TOKEN = """
+WITH expired AS (DELETE FROM sim_token WHERE consumer_key = $1 AND expires_at <= $4)
 INSERT INTO sim_token (consumer_key, token, expires_at) VALUES ($1, $2, $3)
-ON CONFLICT (consumer_key) DO UPDATE SET token = excluded.token, expires_at = excluded.expires_at
 """  # noqa: S105 - a query
 
-HAS_TOKEN = "SELECT EXISTS (SELECT 1 FROM sim_token WHERE token = $1 AND expires_at > $2)"  # noqa: S105 - a query
+HAS_TOKEN = """
+SELECT EXISTS (SELECT 1 FROM sim_token AS shown WHERE token = $1 AND expires_at > $2 AND NOT ($3 AND EXISTS (
+    SELECT 1 FROM sim_token AS newer WHERE newer.consumer_key = shown.consumer_key AND newer.number > shown.number)))
+"""  # noqa: S105 - a query
+"""``$3``: whether a new token ends the others of its consumer key."""
+
+NEXT_RECEIPTS = """
+SELECT seed, nextval(CASE WHEN seed IS NULL THEN 'sim_receipt' ELSE 'sim_chance' END::regclass) AS number
+FROM (SELECT COALESCE((SELECT value FROM sim_knob WHERE name = 'seed'), $1::double precision) AS seed) AS chosen,
+    generate_series(1, $2)
+"""
 
 TAKE_FAULT = """
 UPDATE sim_fault SET remaining = remaining - 1 WHERE operation = $1 AND remaining > 0 RETURNING fault
@@ -108,6 +118,8 @@ INSERT_PUSH = """
 INSERT INTO sim_push (checkout_request_id, merchant_request_id, shortcode, receiver, phone, amount, reference,
     description, callback_url, behaviour, created_at, ends_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+ON CONFLICT (checkout_request_id) DO NOTHING
+RETURNING true
 """
 
 DUE_PUSHES = """
@@ -151,9 +163,11 @@ SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
 """
 
 RESET = """
-TRUNCATE sim_push, sim_callback, sim_transaction, sim_fault, sim_knob, sim_reversal, sim_registration, sim_habit,
-    sim_result, sim_hand
+DELETE FROM sim_callback; DELETE FROM sim_push; DELETE FROM sim_reversal; DELETE FROM sim_result;
+DELETE FROM sim_transaction; DELETE FROM sim_fault; DELETE FROM sim_knob; DELETE FROM sim_registration;
+DELETE FROM sim_habit; DELETE FROM sim_hand
 """
+"""Empties all tables. TRUNCATE is for their owner, and the simulator runs as another role."""
 
 STYLE = "SELECT style FROM sim_hand WHERE phone = $1"
 
@@ -207,6 +221,14 @@ SELECT back.*, came.phone, came.shortcode FROM sim_reversal AS back
 JOIN sim_transaction AS came ON came.receipt = back.original
 WHERE back.originator_conversation_id = $1 OR back.receipt = $2
 """
+
+HELD = """
+SELECT COALESCE(sum(CASE WHEN is_out THEN -amount ELSE amount END), 0)
+    - (SELECT COALESCE(sum(back.amount), 0) FROM sim_reversal AS back
+        JOIN sim_transaction AS came ON came.receipt = back.original WHERE came.shortcode = $1 AND back.at <= $2)
+FROM sim_transaction WHERE shortcode = $1 AND at <= $2
+"""
+"""The money of a shortcode at a moment, in KES."""
 
 FIND_PUSH = "SELECT * FROM sim_push WHERE merchant_request_id = $1"
 

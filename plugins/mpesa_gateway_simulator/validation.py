@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.phone import Msisdn, NotAPhone
 
 SANDBOX_SHORTCODE = "174379"
 SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
@@ -23,8 +24,12 @@ _SHORTEST_CREDENTIAL = 64
 _MOST_BITS = 128
 """Of a number: none of Daraja's has more, and Python writes none of many thousand digits."""
 
+MOST_PROMPT = 182
+"""Characters of the prompt that a phone can show; a push with more ends with result 1025."""
+
 _PHONE = re.compile(r"254[17][0-9]{8}\Z", re.ASCII)
 _SHORTCODE = re.compile(r"[0-9]{5,7}\Z", re.ASCII)
+_MOMENT = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{1,2}):([0-9]{1,2})(?::([0-9]{1,3}))?\Z", re.ASCII)
 _TYPES = frozenset({"CustomerPayBillOnline", "CustomerBuyGoodsOnline"})
 
 
@@ -48,6 +53,12 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     callback_url: str
     reference: str
     description: str
+
+    @property
+    def prompt(self) -> str:
+        """What the phone would show."""
+        asked = f"Do you want to pay Ksh {self.amount:,}.00 to {self.receiver}, account no. {self.reference}?"
+        return f"{asked} {self.description}".rstrip()
 
 
 class Garbage(Exception):
@@ -138,20 +149,23 @@ def _bad(field: str) -> Fault:
     return Fault(400, "400.002.02", f"Bad Request - Invalid {field}")
 
 
-def read_push(body: dict[str, Any], *, https_callbacks: bool) -> Push:
-    """The push in a request body. Raises Fault for the first field that Daraja would refuse."""
+def read_push(body: dict[str, Any], *, https_callbacks: bool, strict: bool) -> Push:
+    """Return the push in a request body. Raises Fault for the first field that Daraja would refuse.
+
+    ``strict`` refuses what the documentation forbids and Daraja acknowledges.
+    """
     shortcode = read_signed(body)
-    kind, amount, phone = body.get("TransactionType"), body.get("Amount"), _text(body, "PhoneNumber")
+    kind = body.get("TransactionType")
+    if isinstance(kind, str) and not strict:
+        kind = kind.strip()
     if not isinstance(kind, str) or kind not in _TYPES:
         raise _bad("TransactionType")
-    # Text digits are taken as well: integrations send them, and Daraja answers.
-    if isinstance(amount, str) and amount.isascii() and amount.isdigit() and len(amount) <= 6:
-        amount = int(amount)
-    if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= 250_000:
-        raise _bad("Amount")
+    amount, phone = _amount(body), _text(body, "PhoneNumber")
     if not _PHONE.match(phone):
         raise _bad("PhoneNumber")
-    if _text(body, "PartyA") != phone:
+    # The phone that is prompted may be another one than PartyA.
+    party = _text(body, "PartyA")
+    if not _PHONE.match(party) and not _SHORTCODE.match(party):
         raise _bad("PartyA")
     receiver = _text(body, "PartyB")
     if not _SHORTCODE.match(receiver) or (kind == "CustomerPayBillOnline" and receiver != shortcode):
@@ -160,9 +174,9 @@ def read_push(body: dict[str, Any], *, https_callbacks: bool) -> Push:
     reference = _text(body, "AccountReference")
     # The one field that Daraja does without.
     description = _text(body, "TransactionDesc") if "TransactionDesc" in body else ""
-    if not 1 <= len(reference) <= 12:
+    if not reference or (strict and len(reference) > 12):
         raise _bad("AccountReference")
-    if len(description) > 13:
+    if strict and len(description) > 13:
         raise _bad("TransactionDesc")
     return Push(
         shortcode=shortcode,
@@ -238,15 +252,17 @@ class PullQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest:
     """The status query in a request body. Raises Fault for the first field that Daraja would refuse."""
-    _read_initiator(body, "TransactionStatusQuery")
-    receipt, conversation_id = body.get("TransactionID") or None, body.get("OriginalConversationID") or None
+    # The documentation's sample spells the field with a space.
+    _read_initiator({"CommandID": body.get("Command ID")} | body, "TransactionStatusQuery")
+    receipt = body.get("TransactionID") or None
+    conversation_id = body.get("OriginalConversationID") or body.get("OriginatorConversationID") or None
     if receipt is None and conversation_id is None:
         raise _bad("TransactionID")
     for name, value in (("TransactionID", receipt), ("OriginalConversationID", conversation_id)):
         if value is not None and not isinstance(value, str):
             raise _bad(name)
     shortcode = _shortcode(body, "PartyA")
-    if _text(body, "IdentifierType") != "4":
+    if _text(body, "IdentifierType") not in {"1", "2", "4"}:
         raise _bad("IdentifierType")
     result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
     return StatusRequest(
@@ -261,13 +277,13 @@ def read_status(body: dict[str, Any], *, https_callbacks: bool) -> StatusRequest
 def read_reversal(body: dict[str, Any], *, https_callbacks: bool) -> ReversalRequest:
     """The reversal in a request body. Raises Fault for the first field that Daraja would refuse."""
     initiator = _read_initiator(body, "TransactionReversal")
-    receipt, amount = _text(body, "TransactionID"), body.get("Amount")
+    receipt = _text(body, "TransactionID")
     if not re.match(r"[A-Z0-9]{6,20}\Z", receipt):
         raise _bad("TransactionID")
-    if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= 250_000:
-        raise _bad("Amount")
+    amount = _amount(body)
     shortcode = _shortcode(body, "ReceiverParty")
-    if _text(body, "RecieverIdentifierType") != "11":
+    # The documentation's table says 11, its older sample 4.
+    if _text(body, "RecieverIdentifierType") not in {"4", "11"}:
         raise _bad("RecieverIdentifierType")
     result_url, timeout_url = _read_ending(body, https_callbacks=https_callbacks)
     return ReversalRequest(
@@ -285,8 +301,10 @@ def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
     shortcode = _shortcode(body, "ShortCode")
     if body.get("RequestType") != "Pull":
         raise _bad("RequestType")
-    if not _PHONE.match(_text(body, "NominatedNumber")):
-        raise _bad("NominatedNumber")
+    try:
+        Msisdn.parse(_text(body, "NominatedNumber"))
+    except NotAPhone:
+        raise _bad("NominatedNumber") from None
     _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
     return shortcode
 
@@ -324,11 +342,21 @@ def _read_ending(body: dict[str, Any], *, https_callbacks: bool) -> tuple[str, s
     """The addresses of result and timeout; remarks and occasion are only checked."""
     result_url = _callback_url(body, "ResultURL", https_callbacks=https_callbacks)
     timeout_url = _callback_url(body, "QueueTimeOutURL", https_callbacks=https_callbacks)
-    if not 2 <= len(_text(body, "Remarks")) <= 100:
+    if not 1 <= len(_text(body, "Remarks")) <= 100:
         raise _bad("Remarks")
-    if len(str(body.get("Occasion", ""))) > 100:
+    if len(str(body.get("Occasion") or "")) > 100:
         raise _bad("Occasion")
     return result_url, timeout_url
+
+
+def _amount(body: dict[str, Any]) -> int:
+    """A whole number of KES. Digits as text are taken as well: the documentation's samples have them."""
+    amount = body.get("Amount")
+    if isinstance(amount, str) and amount.isascii() and amount.isdigit() and len(amount) <= 6:
+        amount = int(amount)
+    if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= 250_000:
+        raise _bad("Amount")
+    return amount
 
 
 def _shortcode(body: dict[str, Any], name: str) -> str:
@@ -350,7 +378,12 @@ def _callback_url(body: dict[str, Any], name: str, *, https_callbacks: bool) -> 
 
 
 def _moment(body: dict[str, Any], name: str) -> datetime:
+    """A time in East Africa, with seconds or without; ``8:36:00`` and ``10:10:000`` stand in the documentation."""
+    found = _MOMENT.match(_text(body, name))
+    if found is None:
+        raise _bad(name)
+    year, month, day, hour, minute, second = (int(part or 0) for part in found.groups())
     try:
-        return datetime.strptime(_text(body, name), "%Y-%m-%d %H:%M:%S").replace(tzinfo=EAT).astimezone(UTC)
+        return datetime(year, month, day, hour, minute, second, tzinfo=EAT).astimezone(UTC)
     except ValueError:
         raise _bad(name) from None

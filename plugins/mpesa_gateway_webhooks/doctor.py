@@ -20,10 +20,10 @@ _LATELY = timedelta(days=7)
 
 async def look_at_settings(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
     """What is fine for trying webhooks out, and not beside real money."""
-    if gateway.settings(WebhooksSettings).allow_loopback:
+    if gateway.settings(WebhooksSettings).allow_loopback and not examination.is_live:
         text = "sandbox merchants may name this machine as their endpoint, and so reach what listens on it alone"
-        fix = "set webhooks.allow_loopback to false"
-        yield (warning if examination.is_live else note)("webhooks.allow_loopback", text, fix)
+        fix = "set webhooks.allow_loopback to false where this gateway can be reached from outside"
+        yield note("webhooks.allow_loopback", text, fix)
     else:
         yield ok("webhooks.allow_loopback", "no merchant's webhook may point at this machine")
 
@@ -47,7 +47,7 @@ async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> Asyn
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=gateway.services.get(Endpoints).allows_loopback(examination.env))
+        check_url(row["url"], allow_loopback=await gateway.services.get(Endpoints).allows_loopback(examination.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
         yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")

@@ -9,7 +9,7 @@ from piccolo.columns import Column
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, checking
-from mpesa_gateway.http.egress import Egress, EgressFailed, check_url
+from mpesa_gateway.http.egress import Egress, EgressFailed, NoRoom, normal_url
 from mpesa_gateway.places import Places
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
@@ -64,10 +64,12 @@ class Endpoints:
         What is owed, or has waited for an endpoint, goes to the new address. Raises Invalid for an address that is not
         called.
         """
+        allow_loopback = await self.allows_loopback(caller.env)
         with checking() as checks:
-            checks.take(
-                "webhook_url", lambda text: check_url(text, allow_loopback=self.allows_loopback(caller.env)), url
+            taken: str | None = checks.take(
+                "webhook_url", lambda text: normal_url(text, allow_loopback=allow_loopback), url
             )
+        url = taken or url
         secret = signing.new_secret(self._gateway.ids.token(32))
         now = self._gateway.clock.now()
         async with self._db.transaction():
@@ -138,15 +140,20 @@ class Endpoints:
     async def test(self, caller: Caller, egress: Egress) -> TestAnswer:
         """Send a ``webhook.test`` now, outside the schedule, and say what the server answered.
 
-        Raises NotFound, and RateLimited while enough tests of this merchant wait for its server.
+        Raises NotFound, and RateLimited beyond a number a minute, or while enough tests of this merchant wait for its
+        server.
         """
         self._gateway.db.refuse_transaction("sending a test webhook")
+        await self._gateway.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
         with self._tests.take(caller.merchant_id) as has_place:
             if not has_place:
-                raise RateLimited(
-                    "other tests of this webhook still wait for its server: wait for them", retry_after=10
-                )
-            return await self._test(caller, egress)
+                raise _busy()
+            try:
+                answer = await self._test(caller, egress)
+            except NoRoom:
+                raise _busy() from None
+            self._tests.note(caller.merchant_id, answered=answer.status is not None)
+            return answer
 
     async def _test(self, caller: Caller, egress: Egress) -> TestAnswer:
         row = await self._find(caller.merchant_id, caller.env)
@@ -165,7 +172,8 @@ class Endpoints:
                 row["url"],
                 body=body,
                 headers=signing.headers(event.event_id, event.kind, body, now, secrets),
-                allow_loopback=self.allows_loopback(caller.env),
+                allow_loopback=await self.allows_loopback(caller.env),
+                account=caller.merchant_id,
             )
         except EgressFailed as failure:
             return TestAnswer(
@@ -191,9 +199,12 @@ class Endpoints:
         """A sealed endpoint secret. Raises CannotOpen."""
         return Secret(self._gateway.sealer.open(sealed, aad=aad(merchant_id)))
 
-    def allows_loopback(self, env: str) -> bool:
-        """Whether webhooks of this env may go to this machine itself."""
-        return env == "sandbox" and self._settings.allow_loopback
+    async def allows_loopback(self, env: str) -> bool:
+        """Whether webhooks of this env may go to this machine itself now: never beside a live merchant.
+
+        Asked for each call, so that what was set or queued before the first merchant went live is refused after it.
+        """
+        return env == "sandbox" and self._settings.allow_loopback and await self._gateway.merchants.is_sandbox_only()
 
     async def _find(self, merchant_id: str, env: Env) -> dict[str, Any]:
         row = await self._gateway.db.run(
@@ -213,6 +224,10 @@ class Endpoints:
         await self._gateway.audit.record(
             action, merchant_id=caller.merchant_id, actor=caller.actor, subject_id=endpoint_id, env=caller.env
         )
+
+
+def _busy() -> RateLimited:
+    return RateLimited("other calls to this webhook still wait for its server or its name: wait", retry_after=10)
 
 
 def _none_set(env: Env) -> NotFound:

@@ -39,7 +39,7 @@ class Listener:
         self._kinds = list(kinds)
         self._seen: dict[str, datetime] = {}
         self._since = gateway.clock.now() - LOOK_BACK
-        self._egress = Egress(timeout=TIMEOUT)
+        self._egress = Egress(timeout=TIMEOUT, lookup=gateway.names)
 
     async def start(self) -> None:
         """Take what has happened so far as known, and open the way out."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from mpesa_gateway.db.engine import UNREACHABLE, Row
-from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed
+from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed, NoRoom
 from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.origin import coming_from, origin_of
 from mpesa_gateway.together import Together
@@ -38,6 +38,9 @@ _WORK = 4
 
 In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
 """
+
+_NO_ROOM = timedelta(seconds=5)
+"""For how long a delivery is put off whose merchant's look-ups are all waiting for DNS."""
 
 _JOBS = 20
 """Jobs whose deliveries are claimed in one round trip."""
@@ -86,7 +89,11 @@ class Sender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         # More than calls can be open, those to the merchants' test page included.
-        self.egress = Egress(timeout=self._settings.timeout, connections=self._settings.at_once * (WAITING_EACH + 2))
+        self.egress = Egress(
+            timeout=self._settings.timeout,
+            lookup=gateway.names,
+            connections=self._settings.at_once * (WAITING_EACH + 2),
+        )
 
     async def start(self) -> None:
         """Open the way out."""
@@ -219,7 +226,7 @@ class Sender:
         self._lanes.leave(endpoint_id, lane)
 
     async def _send_in_turn(self, row: Row, lane: Lane, lease: _Lease) -> None:
-        answer: Answer | EgressFailed | None = None
+        answer: Answer | EgressFailed | NoRoom | None = None
         async with self._lanes.slot(lane):
             # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
             now = self._gateway.clock.now()
@@ -228,12 +235,16 @@ class Sender:
             if not is_closed and not self._is_stopping and now < lease.until:
                 with self._tracer.call(f"deliver {row['event_type']}", {"http.request.method": "POST"}) as span:
                     answer = await self._send(row)
-                    if span is not NOTHING:
+                    if span is not NOTHING and not isinstance(answer, NoRoom):
                         self._tell(span, row, answer)
                 if isinstance(answer, Answer):
                     self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
-                self._note(lane, answer)
-        if answer is not None:
+                if not isinstance(answer, NoRoom):
+                    self._note(lane, answer)
+        if isinstance(answer, NoRoom):
+            # Nothing was sent: this merchant's names take so long that enough of its calls wait for them.
+            await self._put_off.ask((row["delivery_id"], self._gateway.clock.now() + _NO_ROOM))
+        elif answer is not None:
             await self._record(row, answer)
         elif is_closed and closed_until is not None:
             # The endpoint is down for all: wait for it without using up this delivery's attempts.
@@ -250,7 +261,7 @@ class Sender:
             until=now + timedelta(seconds=self._settings.breaker_pause),
         )
 
-    async def _send(self, row: Row) -> Answer | EgressFailed:
+    async def _send(self, row: Row) -> Answer | EgressFailed | NoRoom:
         now = self._gateway.clock.now()
         body = row["body"].encode()
         merchant_id = row["merchant_id"]
@@ -260,16 +271,21 @@ class Sender:
         headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
         if told := self._tracer.told():
             headers["traceparent"] = told
-        loopback = self._endpoints.allows_loopback(row["env"])
+        loopback = await self._endpoints.allows_loopback(row["env"])
+        send = partial(
+            self.egress.post, row["url"], body=body, headers=headers, allow_loopback=loopback, account=merchant_id
+        )
         try:
-            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
+            return await send()
+        except NoRoom as problem:
+            return problem
         except EgressFailed as failure:
             if failure.reason != "reset":
                 return failure
         # A kept connection that the other side was just closing: the same id goes out once more, at once.
         try:
-            return await self.egress.post(row["url"], body=body, headers=headers, allow_loopback=loopback)
-        except EgressFailed as failure:
+            return await send()
+        except (EgressFailed, NoRoom) as failure:
             return failure
 
     def _tell(self, span: Span, row: Row, answer: Answer | EgressFailed) -> None:

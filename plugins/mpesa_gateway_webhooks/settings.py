@@ -17,8 +17,8 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
     secret signs too; ``keep_attempts_days`` for how long after the end of its month each attempt is kept, 0 for ever:
     that an event was delivered is never forgotten. ``wait_days`` is for how long an event waits for an endpoint
-    of its env; an older one is sent by a replay only. ``allow_loopback`` lets sandbox merchants name this machine, by
-    http too.
+    of its env; an older one is sent by a replay only. ``tests_per_minute`` bounds the test webhooks of one
+    merchant. ``allow_loopback`` lets sandbox merchants name this machine, by http too, while no merchant is live.
     """
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=15, extra={"unit": "seconds"})] = 10.0
@@ -30,4 +30,5 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     overlap_hours: Annotated[int, msgspec.Meta(ge=0)] = 24
     keep_attempts_days: Days = 60
     wait_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
+    tests_per_minute: Count = 20
     allow_loopback: bool = True

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import json
 import re
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from bench.attack import smuggling
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.http import challenge
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.serving import eventually, gateway_values, running_gateway, shop
+from mpesa_gateway_callbacks.settings import CallbacksSettings
 from tests.certificates import issue
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -36,6 +40,7 @@ class Front:
     gateway: Gateway
     port: int
     secure: tuple[int, ssl.SSLContext] | None
+    folder: Path
 
     async def call(
         self,
@@ -90,6 +95,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
+    text = text.replace("/var/log/nginx/", f"{folder}/")
     (folder / "mpesa-gateway.conf").write_text(text)
     temporary = "\n".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy"))
     (folder / "nginx.conf").write_text(
@@ -113,7 +119,8 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
     done = subprocess.run(original, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     for old, new in (
-        ("\npay.example.co.ke {", f"\n{{\n\tadmin off\n}}\n\nhttp://127.0.0.1:{port} {{"),
+        ("\n{\n", "\n{\n\tadmin off\n"),
+        ("\npay.example.co.ke {", f"\nhttp://:{port} {{\n\tbind 127.0.0.1"),
         ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
         ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
     ):
@@ -139,7 +146,7 @@ async def front(
     async with running_gateway(values) as (gateway, base):
         upstream = int(base.rpartition(":")[2])
         command, secure = request.param(tmp_path, port, upstream)
-        found = Front(gateway, port, secure)
+        found = Front(gateway, port, secure, tmp_path)
         async with _running(command, tmp_path):
 
             async def is_up() -> bool:
@@ -180,6 +187,30 @@ async def test_a_payment_and_its_callback_go_through(front: Front) -> None:
     assert await refused(front.gateway) == []
 
 
+TOKEN = "s-mer_01jd00000000000000000000ab-pay_01jd00000000000000000000ab.0123456789abcdef0123456789abcdef"
+PATHS = (
+    f"/v1/cb/stk/{TOKEN}",
+    f"/v1/webhooks/mpesa/{TOKEN}",
+    f"/v1/cb/stk/{TOKEN}?a={TOKEN}",
+    f"/V1/CB/stk/{TOKEN}",
+    f"/v1/cb/stk/{TOKEN.replace('.', '%2E')}",
+    f"/v1/cb/stk/{TOKEN.replace('-', '%2D')}/",
+    f"//v1/cb/stk/{TOKEN}",
+)
+
+
+async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
+    for source in (SAFARICOM, STRANGER):
+        for path in PATHS:
+            for method in ("POST", "GET", "PUT"):
+                await front.call(method, path, source=source, body={"Body": {}})
+    # What a proxy says of a gateway that is away.
+    await front.gateway.stop()
+    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/cb/stk/s-mer_" in said
+    assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
+
+
 async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
     asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
@@ -218,11 +249,15 @@ async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> No
 
 async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Front) -> None:
     tries = front.gateway.config.limits.auth_failures
+    wrong = "sk_test_" + "0" * 48
+
+    async def guesses(source: str, says: str | None = None) -> int:
+        return (await front.call("GET", "/v1/payments", source=source, says=says, key=wrong))[0]
+
     for number in range(tries + 1):
-        status, _ = await front.call("GET", "/v1/payments", source=STRANGER, says=f"203.0.113.{number}")
-        assert status in {401, 429}
-    assert (await front.call("GET", "/v1/payments", source=STRANGER, says="203.0.113.99"))[0] == 429
-    assert (await front.call("GET", "/v1/payments", source=NEIGHBOUR))[0] == 401
+        assert await guesses(STRANGER, f"203.0.113.{number}") in {401, 429}
+    assert await guesses(STRANGER, "203.0.113.99") == 429
+    assert await guesses(NEIGHBOUR) == 401
 
 
 async def test_what_is_too_large_is_refused(front: Front) -> None:
@@ -231,6 +266,44 @@ async def test_what_is_too_large_is_refused(front: Front) -> None:
         assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
 
 
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+async def test_the_body_of_an_upgrade_is_a_body_and_no_callback(front: Front, upgrade: str) -> None:
+    evil = smuggling.forged()
+    for key, code in ((None, 401), ("sk_test_" + "0" * 48, 401)):
+        head = smuggling.post(
+            "Connection: Upgrade",
+            f"Upgrade: {upgrade}",
+            f"Content-Length: {len(evil)}",
+            "Connection: close",
+            *([] if key is None else [f"X-API-Key: {key}"]),
+        )
+        answer = await asyncio.to_thread(_send, front.port, head, evil)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.startswith(f"HTTP/1.1 {code} ".encode())
+    assert await refused(front.gateway) == []
+
+
+def _send(port: int, *segments: bytes) -> bytes:
+    """What is answered to these segments until the connection ends."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
+        for segment in segments:
+            line.sendall(segment)
+            time.sleep(0.1)
+        while part := line.recv(65_536):
+            said += part
+    return said
+
+
 def test_nginx_takes_what_the_gateway_takes() -> None:
     (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
     assert int(limit) * 1024 == HttpConfig().max_body_bytes
+
+
+def test_proxies_hand_on_callbacks_that_the_gateway_takes_and_somewhat_larger_ones() -> None:
+    conf, ingress = (DEPLOY / "nginx/mpesa-gateway.conf").read_text(), (DEPLOY / "kubernetes/ingress.yaml").read_text()
+    for limits in (
+        re.findall(r"client_max_body_size (\d+)m;", conf),
+        re.findall(r"proxy-body-size: (\d+)m\n", ingress),
+    ):
+        assert [int(limit) * 1_048_576 > CallbacksSettings().max_body_bytes for limit in limits] == [True]

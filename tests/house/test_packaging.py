@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -127,3 +128,15 @@ def _named(tree: ast.Module) -> set[str]:
 def _plain(requirement: str) -> str:
     """A distribution's name as the index compares it."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
+
+
+def test_older_python_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ROOT / "requirements/supported_python.py"
+    # It is read by any Python 3: no syntax of 3.11 comes before the check.
+    compile(backend.read_text(encoding="utf-8"), str(backend), "exec", dont_inherit=True)
+    ast.parse(backend.read_text(encoding="utf-8"), feature_version=(3, 7))
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and this is Python"):
+        runpy.run_path(str(backend))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11"

@@ -28,6 +28,8 @@ from mpesa_gateway.standalone.process import launch
 from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
 from tests.forking import forks
 
+pytestmark = pytest.mark.as_owner
+
 LISTED = {
     "kill -9 of an API, a worker, Valkey with and without its data, Postgres": {
         "api_killed",

@@ -21,6 +21,8 @@ from mpesa_gateway_payments.api import PaymentRequest, Payments
 from tests.conftest import Town
 from tests.journeys.site import Site, books, running_site, until_up
 
+pytestmark = pytest.mark.as_owner
+
 SLOW = "254700000017"
 """Pays, and its push is answered slowly."""
 

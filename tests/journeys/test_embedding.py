@@ -13,12 +13,15 @@ from starlette.routing import Mount
 
 from mpesa_gateway.app import Gateway, NotStarted
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.litestar_host import GatewayPlugin
 from mpesa_gateway.money import Kes
+from mpesa_gateway.pages import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, listening, serving, shop
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
+from tests.browsing import PASSWORD, Browser
 
 
 def _starlette(gateway: Gateway, prefix: str, lifespan: Any) -> Any:
@@ -36,8 +39,13 @@ def _litestar(gateway: Gateway, prefix: str, lifespan: Any) -> Any:
     return Litestar([mounted], lifespan=[] if lifespan is None else [lifespan], openapi_config=None)
 
 
+def _litestar_plugin(gateway: Gateway, prefix: str, _: Any) -> Any:
+    return Litestar(plugins=[GatewayPlugin(gateway, prefix)], openapi_config=None, logging_config=None)
+
+
 Host = Callable[[Gateway, str, Any], Any]
 HOSTS = pytest.mark.parametrize("host", [_starlette, _fastapi, _litestar])
+EVERY_HOST = pytest.mark.parametrize("host", [_starlette, _fastapi, _litestar, _litestar_plugin])
 
 
 @HOSTS
@@ -88,3 +96,37 @@ async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: di
         assert "lifespan=gateway.lifespan" in answer.error["message"]
         with pytest.raises(NotStarted, match="lifespan"):
             _ = gateway.jobs
+
+
+@EVERY_HOST
+@pytest.mark.parametrize("prefix", ["/payments", "/a/b"])
+async def test_operator_signs_in_and_acts_below_the_prefix(host: Host, values: dict[str, Any], prefix: str) -> None:
+    with listening() as at:
+        base = f"http://127.0.0.1:{at.getsockname()[1]}{prefix}"
+        ops = base + "/ops"
+        gateway = Gateway(GatewayConfig.from_values(values | {"public_url": base}))
+        async with serving(host(gateway, prefix, gateway.lifespan), at), Browser(ops) as browser:
+            await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+            # With a slash at the end and without one: each leads to the same login.
+            for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
+                turned = await browser.opens(path)
+                assert (turned.status, turned.url) == (200, f"{ops}/login"), path
+            login = await browser.opens("/login")
+            for link in login.links:
+                assert link.startswith(base + "/"), link
+                assert (await browser.opens(link)).status == 200, link
+            form = login.form("/login")
+            shown = await browser.sends(form.action, form.fields | {"name": "amina", "password": PASSWORD.reveal()})
+            assert (shown.status, shown.url) == (200, ops)
+            assert [link for link in shown.links if not link.startswith(base + "/")] == []
+            page = await browser.opens(shown.link("/ops/merchants"))
+            made = await browser.submits(page, "/merchants", name="Duka la Zuri")
+            assert (made.status, "Duka la Zuri" in made.words) == (200, True)
+            assert made.url.startswith(f"{ops}/merchants/mer_")
+            # The same page by its address with a slash has links that lead to the same places.
+            slashed = await browser.opens(f"{ops}/merchants/")
+            assert slashed.form("/merchants").action == f"{ops}/merchants"
+            out = await browser.submits(made, "/logout")
+            assert out.url == f"{ops}/login"
+            phone = await browser.opens(f"{base}/simulator")
+            assert (phone.status, phone.form("/hold").action) == (200, f"{base}/simulator/hold")

@@ -1,7 +1,11 @@
 """While every question to M-Pesa hangs, webhooks go out and payments expire."""
 
+import asyncio
+from base64 import b64encode
 from contextlib import AsyncExitStack
 from typing import Any
+
+import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import QUEUES
@@ -30,7 +34,9 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
     values |= {
         "daraja": {"sandbox_url": daraja.base, "timeout": 300},
         "payments": {"ask_after": [1], "expire_after": 3600},
-        "worker": {"in_process": True, "grace": 0, "daraja": SLOTS},
+        "worker": {"in_process": True, "grace": 0, "daraja": SLOTS, "deliveries": 2, "maintenance": 3},
+        # No bound of its own: the queue alone keeps its runs from the slots of others.
+        "reconciliation": {"at_once": 100},
     }
     daraja.hold("stkquery")
     daraja.hold("pullquery")
@@ -62,6 +68,59 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
         open_ones = "SELECT count(*) = 0 FROM payment WHERE status = 'pending'"
         await eventually(lambda: gateway.db.fetchval(open_ones), 30)
         assert await all_hang()
+
+
+@pytest.mark.parametrize("operation", ["oauth", "reversal"])
+async def test_token_or_reversal_that_hangs_for_one_merchant_delays_only_that_merchant(
+    values: dict[str, Any], daraja: Daraja, operation: str
+) -> None:
+    values |= {"daraja": {"sandbox_url": daraja.base, "timeout": 60}, "worker": {"in_process": False}}
+    async with running_gateway(values) as (gateway, base), AsyncExitStack() as stack:
+        slow, quick = [await stack.enter_async_context(shop(gateway, base)) for _ in range(2)]
+
+        async def store(api: Api, name: str) -> None:
+            keys = {"consumer_key": f"consumer-key-{name}", "consumer_secret": f"consumer-secret-{name}"}
+            receiver = {"shortcode": "600001" if api is slow else "600002"}
+            body = INITIATED | {"mpesa": INITIATED["mpesa"] | keys | receiver}
+            assert (await api.call("PUT", "/v1/merchant/providers", body)).status == 200
+
+        await store(slow, "FIRST")
+        await store(quick, "QUICK")
+        paid = {api: [await _paid(gateway, api, f"{number}") for number in range(12)] for api in (slow, quick)}
+        # The same number with other keys, of which there is no token yet.
+        await store(slow, "SLOW")
+        basic = b64encode(b"consumer-key-SLOW:consumer-secret-SLOW").decode()
+        go = daraja.hold(operation, basic if operation == "oauth" else "600001")
+        waiting = [
+            asyncio.create_task(slow.call("POST", "/v1/refunds", {"payment_id": one})) for one in paid[slow][:10]
+        ] + ([asyncio.create_task(slow.pay(PHONE, 500, key=f"w{number}")) for number in range(10)])
+        count = len(daraja.of("oauth")) + 1 if operation == "oauth" else 5
+        await eventually(lambda: _asked(daraja, operation, count), 15)
+        async with asyncio.timeout(15):
+            for number, payment_id in enumerate(paid[quick][:5]):
+                assert (await quick.call("POST", "/v1/refunds", {"payment_id": payment_id})).status == 201
+                assert (await quick.pay(PHONE, 500, key=f"quick-{number}")).status == 201
+        assert not all(one.done() for one in waiting)
+        go.set()
+        answers = await asyncio.gather(*waiting)
+        # Beyond the bound of calls of one account: refused as not sent, to be tried again.
+        assert {one.status for one in answers} <= {201, 503}
+        assert any(one.status == 201 for one in answers)
+
+
+async def _paid(gateway: Gateway, api: Api, key: str) -> str:
+    """A payment that was paid; returns its id."""
+    made = (await api.pay(PHONE, 500, key=key)).data
+    url = gateway.services.get(Callbacks).url_for(
+        "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
+    )
+    said = stk_callback(made["provider_ref"], 0, receipt=f"R{made['provider_ref'].replace('_', '').upper():0>9}")
+    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+    return str(made["id"])
+
+
+async def _asked(daraja: Daraja, operation: str, count: int) -> bool:
+    return len(daraja.of(operation)) >= count
 
 
 async def _waits(queue: Any) -> bool:

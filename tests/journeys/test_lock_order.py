@@ -11,22 +11,28 @@ import asyncpg
 import pytest
 
 from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
+from tests.plugins.reconciliation.test_reconciliation import RUN, page
+from tests.plugins.reconciliation.test_reconciliation import row as line
 
 RANKS = {
     "idempotency_key": 0,
     # What is about a payment, and is locked before it.
     "refund": 1,
     "status_check": 1,
-    "reconciliation_line": 1,
-    "statement_line": 1,
     "payment": 2,
     "transaction": 3,
     "account_number": 4,
+    # A line is a witness of money: its payment is locked before it.
+    "statement_line": 5,
+    "reconciliation_line": 5,
+    "outgoing_receipt": 5,
     "payment_step": 5,
     "event": 5,
     "event_task": 5,
@@ -179,7 +185,7 @@ class Paths:
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
         inbox = self.town.gateway.services.get(CallbackInbox)
         callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
-        await inbox.offer(callback_id, actor="a person")
+        await inbox.replay(callback_id, actor="a person")
         await inbox.sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
@@ -210,6 +216,55 @@ class Paths:
         says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
         await self.call_back("status", check["check_id"], result(0, says=says))
 
+    async def reconciled(self) -> None:
+        """Some that a statement names, one that the rule finds, one that a person assigns, and a reversal."""
+        paid, own, known = await self.paid(), await self.pay(), await self.pay()
+        twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
+        by_rule = await self.pay_at_table("alone", 700)
+        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
+        lines = [
+            line(receipt),
+            line("OWN0000001", reference=own["reference"]),
+            line("AMOUNT0001", 5, reference=known["reference"]),
+            line("TWIN000001", 600, reference="table 4"),
+            line("RULE000001", 700, reference="table 4"),
+            line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
+        ]
+        self.daraja.say("pullquery", page(*lines))
+        run = (await self.town.api.call("POST", RUN, {})).data
+        assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
+        assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
+        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM statement_line WHERE receipt = 'TWIN000001'")
+        path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
+        assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
+
+    async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
+        """A payment with a reference of the merchant's."""
+        made: dict[str, Any] = (
+            await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
+        ).data
+        return made
+
+    async def called_reversed(self) -> None:
+        """A receipt that M-Pesa calls reversed, and the callback of its payment after that."""
+        made = await self.pay()
+        check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
+        says = {
+            "ReceiptNo": "GONE000001",
+            "TransactionStatus": "Reversed",
+            "Amount": "500.00",
+            "CreditPartyName": "174379 - SHOP",
+        }
+        await self.call_back("status", check["check_id"], result(0, says=says))
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
+        await OutsideReversals(self.town.gateway).take_noted()
+
+    async def ended(self) -> None:
+        """Some whose time is up."""
+        made = await self.pay()
+        await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
+        await self.town.gateway.services.get(PaymentService).end_due()
+
     def all(self) -> Iterator[Any]:
         """Each once."""
         yield self.paid(times=3)
@@ -221,6 +276,9 @@ class Paths:
         yield self.refunded(code=1)
         yield self.refund_unsent()
         yield self.checked()
+        yield self.reconciled()
+        yield self.called_reversed()
+        yield self.ended()
 
 
 @pytest.mark.usefixtures("initiated")
@@ -230,6 +288,7 @@ async def test_every_path_locks_in_the_order_of_the_tables(recorder: Recorder, t
         await path
     seen = {name for statements in recorder.transactions for sql in statements for name in locked(sql)}
     assert {"idempotency_key", "refund", "payment", "payment_step", "event", "callback", "status_check"} <= seen
+    assert {"statement_line", "reconciliation_line", "outgoing_receipt"} <= seen
     wrong = {one for statements in recorder.transactions for one in out_of_order(statements)}
     assert wrong == set()
 
@@ -267,7 +326,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
             work.append(paths.call_back("reversal", row["refund_id"], said))
         rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [inbox.offer(row["callback_id"], actor="a person") for row in rows]
+        work += [inbox.replay(row["callback_id"], actor="a person") for row in rows]
         chance.shuffle(work)
         outcomes += await asyncio.gather(*work, return_exceptions=True)
     failed = [one for one in outcomes if isinstance(one, BaseException)]
@@ -275,6 +334,33 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
     other = await asyncpg.connect(database_url)
     assert await other.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
     await other.close()
+
+
+SLOWLY = """
+CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
+CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION slowly();
+"""
+"""Two statements that update two payments each are in the middle of it at the same time."""
+
+
+async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_a_deadlock(
+    town: Town, daraja: Daraja
+) -> None:
+    """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""
+    paths, db = Paths(town, daraja), town.gateway.db
+    ids = [(await paths.pay())["id"] for _ in range(4)]
+    await db.execute(SLOWLY)
+
+    async def end(payments: list[str], receipts: list[str]) -> None:
+        values: list[list[Any]] = [["completed"] * 2, receipts, ["0"] * 2, [""] * 2, [None] * 2, [False] * 2]
+        async with db.transaction():
+            await db.fetch(tables.END_MANY, payments, *values, town.gateway.clock.now())
+
+    receipts = ["SAME000001", "SAME000002"]
+    found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)
+    # One of them is first, and the other one's receipts have been used.
+    assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
+    assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2
 
 
 @pytest.mark.parametrize(

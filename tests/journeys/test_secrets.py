@@ -33,6 +33,8 @@ from mpesa_gateway.testing.serving import Answer, Api, eventually
 from tests.house.tree import ROOT
 from tests.kernel.cli.terminal import Host, address_of
 
+pytestmark = pytest.mark.as_owner
+
 PAYERS = {
     "pays": "254711000001",
     "cancels": "254700000001",

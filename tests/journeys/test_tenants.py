@@ -73,6 +73,7 @@ HOSTS = {
     "POST /v1/admin/merchants/{merchant_id}/keys/{key_id}/revoke",
     "GET /v1/admin/callbacks",
     "GET /v1/admin/callbacks/refused",
+    "POST /v1/admin/callbacks/{callback_id}/replay",
     "POST /v1/admin/refunds/{refund_id}/resolve",
 }
 """They are the host's, who looks after all merchants: no merchant's key opens them."""
@@ -184,6 +185,9 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
             "line_id": next(row["id"] for row in rows if row["finding"] == "not_found"),
             "delivery_id": delivery["id"],
             "event_id": delivery["event_id"],
+            "callback_id": await gateway.db.fetchval(
+                "SELECT max(callback_id) FROM callback WHERE merchant_id = $1", me["id"]
+            ),
             "proof": payment["receipt"],
             "phone": phone,
             "key": f"key-{shortcode}",

@@ -23,6 +23,8 @@ from tests.journeys.test_tenants import merchant
 from tests.ledger import broken
 from tests.worlds import OTHER, Walk, mirror
 
+pytestmark = pytest.mark.as_owner
+
 BOTH_WORLDS = {
     "POST /v1/admin/merchants/{merchant_id}/deactivate": "a merchant is one and the same in both worlds",
 }

@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from mpesa_gateway.commands.keys import prepend_key
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode, is_secret, shown
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.sealing import generate, read_ring_file
 
 URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:5432/shop"
 KEY = "k" * 43 + "="
@@ -190,6 +192,28 @@ def test_the_master_keys_file_is_a_setting_of_its_own(tmp_path: Path) -> None:
     assert config.security.master_key is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    """Windows' editors and PowerShell write one."""
+    settings, secret, key = tmp_path / "gateway.toml", tmp_path / "url", tmp_path / "master.key"
+    settings.write_bytes('public_url = "https://pay.example"\r\n[ops]\r\n'.encode(encoding))
+    secret.write_bytes("postgresql://x\r\n".encode(encoding))
+    key.write_bytes(f"{generate()}\r\n{generate()}\r\n".encode(encoding))
+    config = GatewayConfig.load(settings, {"MPESA_GATEWAY_DATABASE__URL_FILE": str(secret)})
+    assert config.public_url == "https://pay.example"
+    assert config.database.url == Secret("postgresql://x")
+    assert len(read_ring_file(key)) == 2
+    prepend_key(key, generate())
+    assert len(read_ring_file(key)) == 3
+
+
+def test_a_secrets_file_that_is_not_text_is_refused_by_its_variable(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_bytes(b"postgresql://\xff\x00")
+    with pytest.raises(ConfigRefused, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: .*save it as UTF-8"):
+        GatewayConfig.load(None, {"MPESA_GATEWAY_DATABASE__URL_FILE": str(file)})
+
+
 def test_a_secrets_file_that_is_not_there_is_refused_by_its_variable(tmp_path: Path) -> None:
     with pytest.raises(ConfigRefused, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: cannot read .*gone: No such file"):
         load({"DATABASE__URL_FILE": str(tmp_path / "gone")})
@@ -249,3 +273,72 @@ def test_a_type_that_no_setting_can_have_is_said_to_the_plugins_author() -> None
 
     with pytest.raises(ConfigRefused, match=r"setting `odd\.where`: cannot read a setting of type Path"):
         decode({"where": "x"}, Odd, "odd")
+
+
+# -- addresses that others are told -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["https://pay.example.co.ke\r", "https://pay.example.co.ke\r\n", "  https://pay.example.co.ke \t\n"]
+)
+def test_white_space_around_public_url_of_the_environment_is_stripped(text: str) -> None:
+    config = GatewayConfig.load(environ={"MPESA_GATEWAY_PUBLIC_URL": text})
+    assert config.public_url == "https://pay.example.co.ke"
+
+
+def test_a_carriage_return_at_the_end_of_any_variable_is_stripped() -> None:
+    config = GatewayConfig.load(
+        environ={"MPESA_GATEWAY_HTTP__PORT": "9001\r", "MPESA_GATEWAY_SECURITY__MASTER_KEY": "secret\r\n"}
+    )
+    assert (config.http.port, config.security.master_key) == (9001, Secret("secret"))
+
+
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("https://pay.example.co.ke/a\rb", "without spaces, control characters"),
+        ("https://pay.exa mple.co.ke", "without spaces"),
+        ("https://pay.example.co.ke\x00", "control characters"),
+        ("https://p\u00e4y.example.co.ke", "letters outside ASCII"),
+        ("https://pay.example.co.ke\\ops", "without spaces"),
+        ('https://pay.example.co.ke/"', "without spaces"),
+        ("https://user:p@pay.example.co.ke", "remove what is before the `@`"),
+        ("https://user@pay.example.co.ke", "remove what is before the `@`"),
+        ("https://@pay.example.co.ke", "remove what is before the `@`"),
+        ("https://pay.example.co.ke?", "remove what follows `?` or `#`"),
+        ("https://pay.example.co.ke/#ops", "remove what follows `?` or `#`"),
+        ("https://pay.example.co.ke#", "remove what follows `?` or `#`"),
+        ("https://pay.example.co.ke:0", "a port from 1 to 65535"),
+        ("https://pay.example.co.ke:", "a port from 1 to 65535"),
+        ("https://pay.example.co.ke:99999", "whose host and port can be read"),
+        ("https://pay.example.co.ke:https", "whose host and port can be read"),
+        ("https://[::1", "whose host and port can be read"),
+        ("https://pay..example.co.ke", "a host name of letters"),
+        ("https://-pay.example.co.ke", "a host name of letters"),
+        ("https://pay.example.co.ke//ops", "without empty or dot segments"),
+        ("https://pay.example.co.ke/a/../b", "without empty or dot segments"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["public_url", "sandbox_url", "live_url"])
+def test_an_address_that_cannot_be_handed_out_is_refused_by_name_and_fix(setting: str, url: str, fix: str) -> None:
+    values = {setting: url} if setting == "public_url" else {"daraja": {setting: url}}
+    with pytest.raises(ConfigRefused) as refused:
+        GatewayConfig.from_values(values)
+    assert f"{setting}`: must be an http(s) address" in str(refused.value)
+    assert fix in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://pay.example.co.ke",
+        "https://pay.example.co.ke/",
+        "http://127.0.0.1:8000",
+        "http://[::1]:8000/payments",
+        "http://pay_gateway:8000/a%20b",
+        "HTTPS://PAY.EXAMPLE.CO.KE:443/a/b/",
+        "http://localhost",
+    ],
+)
+def test_an_address_in_any_usual_form_is_taken(url: str) -> None:
+    assert GatewayConfig.from_values({"public_url": url}).public_url == url

@@ -15,6 +15,8 @@ from mpesa_gateway.testing.serving import running_gateway
 from tests.conftest import Town
 from tests.ledger import broken, each_is_noticed, lay_bare
 
+pytestmark = pytest.mark.as_owner
+
 BENDINGS = {
     "kernel.subscribers_are_called": """
         INSERT INTO event_task (event_id, subscriber, due_at) VALUES ('evt_1', 'me', now() - interval '11 minutes')

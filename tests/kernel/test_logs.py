@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpesa_gateway.logs import mask
+from mpesa_gateway.logs import mask, trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.secret import Secret
@@ -117,3 +119,50 @@ def test_darajas_own_handles_end_in_the_payers_number() -> None:
     assert mask_phones(f"callback for {handle} came") == "callback for ws_CO_200620241441149587****001 came"
     assert mask_phones("ws_CO_19082026112835987") == "ws_CO_19082026112835987"
     assert mask_phones("ws_CO_DMZ_401669274_11032019190235305") == "ws_CO_DMZ_401669274_11032019190235305"
+
+
+_MAC = "0123456789abcdef" * 2
+_TOKENS = st.builds(
+    lambda env, one, kind, two, mac: f"{env}-mer_{one}-{kind}_{two}.{mac}",
+    st.sampled_from("sl"),
+    st.text("ghjknpqrstvwyzio", min_size=26, max_size=26),
+    st.sampled_from(["pay", "chk", "rfd"]),
+    st.text("ghjknpqrstvwyzio", min_size=26, max_size=26),
+    st.text("0123456789abcdef", min_size=32, max_size=32)
+    | st.text("0123456789abcdefABCDEF-_", min_size=22, max_size=22),
+)
+_FORMS: list[Callable[[str], Any]] = [
+    lambda token: token,
+    lambda token: f"POST /v1/cb/stk/{token} HTTP/1.1",
+    lambda token: f"https://pay.example.co.ke/v1/webhooks/mpesa/{token}?a={token}&b=1#{token}",
+    lambda token: f"/v1/cb/result/{token}/",
+    lambda token: quote(token, safe=""),
+    lambda token: token.replace("-", "%2D").replace("_", "%5F").replace(".", "%2e"),
+    lambda token: token.replace(".", "%252E"),
+    lambda token: token.upper(),
+    lambda token: token[7:],
+    lambda token: token + "0123456789",
+    lambda token: token[:-1],
+    lambda token: f"x{token}x",
+    lambda token: repr({"path": token}),
+    lambda token: token.encode(),
+    lambda token: {"path": [token, (token,)], token: token},
+    lambda token: LookupError(f"no route for /v1/cb/stk/{token}"),
+    lambda token: Path(f"/v1/cb/stk/{token}"),
+]
+
+
+@given(_TOKENS, st.sampled_from(_FORMS))
+def test_no_eight_digits_of_a_callbacks_token_are_written_down(token: str, form: Callable[[str], Any]) -> None:
+    """S18: whatever form an address comes in, nothing of its secret stays."""
+    said = str(mask(None, "info", {"event": form(token), "path": form(token)})).lower()
+    mac = token.rpartition(".")[2].lower()
+    assert [mac[at : at + 8] for at in range(len(mac) - 7) if mac[at : at + 8] in said] == []
+
+
+def test_nor_by_a_traceback() -> None:
+    token = f"s-mer_{'0' * 26}-pay_{'0' * 26}.{_MAC}"
+    routes: dict[str, str] = {}
+    with pytest.raises(LookupError) as raised:
+        _ = routes[f"/v1/cb/stk/{token}"]
+    assert "89abcdef" not in trace(raised.value)

@@ -14,6 +14,8 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.retention import KERNEL_FORGETS, Retention
 from mpesa_gateway.testing.serving import eventually
 
+pytestmark = pytest.mark.as_owner
+
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 BATCH = 500
 ROWS = 100_000

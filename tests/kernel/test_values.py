@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpesa_gateway.clock import SetClock, daraja_timestamp, from_daraja_timestamp, rfc3339
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes, NotAnAmount
-from mpesa_gateway.phone import Msisdn, NotAPhone, mask_phones
+from mpesa_gateway.phone import Likeness, Msisdn, NotAPhone, compare, mask_phones
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.stored import dumps, loads
 
@@ -54,8 +54,37 @@ def test_every_way_to_write_a_number_is_the_same_number(first: str, rest: int) -
     assert Msisdn(expected).masked == f"{expected[:4]}****{expected[-3:]}"
 
 
+INVISIBLE = ("\u202a", "\u202c", "\u200b", "\u200e", "\u2060", "\ufeff", "\u00ad", "\u2066")
+SPACES = (" ", "\u00a0", "\u2007", "\u202f", "\u3000", "\t")
+DASHES = ("-", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\uff0d")
+
+
+@pytest.mark.parametrize("mark", [*INVISIBLE, *SPACES, *DASHES])
+def test_number_with_invisible_or_odd_characters_is_the_same_number(mark: str) -> None:
+    for text in (f"{mark}0712345678{mark}", f"+254{mark}712{mark}345{mark}678", f"{mark}+{mark}254712345678"):
+        assert Msisdn.parse(text) == "254712345678"
+    assert compare(f"{mark}254712{mark}345678", "254712345678") is Likeness.SAME
+    with pytest.raises(NotAPhone, match="Kenyan mobile number"):
+        Msisdn.parse(f"071234567{mark}")
+
+
+def test_number_in_full_width_digits_is_the_same_number() -> None:
+    assert Msisdn.parse("\uff0b\uff12\uff15\uff14712345678") == "254712345678"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "12", "254812345678", "0212345678", "+255712345678", "07123456789", "०७१२३४५६७८", "x" * 50]
+    "text",
+    [
+        "",
+        "12",
+        "254812345678",
+        "0212345678",
+        "+255712345678",
+        "07123456789",
+        "०७१२३४५६७८",
+        "x" * 50,
+        "\u202a" * 60 + "0712345678",
+    ],
 )
 def test_other_numbers_are_refused(text: str) -> None:
     with pytest.raises(NotAPhone, match="Kenyan mobile number"):

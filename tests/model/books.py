@@ -149,7 +149,7 @@ SETTLED: dict[str, str] = {
     """,
     "lost: money that stands nowhere": """
         SELECT t.receipt FROM sim_transaction t
-        WHERE t.receipt NOT LIKE 'S%' AND NOT t.is_out
+        WHERE t.party = '' AND NOT t.is_out
             AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
             AND NOT EXISTS (SELECT 1 FROM statement_line l WHERE l.receipt = t.receipt
                 AND l.finding IN ('not_found', 'ambiguous') AND l.payment_id IS NULL)

@@ -75,7 +75,7 @@ SELECT json_build_object(
     'ledger', (SELECT json_agg(receipt ORDER BY at, receipt) FROM (
         SELECT receipt, at FROM sim_transaction UNION ALL SELECT receipt, at FROM sim_reversal) moved),
     'paid', (SELECT json_agg(receipt ORDER BY at, receipt) FROM sim_transaction
-        WHERE NOT is_out AND receipt NOT LIKE 'S%'),
+        WHERE NOT is_out AND party = ''),
     'owed', (SELECT json_agg(callback_id ORDER BY callback_id) FROM sim_callback WHERE due_at IS NOT NULL),
     'made', (SELECT json_agg(callback_id ORDER BY callback_id) FROM sim_callback WHERE due_at IS NULL),
     'results owed', (SELECT json_agg(result_id ORDER BY result_id) FROM sim_result WHERE due_at IS NOT NULL),
@@ -692,7 +692,7 @@ class Money(RuleBasedStateMachine):
             await stage.product.remove_endpoint(caller)
             await self._sweep()
             await stage.product.work()
-            await stage.product.set_endpoint(caller, f"{stage.receiver.url}/0/sandbox")
+            await stage.product.set_endpoint(caller, stage.endpoint_of(0, "sandbox"))
         else:
             await stage.in_worlds("UPDATE sim_token SET token = 'another-' || consumer_key")
             if accident is Accident.NO_TOKEN:

@@ -43,7 +43,7 @@ _KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_
 _LONGEST_PROMPT = 45
 
 REFUSED_BODY = "lost: a body that Daraja posted was not taken"
-_PUBLIC, _LIVE_SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
+_PUBLIC, _SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
 """Addresses that lead to loopback: the live world is https, and no name of it exists."""
 
 _LIVE_IDS = 1_000_000
@@ -206,7 +206,7 @@ class Stage:
         await self._serve(self.gateway, at)
         self.db = cast(MortalDatabase, self.gateway.db)
         self.product = Product(self.gateway)
-        self.product.reach_through(_LIVE_SHOP, self.receiver.url)
+        self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         for world in self.worlds.values():
             world.simulator._session = cast(Any, Answering(world.simulator._session, base))
@@ -238,6 +238,8 @@ class Stage:
         if env == "live":
             for table, column in (("sim_callback", "callback_id"), ("sim_result", "result_id")):
                 await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
+            # The two worlds' pushes to one phone in one second have handles of their own.
+            await gateway.db.execute("ALTER SEQUENCE sim_handle START 501 RESTART")
         return World(env, gateway, base, simulator, await _forgetting(gateway))
 
     async def _show_both_ledgers(self) -> None:
@@ -301,7 +303,7 @@ class Stage:
         for number, fields in enumerate(({}, own)):
             shop = Shop(number, await self.product.open(f"Shop {number}"))
             self.shops.append(shop)
-            await self.product.set_endpoint(shop.callers["sandbox"], f"{self.receiver.url}/{number}/sandbox")
+            await self.product.set_endpoint(shop.callers["sandbox"], self.endpoint_of(number, "sandbox"))
             await self.configure(shop, "sandbox", fields)
 
     async def configure(self, shop: Shop, env: Env, changes: Mapping[str, Any]) -> None:
@@ -315,7 +317,11 @@ class Stage:
     async def go_live(self, shop: Shop) -> None:
         """A shop that has the sandbox only gets the live world beside it."""
         await self.configure(shop, "live", {})
-        await self.product.set_endpoint(shop.callers["live"], f"{_LIVE_SHOP}/{shop.number}/live")
+        await self.product.set_endpoint(shop.callers["live"], self.endpoint_of(shop.number, "live"))
+
+    def endpoint_of(self, number: int, env: Env) -> str:
+        """The webhook address of a shop in one world: beside a live merchant none may lead to this machine."""
+        return f"{_SHOP}/{number}/{env}"
 
     async def become(self, shop: Shop, env: Env, initiator: str) -> None:
         """Store the credentials with this initiator: its name decides how the simulator ends reversals."""
@@ -422,7 +428,7 @@ async def _forgetting(gateway: Gateway) -> str:
     above = {row["relname"]: set(row["above"]) - _KEPT for row in rows if row["relname"] not in _KEPT}
     # For so few rows this is quicker than TRUNCATE, which makes new files.
     order: Sequence[str] = list(reversed(list(TopologicalSorter(above).static_order())))
-    restart = ["ALTER SEQUENCE sim_chance RESTART"] if "sim_push" in above else []
+    restart = ["ALTER SEQUENCE sim_chance RESTART", "ALTER SEQUENCE sim_handle RESTART"] if "sim_push" in above else []
     return "; ".join([*(f"DELETE FROM {name}" for name in order), *restart])  # noqa: S608
 
 

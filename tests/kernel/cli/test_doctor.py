@@ -12,6 +12,8 @@ import pytest
 from mpesa_gateway.security.sealing import generate
 from tests.kernel.cli.terminal import Host, address_of, is_refused, until
 
+pytestmark = pytest.mark.as_owner
+
 
 def report(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     """The JSON that was printed."""

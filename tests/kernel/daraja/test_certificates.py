@@ -25,6 +25,13 @@ def test_what_is_encrypted_is_read_with_safaricoms_key_and_differs_each_time(
     assert len(first) == 344
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_certificate_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path) -> None:
+    issued = issue(tmp_path / "a.cer", encoding=Encoding.PEM)
+    issued.path.write_bytes(issued.path.read_text().encode(encoding))
+    assert issued.decrypt(read_certificate(issued.path).encrypt(Secret("word")).reveal()) == "word"
+
+
 def test_each_environment_has_its_own_certificate(tmp_path: Path) -> None:
     sandbox, live = issue(tmp_path / "sandbox.cer"), issue(tmp_path / "live.cer")
     config = DarajaConfig(sandbox_certificate=str(sandbox.path), live_certificate=str(live.path))

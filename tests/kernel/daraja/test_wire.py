@@ -1,30 +1,40 @@
 """What comes over Daraja's wire: read in every shape it has been seen in, and never an amount through a float."""
 
 import json
+import re
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mpesa_gateway.daraja.wire import (
+    Contradictory,
+    Doubled,
     Fault,
     NotACallback,
     StkCallback,
     decoded,
+    is_same,
     read_amount,
+    read_answer,
     read_fault_body,
     read_json,
     read_json_leniently,
+    read_json_noting,
     read_moments,
     read_result,
     read_statement,
     read_stk_callback,
     read_text,
     says_no_transactions,
+    stored,
 )
 from mpesa_gateway.money import Kes
 
@@ -103,8 +113,17 @@ def test_items_come_in_any_order_with_strangers_among_them() -> None:
     assert read(CallbackMetadata={"Item": [*strangers, *reversed(ITEMS)]}) == read()
 
 
-def test_of_an_item_that_comes_twice_the_first_counts() -> None:
-    assert read(CallbackMetadata={"Item": [*ITEMS, {"Name": "Amount", "Value": 1}]}).amount == Kes(500)
+@pytest.mark.parametrize("name", ["Amount", "MpesaReceiptNumber", "PhoneNumber"])
+def test_read_stk_callback_item_twice_with_different_values_is_contradictory(name: str) -> None:
+    for value in (1, "SKE52PAWR1", "x"):
+        for items in ([*ITEMS, {"Name": name, "Value": value}], [{"Name": name.upper(), "Value": value}, *ITEMS]):
+            with pytest.raises(Contradictory, match=f"(?i){name}"):
+                read(CallbackMetadata={"Item": items})
+
+
+def test_read_stk_callback_item_twice_with_one_value_is_read() -> None:
+    again = [{"Name": "Amount", "Value": "500.00"}, {"Name": "PhoneNumber", "Value": "254711000001"}]
+    assert read(CallbackMetadata={"Item": [*ITEMS, *ITEMS, *again]}) == read()
 
 
 @pytest.mark.parametrize("missing", ["MerchantRequestID", "CheckoutRequestID"])
@@ -563,7 +582,7 @@ def test_read_stk_callback_first_stated_value_of_a_name_counts_in_any_case() -> 
         {"Name": "Amount"},
         {"Name": "Amount", "Value": ""},
         {"Name": "AMOUNT ", "Value": 5},
-        {"Name": "Amount", "Value": 500},
+        {"Name": "Amount", "Value": "5.0"},
     ]
     found = read(CallbackMetadata={"Item": [*items, {"Name": "mpesaReceiptNumber", "Value": "SKE52PAWR9"}]})
     assert (found.amount, found.amount_text, found.receipt) == (5, "5", "SKE52PAWR9")
@@ -664,3 +683,284 @@ NOT_SAID = [
 def test_says_no_transactions_in_any_words_and_never_for_an_error() -> None:
     assert [text for text in NO_TRANSACTIONS if not says_no_transactions(text)] == []
     assert [text for text in NOT_SAID if says_no_transactions(text)] == []
+
+
+READ_AMOUNTS = {
+    "1000": 1000,
+    " 1000 ": 1000,
+    "\u00a01000\u00a0": 1000,
+    "1000.0": 1000,
+    "1000.00": 1000,
+    "1e3": 1000,
+    "1E+3": 1000,
+    "+1000": 1000,
+    "01000": 1000,
+    "1,000.00": 1000,
+    "1,000.0": 1000,
+    "250,000.00": 250_000,
+    "1,250,000": 1_250_000,
+}
+
+
+@pytest.mark.parametrize(("text", "amount"), READ_AMOUNTS.items())
+def test_read_amount_one_number_in_any_notation_is_read(text: str, amount: int) -> None:
+    assert read_amount(text) == amount
+    assert read(CallbackMetadata={"Item": item("Amount", text)}).amount == amount
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1 000", "1\u00a0000", "1'000", "1_000", "1,000", "1000,00", "1.000,00", "1,00.00", "10,00.00", "1,0000.00"),
+        *(
+            "1000,000.00",
+            "0,100.00",
+            ",100.00",
+            "1,000.",
+            "1,000.000",
+            "1,000.0e1",
+            "-1,000.00",
+            "1,000.50",
+            "1.000.00",
+        ),
+        *("KES 1000", "KES1000", "Ksh1,000.00", "1000/=", "1000 KES", "$1000", "1000.00 Cr", "~1000", "1000?", "0x3E8"),
+        *("\u0661\u0660\u0660\u0660", "\uff11\uff10\uff10\uff10", "1000\u202e", "\u200b1000", "one thousand"),
+        *("NaN", "Infinity", "-Infinity", "1e999", "1e40", "", " ", "1000.001", "1000 1000"),
+    ],
+)
+def test_read_amount_anything_else_is_stated_and_not_read(text: str) -> None:
+    assert read_amount(text) is None
+    found = read(CallbackMetadata={"Item": item("Amount", text)})
+    assert found.amount is None
+    assert (found.amount_text is None) == (not text.strip())
+
+
+@given(st.integers(1, 10**11), st.sampled_from(["{0}", "{0}.0", "{0}.00", "{0:,}.00", "{0:,}.0", "{0}e0", " {0}\t"]))
+def test_read_amount_any_notation_is_its_number(number: int, notation: str) -> None:
+    assert read_amount(notation.format(number)) == number
+
+
+@given(st.text("0123456789,. eE+-KSh_'", max_size=14))
+def test_read_amount_reads_no_other_number_than_its_digits_say(text: str) -> None:
+    """Property: what is read has the digits that stand there, and no separator but a comma between thousands."""
+    found = read_amount(text)
+    if found is None:
+        return
+    plain = text.strip().replace(",", "")
+    assert Decimal(plain) == found
+    assert re.fullmatch("[0-9.eE+-]+", plain)
+    if "," in text:
+        assert f"{found:,}" == text.strip().partition(".")[0]
+
+
+GOOD = json.dumps(callback())
+"""A callback whose fields are doubled below."""
+
+
+def doubled(name: str, second: str, *, before: bool = False) -> bytes:
+    """The callback with a second field of this name beside the first."""
+    at = GOOD.index(f'"{name}":')
+    if before:
+        return f'{GOOD[:at]}"{name}": {second}, {GOOD[at:]}'.encode()
+    value = json.JSONDecoder().raw_decode(GOOD, GOOD.index(":", at) + 2)[1]
+    return f'{GOOD[:value]}, "{name}": {second}{GOOD[value:]}'.encode()
+
+
+FIELDS = ["Body", "stkCallback", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "CallbackMetadata", "Item"]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("second", ["1032", '"x"', "null", "{}", "[]", "true"])
+@pytest.mark.parametrize("before", [True, False])
+def test_read_stk_callback_field_twice_with_different_values_is_no_callback(
+    name: str, second: str, *, before: bool
+) -> None:
+    raw = doubled(name, second, before=before)
+    with pytest.raises(NotACallback):
+        read_stk_callback(raw)
+    # Escaped, with spaces, in another encoding: the same name.
+    escaped = raw.replace(f'"{name}"'.encode(), f'"\\u{ord(name[0]):04x}{name[1:]}"'.encode(), 1)
+    for other in (escaped, raw.replace(b'":', b'" \n:'), raw.decode().encode("utf-16"), b"\xef\xbb\xbf" + raw):
+        with pytest.raises(NotACallback):
+            read_stk_callback(other)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"Value": 500', '"Value": 1'), ('"Name": "Amount"', '"Name": "Balance"')])
+def test_read_stk_callback_item_that_contradicts_itself_is_no_callback(old: str, new: str) -> None:
+    for raw in (GOOD.replace(old, f"{old}, {new}"), GOOD.replace(old, f"{new}, {old}")):
+        with pytest.raises(Contradictory):
+            read_stk_callback(raw.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [
+        ("ResultCode", "0"),
+        ("ResultCode", '"0"'),
+        ("ResultCode", "0.0"),
+        ("ResultCode", '" 00 "'),
+        ("CheckoutRequestID", '"ws_CO_191220191020363925"'),
+        ("Body", json.dumps(callback()["Body"])),
+        ("CallbackMetadata", json.dumps({"Item": ITEMS})),
+    ],
+)
+def test_read_stk_callback_field_twice_with_one_value_is_read(name: str, second: str) -> None:
+    assert read_stk_callback(doubled(name, second)) == read()
+
+
+def test_read_stk_callback_field_that_decides_nothing_may_be_doubled() -> None:
+    for raw in (
+        doubled("ResultDesc", '"other"', before=True),
+        GOOD.replace('{"Body"', '{"x": 1, "x": 2, "Body"').encode(),
+    ):
+        assert read_stk_callback(raw) == read()
+
+
+RESULT = json.dumps(
+    {
+        "Result": {
+            "ResultType": 0,
+            "ResultCode": 0,
+            "OriginatorConversationID": "o-1",
+            "ConversationID": "AG_1",
+            "TransactionID": "SKE52PAWR9",
+            "ResultParameters": {
+                "ResultParameter": [
+                    {"Key": "Amount", "Value": "500"},
+                    {"Key": "TransactionStatus", "Value": "Completed"},
+                    {"Key": "DebitPartyName", "Value": "254711000001 - JANE"},
+                ]
+            },
+            "ReferenceData": {"ReferenceItem": {"Key": "QueueTimeoutURL", "Value": "https:\\/\\/x"}},
+        }
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"ResultCode": 0', '"ResultCode": 1'),
+        ('"ResultType": 0', '"ResultType": 1'),
+        ('"OriginatorConversationID": "o-1"', '"OriginatorConversationID": "o-2"'),
+        ('"ConversationID": "AG_1"', '"ConversationID": "AG_2"'),
+        ('"TransactionID": "SKE52PAWR9"', '"TransactionID": "SKE52PAWR8"'),
+        ('"Value": "500"', '"Value": "50"'),
+        ('"Value": "Completed"', '"Value": "Failed"'),
+        ('"Value": "254711000001 - JANE"', '"Value": "174379 - SHOP"'),
+        ('{"Key": "Amount", "Value": "500"}', '{"Key": "Amount", "Value": "50"}'),
+        ('{"Key": "TransactionStatus", "Value": "Completed"}', '{"Key": "Transaction Status", "Value": "Failed"}'),
+    ],
+)
+def test_read_result_that_contradicts_itself_is_contradictory(old: str, new: str) -> None:
+    assert read_result(RESULT.encode()).first("Amount") == "500"
+    for raw in (RESULT.replace(old, f"{old}, {new}", 1), RESULT.replace(old, f"{new}, {old}", 1)):
+        with pytest.raises(Contradictory):
+            read_result(raw.encode())
+
+
+def test_read_result_party_may_be_named_twice() -> None:
+    one = '{"Key": "DebitPartyName", "Value": "254711000001 - JANE"}'
+    raw = RESULT.replace(one, one + ', {"Key": "DebitPartyName", "Value": "174379 - SHOP"}')
+    assert read_result(raw.encode()).parameters["DebitPartyName"] == ("254711000001 - JANE", "174379 - SHOP")
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 3), st.sampled_from(["0", "1", "x", "0.0"]))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), VALUES), max_size=6))
+def test_read_json_noting_names_exactly_what_is_doubled_with_different_values(pairs: list[tuple[str, Any]]) -> None:
+    raw = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs) + "}"
+    found = read_json_noting(raw.encode())
+    assert dict(found) == read_json_leniently(raw.encode())
+    expected = {name for name, one in pairs for again, other in pairs if name == again and not is_same(one, other)}
+    assert (found.names if isinstance(found, Doubled) else frozenset()) == expected
+
+
+@given(st.data())
+def test_read_stk_callback_any_doubling_is_read_alike_or_refused(data: st.DataObject) -> None:
+    """Property: with any fields repeated anywhere, a callback is read as without, or is no callback."""
+    text = GOOD
+    for _ in range(data.draw(st.integers(1, 3))):
+        names = [found.start() for found in re.finditer(r'"[A-Za-z]+": ', text)]
+        at = data.draw(st.sampled_from(names))
+        name = text[at : text.index(":", at) + 2]
+        value = data.draw(
+            st.sampled_from(["0", '"0"', "1032", "500", "1", '"Amount"', "null", "{}", json.dumps(ITEMS)])
+        )
+        text = f"{text[:at]}{name}{value}, {text[at:]}"
+    with suppress(NotACallback):
+        found = msgspec.structs.replace(read_stk_callback(text.encode()), result_desc="")
+        assert found == msgspec.structs.replace(read(), result_desc="")
+
+
+@pytest.mark.parametrize(
+    ("raw", "content"),
+    [
+        (
+            b'{"ResponseCode": "0", "ResponseCode": "1", "CheckoutRequestID": "ws_CO_1"}',
+            {"CheckoutRequestID": "ws_CO_1"},
+        ),
+        (b'{"ResponseCode": 0, "CheckoutRequestID": "a", "CheckoutRequestID": "b"}', {"ResponseCode": 0}),
+        (b'{"ResultCode": "0", "Result\\u0043ode": "1032"}', {}),
+        (b'{"access_token": "a", "access_token": "b"}', {}),
+        (b'{"ResponseCode": "0", "ResponseCode": 0}', {"ResponseCode": 0}),
+    ],
+)
+def test_read_answer_field_that_contradicts_itself_is_absent(raw: bytes, content: dict[str, Any]) -> None:
+    assert dict(read_answer(raw)) == content
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"errorCode": "500.003.1001", "errorCode": "400.002.02"}',
+        b'{"errorMessage": "Invalid Access Token", "errorMessage": "System internal error."}',
+        b'{"fault": {"detail": {"errorcode": "a", "errorcode": "b"}}}',
+        b'{"fault": {}, "fault": {"faultstring": "x"}}',
+        b'{"ResponseCode": "1000", "Response": [[]], "Response": [[{"transactionId": "SKE52PAWR9"}]]}',
+    ],
+)
+def test_read_answer_that_contradicts_itself_is_no_answer(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        read_answer(raw)
+
+
+def test_read_answer_row_that_contradicts_itself_does_not_spoil_the_page() -> None:
+    row = '{"transactionId": "SKE52PAWR%d", "trxDate": "2026-11-23T10:00:00+03:00", "amount": "500"%s}'
+    rows = [
+        row % (1, ""),
+        row % (2, ', "amount": "5"'),
+        row % (3, ', "amount": 500.0'),
+        row % (4, ', "sender": 1, "sender": 2'),
+    ]
+    content = read_answer(f'{{"ResponseCode": "1000", "Response": [[{", ".join(rows)}]]}}'.encode())
+    page = read_statement(content)
+    assert ([line.receipt[-1] for line in page.lines], page.malformed, page.rows) == (["1", "3", "4"], 1, 4)
+    inside = read_statement({"Response": [f"[{', '.join(rows)}]"]})
+    assert (len(inside.lines), inside.malformed) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "unit", ["{}", "[]", '{"Name": "a", "Value": 1}', "[[[]]]", "1", '{"Key": "Amount", "Value": 5}']
+)
+def test_reading_a_megabyte_of_items_takes_linear_time(unit: str) -> None:
+    many = ",".join([unit] * (1_000_000 // (len(unit) + 1)))
+    began = time.perf_counter()
+    stk = f'{{"Body": {{"stkCallback": {{"ResultCode": 0, "CallbackMetadata": {{"Item": [{many}]}}}}}}}}'
+    assert read_stk_callback(stk.encode()).result_code == "0"
+    result = f'{{"Result": {{"ResultCode": 0, "ResultParameters": {{"ResultParameter": [{many}]}}}}}}'
+    assert read_result(result.encode()).result_code == "0"
+    # The quadratic time was 16 s for one of them.
+    assert time.perf_counter() - began < 6
+
+
+@given(st.binary(max_size=64) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@example(b"\xef\xbb\xbf{}")
+@example("{}".encode("utf-16"))
+@example(b"a\x00")
+def test_stored_gives_the_bytes_back(body: bytes) -> None:
+    text, raw = stored(body)
+    assert (text.encode() if raw is None else raw) == body
+    assert "\x00" not in text
+    assert text == decoded(body)

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from mpesa_gateway.testing.serving import running_gateway
 from tests.constraints import added, refusals
+
+pytestmark = pytest.mark.as_owner
 
 ROWS = """
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ('mer_1', 'Shop', now(), now());

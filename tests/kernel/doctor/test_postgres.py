@@ -19,6 +19,8 @@ from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
 from tests.looking import OffClock, levels
 
+pytestmark = pytest.mark.as_owner
+
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
@@ -97,7 +99,7 @@ async def test_as_it_should_be(gateway: Gateway) -> None:
     assert levels(await seen(gateway)) == {
         f"postgres.{name}": "ok"
         for name in ("reachable", "version", "durable", "connections", "migrations", "months", "clock")
-    }
+    } | {"postgres.role": "warning"}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ async def test_as_it_should_be(gateway: Gateway) -> None:
     [
         (("mpesa:", "mpesa:wrong"), "refuses us"),
         (("/test_", "/gone_"), "refuses us"),
-        (("@127.0.0.1:", "@127.0.0.1:9/?old="), "cannot be reached"),
+        (("@127.0.0.1:", "@127.0.0.1:9/?krbsrvname="), "cannot be reached"),
     ],
 )
 async def test_one_that_does_not_let_us_in_and_its_password_is_not_told(

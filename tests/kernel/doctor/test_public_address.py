@@ -14,6 +14,7 @@ from mpesa_gateway.doctor import public_address
 from mpesa_gateway.doctor.observation import Examination, Observation
 from mpesa_gateway.doctor.public_address import look_at_public_address, see_form, see_resolution
 from mpesa_gateway.http import challenge
+from mpesa_gateway.http.health import Seen
 from mpesa_gateway.testing.serving import Api, running_gateway
 from tests.authority import authority, for_host
 from tests.looking import OffClock, levels, seen_by
@@ -206,3 +207,14 @@ async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[st
             assert (await api.call("GET", "/health/live")).data == {"live": True}
         finally:
             await api.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_advised"),
+    [("127.0.0.1", True), ("10.4.0.2", True), ("fd00::7", True), ("104.16.0.9", False), ("203.0.113.9", False)],
+)
+def test_only_a_proxy_inside_is_to_be_trusted(peer: str, *, is_advised: bool) -> None:
+    """S24: to trust an address outside lets whoever is behind it pose as Safaricom."""
+    seen = Seen(peer=peer, client=peer, was_forwarded=True, peer_is_trusted=False)
+    found = public_address._proxies(seen, LIVE, is_https=True)  # pyright: ignore[reportPrivateUsage]
+    assert (f'add "{peer}"' in str(found.fix)) is is_advised

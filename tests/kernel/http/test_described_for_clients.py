@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.http.components import inside
+from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway.testing.serving import gateway_values
 from tests.routes import document
 
 SCHEMAS: dict[str, dict[str, Any]] = document()["components"]["schemas"]
@@ -76,3 +80,54 @@ def test_no_description_is_written_for_python() -> None:
 def test_every_call_takes_a_request_id() -> None:
     for operation in OPERATIONS.values():
         assert "X-Request-ID" in [each["name"] for each in operation["parameters"]]
+
+
+def test_no_schema_has_a_name_that_a_generator_constructs() -> None:
+    """Of a schema X the generator for Go makes NewX, NewXWithDefaults, NullableX and NewNullableX."""
+    made = {
+        form.format(name) for name in SCHEMAS for form in ("New{}", "New{}WithDefaults", "Nullable{}", "NewNullable{}")
+    }
+    assert made & SCHEMAS.keys() == set()
+    assert [name for name in SCHEMAS if re.match(r"(New|Nullable|Api)[A-Z](?!ey)", name)] == []
+    plain = Counter(name.replace("_", "").lower() for name in SCHEMAS)
+    assert {name for name, count in plain.items() if count > 1} == set()
+
+
+def test_no_constant_of_a_set_of_words_is_another_name_when_it_is_prefixed_with_its_type() -> None:
+    """With enumClassPrefix, which docs/clients.md names, constants are TYPE_WORD: no two are equal."""
+    constants = Counter(
+        re.sub(r"[^A-Z0-9]", "_", f"{name}_{word}".upper())
+        for name, schema in SCHEMAS.items()
+        for word in schema.get("enum", ())
+    )
+    assert {name for name, count in constants.items() if count > 1} == set()
+
+
+def test_success_is_a_plain_boolean() -> None:
+    for part in inside(document()):
+        assert "const" not in part, part
+    shown = SCHEMAS["Success_PaymentView"]["properties"]["success"]
+    assert (shown["type"], SCHEMAS["Failure"]["properties"]["success"]["type"]) == ("boolean", "boolean")
+
+
+def test_the_document_says_whom_to_ask_under_which_terms_and_what_each_group_is() -> None:
+    info = document()["info"]
+    assert info["contact"] == {"name": "The host of this gateway", "url": document()["servers"][0]["url"]}
+    assert info["license"] == {"name": "The host's terms", "identifier": "LicenseRef-host-terms"}
+    described = {tag["name"]: tag["description"] for tag in document()["tags"]}
+    used = {tag for operation in OPERATIONS.values() for tag in operation["tags"]}
+    assert used == described.keys()
+    assert all(described.values())
+
+
+def test_the_host_says_whom_to_ask() -> None:
+    said = {
+        "contact_url": "https://x/help",
+        "contact_email": "help@x",
+        "terms_name": "Terms",
+        "terms_url": "https://x/t",
+    }
+    values = gateway_values("postgresql://nowhere", "redis://nowhere") | {"openapi": said}
+    info = document_of(Gateway(GatewayConfig.from_values(values)).asgi.litestar)["info"]
+    assert (info["contact"]["url"], info["contact"]["email"]) == ("https://x/help", "help@x")
+    assert info["license"] == {"name": "Terms", "url": "https://x/t"}

@@ -1,9 +1,9 @@
 """Calls to addresses that merchants chose: none into our own network, none for longer or larger than we allow."""
 
 import asyncio
+import re
 import socket
 import ssl
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,19 +22,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3_future.util import parse_url
 
+from mpesa_gateway.http.dns import Names
 from mpesa_gateway.http.egress import (
     Answer,
     Egress,
     EgressFailed,
     Forbidden,
-    GuardedResolver,
-    SystemLookup,
+    check_addresses,
     check_url,
     is_public,
-    system_lookup,
+    normal_url,
 )
-from mpesa_gateway.testing.serving import eventually, listening
+from mpesa_gateway.testing.serving import listening
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
+from tests.name_server import NXDOMAIN, name_server
+from tests.name_server import always as always_says
 
 REFUSED_HOSTS = (
     # what the standard library of some releases takes for public
@@ -236,6 +238,91 @@ def test_an_ipv4_address_is_out_in_the_internet_or_so_are_none_of_its_disguises(
         assert address.is_global
 
 
+NORMAL = {
+    "Https://Shop.Example.co.ke/Mpesa?X=Y": "https://shop.example.co.ke/Mpesa?X=Y",
+    "HTTPS://shop.example": "https://shop.example",
+    "https://shop.example:443/": "https://shop.example/",
+    "https://shop.example:8443/": "https://shop.example:8443/",
+    "https://shop.example:/": "https://shop.example/",
+    "https://shop.example:0443/": "https://shop.example/",
+    "https://shop.example./x": "https://shop.example/x",
+    "https://b\u00fccher.example/": "https://xn--bcher-kva.example/",
+    "https://B\u00dcCHER.example/": "https://xn--bcher-kva.example/",
+    "https://XN--BCHER-KVA.example/": "https://xn--bcher-kva.example/",
+    "https://[2606:4700:4700:0:0:0:0:1111]/": "https://[2606:4700:4700::1111]/",
+    "https://[2606:4700:4700::ABCD]:443/": "https://[2606:4700:4700::abcd]/",
+    "https://shop.example/#": "https://shop.example/",
+    "https://shop.example/a%20b?c=%7B": "https://shop.example/a%20b?c=%7B",
+}
+
+
+@pytest.mark.parametrize(("url", "kept"), NORMAL.items())
+def test_normal_url_returns_the_one_form_that_is_kept(url: str, kept: str) -> None:
+    assert normal_url(url, allow_loopback=False) == kept
+    assert normal_url(kept, allow_loopback=False) == kept
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(url for url in REFUSED_URLS if "sh\u00f6p" not in url),
+        *(f"https://{host}/" for host in REFUSED_HOSTS),
+        "https://stra\u00dfe.example/",
+        "https://shop\u200b.example/",
+        "https://shop.example\uff0fpath/",
+        "https://shop.example/caf\u00e9",
+        "https://" + "\u00fc" * 100 + ".example/",
+        "https://xn--.example\u3002/",
+        "https://shop.example../",
+        "https://" + "a" * 70_000 + ".example/",
+    ],
+)
+def test_normal_url_refuses_what_is_not_called(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^must "):
+        normal_url(url, allow_loopback=False)
+
+
+def test_normal_url_of_this_machine_is_taken_in_the_sandbox() -> None:
+    for url, kept in (
+        ("HTTP://LocalHost:80/x", "http://localhost/x"),
+        ("http://localhost.:3000/", "http://localhost:3000/"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("http://127.0.0.1:443/", "http://127.0.0.1:443/"),
+    ):
+        assert normal_url(url, allow_loopback=True) == kept
+        with pytest.raises(ValueError, match=r"^must "):
+            normal_url(url, allow_loopback=False)
+
+
+URLS = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["https://", "HTTPS://", "Https://", "http://", "https:", "hTTp://", "ftp://", ""]),
+        st.sampled_from(
+            ["shop.example", "SHOP.example.", "localhost", "b\u00fccher.example", "[::1]", "8.8.8.8", "a@b"]
+        )
+        | st.text(max_size=10),
+        st.sampled_from(["", ":443", ":80", ":8443", ":", ":0", ":x"]),
+        st.text(max_size=20).map(lambda text: "/" + text) | st.sampled_from(["", "/", "/a?b#", "/a#b", "?x"]),
+    ),
+)
+
+
+@given(URLS | st.text(max_size=60), st.booleans())
+def test_normal_url_returns_what_is_called_and_stays_the_same(url: str, allow_loopback: bool) -> None:
+    try:
+        kept = normal_url(url, allow_loopback=allow_loopback)
+    except ValueError as refused:
+        if not str(refused).startswith("must "):
+            raise AssertionError(url) from refused
+        return
+    check_url(kept, allow_loopback=allow_loopback)
+    assert normal_url(kept, allow_loopback=allow_loopback) == kept
+    # What Postgres checks of the column.
+    assert re.match("https?://", kept)
+    assert len(kept) <= 2048
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
@@ -251,9 +338,8 @@ class Dns:
         return self.answers[min(len(self.asked), len(self.answers)) - 1]
 
 
-async def resolve(dns: Dns, *, allow_loopback: bool = False, host: Any = "shop.example") -> list[Any]:
-    resolver = GuardedResolver(dns, allow_loopback=allow_loopback)
-    return await resolver.getaddrinfo(host, 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
+async def resolve(dns: Dns, *, allow_loopback: bool = False) -> list[str]:
+    return check_addresses(await dns("shop.example", 443), allow_loopback=allow_loopback)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +383,7 @@ async def test_one_address_of_ours_among_the_answers_refuses_the_name(answers: l
 
 async def test_public_addresses_are_handed_over_as_they_were_checked() -> None:
     dns = Dns(["8.8.8.8", "2606:4700:4700::1111"])
-    assert await resolve(dns, host=b"shop.example") == [
-        (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("8.8.8.8", 443)),
-        (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("2606:4700:4700::1111", 443, 0, 0)),
-    ]
+    assert await resolve(dns) == ["8.8.8.8", "2606:4700:4700::1111"]
     assert dns.asked == [("shop.example", 443)]
 
 
@@ -308,7 +391,7 @@ async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_i
     dns = Dns(["8.8.8.8"], ["10.0.0.1"])
     found = await resolve(dns)
     assert len(dns.asked) == 1
-    assert [entry[4][0] for entry in found] == ["8.8.8.8"]
+    assert found == ["8.8.8.8"]
     # Asked again, for another call, it is checked again.
     with pytest.raises(Forbidden):
         await resolve(dns)
@@ -316,22 +399,12 @@ async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_i
 
 async def test_this_machine_is_handed_over_only_where_it_may_be_called() -> None:
     for address in ("127.0.0.1", "::1"):
-        assert [entry[4][0] for entry in await resolve(Dns([address]), allow_loopback=True)] == [address]
+        assert await resolve(Dns([address]), allow_loopback=True) == [address]
         with pytest.raises(Forbidden):
             await resolve(Dns([address]))
     for answers in (["127.0.0.1", "10.0.0.1"], ["192.168.1.1"], ["169.254.169.254"]):
         with pytest.raises(Forbidden):
             await resolve(Dns(answers), allow_loopback=True)
-
-
-async def test_a_copy_of_the_resolver_is_as_careful() -> None:
-    for allow_loopback in (False, True):
-        copy = GuardedResolver(Dns(["10.0.0.1"]), allow_loopback=allow_loopback).recycle()
-        with pytest.raises(Forbidden):
-            await copy.getaddrinfo("shop.example", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
-    strict = GuardedResolver(Dns(["127.0.0.1"]), allow_loopback=False).recycle()
-    with pytest.raises(Forbidden):
-        await strict.getaddrinfo("shop.example", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
 
 
 # -- the whole address space -------------------------------------------------------------------------------------------
@@ -390,7 +463,7 @@ async def is_handed_over(address: Any, *, allow_loopback: bool = False) -> bool:
         found = await resolve(Dns([str(address)]), allow_loopback=allow_loopback)
     except Forbidden:
         return False
-    assert [entry[4][0] for entry in found] == [str(address)]
+    assert found == [str(address)]
     return True
 
 
@@ -470,16 +543,18 @@ def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1"])
-async def test_what_the_machine_itself_makes_of_such_a_spelling_is_refused_as_well(text: str) -> None:
-    """Even if one came past the first look: the machine's own resolver reads it, and its answer is looked at."""
-    for spelling in spellings(IPv4Address(text)):
-        resolver = GuardedResolver(system_lookup, allow_loopback=False)
-        try:
-            found = await resolver.getaddrinfo(spelling, 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
-        except (Forbidden, socket.gaierror):
-            continue
-        # 010.000.000.001 is 8.0.0.1: another address, and out there.
-        assert all(is_out_there(ip_address(entry[4][0])) for entry in found), spelling
+async def test_spelling_that_passes_the_first_look_is_a_name_and_leads_nowhere(text: str) -> None:
+    """Even if one came past the first look: nothing that looks names up takes it for an address."""
+    async with name_server(always_says(code=NXDOMAIN)) as server:
+        names = Names(servers=(server.address,))
+        for spelling in spellings(IPv4Address(text)):
+            try:
+                found = check_addresses(await names(spelling, 443), allow_loopback=False)
+            except (Forbidden, OSError):
+                continue
+            # 010.000.000.001 is 8.0.0.1: another address, and out there.
+            assert all(is_out_there(ip_address(text)) for text in found), spelling
+        await names.close()
 
 
 @given(
@@ -552,7 +627,7 @@ async def test_a_trick_is_refused_before_any_name_is_looked_up(url: str) -> None
 async def test_a_name_is_called_only_if_all_its_addresses_are_out_there(addresses: list[Any]) -> None:
     dns = Dns([str(address) for address in addresses])
     if all(map(is_out_there, addresses)):
-        assert [entry[4][0] for entry in await resolve(dns)] == [str(address) for address in addresses]
+        assert await resolve(dns) == [str(address) for address in addresses]
     else:
         with pytest.raises(Forbidden):
             await resolve(dns)
@@ -639,56 +714,14 @@ async def test_what_is_sent_arrives_and_what_is_said_comes_back() -> None:
     assert asked.headers["x-event-type"] == "test"
 
 
-async def test_names_with_slow_dns_delay_no_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    released, asked = threading.Event(), list[str]()
-
-    def slow(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
-        asked.append(host)
-        if host != "quick.example.co.ke":
-            released.wait(30)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.7", port))]
-
-    monkeypatch.setattr("mpesa_gateway.http.egress.socket.getaddrinfo", slow)
-    lookup = SystemLookup()
-    try:
-        # More names than the event loop has threads, and many calls for each.
-        names = [f"slow-{number}.example.co.ke" for number in range(40)] * 5
-        waiting = [asyncio.create_task(lookup(name, 443)) for name in names]
-        await eventually(lambda: _has(asked, 40))
-        assert await lookup("quick.example.co.ke", 443) == ["203.0.113.7"]
-        assert await lookup("192.0.2.1", 443) == ["192.0.2.1"]
-        assert not any(task.done() for task in waiting)
-        waiting[0].cancel()
-        released.set()
-        others = await asyncio.gather(*waiting[1:])
-        assert others == [["203.0.113.7"]] * 199
-        assert len(asked) == 41
-    finally:
-        released.set()
-        lookup.close()
-
-
-async def _has(found: list[str], count: int) -> bool:
-    return len(found) >= count
-
-
-async def test_name_that_cannot_be_looked_up_is_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise socket.gaierror("no such name")
-
-    monkeypatch.setattr("mpesa_gateway.http.egress.socket.getaddrinfo", fail)
-    async with egress() as one:
-        assert await fails(one, "https://shop.example.co.ke/") == "dns"
-
-
-@pytest.mark.parametrize("kind", [RecursionError, TypeError, KeyError, AttributeError])
-async def test_post_with_unexpected_library_error_is_failed_attempt(
+@pytest.mark.parametrize("kind", [RecursionError, TypeError, KeyError, AttributeError, UnicodeError])
+async def test_post_with_unexpected_error_is_failed_attempt(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: Any, **__: Any) -> None:
         raise kind("unexpected")
 
-    monkeypatch.setattr("niquests.AsyncSession.post", fail)
+    monkeypatch.setattr("mpesa_gateway.http.outbound.Outbound.post", fail)
     async with egress() as one, scripted(always(202)) as server:
         assert await fails(one, server.base) == "bad_answer"
 
@@ -732,7 +765,9 @@ async def test_a_name_without_an_address_is_a_matter_of_dns() -> None:
         assert await fails(one, "https://shop.example/", allow_loopback=False) == "dns"
 
 
-async def test_a_slow_drip_is_cut_off_when_the_time_is_up() -> None:
+async def test_slow_drip_is_cut_off_when_the_time_is_up() -> None:
+    """A status line that came in time is the answer, whether its body does or not."""
+
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/silent":
             await asyncio.sleep(600)
@@ -744,10 +779,12 @@ async def test_a_slow_drip_is_cut_off_when_the_time_is_up() -> None:
             await drip(writer, 200, 0.05)
 
     async with egress(timeout=0.6) as one, scripted(answer) as server:
-        for path in ("/body", "/head", "/silent"):
-            # Each of them would go on for minutes.
-            async with asyncio.timeout(60):
+        # Each of them would go on for minutes.
+        async with asyncio.timeout(60):
+            for path in ("/head", "/silent"):
                 assert await fails(one, server.base + path) == "too_slow", path
+            said = await post(one, server.base + "/body")
+            assert (said.status, said.body_start.strip(), said.ms >= 600) == (200, "", True)
 
 
 async def test_of_an_endless_body_only_64_kib_are_read() -> None:
@@ -793,7 +830,7 @@ async def test_a_body_of_any_size_shows_its_first_1024_characters() -> None:
             assert (await post(one, server.base)).body_start == shown
 
 
-async def test_a_connection_that_breaks_off_is_a_reset() -> None:
+async def test_connection_that_breaks_off_before_a_status_is_a_reset() -> None:
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/in-the-body":
             writer.write(b"HTTP/1.1 200 Said\r\nContent-Length: 100\r\n\r\nhalf")
@@ -805,8 +842,10 @@ async def test_a_connection_that_breaks_off_is_a_reset() -> None:
             reset(writer)
 
     async with egress() as one, scripted(answer) as server:
-        for path in ("/at-once", "/politely", "/in-the-body"):
+        for path in ("/at-once", "/politely"):
             assert await fails(one, server.base + path) == "reset", path
+        said = await post(one, server.base + "/in-the-body")
+        assert (said.status, said.body_start) == (200, "half")
         assert len(server.asked) == 3, "a call was repeated"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvicorn
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
@@ -16,13 +15,14 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.http import place as places
-from mpesa_gateway.http.gate import Gate, PriorityRefused
+from mpesa_gateway.http.gate import CROWDED, Gate, PriorityRefused
 from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.testing.serving import Answer, Api, eventually, listening, running_gateway, shop
+from mpesa_gateway.security.scopes import PaymentsRead
+from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.many import Steps
+from tests.asgi import ask
 
 PATIENT = 3600.0
 """Seconds that a call may wait where a test is not about that."""
@@ -361,8 +361,8 @@ class Counter:
     def __init__(self) -> None:
         self.over, self.came = asyncio.Event(), asyncio.Event()
 
-        @get("/v1/counter", public=True)
-        async def counter() -> None:
+        @get("/v1/counter")
+        async def counter(caller: PaymentsRead) -> None:  # noqa: ARG001 - what needs no key has places of its own
             self.came.set()
             await self.over.wait()
 
@@ -374,8 +374,10 @@ async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gate
     """A gateway all of whose places are taken."""
     counter = Counter()
     changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
-    async with running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base):
-        api = Api(base, None)
+    async with (
+        running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
+        shop(gateway, base, is_configured=False) as api,
+    ):
         kept = asyncio.create_task(api.call("GET", "/v1/counter"))
         await counter.came.wait()
         try:
@@ -383,7 +385,6 @@ async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gate
         finally:
             counter.over.set()
             await kept
-            await api.close()
 
 
 async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_calls_away(
@@ -547,51 +548,16 @@ async def test_a_small_pool_is_not_all_reserve(values: dict[str, Any], pool_max:
         await gateway.db.stop()
 
 
-@asynccontextmanager
-async def served(gateway: Gateway, connections: int) -> AsyncGenerator[int]:
-    """The gateway behind the server that `mpesa-gateway serve` runs, and its port."""
-    with listening() as at:
-        config = ServerConfig(gateway.asgi, gateway.config.http, limit_concurrency=connections, lifespan="off")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve(sockets=[at]))
-        await eventually(lambda: has_started(server))
-        try:
-            yield at.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await task
-
-
-async def has_started(server: uvicorn.Server) -> bool:
-    return server.started
-
-
-async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str) -> Answer:
-    """One request on an open connection. Raises IncompleteReadError when it was hung up on."""
-    reader, writer = streams
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
-    body = await reader.readexactly(int(headers["content-length"]))
-    return Answer(int(lines[0].split(" ")[1]), headers, msgspec.json.decode(body))
-
-
-async def test_too_many_connections_are_told_so_and_callbacks_find_room(values: dict[str, Any]) -> None:
+async def test_where_connections_are_too_many_calls_are_refused_and_callbacks_are_not(values: dict[str, Any]) -> None:
     config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
-    async with Gateway(config).running() as gateway, served(gateway, 4) as port:
-        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
-        assert (await ask(lines[0], "/v1/merchant/me")).status == 401
-        lines.append(await asyncio.open_connection("127.0.0.1", port))
-        crowded = await ask(lines[4], "/health/live")
-        assert crowded.status == 200
-        refused = await ask(lines[4], "/v1/merchant/me")
-        assert (refused.status, refused.error["code"]) == (503, "SERVICE_UNAVAILABLE")
-        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
-        assert refused.headers["x-request-id"] == refused.body["request_id"]
-        assert await lines[4][0].read() == b""
-        lines += [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await ask(lines[6], "/health/live")
-        assert (await ask(lines[5], "/health/live")).status == 200
-        for _, writer in lines:
-            writer.close()
+    async with Gateway(config).running() as gateway:
+
+        async def crowded(scope: Message, receive: Receive, send: Send) -> None:
+            await gateway.asgi({**scope, CROWDED: True}, receive, send)
+
+        refused = await ask(crowded, "GET", b"/v1/merchant/me")
+        assert (refused.status, refused.codes) == (503, ["SERVICE_UNAVAILABLE"])
+        assert (refused.header(b"retry-after"), refused.header(b"connection")) == (b"1", b"close")
+        assert refused.header(b"x-request-id").decode() == refused.json["request_id"]
+        assert (await ask(crowded, "GET", b"/health/live")).status == 200
+        assert (await ask(gateway.asgi, "GET", b"/v1/merchant/me")).status == 401

@@ -26,7 +26,7 @@ def test_what_is_not_seen_or_turns_the_text_around_is_no_name(name: str) -> None
         NAME(name)
 
 
-PATTERN: str = document()["components"]["schemas"]["NewMerchant"]["properties"]["name"]["pattern"]
+PATTERN: str = document()["components"]["schemas"]["MerchantCreate"]["properties"]["name"]["pattern"]
 
 
 @given(st.text(max_size=8) | st.text(st.sampled_from(" a\xa0\u200f\u2010\u2028\u3000\ufeff\n"), max_size=4))
@@ -56,7 +56,7 @@ def test_no_text_that_is_read_may_hold_nul_and_the_document_says_so() -> None:
 def test_what_a_new_key_needs_is_in_the_document() -> None:
     create = document()["paths"]["/v1/admin/merchants/{merchant_id}/keys"]["post"]
     assert "`CONFLICT`" in create["responses"]["409"]["description"]
-    assert document()["components"]["schemas"]["NewKey"]["properties"]["scopes"]["minItems"] == 1
+    assert document()["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["minItems"] == 1
 
 
 def test_what_belongs_together_in_credentials_is_in_the_document() -> None:

@@ -13,19 +13,23 @@ from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.audit import BrokenChain
 from tests.constraints import refusals
 
-THEN = datetime(2020, 1, 1, tzinfo=UTC)
+pytestmark = pytest.mark.as_owner
+
+THEN = datetime(2015, 1, 1, tzinfo=UTC)
+OF_THEN = "UPDATE audit_entry SET recorded_at = '2015-01-01T00:00:00Z'"
 
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
     """A gateway with a log of ten old entries, and two of today."""
     values = {name: values[name] for name in values if name != "simulator"}
-    values |= {"plugins": [], "worker": {"in_process": False}, "retention": {"batch": 3, "pause": 0}}
+    values |= {"plugins": [], "worker": {"in_process": False}, "retention": {"pause": 0}}
     clock = SetClock(THEN)
     async with Gateway(GatewayConfig.from_values(values), clock=clock).running() as gateway:
         await gateway.db.execute(_WIPE)
         for number in range(10):
             await gateway.audit.record("old", merchant_id=None, actor="test", detail={"number": number})
+        await behind_the_triggers(gateway, "UPDATE audit_entry SET recorded_at = at")
         clock.advance(timedelta(days=3000))
         for number in range(2):
             await gateway.audit.record("new", merchant_id=None, actor="test", detail={"number": number})
@@ -61,43 +65,61 @@ async def test_a_number_in_a_persons_note_is_masked_because_nothing_is_ever_eras
 
 
 async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway: Gateway) -> None:
-    assert await gateway.audit.verify() == 12
-    waited: list[float] = []
+    for number in range(10, 1010):
+        await gateway.audit.record("old", merchant_id=None, actor="test", detail={"number": number})
+    await behind_the_triggers(gateway, OF_THEN)
+    for number in range(2):
+        await gateway.audit.record("new", merchant_id=None, actor="test", detail={"number": number})
+    assert await gateway.audit.verify() == 1014
+    waited: list[int] = []
 
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
+    async def sleep(_: float) -> None:
         # In the middle of it the chain holds as well.
-        assert await gateway.audit.verify() == 13 - 3 * len(waited) or len(waited) == 4
+        waited.append(await gateway.audit.verify())
 
     counts = await Retention(gateway, sleep).forget()
-    assert (counts["audit entries"], len(waited)) == (10, 4)
-    assert await numbers(gateway) == [11, 12, 13]
-    assert await gateway.audit.verify() == 3
+    assert (counts["audit entries"], waited) == (1012, [515, 15, 3])
+    assert await numbers(gateway) == [1013, 1014, 1015]
     (entry,) = await gateway.audit.page(10, None, "audit.cut", None)
-    assert (entry.actor, entry.detail["through"]) == ("retention", 10)
+    assert (entry.actor, entry.detail["through"], entry.detail["days"]) == ("retention", 1012, 2557)
     # Nothing more is old: nothing is announced, nothing goes.
     assert (await Retention(gateway, sleep).forget())["audit entries"] == 0
-    assert await numbers(gateway) == [11, 12, 13]
+    assert await numbers(gateway) == [1013, 1014, 1015]
 
 
 async def test_only_an_unbroken_beginning_goes(gateway: Gateway) -> None:
-    await behind_the_triggers(gateway, "UPDATE audit_entry SET at = now() WHERE number = 4")
-    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
-    assert await gateway.audit.cut(100) == 3
+    await behind_the_triggers(gateway, "UPDATE audit_entry SET recorded_at = now() WHERE number = 4")
+    await gateway.audit.announce_cut()
+    assert await gateway.audit.cut() == 3
     assert (await numbers(gateway))[0] == 4
 
 
-async def test_a_cut_that_was_interrupted_is_finished_another_night(gateway: Gateway) -> None:
-    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
-    assert await gateway.audit.cut(4) == 4
-    assert await gateway.audit.verify() == 9
-    assert (await Retention(gateway).forget())["audit entries"] == 6
+async def test_what_was_announced_by_a_shorter_retention_is_not_cut_by_a_longer_one(gateway: Gateway) -> None:
+    await gateway.audit.announce_cut()
+    await gateway.db.execute("UPDATE audit_policy SET keep_days = 36500")
+    assert await gateway.audit.cut() == 0
+    await gateway.db.execute("UPDATE audit_policy SET keep_days = 0")
+    assert await gateway.audit.cut() == 0
+    assert len(await numbers(gateway)) == 13
+    await gateway.db.execute("UPDATE audit_policy SET keep_days = 2557")
+    assert (await Retention(gateway).forget())["audit entries"] == 10
     assert await gateway.audit.verify() == 3
     assert len(await gateway.audit.page(10, None, "audit.cut", None)) == 1
 
 
+async def test_a_log_of_which_all_was_cut_goes_on_where_it_was(gateway: Gateway) -> None:
+    await behind_the_triggers(gateway, OF_THEN)
+    await gateway.audit.announce_cut()
+    await behind_the_triggers(gateway, OF_THEN)
+    await gateway.audit.announce_cut()
+    assert await gateway.audit.cut() == 13
+    assert await numbers(gateway) == [14]
+    await gateway.audit.record("new", merchant_id=None, actor="test")
+    assert await gateway.audit.verify() == 2
+
+
 async def test_nothing_goes_that_was_not_announced(gateway: Gateway) -> None:
-    assert await gateway.audit.cut(100) == 0
+    assert await gateway.audit.cut() == 0
     assert len(await numbers(gateway)) == 12
 
 
@@ -128,7 +150,7 @@ async def test_what_is_missing_otherwise_shows(gateway: Gateway, statements: lis
 
 
 async def test_a_changed_entry_shows_while_it_waits_to_go(gateway: Gateway) -> None:
-    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
+    await gateway.audit.announce_cut()
     rechained = (
         "UPDATE audit_entry SET digest = sha256('a') WHERE number = 10",
         "UPDATE audit_entry SET previous_digest = sha256('a') WHERE number = 11",
@@ -139,11 +161,16 @@ async def test_a_changed_entry_shows_while_it_waits_to_go(gateway: Gateway) -> N
 
 
 async def test_only_the_function_lets_go(gateway: Gateway) -> None:
-    await gateway.audit.announce_cut(gateway.clock.now() - timedelta(days=1000))
-    await gateway.audit.cut(2)
+    await gateway.audit.announce_cut()
+    await gateway.audit.cut()
+    announced = """
+    INSERT INTO audit_entry (number, entry_id, at, actor, action, detail, previous_digest, digest)
+    SELECT 14, 'aud_14', '2015-01-01', 'x', 'audit.cut', '{"through": 12}', digest, digest FROM audit_entry LIMIT 1
+    """
     cases = {
         "audit_entry_append_only": ["UPDATE audit_entry SET actor = 'nobody'"],
-        "audit_entry_not_deleted": ["DELETE FROM audit_entry WHERE number < 5", "DELETE FROM audit_entry"],
+        "audit_entry_not_deleted": ["DELETE FROM audit_entry WHERE number < 12", "DELETE FROM audit_entry"],
+        "audit_entry_comes": [announced],
         "audit_entry_never_emptied": ["TRUNCATE audit_entry"],
         "audit_checkpoint_not_written": [
             "UPDATE audit_checkpoint SET number = 9",

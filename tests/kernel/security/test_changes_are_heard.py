@@ -21,6 +21,8 @@ from mpesa_gateway.testing.serving import INITIATED, eventually
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
 
+pytestmark = pytest.mark.as_owner
+
 ANOTHER = """
 import asyncio, json, sys
 from mpesa_gateway.app import Gateway

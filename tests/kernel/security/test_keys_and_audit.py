@@ -3,10 +3,13 @@
 import asyncio
 import resource
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
@@ -14,12 +17,13 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.client_ip import client_address, read_networks
+from mpesa_gateway.http.client_ip import client_address, read_address, read_networks
 from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - a test may look behind the door
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
-from mpesa_gateway.security.tables import INSERT_ENTRY
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from tests.conftest import Town
+
+pytestmark = pytest.mark.as_owner
 
 
 async def test_a_key_is_known_by_its_digest_and_says_when_it_was_used(town: Town) -> None:
@@ -222,6 +226,12 @@ async def _try(gateway: Gateway, statement: str) -> None:
             await gateway.db.execute("BEGIN")
 
 
+INSERT = """
+INSERT INTO audit_entry (number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+"""
+
+
 async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     config = GatewayConfig.from_values(
@@ -237,7 +247,7 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
         await database.stop()
         # A long log is read a piece at a time.
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        previous = bytes.fromhex((await gateway.audit.head()).partition(":")[2])
+        previous = bytes.fromhex((await gateway.audit.head()).split(":")[1])
         rows: list[tuple[Any, ...]] = []
         at = gateway.clock.now()
         detail = "x" * 500
@@ -246,7 +256,7 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
             digest = _digest(previous, number, entry_id, at, None, "test", "test.acted", None, detail)
             rows.append((number, entry_id, at, None, "test", "test.acted", None, detail, previous, digest))
             previous = digest
-        await gateway.db.executemany(INSERT_ENTRY, rows)
+        await gateway.db.executemany(INSERT, rows)
         del rows
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert await gateway.audit.verify() == 20_060
@@ -381,10 +391,64 @@ NETWORKS = read_networks(("10.0.0.0/8", "::1/128", "127.0.0.1"), "security.trust
         ("::1", ["2001:db8::5"], "2001:db8::5"),
         (None, ["198.51.100.1"], "unknown"),
         ("unix", ["198.51.100.1"], "unknown"),
+        ("10.0.0.1", ["196.201.214.200:51008"], "196.201.214.200"),
+        ("10.0.0.1", ["[::ffff:196.201.214.200]:443"], "196.201.214.200"),
+        ("10.0.0.1", ["::ffff:196.201.214.200"], "196.201.214.200"),
+        ("10.0.0.1", ["[2001:db8::5]:443"], "2001:db8::5"),
+        ("10.0.0.1", ["[2001:db8::5]"], "2001:db8::5"),
+        ("10.0.0.1", ["203.0.113.9:1, [::1]:443", " 10.1.1.1:65535 "], "203.0.113.9"),
+        ("10.0.0.1:5000", ["203.0.113.9"], "203.0.113.9"),
+        # Not an address: the search ends at the proxy, as for any other text.
+        *(
+            ("10.0.0.1", [f"198.51.100.1, {text}"], "10.0.0.1")
+            for text in (
+                "196.201.214.200:",
+                "196.201.214.200:65536",
+                "196.201.214.200:x",
+                "196.201.214.200:1:2",
+                "[196.201.214.200]:443",
+                "[::1",
+                "::1]",
+                "[[::1]]",
+                "[::1]443",
+                "[]:443",
+                ":443",
+                "fe80::1%eth0",
+                "[fe80::1%eth0]:1",
+                "1.2.3",
+                "01.2.3.4",
+                "1.2.3.4\u0661",
+                "for=1.2.3.4",
+                "",
+            )
+        ),
     ],
 )
 def test_only_what_our_own_proxies_wrote_is_believed(peer: str | None, forwarded: list[str], expected: str) -> None:
     assert client_address(peer, forwarded, NETWORKS) == expected
+
+
+@given(address=st.ip_addresses(), port=st.none() | st.integers(0, 65_535), is_mapped=st.booleans())
+def test_an_address_is_read_whatever_port_and_brackets_it_is_written_with(
+    address: IPv4Address | IPv6Address, port: int | None, *, is_mapped: bool
+) -> None:
+    expected = address
+    if isinstance(address, IPv6Address):
+        expected = address.ipv4_mapped or address
+    elif is_mapped:
+        address = IPv6Address(f"::ffff:{address}")
+    text = f"[{address}]" if address.version == 6 and port is not None else str(address)
+    found = client_address("10.0.0.1", [text if port is None else f"{text}:{port}"], NETWORKS)
+    # No proxy stands in front of the address written, so that it is the client even where it is one of ours.
+    assert found == str(expected)
+
+
+@given(text=st.text(alphabet="0123456789abcdef.:[]%, \t", max_size=30))
+def test_what_is_believed_is_an_address_or_the_proxy_itself(text: str) -> None:
+    found = client_address("10.0.0.1", [text], NETWORKS)
+    assert read_address(found) is not None
+    assert str(read_address(found)) == found
+    assert "%" not in found
 
 
 def test_a_network_that_is_none_is_refused_by_name(values: dict[str, Any]) -> None:

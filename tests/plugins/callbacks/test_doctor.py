@@ -8,7 +8,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.doctor.observation import Observation
-from mpesa_gateway.testing.serving import running_gateway
+from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_callbacks.doctor import look_at_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM
 from tests.looking import levels, seen_by
@@ -78,7 +78,58 @@ async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None
         assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
         await gateway.db.execute(REFUSED, "10.0.0.7", "source", 2)
         found = await sources(gateway)
-        assert (found.level, '"10.0.0.7"' in (found.fix or "")) == ("warning", True)
+        # It has named nobody: to trust it helps in nothing, and lets whoever is there pose as Safaricom.
+        assert (found.level, "10.0.0.7" in found.text, "add" in (found.fix or "")) == ("warning", True, False)
+        await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true WHERE source = '10.0.0.7'")
+        found = await sources(gateway)
+        assert (found.level, 'add "10.0.0.7"' in (found.fix or "")) == ("warning", True)
+
+
+OUTSIDE = (
+    "41.90.0.1",
+    "203.0.113.9",
+    "198.51.100.1",
+    "192.0.2.1",
+    "240.0.0.1",
+    "224.0.0.1",
+    "2001:db8::1",
+    "2002:a00:1::1",
+    "64:ff9b::a00:1",
+)
+
+
+@pytest.mark.parametrize("source", OUTSIDE)
+async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], source: str) -> None:
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
+        await gateway.db.execute(REFUSED, source, "source", 2)
+        await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true")
+        found = await sources(gateway)
+        assert "trusted_proxies" not in f"{found.fix}"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "source", "was_forwarded"),
+    [
+        ([], None, "127.0.0.1", False),
+        ([], "41.90.0.1", "127.0.0.1", True),
+        (["127.0.0.1"], "41.90.0.1, 10.0.0.9", "10.0.0.9", True),
+        (["127.0.0.1"], "10.0.0.9", "10.0.0.9", False),
+        (["127.0.0.1"], "41.90.0.1", "41.90.0.1", False),
+    ],
+)
+async def test_who_says_for_whom_it_asks_is_known_for_a_proxy(
+    values: dict[str, Any], trusted: list[str], forwarded: str | None, source: str, was_forwarded: bool
+) -> None:
+    values["security"]["trusted_proxies"] = trusted
+    values |= {"worker": {"in_process": False}, "callbacks": {"enforce_allowlist": "always", "allowlist": ["10.9.9.9"]}}
+    async with running_gateway(values) as (gateway, base):
+        api = Api(base, None)
+        headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+        assert (await api.call("POST", "/v1/webhooks/mpesa", {"Body": {}}, headers=headers)).status == 403
+        await api.close()
+        row = await gateway.db.fetchrow("SELECT source, was_forwarded FROM refused_callback")
+        assert row is not None
+        assert (row["source"], row["was_forwarded"]) == (source, was_forwarded)
 
 
 async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(values: dict[str, Any]) -> None:

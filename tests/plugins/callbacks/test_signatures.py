@@ -17,6 +17,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.signatures import HEADER, sign_with_passkey
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
+from tests.asgi import ask
 from tests.certificates import Issued, issue
 from tests.daraja import stk_callback
 from tests.stored import WIPE
@@ -101,6 +102,29 @@ async def test_each_mode_takes_what_it_says_in_the_sandbox_and_live(
         refused = await at.gateway.db.fetch("SELECT reason, merchant_id FROM refused_callback")
         assert {row["reason"] for row in refused} == (set() if wrong == 200 else {"signature"})
         assert all(row["merchant_id"] for row in refused)
+
+
+@pytest.mark.parametrize("mode", ["required", "if_present"])
+async def test_callback_with_two_signatures_is_refused_and_kept(
+    values: dict[str, Any], issued: Issued, mode: str
+) -> None:
+    async with door(values, issued, signature=mode) as at:
+        right, wrong = sign_with_passkey(PASSKEY, BODY), sign_with_passkey(PASSKEY, b"")
+        merchant_id = (await at.api.call("GET", "/v1/merchant/me")).data["id"]
+        url = at.gateway.services.get(Callbacks).url_for(
+            "stk", env="sandbox", merchant_id=merchant_id, subject_id=at.gateway.ids.new("pay")
+        )
+        path = url.removeprefix(at.gateway.config.public_url).encode()
+        for signatures in ((right, right), (right, wrong), (wrong, right), ("", right), (right, "")):
+            headers = tuple((HEADER.lower().encode(), each.encode()) for each in signatures)
+            kind = (b"content-type", b"application/json")
+            said = await ask(at.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
+            assert (said.status, said.codes) == (401, ["CALLBACK_REFUSED"]), signatures
+        refused = await at.gateway.db.fetch("SELECT reason FROM refused_callback")
+        assert [row["reason"] for row in refused] == ["signature"] * 5
+        assert await at.noted() == []
+        one = ((b"content-type", b"application/json"), (HEADER.lower().encode(), right.encode()))
+        assert (await ask(at.gateway.asgi, "POST", path, one, (BODY,))).status == 200
 
 
 async def test_a_sandbox_signature_is_that_of_the_merchant_whose_address_it_is(

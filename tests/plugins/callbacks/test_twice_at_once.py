@@ -17,6 +17,8 @@ from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 
+pytestmark = pytest.mark.as_owner
+
 ASKS = "254700000020"
 
 

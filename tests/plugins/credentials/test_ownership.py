@@ -229,3 +229,35 @@ async def test_the_owners_run_completes_the_payments_of_a_user(worlds: Worlds) -
     found = (await two.live.call("GET", f"/v1/payments/{theirs['id']}")).data
     assert (found["status"], found["receipt"]) == ("completed", "TKN4A1B2C3")
     assert (await one.live.call("GET", f"/v1/payments/{mine['id']}")).data["status"] == "pending"
+
+
+async def test_neither_the_owner_nor_a_user_of_a_receiver_assigns_the_others_money(worlds: Worlds) -> None:
+    one, two = await shops(worlds)
+    assert await register(one) == 200
+    allow = worlds.gateway.services.get(CredentialStore).allow_use
+    await allow("600001", two.merchant_id, is_allowed=True, actor="test")
+    mine = (await one.live.pay(PHONE, key="mine", reference="table 4")).data
+    theirs = (await two.live.pay(PHONE, key="theirs", reference="table 4")).data
+    line = {
+        "transactionId": "TKN4A1B2C3",
+        "trxDate": f"{worlds.gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+        "msisdn": PHONE,
+        "transactiontype": "c2b-pay-bill-debit",
+        "billreference": "table 4",
+        "amount": "500.0",
+    }
+    worlds.live.say("pullquery", (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[line]]}))
+    run = (await one.live.call("POST", RECONCILE, {})).data
+    assert (run["ambiguous"], run["recovered"]) == (1, 0)
+    line_id = await worlds.gateway.db.fetchval("SELECT line_id FROM statement_line")
+    path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
+    # It fits the payments of both: the owner does not decide for itself, and the line is none of the user's.
+    for shop, payment, status in ((one, mine, 409), (one, theirs, 404), (two, theirs, 404), (two, mine, 404)):
+        refused = await shop.live.call("POST", path, {"payment_id": payment["id"]})
+        assert refused.status == status, (refused.status, payment["reference"])
+    # A user neither registers for Pull nor reads the statement, before and after its use has ended.
+    for is_allowed in (True, False):
+        await allow("600001", two.merchant_id, is_allowed=is_allowed, actor="test")
+        assert await register(two) == 409
+        assert (await two.live.call("POST", RECONCILE, {})).status == 409
+    assert {(await one.live.call("GET", f"/v1/payments/{mine['id']}")).data["status"]} == {"pending"}

@@ -349,6 +349,10 @@ async def test_a_payment_is_never_pushed_in_the_other_env(worlds: Worlds, env: E
     rows = await worlds.gateway.db.fetch("SELECT env FROM payment WHERE payment_id <> $1", before["payment_id"])
     assert len(worlds.daraja(other(env)).of("stkpush")) == len(rows)
     assert {row["env"] for row in rows} <= {other(env)}
+    # With the key of its own env it is sent, in its own env, though the merchant has credentials for both.
+    again = await shop.api(env).pay(PHONE, key="a", reference="ONE")
+    assert (again.status, again.data["id"]) == (201, before["payment_id"])
+    assert [len(worlds.daraja(each).of("stkpush")) for each in (env, other(env))] == [2, len(rows)]
 
 
 async def test_another_merchants_receipt_question_uses_no_default_of_a_payment(worlds: Worlds) -> None:

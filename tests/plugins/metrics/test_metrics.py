@@ -30,6 +30,7 @@ from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_metrics.beside import serve_beside_worker
 from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
+from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_reconciliation import tables as reconciliation
@@ -271,8 +272,45 @@ async def test_only_those_who_are_let_in_read(watched_values: dict[str, Any]) ->
         for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": f"Basic {TOKEN}"}):
             refused = await scrape(base, headers)
             assert (refused.status_code, refused.json()["errors"][0]["code"]) == (401, "AUTH_INVALID_KEY")
-        assert (await scrape(base, {})).status_code == 429
-        assert (await scrape(base)).status_code == 200
+        # Without a token it is no guess.
+        assert [(await scrape(base, {})).status_code for _ in range(5)] == [401] * 5
+        assert (await scrape(base, {"Authorization": "Bearer a third"})).status_code == 401
+        assert (await scrape(base, {"Authorization": "Bearer a fourth"})).status_code == 429
+
+
+async def test_a_token_is_not_guessed_and_its_reader_is_not_shut_out(watched_values: dict[str, Any]) -> None:
+    values = watched_values | {
+        "limits": {"auth_failures": 3},
+        "security": watched_values["security"] | {"trusted_proxies": ["127.0.0.0/8"]},
+    }
+
+    def shown(address: str, token: str = TOKEN) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token}", "X-Forwarded-For": address}
+
+    async with running_gateway(values) as (_, base):
+        guesses = [(await scrape(base, shown("203.0.113.1", f"guess {n}"))).status_code for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        # Even the right one: whoever guesses long enough would find it.
+        assert (await scrape(base, shown("203.0.113.1"))).status_code == 429
+        # Another address is counted by itself, and the /64 of one counts as one.
+        assert (await scrape(base, shown("203.0.113.2"))).status_code == 200
+        in_one = [(await scrape(base, shown(f"2001:db8::{n}", "guess"))).status_code for n in range(1, 6)]
+        assert in_one == [401, 401, 401, 429, 429]
+        # A reader goes on, whatever is guessed from its address.
+        guesses = [(await scrape(base, shown("203.0.113.2", f"guess {n}"))).status_code for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        assert (await scrape(base, shown("203.0.113.2"))).status_code == 200
+
+
+async def test_a_token_is_not_guessed_without_valkey_either(watched_values: dict[str, Any]) -> None:
+    values = watched_values | {
+        "limits": {"auth_failures": 3},
+        "valkey": {"url": "valkey://127.0.0.1:9/0"},
+        "worker": {"in_process": False},
+    }
+    async with running_gateway(values) as (_, base):
+        guesses = [(await scrape(base, {"Authorization": f"Bearer guess {n}"})).status_code for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
 
 
 async def test_networks_say_who_reads_and_others_find_nothing_there(watched_values: dict[str, Any]) -> None:
@@ -289,6 +327,15 @@ async def test_networks_say_who_reads_and_others_find_nothing_there(watched_valu
 def unstarted(values: dict[str, Any], **metrics: Any) -> Gateway:
     """A gateway with these settings of metrics."""
     return Gateway(GatewayConfig.from_values(values | {"plugins": [*PLUGINS, "metrics"], "metrics": metrics}))
+
+
+@pytest.mark.parametrize("token", ["x", "fifteen letters"])
+def test_a_token_that_can_be_guessed_is_refused_when_the_settings_are_checked(
+    values: dict[str, Any], token: str
+) -> None:
+    with pytest.raises(ConfigRefused, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
+        GatewayConfig.from_values(values | {"metrics": {"token": token}}).section("metrics", MetricsSettings)
+    assert unstarted(values, token="sixteen letters!").settings(MetricsSettings).token is not None
 
 
 def test_nobody_reads_where_the_settings_do_not_say_who(values: dict[str, Any]) -> None:

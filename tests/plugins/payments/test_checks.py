@@ -1,7 +1,7 @@
 """Status checks: what M-Pesa answers, late, twice, wrongly or never, moves the right payment once, or none."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -245,21 +245,104 @@ async def test_a_payer_who_is_named_twice_and_a_parameter_that_stands_alone_are_
         {"Key": "ReceiptNo", "Value": RECEIPT},
         {"Key": "Amount", "Value": 500},
         {"Key": "DebitPartyName", "Value": "174379 - SHOP"},
-        {"Key": "DebitPartyName", "Value": "254799999999 - SOMEBODY ELSE"},
+        {"Key": "DebitPartyName", "Value": f"{PHONE} - JANE DOE"},
+        {"Key": "CreditPartyName", "Value": "174379 - SHOP"},
+        {"Key": "FinalisedTime", "Value": int(f"{datetime.now(EAT):%Y%m%d%H%M%S}")},
         {"Key": "TransactionReason"},
     ]
     body = result(0)
     body["Result"] |= {"ResultParameters": {"ResultParameter": parameters}, "ReferenceData": {"ReferenceItem": []}}
     await answer(town, daraja.of("transactionstatus")[0], body)
     after = await look(town, payment)
-    # Somebody else paid, and the amount is right: completed, and told.
-    assert (after["status"], after["mismatch"]["of"]) == ("completed", "phone")
+    assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", RECEIPT, None)
     alone = await asked(town, key="alone")
-    await check(town, alone["id"])
+    started = await check(town, alone["id"])
     single = result("0")
     single["Result"]["ResultParameters"] = {"ResultParameter": {"Key": "TransactionStatus", "Value": "Completed"}}
     await answer(town, daraja.of("transactionstatus")[1], single)
-    assert (await look(town, alone))["status"] == "completed"
+    # The status is read, and states nothing that proves whose money it is.
+    assert (await found(town, started), (await look(town, alone))["status"]) == (("answered", "ambiguous"), "pending")
+
+
+LACKS: dict[str, dict[str, Any]] = {
+    "no credit party": {"CreditPartyName": None},
+    "no parties": {"CreditPartyName": None, "DebitPartyName": None},
+    "a hidden payer": {"DebitPartyName": "SOMEBODY"},
+    "a shop that paid": {"DebitPartyName": "555555 - OTHER SHOP"},
+    "no amount": {"Amount": None},
+    "no receipt": {"ReceiptNo": None},
+    "no time": {"FinalisedTime": None},
+}
+DIFFERS: dict[str, dict[str, Any]] = {
+    "another shop was paid": {"CreditPartyName": "555555 - OTHER SHOP"},
+    "our shop paid": {"DebitPartyName": "174379 - SHOP", "CreditPartyName": f"{PHONE} - JANE DOE"},
+    "another payer": {"DebitPartyName": "254799999999 - SOMEBODY ELSE"},
+    "years ago": {"FinalisedTime": "20191219114550"},
+    "years ahead": {"FinalisedTime": "20991219114550"},
+    "an hour before the payment": {"FinalisedTime": f"{datetime.now(EAT) - timedelta(hours=1):%Y%m%d%H%M%S}"},
+    "money that went out": {"Amount": "-500.00"},
+}
+
+
+@pytest.mark.parametrize("status", ["Completed", "Failed", "Reversed"])
+async def test_answer_about_a_conversation_that_lacks_something_or_differs_changes_no_payment(
+    town: Town, daraja: Daraja, status: str
+) -> None:
+    payment = await asked(town)
+    for number, (name, more) in enumerate((LACKS | DIFFERS).items()):
+        started = await check(town, payment["id"])
+        is_lacking = name in LACKS
+        if status == "Failed" and is_lacking:
+            continue
+        said = says(status, **{"ReceiptNo": f"STRANGE{number:03}"} | more)
+        await answer(town, daraja.of("transactionstatus")[-1], said)
+        after = await look(town, payment)
+        assert (after["status"], after["receipt"], after["mismatch"]) == ("pending", None, None), name
+        finding = "ambiguous" if is_lacking and status == "Completed" else "not_ours"
+        assert await found(town, started) == ("answered", finding), name
+    assert town.receiver.received == []
+    # The true answer still counts.
+    await check(town, payment["id"])
+    await answer(town, daraja.of("transactionstatus")[-1], says("Completed"))
+    assert (await look(town, payment))["receipt"] == RECEIPT
+
+
+async def test_failure_by_an_answer_that_states_no_party_or_amount_is_not_final(town: Town, daraja: Daraja) -> None:
+    cases: tuple[tuple[dict[str, Any], bool], ...] = (
+        ({}, True),
+        ({"CreditPartyName": None}, False),
+        ({"Amount": None}, False),
+    )
+    for number, (more, is_final) in enumerate(cases):
+        payment = await asked(town, key=f"k{number}")
+        await check(town, payment["id"])
+        await answer(town, daraja.of("transactionstatus")[-1], says("Failed", ReceiptNo=None, **more))
+        row = await town.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment["id"])
+        assert row is not None
+        assert (row["status"], row["outcome_is_final"]) == ("failed", is_final), more
+
+
+async def test_answer_about_a_receipt_that_does_not_state_it_completes_nothing_by_the_rule(
+    town: Town, daraja: Daraja
+) -> None:
+    payment = await asked(town)
+    started = await check(town, RECEIPT)
+    await answer(town, daraja.of("transactionstatus")[-1], says("Completed", ReceiptNo=None))
+    assert ((await look(town, payment))["status"], await found(town, started)) == ("pending", ("answered", "ambiguous"))
+
+
+async def test_answers_about_a_paid_payment_that_name_other_money_reverse_nothing(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town)
+    await check(town, payment["id"])
+    (by_conversation,) = daraja.of("transactionstatus")
+    await call_back(town, payment, receipt=RECEIPT)
+    await answer(town, by_conversation, says("Reversed", ReceiptNo="OTHER00001"))
+    after = await look(town, payment)
+    assert (after["status"], after["mismatch"]["of"]) == ("completed", "receipt")
+    await check(town, RECEIPT)
+    await answer(town, daraja.of("transactionstatus")[-1], says("Reversed", Amount="5.00"))
+    assert (await look(town, payment))["status"] == "completed"
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.reversed'") == 0
 
 
 # -- not ours -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from mpesa_gateway_payments.states import Status, may_move
 from tests.conftest import Town
 from tests.constraints import added, refusals
 
+pytestmark = pytest.mark.as_owner
+
 PAID = "UPDATE payment SET %s WHERE idempotency_key = 'paid'"
 OPEN = "UPDATE payment SET %s WHERE idempotency_key = 'open'"
 FAILED = "UPDATE payment SET %s WHERE idempotency_key = 'failed'"

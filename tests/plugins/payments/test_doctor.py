@@ -10,6 +10,8 @@ from mpesa_gateway_payments.doctor import look_at_payments
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by
 
+pytestmark = pytest.mark.as_owner
+
 SILENT = "254700000007"
 """Pays, and Daraja never calls back."""
 

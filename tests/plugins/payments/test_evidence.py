@@ -126,7 +126,15 @@ async def test_an_stk_query_answer_about_another_push_says_nothing(town: Town, d
         daraja.say("stkquery", stk_answer(code, "ws_CO_of_another"))
         after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
         assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
-    daraja.say("stkquery", stk_answer("0", payment["provider_ref"]))
+    # By Daraja's other name of the push, too.
+    for code in ("0", "1032"):
+        status, content = stk_answer(code, payment["provider_ref"])
+        daraja.say("stkquery", (status, content | {"MerchantRequestID": "m-of-another"}))
+        after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
+        assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
+    status, content = stk_answer("0", payment["provider_ref"])
+    own = await town.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
+    daraja.say("stkquery", (status, content | {"MerchantRequestID": own}))
     assert (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data["status"] == "completed"
 
 

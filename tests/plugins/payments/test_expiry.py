@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -14,6 +15,8 @@ from mpesa_gateway.places import Places
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments.service import PaymentService
 from tests.daraja import Daraja, fault, stk_result
+
+pytestmark = pytest.mark.as_owner
 
 PHONE = "254711000001"
 
@@ -74,6 +77,70 @@ async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops,
     assert await shops.service.end_due() == 0
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
+
+
+TEN_THOUSAND = """
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, phone,
+    reference, reference_is_ours, description, idempotency_key, status, charge, checkout_request_id, expires_at, due_at,
+    created_at, updated_at)
+SELECT 'pay_' || lpad(i::text, 26, '0'), merchant_id, 'sandbox', 'mpesa', shortcode, shortcode_id, 500, 'KES',
+    '2547' || (22000000 + i)::text, 'ROW' || i, false, 'Payment', 'fill-' || i, 'pending',
+    CASE WHEN i % 3 = 0 THEN 'released' ELSE 'accepted' END, CASE WHEN i % 3 = 0 THEN NULL ELSE 'ws_CO_fill_' || i END,
+    now() - interval '1 second', now() - interval '1 second', now() - interval '20 minutes', now()
+FROM payment CROSS JOIN generate_series($1::integer, $2::integer) AS i
+WHERE idempotency_key = '0-0'
+"""
+
+
+async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for_five(
+    shops: Shops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shops.pay(1)
+    asked: list[str] = []
+    for name in ("execute", "fetch", "fetchrow", "fetchval"):
+        plain = getattr(asyncpg.Connection, name)
+
+        async def run(connection: Any, query: str, *args: Any, _plain: Any = plain, **options: Any) -> Any:
+            # Others are at work: the simulator, which has tables of its own.
+            if "payment" in query and "sim_" not in query:
+                asked.append(query)
+            return await _plain(connection, query, *args, **options)
+
+        monkeypatch.setattr(asyncpg.Connection, name, run)
+    counts: list[int] = []
+    for begin, end in ((1, 5), (6, 504), (505, 10_504)):
+        await shops.gateway.db.execute(TEN_THOUSAND, begin, end)
+        asked.clear()
+        assert await shops.service.end_due() == end - begin + 1
+        counts.append(len(asked))
+    few, many, all_of_them = counts
+    assert few == many
+    # 500 in each transaction, and one that finds no more.
+    assert all_of_them <= 21 * few, counts
+    found = await shops.gateway.db.fetch(
+        """
+        SELECT charge, payment.result_code, failure_reason, outcome_is_final, due_at - created_at AS again,
+            count(*) AS payments, count(step.payment_id) AS steps, count(event_id) AS events
+        FROM payment LEFT JOIN payment_step AS step ON step.payment_id = payment.payment_id AND kind = 'expired'
+            AND step.result_code = payment.result_code
+        LEFT JOIN event ON subject_id = payment.payment_id AND event.kind = 'payment.failed'
+        WHERE status = 'failed' GROUP BY 1, 2, 3, 4, 5 ORDER BY charge
+        """
+    )
+    assert [tuple(row) for row in found] == [
+        ("accepted", "expired", "expired", False, timedelta(minutes=30), 7003, 7003, 7003),
+        ("released", "unsent", "not_sent", True, None, 3501, 3501, 3501),
+    ]
+
+
+async def test_end_due_holds_what_was_claimed_beside_those_that_expire(shops: Shops) -> None:
+    claimed, _ = await shops.pay(2)
+    claim = 'claim = \'{"receipt": "TKN4A1B2C3"}\''
+    await shops.gateway.db.execute(f"UPDATE payment SET {claim} WHERE payment_id = $1", claimed)  # noqa: S608 - ours
+    await shops.set(PAST)
+    assert await shops.service.end_due() == 2
+    rows = await shops.gateway.db.fetch("SELECT status, mismatch FROM payment ORDER BY payment_id")
+    assert [tuple(row) for row in rows] == [("pending", "unconfirmed"), ("failed", None)]
 
 
 async def test_end_due_skips_locked_payments_and_finds_them_later(shops: Shops) -> None:

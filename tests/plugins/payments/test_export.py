@@ -12,6 +12,8 @@ from mpesa_gateway.http.csv import cell
 from mpesa_gateway.testing.serving import eventually, shop
 from tests.conftest import Town
 
+pytestmark = pytest.mark.as_owner
+
 FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
@@ -67,7 +69,7 @@ async def test_another_merchants_rows_are_not_in_it(town: Town) -> None:
         assert len((answer.content or b"").decode().splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", " =1", "\n=1", "\uff1d1", "\u00a0+1"])
 def test_nothing_in_it_is_run_by_a_spreadsheet(text: str) -> None:
     assert cell(text) == f"'{text}"
 

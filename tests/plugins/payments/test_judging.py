@@ -103,6 +103,11 @@ def status(**changes: Any) -> Evidence:
     return line(**{"source": Source.STATUS_QUERY, "proof": Proof.ANSWER, "reference": None} | changes)
 
 
+def asked_about(**changes: Any) -> Evidence:
+    """M-Pesa's answer about the conversation of the payment's push."""
+    return status(handle=Handle("pay_1"), **changes)
+
+
 def callback(**changes: Any) -> Evidence:
     """A success at the address of the payment's push."""
     values: dict[str, Any] = {
@@ -269,8 +274,31 @@ CASES: list[Case] = [
     ("no payment", query(), [], [], NotFound()),
     # -- asked about by its conversation
     ("by its conversation", status(handle=Handle("pay_1")), [P], [], Settles("pay_1", "push")),
-    ("without parties", status(handle=Handle("pay_1"), direction=None), [P], [], Settles("pay_1", "push")),
-    ("to somebody else", status(handle=Handle("pay_1"), direction=Direction.OUT), [P], [], NotOurs()),
+    ("three digits by its conversation", asked_about(payer="2547****001"), [P], [], Settles("pay_1", "push")),
+    ("an hour later", asked_about(time=(minutes(60),)), [P], [], Settles("pay_1", "push")),
+    ("beside another payment", asked_about(), [P, payment(payment_id="pay_2")], [], Settles("pay_1", "push")),
+    ("without parties", asked_about(direction=None), [P], [], Ambiguous(ONE)),
+    ("without a time", asked_about(time=()), [P], [], Ambiguous(ONE)),
+    ("without a payer", asked_about(payer=None), [P], [], Ambiguous(ONE)),
+    ("without an amount", asked_about(amount=None), [P], [], Ambiguous(ONE)),
+    ("without a receipt", asked_about(receipt=None), [P], [], Ambiguous(ONE)),
+    ("without a receipt, expired", asked_about(receipt=None), [payment(**TIMED_OUT, failure_reason="expired")], [],
+     Ambiguous(ONE)),
+    ("to somebody else", asked_about(direction=Direction.OUT), [P], [], NotOurs()),
+    ("to another receiver", asked_about(receiver=TILL), [P], [], NotOurs()),
+    ("from somebody else", asked_about(payer="254722000001"), [P], [], NotOurs()),
+    ("years before", asked_about(time=(minutes(-1_000_000),)), [P], [], NotOurs()),
+    ("before it was asked for", asked_about(time=(minutes(-3),)), [P], [], NotOurs()),
+    ("three days later", asked_about(time=(minutes(4320),)), [P], [], NotOurs()),
+    ("at an impossible time", asked_about(time=(), is_impossible=True), [P], [], NotOurs()),
+    ("of another amount, by its conversation", asked_about(amount=Kes(5)), [P], [], Mismatch("pay_1", "amount")),
+    ("of another amount, from nobody", asked_about(amount=Kes(5), direction=None), [P], [], Ambiguous(ONE)),
+    ("paid with it already", asked_about(), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
+    ("paid with other money", asked_about(), [payment(**PAID)], [], Mismatch("pay_1", "receipt")),
+    ("its first receipt", asked_about(), [payment(status="completed")], [], Settles("pay_1", "push")),
+    ("an impossible time on a statement", line(time=(), is_impossible=True), [P], [], NotFound()),
+    ("an impossible time under our own reference", line(reference=OWN, time=(), is_impossible=True),
+     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference")),
     ("failed and no receipt", status(handle=Handle("pay_1"), receipt=None), [payment(**TIMED_OUT)], [],
      Mismatch("pay_1", "unconfirmed")),
 ]  # fmt: skip
@@ -442,9 +470,13 @@ def test_a_time_without_zone_is_east_african_and_one_with_z_is_read_both_ways(at
     assert possible(both, now=both[1]) == both
     assert possible(both, now=both[1] + timedelta(hours=9), since=both[1] + timedelta(hours=1)) == ()
     # A payment that is known proves which it was.
-    assert proven_zone(both, alone - timedelta(minutes=1)) == "eat"
-    assert proven_zone(both, both[1] - timedelta(minutes=1)) == "utc"
-    assert proven_zone(both, alone - timedelta(hours=9)) is None
+    minute = timedelta(minutes=1)
+    assert proven_zone(both, alone - minute, alone + minute) == "eat"
+    assert proven_zone(both, both[1] - minute, both[1] + minute) == "utc"
+    assert proven_zone(both, alone - timedelta(hours=9), alone - timedelta(hours=8)) is None
+    # Known so late that the wrong reading might fit.
+    assert proven_zone(both, alone - minute, alone + timedelta(minutes=60)) is None
+    assert proven_zone((alone,), alone - minute, alone + minute) is None
     assert (in_zone(both, "eat"), in_zone(both, "utc"), in_zone(both, None)) == (both[:1], both[1:], both)
 
 
@@ -505,6 +537,7 @@ def reports(draw: st.DrawFn) -> Evidence:
         amount=draw(st.sampled_from([Kes(700), Kes(700), Kes(701), "700.50", None])),
         payer=draw(SHOWN),
         time=draw(TIMES),
+        handle=Handle(draw(st.sampled_from(["a", "b"]))) if is_status and draw(st.booleans()) else None,
     )
 
 
@@ -574,7 +607,8 @@ def true_stories(draw: st.DrawFn) -> tuple[Evidence, Payment]:
         time=(minutes(draw(st.integers(-2, 15))),),
     )
     if draw(st.booleans()):
-        report = replace(report, source=Source.STATUS_QUERY, proof=Proof.ANSWER, reference=None)
+        handle = draw(st.sampled_from([None, Handle("true")]))
+        report = replace(report, source=Source.STATUS_QUERY, proof=Proof.ANSWER, reference=None, handle=handle)
     return report, paid
 
 

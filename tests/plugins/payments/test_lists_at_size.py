@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
@@ -11,6 +13,8 @@ from mpesa_gateway.db.lists import Position
 from mpesa_gateway.http.reading import read_query
 from mpesa_gateway_payments.listing import page_sql
 from mpesa_gateway_payments.schemas import PaymentFilters
+
+pytestmark = pytest.mark.as_owner
 
 MANY = 80_000
 SHOWN = 101

@@ -21,6 +21,8 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.service import PaymentService
 from tests.daraja import Daraja, Said, fault, stk_callback
 
+pytestmark = pytest.mark.as_owner
+
 PHONE = "25471100000"
 BUSY = fault("500.003.02", "Spike arrest violation", 503)
 REFUSED = fault("400.002.02", "Bad Request - Invalid Amount", 400)

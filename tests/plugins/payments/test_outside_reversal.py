@@ -1,12 +1,18 @@
 """A payment that M-Pesa calls reversed, and that no refund reversed: told, marked, and refunded no more."""
 
+import asyncio
+import random
+from collections import Counter
+from contextvars import Context
+from datetime import datetime
 from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
 
-from mpesa_gateway.daraja.codes import transaction_state
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.daraja.codes import TransactionState, transaction_state
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
@@ -15,6 +21,7 @@ from mpesa_gateway_payments.api import Direction, Evidence, Proof, Receiver, Rec
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
 from tests.conftest import Town
 from tests.daraja import Daraja, result, stk_callback
@@ -65,6 +72,7 @@ def answered(status: str) -> dict[str, Any]:
             "Amount": "500.00",
             "DebitPartyName": "254711000001 - A PAYER",
             "CreditPartyName": "174379 - A SHOP",
+            "FinalisedTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
         },
     )
 
@@ -308,3 +316,114 @@ async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looke
         # Once, however often it is said.
         await settle(town, report)
         assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0, number
+
+
+# -- the same receipt from two sides at the same time -------------------------------------------------------------
+
+
+async def asked_about(town: Town, number: int) -> tuple[Any, str, Evidence]:
+    """A payment, a question about the receipt of its money, and the statement line of that money."""
+    receipt = f"RACE{number:06}"
+    made = (await town.api.pay("254711000001", 500, key=receipt, reference=f"table {number}")).data
+    check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
+    return made, check["check_id"], report_of(town, receipt=receipt, reference=f"table {number}")
+
+
+async def is_whole(town: Town, payment_id: str) -> str:
+    """The payment's status: without the money it has no event of it, with it the merchant hears of both."""
+    row = await town.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment_id)
+    assert row is not None
+    kinds = await town.gateway.db.fetch("SELECT kind FROM event WHERE subject_id = $1 ORDER BY event_id", payment_id)
+    said = [one["kind"] for one in kinds]
+    assert said == ([] if row["receipt"] is None else ["payment.completed", "payment.reversed"]), row["status"]
+    assert row["status"] == ("pending" if row["receipt"] is None else "reversed")
+    return str(row["status"])
+
+
+def reversed_receipt(number: int) -> dict[str, Any]:
+    """M-Pesa's answer that this receipt was reversed."""
+    body = answered("Reversed")
+    parameters: list[dict[str, Any]] = body["Result"]["ResultParameters"]["ResultParameter"]
+    next(one for one in parameters if one["Key"] == "ReceiptNo")["Value"] = f"RACE{number:06}"
+    return body
+
+
+@pytest.mark.parametrize("by", ["statement", "callback"])
+@pytest.mark.parametrize("first", ["money", "reversal"])
+async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_both(
+    town: Town, by: str, first: str
+) -> None:
+    made, check_id, report = await asked_about(town, 1)
+    paid = stk_callback(made["provider_ref"], receipt="RACE000001")
+    outside = OutsideReversals(town.gateway)
+    if by == "callback" and first == "reversal":
+        # The callback comes late.
+        await call_back(town, "status", check_id, reversed_receipt(1))
+        await call_back(town, "stk", made["id"], paid)
+    elif by == "callback":
+        await call_back(town, "stk", made["id"], paid)
+        await call_back(town, "status", check_id, reversed_receipt(1))
+    elif first == "money":
+        async with town.gateway.db.transaction():
+            settled = await town.gateway.services.get(Recovery).settle(report)
+            # Nothing of it can be seen when M-Pesa's answer is taken.
+            await call_back(town, "status", check_id, reversed_receipt(1))
+        assert settled.finding == "recovered"
+    else:
+        async with town.gateway.db.transaction():
+            await outside.note("sandbox", "RACE000001", "reversed")
+            await asyncio.create_task(settle(town, report), context=Context())
+    await outside.take_noted()
+    assert await is_whole(town, made["id"]) == "reversed"
+    assert await outside.take_noted() == 0
+    assert await settle(town, report) == Settled("already_known", made["id"], made["merchant_id"])
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
+    town: Town,
+) -> None:
+    outside = OutsideReversals(town.gateway)
+    cases: tuple[tuple[TransactionState, ...], ...] = (("partially_reversed",), ("partially_reversed", "reversed"))
+    for number, states in enumerate(cases):
+        made, _, report = await asked_about(town, number)
+        later: TransactionState = "partially_reversed"
+        for state in (*states, later):
+            async with town.gateway.db.transaction():
+                await outside.note("sandbox", f"RACE{number:06}", state)
+        paid = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
+        await call_back(town, "stk", made["id"], paid)
+        await outside.take_noted()
+        of = await town.gateway.db.fetchval("SELECT reversed_outside FROM payment WHERE payment_id = $1", made["id"])
+        assert of == ("part" if len(states) == 1 else "whole")
+        assert (await settle(town, report)).finding == "already_known"
+
+
+async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:
+    chance = random.Random(13)  # noqa: S311 - a test's order
+    outside, seen = OutsideReversals(town.gateway), Counter[str]()
+    for number in range(40):
+        made, check_id, report = await asked_about(town, number)
+
+        async def line(report: Evidence = report, pause: float = chance.random() / 100) -> None:
+            await asyncio.sleep(pause)
+            await settle(town, report)
+
+        async def answer(check_id: str = check_id, number: int = number) -> None:
+            await call_back(town, "status", check_id, reversed_receipt(number))
+
+        await asyncio.gather(line(), answer(), outside.take_noted())
+        await asyncio.gather(*(outside.take_noted() for _ in range(3)))
+        seen[await is_whole(town, made["id"])] += 1
+    assert seen.total() == 40
+    assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+async def test_refund_under_way_is_left_to_itself_when_its_payment_was_called_reversed_before(town: Town) -> None:
+    made, check_id, _ = await asked_about(town, 1)
+    await call_back(town, "status", check_id, reversed_receipt(1))
+    await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt="RACE000001"))
+    assert (await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).status == 201
+    assert await OutsideReversals(town.gateway).take_noted() == 0
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM outgoing_receipt") == 0
+    assert await told(town) == []

@@ -13,6 +13,8 @@ from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_webhooks import tables as webhooks
 from tests.plugins.payments.test_lists_at_size import FILL, MANY
 
+pytestmark = pytest.mark.as_owner
+
 END = joined(
     (
         (payments.END_MANY, 8, True),

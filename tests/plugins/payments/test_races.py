@@ -23,6 +23,8 @@ from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proo
 from mpesa_gateway_payments.service import PaymentService
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
+pytestmark = pytest.mark.as_owner
+
 PHONE = "254711000001"
 PROCESSING = (
     500,

@@ -4,11 +4,15 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.tally import PaymentTally, Tallied
 from tests.conftest import Town
+
+pytestmark = pytest.mark.as_owner
 
 FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,

@@ -4,12 +4,13 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
@@ -63,6 +64,19 @@ async def shop(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shop]:
             ).status == 200
             await api.close()
         yield Shop(gateway, daraja, merchant.merchant_id)
+
+
+async def test_unknown_merchant_is_not_found(shop: Shop) -> None:
+    for env in ENVS:
+        with pytest.raises(NotFound, match="no such merchant"):
+            await shop.gateway.payments.request("mer_nobody", env, WISH, idempotency_key="order-1")
+    with pytest.raises(NotFound, match="no such merchant"):
+        await shop.gateway.api_keys.create("mer_nobody", name="x", scopes=MERCHANT_SCOPES, env="live", actor="test")
+    assert await shop.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
+    assert await shop.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
+    without = await shop.gateway.merchants.create("Without credentials", actor="test")
+    with pytest.raises(ProviderNotConfigured):
+        await shop.gateway.payments.request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
 
 
 async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:
@@ -122,3 +136,14 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
             await shop.payments.get(shop.merchant_id, other, ids[env][0])
         with pytest.raises(NotFound):
             await shop.payments.ask_now(shop.merchant_id, other, ids[env][0])
+
+
+async def test_an_event_says_the_env_of_its_payment_in_its_row_and_twice_in_its_body(shop: Shop) -> None:
+    payments = {env: (await shop.pay(env))[0] for env in ENVS}
+    await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
+    assert await shop.payments.end_due() == 2
+    for env, payment_id in payments.items():
+        rows = await shop.gateway.db.fetch("SELECT env, body FROM event WHERE subject_id = $1", payment_id)
+        (row,) = rows
+        body = msgspec.json.decode(row["body"])
+        assert (row["env"], body["env"], body["data"]["env"]) == (env, env, env)

@@ -75,12 +75,14 @@ async def candidates(town: Town, receipt: str) -> list[str]:
 
 
 @pytest.mark.parametrize("shown", [None, "9d2c ***** 33fd", "9f86d081884c7d659a2feaa0c55ad015", "2547****001"])
+@pytest.mark.parametrize("code", [1032, 1037])
 async def test_a_tills_line_that_hides_its_payer_is_asked_about_and_never_guessed(
-    town: Town, daraja: Daraja, shown: str | None
+    town: Town, daraja: Daraja, shown: str | None, code: int
 ) -> None:
     async with till(town) as place:
         payment = await asked(place)
-        await call_back(place, payment, code=1032)
+        # Where the failure was M-Pesa's last word, and where it was not.
+        await call_back(place, payment, code=code)
         found = await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
         assert (found["ambiguous"], found["recovered"]) == (1, 0)
         # Operators see it though the credentials' own number is the store's.
@@ -129,6 +131,73 @@ async def test_money_from_before_a_payment_was_asked_for_is_not_its(town: Town, 
     assert (await look(town, payment))["status"] == "failed"
 
 
+def shown(at: datetime, zone: str) -> str:
+    """A time as a statement writes it."""
+    return {
+        "none": f"{at.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
+        "Z": f"{at:%Y-%m-%dT%H:%M:%S}Z",
+        "offset": f"{at.astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+    }[zone]
+
+
+OUTSIDE = {
+    "a minute before the window, and the clocks' difference": timedelta(hours=-2, minutes=-4),
+    "years ago": timedelta(days=-2500),
+    "an hour ahead": timedelta(hours=1),
+    "years ahead": timedelta(days=2500),
+}
+
+
+@pytest.mark.parametrize("zone", ["none", "offset", "Z"])
+@pytest.mark.parametrize("off", OUTSIDE)
+async def test_line_of_a_time_outside_the_window_or_in_the_future_is_not_found(
+    town: Town, daraja: Daraja, off: str, zone: str
+) -> None:
+    """The payment is as old as the money seems to be, so that nothing else contradicts."""
+    at = datetime.now(UTC) + OUTSIDE[off]
+    if zone == "Z" and off == "a minute before the window, and the clocks' difference":
+        # Its other reading lies a further three hours back.
+        assert OUTSIDE[off] < timedelta(0)
+    payment, own = await asked(town, reference="table 4"), await asked(town, 700, key="own")
+    if OUTSIDE[off] < timedelta(0):
+        await made_ago(town, payment, seconds=-OUTSIDE[off].total_seconds() + 60)
+    text = shown(at, zone)
+    lines = [
+        row("TKN4A1B2C3", reference="table 4", at=text),
+        row("OWN0000001", 700, reference=own["reference"], at=text),
+    ]
+    found = await run(town, daraja, *lines)
+    # What names its payment is settled whatever the clock said.
+    assert (found["not_found"], found["ambiguous"], found["recovered"]) == (1, 0, 1)
+    assert [(await look(town, one))["status"] for one in (payment, own)] == ["pending", "completed"]
+    assert (await candidates(town, "TKN4A1B2C3"), daraja.of("transactionstatus")) == ([], [])
+
+
+async def test_line_outside_one_window_is_judged_anew_in_a_run_whose_window_has_it(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    await made_ago(town, payment, hours=3)
+    at = datetime.now(UTC) - timedelta(hours=3) + timedelta(minutes=1)
+    line = row("TKN4A1B2C3", reference="table 4", at=shown(at, "none"))
+    assert (await run(town, daraja, line))["not_found"] == 1
+    daraja.answers["pullquery"] = [statement([line])] * 2
+    wider = {"start": (datetime.now(UTC) - timedelta(hours=5)).isoformat()}
+    assert (await town.api.call("POST", RUN, wider)).data["recovered"] == 1
+    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+
+
+async def test_window_that_leaves_one_reading_of_a_z_decides_a_line_that_had_two(town: Town, daraja: Daraja) -> None:
+    payment = await asked(town, reference="table 4")
+    await made_ago(town, payment, hours=1)
+    # Written in East Africa Time: as UTC it is two hours ahead, and before that window has a day it is not.
+    at = datetime.now(UTC) - timedelta(minutes=59)
+    line = row("TKN4A1B2C3", reference="table 4", at=f"{at:%Y-%m-%dT%H:%M:%S}Z")
+    daraja.answers["pullquery"] = [statement([line])] * 2
+    wide = {"start": (datetime.now(UTC) - timedelta(hours=20)).isoformat()}
+    assert (await town.api.call("POST", RUN, wide)).data["ambiguous"] == 1
+    assert (await run(town, daraja, line))["recovered"] == 1
+    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+
+
 @pytest.mark.parametrize(("code", "ago"), [(1032, 0), (1037, 100), (2001, 100)])
 async def test_a_later_purchase_of_the_same_payer_completes_no_failed_payment(
     town: Town, daraja: Daraja, code: int, ago: int
@@ -146,28 +215,145 @@ async def test_a_later_purchase_of_the_same_payer_completes_no_failed_payment(
 # -- times that end in Z ------------------------------------------------------------------------------------------
 
 
+HOURS_AGO = timedelta(hours=5)
+
+
+def written(at: datetime, zone: str) -> str:
+    """A time with a Z as a statement writes it that means East Africa Time, or UTC."""
+    return f"{(at.astimezone(EAT) if zone == 'eat' else at):%Y-%m-%dT%H:%M:%S}Z"
+
+
+async def paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) -> None:
+    """A payment whose receipt a callback brought five hours ago; ``known`` is how long the callback took."""
+    payment = await asked(town, amount, key=receipt)
+    await call_back(town, payment, amount=amount, receipt=receipt)
+    await made_ago(town, payment, hours=5)
+    async with town.gateway.db.transaction():
+        # What is written here is proof of money, which Postgres lets nobody change.
+        await town.gateway.db.execute("SET LOCAL session_replication_role = replica")
+        await town.gateway.db.execute(
+            "UPDATE payment SET completed_at = created_at + $2::interval WHERE payment_id = $1",
+            payment["id"],
+            timedelta(**known or {"minutes": 1}),
+        )
+
+
+async def run_of_two_days(town: Town, daraja: Daraja, *lines: Any) -> Any:
+    """A run in whose window both readings of a time are possible."""
+    daraja.answers["pullquery"] = [statement(list(lines))] * 2
+    window = {"start": (datetime.now(UTC) - timedelta(hours=47)).isoformat()}
+    return (await town.api.call("POST", RUN, window)).data
+
+
+async def lost_hours_ago(town: Town, amount: int = 502, **more: Any) -> Any:
+    """A payment of five hours ago that nobody told of."""
+    payment = await asked(town, amount, key=f"lost-{amount}", **{"reference": "table 4"} | more)
+    await made_ago(town, payment, hours=5)
+    return payment
+
+
 @pytest.mark.parametrize("zone", ["eat", "utc"])
 async def test_what_a_z_means_is_learnt_from_lines_of_known_payments(town: Town, daraja: Daraja, zone: str) -> None:
-    """With a window of 48 hours both readings are possible, until a known payment proves one."""
-    now = datetime.now(UTC)
-
-    def written(at: datetime) -> str:
-        return f"{(at.astimezone(EAT) if zone == 'eat' else at):%Y-%m-%dT%H:%M:%S}Z"
-
-    first, lost = await asked(town, 501, key="a"), await asked(town, 502, key="b", reference="table 4")
-    for payment in (first, lost):
-        await made_ago(town, payment, hours=5)
-    at = now - timedelta(hours=5) + timedelta(minutes=1)
-    window = {"start": (now - timedelta(hours=47)).isoformat()}
-    line = row("LOST000001", 502, reference="table 4", at=written(at))
-    daraja.answers["pullquery"] = [statement([line])] * 2
-    found = (await town.api.call("POST", RUN, window)).data
+    """Before a known payment proves one, both readings have to agree."""
+    at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
+    lost = await lost_hours_ago(town)
+    line = row("LOST000001", 502, reference="table 4", at=written(at, zone))
+    found = await run_of_two_days(town, daraja, line)
     assert (found["ambiguous"], found["recovered"]) == (1, 0)
-    known = row("OWN0000001", 501, reference=first["reference"], at=written(at))
-    daraja.answers["pullquery"] = [statement([known, line])] * 2
-    found = (await town.api.call("POST", RUN, window)).data
-    assert (found["ambiguous"], found["recovered"]) == (0, 2)
-    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line WHERE receipt = 'OWN0000001'") == zone
+    await paid_hours_ago(town, "KNOWN00001", 501)
+    known = row("KNOWN00001", 501, reference="", at=written(at, zone))
+    found = await run_of_two_days(town, daraja, known, line)
+    assert (found["ambiguous"], found["already_known"], found["recovered"]) == (0, 1, 1)
+    assert (await look(town, lost))["receipt"] == "LOST000001"
+    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line WHERE receipt = 'KNOWN00001'") == zone
+
+
+@pytest.mark.parametrize("means", ["eat", "utc"])
+async def test_money_that_only_the_disproven_reading_fits_is_not_found(town: Town, daraja: Daraja, means: str) -> None:
+    await paid_hours_ago(town, "KNOWN00001", 501)
+    lost = await lost_hours_ago(town)
+    at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
+    other = "utc" if means == "eat" else "eat"
+    lines = [
+        row("KNOWN00001", 501, reference="", at=written(at, means)),
+        # Three hours before or after the payment, read as it has to be.
+        row("STRANGE001", 502, reference="table 4", at=written(at, other)),
+    ]
+    found = await run_of_two_days(town, daraja, *lines)
+    assert (found["already_known"], found["recovered"]) == (1, 0)
+    assert (await look(town, lost))["status"] == "pending"
+
+
+async def test_what_a_z_means_is_proven_for_each_shortcode_by_itself(town: Town, daraja: Daraja) -> None:
+    at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
+    await paid_hours_ago(town, "KNOWN00001", 501)
+    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=written(at, "eat")))
+    async with till(town) as place:
+        lost = await lost_hours_ago(place)
+        line = row("LOST000001", 502, at=written(at, "utc"), **BOUGHT)
+        found = await run_of_two_days(place, daraja, line)
+        assert (found["ambiguous"], found["recovered"]) == (1, 0)
+        await paid_hours_ago(place, "KNOWN00002", 501)
+        known = row("KNOWN00002", 501, at=written(at, "utc"), **BOUGHT)
+        assert (await run_of_two_days(place, daraja, known, line))["recovered"] == 1
+        assert (await look(place, lost))["receipt"] == "LOST000001"
+    zones = await town.gateway.db.fetch("SELECT shortcode, zone FROM statement_line WHERE zone IS NOT NULL")
+    assert {(one["shortcode"], one["zone"]) for one in zones} == {("174379", "eat"), ("5123456", "utc")}
+
+
+async def test_proofs_that_contradict_each_other_prove_nothing(town: Town, daraja: Daraja) -> None:
+    """Then both readings have to agree again."""
+    at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
+    lost = await lost_hours_ago(town)
+    lines: list[Any] = [row("LOST000001", 502, reference="table 4", at=written(at, "eat"))]
+    for number, zone in enumerate(("eat", "utc")):
+        await paid_hours_ago(town, f"KNOWN0000{number}", 600 + number)
+        lines.append(row(f"KNOWN0000{number}", 600 + number, reference="", at=written(at, zone)))
+    found = await run_of_two_days(town, daraja, *lines)
+    assert (found["already_known"], found["ambiguous"], found["recovered"]) == (2, 1, 0)
+    assert (await look(town, lost))["status"] == "pending"
+
+
+async def test_a_receipt_that_was_known_late_proves_no_zone(town: Town, daraja: Daraja) -> None:
+    """Three hours lie between the readings: the wrong one may fit a payment that was open for so long."""
+    at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
+    await paid_hours_ago(town, "KNOWN00001", 501, minutes=185)
+    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=written(at, "utc")))
+    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line") is None
+
+
+# -- what M-Pesa answers about a line -----------------------------------------------------------------------------
+
+OF_OTHER_MONEY: dict[str, dict[str, Any]] = {
+    "reversed": {"TransactionStatus": "Reversed"},
+    "failed": {"TransactionStatus": "Failed"},
+    "not yet": {"TransactionStatus": "Pending"},
+    "without a status": {"TransactionStatus": None},
+    "of another amount": {"Amount": "5.00"},
+    "years ago": {"FinalisedTime": "20191219114550"},
+    "to another shop": {"CreditPartyName": "555555 - OTHER SHOP"},
+}
+
+
+@pytest.mark.parametrize("why", OF_OTHER_MONEY)
+async def test_answer_about_a_line_that_is_of_other_money_completes_nothing(
+    town: Town, daraja: Daraja, why: str
+) -> None:
+    async with till(town) as place:
+        payment = await asked(place)
+        line = row("TKN4A1B2C3", phone=None, **BOUGHT)
+        await run(place, daraja, line)
+        (question,) = daraja.of("transactionstatus")
+        said = {
+            "Amount": "500.00",
+            "CreditPartyName": "600638 - STORE",
+            "FinalisedTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
+        }
+        await answer(place, question, "254711000001", **said | OF_OTHER_MONEY[why])
+        assert (await look(place, payment))["status"] == "pending"
+        # It has been answered: a person decides.
+        await run(place, daraja, line)
+        assert len(daraja.of("transactionstatus")) == 1
 
 
 # -- C1 -----------------------------------------------------------------------------------------------------------

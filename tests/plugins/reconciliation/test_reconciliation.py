@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import EAT, SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -420,13 +420,13 @@ async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, da
         ("no reference", {}, {"reference": ""}, "ambiguous"),
         ("its own reference", {"reference": None}, {"reference": OWN, "phone": "254799999999"}, "recovered"),
         ("no zone, in East Africa", {}, {"at": f"{eat:%Y-%m-%d %H:%M:%S}"}, "recovered"),
-        ("no zone, outside the window", {}, {"at": f"{now:%Y-%m-%d %H:%M:%S}"}, "ambiguous"),
+        ("no zone, outside the window", {}, {"at": f"{now:%Y-%m-%d %H:%M:%S}"}, "not_found"),
         ("Z meaning East Africa", {}, {"at": f"{eat:%Y-%m-%dT%H:%M:%S}Z"}, "recovered"),
         ("Z meaning UTC", {}, {"at": f"{now:%Y-%m-%dT%H:%M:%S}Z"}, "recovered"),
         ("fourteen digits", {}, {"at": f"{eat:%Y%m%d%H%M%S}"}, "recovered"),
         ("a minute before", {}, {"at": shifted(now, minutes=-1)}, "recovered"),
         ("five minutes before", {}, {"at": shifted(now, minutes=-5)}, "not_found"),
-        ("in the future", {}, {"at": shifted(now, hours=20)}, "ambiguous"),
+        ("in the future", {}, {"at": shifted(now, hours=20)}, "not_found"),
         ("a reversal", {}, {"transactiontype": "c2b-pay-bill-reversal"}, "not_found"),
         ("a payout", {}, {"transactiontype": "Business Payment to Customer via API"}, "not_found"),
         ("a charge", {}, {"transactiontype": "Pay Utility Charge"}, "not_found"),
@@ -629,6 +629,21 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
     assert (await look(town, payment))["status"] == "pending"
     async with shop(town.gateway, town.base) as other:
         assert (await other.call("POST", path, {"payment_id": payment["id"]})).status == 404
+    # And a line of its own is not for a payment of live; a key of live sees neither.
+    await town.gateway.db.execute("UPDATE statement_line SET env = 'sandbox'")
+    lived = await asked(town, 77, key="live")
+    async with town.gateway.db.transaction():
+        await town.gateway.db.execute("SET LOCAL session_replication_role = replica")
+        await town.gateway.db.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
+    _, secret = await town.gateway.api_keys.create(
+        payment["merchant_id"], name="live", scopes=tuple(Scope), env="live", actor="test"
+    )
+    live = Api(town.base, secret.reveal())
+    for api, body in ((town.api, lived), (live, lived), (live, payment)):
+        refused = await api.call("POST", path, {"payment_id": body["id"]})
+        assert (refused.status, refused.error["code"]) == (404, "NOT_FOUND")
+    await live.close()
+    assert await town.gateway.db.fetchval("SELECT payment_id FROM statement_line") is None
 
 
 async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: Town, daraja: Daraja) -> None:

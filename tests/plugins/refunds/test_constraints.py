@@ -1,7 +1,11 @@
 """What the table of refunds refuses, whoever asks: each rule has a statement that breaks it."""
 
+import pytest
+
 from tests.conftest import Town
 from tests.constraints import added, refusals
+
+pytestmark = pytest.mark.as_owner
 
 ROWS = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,

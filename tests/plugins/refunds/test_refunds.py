@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any, ClassVar
 
 import asyncpg
@@ -268,7 +267,8 @@ async def test_refund_is_refused_inside_a_transaction_of_the_host(desk: Desk) ->
 
     async def inside() -> None:
         async with gateway.db.transaction():
-            with suppress(CalledInTransaction):
+            # Before anything is written: the client's own refusal would come after the intent.
+            with pytest.raises(CalledInTransaction, match="asking for a refund"):
                 await service.request(caller, body, None)
             raise RuntimeError("the host's own")
 
@@ -725,6 +725,24 @@ async def test_already_reversed_of_a_payment_that_mpesa_knows_otherwise_waits_fo
     refund = (await desk.ask(payment_id)).data
     await desk.result(refund, result("R000001"))
     await desk.answer(await desk.questioned(refund), result(0, says={"ReceiptNo": RECEIPT, **said}))
+    after = await desk.refund(refund)
+    assert (after["status"], bool(after["attention"])) == ("pending", True)
+    assert await desk.books(payment_id) == ("completed", 0, 500)
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+@pytest.mark.parametrize("said", [{}, {"ReceiptNo": RECEIPT, "Amount": "40.00"}, {"ReceiptNo": RECEIPT, "Amount": "x"}])
+async def test_answer_about_the_payment_that_states_no_receipt_or_another_amount_proves_no_reversal(
+    desk: Desk, said: dict[str, str], *, is_verified: bool
+) -> None:
+    payment_id = await desk.paid()
+    if is_verified:
+        refund = (await desk.ask(payment_id)).data
+        await desk.result(refund, result("R000001"))
+    else:
+        desk.daraja.say("reversal", (500, b"<html>"))
+        refund = (await desk.ask(payment_id)).data
+    await desk.answer(await desk.questioned(refund), result(0, says={"TransactionStatus": "Reversed", **said}))
     after = await desk.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
     assert await desk.books(payment_id) == ("completed", 0, 500)

@@ -43,14 +43,13 @@ class Asking:
 
     async def status(self, receipt: str | None, **changes: Any) -> tuple[int, Any]:
         """Ask what became of a transaction."""
-        body = self.initiated(
-            "status",
-            CommandID="TransactionStatusQuery",
-            TransactionID=receipt,
-            PartyA=SHORTCODE,
-            IdentifierType="4",
-            **changes,
-        )
+        fields = {
+            "CommandID": "TransactionStatusQuery",
+            "TransactionID": receipt,
+            "PartyA": SHORTCODE,
+            "IdentifierType": "4",
+        }
+        body = self.initiated("status", **(fields | changes))
         return await self.line.send({name: value for name, value in body.items() if value is not None}, STATUS)
 
     async def reverse(self, receipt: str, amount: int, **changes: Any) -> tuple[int, Any]:
@@ -145,7 +144,7 @@ async def test_a_status_query_is_acknowledged_and_answered_from_the_ledger(askin
     assert isinstance(result["ReferenceData"]["ReferenceItem"], dict)
     await asking.status("TKN0000000")
     (result,) = await asking.told("/status/result")
-    assert (result["ResultCode"], result["ResultParameters"]["ResultParameter"]) == (2032, [])
+    assert (result["ResultCode"], "ResultParameters" in result) == (2032, False)
 
 
 async def test_a_push_is_known_by_its_conversation_as_it_stands(asking: Asking) -> None:
@@ -267,7 +266,8 @@ async def test_a_reversal_sends_back_what_came_in_and_never_more(asking: Asking)
     (result,) = await asking.told("/reversal/result")
     found = parameters(result)
     assert (result["ResultCode"], found["OriginalTransactionID"], found["Amount"]) == (0, receipt, 200)
-    assert result["TransactionID"] not in {receipt, "SKE0000000"}
+    assert result["TransactionID"] != receipt
+    assert not result["TransactionID"].endswith("0000000")
     await asking.status(receipt)
     (status,) = await asking.told("/status/result")
     assert parameters(status)["TransactionStatus"] == "Completed"
@@ -275,7 +275,7 @@ async def test_a_reversal_sends_back_what_came_in_and_never_more(asking: Asking)
         await asking.reverse(receipt, amount)
         (result,) = await asking.told("/reversal/result")
         assert result["ResultCode"] == code
-        assert (result["TransactionID"] == "SKE0000000") is (code != 0)
+        assert result["TransactionID"].endswith("0000000") is (code != 0)
     await asking.status(receipt)
     (status,) = await asking.told("/status/result")
     assert parameters(status)["TransactionStatus"] == "Reversed"
@@ -328,22 +328,20 @@ async def test_what_daraja_would_refuse_is_refused_by_its_field(asking: Asking) 
         ({"SecurityCredential": "in clear"}, "SecurityCredential"),
         ({"SecurityCredential": b64encode(b"short").decode()}, "SecurityCredential"),
         ({"CommandID": "BusinessPayment"}, "CommandID"),
-        ({"Remarks": "x"}, "Remarks"),
+        ({"Remarks": ""}, "Remarks"),
         ({"Remarks": "x" * 101}, "Remarks"),
         ({"ResultURL": "ftp://x"}, "ResultURL"),
         ({"QueueTimeOutURL": ""}, "QueueTimeOutURL"),
         ({"Occasion": "x" * 101}, "Occasion"),
     ]
-    for change, field in [*bad, ({"RecieverIdentifierType": "4"}, "RecieverIdentifierType"), ({"Amount": 0}, "Amount")]:
+    for change, field in [*bad, ({"RecieverIdentifierType": "1"}, "RecieverIdentifierType"), ({"Amount": 0}, "Amount")]:
         status, answer = (
             await asking.reverse(receipt, **({"amount": 5} | change))
             if "Amount" not in change
             else (await asking.reverse(receipt, 0))
         )
         assert (status, answer["errorMessage"]) == (400, f"Bad Request - Invalid {field}"), change
-    for change, field in [*bad, ({"IdentifierType": "1"}, "IdentifierType")]:
-        if set(change) & {"CommandID", "IdentifierType"}:
-            continue
+    for change, field in [*bad, ({"IdentifierType": "3"}, "IdentifierType")]:
         status, answer = await asking.status(receipt, **change)
         assert (status, answer["errorMessage"]) == (400, f"Bad Request - Invalid {field}"), change
     assert (await asking.status(None))[0] == 400

@@ -24,8 +24,8 @@ from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic,
 
 @pytest.fixture
 async def line(values: dict[str, Any]) -> AsyncGenerator[Line]:
-    """A line to a quick simulator."""
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as found:
+    """A line to a quick and strict simulator."""
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK | {"strict": True}}, receiver) as found:
         yield found
 
 
@@ -239,7 +239,7 @@ INVALID_FIELDS: list[tuple[str, Any]] = [
     *(("Amount", value) for value in INVALID_AMOUNTS),
     *(("Timestamp", value) for value in ("2026112310151", "202611231015120", "20261323101512", "2026-11-23", None)),
     *(("PhoneNumber", value) for value in ("0711000001", "254811000001", "25471100000", "+254711000001", None)),
-    *(("PartyA", value) for value in ("254711000002", None)),
+    *(("PartyA", value) for value in ("12", "0711000001", None)),
     *(("PartyB", value) for value in ("174380", "1743", "till", None)),
     *(("TransactionType", value) for value in ("CustomerPayBill", 5, None)),
     *(("CallBackURL", value) for value in ("example.com/x", "ftp://127.0.0.1/x", "", "https://", None)),
@@ -526,6 +526,39 @@ async def test_pages_of_other_sites_cannot_turn_the_knobs(town: Town) -> None:
         answer = await town.api.call(method, path, headers=headers)
         assert answer.status in {400, 403}, headers
         assert "simulator" in str(answer.body) or answer.status == 400
+
+
+CONTROL = [
+    ("POST", "/simulator/control/reset"),
+    ("POST", "/simulator/control/faults"),
+    ("POST", "/simulator/control/ledger"),
+    ("PATCH", "/simulator/control/knobs"),
+    ("PATCH", "/simulator/control/habits"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/answer"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/callback"),
+    ("POST", "/simulator/control/pushes/ws_CO_1/forge"),
+    ("POST", "/simulator/touch"),
+    ("POST", "/simulator/hold"),
+    ("POST", "/simulator/let-go"),
+    ("POST", "/simulator/turn"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CONTROL)
+async def test_every_act_refuses_pages_of_other_sites_whatever_type_they_send(
+    town: Town, method: str, path: str
+) -> None:
+    """A form and ``fetch`` without CORS can send these types across sites."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json"):
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Host": "evil.example", "Origin": "http://evil.example"},
+            {"Host": "evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
+            answer = await town.api.call(method, path, raw=b"{}", headers=headers | {"Content-Type": kind})
+            assert answer.status == 403, (kind, headers)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Host": "localhost:1"}, {"Sec-Fetch-Site": "same-origin"}])

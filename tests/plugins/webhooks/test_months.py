@@ -28,6 +28,8 @@ from mpesa_gateway_webhooks.plugin import plugin
 from tests.house.tree import ROOT
 from tests.ledger import broken
 
+pytestmark = pytest.mark.as_owner
+
 NOW = datetime(2060, 1, 15, 12, 0, tzinfo=UTC)
 """Far beyond the months that the migration, which goes by Postgres' clock, has put together."""
 

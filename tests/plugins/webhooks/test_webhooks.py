@@ -20,6 +20,8 @@ from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
 from tests.conftest import Town
 
+pytestmark = pytest.mark.as_owner
+
 NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 
 
@@ -239,6 +241,22 @@ async def test_an_address_that_is_not_called_cannot_be_set(town: Town) -> None:
     for url in UNCALLED:
         answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
         assert (answer.status, answer.error["field"]) == (422, "webhook_url"), url
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("Https://Shop.Example.co.ke/x", "https://shop.example.co.ke/x"),
+        ("HTTPS://shop.example.co.ke:443", "https://shop.example.co.ke"),
+        ("https://shop.example.co.ke./x", "https://shop.example.co.ke/x"),
+        ("https://b\u00fccher.example/", "https://xn--bcher-kva.example/"),
+        ("HTTP://LOCALHOST:3000/", "http://localhost:3000/"),
+    ],
+)
+async def test_address_is_kept_in_its_normal_form(town: Town, url: str, kept: str) -> None:
+    answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
+    assert (answer.status, answer.data["webhook_url"]) == (200, kept)
+    assert (await town.api.call("GET", "/v1/merchant/webhook")).data["webhook_url"] == kept
 
 
 async def test_without_permission_loopback_is_refused_when_sent_as_well(values: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""One attack suite for every server and every route to it: `just attack`."""

@@ -1,0 +1,167 @@
+"""Look-ups of host names outside the event loop's threads: a name server that hangs delays only who asked for the name.
+
+``getaddrinfo`` blocks a thread for as long as DNS takes, and a process has few of them. Here c-ares asks, with
+``resolv.conf`` (name servers, search list, ndots) and ``/etc/hosts`` as the C library reads them.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any
+
+import aiodns
+from aiodns.error import DNSError
+
+if TYPE_CHECKING:
+    from urllib3_future.contrib.resolver._async import AsyncBaseResolver
+else:
+    # Under whichever name niquests itself has it: as urllib3 where it took that over, as urllib3_future elsewhere.
+    from niquests.packages.urllib3.contrib.resolver._async import AsyncBaseResolver
+
+Address = IPv4Address | IPv6Address
+Lookup = Callable[[str, int], Awaitable[list[str]]]
+"""Host and port to the addresses that DNS gives, as text. Raises OSError."""
+
+_TRY, _TRIES = 2.0, 2
+"""Seconds for the first question to a name server, doubled for the next, and questions to each server."""
+
+_MOST = 512
+"""Names that one process looks up at the same time, whoever asks."""
+
+
+def read_literal(host: str) -> Address | None:
+    """The address that a host spells, None for a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+class Names:
+    """Looks names up with c-ares, one question for each name at a time, within a bounded time.
+
+    A channel, with one thread of its own for all names, is opened with the first name that needs it.
+    """
+
+    def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = (), resolv_conf: str | None = None) -> None:
+        """``timeout`` is for a whole look-up, in seconds. ``servers`` are asked instead of the machine's."""
+        self._timeout = timeout
+        self._servers = servers
+        self._resolv_conf = resolv_conf
+        self._resolver: aiodns.DNSResolver | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: dict[str, asyncio.Task[list[str]]] = {}
+
+    async def __call__(self, host: str, port: int) -> list[str]:  # noqa: ARG002 - the shape of a Lookup
+        """The addresses of a host, at least one. Raises OSError: gaierror for a name without one, TimeoutError."""
+        if read_literal(host) is not None:
+            return [host]
+        name = host.lower()
+        if name == "localhost":
+            return ["127.0.0.1", "::1"]
+        task = self._asked.get(name)
+        if task is None:
+            if len(self._asked) >= _MOST:
+                raise socket.gaierror(socket.EAI_AGAIN, "too many look-ups at the same time")
+            task = asyncio.create_task(self._ask(name))
+            self._asked[name] = task
+            task.add_done_callback(partial(self._done, name))
+        # A caller that gives up does not end the question: others may wait for the same name.
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise socket.gaierror(socket.EAI_AGAIN, "look-ups have ended") from None
+            raise
+
+    async def close(self) -> None:
+        """End what is being asked. The next look-up opens a channel again."""
+        for task in (waiting := list(self._asked.values())):
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        if self._resolver is not None:
+            resolver, self._resolver = self._resolver, None
+            await resolver.close()
+
+    def _done(self, name: str, task: "asyncio.Task[list[str]]") -> None:
+        self._asked.pop(name, None)
+        if not task.cancelled():
+            # Read here, or asyncio complains where every caller has given up.
+            task.exception()
+
+    async def _ask(self, name: str) -> list[str]:
+        resolver = self._channel()
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = await resolver.getaddrinfo(name, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+        except DNSError as problem:
+            raise socket.gaierror(socket.EAI_NONAME, f"DNS: {problem.args[-1]}") from None
+        addresses = [node.addr[0].decode("ascii") for node in found.nodes]
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "DNS: no address")
+        return list(dict.fromkeys(addresses))
+
+    def _channel(self) -> aiodns.DNSResolver:
+        loop = asyncio.get_running_loop()
+        if self._resolver is None or self._loop is not loop:
+            self._loop = loop
+            self._resolver = aiodns.DNSResolver(
+                nameservers=list(self._servers) or None,
+                loop=loop,
+                timeout=_TRY,
+                tries=_TRIES,
+                resolvconf_path=self._resolv_conf,
+            )
+        return self._resolver
+
+
+async def system_lookup(host: str, port: int) -> list[str]:
+    """One look-up by itself, for a command that makes few. Raises OSError."""
+    names = Names()
+    try:
+        return await names(host, port)
+    finally:
+        await names.close()
+
+
+class NamesResolver(AsyncBaseResolver):
+    """The HTTP library's resolver interface over a Lookup, for sessions to hosts that the operator configured."""
+
+    protocol = "custom"  # type: ignore[assignment] # the library's own names are an enum
+    implementation = "names"
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__(None)
+        self._lookup = lookup
+
+    def recycle(self) -> "NamesResolver":
+        """Another one like this."""
+        return NamesResolver(self._lookup)
+
+    def is_available(self) -> bool:
+        """Always: it keeps nothing open."""
+        return True
+
+    async def close(self) -> None:  # type: ignore[override] # the library's own is declared synchronous
+        """Nothing to close: the Lookup belongs to its owner."""
+
+    async def getaddrinfo(  # type: ignore[override] # the library's signature is that of its Python 2 ancestor
+        self,
+        host: Any,
+        port: Any,
+        family: Any,  # noqa: ARG002 - socket.getaddrinfo's shape
+        type: Any,  # noqa: A002 - likewise
+        proto: int = 0,
+        flags: int = 0,  # noqa: ARG002 - likewise
+        **_: Any,
+    ) -> list[tuple[Any, Any, int, str, tuple[Any, ...]]]:
+        """As socket.getaddrinfo. Raises OSError."""
+        name = host.decode("ascii") if isinstance(host, bytes) else str(host)
+        return [
+            (socket.AF_INET, type, proto, "", (text, int(port)))
+            if ":" not in text
+            else (socket.AF_INET6, type, proto, "", (text, int(port), 0, 0))
+            for text in await self._lookup(name.strip("[]"), int(port))
+        ]

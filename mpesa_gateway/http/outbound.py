@@ -1,0 +1,419 @@
+"""A small HTTP/1.1 client for servers that are not trusted: it reads a bounded part of an answer, and nothing twice.
+
+The status line is the answer. What follows it is read for two reasons only, to show how the body begins and to keep the
+connection, and whatever is wrong with it changes neither the status nor what has been counted.
+"""
+
+import asyncio
+import re
+import ssl
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
+
+import wassima
+
+HEAD, BODY = 65_536, 65_536
+"""Bytes that are read at most: of all heads of an answer together, and of its body with its framing."""
+
+READS, PIECES = 1_000, 1_024
+"""Reads from the connection, and chunks and interim answers, that one answer may take at most."""
+
+_LONGEST_LINE = 1024
+"""Bytes of a chunk's line or a trailer's line."""
+
+_STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +([1-5]\d\d)(?:[ \t][^\r\n]*)?\r?\Z")
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?\r?\Z", re.DOTALL)
+_LINE_END = b"\r\n"
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+_IDLE, _AGE = 15.0, 300.0
+"""Seconds that a connection is kept without use, and after which it is not used again: DNS may say another address."""
+
+_KEPT_EACH = 8
+"""Connections that are kept to one server."""
+
+_ADDRESSES = 4
+"""Addresses of one name that are tried."""
+
+Addresses = Callable[[], Awaitable[Sequence[str]]]
+"""Looks the addresses of a place up, where a new connection needs them."""
+
+BrokenOff = Literal["reset", "bad_answer"]
+
+
+class NoAnswer(Exception):
+    """The connection brought no status line of a final answer."""
+
+    def __init__(self, reason: BrokenOff) -> None:
+        super().__init__(reason)
+        self.reason: BrokenOff = reason
+
+
+class AnswerReader:
+    """Reads one answer from bytes as they come. It never raises: what it cannot read ends the answer."""
+
+    def __init__(self, shown: int) -> None:
+        """``shown`` is how many bytes of the body are kept."""
+        self._shown = shown
+        self._data = bytearray()
+        self._at = 0
+        self._read = 0
+        self._reads = 0
+        self._pieces = 0
+        self._body = bytearray()
+        self._body_read = 0
+        self._is_shown = True
+        self._framing: Literal["head", "length", "chunks", "trailer", "end"] = "head"
+        self._left = 0
+        self._keeps = False
+        self.status: int | None = None
+        """The final status, as soon as its line is read."""
+        self.failure: BrokenOff = "bad_answer"
+        """Why there is none, once the answer has ended."""
+        self.is_done = False
+        self.is_reusable = False
+        """Whether the answer ended where its framing says, on a connection that the server keeps."""
+
+    @property
+    def body(self) -> bytes:
+        """The beginning of the body; empty for one that is compressed."""
+        return bytes(self._body[: self._shown]) if self._is_shown else b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what came. After ``is_done`` nothing more is read."""
+        if self.is_done:
+            self.is_reusable = False
+            return
+        self._reads += 1
+        self._data += data
+        if self._framing == "head":
+            self._read_heads()
+        if self._framing != "head" and not self.is_done:
+            self._read_body()
+        if self._reads >= READS and not self.is_done:
+            self._stop()
+
+    def end(self) -> None:
+        """The connection has ended."""
+        if not self.is_done:
+            self.failure = "reset"
+        self.is_done = True
+        self.is_reusable = False
+
+    def _stop(self) -> None:
+        self.is_done = True
+
+    def _finish(self) -> None:
+        """The answer is whole. Bytes beyond it belong to no answer, and the connection is not used again."""
+        self.is_done = True
+        self.is_reusable = self._keeps and self._at == len(self._data)
+
+    # -- heads ----------------------------------------------------------------------------------------------------
+
+    def _read_heads(self) -> None:
+        while self._framing == "head" and not self.is_done:
+            while self._at < len(self._data) and self._data[self._at] in _LINE_END:
+                self._at += 1
+            line_end = self._data.find(b"\n", self._at, self._at + HEAD)
+            status = None
+            if line_end >= 0:
+                found = _STATUS.match(bytes(self._data[self._at : line_end]))
+                status = int(found[1]) if found else None
+                if status is None or status == 101:
+                    # No HTTP, or another protocol that was not asked for.
+                    self._stop()
+                    return
+                if status >= 200:
+                    self.status = status
+            end = None if line_end < 0 else _HEAD_END.search(self._data, max(line_end - 1, self._read - 3))
+            self._read = len(self._data)
+            if end is None:
+                if len(self._data) > HEAD:
+                    self._stop()
+                return
+            is_new = self._data[self._at : self._at + 8] == b"HTTP/1.1"
+            head, self._at = bytes(self._data[line_end : end.start()]), end.end()
+            if status is not None and status >= 200:
+                self._keeps = is_new
+                self._begin_body(status, head)
+                return
+            self._pieces += 1
+            self._read = self._at
+            if self._pieces >= PIECES or self._at > HEAD:
+                self._stop()
+
+    def _begin_body(self, status: int, head: bytes) -> None:
+        fields: dict[bytes, set[bytes]] = defaultdict(set)
+        for line in head.split(b"\n"):
+            name, colon, value = line.partition(b":")
+            if colon:
+                fields[name.strip().lower()].add(value.strip().lower())
+        length, transfer = fields[b"content-length"], fields[b"transfer-encoding"]
+        # Compressed bytes are not unpacked: a small answer could become a very large one.
+        coded = (fields[b"content-encoding"] | transfer) - {b"", b"identity", b"chunked"}
+        self._is_shown = not coded
+        if any(b"close" in value for value in fields[b"connection"]) or (length and transfer):
+            self._keeps = False
+        if status in {204, 304}:
+            self._finish()
+        elif transfer:
+            self._framing = "chunks" if transfer == {b"chunked"} else "end"
+        elif length:
+            (text, *others) = length
+            if others or not (text.isdigit() and len(text) <= 18):
+                self._stop()
+                return
+            self._framing, self._left = "length", int(text)
+            if not self._left:
+                self._finish()
+        else:
+            self._framing = "end"
+        self._keeps = self._keeps and self._framing != "end"
+
+    # -- bodies ---------------------------------------------------------------------------------------------------
+
+    def _read_body(self) -> None:
+        if self._framing == "length":
+            self._take(min(self._left, len(self._data) - self._at))
+            if not self._left:
+                self._finish()
+        elif self._framing == "end":
+            self._take(len(self._data) - self._at)
+        else:
+            self._read_chunks()
+        if self._body_read > BODY and not self.is_done:
+            self._stop()
+        del self._data[: self._at]
+        self._at = 0
+
+    def _take(self, count: int) -> None:
+        if (room := self._shown - len(self._body)) > 0:
+            self._body += self._data[self._at : self._at + min(count, room)]
+        self._at += count
+        self._left -= count
+        self._body_read += count
+
+    def _read_chunks(self) -> None:
+        while not self.is_done and self._body_read <= BODY and self._is_past_chunk():
+            line = self._line()
+            if line is None:
+                return
+            self._pieces += 1
+            if self._framing == "trailer":
+                if line in {b"", b"\r"}:
+                    self._finish()
+            elif (found := _CHUNK.match(line)) is None:
+                self._stop()
+            elif size := int(found[1], 16):
+                self._left = size + len(_LINE_END)
+            else:
+                self._framing = "trailer"
+            if self._pieces >= PIECES and not self.is_done:
+                self._stop()
+
+    def _is_past_chunk(self) -> bool:
+        """Read on in a chunk, if there is one, and say whether its line end was read too."""
+        if self._left > len(_LINE_END):
+            self._take(min(self._left - len(_LINE_END), len(self._data) - self._at))
+        if not self._left:
+            return True
+        if self._left > len(_LINE_END) or len(self._data) - self._at < len(_LINE_END):
+            return False
+        if self._data[self._at : self._at + len(_LINE_END)] != _LINE_END:
+            self._stop()
+            return False
+        self._at += len(_LINE_END)
+        self._left = 0
+        return True
+
+    def _line(self) -> bytes | None:
+        end = self._data.find(b"\n", self._at, self._at + _LONGEST_LINE)
+        if end < 0:
+            if len(self._data) - self._at >= _LONGEST_LINE:
+                self._stop()
+            return None
+        line = bytes(self._data[self._at : end])
+        self._body_read += end + 1 - self._at
+        self._at = end + 1
+        return line
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, used for one answer at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.made_at = 0.0
+        self._reader: AnswerReader | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._expires: asyncio.TimerHandle | None = None
+        self._forget: Callable[[_Connection], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.made_at = time.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        if self._reader is None:
+            # Nothing was asked: what comes now would be taken for the next answer.
+            self.abort()
+            return
+        self._reader.feed(data)
+        if self._reader.is_done:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        if self._reader is not None:
+            self._reader.end()
+        if self._forget is not None:
+            self._forget(self)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    @property
+    def is_open(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def ask(self, request: bytes, reader: AnswerReader) -> None:
+        """Send, and return once the answer is whole, broken off or beyond its bounds."""
+        self._reader = reader
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            if self.transport is None or self.transport.is_closing():
+                reader.end()
+                return
+            self.transport.write(request)
+            await self._waiting
+        finally:
+            self._reader = self._waiting = None
+
+    def rest(self, forget: "Callable[[_Connection], None]") -> None:
+        """Wait for another use, and close after a while without it. ``forget`` is called when it has closed."""
+        self._forget = forget
+        self._expires = asyncio.get_running_loop().call_later(_IDLE, self.abort)
+
+    def resume(self) -> bool:
+        """Whether it can be used again."""
+        self._forget = None
+        if self._expires is not None:
+            self._expires.cancel()
+        return self.is_open and time.monotonic() - self.made_at < _AGE
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a request goes: the name for TLS (empty for plain HTTP), and the port."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+
+def tls_context() -> ssl.SSLContext:
+    """A context that trusts what the operating system trusts, for HTTP/1.1."""
+    context = wassima.create_default_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Outbound:
+    """Connections to servers, kept for a while. One instance for each set of rules about addresses."""
+
+    def __init__(self, *, connections: int, connect_timeout: float = 4.0) -> None:
+        """``connections`` are kept at most, without use; ``connect_timeout`` is for each address, in seconds."""
+        self._most_kept = connections
+        self._connect_timeout = connect_timeout
+        self._kept: dict[Place, list[_Connection]] = {}
+        self._count = 0
+        self._tls: ssl.SSLContext | None = None
+
+    def close(self) -> None:
+        """Close every connection that is kept."""
+        for connection in [each for kept in self._kept.values() for each in kept]:
+            connection.resume()
+            connection.abort()
+        self._kept.clear()
+        self._count = 0
+
+    async def post(self, place: Place, addresses: Addresses, request: bytes, reader: AnswerReader) -> None:
+        """Send a request on a kept connection, or on a new one to the first of ``addresses`` that takes it.
+
+        Returns once ``reader`` has the final status. The caller bounds the time. Raises NoAnswer, and what
+        ``addresses`` and connecting raise: OSError (ssl.SSLError and TimeoutError among them).
+        """
+        connection = self._take(place)
+        if connection is None:
+            connection = await self._connect(place, await addresses())
+        try:
+            await connection.ask(request, reader)
+        finally:
+            self._release(place, connection, reader)
+        if reader.status is None:
+            raise NoAnswer(reader.failure)
+
+    def _take(self, place: Place) -> _Connection | None:
+        while kept := self._kept.get(place):
+            connection = kept[-1]
+            self._forget(place, connection)
+            if connection.resume():
+                return connection
+            connection.abort()
+        return None
+
+    def _forget(self, place: Place, connection: _Connection) -> None:
+        kept = self._kept[place]
+        kept.remove(connection)
+        self._count -= 1
+        if not kept:
+            del self._kept[place]
+
+    async def _connect(self, place: Place, addresses: Sequence[str]) -> _Connection:
+        # The addresses are literals: the event loop looks no name up.
+        loop = asyncio.get_running_loop()
+        if place.is_tls and self._tls is None:
+            self._tls = tls_context()
+        failure: OSError = ConnectionError("no address")
+        for address in addresses[:_ADDRESSES]:
+            try:
+                async with asyncio.timeout(self._connect_timeout):
+                    _, connection = await loop.create_connection(
+                        _Connection,
+                        address,
+                        place.port,
+                        ssl=self._tls if place.is_tls else None,
+                        server_hostname=place.host if place.is_tls else None,
+                    )
+            except OSError as problem:
+                failure = problem
+            else:
+                return connection
+        raise failure
+
+    def _release(self, place: Place, connection: _Connection, reader: AnswerReader) -> None:
+        has_room = len(self._kept.get(place, ())) < _KEPT_EACH and self._count < self._most_kept
+        if reader.is_reusable and connection.is_open and has_room:
+            self._kept.setdefault(place, []).append(connection)
+            self._count += 1
+            connection.rest(partial(self._forget, place))
+        else:
+            connection.abort()
+
+
+def request_bytes(host: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """A POST. Raises ValueError for a header that would begin another one."""
+    fields = {"Host": host, "Accept": "*/*", "Accept-Encoding": "identity", "Content-Length": str(len(body)), **headers}
+    lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a header must not contain a line break")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

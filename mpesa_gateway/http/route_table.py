@@ -1,0 +1,107 @@
+"""Finds a path's route without the router: what the route needs is known before anything of the request is read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from litestar import Litestar
+from litestar.routes import ASGIRoute, HTTPRoute
+
+from mpesa_gateway.http.auth import BODY_BYTES, PRIORITY, PROBE, scope_of
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What one method of a route says of itself. ``body_bytes`` bounds a body; None where the route says nothing."""
+
+    needs_key: bool = False
+    has_priority: bool = False
+    is_probe: bool = False
+    body_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class KnownRoute:
+    """A route's template and its methods. A mounted application takes every method, and is public."""
+
+    template: str
+    methods: Mapping[str, Traits]
+    is_mount: bool = False
+
+    def traits(self, method: str) -> Traits | None:
+        """What this method needs, None where the route does not take it. HEAD is answered as GET."""
+        if self.is_mount:
+            return Traits()
+        return self.methods.get(method) or (self.methods.get("GET") if method == "HEAD" else None)
+
+    @property
+    def allow(self) -> str:
+        """The methods as the Allow header lists them."""
+        return ", ".join(sorted({*self.methods, "OPTIONS", *(("HEAD",) if "GET" in self.methods else ())}))
+
+
+@dataclass
+class _Node:
+    children: dict[str, "_Node"] = field(default_factory=dict[str, "_Node"])
+    parameter: "_Node | None" = None
+    rest: KnownRoute | None = None
+    """The route that takes everything below."""
+    route: KnownRoute | None = None
+
+
+class RouteTable:
+    """All routes of an application, by their segments. Finds at least what the router finds."""
+
+    def __init__(self, app: Litestar) -> None:
+        self._root = _Node()
+        for route in app.routes:
+            if isinstance(route, HTTPRoute):
+                methods = {
+                    str(method): _traits(handler)
+                    for handler in route.route_handlers
+                    for method in handler.http_methods
+                    if method != "OPTIONS"
+                }
+                self._add(route.path, KnownRoute(route.path_format, methods))
+            elif isinstance(route, ASGIRoute):
+                self._add(f"{route.path}/{{path:path}}", KnownRoute(route.path_format, {}, is_mount=True))
+
+    def find(self, path: str) -> KnownRoute | None:
+        """The route of a path, None for a path that has none."""
+        return _find(self._root, [part for part in path.split("/") if part], 0)
+
+    def _add(self, path: str, route: KnownRoute) -> None:
+        node = self._root
+        for part in _parts(path):
+            if part.startswith("{") and part.endswith(":path}"):
+                node.rest = route
+                return
+            if part.startswith("{"):
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
+            else:
+                node = node.children.setdefault(part, _Node())
+        node.route = route
+
+
+def _parts(path: str) -> Iterable[str]:
+    return (part for part in path.split("/") if part)
+
+
+def _find(node: _Node, parts: list[str], at: int) -> KnownRoute | None:
+    if at == len(parts):
+        return node.route or node.rest
+    child = node.children.get(parts[at])
+    found = None if child is None else _find(child, parts, at + 1)
+    if found is None and node.parameter is not None:
+        found = _find(node.parameter, parts, at + 1)
+    return found or node.rest
+
+
+def _traits(handler: Any) -> Traits:
+    return Traits(
+        needs_key=scope_of(handler) is not None,
+        has_priority=bool(handler.opt.get(PRIORITY)),
+        is_probe=bool(handler.opt.get(PROBE)),
+        body_bytes=handler.opt.get(BODY_BYTES),
+    )

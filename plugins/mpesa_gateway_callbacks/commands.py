@@ -1,0 +1,247 @@
+"""``mpesa-gateway callbacks``: lists, shows and replays what Safaricom sent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, get_args
+
+import msgspec
+import rich_click as click
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.commands.confirming import YES, confirm
+from mpesa_gateway.commands.listing import JSON, print_json, show
+from mpesa_gateway.commands.session import LIVE, Failed, Session, actor, env_of, pass_session, read_time
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.env import Env
+from mpesa_gateway.errors import Refused
+from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
+from mpesa_gateway_callbacks.service import CallbackInbox, not_replayable
+
+_MOST = 1000
+_HEADINGS = ("id", "state", "kind", "env", "received_at", "source", "merchant_id", "subject_id")
+
+_KIND = click.option("--kind", type=click.Choice(get_args(Kind)), help="Only those of this kind.")
+_UNREAD = click.option(
+    "--unread", is_flag=True, help="Only those that nothing has used: waiting, unmatched, or refused as unreadable."
+)
+_SINCE = click.option("--since", metavar="TIME", help="Only those from then on, such as 2026-11-23T08:00:00Z.")
+_UNTIL = click.option("--until", metavar="TIME", help="Only those before then.")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A callback as it is listed; ``problem`` is why it cannot be replayed."""
+
+    callback_id: str
+    state: str
+    kind: str
+    env: str | None
+    received_at: datetime
+    source: str
+    merchant_id: str | None
+    subject_id: str | None
+    problem: str | None = None
+
+    @property
+    def cells(self) -> tuple[Any, ...]:
+        return (
+            *(self.callback_id, self.state, self.kind, self.env, self.received_at, self.source),
+            *(self.merchant_id or None, self.subject_id or None),
+        )
+
+
+@click.group()
+def callbacks() -> None:
+    """List, show and replay callbacks from Safaricom."""
+
+
+@callbacks.command("list")
+@_UNREAD
+@_KIND
+@_SINCE
+@_UNTIL
+@click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True, help="How many at most.")
+@LIVE
+@JSON
+@pass_session
+def list_(
+    session: Session,
+    kind: Kind | None,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    *,
+    unread: bool,
+    is_live: bool,
+    as_json: bool,
+) -> None:
+    """List callbacks of one env, and those that name none, the newest first: accepted ones and refused ones."""
+    query = _query(kind, since, until, limit, unread=unread)
+    env = env_of(is_live=is_live)
+
+    async def work(gateway: Gateway) -> list[_Kept]:
+        return await _find_many(gateway, env, query)
+
+    show(_HEADINGS, [each.cells for each in session.run(work)], as_json=as_json, absent="-")
+
+
+@callbacks.command("show")
+@click.argument("callback_id", metavar="CBK_…|REF_…")
+@click.option("--unmasked", is_flag=True, help="Print the body as it came, with whole phone numbers. It is audited.")
+@JSON
+@pass_session
+def show_(session: Session, callback_id: str, *, unmasked: bool, as_json: bool) -> None:
+    """Show one callback with what it said, phone numbers masked."""
+
+    async def work(gateway: Gateway) -> dict[str, Any]:
+        row = await _find(gateway, callback_id)
+        if unmasked:
+            await gateway.audit.record(
+                "callback.shown",
+                merchant_id=row["merchant_id"] or None,
+                actor=actor(),
+                subject_id=callback_id,
+                env=row["env"],
+            )
+        return _details(callback_id, row, unmasked=unmasked)
+
+    found = session.run(work)
+    if as_json:
+        print_json(found)
+        return
+    body = found.pop("body")
+    for name, value in found.items():
+        click.echo(f"{name}: {rfc3339(value) if isinstance(value, datetime) else '-' if value is None else value}")
+    click.echo()
+    click.echo(body)
+
+
+@callbacks.command()
+@click.argument("callback_ids", nargs=-1, metavar="[CBK_…|REF_…]…")
+@_UNREAD
+@_KIND
+@_SINCE
+@_UNTIL
+@click.option("--dry-run", is_flag=True, help="Only list what would be replayed.")
+@YES
+@LIVE
+@JSON
+@pass_session
+def replay(
+    session: Session,
+    callback_ids: tuple[str, ...],
+    kind: Kind | None,
+    since: str | None,
+    until: str | None,
+    *,
+    unread: bool,
+    dry_run: bool,
+    yes: bool,
+    is_live: bool,
+    as_json: bool,
+) -> None:
+    """Send callbacks through the pipeline again: these, or with --unread all of one env that nothing has used.
+
+    You vouch that refused ones came from Safaricom, and for nothing else: signature, shape and subject are checked as
+    always. A callback that was applied changes nothing. Each replay is audited.
+    """
+    if bool(callback_ids) == unread or (callback_ids and (kind or since or until)):
+        raise click.UsageError("name callbacks (cbk_…, ref_…), or use --unread with its filters, and not both")
+    query = _query(kind, since, until, _MOST, unread=True)
+    env = env_of(is_live=is_live)
+
+    async def choose(gateway: Gateway) -> list[_Kept]:
+        if not callback_ids:
+            return await _find_many(gateway, env, query)
+        found = [_kept(each, await _find(gateway, each)) for each in dict.fromkeys(callback_ids)]
+        if (other := next((each for each in found if each.env not in {None, env}), None)) is not None:
+            advice = "add --live" if other.env == "live" else "leave --live out"
+            raise Failed(f"{other.callback_id} is of {other.env}: {advice}")
+        return found
+
+    async def work(gateway: Gateway) -> list[tuple[str, str | None, str]]:
+        return [await _replay(gateway, each) for each in chosen if each.problem is None]
+
+    chosen = session.run(choose)
+    if dry_run:
+        show(
+            (*_HEADINGS, "would"),
+            [(*each.cells, "be replayed" if each.problem is None else f"not: {each.problem}") for each in chosen],
+            as_json=as_json,
+            absent="-",
+        )
+        return
+    if refused := sum(each.problem is None and each.callback_id.startswith("ref_") for each in chosen):
+        what = "callback was" if refused == 1 else "callbacks were"
+        confirm(f"You vouch that {refused} refused {what} sent by Safaricom.", yes=yes)
+    done = [*session.run(work), *((each.callback_id, None, f"not: {each.problem}") for each in chosen if each.problem)]
+    show(("id", "callback_id", "outcome"), done, as_json=as_json, absent="-")
+    if callback_ids and any(callback_id is None for _, callback_id, _ in done):
+        raise Failed("not every callback was replayed: the list says why")
+
+
+async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
+    """Replay one callback; one that fails does not keep the others from their turn."""
+    inbox = gateway.services.get(CallbackInbox)
+    try:
+        done = await inbox.replay(kept.callback_id, actor=actor(), vouches=True)
+    except Refused as problem:
+        return kept.callback_id, None, f"not: {problem.message}"
+    return kept.callback_id, done.callback_id, f"unchanged: {done.verdict}" if done.was_done else done.verdict
+
+
+def _query(kind: Kind | None, since: str | None, until: str | None, limit: int, *, unread: bool) -> CallbackQuery:
+    return CallbackQuery(
+        limit=limit,
+        kind=kind,
+        since=None if since is None else read_time(since, "--since"),
+        until=None if until is None else read_time(until, "--until"),
+        unread=unread,
+    )
+
+
+async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_Kept]:
+    inbox = gateway.services.get(CallbackInbox)
+    accepted, refused = await inbox.rows(env, query)
+    found = [_kept(row["callback_id"], row) for row in accepted] + [_kept(row["refused_id"], row) for row in refused]
+    return sorted(found, key=lambda each: (each.received_at, each.callback_id), reverse=True)[: query.limit]
+
+
+async def _find(gateway: Gateway, callback_id: str) -> Row:
+    inbox = gateway.services.get(CallbackInbox)
+    return await (inbox.find_refused if callback_id.startswith("ref_") else inbox.find)(callback_id)
+
+
+def _kept(callback_id: str, row: Row) -> _Kept:
+    is_refused = callback_id.startswith("ref_")
+    state = row["verdict"] if not is_refused else "replayed" if row["callback_id"] else f"refused: {row['reason']}"
+    return _Kept(
+        callback_id,
+        state,
+        row["kind"],
+        row["env"],
+        row["at" if is_refused else "received_at"],
+        row["source"],
+        row["merchant_id"],
+        row["subject_id"],
+        not_replayable(row) if is_refused and not row["callback_id"] else None,
+    )
+
+
+def _details(callback_id: str, row: Row, *, unmasked: bool) -> dict[str, Any]:
+    """What is shown of a callback. Its handle and its body can hold a payer's number."""
+    kept = _kept(callback_id, row)
+    found = dict(zip(_HEADINGS, kept.cells, strict=True))
+    if callback_id.startswith("ref_"):
+        body = row["body"] if row["original"] is None else row["original"]
+        cut = truncated(row)
+        found |= {"callback_id": row["callback_id"], "replayed_at": row["replayed_at"]}
+        found |= {"truncated": None if cut is None else msgspec.to_builtins(cut), "replayable": kept.problem or "yes"}
+    else:
+        body = row["body"]
+        names: Sequence[str] = ("result_code", "signature", "repeats", "applied_at", "due_at")
+        found |= {name: row[name] for name in names} | {"handle": laid_out(row["handle"])}
+    return found | {"body": body if unmasked else laid_out(body)}

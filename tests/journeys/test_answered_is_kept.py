@@ -1,0 +1,131 @@
+"""A callback that was answered 200 is in Postgres, whatever ends at that moment: the process, or Postgres."""
+
+import asyncio
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import niquests
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.testing.serving import gateway_values, running_gateway, shop
+from mpesa_gateway.testing.standby import database_of, running_primary
+from mpesa_gateway_callbacks.service import CallbackInbox
+from tests.daraja import stk_callback
+from tests.journeys.site import books, running_site, until_up
+from tests.plugins.callbacks.test_callbacks import ASKS
+
+MANY, AT_ONCE, ENOUGH = 400, 40, 60
+"""Callbacks, how many are sent at a time, and after how many answers the end comes."""
+
+
+def addresses(gateway: Gateway, merchant_id: str) -> list[str]:
+    """The paths of callbacks about requests that the gateway does not know yet: each waits in the inbox."""
+    inbox = gateway.services.get(CallbackInbox)
+    urls = [
+        inbox.url_for("stk", env="sandbox", merchant_id=merchant_id, subject_id=gateway.ids.new("pay"))
+        for _ in range(MANY)
+    ]
+    return [url[url.index("/v1/cb") :] for url in urls]
+
+
+class Sender:
+    """Sends callbacks as Safaricom does, many at a time, and notes how each was answered."""
+
+    def __init__(self, base: str, paths: list[str]) -> None:
+        self.base, self.paths = base, paths
+        self.answers: dict[str, int] = {}
+        """By receipt; 0 where there was no answer."""
+
+    async def send(self, after: Callable[[], Awaitable[None] | None]) -> None:
+        """Send all of them; do something when so many were accepted."""
+        waiting = list(enumerate(self.paths))
+        has_happened = False
+
+        async def work(session: niquests.AsyncSession) -> None:
+            nonlocal has_happened
+            while waiting:
+                number, path = waiting.pop()
+                receipt = f"TKN{number:07}"
+                said = json.dumps(stk_callback(f"ws_CO_{number}", receipt=receipt)).encode()
+                try:
+                    answer = await session.post(
+                        self.base + path, data=said, headers={"Content-Type": "application/json"}, timeout=20
+                    )
+                    self.answers[receipt] = answer.status_code or 0
+                except niquests.exceptions.RequestException:
+                    self.answers[receipt] = 0
+                if not has_happened and len(self.accepted) >= ENOUGH:
+                    has_happened = True
+                    if (doing := after()) is not None:
+                        await doing
+
+        async with niquests.AsyncSession(pool_connections=1, pool_maxsize=AT_ONCE) as session:
+            await asyncio.gather(*(work(session) for _ in range(AT_ONCE)))
+        assert has_happened
+
+    @property
+    def accepted(self) -> set[str]:
+        """The receipts of those that were answered 200."""
+        return {receipt for receipt, status in self.answers.items() if status == 200}
+
+
+async def kept(gateway: Gateway) -> Counter[str]:
+    """The receipts that are in the inbox."""
+    rows = await gateway.db.fetch("SELECT body FROM callback")
+    return Counter(_receipt(json.loads(row["body"])) for row in rows)
+
+
+def _receipt(said: Any) -> str:
+    items = said["Body"]["stkCallback"]["CallbackMetadata"]["Item"]
+    return next(str(item["Value"]) for item in items if item["Name"] == "MpesaReceiptNumber")
+
+
+async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    with running_site(database_url, valkey_url, tmp_path) as site:
+        process = site.start_api(0)
+        await until_up(f"{site.bases[0]}/health/ready")
+        async with books(site) as gateway:
+            merchant = await gateway.merchants.create("Shop", actor="test")
+            sender = Sender(site.bases[0], addresses(gateway, merchant.merchant_id))
+            await sender.send(lambda: process.send_signal(signal.SIGTERM))
+            assert await asyncio.to_thread(process.wait, 20) == 0
+            assert set(sender.answers.values()) <= {200, 503, 0}
+            found = await kept(gateway)
+            assert sender.accepted - set(found) == set()
+            assert set(found.values()) == {1}
+            assert len(sender.accepted) >= ENOUGH
+
+
+async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url: str) -> None:
+    with running_primary() as primary, database_of(primary) as url:
+        values = gateway_values(url, valkey_url) | {"worker": {"in_process": False}}
+        async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+            made = (await api.pay(ASKS, key="a")).data
+            sender = Sender(base, addresses(gateway, made["merchant_id"]))
+
+            async def crash() -> None:
+                assert primary.pid is not None
+                # At once: nothing is flushed, no connection is told.
+                os.kill(primary.pid, signal.SIGQUIT)
+                await asyncio.to_thread(primary.stop)
+                await asyncio.to_thread(primary.start)
+
+            await sender.send(crash)
+            assert set(sender.answers.values()) <= {200, 503}
+            assert 503 in sender.answers.values()
+            found = await kept(gateway)
+            assert sender.accepted - set(found) == set()
+            # What was not accepted is sent again, and then each is kept once.
+            first, again = sender.accepted, Sender(base, sender.paths)
+            await again.send(lambda: None)
+            assert set(again.answers.values()) == {200}
+            found = await kept(gateway)
+            assert (set(found), set(found.values())) == (set(again.answers), {1})
+            assert first <= set(found)

@@ -1,0 +1,672 @@
+"""Before a call takes a place: strangers are slowed, refused and read by themselves, and known callers pass them."""
+
+import asyncio
+import gzip
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db import migrator
+from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
+from mpesa_gateway.http import access, documents, health
+from mpesa_gateway.http.gate import CROWDED
+from mpesa_gateway.http.pacing import LONGEST, Pace
+from mpesa_gateway.http.reference import render_reference
+from mpesa_gateway.http.route_table import RouteTable
+from mpesa_gateway.http.turns import Turns
+from mpesa_gateway.sampling import Sampler
+from mpesa_gateway.security.limits import AUTH
+from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from tests.asgi import Headers, Said, ask
+from tests.conftest import Town
+from tests.routes import operations, whole_gateway
+
+UNKNOWN_KEY = "sk_test_" + "0" * 48
+"""A key as ours are, that was never made."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """A gateway behind a proxy, so that a test says where each request comes from."""
+
+    gateway: Gateway
+    base: str
+    api: Api
+
+    async def ask(
+        self, method: str, path: str, source: str = "203.0.113.1", *, key: str | None = None, **more: Any
+    ) -> Said:
+        """One request from this address."""
+        headers: Headers = ((b"x-forwarded-for", source.encode()), *more.pop("headers", ()))
+        if key is not None:
+            headers = (*headers, (b"x-api-key", key.encode()))
+        return await ask(self.gateway.asgi, method, path.encode(), headers, **more)
+
+
+@asynccontextmanager
+async def front(values: dict[str, Any], **changes: Any) -> AsyncGenerator[Front]:
+    """A gateway whose proxy is this machine, and a shop."""
+    values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
+    values["worker"] = {"in_process": False}
+    for name, change in changes.items():
+        values[name] = values.get(name, {}) | change
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        yield Front(gateway, base, api)
+
+
+# -- API keys ---------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with front(values, limits={"auth_failures": 5}) as door:
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        entered: list[str] = []
+        gate = door.gateway.asgi.gate
+        enter = gate._enter  # pyright: ignore[reportPrivateUsage] - what a call takes its place with
+
+        async def noted() -> bool:
+            entered.append("")
+            return await enter()
+
+        monkeypatch.setattr(gate, "_enter", noted)
+        for key in (None, "", "sk_test_wrong", "sk_live_" + "0" * 47, UNKNOWN_KEY):
+            assert (await door.ask("GET", "/v1/payments", key=key)).status == 401, key
+        # From here on the address is limited: it is refused just as cheaply.
+        assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401, 429, 429]
+        for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/nothing/at/all"), ("PATCH", "/v1/payments")):
+            assert (await door.ask(method, path)).status in {404, 405}
+        assert entered == []
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        assert len(entered) == 1
+
+
+async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_key_passes(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with front(values, limits={"auth_failures": 3}) as door:
+        assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
+        looked_up: list[str] = []
+        find = door.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - what asks Postgres
+
+        async def noted(key_id: str) -> Any:
+            looked_up.append(key_id)
+            return await find(key_id)
+
+        monkeypatch.setattr(door.gateway.api_keys, "_find", noted)
+        refused = [await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY) for _ in range(8)]
+        assert {said.status for said in refused} == {429}
+        assert 0 < int(refused[0].header(b"retry-after")) <= 300
+        # One in a second is looked up, so that a key that was not used before gets in from there too.
+        assert len(looked_up) == 1
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 429
+        monkeypatch.setattr(access, "_TRICKLE", 0.0)
+        door.gateway.asgi.access._trickle = access._Trickle()  # pyright: ignore[reportPrivateUsage] - a second later
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        monkeypatch.setattr(access, "_TRICKLE", 3600.0)
+        # Right once, it passes at once.
+        assert {(await door.ask("GET", "/v1/payments", key=door.api.key)).status for _ in range(5)} == {200}
+        assert (await door.ask("GET", "/v1/payments", "203.0.113.2", key=UNKNOWN_KEY)).status == 401
+
+
+async def test_a_request_without_a_key_is_no_guess(values: dict[str, Any]) -> None:
+    async with front(values, limits={"auth_failures": 2}) as door:
+        assert {(await door.ask("GET", "/v1/payments")).status for _ in range(6)} == {401}
+        assert door.gateway.limits.refusal(AUTH, "203.0.113.1") == 0
+
+
+async def test_a_revoked_key_is_refused_at_once_though_it_was_right(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        caller = await door.gateway.api_keys.authenticate(door.api.key)
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        assert door.gateway.api_keys.was_right(door.api.key or "")
+        await door.gateway.api_keys.revoke(caller.merchant_id, caller.key_id, actor="test")
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 401
+        assert not door.gateway.api_keys.was_right(door.api.key or "")
+
+
+async def test_failures_are_limited_without_valkey_too(values: dict[str, Any]) -> None:
+    async with front(values, valkey={"url": "valkey://127.0.0.1:9/0"}, limits={"auth_failures": 3}) as door:
+        statuses = [(await door.ask("GET", "/v1/payments", key="sk_test_wrong")).status for _ in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
+        assert (await door.ask("GET", "/v1/payments", "203.0.113.2", key="sk_test_wrong")).status == 401
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status in {200, 429}
+
+
+async def test_another_process_is_told_by_valkey_who_is_limited(values: dict[str, Any]) -> None:
+    async with front(values, limits={"auth_failures": 2}) as door:
+        other = Gateway(GatewayConfig.from_values(values | {"public_url": door.base}))
+        async with other.running():
+            for _ in range(2):
+                await other.limits.failed(AUTH, "203.0.113.7")
+            assert door.gateway.limits.refusal(AUTH, "203.0.113.7") == 0
+            with pytest.raises(TooManyFailures):
+                await door.gateway.limits.admits(AUTH, "203.0.113.7")
+            # Known here from now on, without a question.
+            assert 0 < door.gateway.limits.refusal(AUTH, "203.0.113.7") <= 301
+
+
+async def test_one_row_of_the_audit_log_for_each_address_and_window(values: dict[str, Any]) -> None:
+    async with front(values, limits={"auth_failures": 2}) as door:
+        before = await door.gateway.audit.count(None, None, None)
+        for source in ("203.0.113.1", "2001:db8::1", "2001:db8::2"):
+            for _ in range(10):
+                await door.ask("GET", "/v1/payments", source, key="sk_test_wrong")
+        entries = await door.gateway.audit.page(100, None, None, None)
+        assert await door.gateway.audit.count(None, None, None) == before + 4
+        assert sorted((entry.action, entry.detail["from"]) for entry in entries[:4]) == [
+            ("auth.failed", "2001:db8::1"),
+            ("auth.failed", "203.0.113.1"),
+            ("auth.limited", "2001:db8::1"),
+            ("auth.limited", "203.0.113.1"),
+        ]
+
+
+def test_the_first_of_a_window_says_how_many_were_left_out_of_the_one_before() -> None:
+    now = 0.0
+    sampler = Sampler(60.0, now=lambda: now)
+    assert [sampler.admit("a") for _ in range(4)] == [0, None, None, None]
+    assert sampler.admit("b") == 0
+    now = 60.0
+    assert [sampler.admit("a"), sampler.admit("a"), sampler.admit("b")] == [3, None, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 40)), max_size=60))
+def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_nothing_is_lost(
+    came: list[tuple[int, float]],
+) -> None:
+    now, last, seen, told = 0.0, dict[int, float](), 0, 0
+    sampler = Sampler(60.0, now=lambda: now)
+    for key, pause in came:
+        now += pause
+        seen += 1
+        left_out = sampler.admit(key)
+        if left_out is not None:
+            assert now - last.get(key, -60.0) >= 60.0
+            last[key] = now
+            told += 1 + left_out
+    now += 60.0
+    told += sum(found for key in range(6) if (found := sampler.admit(key)) is not None)
+    assert told == seen
+
+
+# -- pace -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_address_has_a_burst_and_then_its_rate_and_waits_a_second_at_most() -> None:
+    now = 0.0
+    pace = Pace(10, 100, now=lambda: now)
+    assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
+    assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
+    delays = [pace.delay("a") for _ in range(200)]
+    assert max(delays) <= LONGEST + 1e-9
+    # Those that came at once go on one after the other.
+    assert min(delays[100:]) >= LONGEST / 2
+    assert len(set(delays[100:])) == 100
+    assert pace.delay("b") == 0.0
+    now = 100.0
+    assert pace.delay("a") == 0.0
+
+
+@given(st.lists(st.floats(0, 0.5), max_size=200), st.integers(1, 20))
+def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses: list[float], rate: int) -> None:
+    """What is not delayed at all is at most the burst and the rate."""
+    now, admitted = 0.0, 0
+    pace = Pace(rate, 100, now=lambda: now)
+    for pause in pauses:
+        now += pause
+        admitted += pace.delay("a") == 0.0
+    assert admitted <= 2 * rate + rate * now + 1
+
+
+async def test_so_many_wait_and_two_thirds_of_them_of_one_address() -> None:
+    pace = Pace(1, 3)
+    tasks = [asyncio.create_task(pace.admit("a", longest=0.05)) for _ in range(6)]
+    results = await asyncio.gather(*tasks)
+    assert results == [True] * 4 + [False] * 2
+    assert pace.held == 0
+
+
+async def test_all_addresses_together_have_four_times_the_rate_of_one() -> None:
+    pace = Pace(10, 100, now=lambda: 0.0)
+    admitted = [await pace.admit(f"203.0.113.{host}", longest=0.0) for host in range(100)]
+    assert admitted == [True] * 100
+    assert [round(pace.delay("all", 4), 3) for _ in range(2)] == [0.525, 0.55]
+
+
+async def test_calls_with_a_key_that_is_looked_up_wait_for_the_first_of_them_and_are_not_slowed(
+    values: dict[str, Any],
+) -> None:
+    async with front(values, http={"anonymous_per_second": 1}) as door:
+        looked_up: list[str] = []
+        find = door.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - what asks Postgres
+        may = asyncio.Event()
+
+        async def noted(key_id: str) -> Any:
+            looked_up.append(key_id)
+            await may.wait()
+            return await find(key_id)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(door.gateway.api_keys, "_find", noted)
+            calls = [asyncio.create_task(door.ask("GET", "/v1/payments", key=door.api.key)) for _ in range(12)]
+            await eventually(lambda: has_begun(looked_up))
+            may.set()
+            async with asyncio.timeout(3):
+                assert {said.status for said in await asyncio.gather(*calls)} == {200}
+        assert len(looked_up) <= 2
+
+
+async def has_begun(looked_up: list[str]) -> bool:
+    return bool(looked_up)
+
+
+async def test_an_address_that_asks_too_fast_is_slowed_and_nobody_else_is(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with front(values, http={"anonymous_per_second": 2}) as door:
+        # Rendered before, so that a second passes nowhere below.
+        assert (await door.ask("GET", "/schema", "198.51.100.1")).status == 200
+        delays: list[float] = []
+        pace = door.gateway.asgi.access._pace  # pyright: ignore[reportPrivateUsage] - what slows
+
+        async def admit(who: str, *, longest: float = LONGEST, **_: bool) -> bool:
+            if (delay := pace.delay(who)) > 0.01:
+                delays.append(min(delay, longest))
+            return True
+
+        monkeypatch.setattr(pace, "admit", admit)
+        for path in ("/v1/payments", "/schema", "/v1/nothing", "/ops/login", "/v1/webhooks/mpesa"):
+            delays.clear()
+            source = f"203.0.113.{len(path)}"
+            for _ in range(4):
+                await door.ask("GET", path, source)
+            assert delays == [], path
+            await door.ask("GET", path, source)
+            assert len(delays) == 1, path
+        delays.clear()
+        assert {(await door.ask("GET", "/v1/payments", key=door.api.key)).status for _ in range(10)} == {200}
+        listed = "196.201.214.200"
+        for _ in range(10):
+            await door.ask("POST", "/v1/webhooks/mpesa", listed, body=[b"{}"])
+        token = door.gateway.callbacks.url_for(
+            "stk", env="sandbox", merchant_id="mer_" + "0" * 26, subject_id="pay_" + "0" * 26
+        ).removeprefix(door.base)
+        for _ in range(10):
+            await door.ask("POST", token, "203.0.113.200", body=[b"{}"])
+        assert delays == []
+        for _ in range(10):
+            assert (await door.ask("GET", "/health/live", "203.0.113.201")).status == 200
+        assert delays
+        assert max(delays) <= 0.5
+
+
+async def test_in_a_crowd_strangers_are_turned_away_and_known_callers_are_not(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        app = door.gateway.asgi
+
+        async def crowded(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope | {CROWDED: True}, receive, send)
+
+        refused = await ask(crowded, "GET", b"/v1/payments")
+        assert (refused.status, refused.header(b"connection")) == (503, b"close")
+        known = await ask(crowded, "GET", b"/v1/payments", ((b"x-api-key", (door.api.key or "").encode()),))
+        assert known.status == 200
+        assert (await ask(crowded, "GET", b"/health/live")).status == 200
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Slow:
+    """A request whose body does not come, and its answer."""
+
+    task: "asyncio.Task[None]"
+    sent: list[Any]
+
+    @property
+    def status(self) -> int:
+        """What it was answered, 0 while it was not."""
+        return int(self.sent[0]["status"]) if self.sent else 0
+
+
+def posts_half(door: Front, path: str, source: str) -> Slow:
+    """Send the half of a body."""
+    first = [{"type": "http.request", "body": b"name=a", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if first:
+            return first.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"x-forwarded-for", source.encode()), (b"content-length", b"1000")]
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+    }
+    return Slow(asyncio.create_task(door.gateway.asgi(scope, receive, send)), sent)
+
+
+@pytest.mark.parametrize("path", ["/ops/login", "/v1/webhooks/mpesa", "/ops/anything"])
+async def test_bodies_of_strangers_are_waited_for_without_a_place_and_few_of_one_address(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(access, "_SHORT", 0.05)
+    async with front(values, http={"at_once": 1, "queue": 0, "unanswered": 1, "anonymous_at_once": 2}) as door:
+        posts = [posts_half(door, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
+        # All but two have a moment only.
+        await eventually(lambda: answered(posts, 28))
+        assert {post.status for post in posts if post.status} == {408}
+        refused = next(post for post in posts if post.status)
+        assert (b"connection", b"close") in refused.sent[0]["headers"]
+        # A whole body from the very same address comes through, and an API call finds the only place free.
+        whole = await door.ask("POST", path, "2001:db8:0:1::1", body=[b"name=a"])
+        assert whole.status in {401, 403, 404, 415, 422}
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        assert (door.gateway.asgi.gate.working, door.gateway.asgi.gate.unanswered) == (0, 0)
+        for post in posts:
+            post.task.cancel()
+        await asyncio.gather(*(post.task for post in posts), return_exceptions=True)
+
+
+async def answered(posts: list[Slow], count: int) -> bool:
+    return sum(bool(post.status) for post in posts) >= count
+
+
+async def test_a_strangers_body_has_ten_seconds(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert access._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - what is asserted
+    monkeypatch.setattr(access, "_BODY_TIME", 0.05)
+    async with front(values) as door:
+        post = posts_half(door, "/ops/login", "203.0.113.1")
+        await post.task
+        assert post.status == 408
+
+
+async def test_a_login_is_small(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        for headers in ((), ((b"content-length", b"70000"),), ((b"transfer-encoding", b"chunked"),)):
+            said = await door.ask("POST", "/ops/login", headers=headers, body=[b"x" * 5000, b"x" * 5000])
+            assert said.status in ({413} if headers else {413, 403}), headers
+        said = await door.ask("POST", "/ops/payments/x", headers=((b"content-length", b"70000"),))
+        assert said.status == 413
+
+
+async def test_a_body_that_is_read_ahead_arrives_whole(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        body = [b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_1",', b' "ResultCode": 1, "ResultDesc": "no"}}}']
+        said = await door.ask("POST", "/v1/webhooks/mpesa", headers=((b"transfer-encoding", b"chunked"),), body=body)
+        assert said.codes == ["CALLBACK_REFUSED"]
+        kept = await door.gateway.db.fetchval("SELECT original FROM refused_callback")
+        assert kept.encode() == b"".join(body)
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+async def test_pages_take_no_place_of_an_api_call(values: dict[str, Any]) -> None:
+    async with front(values, http={"at_once": 1, "queue": 0, "wait": 0.0}) as door, hold_page(door):
+        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        assert (await door.ask("GET", "/ops/login", "203.0.113.9")).status == 503
+
+
+@asynccontextmanager
+async def hold_page(door: Front) -> AsyncGenerator[None]:
+    """One place among the pages, taken."""
+    pages = door.gateway.asgi.access._pages  # pyright: ignore[reportPrivateUsage] - the places of pages
+    assert await pages._enter()  # pyright: ignore[reportPrivateUsage] - the same
+    try:
+        yield
+    finally:
+        pages.end(is_working=True)
+
+
+async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[str] = []
+    render = render_reference
+
+    def noted(document: Any) -> str:
+        times.append("")
+        return render(document)
+
+    monkeypatch.setattr(documents, "render_reference", noted)
+    app = town.gateway.asgi
+    answers = await asyncio.gather(*(ask(app, "GET", b"/schema") for _ in range(20)))
+    assert len(times) == 1
+    assert len({said.body for said in answers}) == 1
+    for path in (b"/schema", b"/schema/", b"/schema/openapi.json"):
+        said = await ask(app, "GET", path)
+        assert (said.status, int(said.header(b"content-length"))) == (200, len(said.body))
+        etag = said.header(b"etag")
+        for given_etag in (etag, b"W/" + etag, b'"other", ' + etag, b"*"):
+            again = await ask(app, "GET", path, ((b"if-none-match", given_etag),))
+            assert (again.status, again.body, again.header(b"etag")) == (304, b"", etag)
+        assert (await ask(app, "GET", path, ((b"if-none-match", b'"other"'),))).status == 200
+        head = await ask(app, "HEAD", path)
+        assert (head.status, head.body, head.header(b"content-length")) == (200, b"", said.header(b"content-length"))
+    assert len(times) == 1
+
+
+async def test_health_checks_that_come_together_are_one_look(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        times: list[str] = []
+        pending = migrator.pending
+
+        async def noted(*args: Any) -> Any:
+            times.append("")
+            return await pending(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(health, "pending", noted)
+            answers = await asyncio.gather(*(door.ask("GET", "/health/ready") for _ in range(20)))
+            assert {said.status for said in answers} == {200}
+            assert len(times) == 1
+            assert (await door.ask("GET", "/health/ready")).status == 200
+            assert len(times) == 2
+
+            async def slowed(*_: Any, **__: Any) -> bool:
+                await asyncio.sleep(0.02)
+                return True
+
+            # For an address that asks too fast, the answer of a second ago will do.
+            patch.setattr(door.gateway.asgi.access._pace, "admit", slowed)  # pyright: ignore[reportPrivateUsage] - what slows
+            assert (await door.ask("GET", "/health/ready")).status == 200
+            assert len(times) == 2
+
+
+# -- every route ------------------------------------------------------------------------------------------------------
+
+
+def filled(path: str) -> str:
+    """A path with something for each parameter."""
+    return "/".join("x" if part.startswith("{") else part for part in path.split("/"))
+
+
+def test_every_route_is_found_with_what_it_needs() -> None:
+    table = RouteTable(whole_gateway().asgi.litestar)
+    for each in operations():
+        for path in (filled(each.path), filled(each.path) + "/"):
+            found = table.find(path)
+            assert found is not None, each
+            if each.method == "OPTIONS":
+                continue
+            traits = found.traits(each.method)
+            assert traits is not None, each
+            assert traits.needs_key == (each.scope is not None), each
+            assert traits.has_priority == bool(each.handler.opt.get("priority")), each
+    for path in ("/", "/v1", "/v2/payments", "/v1/payments/x/y/z/w", "/health", "/v1/cb/stk"):
+        assert table.find(path) is None, path
+
+
+async def test_head_is_answered_as_get_without_its_body(town: Town) -> None:
+    app, key = town.gateway.asgi, ((b"x-api-key", (town.api.key or "").encode()),)
+    for path in (b"/health/live", b"/health/ready", b"/v1/payments", b"/ops/login", b"/v1/merchant/me"):
+        got, head = await ask(app, "GET", path, key), await ask(app, "HEAD", path, key)
+        assert (got.status, head.status, head.body) == (200, 200, b""), path
+        assert head.header(b"content-type") == got.header(b"content-type")
+    walked = 0
+    for each in operations():
+        if each.method == "GET" and each.path.startswith(("/v1", "/health", "/schema")):
+            head = await ask(app, "HEAD", filled(each.path).encode(), key)
+            assert (head.status != 405, head.body) == (True, b""), each
+            walked += 1
+    assert walked > 25
+    assert (await ask(app, "HEAD", b"/v1/webhooks/mpesa", key)).status == 405
+    assert (await ask(app, "HEAD", b"/v1/payments")).status == 401
+
+
+async def test_every_answer_says_that_it_is_kept_framed_and_sniffed_by_nobody(town: Town) -> None:
+    app = town.gateway.asgi
+    key = ((b"x-api-key", (town.api.key or "").encode()),)
+    for each in operations():
+        for headers in ((), key):
+            said = await ask(app, each.method, filled(each.path).encode(), headers)
+            check_headers(each, said)
+    for path in (b"/", b"//", b"/v1/nothing", b"/%2e%2e", b"/v1/payments?\xff"):
+        check_headers(path, await ask(app, "GET", path))
+
+
+def check_headers(what: object, said: Said) -> None:
+    """Raises AssertionError for an answer that lacks one of the headers."""
+    assert said.header(b"x-content-type-options") == b"nosniff", what
+    assert b"frame-ancestors 'none'" in said.header(b"content-security-policy"), what
+    assert b"default-src 'none'" in said.header(b"content-security-policy"), what
+    assert said.header(b"referrer-policy") in {b"no-referrer", b"same-origin"}, what
+    assert said.header(b"x-frame-options") == b"DENY", what
+    kept = said.header(b"cache-control")
+    is_public = kept.startswith(b"public") or (kept == b"no-cache" and said.header(b"etag"))
+    is_public = is_public or said.header(b"content-type").startswith(b"text/event-stream")
+    assert kept == b"no-store" or is_public, (what, kept)
+
+
+async def test_a_new_key_is_kept_nowhere(values: dict[str, Any]) -> None:
+    async with (
+        front(values) as door,
+        shop(door.gateway, door.base, scopes=(Scope.ADMIN,), is_configured=False) as admin,
+    ):
+        merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Duka"})).data["merchant_id"]
+        made = await admin.call("POST", f"/v1/admin/merchants/{merchant}/keys", {"name": "till"})
+        assert made.data["api_key"].startswith("sk_test_")
+        assert made.headers["Cache-Control"] == "no-store"
+        assert made.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_compressed_body_is_refused_with_what_to_send_instead(town: Town) -> None:
+    body = gzip.compress(b'{"amount": 5, "phone": "254711000001"}')
+    for coding in (b"gzip", b"GZIP", b"br", b"deflate, gzip"):
+        said = await ask(
+            town.gateway.asgi,
+            "POST",
+            b"/v1/payments",
+            (
+                (b"x-api-key", (town.api.key or "").encode()),
+                (b"content-type", b"application/json"),
+                (b"content-encoding", coding),
+                (b"idempotency-key", b"a"),
+                (b"content-length", str(len(body)).encode()),
+            ),
+            [body],
+        )
+        assert (said.status, said.codes) == (415, ["UNSUPPORTED_MEDIA_TYPE"])
+        assert "without Content-Encoding" in said.json["errors"][0]["message"]
+
+
+async def test_a_body_with_a_byte_order_mark_is_taken(town: Town) -> None:
+    made = await town.api.call(
+        "POST",
+        "/v1/payments",
+        raw=b"\xef\xbb\xbf" + b'{"amount": 5, "phone": "254711000001"}',
+        headers={"Idempotency-Key": "bom", "Content-Encoding": "identity"},
+    )
+    assert made.status == 201
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+async def test_refused_callbacks_and_strangers_are_logged_in_samples(values: dict[str, Any]) -> None:
+    async with front(values) as door:
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(10):
+                await door.ask("POST", "/v1/webhooks/mpesa/x", body=[b"{}"])
+                await door.ask("GET", "/v1/payments")
+                await door.ask("GET", f"/v1/nothing/{_}")
+            await door.ask("POST", "/v1/webhooks/mpesa/x", "203.0.113.2", body=[b"{}"])
+        events = [(line["event"], line.get("route")) for line in lines]
+        assert events.count(("callback_refused", None)) == 2
+        assert events.count(("request", "/v1/webhooks/mpesa/{token}")) == 2
+        assert events.count(("request", "/v1/payments")) == 1
+        assert events.count(("request", "(unknown)")) == 1
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(3):
+                await door.ask("GET", "/v1/payments/x", key=door.api.key)
+        # What a known caller is refused is logged each time.
+        assert [line["event"] for line in lines].count("request") == 3
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+async def test_work_is_done_in_turn_bounded_for_each_client_and_in_all() -> None:
+    turns = Turns(1, each=2, queue=2, wait=30)
+    over, order = asyncio.Event(), list[str]()
+
+    async def work(who: str) -> None:
+        async with turns.take(who):
+            order.append(who)
+            await over.wait()
+
+    tasks = [asyncio.create_task(work(who)) for who in ("a", "a", "a", "b", "c")]
+    await settle()
+    assert order == ["a"]
+    for refused in (tasks[2], tasks[4]):
+        with pytest.raises(ServiceUnavailable):
+            await refused
+    over.set()
+    await asyncio.gather(tasks[0], tasks[1], tasks[3])
+    assert order == ["a", "a", "b"]
+    await work("c")
+
+
+async def test_whoever_waits_too_long_or_hangs_up_leaves_no_trace() -> None:
+    turns = Turns(1, each=5, queue=5, wait=0.01)
+    async with turns.take("a"):
+        with pytest.raises(ServiceUnavailable):
+            async with turns.take("b"):
+                raise AssertionError
+        task = asyncio.create_task(take_once(turns, lambda: None))
+        await settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with turns.take("b"):
+        pass
+
+
+async def take_once(turns: Turns, done: Callable[[], None]) -> None:
+    async with turns.take("c"):
+        done()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)

@@ -1,0 +1,24 @@
+"""The owner of a test's tables: what the gateway itself, which runs as a lesser role, may not do."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.engine import Row
+
+
+@asynccontextmanager
+async def as_owner(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
+    """A connection of the owner's for the length of the block, in the gateway's schema."""
+    config = gateway.config.database
+    url = config.owner_url or config.url
+    assert url is not None
+    connection: asyncpg.Connection[Row] = await asyncpg.connect(
+        url.reveal(), server_settings={"search_path": config.schema}
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()

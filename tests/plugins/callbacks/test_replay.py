@@ -1,0 +1,215 @@
+"""Replaying what was kept: by key and by service, twice, at the same time, in each env, and never somebody else's."""
+
+import asyncio
+import json
+from contextvars import Context
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.errors import ShapeRefused
+from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.service import CallbackInbox
+from tests.conftest import Town
+from tests.plugins.callbacks.test_callbacks import asked, body, post
+
+
+async def unreadable(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
+    """A payment and its refused callback, which a later release could read."""
+    made, url = await asked(town, key)
+    assert (await post(town, url, raw=b"unreadable " + key.encode())).status == 422
+    refused_id = await town.gateway.db.fetchval(
+        "UPDATE refused_callback SET original = $2 WHERE subject_id = $1 RETURNING refused_id",
+        made["id"],
+        json.dumps(body(made["provider_ref"], code, receipt=f"TKN{made['id'][-7:].upper()}")),
+    )
+    return made, refused_id
+
+
+async def world(town: Town, *besides: str) -> dict[str, list[Any]]:
+    """Everything that a replay could change, but the audit log."""
+    left = {"audit", "job_tick", *besides}
+    names = await town.gateway.db.fetch(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+    )
+    return {
+        name: sorted(
+            row["row"]
+            for row in await town.gateway.db.fetch(f'SELECT "{name}"::text AS row FROM "{name}"')  # noqa: S608 - its own tables
+        )
+        for name in sorted(row["relname"] for row in names)
+        if name not in left and not name.startswith(("audit", "sim_", "attempt", "delivery"))
+    }
+
+
+async def test_replay_of_a_refused_callback_completes_its_payment_once(town: Town) -> None:
+    inbox = town.gateway.services.get(CallbackInbox)
+    made, refused_id = await unreadable(town, "a")
+    done = await inbox.replay(refused_id, actor="a person")
+    assert (done.verdict, done.was_done) == ("applied", False)
+    assert (await town.api.settled(made["id"]))["status"] == "completed"
+    await town.receiver.wait_for(1, kind="payment.completed")
+    before = await world(town)
+    for callback_id in (refused_id, done.callback_id, refused_id):
+        again = await inbox.replay(callback_id, actor="a person")
+        assert (again.callback_id, again.verdict, again.was_done) == (done.callback_id, "applied", True)
+    assert await world(town) == before
+    actions = [entry.action for entry in await town.gateway.audit.page(10, None, None, None)]
+    assert (actions.count("callback.replayed"), actions.count("callback.offered")) == (3, 1)
+
+
+async def test_concurrent_replays_do_it_once(town: Town) -> None:
+    heard: list[StkResulted] = []
+
+    @town.gateway.on(StkResulted)
+    async def hear(result: StkResulted) -> None:
+        heard.append(result)
+
+    inbox = town.gateway.services.get(CallbackInbox)
+    for number, code in enumerate((0, 1032)):
+        made, refused_id = await unreadable(town, f"k{number}", code)
+        done = await asyncio.gather(*(inbox.replay(refused_id, actor=f"person {each}") for each in range(8)))
+        assert {each.verdict for each in done} == {"applied"}
+        assert len({each.callback_id for each in done}) == 1
+        rows = await town.gateway.db.fetch("SELECT * FROM callback WHERE subject_id = $1", made["id"])
+        assert [(row["verdict"], row["repeats"]) for row in rows] == [("applied", 0)]
+        kinds = await town.gateway.db.fetch(
+            "SELECT kind FROM event WHERE is_public AND body::text LIKE '%' || $1 || '%'", made["id"]
+        )
+        assert len(kinds) == 1
+
+    async def has_heard() -> bool:
+        return len(heard) >= 2
+
+    assert await eventually(has_heard)
+    assert sorted(result.result_code for result in heard) == ["0", "1032"]
+    assert hear.__name__ == "hear"
+
+
+async def test_concurrent_replays_of_a_waiting_callback_publish_it_once(values: dict[str, Any]) -> None:
+    values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
+    values["worker"] = {"in_process": False}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay("254700000020", key="a")).data
+        listed = {"X-Forwarded-For": "196.201.214.200"}
+        assert (await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early", 1032), headers=listed)).status == 200
+        await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early'")
+        callback_id = await gateway.db.fetchval("SELECT callback_id FROM callback WHERE verdict = 'waiting'")
+        inbox = gateway.services.get(CallbackInbox)
+        tasks = [asyncio.create_task(inbox.replay(callback_id, actor="a person"), context=Context()) for _ in range(8)]
+        done = await asyncio.gather(*tasks)
+        assert {each.verdict for each in done} == {"applied"}
+        assert [each.was_done for each in done].count(False) == 1
+        found = (await api.call("GET", f"/v1/payments/{made['id']}")).data
+        assert (found["status"], found["failure_reason"]) == ("failed", "cancelled_by_user")
+        assert [step["kind"] for step in found["timeline"]].count("failed") == 1
+
+
+async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
+    inbox = town.gateway.services.get(CallbackInbox)
+    made, url = await asked(town, "a")
+    other, _ = await asked(town, "b")
+    assert (await post(town, url, body(other["provider_ref"]))).status == 403
+    assert (await post(town, url, raw=b"{}")).status == 422
+    assert (await post(town, url[:-5] + "00000", body(made["provider_ref"]))).status == 404
+    assert (await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))).status == 403
+    ids = {
+        row["reason"]: row["refused_id"]
+        for row in await town.gateway.db.fetch("SELECT reason, refused_id FROM refused_callback")
+    }
+    before = await world(town)
+    for reason, vouches, kind in (
+        ("subject", True, AnotherSubject),
+        ("shape", True, ShapeRefused),
+        ("token", True, Conflict),
+        ("source", False, Conflict),
+    ):
+        for _ in range(2):
+            with pytest.raises(kind):
+                await inbox.replay(ids[reason], actor="a person", vouches=vouches)
+    assert await world(town) == before
+    done = await inbox.replay(ids["source"], actor="a person", vouches=True)
+    assert (done.verdict, (await town.api.settled(made["id"]))["status"]) == ("applied", "completed")
+    for missing in ("cbk_01jd0000000000000000000000", "ref_01jd0000000000000000000000", "pay_1", ""):
+        with pytest.raises(NotFound):
+            await inbox.replay(missing, actor="a person")
+
+
+def administrator(town: Town, env: Env) -> Any:
+    return shop(town.gateway, town.base, scopes=(Scope.ADMIN,), env=env, is_configured=False)
+
+
+async def replay(api: Api, callback_id: str) -> tuple[int, Any]:
+    """What a replay by HTTP is answered."""
+    answer = await api.call("POST", f"/v1/admin/callbacks/{callback_id}/replay")
+    return answer.status, answer.body.get("data") or answer.error["code"]
+
+
+async def test_route_replays_for_an_administrator_in_the_key_s_env_only(town: Town) -> None:
+    made, refused_id = await unreadable(town, "a")
+    before = await world(town, "api_key", "merchant")
+    async with (
+        administrator(town, "sandbox") as sandbox,
+        administrator(town, "live") as live,
+        shop(town.gateway, town.base, scopes=MERCHANT_SCOPES, is_configured=False) as stranger,
+    ):
+        # A merchant's own keys replay nothing: not another merchant's callback, and not their own.
+        for api in (stranger, town.api):
+            assert await replay(api, refused_id) == (403, "AUTH_INSUFFICIENT_SCOPE")
+        assert await replay(live, refused_id) == (404, "NOT_FOUND")
+        assert await world(town, "api_key", "merchant") == before
+        status, data = await replay(sandbox, refused_id)
+        assert (status, data["verdict"], data["was_done"], data["id"]) == (200, "applied", False, refused_id)
+        assert (await town.api.settled(made["id"]))["status"] == "completed"
+        assert await replay(sandbox, data["callback_id"]) == (
+            200,
+            data | {"id": data["callback_id"], "was_done": True},
+        )
+        assert await replay(live, data["callback_id"]) == (404, "NOT_FOUND")
+        for nothing in ("cbk_01jd0000000000000000000000", "ref_", "x", "%00"):
+            assert (await sandbox.call("POST", f"/v1/admin/callbacks/{nothing}/replay")).status == 404
+    (entry, *_) = await town.gateway.audit.page(1, None, "callback.replayed", None)
+    assert (entry.subject_id, entry.actor.partition(":")[0]) == (refused_id, "key")
+
+
+async def test_route_replays_a_callback_without_env_with_a_key_of_live_only(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"enforce_allowlist": "never"}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        assert (await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early"))).status == 200
+        callback_id = await gateway.db.fetchval("SELECT callback_id FROM callback WHERE env IS NULL")
+        async with (
+            shop(gateway, base, scopes=(Scope.ADMIN,), is_configured=False) as sandbox,
+            shop(gateway, base, scopes=(Scope.ADMIN,), env="live", is_configured=False) as live,
+        ):
+            assert await replay(sandbox, callback_id) == (409, "CONFLICT")
+            status, data = await replay(live, callback_id)
+            assert (status, data["verdict"]) == (200, "waiting")
+
+
+async def test_lists_are_filtered_by_kind_time_and_what_is_unread(town: Town) -> None:
+    made, url = await asked(town, "a")
+    assert (await post(town, url, body(made["provider_ref"]))).status == 200
+    _, refused_id = await unreadable(town, "b")
+    async with administrator(town, "sandbox") as api:
+        for path, count in (
+            ("?unread=true", 0),
+            ("?kind=stk", 1),
+            ("?kind=status", 0),
+            ("?verdict=applied&kind=stk&since=2020-01-01", 1),
+            ("?since=2100-01-01", 0),
+            ("?until=2020-01-01", 0),
+            ("/refused?unread=true&kind=stk&since=2020-01-01&until=2100-01-01", 1),
+            ("/refused?kind=pull", 0),
+        ):
+            assert len((await api.call("GET", f"/v1/admin/callbacks{path}")).data) == count, path
+        for path in ("?kind=other", "?unread=perhaps", "/refused?since=yesterday"):
+            assert (await api.call("GET", f"/v1/admin/callbacks{path}")).status == 422
+        assert (await replay(api, refused_id))[0] == 200
+        assert (await api.call("GET", "/v1/admin/callbacks/refused?unread=true")).data == []
+        (shown,) = (await api.call("GET", "/v1/admin/callbacks/refused")).data
+        assert shown["callback_id"].startswith("cbk_")
+        assert shown["replayed_at"] is not None

@@ -1,0 +1,62 @@
+"""Whatever stands in an address in the place of an id, no page fails: there is none, and the answer says so (S23)."""
+
+import re
+from urllib.parse import quote
+
+from mpesa_gateway.http.html import moved
+from mpesa_gateway.pages import Role
+from tests.plugins.ops.conftest import Desk
+from tests.routes import operations
+
+ODD = {
+    "emoji": "%F0%9F%98%80",
+    "NUL": "%00",
+    "10 kB": "a" * 10_000,
+    "slash": "%2F",
+    "slashes": "%2F%2F..%2F",
+    "a lone surrogate": "%ED%A0%80",
+    "no UTF-8": "%FF%FE",
+    "line ends": "%0D%0ASet-Cookie:%20a=b",
+    "dots": "..%2e",
+    "braces": "%7Bmerchant_id%7D",
+    "a quote": "'%20OR%201=1--",
+    "reversed": "%E2%80%AE",
+    "percent": "%25%32%35",
+    "an id with more": "mer_01jd00000000000000000000ab%0A",
+    "too large a number": "9" * 400,
+}
+
+
+async def test_no_page_and_no_act_fails_for_what_stands_in_its_address(desk: Desk) -> None:
+    brought = [plugin.pages for plugin in desk.gateway.plugins]
+    every = [page.path for pages in brought for page in pages.pages]
+    every += [act.path for pages in brought for act in pages.acts]
+    paths = sorted({path for path in every if "{" in path})
+    assert len(paths) > 20
+    found: list[str] = []
+    async with desk.browser(Role.ADMIN) as browser:
+        token = (await browser.opens("/merchants")).field("form_token")
+        for path in paths:
+            for name, text in ODD.items():
+                filled = "/" + re.sub(r"\{\w+\}", text, path)
+                page = await browser.opens(filled)
+                sent = await browser.sends(filled, {"form_token": token}) if name in {"emoji", "NUL", "slash"} else page
+                if {page.status, sent.status} - {404, 400, 405, 414, 431}:
+                    found.append(f"{path}, {name}: {page.status}, {sent.status}")
+        queue = [each.path for each in operations() if each.path.startswith("/ops/queues/") and each.parameters]
+        for path in queue:
+            for name, text in ODD.items():
+                page = await browser.opens(re.sub(r"\{\w+\}", text, path).removeprefix("/ops"))
+                if page.status >= 500:
+                    found.append(f"{path}, {name}: {page.status}")
+    assert found == []
+
+
+def test_whatever_an_address_holds_it_can_stand_in_a_header() -> None:
+    for text in ("/ops/😀", "/ops/\r\nSet-Cookie: a=b", "/ops/\x00", "/ops/\ud800", "/ops/é?a=b&c=%20#d"):
+        location = moved(text).headers["Location"]
+        assert location.isascii()
+        assert location.isprintable()
+        assert " " not in location
+    assert moved("/ops/a?b=%20&c=1#d").headers["Location"] == "/ops/a?b=%20&c=1#d"
+    assert moved("/ops/😀").headers["Location"] == quote("/ops/😀")
