@@ -39,10 +39,6 @@ NODE = ROOT / ".bench/node-clients"
 PACKAGE = "mpesa_gateway_client"
 """What the generated Python client is called."""
 
-_PYTHON_READER = "import os\n\nGATEWAY, KEY = os.environ['GATEWAY'], os.environ['KEY']\n"
-_TYPESCRIPT_READER = "const GATEWAY = process.env['GATEWAY'] ?? ''\nconst KEY = process.env['KEY'] ?? ''\n"
-"""What whoever pastes the page's code has before it."""
-
 TIMEOUT = 300.0
 """Seconds for one tool, after which something hangs."""
 
@@ -110,11 +106,11 @@ async def _open_shop(settings: Mapping[str, str], base: str) -> str:
     return secret.reveal()
 
 
-def shown_code(language: str) -> str:
-    """The code in a language that the page about clients shows."""
+def shown_code(language: str, word: str = "") -> str:
+    """The first block in a language, with this word in it, that the page about clients shows."""
     fenced = rf"^```{language}\n(.*?)^```$"
     found: list[str] = re.findall(fenced, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return found[0]
+    return next(text for text in found if word in text)
 
 
 def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
@@ -129,9 +125,16 @@ def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
     cache = ["--cache-dir", str(PYTHON / "mypy-cache")]
     _run([str(tools / "mypy"), *cache, "--config-file", "mypy.ini", PACKAGE, "first_payment.py"], work)
     _run([str(tools / "python"), "first_payment.py"], work, shop)
-    shown = f"{_PYTHON_READER}{shown_code('python')}assert not isinstance(answer, Failure)\n"
-    (work / "shown.py").write_text(shown, encoding="utf-8")
-    _run([str(tools / "python"), "shown.py"], work, shop)
+    # As the page says: an empty folder, its commands, its file.
+    empty = folder / "python-shown"
+    empty.mkdir()
+    shutil.copy(document, empty / "openapi.json")
+    (empty / "pay.py").write_text(shown_code("python"), encoding="utf-8")
+    path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    for line in shown_code("sh", "openapi-python-client generate").splitlines():
+        if not line.startswith("pip install"):
+            _run(["sh", "-c", line], empty, path)
+    _run([str(tools / "python"), "pay.py"], empty, shop)
 
 
 def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
@@ -139,12 +142,11 @@ def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> No
     work.mkdir()
     for name in ("first_payment.ts", "package.json", "tsconfig.json"):
         shutil.copy(EXAMPLES / name, work)
-    shown = f"{_TYPESCRIPT_READER}{shown_code('ts')}if (!data) process.exit(1)\n"
-    (work / "shown.ts").write_text(shown, encoding="utf-8")
+    (work / "pay.ts").write_text(shown_code("ts"), encoding="utf-8")
     (work / "node_modules").symlink_to(NODE / "node_modules")
     _run([_tool("openapi-typescript"), str(document), "-o", "schema.ts", "--default-non-nullable=false"], work)
     _run([_tool("tsc"), "-p", "."], work)
-    for name in ("first_payment", "shown"):
+    for name in ("first_payment", "pay"):
         _run([_installed("node"), f"built/{name}.js"], work, shop)
 
 

@@ -18,6 +18,7 @@ class Job(Enum):
     NEWCOMER = "a newcomer's first payment"
     INSTALLING = "what the docs install"
     CLIENTS = "clients made of it"
+    INTEROP = "other people's code"
     TESTS = "tests"
 
 
@@ -86,6 +87,11 @@ running = tomllib.loads(Path(os.environ["MPESA_GATEWAY_DATA"], "run/gateway.toml
 for section, name in (("database", "url"), ("valkey", "url"), ("security", "master_key_file")):
     os.environ[f"MPESA_GATEWAY_{section.upper()}__{name.upper()}"] = running[section][name]
 """
+
+ITS_SETTINGS = """
+Path("gateway.toml").write_text("")
+"""
+"""The page's own file stands above it: tests/house/test_embedding_guide.py has both."""
 
 IS_SERVED = """
 import asyncio
@@ -171,13 +177,19 @@ PAGES = {
     "docs/clients.md": Page(
         (
             How("pip install openapi-python-client", job=Job.CLIENTS),
-            How("from mpesa_gateway_client import", job=Job.CLIENTS),
+            How("import os\n\nfrom mpesa_gateway_client import AuthenticatedClient", job=Job.CLIENTS),
+            How("pip install openapi-generator-cli", job=Job.INTEROP),
+            How("import os\n\nfrom mpesa_gateway_client import ApiClient", job=Job.INTEROP),
+            How("openapi-generator-cli generate", job=Job.INTEROP),
+            How("package main", job=Job.INTEROP),
             How("npm install openapi-fetch", job=Job.CLIENTS),
             How("import createClient", job=Job.CLIENTS),
             How("npx newman", job=Job.CLIENTS),
         )
     ),
-    "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),
+    "docs/embedding.md": Page(
+        (How("from fastapi", before=BESIDE_UP + ITS_SETTINGS, after=IS_SERVED, says="'migrations'"),)
+    ),
     "docs/privacy.md": Page((How("mpesa-gateway privacy erase", typed="y\n"),)),
     "docs/webhooks.md": Page(
         (

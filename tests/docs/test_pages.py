@@ -58,7 +58,7 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
     assert demo in (ROOT / ".ci/demo").read_text(encoding="utf-8").splitlines(keepends=True)
     assert [f"<!-- ci: test -->\n```sh\n{tests}```\n" in shown for tests in ran[Job.TESTS]] == [True]
     jobs = re.findall(r'^job "([^"]+)"', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {Job.NEWCOMER.value, Job.INSTALLING.value, Job.CLIENTS.value} <= set(jobs)
+    assert {Job.NEWCOMER.value, Job.INSTALLING.value, Job.CLIENTS.value, Job.INTEROP.value} <= set(jobs)
     assert ran[Job.CLIENTS][1::2] == [shown_code(language) for language in ("python", "ts")]
     assert "=== tests" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 

@@ -197,11 +197,8 @@ async def test_a_failure_of_another_charge_moves_nothing(town: Town) -> None:
     assert (answer.status, answer.error["code"], await refusals(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
-    assert (entry["subject_id"], entry["detail"]["reason"], entry["detail"]["from"]) == (
-        made["id"],
-        "subject",
-        "127.0.0.1",
-    )
+    # Where it came from is for administrators to see.
+    assert (entry["subject_id"], entry["detail"]["reason"], "from" in entry["detail"]) == (made["id"], "subject", False)
 
 
 OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [

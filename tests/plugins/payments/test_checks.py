@@ -310,9 +310,12 @@ async def test_answer_about_a_conversation_that_lacks_something_or_differs_chang
 
 
 async def test_failure_by_an_answer_that_states_no_party_or_amount_is_not_final(town: Town, daraja: Daraja) -> None:
-    for number, (more, is_final) in enumerate(
-        (({}, True), ({"CreditPartyName": None}, False), ({"Amount": None}, False))
-    ):
+    cases: tuple[tuple[dict[str, Any], bool], ...] = (
+        ({}, True),
+        ({"CreditPartyName": None}, False),
+        ({"Amount": None}, False),
+    )
+    for number, (more, is_final) in enumerate(cases):
         payment = await asked(town, key=f"k{number}")
         await check(town, payment["id"])
         await answer(town, daraja.of("transactionstatus")[-1], says("Failed", ReceiptNo=None, **more))

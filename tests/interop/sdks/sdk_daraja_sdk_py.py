@@ -1,0 +1,72 @@
+"""daraja-sdk-py against the simulator: the calls of its README, with another base URL."""
+
+import json
+import sys
+
+import daraja.environment
+from daraja import Mpesa, MpesaConfig
+from daraja.models import MpesaResult, STKCallbackPayload
+
+phase, base = sys.argv[1:]
+told = json.load(sys.stdin)
+daraja.environment.SANDBOX_BASE_URL = base
+
+client = Mpesa(
+    MpesaConfig(
+        consumer_key="daraja-sdk-py",
+        consumer_secret="secret",
+        environment="sandbox",
+        passkey=told["passkey"],
+        initiator_name="testapi",
+        security_credential=told["credential"],
+    )
+)
+done = {}
+if phase == "push":
+    done["push"] = client.stk_push(
+        {
+            "BusinessShortCode": 174379,
+            "TransactionType": "CustomerPayBillOnline",
+            "Amount": 250,
+            "PartyA": 254712345678,
+            "PartyB": 174379,
+            "PhoneNumber": 254712345678,
+            "CallBackURL": told["url"] + "/callback",
+            "AccountReference": "Order-001",
+            "TransactionDesc": "Payment",
+        }
+    ).model_dump()
+elif phase == "after":
+    addresses = {"ResultURL": told["url"] + "/result", "QueueTimeOutURL": told["url"] + "/timeout"}
+    done["query"] = client.stk_query(
+        {"BusinessShortCode": "174379", "CheckoutRequestID": told["push"]["CheckoutRequestID"]}
+    ).model_dump()
+    done["status"] = client.transaction_status(
+        {
+            "CommandID": "TransactionStatusQuery",
+            "TransactionID": told["receipt"],
+            "PartyA": 174379,
+            "Remarks": "OK",
+            **addresses,
+        }
+    ).model_dump()
+    done["reversal"] = client.reversal(
+        {
+            "CommandID": "TransactionReversal",
+            "TransactionID": told["receipt"],
+            "Amount": 250,
+            "ReceiverParty": 174379,
+            "Remarks": "Payment reversal",
+            **addresses,
+        }
+    ).model_dump()
+    done["pull register"] = client.pull_transactions_register(
+        {"ShortCode": "174379", "NominatedNumber": "0722000000", "CallBackURL": told["url"] + "/pull"}
+    ).model_dump()
+    done["pull"] = client.pull_transactions_query(
+        {"ShortCode": "174379", "StartDate": told["start"], "EndDate": told["end"], "OffSetValue": "0"}
+    ).model_dump()
+    done["callback"] = STKCallbackPayload(**told["callback"]).model_dump()
+else:
+    done["reversal result"] = MpesaResult(**told["reversal result"]).model_dump()
+print(json.dumps(done))

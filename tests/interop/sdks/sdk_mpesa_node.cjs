@@ -1,0 +1,46 @@
+// mpesa-node against the simulator: the calls of its README, with another base URL.
+const { readFileSync } = require('node:fs')
+const { createRequire } = require('node:module')
+
+const from = createRequire(`${process.cwd()}/`)
+const [phase, base] = process.argv.slice(2)
+const told = JSON.parse(readFileSync(0, 'utf8'))
+const Mpesa = from('mpesa-node')
+
+const mpesaApi = new Mpesa({
+  consumerKey: 'mpesa-node',
+  consumerSecret: 'secret',
+  environment: 'sandbox',
+  shortCode: '174379',
+  initiatorName: 'testapi',
+  lipaNaMpesaShortCode: 174379,
+  lipaNaMpesaShortPass: told.passkey,
+  securityCredential: 'Safaricom999!*!',
+  certPath: told.certificate,
+})
+mpesaApi.baseURL = base
+const URL = told.url
+
+async function main() {
+  if (phase === 'push') {
+    const testMSISDN = 254712345678
+    const amount = 250
+    const accountRef = Math.random().toString(35).substr(2, 7)
+    return { push: (await mpesaApi.lipaNaMpesaOnline(testMSISDN, amount, URL + '/callback', accountRef)).data }
+  }
+  if (phase !== 'after') return {}
+  const { shortCode } = mpesaApi.configs
+  return {
+    query: (await mpesaApi.lipaNaMpesaQuery(told.push.CheckoutRequestID)).data,
+    status: (await mpesaApi.transactionStatus(told.receipt, shortCode, 4, URL + '/timeout', URL + '/result')).data,
+    reversal: (await mpesaApi.reversal(told.receipt, 250, URL + '/timeout', URL + '/result')).data,
+  }
+}
+
+main().then(
+  (done) => console.log(JSON.stringify(done)),
+  (problem) => {
+    console.error(problem.data ?? problem.response?.data ?? problem)
+    process.exit(1)
+  },
+)

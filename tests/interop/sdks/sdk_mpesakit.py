@@ -1,0 +1,59 @@
+"""mpesakit against the simulator: the calls of its README, with another base URL."""
+
+import json
+import sys
+
+from mpesakit import MpesaClient
+from mpesakit.http_client import MpesaHttpClient
+from mpesakit.mpesa_express import TransactionType
+
+phase, base = sys.argv[1:]
+told = json.load(sys.stdin)
+MpesaHttpClient._resolve_base_url = lambda *_: base
+
+client = MpesaClient(consumer_key="mpesakit", consumer_secret="secret", environment="sandbox")
+done = {}
+if phase == "push":
+    response = client.stk_push(
+        business_short_code=174379,
+        passkey=told["passkey"],
+        transaction_type=TransactionType.CUSTOMER_PAYBILL_ONLINE,
+        amount=250,
+        party_a="254712345678",
+        party_b="174379",
+        phone_number="254712345678",
+        callback_url=told["url"] + "/callback",
+        account_reference="Order-001",
+        transaction_desc="Payment",
+    )
+    assert response.is_successful(), response
+    done["push"] = response.model_dump()
+elif phase == "after":
+    done["query"] = client.stk_query(
+        business_short_code=174379,
+        passkey=told["passkey"],
+        checkout_request_id=told["push"]["CheckoutRequestID"],
+    ).model_dump()
+    addresses = {"result_url": told["url"] + "/result", "queue_timeout_url": told["url"] + "/timeout"}
+    done["status"] = client.transactions.query_status(
+        initiator="testapi",
+        security_credential=told["credential"],
+        transaction_id=told["receipt"],
+        party_a=174379,
+        identifier_type=4,
+        remarks="OK",
+        **addresses,
+    ).model_dump()
+    done["reversal"] = client.reversal.reverse(
+        initiator="testapi",
+        security_credential=told["credential"],
+        transaction_id=told["receipt"],
+        amount=250,
+        receiver_party=174379,
+        remarks="Payment reversal",
+        **addresses,
+    ).model_dump()
+    callback = client.process_stk_callback(told["callback"])
+    assert callback.is_successful, callback
+    done["callback"] = callback.model_dump()
+print(json.dumps(done, default=str))

@@ -1,0 +1,121 @@
+"""SDKs that others publish, against the simulator: push, callback, query, status and reversal, by their own READMEs."""
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.testing.receiver import Receiver, receiving
+from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_simulator.validation import SANDBOX_PASSKEY
+from tests.certificates import issue
+from tests.interop import environments
+from tests.plugins.simulator.line import Line, daraja
+
+HERE = Path(__file__).parent / "sdks"
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """An SDK, and what of Daraja it offers besides the push."""
+
+    name: str
+    offers: frozenset[str]
+    is_node: bool = False
+
+    @property
+    def program(self) -> Path:
+        """What calls it."""
+        return HERE / f"sdk_{self.name.replace('-', '_')}{'.cjs' if self.is_node else '.py'}"
+
+    async def run(self, phase: str, base: str, told: dict[str, Any]) -> dict[str, Any]:
+        """Run one phase of its program."""
+        if self.is_node:
+            folder = environments.node(self.name)
+            command = [environments.installed("node"), str(self.program), phase, base]
+        else:
+            folder, command = HERE, [environments.python(self.name), "-I", str(self.program), phase, base]
+        done: dict[str, Any] = await environments.run(*command, told=told, cwd=folder)
+        return done
+
+
+ALL = frozenset({"query", "status", "reversal"})
+# Not every SDK reads every result as Daraja writes it. Of a status query daraja-sdk-py requires a value of each
+# parameter, where `TransactionReason` has none; mpesakit requires a list in the place of the object `ResultParameters`.
+# Of a reversal mpesakit requires text in the place of numbers.
+SDKS = (
+    Sdk("daraja-sdk-py", ALL | {"callback", "pull register", "pull", "reversal result"}),
+    Sdk("mpesakit", ALL | {"callback"}),
+    Sdk("django-daraja", frozenset({"callback"})),
+    Sdk("mpesa-connect", frozenset({"query", "status"})),
+    Sdk("mpesa-api", ALL, is_node=True),
+    Sdk("mpesa-node", ALL, is_node=True),
+)
+
+
+async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, Any]]:
+    """What has been posted to a path, once it is so much."""
+
+    def posted() -> list[dict[str, Any]]:
+        return [one.json for one in receiver.received if one.path.endswith(path)]
+
+    async def are_posted() -> bool:
+        return len(posted()) >= count
+
+    await eventually(are_posted)
+    return posted()
+
+
+@pytest.mark.parametrize("sdk", SDKS, ids=lambda sdk: sdk.name)
+async def test_sdk_pushes_asks_and_reverses(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
+    certificate = issue(tmp_path / "sandbox.cer")
+    now = datetime.now(EAT)
+    told: dict[str, Any] = {
+        "passkey": SANDBOX_PASSKEY,
+        "credential": base64.b64encode(bytes(256)).decode(),
+        "certificate": str(certificate.path),
+        "start": f"{now - timedelta(hours=1):%Y-%m-%d %H:%M:%S}",
+        "end": f"{now + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}",
+    }
+    async with receiving() as receiver, daraja(values | {"simulator": {"callback_delay": 0.05}}, receiver) as line:
+        told["url"] = receiver.url
+        told |= await sdk.run("push", line.base, told)
+        assert str(told["push"]["ResponseCode"]) == "0"
+        (told["callback"],) = await bodies(receiver, "/callback", 1)
+        callback = told["callback"]["Body"]["stkCallback"]
+        assert (callback["ResultCode"], callback["CheckoutRequestID"]) == (0, told["push"]["CheckoutRequestID"])
+        ((told["receipt"], amount),) = await line.moved("254712345678")
+        assert amount == 250
+
+        after = await sdk.run("after", line.base, told)
+        results = {body["Result"]["OriginatorConversationID"]: body for body in await results_of(after, receiver)}
+        for name in ("status", "reversal"):
+            if name in sdk.offers:
+                assert str(after[name]["ResponseCode"]) == "0"
+                result = results[after[name]["OriginatorConversationID"]]
+                assert result["Result"]["ResultCode"] == 0
+                told[f"{name} result"] = result
+        if "query" in sdk.offers:
+            assert {str(after["query"][name]) for name in ("ResponseCode", "ResultCode")} == {"0"}
+        if "reversal" in sdk.offers:
+            await is_returned(line)
+        if "pull" in sdk.offers:
+            assert after["pull register"]["ResponseStatus"] == "1000"
+            assert [row["transactionId"] for row in after["pull"]["Response"][0]] == [told["receipt"]]
+        after |= await sdk.run("results", line.base, told)
+        assert after.keys() == sdk.offers
+
+
+async def results_of(after: dict[str, Any], receiver: Receiver) -> list[dict[str, Any]]:
+    """The results of what has been asked."""
+    return await bodies(receiver, "/result", len({"status", "reversal"} & after.keys()))
+
+
+async def is_returned(line: Line) -> None:
+    """Assert that the money has gone back."""
+    (entry,) = await line.control("GET", "ledger")
+    assert (entry["amount"], entry["returned"]) == (250, 250)
