@@ -550,8 +550,10 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, int) and value.bit_length() > _MOST_DIGITS * 3:
         return None
-    text = _SURROGATE.sub("\ufffd", str(value)).replace("\x00", "").strip()
-    return text[:500] or None
+    text = str(value)
+    if not text.isprintable():
+        text = _SURROGATE.sub("\ufffd", text).replace("\x00", "")
+    return text.strip()[:500] or None
 
 
 def _stated(value: Any) -> str | None:

@@ -179,8 +179,8 @@ class _Answering:
 class Connection(asyncio.Protocol):
     """The guard of one connection: bounds every head, body and wait, and refuses in the envelope.
 
-    A request is passed on once the one before it has been answered. What is refused ends the connection, after the
-    answers that are owed to earlier requests.
+    A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
+    ends the connection, after the answers that are owed to earlier requests.
     """
 
     def __init__(
@@ -257,6 +257,8 @@ class Connection(asyncio.Protocol):
         self._note_wait()
         if self._behind is not None:
             self._behind.resume_writing()
+        if self.is_answered and self._is_open and self._next == self._head:
+            self._await_next()
 
     def data_received(self, data: bytes) -> None:
         """Read as far as the next request may be passed on. What follows a refusal is discarded."""
@@ -321,7 +323,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _head(self) -> bool:
-        if not self.is_answered or not self._read:
+        if not self.is_answered or "write" in self._timers or not self._read:
             return False
         self._skip_empty_lines()
         end = self._read.find(b"\r\n\r\n", max(0, self._looked_at - 3))

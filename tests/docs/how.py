@@ -88,6 +88,11 @@ for section, name in (("database", "url"), ("valkey", "url"), ("security", "mast
     os.environ[f"MPESA_GATEWAY_{section.upper()}__{name.upper()}"] = running[section][name]
 """
 
+ITS_SETTINGS = """
+Path("gateway.toml").write_text("")
+"""
+"""The page's own file stands above it: tests/house/test_embedding_guide.py has both."""
+
 IS_SERVED = """
 import asyncio
 from mpesa_gateway.testing.serving import Api, listening, serving
@@ -182,7 +187,9 @@ PAGES = {
             How("npx newman", job=Job.CLIENTS),
         )
     ),
-    "docs/embedding.md": Page((How("from fastapi", before=BESIDE_UP, after=IS_SERVED, says="'migrations'"),)),
+    "docs/embedding.md": Page(
+        (How("from fastapi", before=BESIDE_UP + ITS_SETTINGS, after=IS_SERVED, says="'migrations'"),)
+    ),
     "docs/privacy.md": Page((How("mpesa-gateway privacy erase", typed="y\n"),)),
     "docs/webhooks.md": Page(
         (

@@ -1,8 +1,10 @@
 """The guide for writers of plugins: its code is taken from the page, put where it says, and does what it promises."""
 
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -144,6 +146,20 @@ async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_give
             return bool(await gateway.db.fetchval("SELECT array_agg(payment_id) = '{new}' FROM thank"))
 
         await eventually(is_forgotten)
+
+
+def test_the_guides_files_make_a_wheel_that_names_the_plugin(site: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
+    subprocess.run(command, cwd=site, check=True, capture_output=True, text=True)
+    (wheel,) = (site / "dist").glob("my_thanks-*.whl")
+    held = zipfile.ZipFile(wheel)
+    names = set(held.namelist())
+    assert {name for name in files() if name.startswith("my_thanks/")} <= names
+    assert {"my_thanks/__init__.py", "my_thanks/migrations/__init__.py"} <= names
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "thanks = my_thanks.plugin:plugin" in held.read(entry_points).decode()
+    (metadata,) = (name for name in names if name.endswith("/METADATA"))
+    assert "Requires-Dist: mpesa-gateway" in held.read(metadata).decode()
 
 
 def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:

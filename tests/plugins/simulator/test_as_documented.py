@@ -229,8 +229,8 @@ async def test_own_process_answers_at_the_root_too(asking: Asking) -> None:
 
 
 async def test_beside_a_gateway_the_root_is_the_gateways(values: dict[str, Any]) -> None:
-    async with receiving() as receiver, running_gateway(values) as (_, base):
-        line = Line(base, receiver)
+    async with receiving() as receiver, running_gateway(values) as (gateway, base):
+        line = Line(gateway, base, receiver)
         try:
             for path in ("/oauth/v1/generate", "/mpesa/stkpush/v1/processrequest", "/nowhere"):
                 status, answer = await line.call("GET", path)
