@@ -5,6 +5,7 @@ import gzip
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -204,8 +205,8 @@ def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_no
 
 
 def test_an_address_has_a_burst_and_then_its_rate_and_waits_a_second_at_most() -> None:
-    now = 0.0
-    pace = Pace(10, 100, now=lambda: now)
+    now, chances = 0.0, count()
+    pace = Pace(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
     assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     delays = [pace.delay("a") for _ in range(200)]
