@@ -88,9 +88,7 @@ async def found(town: Town, started: Any) -> tuple[str, str | None]:
 
 async def told(town: Town, *kinds: str) -> None:
     """The shop has heard of exactly these events."""
-    await town.receiver.wait_for(len(kinds))
-    await asyncio.sleep(0.3)
-    assert sorted(one.headers["x-event-type"] for one in town.receiver.received) == sorted(kinds)
+    assert await town.told(len(kinds)) == sorted(kinds)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
