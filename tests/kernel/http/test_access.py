@@ -204,7 +204,7 @@ def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_no
 # -- pace -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_has_a_burst_and_then_its_rate_and_waits_a_second_at_most() -> None:
+def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_bound() -> None:
     now, chances = 0.0, count()
     pace = Pace(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
