@@ -13,7 +13,7 @@ from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_simulator.chance import receipt_of
-from mpesa_gateway_simulator.front import _OURS, DARAJA, ROOT
+from mpesa_gateway_simulator.front import DARAJA, OWN, ROOT
 from mpesa_gateway_simulator.plugin import plugin
 from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, signed
 from tests.plugins.simulator.test_results import PHONE, PULL, REGISTER, REVERSAL, SHORTCODE, STATUS, Asking, parameters
@@ -203,7 +203,7 @@ def test_every_route_is_darajas_or_our_own() -> None:
     paths = {path for route in plugin.routes for path in route.paths}
     own = {path for path in paths if path.removeprefix(ROOT) not in DARAJA}
     assert paths - own == {ROOT + path for path in DARAJA}
-    assert {[*path.split("/"), ""][2] for path in own} == _OURS
+    assert {[*path.split("/"), ""][2] for path in own} == OWN
 
 
 async def test_every_refusal_has_a_request_id_of_its_own(asking: Asking) -> None:
@@ -229,8 +229,8 @@ async def test_own_process_answers_at_the_root_too(asking: Asking) -> None:
 
 
 async def test_beside_a_gateway_the_root_is_the_gateways(values: dict[str, Any]) -> None:
-    async with receiving() as receiver, running_gateway(values) as (_, base):
-        line = Line(base, receiver)
+    async with receiving() as receiver, running_gateway(values) as (gateway, base):
+        line = Line(gateway, base, receiver)
         try:
             for path in ("/oauth/v1/generate", "/mpesa/stkpush/v1/processrequest", "/nowhere"):
                 status, answer = await line.call("GET", path)
