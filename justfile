@@ -142,7 +142,7 @@ check: lint
     .venv/bin/mypy
     .venv/bin/pyright --pythonpath .venv/bin/python
 
-# Bring the database of the running `up`, or of the settings, to the present release
+# Bring the database of the settings to the present release; `up` does it when it starts
 migrate: ready
     .venv/bin/mpesa-gateway migrate
 
@@ -155,8 +155,18 @@ pins: ready
     .venv/bin/pip install -q uv
     {{ compile }} --extra standalone --extra otel -o requirements/run.txt
     {{ compile }} --extra standalone --extra otel --group test --group lint --group tools -o requirements/test.txt
+    @{{ just_executable() }} hashes
     for it in peer-django peer-fastapi schemathesis clients browser deploy docs; do {{ pin }} requirements/$it.in -o requirements/$it.txt; done
 
+# Write requirements/*.hashes.txt anew: the SHA-256 of every file of the versions that are pinned
+hashes: ready
+    .venv/bin/pip install -q uv
+    {{ hash }} pyproject.toml --extra otel -c requirements/run.txt -o requirements/image.hashes.txt
+    {{ hash }} pyproject.toml --extra standalone --extra otel --group test --group lint --group tools \
+        -c requirements/test.txt -o requirements/test.hashes.txt
+
+hash := ".venv/bin/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate" + \
+    " --no-emit-index-url --emit-build-options --generate-hashes --no-strip-extras"
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"
 compile := pin + " --emit-build-options pyproject.toml"

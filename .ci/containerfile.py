@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # What an engine does and this machine must not: fetch an image, add a user to the system.
-LEFT_TO_THE_ENGINE = ("FROM", "EXPOSE", "USER", "RUN useradd")
+LEFT_TO_THE_ENGINE = ("ARG", "FROM", "EXPOSE", "USER", "RUN useradd")
 
 
 class Image:

@@ -504,10 +504,11 @@ class _Door:
         self._gate = Gate(inside, http, priority=priority_of(litestar), is_draining=lambda: gateway.is_draining)
         pages = Gate(inside, for_pages(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining)
         self._access = Access(gateway, litestar, self._gate, pages)
-        self._inside = AnswerOnce(Doorstep(self._access, http.body_timeout))
+        self._inside = Doorstep(self._access, http.body_timeout)
         for plugin in gateway.plugins:
             if plugin.front is not None:
                 self._inside = plugin.front(gateway, self._inside)
+        self._inside = AnswerOnce(self._inside)
         return litestar
 
     def release(self) -> Litestar | None:

@@ -3,17 +3,23 @@
 Where ``database.owner_url`` is not set, the running role is the owner, and does it itself.
 """
 
+import base64
+import hashlib
+import hmac
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import msgspec
 import structlog
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Row, way_to
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate, pending
+from mpesa_gateway.db.roles import quoted
 from mpesa_gateway.security.audit import KEEPING
 
 if TYPE_CHECKING:
@@ -50,12 +56,63 @@ async def what_is_due(gateway: "Gateway") -> Literal["", "migrations", "retentio
     return "" if days == gateway.config.retention.audit_days else "retention"
 
 
+async def make_running_role(config: DatabaseConfig) -> str | None:
+    """Make the role of ``database.url``, with its password, where the owner's Postgres has none; returns its name then.
+
+    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationRefused where the owner may
+    make no roles, and what asyncpg raises when Postgres cannot be reached.
+    """
+    if config.url is None or config.owner_url is None:
+        return None
+    parts = urlsplit(config.url.reveal())
+    name, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not name or not password:
+        return None
+    owner = owner_config(config)
+    connection: asyncpg.Connection[Row] = await asyncpg.connect(**way_to(config.owner_url, owner))
+    try:
+        if await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", name):
+            return None
+        await connection.execute(
+            f"CREATE ROLE {quoted(name)} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS "
+            f"PASSWORD '{scram(password)}'"
+        )
+    except asyncpg.DuplicateObjectError:
+        # Another process was faster.
+        return None
+    except asyncpg.InsufficientPrivilegeError:
+        raise MigrationRefused(
+            f"there is no role {name}, and the role of `database.owner_url` may make none: run `CREATE ROLE "
+            f"{quoted(name)} LOGIN PASSWORD '…'` as one that may, then `mpesa-gateway migrate` again"
+        ) from None
+    finally:
+        await connection.close()
+    return name
+
+
+def scram(password: str) -> str:
+    """What Postgres keeps of a password, so that the password itself is in no statement and no log of the server.
+
+    A password that is not ASCII would have to be prepared as RFC 4013 says: it is returned as it is, quoted.
+    """
+    if not password.isascii():
+        return password.replace("'", "''")
+    salt, rounds = os.urandom(16), 4096
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    shown = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${rounds}:{shown[0]}${shown[1]}:{shown[2]}"
+
+
 async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
     """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
 
     The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationRefused as
     ``migrate`` does, and where the role may not do it.
     """
+    if gateway.config.database.owner_url is None and not await what_is_due(gateway):
+        return []
     role: str = await gateway.db.fetchval("SELECT current_user")
     try:
         async with _owner(gateway) as owner:
@@ -65,7 +122,7 @@ async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
         raise MigrationRefused(
             f"the role that migrates may not change the schema {gateway.db.schema} ({refusal}): run "
             "`mpesa-gateway migrate` with `database.owner_url` set to the address of the role that owns it "
-            "(docs/deploying.md)"
+            "(docs/deploying.md); `mpesa-gateway up` does it when it starts"
         ) from None
     return applied
 

@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from argon2 import PasswordHasher
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
 from mpesa_gateway.testing.receiver import Receiver
-from mpesa_gateway.testing.serving import INITIATED, Api, gateway_values
+from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
 from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
 
@@ -54,6 +55,27 @@ class Town:
     base: str
     api: Api
     receiver: Receiver
+
+    async def told(self, count: int) -> list[str]:
+        """The types of what the shop has heard, sorted, once it is so much and nothing more is owed to it or to us."""
+        await self.receiver.wait_for(count)
+
+        async def owes_nothing() -> bool:
+            return not await self.gateway.db.fetchval(_OWED, self.gateway.clock.now() + timedelta(seconds=5))
+
+        await eventually(owes_nothing)
+        return sorted(one.headers["x-event-type"] for one in self.receiver.received)
+
+
+_OWED = """
+SELECT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
+    OR EXISTS (SELECT FROM sim_callback WHERE due_at <= $1)
+    OR EXISTS (SELECT FROM sim_result WHERE due_at <= $1)
+    OR EXISTS (SELECT FROM callback WHERE verdict = 'waiting' AND due_at <= $1)
+    OR EXISTS (SELECT FROM event LEFT JOIN delivery USING (event_id)
+               WHERE is_public AND coalesce(delivery.status, 'pending') = 'pending')
+"""
+"""Whether an event, a webhook, or a callback of the next seconds is still to come."""
 
 
 def pytest_configure() -> None:

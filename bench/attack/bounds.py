@@ -116,13 +116,14 @@ def kept(port: int) -> tuple[bool, str]:
     """A kept connection may be idle for longer than a head may take (a proxy's pool)."""
     with _connect(port) as line:
         line.sendall(_GET % b"")
-        line.recv(65_536)
         time.sleep(SECONDS + 1.5)
-        answer = b""
+        answers = b""
         with suppress(OSError):
             line.sendall(_GET % b"")
-            answer = line.recv(12)
-    return answer == b"HTTP/1.1 200", "still served" if answer else "closed"
+            while answers.count(b"HTTP/1.1 200") < 2 and (part := line.recv(65_536)):
+                answers += part
+    is_served = answers.count(b"HTTP/1.1 200") == 2
+    return is_served, "still served" if is_served else "closed"
 
 
 TOGETHER: tuple[Callable[[int], tuple[bool, str]], ...] = (silent, dripping_head, huge_head, deaf, kept)

@@ -7,6 +7,7 @@ take turns. Everything listens on loopback.
 import argparse
 import asyncio
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ _DNS_SECONDS = 20.0
 _SETTLE = 1.0
 
 SCENARIOS = {
-    "nothing": "nothing wrong, and no calls: the noise of this measurement",
+    "nothing": "no calls at all: the noise of this measurement",
+    "healthy": "healthy webhooks, called as often",
     "slow-dns": "webhook hosts whose DNS answers after 20 s",
     "chunks": "webhook answers in 70,000 chunks of one byte",
     "hints": "webhook answers of 1,000 interim answers and no final one",
@@ -62,6 +64,8 @@ class Outcome:
     without: float
     during: float
     refused: int
+    cpu: tuple[float, float]
+    """Seconds of processor time that the gateway took for each second, without and during it."""
     answers: dict[str, int]
     is_alive: bool
 
@@ -126,9 +130,8 @@ async def attack(scenario: str, port: int, web: int, seconds: float, keys: Seque
         while scenario != "nothing":
             answer = await client.call("POST", "/v1/merchant/webhook/test")
             answers[str(answer.status)] += 1
-            if answer.status == 429:
-                # The tests are limited; how many calls a key may make is no question of this one.
-                await asyncio.sleep(1)
+            # How many calls a key may make altogether is no question of this measurement.
+            await asyncio.sleep(max(1, int(answer.headers.get("retry-after", "0"))))
 
     clients = [Client([port], key) for key in keys]
     for number, client in enumerate(clients):
@@ -154,17 +157,32 @@ class _Site(Attacked):
         super().__init__(folder, "gateway")
         self._dns = dns
 
+    @property
+    def processor_seconds(self) -> float:
+        """What the gateway's processes have taken so far."""
+        found, waiting = 0, [0 if self._process is None else self._process.pid]
+        while waiting:
+            pid = waiting.pop()
+            with suppress(OSError, IndexError):
+                words = (
+                    Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+                )
+                found += int(words[11]) + int(words[12])
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += map(int, (task / "children").read_text(encoding="ascii").split())
+        return found / os.sysconf("SC_CLK_TCK")
+
     def _settings(self) -> dict[str, str]:
         return super()._settings() | {"DNS__SERVERS": f"127.0.0.1:{self._dns}"}
 
 
 async def measure(
-    scenario: str, site: Attacked, merchant: Merchant, web: int, keys: Sequence[str], *, seconds: float, rounds: int
+    scenario: str, site: _Site, merchant: Merchant, web: int, keys: Sequence[str], *, seconds: float, rounds: int
 ) -> Outcome:
     """Windows of ``seconds`` without and with one scenario, in turns. The attackers are a process of their own."""
     port = site.base.rpartition(":")[2]
-    without = [(await merchant.per_second(seconds))[0]]
-    during, refused, answers = list[float](), 0, Counter[str]()
+    without = [await _window(site, merchant, seconds)]
+    during, refused, answers = list[tuple[float, int, float]](), 0, Counter[str]()
     for _ in range(rounds):
         words = ["attack", scenario, port, str(web), str(_SETTLE + seconds), *keys]
         command = [sys.executable, "-m", "bench.attack.egress", *words]
@@ -173,15 +191,23 @@ async def measure(
             if process.stdout is not None:
                 await asyncio.to_thread(process.stdout.readline)
             await asyncio.sleep(_SETTLE)
-            rate, failed = await merchant.per_second(seconds)
+            during.append(await _window(site, merchant, seconds))
             output, _ = await asyncio.to_thread(process.communicate, timeout=60)
         finally:
             stop(process, (signal.SIGTERM,), 5)
-        during.append(rate)
-        refused += failed
+        refused += during[-1][1]
         answers.update(json.loads(output.splitlines()[-1]) if output.strip() else {})
-        without.append((await merchant.per_second(seconds))[0])
-    return Outcome(scenario, statistics.mean(without), statistics.mean(during), refused, dict(answers), site.is_alive)
+        without.append(await _window(site, merchant, seconds))
+    rates = [statistics.mean(rate for rate, _, _ in windows) for windows in (without, during)]
+    cpu = [statistics.mean(each for _, _, each in windows) for windows in (without, during)]
+    return Outcome(scenario, rates[0], rates[1], refused, (cpu[0], cpu[1]), dict(answers), site.is_alive)
+
+
+async def _window(site: _Site, merchant: Merchant, seconds: float) -> tuple[float, int, float]:
+    """Creates per second, calls refused, and processor time of the gateway per second."""
+    before = site.processor_seconds
+    rate, refused = await merchant.per_second(seconds)
+    return rate, refused, (site.processor_seconds - before) / seconds
 
 
 async def run(scenarios: Sequence[str], *, seconds: float, rounds: int) -> list[Outcome]:
@@ -217,8 +243,8 @@ def _open_shop(site: Attacked, name: str) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes in Markdown."""
     lines = [
-        f"| {ATTACKERS} merchants with | creates a second without | with | share | refused | their tests |",
-        "|---|---:|---:|---:|---:|---|",
+        f"| {ATTACKERS} merchants with | creates/s without | with | share | CPU without | with | their tests |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for one in outcomes:
         answers = ", ".join(f"{status}: {count}" for status, count in sorted(one.answers.items()))
@@ -227,7 +253,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             f"{one.without:.1f}",
             f"{one.during:.1f}",
             f"{one.share:.2f}",
-            one.refused,
+            *(f"{each:.2f}" for each in one.cpu),
             answers,
         )
         lines.append("| " + " | ".join(map(str, row)) + " |")

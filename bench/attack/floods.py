@@ -18,6 +18,7 @@ from bench.attack.attackers import Attack
 from bench.attack.routes import through
 from bench.schema.site import Site
 from bench.soak.client import Client
+from bench.speed.site import computed
 from mpesa_gateway.standalone.process import launch, stop
 from mpesa_gateway.testing.serving import SANDBOX
 
@@ -42,6 +43,11 @@ class Attacked(Site):
         done = subprocess.run(self._command(*words), env=self._environ(), check=True, capture_output=True, text=True)
         return done.stdout
 
+    @property
+    def computed(self) -> float:
+        """Seconds that the gateway's process has computed so far."""
+        return 0.0 if self._process is None else computed(self._process.pid)
+
     def _command(self, *words: str) -> list[str]:
         if words[0] == "serve" and self._candidate != "gateway":
             return [sys.executable, "-m", "bench.attack.recorder", self._candidate, words[-1], "-"]
@@ -56,7 +62,11 @@ class Attacked(Site):
 
 @dataclass(frozen=True)
 class Flood:
-    """What one attack came to, by one route. ``refused`` counts what the honest merchant got instead of a payment."""
+    """What one attack came to, by one route. ``refused`` counts what the honest merchant got instead of a payment.
+
+    ``cores`` are those that the gateway's process computed on, without and with it: on a loaded machine they say more
+    than the share.
+    """
 
     attack: Attack
     route: str
@@ -65,6 +75,12 @@ class Flood:
     refused: int
     answers: dict[str, int]
     is_alive: bool
+    cores: tuple[float, float]
+
+    def __str__(self) -> str:
+        rates = f"{self.during:.1f} of {self.without:.1f} a second = {self.share:.2f}"
+        cores = f"cores {self.cores[0]:.2f} to {self.cores[1]:.2f}"
+        return f"{self.route} {self.attack.name}: {rates}, {cores}, refused {self.refused}, attacker {self.answers}"
 
     @property
     def share(self) -> float:
@@ -134,10 +150,7 @@ def run(
                 asyncio.run(_warm_up(Merchant(at, key)))
                 for attack in attacks:
                     flood = asyncio.run(_measure(site, Merchant(at, key), attack, route, at, seconds, rounds))
-                    say(
-                        f"  {candidate} {route} {attack.name}: {flood.during:.1f} of {flood.without:.1f} a second "
-                        f"= {flood.share:.2f}, refused {flood.refused}, attacker {flood.answers}"
-                    )
+                    say(f"  {candidate} {flood}")
                     found.append(flood)
         return found
     finally:
@@ -163,8 +176,18 @@ async def _warm_up(merchant: Merchant) -> None:
 async def _measure(
     site: Attacked, merchant: Merchant, attack: Attack, route: str, port: int, seconds: float, rounds: int
 ) -> Flood:
-    without = [(await merchant.per_second(seconds))[0]]
+    without: list[float] = []
     during: list[float] = []
+    cores: tuple[list[float], list[float]] = ([], [])
+
+    async def window(into: list[float], busy: list[float]) -> int:
+        began, before = time.monotonic(), site.computed
+        rate, failed = await merchant.per_second(seconds)
+        into.append(rate)
+        busy.append((site.computed - before) / (time.monotonic() - began))
+        return failed
+
+    await window(without, cores[0])
     refused = 0
     answers: dict[str, int] = {}
     for _ in range(rounds):
@@ -172,17 +195,24 @@ async def _measure(
         process = launch(command, output=subprocess.PIPE, death_signal=signal.SIGKILL, cwd=Path(__file__).parents[2])
         try:
             await asyncio.to_thread(_wait_until_ready, process)
-            rate, failed = await merchant.per_second(seconds)
+            refused += await window(during, cores[1])
             output = await asyncio.to_thread(_output, process, seconds)
         finally:
             stop(process, (signal.SIGTERM,), 5)
-        during.append(rate)
-        refused += failed
         for name, count in _last_line(output).items():
             answers[name] = answers.get(name, 0) + count
         await asyncio.sleep(0.5)
-        without.append((await merchant.per_second(seconds))[0])
-    return Flood(attack, route, statistics.mean(without), statistics.mean(during), refused, answers, site.is_alive)
+        await window(without, cores[0])
+    return Flood(
+        attack,
+        route,
+        statistics.mean(without),
+        statistics.mean(during),
+        refused,
+        answers,
+        site.is_alive,
+        (statistics.mean(cores[0]), statistics.mean(cores[1])),
+    )
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]") -> None:

@@ -94,12 +94,14 @@ class Report:
         lines = [
             f"Floods: creates per second of an honest merchant (it offers {OFFERED} over {CLIENTS} connections) as a",
             f"share of those without the flood, {self._rounds} windows of {self._seconds:g} s with it and one more",
-            f"without, in turns. The bar is {BAR} where one address attacks.",
+            "without, in turns; and the cores that the gateway computed on, with its worker and the simulator.",
+            "Attackers run at the lowest priority, since the processor of an attacker is not the gateway's.",
+            f"The bar is {BAR} where one address attacks.",
             "",
             "| flood | what it does | route | "
-            + " | ".join(f"{server}: share | without | refused" for server in self._floods)
+            + " | ".join(f"{server}: share | without | refused | cores" for server in self._floods)
             + " | bar |",
-            "|---|---|---|" + "---:|---:|---:|" * len(self._floods) + "---|",
+            "|---|---|---|" + "---:|---:|---:|---:|" * len(self._floods) + "---|",
         ]
         rows: dict[tuple[str, str], dict[str, Flood]] = {}
         for server, found in self._floods.items():
@@ -120,9 +122,11 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
 
 def _share(flood: Flood | None) -> str:
     if flood is None:
-        return " | | "
+        return " | | | "
     dead = "" if flood.is_alive else " (the server ended)"
-    return f"{flood.share:.2f}{dead} | {flood.without:.1f} | {flood.refused}"
+    return (
+        f"{flood.share:.2f}{dead} | {flood.without:.1f} | {flood.refused} | {flood.cores[0]:.2f} → {flood.cores[1]:.2f}"
+    )
 
 
 def _bar(by_server: Mapping[str, Flood]) -> str:

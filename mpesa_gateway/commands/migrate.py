@@ -6,7 +6,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session, reaching, run
 from mpesa_gateway.db.migrator import Migration, pending
-from mpesa_gateway.owner import bring_up_to_date
+from mpesa_gateway.owner import bring_up_to_date, make_running_role
 
 
 @click.command()
@@ -32,7 +32,12 @@ def migrate(context: click.Context, session: Session, *, check: bool, as_json: b
 
 
 async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
-    async with reaching(gateway.config.database.url):
+    database = gateway.config.database
+    if not check:
+        async with reaching(database.owner_url or database.url):
+            if made := await make_running_role(database):
+                click.echo(f"made the role {made}", err=True)
+    async with reaching(database.url):
         await gateway.db.start()
     try:
         if check:

@@ -43,7 +43,10 @@ _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0
 
 def provider_text(text: str, limit: int = LIMIT) -> str:
     """The text on one line and with at most ``limit`` characters, its credentials and phone numbers masked."""
-    line = _SPACES.sub(" ", _UNSEEN.sub(" ", text[: 4 * limit])).strip()
+    line = text[: 4 * limit]
+    if not line.isprintable():
+        line = _UNSEEN.sub(" ", line)
+    line = _SPACES.sub(" ", line).strip()
     line = _DIGITS.sub(_mask_digits, line)
     line = _NAMED.sub(_mask_named, line)
     line = _LONG.sub("****", line)

@@ -161,9 +161,11 @@ def read_json_noting(body: bytes) -> Any:
 
 
 def read_answer(body: bytes) -> Any:
-    """The JSON of an answer of Daraja's. Raises ValueError, also where a field that decides contradicts itself.
+    """The JSON of an answer of Daraja's. Raises ValueError, also where a fault or a whole statement contradicts itself.
 
-    A row of a statement that contradicts itself stays a Doubled: it does not spoil the other rows.
+    A code or a name that stands twice with different values is absent: what else the answer says of the request, such
+    as the name of its push, stays. A row of a statement that contradicts itself stays a Doubled: it does not spoil the
+    other rows.
     """
     content = read_json_noting(body)
     waiting: list[Any] = [content]
@@ -171,8 +173,11 @@ def read_answer(body: bytes) -> Any:
         current = waiting.pop()
         if isinstance(current, dict):
             fields = cast("dict[str, Any]", current)
-            if isinstance(fields, Doubled) and any(name.casefold() in _DECIDING for name in fields.names):
-                raise ValueError("a field stands in it twice, with different values")
+            for name in fields.names if isinstance(fields, Doubled) else ():
+                if name.casefold() in _WHOLE:
+                    raise ValueError(f"{name} stands in it twice, with different values")
+                if name in _SAID_ONCE:
+                    del fields[name]
             waiting.extend(value for name, value in fields.items() if name != "Response")
     return content
 
@@ -235,11 +240,13 @@ _LENIENT = json.JSONDecoder(strict=False, parse_float=str, parse_int=_integer, p
 _NOTING = json.JSONDecoder(
     strict=False, parse_float=str, parse_int=_integer, parse_constant=str, object_pairs_hook=_noted
 )
-_DECIDING = frozenset(
-    {"responsecode", "resultcode", "checkoutrequestid", "merchantrequestid", "conversationid", "response"}
-    | {"originatorconversationid", "access_token", "errorcode", "errormessage", "fault", "faultstring", "detail"}
+_SAID_ONCE = frozenset(
+    {"ResponseCode", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "ConversationID"}
+    | {"OriginatorConversationID", "access_token", "expires_in"}
 )
-"""The fields of an answer that decide what it means, in lower case."""
+"""The fields of an answer that are absent where they contradict themselves."""
+_WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
+"""Those without which the rest of an answer could mean something else, in lower case."""
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
@@ -543,8 +550,10 @@ def _text(value: Any) -> str | None:
         return None
     if isinstance(value, int) and value.bit_length() > _MOST_DIGITS * 3:
         return None
-    text = _SURROGATE.sub("\ufffd", str(value)).replace("\x00", "").strip()
-    return text[:500] or None
+    text = str(value)
+    if not text.isprintable():
+        text = _SURROGATE.sub("\ufffd", text).replace("\x00", "")
+    return text.strip()[:500] or None
 
 
 def _stated(value: Any) -> str | None:

@@ -42,8 +42,8 @@ async def grant(connection: Connection, schema: str, role: str) -> None:
     """
     if role == await connection.fetchval("SELECT current_user"):
         return
-    to = _quoted(role)
-    where = _quoted(schema)
+    to = quoted(role)
+    where = quoted(schema)
     rows = "SELECT, INSERT, UPDATE, DELETE"
     functions = [row["name"] for row in await connection.fetch(_FUNCTIONS, list(CALLED))]
     async with connection.transaction():
@@ -62,5 +62,6 @@ async def grant(connection: Connection, schema: str, role: str) -> None:
             await connection.execute(statement)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as it stands in a statement."""
     return '"' + name.replace('"', '""') + '"'

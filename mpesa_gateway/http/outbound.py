@@ -19,7 +19,7 @@ import wassima
 HEAD, BODY = 65_536, 65_536
 """Bytes that are read at most: of all heads of an answer together, and of its body with its framing."""
 
-READS, PIECES = 1_000, 4_096
+READS, PIECES = 1_000, 1_024
 """Reads from the connection, and chunks and interim answers, that one answer may take at most."""
 
 _LONGEST_LINE = 1024

@@ -1,6 +1,7 @@
 """How fast strangers may send requests, one address and all together: above a rate, each waits, and costs a timer."""
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,12 +29,20 @@ class Pace:
     fifth of its connections a second where that is more.
     """
 
-    def __init__(self, per_second: int, held: int, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_second: int,
+        held: int,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         """``held`` is how many requests are delayed at a time, two thirds of them of one address."""
         self._interval = 1.0 / per_second
         self._burst = _BURST
         self._most_held = held
         self._now = now
+        self._chance = chance
         self._due: dict[str, float] = {}
         """By address, when its bucket is full again."""
         self._held: Counter[str] = Counter()
@@ -69,11 +78,16 @@ class Pace:
         """Count a request at so many times the rate, and return the seconds that it has to wait; at most LONGEST."""
         now = self._now()
         due = max(self._due.pop(who, now), now) + self._interval / times
-        due = min(due, now + self._burst + LONGEST)
+        is_over = due > now + self._burst + LONGEST
+        if is_over:
+            due = now + self._burst + LONGEST
         if len(self._due) >= _MOST:
             self._forget(now)
         # At the end: the dictionary is in the order of the last request.
         self._due[who] = due
+        if is_over:
+            # What came at once does not go on at once.
+            return LONGEST * (1.0 - self._chance() / 2)
         return max(0.0, due - self._burst - now)
 
     def _forget(self, now: float) -> None:

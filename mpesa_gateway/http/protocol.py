@@ -6,6 +6,7 @@ protocol is used as asyncio's interface has it, and by the two hooks that uvicor
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -43,6 +44,9 @@ _LINGER = 2.0
 _HELD = 65_536
 """Bytes of later requests that are held while an earlier one is worked on. Beyond them the client is not read."""
 
+_LOG_AGAIN = 1.0
+"""Seconds between two lines in the log about refused connections."""
+
 _STATE = "mpesa_gateway_connection"
 
 Waits = Literal["head", "next", "body", "write"]
@@ -54,6 +58,8 @@ class Crowd:
 
     def __init__(self, most: int | None) -> None:
         self.most = most
+        self._logged_at = -_LOG_AGAIN
+        self._not_logged = 0
         self._all: set[Connection] = set()
         self._waiting: dict[Waits, dict[Connection, None]] = {"head": {}, "next": {}, "body": {}, "write": {}}
 
@@ -89,6 +95,21 @@ class Crowd:
         connection.waits = waits if connection in self._all else None
         if connection.waits is not None:
             self._waiting[connection.waits][connection] = None
+
+    def log_refusal(self, refusal: Refused, request_id: str) -> None:
+        """Log a refused connection: one a second, with the number of those left out before it."""
+        now = time.monotonic()
+        if now - self._logged_at < _LOG_AGAIN:
+            self._not_logged += 1
+            return
+        log.warning(
+            "request_refused",
+            status=refusal.status,
+            code=refusal.code.value,
+            request_id=request_id,
+            not_logged=self._not_logged,
+        )
+        self._logged_at, self._not_logged = now, 0
 
     def _close_one(self) -> bool:
         for queue in self._waiting.values():
@@ -158,8 +179,8 @@ class _Answering:
 class Connection(asyncio.Protocol):
     """The guard of one connection: bounds every head, body and wait, and refuses in the envelope.
 
-    A request is passed on once the one before it has been answered. What is refused ends the connection, after the
-    answers that are owed to earlier requests.
+    A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
+    ends the connection, after the answers that are owed to earlier requests.
     """
 
     def __init__(
@@ -236,6 +257,8 @@ class Connection(asyncio.Protocol):
         self._note_wait()
         if self._behind is not None:
             self._behind.resume_writing()
+        if self.is_answered and self._is_open and self._next == self._head:
+            self._await_next()
 
     def data_received(self, data: bytes) -> None:
         """Read as far as the next request may be passed on. What follows a refusal is discarded."""
@@ -300,7 +323,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _head(self) -> bool:
-        if not self.is_answered or not self._read:
+        if not self.is_answered or "write" in self._timers or not self._read:
             return False
         self._skip_empty_lines()
         end = self._read.find(b"\r\n\r\n", max(0, self._looked_at - 3))
@@ -437,7 +460,7 @@ class Connection(asyncio.Protocol):
     def _say_and_close(self, refusal: Refused) -> None:
         """Answer, and leave the client a moment to read it: closing on unread bytes would take the answer away."""
         request_id = Ids(SystemClock()).new("req")
-        log.warning("request_refused", status=refusal.status, code=refusal.code.value, request_id=request_id)
+        self._crowd.log_refusal(refusal, request_id)
         body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=request_id))
         lines = [
             f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",

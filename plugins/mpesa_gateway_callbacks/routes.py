@@ -1,5 +1,6 @@
 """Where Safaricom posts: the specification's paths, and the neutral ones that our own requests hand out."""
 
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -127,13 +128,13 @@ async def _take(
 ) -> Response[bytes]:
     if kind is None:
         raise NotFound("there is nothing at this address")
-    inbox, settings, source = (
-        gateway.services.get(CallbackInbox),
-        gateway.settings(CallbacksSettings),
-        address_of(request),
-    )
-    is_trusted, most = inbox.is_trusted(kind, token, source), gateway.config.http.max_body_bytes
-    body, cut = await _read_body(request, max(most, settings.max_body_bytes) if is_trusted else most, is_trusted)
+    inbox, settings = gateway.services.get(CallbackInbox), gateway.settings(CallbacksSettings)
+    source, most = address_of(request), gateway.config.http.max_body_bytes
+
+    def most_here() -> int | None:
+        return max(most, settings.max_body_bytes) if inbox.is_trusted(kind, token, source) else None
+
+    body, cut = await _read_body(request, most, most_here)
     # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
@@ -141,18 +142,26 @@ async def _take(
     return Response(_ACCEPTED, media_type="application/json")
 
 
-async def _read_body(request: Request[Any, Any, Any], most: int, is_trusted: bool) -> tuple[bytes, Cut | None]:
-    """A body of at most ``most`` bytes, or the beginning of a larger one with what is known of the rest.
+async def _read_body(
+    request: Request[Any, Any, Any], most: int, most_here: Callable[[], int | None]
+) -> tuple[bytes, Cut | None]:
+    """A whole body, or the beginning of one that is too large with what is known of the rest.
 
-    Nothing is read of a stranger's body that announces to be larger.
+    ``most_here`` returns how many bytes are taken from this sender, None for a stranger; it is called only where there
+    are more than ``most``. Nothing is read of a stranger's body that announces to be larger.
     """
-    announced = request.content_length or 0
-    if announced > most and not is_trusted:
-        return b"", Cut.of(b"", announced)
+    announced, has_asked = request.content_length or 0, False
+    if announced > most:
+        larger, has_asked = most_here(), True
+        if larger is None:
+            return b"", Cut.of(b"", announced)
+        most = larger
     body = bytearray()
     async with aclosing(request.stream()) as parts:
         async for part in parts:
             body += part
+            if len(body) > most and not has_asked:
+                most, has_asked = most_here() or most, True
             if len(body) > most:
                 return bytes(body[:KEPT_OF_LARGER]), Cut.of(bytes(body), max(announced, len(body)))
     return bytes(body), None

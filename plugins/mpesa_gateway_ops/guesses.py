@@ -92,18 +92,26 @@ class Guesses:
         turns, who = (
             (self._strangers, neighbourhood(guess.address)) if guess.device is None else (self._devices, guess.device)
         )
+        limits = self._gateway.limits
+        if any(limits.refusal(what, counted) for what, counted in guess.counters):
+            # Known in this process: no turn is taken from others.
+            await self._refuse_limited(guess)
         with aside():
             # Inside the turn, so that guesses made at the same time cannot all pass before the first one counts.
             async with turns.take(who):
-                try:
-                    for what, counted in guess.counters:
-                        await self._gateway.limits.admits(what, counted)
-                except TooManyFailures:
-                    await self._gateway.audit.observe(
-                        "operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}"
-                    )
-                    raise
+                await self._refuse_limited(guess)
                 yield
+
+    async def _refuse_limited(self, guess: Guess) -> None:
+        """Raise TooManyFailures where the failures are used up, and put it on record."""
+        try:
+            for what, counted in guess.counters:
+                await self._gateway.limits.admits(what, counted)
+        except TooManyFailures:
+            await self._gateway.audit.observe(
+                "operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}"
+            )
+            raise
 
     async def failed(self, guess: Guess) -> None:
         """Count a wrong guess."""

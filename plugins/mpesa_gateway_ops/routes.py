@@ -86,13 +86,14 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
         return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
     lifetime = int(gateway.services.get(Sessions).lifetime.total_seconds())
     answer = moved(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
+    public_url: str = gateway.config.public_url
     # No Path either: it is sent to /ops/login, wherever we are mounted.
     answer.set_cookie(
         DEVICE_COOKIE,
         found.device.reveal(),
         max_age=int(DEVICE_LIFETIME.total_seconds()),
         path="",
-        secure=urlsplit(gateway.config.public_url).scheme == "https",
+        secure=urlsplit(public_url).scheme == "https",
         httponly=True,
         samesite="strict",
     )

@@ -337,7 +337,9 @@ class UnallocatedLines:
             [one.likely for one in wanted],
         )
         found: dict[str, Transaction] = {}
-        zones = {number: await zone_of(self._db, env, number) for number in {row["shortcode"] for row in rows}}
+        zones: dict[str, Zone | None] = {}
+        for number in {row["shortcode"] for row in rows}:
+            zones[number] = await zone_of(self._db, env, number)
         for row in rows:
             report = evidence_of(row, Proof.WINDOW, zones[row["shortcode"]])
             found[row["receipt"]] = Transaction(

@@ -508,7 +508,7 @@ class Simulator:
                 )
             status = response.status_code or 0
             said = response.text or ""
-        except (niquests.exceptions.RequestException, OSError, TimeoutError) as problem:
+        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             log.info("simulator_callback_unanswered", error=type(problem).__name__)
         ms = round((time.perf_counter() - began) * 1000)
         log.info("simulator_called_back", status=status, ms=ms)

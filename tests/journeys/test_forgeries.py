@@ -153,7 +153,6 @@ async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no
         "env": "sandbox",
         "kind": "stk",
         "reason": "signature",
-        "from": "127.0.0.1",
         "refused_id": entry["detail"]["refused_id"],
     }
     assert entry["subject_id"] == victim.pending["id"]
@@ -181,17 +180,20 @@ async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothin
             row.pop("repeats", None)
         assert after == before
     repeated = (await town.api.call("GET", "/v1/audit/logs?action=callback.repeated&limit=100")).data
-    # A few of a kind in a second stand there; the callbacks themselves say how often each came again.
-    assert 5 <= len(repeated) <= 15
-    assert repeated[-1]["detail"]["kind"] == "stk"
+    # One of each stands there in a while; the callbacks themselves say how often each came again.
+    assert [entry["detail"]["kind"] for entry in repeated] == ["reversal", "status", "stk"]
     kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(3)]
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
+
+
+def let_in(_: CallbackInbox, __: str) -> None:
+    """Every address is listed."""
 
 
 async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """No honest path makes such an address: it is the last line where one did."""
     victim = await Victim.of(town)
-    monkeypatch.setattr(CallbackInbox, "_check_listed", lambda _, __: None)
+    monkeypatch.setattr(CallbackInbox, "_check_listed", let_in)
     before = await victim.state()
     for kind in KINDS:
         answer = await victim.post(kind, victim.lie(kind), victim.path(kind, "live"))

@@ -5,11 +5,18 @@ from collections import Counter
 from typing import Any
 
 from mpesa_gateway.testing.receiver import receiving
-from mpesa_gateway.testing.serving import running_gateway, shop
+from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 
 PAYMENTS = 1000
 AT_ONCE = 20
 AGAIN = 5
+
+DONE = """
+SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
+    AND NOT EXISTS (SELECT FROM delivery WHERE status = 'pending')
+    AND NOT EXISTS (SELECT FROM sim_callback WHERE due_at IS NOT NULL)
+"""
+"""Whether every event has been handled, every webhook taken, and every callback made."""
 
 
 async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webhooks(values: dict[str, Any]) -> None:
@@ -30,9 +37,9 @@ async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webho
 
         for start in range(0, PAYMENTS, AT_ONCE):
             await asyncio.gather(*map(pay, range(start, start + AT_ONCE)))
-        await receiver.wait_for(PAYMENTS, patience=60)
-        # Time for what must not come.
-        await asyncio.sleep(1)
+        await receiver.wait_for(PAYMENTS, patience=200)
+        # Nothing more is owed to anybody.
+        await eventually(lambda: gateway.db.fetchval(DONE), 60)
 
         payments = await gateway.db.fetch("SELECT payment_id, amount, phone, receipt, status FROM payment")
         assert Counter(row["status"] for row in payments) == {"completed": PAYMENTS}

@@ -692,7 +692,7 @@ class Money(RuleBasedStateMachine):
             await stage.product.remove_endpoint(caller)
             await self._sweep()
             await stage.product.work()
-            await stage.product.set_endpoint(caller, f"{stage.receiver.url}/0/sandbox")
+            await stage.product.set_endpoint(caller, stage.endpoint_of(0, "sandbox"))
         else:
             await stage.in_worlds("UPDATE sim_token SET token = 'another-' || consumer_key")
             if accident is Accident.NO_TOKEN:

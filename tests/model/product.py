@@ -57,7 +57,7 @@ RECONCILE = "reconciliation.reconcile_all"
 
 
 class Elsewhere:
-    """The way out to merchants' endpoints: addresses of the live world lead to the model's own receiver."""
+    """The way out to merchants' endpoints: the addresses of the model's shops lead to its own receiver."""
 
     def __init__(self, egress: Any, host: str, base: str) -> None:
         self._egress, self._host, self._base = egress, host, base
@@ -65,11 +65,15 @@ class Elsewhere:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._egress, name)
 
-    async def post(self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool) -> Any:
+    async def post(
+        self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
+    ) -> Any:
         """As the real one does, once the address leads to loopback."""
-        is_live = url.startswith(self._host)
-        at = self._base + url.removeprefix(self._host) if is_live else url
-        return await self._egress.post(at, body=body, headers=headers, allow_loopback=allow_loopback or is_live)
+        is_ours = url.startswith(self._host)
+        at = self._base + url.removeprefix(self._host) if is_ours else url
+        return await self._egress.post(
+            at, body=body, headers=headers, allow_loopback=allow_loopback or is_ours, account=account
+        )
 
 
 class Product:

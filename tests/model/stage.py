@@ -43,7 +43,7 @@ _KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_
 _LONGEST_PROMPT = 45
 
 REFUSED_BODY = "lost: a body that Daraja posted was not taken"
-_PUBLIC, _LIVE_SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
+_PUBLIC, _SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
 """Addresses that lead to loopback: the live world is https, and no name of it exists."""
 
 _LIVE_IDS = 1_000_000
@@ -206,7 +206,7 @@ class Stage:
         await self._serve(self.gateway, at)
         self.db = cast(MortalDatabase, self.gateway.db)
         self.product = Product(self.gateway)
-        self.product.reach_through(_LIVE_SHOP, self.receiver.url)
+        self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         for world in self.worlds.values():
             world.simulator._session = cast(Any, Answering(world.simulator._session, base))
@@ -303,7 +303,7 @@ class Stage:
         for number, fields in enumerate(({}, own)):
             shop = Shop(number, await self.product.open(f"Shop {number}"))
             self.shops.append(shop)
-            await self.product.set_endpoint(shop.callers["sandbox"], f"{self.receiver.url}/{number}/sandbox")
+            await self.product.set_endpoint(shop.callers["sandbox"], self.endpoint_of(number, "sandbox"))
             await self.configure(shop, "sandbox", fields)
 
     async def configure(self, shop: Shop, env: Env, changes: Mapping[str, Any]) -> None:
@@ -317,7 +317,11 @@ class Stage:
     async def go_live(self, shop: Shop) -> None:
         """A shop that has the sandbox only gets the live world beside it."""
         await self.configure(shop, "live", {})
-        await self.product.set_endpoint(shop.callers["live"], f"{_LIVE_SHOP}/{shop.number}/live")
+        await self.product.set_endpoint(shop.callers["live"], self.endpoint_of(shop.number, "live"))
+
+    def endpoint_of(self, number: int, env: Env) -> str:
+        """The webhook address of a shop in one world: beside a live merchant none may lead to this machine."""
+        return f"{_SHOP}/{number}/{env}"
 
     async def become(self, shop: Shop, env: Env, initiator: str) -> None:
         """Store the credentials with this initiator: its name decides how the simulator ends reversals."""

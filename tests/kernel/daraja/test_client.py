@@ -482,6 +482,34 @@ async def test_stk_push_answer_that_names_the_push_keeps_its_name(answering: Ans
         assert len(server.of(PUSH)) == 1
 
 
+def says_twice(name: str, *values: str) -> Answering:
+    """An acknowledgement in which one field stands more than once."""
+    others = {field: value for field, value in ACK.items() if field != name}
+    fields = [*((field, json.dumps(value)) for field, value in others.items()), *((name, value) for value in values)]
+    body = "{" + ", ".join(f'"{field}": {value}' for field, value in fields) + "}"
+    return writes(200, body.encode(), Content_Type="application/json")
+
+
+async def test_stk_push_ack_that_contradicts_itself_keeps_the_name_of_the_push_and_proves_no_other() -> None:
+    async with market() as (daraja, server, client):
+        for values in (('"0"', '"1"'), ('"1"', '"0"'), ('"0"', "0")):
+            daraja.says = says_twice("ResponseCode", *values)
+            assert (await push(client)).checkout_request_id == "ws_CO_1"
+        daraja.says = says_twice("CheckoutRequestID", '"ws_CO_1"', '"ws_CO_2"')
+        await fault_of(OutcomeUnknown, client)
+        assert len(server.of(PUSH)) == 4
+
+
+async def test_stk_query_answer_that_contradicts_itself_proves_nothing() -> None:
+    async with market() as (daraja, _, client):
+        for first, second in (('"0"', '"1032"'), ('"1032"', '"0"')):
+            names = '"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1"'
+            said = f'{{{names}, "ResultCode": {first}, "ResultCode": {second}}}'
+            daraja.says = writes(200, said.encode(), Content_Type="application/json")
+            with pytest.raises(DarajaFault):
+                await client.stk_query(CREDENTIALS, "ws_CO_1")
+
+
 @pytest.mark.parametrize("operation", ["transaction_status", "reverse"])
 async def test_conversation_of_an_answer_with_an_odd_status_is_kept(operation: str) -> None:
     said = {"OriginatorConversationID": "o", "ConversationID": "AG", "ResponseCode": "0"}

@@ -895,13 +895,30 @@ def test_read_stk_callback_any_doubling_is_read_alike_or_refused(data: st.DataOb
 
 
 @pytest.mark.parametrize(
+    ("raw", "content"),
+    [
+        (
+            b'{"ResponseCode": "0", "ResponseCode": "1", "CheckoutRequestID": "ws_CO_1"}',
+            {"CheckoutRequestID": "ws_CO_1"},
+        ),
+        (b'{"ResponseCode": 0, "CheckoutRequestID": "a", "CheckoutRequestID": "b"}', {"ResponseCode": 0}),
+        (b'{"ResultCode": "0", "Result\\u0043ode": "1032"}', {}),
+        (b'{"access_token": "a", "access_token": "b"}', {}),
+        (b'{"ResponseCode": "0", "ResponseCode": 0}', {"ResponseCode": 0}),
+    ],
+)
+def test_read_answer_field_that_contradicts_itself_is_absent(raw: bytes, content: dict[str, Any]) -> None:
+    assert dict(read_answer(raw)) == content
+
+
+@pytest.mark.parametrize(
     "raw",
     [
-        b'{"ResponseCode": "0", "ResponseCode": "1", "CheckoutRequestID": "ws_CO_1"}',
-        b'{"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1", "CheckoutRequestID": "ws_CO_2"}',
-        b'{"ResultCode": "0", "Result\\u0043ode": "1032"}',
+        b'{"errorCode": "500.003.1001", "errorCode": "400.002.02"}',
+        b'{"errorMessage": "Invalid Access Token", "errorMessage": "System internal error."}',
         b'{"fault": {"detail": {"errorcode": "a", "errorcode": "b"}}}',
-        b'{"access_token": "a", "access_token": "b"}',
+        b'{"fault": {}, "fault": {"faultstring": "x"}}',
+        b'{"ResponseCode": "1000", "Response": [[]], "Response": [[{"transactionId": "SKE52PAWR9"}]]}',
     ],
 )
 def test_read_answer_that_contradicts_itself_is_no_answer(raw: bytes) -> None:

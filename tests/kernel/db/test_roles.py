@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import asyncpg
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -13,10 +15,12 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import MigrationRefused
+from mpesa_gateway.db.roles import quoted
 from mpesa_gateway.doctor.observation import Examination, Level
 from mpesa_gateway.doctor.postgres import look_at_postgres
-from mpesa_gateway.owner import bring_up_to_date
+from mpesa_gateway.owner import bring_up_to_date, make_running_role
 from mpesa_gateway.retention import Retention
+from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import BrokenChain
 from tests.owner import as_owner
 
@@ -251,9 +255,9 @@ async def test_who_may_not_migrate_is_told_what_to_set(values: dict[str, Any]) -
         await Gateway(GatewayConfig.from_values(lesser)).start()
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         assert await bring_up_to_date(gateway) == []
-    # What is migrated runs without the owner.
-    async with Gateway(GatewayConfig.from_values(lesser)).running():
-        pass
+    # What is migrated runs without the owner, and is found to be so.
+    async with Gateway(GatewayConfig.from_values(lesser)).running() as gateway:
+        assert await bring_up_to_date(gateway) == []
 
 
 async def test_a_new_running_role_is_granted_what_it_needs(values: dict[str, Any], database_url: str) -> None:
@@ -281,3 +285,31 @@ async def role_seen(gateway: Gateway) -> Any:
         await db.stop()
     (one,) = [each for each in found if each.name == "postgres.role"]
     return one
+
+
+@pytest.mark.parametrize("password", ["plain", 'o\'clock "x" \\ %', "päss"])
+async def test_migrating_makes_the_running_role_where_there_is_none(
+    values: dict[str, Any], database_url: str, password: str
+) -> None:
+    name = f"odd_{len(password)}'\" role"
+    parts = urlsplit(database_url)
+    url = parts._replace(netloc=f"{quote(name)}:{quote(password)}@{parts.netloc.rpartition('@')[2]}").geturl()
+    values["database"] = {"url": url, "owner_url": database_url}
+    config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
+    owner: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
+    try:
+        assert await make_running_role(config.database) == name
+        assert await make_running_role(config.database) is None
+        async with Gateway(config).running() as gateway:
+            assert await gateway.db.fetchval("SELECT current_user") == name
+            assert (await role_seen(gateway)).level is Level.OK
+        stored = await owner.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = $1", name)
+        assert stored.startswith("SCRAM-SHA-256$")
+        lesser = msgspec.structs.replace(
+            config.database, owner_url=Secret(url), url=Secret(url.replace("odd_", "odder_"))
+        )
+        with pytest.raises(MigrationRefused, match="CREATE ROLE"):
+            await make_running_role(lesser)
+    finally:
+        await owner.execute(f"DROP OWNED BY {quoted(name)}; DROP ROLE {quoted(name)}")
+        await owner.close()

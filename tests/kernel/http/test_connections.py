@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bench.attack import smuggling
 from mpesa_gateway.commands.serve import connections_within_open_files
@@ -27,8 +28,16 @@ class Shop:
     crowded: list[bool] = field(default_factory=list[bool])
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
     lost: int = 0
+    at_work: int = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.at_work += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.at_work -= 1
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more and scope["path"] != "/early":
             message = await receive()
@@ -122,10 +131,12 @@ async def attacked(case: smuggling.Case) -> str | None:
             if number:
                 await asyncio.sleep(0.05)
             writer.write(segment)
+        if case.must:
+            await eventually(lambda: _has(site.shop, len(case.allowed)))
         try:
-            async with asyncio.timeout(0.25):
-                while await reader.read(65_536):
-                    pass
+            # Until the server hangs up, or has been silent for a while: nothing more is to come then.
+            while await asyncio.wait_for(reader.read(65_536), 0.25):
+                pass
         except (TimeoutError, ConnectionError):
             pass
         return smuggling.judge(case, site.shop.seen)
@@ -315,6 +326,25 @@ async def test_a_half_body_and_a_client_that_reads_nothing_give_way_as_well() ->
         assert "/second" in site.shop.paths
 
 
+async def test_a_client_that_reads_nothing_has_one_request_in_work() -> None:
+    async with served() as site:
+        streams = await site.connect()
+        streams[1].transport.pause_reading()  # type: ignore[attr-defined]
+        streams[1].write(get("/large") * 20)
+        await eventually(lambda: _has(site.shop, 1))
+        await asyncio.sleep(0.2)
+        # The operating system takes an answer or two; none waits in the application for the client.
+        stalled = len(site.shop.seen)
+        assert stalled < 10
+        await asyncio.sleep(0.2)
+        assert (len(site.shop.seen), site.shop.at_work) == (stalled, 0)
+        streams[1].transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(20):
+            await streams[0].readuntil(b"\r\n\r\n")
+            await streams[0].readexactly(2_000_000)
+        assert len(site.shop.seen) == 20
+
+
 async def _lost(shop: Shop) -> bool:
     return shop.lost > 0
 
@@ -351,8 +381,15 @@ def test_open_files_are_enough_for_the_connections(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int, connections: int
 ) -> None:
     limits = [(soft, hard)]
-    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+
+    def get(_: int) -> tuple[int, int]:
+        return limits[-1]
+
+    def change(_: int, both: tuple[int, int]) -> None:
+        limits.append(both)
+
+    monkeypatch.setattr(resource, "getrlimit", get)
+    monkeypatch.setattr(resource, "setrlimit", change)
     assert connections_within_open_files(1000) == connections
     assert limits[-1] == (raised, hard)
 
@@ -369,6 +406,37 @@ async def test_the_bounds_are_the_settings() -> None:
         assert await status(slow) == 408
         assert await is_closed(slow)
         assert await is_closed(await site.connect())
+
+
+def test_a_limit_of_open_files_that_may_not_be_raised_bounds_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, __: tuple[int, int]) -> None:
+        raise PermissionError
+
+    def get(_: int) -> tuple[int, int]:
+        return (1024, 4096)
+
+    monkeypatch.setattr(resource, "getrlimit", get)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert connections_within_open_files(1000) == 499
+
+
+async def test_a_flood_of_refusals_is_one_line_a_second() -> None:
+    with capture_logs() as lines:
+        async with served() as site:
+            for _ in range(50):
+                streams = await site.connect()
+                streams[1].write(b"nonsense\r\n\r\n")
+                assert await status(streams) == 400
+    refused = [line for line in lines if line["event"] == "request_refused"]
+    assert 1 <= len(refused) <= 10
+    assert dict(refused[0]) | {"request_id": ""} == {
+        "event": "request_refused",
+        "log_level": "warning",
+        "status": 400,
+        "code": "VALIDATION_ERROR",
+        "request_id": "",
+        "not_logged": 0,
+    }
 
 
 async def test_an_application_that_fails_leaves_an_answer_and_no_open_connection() -> None:

@@ -312,6 +312,18 @@ async def test_large_body_of_a_stranger_is_hardly_kept(town: Town) -> None:
     assert not any("could not be read" in concern.text for concern in await unused(town.gateway, "sandbox"))
 
 
+async def test_beginning_is_kept_where_the_bound_for_all_is_the_larger_one(values: dict[str, Any]) -> None:
+    values["callbacks"], values["http"] = {"max_body_bytes": 1000}, {"max_body_bytes": 2000}
+    async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+        made = (await api.pay("254700000020", 500, key="a")).data
+        inbox = gateway.services.get(CallbackInbox)
+        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        assert (await api.call("POST", url[url.index("/v1/cb") :], raw=b"x" * 2001)).status == 413
+        row = await gateway.db.fetchrow("SELECT * FROM refused_callback")
+        assert row is not None
+        assert (kept(row, "original"), row["cut_length"], row["cut_read"]) == (b"x" * 2001, 2001, 2001)
+
+
 async def test_what_follows_a_body_beyond_the_bound_is_no_request_of_its_own(values: dict[str, Any]) -> None:
     values["callbacks"] = {"max_body_bytes": MOST}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:

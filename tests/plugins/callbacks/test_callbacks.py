@@ -197,11 +197,8 @@ async def test_a_failure_of_another_charge_moves_nothing(town: Town) -> None:
     assert (answer.status, answer.error["code"], await refusals(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
-    assert (entry["subject_id"], entry["detail"]["reason"], entry["detail"]["from"]) == (
-        made["id"],
-        "subject",
-        "127.0.0.1",
-    )
+    # Where it came from is for administrators to see.
+    assert (entry["subject_id"], entry["detail"]["reason"], "from" in entry["detail"]) == (made["id"], "subject", False)
 
 
 OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [
@@ -414,9 +411,7 @@ async def test_twenty_equal_callbacks_at_once_are_one_completion(town: Town) -> 
     made, url = await asked(town, "a")
     answers = await asyncio.gather(*(post(town, url, body(made["provider_ref"])) for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
-    await town.receiver.wait_for(1)
-    await asyncio.sleep(0.3)
-    assert len(town.receiver.received) == 1
+    assert await town.told(1) == ["payment.completed"]
     assert await town.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_callbacks.service import CallbackInbox
 from tests.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
@@ -136,3 +137,26 @@ async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
     steps = (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     assert [step["kind"] for step in steps].count("completed") == 1
     assert await desk.acted() == [("callbacks.offer", waiting), ("callbacks.offer", applied)]
+
+
+async def test_callbacks_that_could_not_be_read_are_told_and_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpesa_gateway_callbacks.service.CallbackInbox._check_listed", let_in)
+    made = (await desk.api.pay("254711000006", key="order")).data
+    url = desk.gateway.services.get(CallbackInbox).url_for(
+        "stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"]
+    )
+    path = url[url.index("/v1/cb") :]
+    assert (await desk.api.call("POST", path, raw=b"from 254711000006")).status == 422
+    assert (await desk.api.call("POST", path, raw=b" " * 1_100_000)).status == 413
+    assert (await desk.api.call("POST", "/v1/cb/stk/nonsense", raw=b"{}")).status == 404
+    async with desk.browser() as browser:
+        assert "2 callbacks from Safaricom could not be read" in (await browser.opens()).words
+        large, unread = dict.fromkeys(listed(await browser.opens("/callbacks/refused?unread=true")))
+        assert len(dict.fromkeys(listed(await browser.opens("/callbacks/refused")))) == 3
+        shown = await browser.opens(f"/callbacks/refused/{large}")
+        assert shown.untidy == []
+        assert "1100000 bytes" in shown.words
+        assert "SHA-256" in shown.words
+        assert not shown.has_form(large)
+        shown = await browser.opens(f"/callbacks/refused/{unread}")
+        assert (shown.has_form(unread), "254711000006" in shown.text) == (True, False)

@@ -219,6 +219,26 @@ async def test_one_password_is_hashed_at_a_time_outside_the_places_of_calls_and_
         assert max(at_once) == 1
 
 
+async def test_a_limited_guess_takes_no_turn(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pages(values) as home:
+        for _ in range(3):
+            await home.guess()
+        started, over = threading.Event(), threading.Event()
+
+        def verify(_: str | None, __: Secret) -> bool:
+            started.set()
+            over.wait(10)
+            return False
+
+        monkeypatch.setattr(operators, "_verify", verify)
+        other = asyncio.create_task(home.guess("baraka", "198.51.100.1"))
+        await asyncio.to_thread(started.wait, 10)
+        async with asyncio.timeout(1):
+            assert [await home.guess() for _ in range(5)] == ["TooManyFailures"] * 5
+        over.set()
+        assert await other == "WrongPassword"
+
+
 class Gate:
     """Counts the places that are held."""
 

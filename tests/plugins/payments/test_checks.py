@@ -88,9 +88,7 @@ async def found(town: Town, started: Any) -> tuple[str, str | None]:
 
 async def told(town: Town, *kinds: str) -> None:
     """The shop has heard of exactly these events."""
-    await town.receiver.wait_for(len(kinds))
-    await asyncio.sleep(0.3)
-    assert sorted(one.headers["x-event-type"] for one in town.receiver.received) == sorted(kinds)
+    assert await town.told(len(kinds)) == sorted(kinds)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -310,9 +308,12 @@ async def test_answer_about_a_conversation_that_lacks_something_or_differs_chang
 
 
 async def test_failure_by_an_answer_that_states_no_party_or_amount_is_not_final(town: Town, daraja: Daraja) -> None:
-    for number, (more, is_final) in enumerate(
-        (({}, True), ({"CreditPartyName": None}, False), ({"Amount": None}, False))
-    ):
+    cases: tuple[tuple[dict[str, Any], bool], ...] = (
+        ({}, True),
+        ({"CreditPartyName": None}, False),
+        ({"Amount": None}, False),
+    )
+    for number, (more, is_final) in enumerate(cases):
         payment = await asked(town, key=f"k{number}")
         await check(town, payment["id"])
         await answer(town, daraja.of("transactionstatus")[-1], says("Failed", ReceiptNo=None, **more))

@@ -1,6 +1,5 @@
 """The list as a CSV file: the same rows as the list, all of them, safe to open, and with memory flat."""
 
-import asyncio
 import csv
 import io
 import resource
@@ -10,7 +9,7 @@ import niquests
 import pytest
 
 from mpesa_gateway.http.csv import cell
-from mpesa_gateway.testing.serving import shop
+from mpesa_gateway.testing.serving import eventually, shop
 from tests.conftest import Town
 
 pytestmark = pytest.mark.as_owner
@@ -97,9 +96,12 @@ async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(t
     assert grown < 30_000, f"{grown} KiB for 55,000 rows more"
     async with town.api.streaming("/v1/payments/export") as chunks:
         await anext(chunks)
-    await asyncio.sleep(0.2)
     pool: Any = town.gateway.db.engine.pool
-    assert pool.get_idle_size() == pool.get_size()
+
+    async def is_given_back() -> bool:
+        return bool(pool.get_idle_size() == pool.get_size())
+
+    await eventually(is_given_back)
 
 
 async def test_a_file_that_fails_in_the_middle_breaks_off_and_never_looks_whole(town: Town) -> None:

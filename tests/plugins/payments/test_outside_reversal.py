@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.daraja.codes import transaction_state
+from mpesa_gateway.daraja.codes import TransactionState, transaction_state
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
@@ -378,6 +378,25 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
     assert await outside.take_noted() == 0
     assert await settle(town, report) == Settled("already_known", made["id"], made["merchant_id"])
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
+
+
+async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
+    town: Town,
+) -> None:
+    outside = OutsideReversals(town.gateway)
+    cases: tuple[tuple[TransactionState, ...], ...] = (("partially_reversed",), ("partially_reversed", "reversed"))
+    for number, states in enumerate(cases):
+        made, _, report = await asked_about(town, number)
+        later: TransactionState = "partially_reversed"
+        for state in (*states, later):
+            async with town.gateway.db.transaction():
+                await outside.note("sandbox", f"RACE{number:06}", state)
+        paid = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
+        await call_back(town, "stk", made["id"], paid)
+        await outside.take_noted()
+        of = await town.gateway.db.fetchval("SELECT reversed_outside FROM payment WHERE payment_id = $1", made["id"])
+        assert of == ("part" if len(states) == 1 else "whole")
+        assert (await settle(town, report)).finding == "already_known"
 
 
 async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:

@@ -13,7 +13,7 @@ from mpesa_gateway.config import ConfigRefused, decode
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.phone import Likeness, compare
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
-from mpesa_gateway.testing.serving import Api, running_gateway, shop
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.service import PaymentService, own_reference
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
@@ -103,7 +103,7 @@ async def test_a_foreign_callback_url_is_refused_and_our_own_is_taken(town: Town
 
 async def test_while_the_first_request_is_under_way_the_second_waits_its_turn(town: Town) -> None:
     first = asyncio.create_task(town.api.pay(PHONES + "017", key="slow"))
-    await asyncio.sleep(0.4)
+    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) FROM sim_push"))
     second = await town.api.pay(PHONES + "017", key="slow")
     assert (second.status, second.error["code"], second.headers["Retry-After"]) == (
         409,
@@ -156,7 +156,7 @@ async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None
 
 async def test_a_silent_payment_is_completed_by_asking_and_a_late_callback_brings_the_receipt(town: Town) -> None:
     made = await town.api.pay(PHONES + "007", key="silent")
-    await asyncio.sleep(0.5)
+    await eventually(lambda: town.gateway.db.fetchval("SELECT receipt FROM sim_transaction"))
     asked = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
     assert (asked.data["status"], asked.data["receipt"]) == ("completed", None)
     assert asked.data["timeline"][-1]["cause"] == "stk_query"
@@ -175,8 +175,7 @@ async def test_a_silent_payment_is_completed_by_asking_and_a_late_callback_bring
     assert (await town.api.call("POST", url.removeprefix(town.base), late)).status == 200
     learnt = (await town.api.call("GET", f"/v1/payments/{made.data['id']}")).data
     assert (learnt["status"], learnt["receipt"]) == ("completed", receipt)
-    await asyncio.sleep(0.3)
-    assert [one.headers["x-event-type"] for one in town.receiver.received] == ["payment.completed"]
+    assert await town.told(1) == ["payment.completed"]
     again = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
     assert (again.status, again.error["code"]) == (409, "CONFLICT")
 

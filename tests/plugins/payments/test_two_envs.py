@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -135,3 +136,14 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
             await shop.payments.get(shop.merchant_id, other, ids[env][0])
         with pytest.raises(NotFound):
             await shop.payments.ask_now(shop.merchant_id, other, ids[env][0])
+
+
+async def test_an_event_says_the_env_of_its_payment_in_its_row_and_twice_in_its_body(shop: Shop) -> None:
+    payments = {env: (await shop.pay(env))[0] for env in ENVS}
+    await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
+    assert await shop.payments.end_due() == 2
+    for env, payment_id in payments.items():
+        rows = await shop.gateway.db.fetch("SELECT env, body FROM event WHERE subject_id = $1", payment_id)
+        (row,) = rows
+        body = msgspec.json.decode(row["body"])
+        assert (row["env"], body["env"], body["data"]["env"]) == (env, env, env)

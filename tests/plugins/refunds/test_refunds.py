@@ -95,9 +95,7 @@ class Desk:
 
     async def told(self, *kinds: str) -> None:
         """The shop has heard of exactly these events besides the payments' completion."""
-        await self.town.receiver.wait_for(len(kinds) + 1)
-        await asyncio.sleep(0.3)
-        heard = sorted(one.headers["x-event-type"] for one in self.town.receiver.received)
+        heard = await self.town.told(len(kinds) + 1)
         assert [kind for kind in heard if kind != "payment.completed"] == sorted(kinds)
 
     async def post(self, kind: Kind, subject_id: str, body: dict[str, Any]) -> Answer:
