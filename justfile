@@ -70,6 +70,10 @@ installing *arguments: ready
 interop *arguments: ready
     .venv/bin/python -m pytest tests/interop {{ arguments }}
 
+# Run the core journeys against Debian's PostgreSQL 15 and Redis 7 (`apt-get install postgresql-15 redis-server`)
+debian *arguments: ready
+    .ci/debian {{ arguments }}
+
 # Run the gateway behind PgBouncer in transaction mode (`apt-get install pgbouncer`)
 pooler *arguments: ready
     .venv/bin/python -m pytest tests/pooler {{ arguments }}

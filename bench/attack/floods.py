@@ -102,6 +102,10 @@ class Merchant:
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
         self._count = 0
 
+    async def is_answered(self) -> None:
+        """Wait for one answer: the burst of requests with which an attack begins has been worked off."""
+        await self._client.call("GET", "/v1/merchant/me")
+
     async def per_second(self, seconds: float) -> tuple[float, int]:
         """Payments created per second in this time, and the calls that were refused or failed."""
         until = time.monotonic() + seconds
@@ -195,6 +199,7 @@ async def _measure(
         process = launch(command, output=subprocess.PIPE, death_signal=signal.SIGKILL, cwd=Path(__file__).parents[2])
         try:
             await asyncio.to_thread(_wait_until_ready, process)
+            await merchant.is_answered()
             refused += await window(during, cores[1])
             output = await asyncio.to_thread(_output, process, seconds)
         finally:

@@ -45,11 +45,10 @@ class Names:
     A channel, with one thread of its own for all names, is opened with the first name that needs it.
     """
 
-    def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = (), resolv_conf: str | None = None) -> None:
+    def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = ()) -> None:
         """``timeout`` is for a whole look-up, in seconds. ``servers`` are asked instead of the machine's."""
         self._timeout = timeout
         self._servers = servers
-        self._resolv_conf = resolv_conf
         self._resolver: aiodns.DNSResolver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: dict[str, asyncio.Task[list[str]]] = {}
@@ -112,7 +111,6 @@ class Names:
                 loop=loop,
                 timeout=_TRY,
                 tries=_TRIES,
-                resolvconf_path=self._resolv_conf,
             )
         return self._resolver
 

@@ -92,8 +92,8 @@ def test_what_is_declared_is_used() -> None:
         for provider in providers.get(module, [])
     }
     idle = {_plain(text) for text in PROJECT["dependencies"]} - used
-    # What SAQ's queue imports, at the version that it works with, and what uvicorn's protocol under ours parses with.
-    assert idle <= {"redis", "httptools"}
+    # What SAQ's queue imports, at the version that it works with. uvicorn's parser is named where it is chosen.
+    assert idle <= {"redis"}
 
 
 def _declared_for(path: Path) -> set[str]:

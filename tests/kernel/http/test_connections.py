@@ -131,10 +131,12 @@ async def attacked(case: smuggling.Case) -> str | None:
             if number:
                 await asyncio.sleep(0.05)
             writer.write(segment)
+        if case.must:
+            await eventually(lambda: _has(site.shop, len(case.allowed)))
         try:
-            async with asyncio.timeout(0.25):
-                while await reader.read(65_536):
-                    pass
+            # Until the server hangs up, or has been silent for a while: nothing more is to come then.
+            while await asyncio.wait_for(reader.read(65_536), 0.25):
+                pass
         except (TimeoutError, ConnectionError):
             pass
         return smuggling.judge(case, site.shop.seen)
@@ -379,8 +381,15 @@ def test_open_files_are_enough_for_the_connections(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int, connections: int
 ) -> None:
     limits = [(soft, hard)]
-    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+
+    def get(_: int) -> tuple[int, int]:
+        return limits[-1]
+
+    def change(_: int, both: tuple[int, int]) -> None:
+        limits.append(both)
+
+    monkeypatch.setattr(resource, "getrlimit", get)
+    monkeypatch.setattr(resource, "setrlimit", change)
     assert connections_within_open_files(1000) == connections
     assert limits[-1] == (raised, hard)
 
@@ -397,6 +406,18 @@ async def test_the_bounds_are_the_settings() -> None:
         assert await status(slow) == 408
         assert await is_closed(slow)
         assert await is_closed(await site.connect())
+
+
+def test_a_limit_of_open_files_that_may_not_be_raised_bounds_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, __: tuple[int, int]) -> None:
+        raise PermissionError
+
+    def get(_: int) -> tuple[int, int]:
+        return (1024, 4096)
+
+    monkeypatch.setattr(resource, "getrlimit", get)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert connections_within_open_files(1000) == 499
 
 
 async def test_a_flood_of_refusals_is_one_line_a_second() -> None:

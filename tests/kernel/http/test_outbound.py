@@ -263,10 +263,11 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
     gaps = list[float]()
 
     async def tick() -> None:
-        last = time.perf_counter()
+        # Of this thread's own time: what else the machine does is no gap.
+        last = time.thread_time()
         while True:
             await asyncio.sleep(0)
-            gaps.append((now := time.perf_counter()) - last)
+            gaps.append((now := time.thread_time()) - last)
             last = now
 
     data = OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 70_000 + b"0\r\n\r\n"
@@ -276,7 +277,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
         ticking.cancel()
     assert [isinstance(each, Answer) and each.status for each in said] == [200] * 5
     # Measured at 4 ms; the longest gap at one answer was 400 to 700 ms.
-    assert sorted(gaps)[-5] < 0.15
+    assert max(gaps) < 0.1
 
 
 async def test_headers_without_end_are_read_up_to_their_bound() -> None:
