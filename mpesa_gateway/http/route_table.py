@@ -1,7 +1,7 @@
 """Finds a path's route without the router: what the route needs is known before anything of the request is read."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litestar import Litestar
@@ -81,6 +81,9 @@ class RouteTable:
                 node = node.parameter
             else:
                 node = node.children.setdefault(part, _Node())
+        if node.route is not None:
+            # Two names of one parameter, each with methods of its own.
+            route = replace(node.route, methods={**node.route.methods, **route.methods})
         node.route = route
 
 

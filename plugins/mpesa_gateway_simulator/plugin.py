@@ -11,6 +11,12 @@ from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import CallbackRow, PushRow, ResultRow, ReversalRow, TransactionRow
 
+
+def _vouches(_gateway: object, _scope: object, _address: str) -> bool:
+    """For the sandbox only: Daraja's part is called by us, as fast as we can."""
+    return True
+
+
 plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
@@ -22,7 +28,6 @@ plugin = Plugin(
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,
-    # For the sandbox only: Daraja's part is called by us, as fast as we can.
-    contributes=(Voucher(("/simulator",), lambda *_: True),),
+    contributes=(Voucher(("/simulator",), _vouches),),
     front=Front,
 )

@@ -195,7 +195,8 @@ def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Pat
         done = subprocess.run(
             [DEPLOY / "systemd/mpesa-gateway", *arguments], env=environ, capture_output=True, text=True, check=True
         )
-        return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        parts = [line.partition("=") for line in done.stdout.splitlines()]
+        return {name: value for name, _, value in parts}
 
     found = told()
     unit = files()["systemd/mpesa-gateway-api.service"]
