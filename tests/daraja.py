@@ -80,7 +80,7 @@ class Daraja:
         operation = PATHS[one.path.partition("?")[0]]
         body: dict[str, Any] = msgspec.json.decode(one.body) if one.body else {}
         self.asked.append((operation, body))
-        if operation in self.held and self.held_of[operation] in f"{one.headers}{body}":
+        if operation in self.held and self.held_of.get(operation, "") in f"{one.headers}{body}":
             await self.held[operation].wait()
         line = self.answers.get(operation)
         said = line.pop(0) if line else self._usual(operation)

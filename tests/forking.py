@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 _SERVE = "import sys; from tests.forking import serve; serve(int(sys.argv[1]))"
@@ -167,7 +168,7 @@ def serve(number: int) -> None:
     waking, woken = socket.socketpair()
     for end in (waking, woken):
         end.settimeout(0)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _noticed)
     signal.set_wakeup_fd(waking.fileno())
     running: dict[int, int] = {}
     while True:
@@ -195,6 +196,10 @@ def serve(number: int) -> None:
             os.close(stream)
         running[pid] = tells
         line.sendall(pid.to_bytes(4, "big"))
+
+
+def _noticed(_: int, __: FrameType | None) -> None:
+    """Python writes to the wake-up pipe for signals that have a handler."""
 
 
 def _tell_who_has_ended(running: dict[int, int]) -> None:

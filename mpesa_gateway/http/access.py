@@ -72,7 +72,11 @@ class Access:
         self._routes = RouteTable(app)
         self._documents = Documents(app)
         self._vouchers = gateway.contributed(Voucher)
-        self._pace = Pace(http.anonymous_per_second, max(2, http.connections * 3 // 4))
+        self._pace = Pace(
+            http.anonymous_per_second,
+            max(2, http.connections * 3 // 4),
+            chance=lambda: int.from_bytes(gateway.ids.token(2), "big") / 65_536,
+        )
         self._look_ups = Turns(_LOOK_UPS, each=_LOOK_UPS_EACH, queue=_LOOK_UPS_WAITING, wait=max(http.wait, 0.001))
         self._looking_up: dict[str | None, asyncio.Event] = {}
         self._trickle = _Trickle()

@@ -97,7 +97,7 @@ class Names:
                 found = await resolver.getaddrinfo(name, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
         except DNSError as problem:
             raise socket.gaierror(socket.EAI_NONAME, f"DNS: {problem.args[-1]}") from None
-        addresses = [node.addr[0].decode("ascii") for node in found.nodes]
+        addresses: list[str] = [node.addr[0].decode("ascii") for node in found.nodes]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - pycares says `tuple`
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "DNS: no address")
         return list(dict.fromkeys(addresses))

@@ -135,7 +135,7 @@ class AnswerReader:
                 if len(self._data) > HEAD:
                     self._stop()
                 return
-            is_new = self._data[self._at : self._at + 8] == b"HTTP/1.1"
+            is_new = bytes(self._data[self._at : self._at + 8]) == b"HTTP/1.1"
             head, self._at = bytes(self._data[line_end : end.start()]), end.end()
             if status is not None and status >= 200:
                 self._keeps = is_new
@@ -223,7 +223,7 @@ class AnswerReader:
             return True
         if self._left > len(_LINE_END) or len(self._data) - self._at < len(_LINE_END):
             return False
-        if self._data[self._at : self._at + len(_LINE_END)] != _LINE_END:
+        if bytes(self._data[self._at : self._at + len(_LINE_END)]) != _LINE_END:
             self._stop()
             return False
         self._at += len(_LINE_END)

@@ -1,7 +1,6 @@
 """How fast strangers may send requests, one address and all together: above a rate, each waits, and costs a timer."""
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -35,9 +34,12 @@ class Pace:
         held: int,
         *,
         now: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
-        """``held`` is how many requests are delayed at a time, two thirds of them of one address."""
+        """``held`` is how many requests are delayed at a time, two thirds of them of one address.
+
+        ``chance`` gives numbers from 0 to 1; with them, what came at once is delayed by different times.
+        """
         self._interval = 1.0 / per_second
         self._burst = _BURST
         self._most_held = held

@@ -31,7 +31,7 @@ DARAJA: frozenset[str] = frozenset(
 )
 """Daraja's paths that the simulator answers at."""
 
-_OURS = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "hold", "let-go", "turn"})
+OWN = frozenset({"", "control", "outcomes", "web", "part", "changes", "touch", "hold", "let-go", "turn"})
 """The first parts of paths below the root that are the simulator's own: its pages and its control API."""
 
 _REFUSALS = {404: Fault(404, "404.001.01", "Resource not found"), 405: Fault(405, "405.001", "Method Not Allowed")}
@@ -56,7 +56,7 @@ class Front:
         if self._is_alone and path.rstrip("/") in DARAJA:
             # In place: the layers outside read the route's template from this dictionary.
             scope["path"] = ROOT + path
-        elif path.startswith(ROOT + "/") and path.split("/")[2] in _OURS:
+        elif path.startswith(ROOT + "/") and path.split("/")[2] in OWN:
             await self._app(scope, receive, send)
             return
         is_refused = False

@@ -18,6 +18,7 @@ from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
+from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
@@ -349,7 +350,8 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""
     paths, db = Paths(town, daraja), town.gateway.db
     ids = [(await paths.pay())["id"] for _ in range(4)]
-    await db.execute(SLOWLY)
+    async with as_owner(town.gateway) as owner:
+        await owner.execute(SLOWLY)
 
     async def end(payments: list[str], receipts: list[str]) -> None:
         values: list[list[Any]] = [["completed"] * 2, receipts, ["0"] * 2, [""] * 2, [None] * 2, [False] * 2]

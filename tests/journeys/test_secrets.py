@@ -461,6 +461,9 @@ async def keys_of(url: str) -> AsyncGenerator[tuple[str, str]]:
             name = key.decode("latin-1")
             yield name, name
             kind = (await client.type(key)).decode()
+            if kind == "none":
+                # It has expired, or a worker that goes on has deleted it, since its name was given.
+                continue
             read = {"string": "get", "hash": "hgetall", "list": "lrange", "set": "smembers", "zset": "zrange"}[kind]
             part = (0, -1) if kind in {"list", "zset"} else ()
             yield name, str(await getattr(client, read)(key, *part))

@@ -11,9 +11,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.testing import pytest_plugin
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
-from mpesa_gateway.testing.serving import gateway_values, listening, running_gateway, serving
+from mpesa_gateway.testing.serving import Api, gateway_values, listening, running_gateway, serving
 
 
 async def refuses_to_start(scope: Any, receive: Any, send: Any) -> None:
@@ -43,6 +45,24 @@ async def test_an_answer_does_not_wait_until_the_one_before_it_is_acknowledged()
             _, writer = await asyncio.open_connection(*at.getsockname())
             assert await accepted.get() == 1
             writer.close()
+
+
+async def test_gateways_that_follow_each_other_share_an_application_and_nothing_else(values: dict[str, Any]) -> None:
+    used: list[Any] = []
+    for number in (1, 2):
+        public_url = f"https://pay-{number}.example.co.ke"
+        async with running_gateway(values | {"public_url": public_url}) as (gateway, base):
+            used.append(gateway.asgi.litestar)
+            assert used[-1].state.gateway is gateway
+            api = Api(base, None)
+            assert (await api.call("GET", "/schema/openapi.json")).body["servers"] == [{"url": public_url}]
+            await api.close()
+            other = Gateway(GatewayConfig.from_values(values))
+            assert other.asgi.litestar is not used[-1]
+        assert used[-1].state.gateway is None
+    assert used[0] is used[1]
+    async with running_gateway(values | {"http": {"max_body_bytes": 4096}}) as (gateway, _):
+        assert gateway.asgi.litestar is not used[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

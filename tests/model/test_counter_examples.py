@@ -11,6 +11,9 @@ from tests.model.wire import Fate, Plan
 
 PAYER, ASKS, PAYS_UNSEEN, NEVER = "254711000101", "254700000020", "254700000021", "254700000006"
 
+pytestmark = pytest.mark.as_owner
+"""The stage moves the sequences of a simulator, which only the owner of its tables can."""
+
 
 @pytest.fixture
 def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:

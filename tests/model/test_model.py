@@ -34,6 +34,9 @@ SETTINGS = settings(
     ),
 )
 
+pytestmark = pytest.mark.as_owner
+"""The stage moves the sequences of a simulator, which only the owner of its tables can."""
+
 
 @pytest.fixture
 def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:

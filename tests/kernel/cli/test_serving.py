@@ -75,7 +75,10 @@ def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str
 def test_several_processes_are_announced_once_all_of_them_serve(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda _: None)
+    def keep(_: Multiprocess) -> None:
+        """Nothing is there to be kept alive."""
+
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", keep)
     ready = [False, False]
     processes = _Processes.__new__(_Processes)
     processes.where, processes.should_exit = "Serving http://127.0.0.1:1", threading.Event()

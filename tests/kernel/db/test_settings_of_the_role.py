@@ -43,7 +43,7 @@ async def _set(owner_url: str, role: str) -> None:
 async def test_payments_and_their_callbacks_at_once_whatever_the_role_is_set_to(
     values: dict[str, Any], database_url: str
 ) -> None:
-    role = urlsplit(values["database"]["url"]).username
+    role = urlsplit(str(values["database"]["url"])).username
     assert role is not None
     await _set(database_url, role)
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:

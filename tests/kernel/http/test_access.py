@@ -5,6 +5,7 @@ import gzip
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -92,6 +93,8 @@ async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], mon
 async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_key_passes(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A busy machine may take longer than a second for what follows.
+    monkeypatch.setattr(access, "_TRICKLE", 3600.0)
     async with front(values, limits={"auth_failures": 3}) as door:
         assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
         looked_up: list[str] = []
@@ -179,9 +182,9 @@ def test_the_first_of_a_window_says_how_many_were_left_out_of_the_one_before() -
     assert [sampler.admit("a"), sampler.admit("a"), sampler.admit("b")] == [3, None, 0]
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 40)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=40))
 def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_nothing_is_lost(
-    came: list[tuple[int, float]],
+    came: list[tuple[int, int]],
 ) -> None:
     now, last, seen, told = 0.0, dict[int, float](), 0, 0
     sampler = Sampler(60.0, now=lambda: now)
@@ -201,9 +204,9 @@ def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_no
 # -- pace -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_has_a_burst_and_then_its_rate_and_waits_a_second_at_most() -> None:
-    now = 0.0
-    pace = Pace(10, 100, now=lambda: now)
+def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_bound() -> None:
+    now, chances = 0.0, count()
+    pace = Pace(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
     assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     delays = [pace.delay("a") for _ in range(200)]
@@ -216,13 +219,13 @@ def test_an_address_has_a_burst_and_then_its_rate_and_waits_a_second_at_most() -
     assert pace.delay("a") == 0.0
 
 
-@given(st.lists(st.floats(0, 0.5), max_size=200), st.integers(1, 20))
-def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses: list[float], rate: int) -> None:
+@given(st.lists(st.integers(0, 10), max_size=80), st.integers(1, 20))
+def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses: list[int], rate: int) -> None:
     """What is not delayed at all is at most the burst and the rate."""
     now, admitted = 0.0, 0
     pace = Pace(rate, 100, now=lambda: now)
     for pause in pauses:
-        now += pause
+        now += pause / 20
         admitted += pace.delay("a") == 0.0
     assert admitted <= 2 * rate + rate * now + 1
 

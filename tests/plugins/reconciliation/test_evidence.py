@@ -13,6 +13,7 @@ from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, fault
+from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import (
     RUN,
     answer,
@@ -228,10 +229,10 @@ async def paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) ->
     payment = await asked(town, amount, key=receipt)
     await call_back(town, payment, amount=amount, receipt=receipt)
     await made_ago(town, payment, hours=5)
-    async with town.gateway.db.transaction():
+    async with as_owner(town.gateway) as owner:
         # What is written here is proof of money, which Postgres lets nobody change.
-        await town.gateway.db.execute("SET LOCAL session_replication_role = replica")
-        await town.gateway.db.execute(
+        await owner.execute("SET session_replication_role = replica")
+        await owner.execute(
             "UPDATE payment SET completed_at = created_at + $2::interval WHERE payment_id = $1",
             payment["id"],
             timedelta(**known or {"minutes": 1}),

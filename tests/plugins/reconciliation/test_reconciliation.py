@@ -17,6 +17,7 @@ from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, result, stk_callback
+from tests.owner import as_owner
 from tests.stored import change_credentials, default_shortcode, move_to
 
 RUN = "/v1/payments/mpesa/reconcile"
@@ -632,9 +633,9 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
     # And a line of its own is not for a payment of live; a key of live sees neither.
     await town.gateway.db.execute("UPDATE statement_line SET env = 'sandbox'")
     lived = await asked(town, 77, key="live")
-    async with town.gateway.db.transaction():
-        await town.gateway.db.execute("SET LOCAL session_replication_role = replica")
-        await town.gateway.db.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
+    async with as_owner(town.gateway) as owner:
+        await owner.execute("SET session_replication_role = replica")
+        await owner.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
     _, secret = await town.gateway.api_keys.create(
         payment["merchant_id"], name="live", scopes=tuple(Scope), env="live", actor="test"
     )

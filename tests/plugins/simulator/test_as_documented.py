@@ -13,7 +13,7 @@ from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_simulator.chance import receipt_of
-from mpesa_gateway_simulator.front import _OURS, DARAJA, ROOT
+from mpesa_gateway_simulator.front import DARAJA, OWN, ROOT
 from mpesa_gateway_simulator.plugin import plugin
 from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, signed
 from tests.plugins.simulator.test_results import PHONE, PULL, REGISTER, REVERSAL, SHORTCODE, STATUS, Asking, parameters
@@ -203,7 +203,7 @@ def test_every_route_is_darajas_or_our_own() -> None:
     paths = {path for route in plugin.routes for path in route.paths}
     own = {path for path in paths if path.removeprefix(ROOT) not in DARAJA}
     assert paths - own == {ROOT + path for path in DARAJA}
-    assert {[*path.split("/"), ""][2] for path in own} == _OURS
+    assert {[*path.split("/"), ""][2] for path in own} == OWN
 
 
 async def test_every_refusal_has_a_request_id_of_its_own(asking: Asking) -> None:
