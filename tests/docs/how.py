@@ -151,7 +151,7 @@ PAGES = {
                 after="/opt/mpesa-gateway/bin/mpesa-gateway --config /etc/mpesa-gateway/gateway.toml plugins",
                 says="Asks payers for money by STK push",
             ),
-            How("kubectl", before="mkdir secrets && touch secrets/{database_url,valkey_url,master_key}"),
+            How("kubectl", before="mkdir secrets && touch secrets/{database_url,owner_url,valkey_url,master_key}"),
         )
     ),
     "docs/embedding-urllib3.md": Page(

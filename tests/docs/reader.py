@@ -78,7 +78,9 @@ class Demo:
         """A database `shop` beside the gateway's own, with the tables of one; the role `mpesa` owns both."""
         config = GatewayConfig.load(self.machine.data / RUNNING_CONFIG, {})
         assert config.database.url is not None
-        url = config.database.url.reveal()
+        parts = urlsplit(config.database.url.reveal())
+        password = (self.machine.data / "postgres.password").read_text(encoding="ascii").strip()
+        url = parts._replace(netloc=f"mpesa:{password}@{parts.hostname}:{parts.port}").geturl()
         shop_url = urlsplit(url)._replace(path="/shop").geturl()
         server = await asyncpg.connect(url)
         await server.execute("CREATE DATABASE shop")

@@ -11,6 +11,8 @@ from mpesa_gateway.db.migrator import migrate
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway_credentials.service import CredentialStore
 
+pytestmark = pytest.mark.as_owner
+
 BEFORE = {
     "kernel": 7,
     "credentials": 3,

@@ -8,6 +8,8 @@ from mpesa_gateway.testing.serving import Api
 from tests.plugins.ops.conftest import Desk
 from tests.worlds import mirror
 
+pytestmark = pytest.mark.as_owner
+
 LISTS = ("payments", "refunds", "reconciliation", "callbacks", "webhooks", "webhooks/deliveries", "events", "audit")
 
 

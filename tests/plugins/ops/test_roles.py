@@ -13,6 +13,7 @@ from mpesa_gateway.plugin import Plugin, PluginRefused
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.desk import Desk as Desk_
+from mpesa_gateway_ops.desk import Found
 from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import Desk
@@ -109,7 +110,8 @@ async def test_a_strangers_page_is_in_the_frame_and_what_it_says_is_text(plain: 
     async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         async with signed_in(f"{base}/ops") as browser:
-            page = await browser.opens("/shelf/of/<b>")
+            assert (await browser.opens("/shelf/of/<b>")).status == 404
+            page = await browser.opens("/shelf/of/b~1.2")
             assert page.status == 200
             assert "SANDBOX" in page.words
             assert page.untidy == []
@@ -187,4 +189,4 @@ async def test_every_act_of_every_plugin_has_a_name_and_somewhere_to_go_back_to(
     assert len(acts) > 3
     assert len({(plugin, act.name) for plugin, act in acts}) == len(acts)
     for plugin, act in acts:
-        assert found.page_at(act.path) is not None or act.back, (plugin, act.name)
+        assert found.page_of(Found(plugin, act, {})) is not None or act.back, (plugin, act.name)
