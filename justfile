@@ -166,7 +166,7 @@ hashes: ready
         -c requirements/test.txt -o requirements/test.hashes.txt
 
 hash := ".venv/bin/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate" + \
-    " --no-emit-index-url --emit-build-options --generate-hashes --no-strip-extras"
+    " --no-emit-index-url --emit-build-options --generate-hashes --strip-extras"
 pin := ".venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11" + \
     " --no-header --no-annotate --no-emit-index-url"
 compile := pin + " --emit-build-options pyproject.toml"

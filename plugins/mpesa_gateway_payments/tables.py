@@ -438,7 +438,7 @@ RETURNING *
 """
 
 _PAST_THEIR_TIME = """
-status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND payment_id <> ALL($3::text[])
+status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::text[])
     AND charge NOT IN ('ready', 'sending')
 """
 
