@@ -14,7 +14,7 @@ from bench.chaos.proxy import Wire
 _PATH = "/webhooks"
 
 Mood = Literal["well", "slow", "500", "redirects", "hangs"]
-"""How the endpoint behaves; ``hangs`` stops in the middle of its answer."""
+"""How the endpoint behaves; ``hangs`` stops in the middle of its status line, or of its body: a 2xx counts by then."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ class Endpoint:
             await asyncio.sleep(self.rng.uniform(0.5, 5.0))
         status = {"500": 500, "redirects": 302}.get(mood, 200)
         if mood == "hangs":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it")
+            is_taken = self.rng.random() < 0.5
+            self._keep(headers, body, is_taken=is_taken)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it" if is_taken else b"HTTP/1.1 20")
             await writer.drain()
-            self._keep(headers, body, is_taken=False)
             await asyncio.sleep(6)
             return False
         # Kept before it is answered, as a careful merchant does; it counts as taken from then on.
