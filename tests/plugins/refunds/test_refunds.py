@@ -252,7 +252,7 @@ async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk
     await service.ask(refund["id"])
 
     async def has_failed() -> bool:
-        return (await desk.refund(refund))["status"] == "failed"
+        return bool((await desk.refund(refund))["status"] == "failed")
 
     assert await eventually(has_failed)
     assert (await desk.refund(refund))["result_code"] == "unsent"
