@@ -13,7 +13,7 @@ MOST_CHUNK_LINE = 1024
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(
-    rb"(DELETE|GET|HEAD|MKCOL|OPTIONS|PATCH|POST|PROPFIND|PUT|TRACE) "
+    rb"(DELETE|GET|HEAD|MKCOL|OPTIONS|PATCH|POST|PROPFIND|PUT|QUERY|TRACE) "
     rb"(?:(/[!-~]*|\*)|https?://[A-Za-z0-9.\-:\[\]_]+(/[!-~]*)?) HTTP/(1\.[01])"
 )
 _HEADERS = re.compile(rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
