@@ -694,7 +694,7 @@ class Money(RuleBasedStateMachine):
             await stage.product.work()
             await stage.product.set_endpoint(caller, stage.endpoint_of(0, "sandbox"))
         else:
-            await stage.in_worlds("UPDATE sim_token SET token = 'another-' || consumer_key")
+            await stage.in_worlds("UPDATE sim_token SET token = 'another-' || number || consumer_key")
             if accident is Accident.NO_TOKEN:
                 await stage.set_fault("oauth", "500.003.02")
 
