@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from mpesa_gateway.http.dns import Address, Lookup, Names, read_literal
 from mpesa_gateway.http.outbound import AnswerReader, NoAnswer, Outbound, Place, request_bytes
@@ -87,13 +87,8 @@ def _embedded(address: Address) -> IPv4Address | None:
 _SUCH_AS = "must be an https address such as https://shop.example.co.ke/mpesa"
 
 
-def check_url(url: str, *, allow_loopback: bool) -> None:
-    """Whether an address may be called at all. Raises ValueError, saying what to send instead.
-
-    ``allow_loopback`` is for the sandbox: then http is fine, for this machine itself.
-    """
-    if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise ValueError(f"must be an https address of at most {LONGEST_URL} printable ASCII characters")
+def _split(url: str) -> tuple[SplitResult, str, int | None]:
+    """The parts of an address, its host and its port. Raises ValueError for a bad one, and for one with a user name."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -101,6 +96,17 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
         raise ValueError(_SUCH_AS) from None
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
+    return parts, host, port
+
+
+def check_url(url: str, *, allow_loopback: bool) -> None:
+    """Whether an address may be called at all. Raises ValueError, saying what to send instead.
+
+    ``allow_loopback`` is for the sandbox: then http is fine, for this machine itself.
+    """
+    if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise ValueError(f"must be an https address of at most {LONGEST_URL} printable ASCII characters")
+    parts, host, port = _split(url)
     if parts.fragment:
         raise ValueError("must not contain a fragment (#…)")
     literal = read_literal(host)
@@ -124,13 +130,7 @@ def normal_url(url: str, *, allow_loopback: bool) -> str:
     if len(url) > LONGEST_URL or not url.isprintable() or " " in url or "\\" in url:
         # The parser below would drop some of these.
         check_url(url, allow_loopback=allow_loopback)
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError(_SUCH_AS) from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must not contain a user name or password")
+    parts, host, port = _split(url)
     name = _ascii_name(host)
     if name.endswith(".") and not _NUMERIC.match(name):
         name = name[:-1]
