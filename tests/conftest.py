@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import structlog
 from argon2 import PasswordHasher
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
@@ -19,6 +21,10 @@ from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
+
+# A busy machine is no reason for a property to fail: nothing is measured here.
+hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("untimed")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
