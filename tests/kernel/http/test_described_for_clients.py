@@ -103,6 +103,7 @@ def test_no_constant_of_a_set_of_words_is_another_name_when_it_is_prefixed_with_
         for word in schema.get("enum", ())
     )
     assert {name for name, count in constants.items() if count > 1} == set()
+    assert "enumClassPrefix=true" in (ROOT / "docs/clients.md").read_text(encoding="utf-8")
 
 
 def test_success_is_a_plain_boolean() -> None:
