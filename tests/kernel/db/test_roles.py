@@ -188,7 +188,7 @@ async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gat
 
 
 async def test_an_owner_who_forges_a_young_cut_is_found_out(gateway: Gateway) -> None:
-    """S10: an announcement with a right digest, and its entries gone."""
+    """An announcement with a right digest, and its entries gone."""
     noted = await gateway.audit.head()
     rows = await gateway.db.fetch("SELECT * FROM audit_entry ORDER BY number")
     clock = SetClock(datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""What `up` keeps is for its own user, its gateway owns nothing, its folder may have any name (S16, S21, I19)."""
+"""What `up` keeps is for its own user, its gateway owns nothing, its folder may have any name."""
 
 import asyncio
 import os

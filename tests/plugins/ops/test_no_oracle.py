@@ -1,4 +1,4 @@
-"""Who sees numbers masked finds none out by searching: an answer for the right one is that for any other (S11)."""
+"""Who sees numbers masked finds none out by searching: an answer for the right one is that for any other."""
 
 import re
 from collections.abc import Callable
