@@ -160,6 +160,8 @@ async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gatew
             "SELECT mpesa.audit_append('aud_new', '2201-01-01', NULL, 'x', 'y', NULL, '{}');"
         )
         assert await connection.fetchval("SELECT mpesa.audit_announce_cut('aud_2')") is None
+        recorded = "SELECT recorded_at BETWEEN now() - interval '1 hour' AND now() + interval '1 hour' FROM "
+        assert {row[0] for row in await connection.fetch(recorded + "mpesa.audit_entry")} == {True}
     finally:
         connection.terminate()
     assert await gateway.audit.verify() == 5

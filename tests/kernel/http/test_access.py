@@ -437,6 +437,15 @@ async def test_pages_take_no_place_of_an_api_call(values: dict[str, Any]) -> Non
         assert (await door.ask("GET", "/ops/login", "203.0.113.9")).status == 503
 
 
+async def test_pages_of_one_address_leave_places_to_others(values: dict[str, Any]) -> None:
+    async with front(values, http={"anonymous_at_once": 2}) as door:
+        place = door.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - where pages wait
+        async with place("2001:db8:0:1::/64"), place("2001:db8:0:1::/64"):
+            assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
+            assert (await door.ask("GET", "/ops/login", "2001:db8:0:2::9")).status == 200
+        assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 200
+
+
 @asynccontextmanager
 async def hold_page(door: Front) -> AsyncGenerator[None]:
     """One place among the pages, taken."""
