@@ -32,6 +32,7 @@ SCENARIOS = {
     "many-names": "the same, with a new name for every test",
     "hang": "hosts that never answer",
     "drip": "answers of a byte each 100 ms",
+    "fast-drip": "answers of a byte each millisecond",
     "chunks": "answers in 70,000 chunks of one byte",
     "hints": "1,000 interim answers and no final one",
     "bad-chunk": "chunk header `ZZ`",

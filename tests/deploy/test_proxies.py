@@ -211,6 +211,28 @@ async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
     assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
 
 
+async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
+    key, phone = "sk_test_" + "0123456789abcdef" * 3, "254700000123"
+
+    async def ask_all() -> None:
+        for method, path in (
+            ("GET", f"/v1/payments?phone={phone}"),
+            ("GET", f"/v1/payments?search=%2B{phone}&limit=1"),
+            ("GET", f"/v1/payments/?x=/v1/cb/stk/a.{phone}"),
+            ("GET", f"/v1/refunds?payment_id={key}"),
+            ("POST", f"/v1/payments?phone={phone}"),
+        ):
+            await front.call(method, path, source=STRANGER, key=key)
+
+    await ask_all()
+    # What a proxy says of a gateway that is away.
+    await front.gateway.stop()
+    await ask_all()
+    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/payments" in said
+    assert [secret for secret in (phone, key, key[-40:]) if secret in said] == []
+
+
 async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
     asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
@@ -297,6 +319,19 @@ def _send(port: int, *segments: bytes, pause: float) -> bytes:
             while part := line.recv(65_536):
                 said += part
     return said
+
+
+def test_the_ingress_controller_logs_no_addresses() -> None:
+    """Its format is the cluster's, and has the whole request line: the token of a callback, and filters."""
+    ingresses = (DEPLOY / "kubernetes/ingress.yaml").read_text().split("\n---\n")
+    assert len(ingresses) == 2
+    assert ['enable-access-log: "false"' in ingress for ingress in ingresses] == [True, True]
+
+
+def test_nginx_writes_no_whole_address_to_its_error_log() -> None:
+    """A line about a gateway that is away has the request line: one setting for the whole server keeps it out."""
+    conf = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
+    assert re.findall(r"^( *)error_log \S+ (\w+);", conf, re.MULTILINE) == [("  ", "crit")]
 
 
 def test_nginx_takes_what_the_gateway_takes() -> None:
