@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +24,28 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-_SERVE = "import sys; from tests.forking import serve; serve(int(sys.argv[1]))"
+_SERVE = "import sys; from tests.forking import serve; serve(*map(int, sys.argv[1:]))"
 _PR_SET_PDEATHSIG = 1
+
+_COMMAND = """#!{python} -ISE
+import json, os, signal, socket, sys
+
+status, tells = os.pipe()
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect({door!r})
+    asked = json.dumps({{"words": sys.argv[1:], "folder": os.getcwd(), "environ": dict(os.environ)}}).encode()
+    socket.send_fds(asking, [len(asked).to_bytes(4, "big") + asked], [0, 1, 2, tells])
+    pid = int.from_bytes(asking.recv(4, socket.MSG_WAITALL), "big")
+os.close(tells)
+for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(each, lambda number, _: os.kill(pid, number))
+ended = int.from_bytes(os.read(status, 4), "big", signed=True)
+if ended < 0:
+    signal.signal(-ended, signal.SIG_DFL)
+    os.kill(os.getpid(), -ended)
+sys.exit(ended)
+"""
+"""What a shell starts as `mpesa-gateway`: it has a fork started, passes signals on, and ends with its status."""
 
 
 class Forked:
@@ -81,6 +102,7 @@ class Forks:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._asking = threading.Lock()
+        self._folder: Path | None = None
 
     def run(
         self, words: Sequence[str], *, folder: Path, environ: Mapping[str, str], reads: str, patience: float
@@ -121,6 +143,13 @@ class Forks:
             process.stdout = os.fdopen(ours, encoding="utf-8")
             return process
 
+    def command(self) -> Path:
+        """A folder for the PATH of a shell. The `mpesa-gateway` in it starts a fork in the shell's folder."""
+        with self._asking:
+            self._started()
+        assert self._folder is not None
+        return self._folder / "bin"
+
     def _fork(
         self, words: Sequence[str], folder: Path, environ: Mapping[str, str], streams: tuple[int, int, int]
     ) -> Forked:
@@ -137,12 +166,19 @@ class Forks:
 
     def _started(self) -> socket.socket:
         if self._line is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="forks-"))
+            command = self._folder / "bin" / "mpesa-gateway"
+            command.parent.mkdir()
+            door_path = str(self._folder / "door")
+            command.write_text(_COMMAND.format(python=sys.executable, door=door_path), encoding="utf-8")
+            command.chmod(0o700)
             ours, theirs = socket.socketpair()
-            with theirs:
+            with theirs, socket.socket(socket.AF_UNIX) as door:
+                door.bind(door_path)
+                door.listen()
+                passed = [theirs.fileno(), door.fileno()]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _SERVE, str(theirs.fileno())],
-                    cwd=Path(__file__).parents[1],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-c", _SERVE, *map(str, passed)], cwd=Path(__file__).parents[1], pass_fds=passed
                 )
             self._line = ours
             atexit.register(self.stop)
@@ -154,48 +190,66 @@ class Forks:
             self._line.close()
             self._process.wait()
             self._line = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+            self._folder = None
 
 
-def serve(number: int) -> None:
-    """Fork for each request on this socket until it is closed, and tell how each fork has ended."""
+def serve(number: int, door_number: int) -> None:
+    """Fork for each request until the socket ``number`` is closed, and tell how each fork has ended.
+
+    ``door_number`` is a socket that listens: a connection to it is for one request.
+    """
     from mpesa_gateway.cli import main  # noqa: PLC0415 - not in the process that asks
     from mpesa_gateway.plugin import installed, load  # noqa: PLC0415 - likewise
 
     load(tuple(installed()))
     gc.collect()
     gc.freeze()
-    line = socket.socket(fileno=number)
+    line, door = socket.socket(fileno=number), socket.socket(fileno=door_number)
     waking, woken = socket.socketpair()
     for end in (waking, woken):
         end.settimeout(0)
     signal.signal(signal.SIGCHLD, _noticed)
     signal.set_wakeup_fd(waking.fileno())
     running: dict[int, int] = {}
+    ours = (line, door, waking, woken)
     while True:
-        ready, _, _ = select.select([line, woken], [], [])
+        ready, _, _ = select.select([line, door, woken], [], [])
         if woken in ready:
             woken.recv(4096)
             _tell_who_has_ended(running)
-        if line not in ready:
-            continue
-        head, streams, _, _ = socket.recv_fds(line, 4, 4)
-        if not head:
+        if door in ready:
+            asking, _ = door.accept()
+            with asking:
+                _fork_as_asked(asking, (*ours, asking), running, main)
+        if line in ready and not _fork_as_asked(line, ours, running, main):
             return
-        size = int.from_bytes(head + _exactly(line, 4 - len(head)), "big")
-        request = json.loads(_exactly(line, size))
-        *streams, tells = streams
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for each in (tells, *running.values(), line.fileno(), waking.fileno(), woken.fileno()):
-                os.close(each)
-            os._exit(_run(request["words"], request["folder"], request["environ"], streams, main, parent))
-        for stream in streams:
-            os.close(stream)
-        running[pid] = tells
-        line.sendall(pid.to_bytes(4, "big"))
+
+
+def _fork_as_asked(
+    line: socket.socket, ours: Sequence[socket.socket], running: dict[int, int], main: Callable[[], object]
+) -> bool:
+    """Fork for the next request on ``line``, and answer with the process number; False where none comes any more."""
+    head, streams, _, _ = socket.recv_fds(line, 4, 4)
+    if not head:
+        return False
+    size = int.from_bytes(head + _exactly(line, 4 - len(head)), "big")
+    request = json.loads(_exactly(line, size))
+    *streams, tells = streams
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for each in (tells, *running.values(), *(one.fileno() for one in ours)):
+            os.close(each)
+        os._exit(_run(request["words"], request["folder"], request["environ"], streams, main, parent))
+    for stream in streams:
+        os.close(stream)
+    running[pid] = tells
+    line.sendall(pid.to_bytes(4, "big"))
+    return True
 
 
 def _noticed(_: int, __: FrameType | None) -> None:

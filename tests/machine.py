@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ class Machine:
         self.folder = folder
         self.data = folder / "data"
         self.said = ""
+        self.key = ""
+        """The demo merchant's key, which only the first `up` prints."""
         self._up: subprocess.Popen[str] | None = None
         self._number = 0
 
@@ -33,7 +36,7 @@ class Machine:
     def up(self, *options: str) -> "subprocess.Popen[str]":
         """Start `up` and wait until it has said all that it has to say."""
         self._number += 1
-        log = self.folder / f"up-{self._number}.log"
+        log = self.log
         with log.open("w") as output:
             process = subprocess.Popen(
                 [*COMMAND, "up", "--data", str(self.data), *options],
@@ -50,7 +53,26 @@ class Machine:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         self.said = log.read_text()
+        if printed := re.findall(r"sk_test_\w+", self.said):
+            self.key = printed[0]
         return process
+
+    @property
+    def log(self) -> Path:
+        """What the last `up` prints."""
+        return self.folder / f"up-{self._number}.log"
+
+    @property
+    def url(self) -> str:
+        """The API's address, as the last `up` printed it."""
+        found = re.search(r"API: (http://\S+)", self.said)
+        assert found is not None, self.said
+        return found[1]
+
+    @property
+    def running(self) -> "subprocess.Popen[str] | None":
+        """The `up` that runs, if one does."""
+        return self._up if self._up is not None and self._up.poll() is None else None
 
     def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a command, or a script as pasted into a shell, to its end."""
@@ -104,9 +126,9 @@ class Machine:
 
     def stops_everything(self) -> None:
         """End what was left running."""
-        if self._up is not None and self._up.poll() is None:
-            self._up.terminate()
-            self._up.wait(PATIENCE)
+        if (process := self.running) is not None:
+            process.terminate()
+            process.wait(PATIENCE)
 
 
 def made(folder: Path) -> Machine:

@@ -1,7 +1,9 @@
 """Somebody who reads a page from its top, and does what it shows."""
 
 import ast
+import asyncio
 import json
+import os
 import re
 import shutil
 import sys
@@ -26,6 +28,7 @@ from tests.docs.blocks import Block
 from tests.docs.claims import READERS, complaints, noted
 from tests.docs.how import How, Job, Page
 from tests.docs.shell import Broken, Shell, terminal
+from tests.forking import forks
 from tests.house.tree import ROOT
 from tests.machine import Machine
 
@@ -35,11 +38,17 @@ RUN = ("sh", "python", "sql")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".bench", ".hypothesis", ".*_cache", "__pycache__", "data", "dist")
 
 
+def copied(checkout: Path) -> None:
+    """Copy what a checkout has into this new folder."""
+    shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+
+
 @dataclass(frozen=True)
 class Demo:
-    """The `up` that pages are read beside, its API, and the key of its one merchant."""
+    """The `up` that pages are read beside, its API, the key of its one merchant, and a checkout to copy."""
 
     machine: Machine
+    checkout: Path
     url: str
     key: str
 
@@ -47,7 +56,8 @@ class Demo:
     def environ(self) -> dict[str, str]:
         """What is set in the reader's terminal."""
         ours = {"MPESA_GATEWAY_DATA": str(self.machine.data), "URL": self.url, "KEY": self.key}
-        return self.machine.environ | ours
+        environ = self.machine.environ
+        return environ | ours | {"PATH": f"{forks.command()}{os.pathsep}{environ['PATH']}"}
 
     async def is_as_it_was(self) -> None:
         """Undo what a page before has changed: `up`'s own credentials are stored, and there is no webhook."""
@@ -113,7 +123,11 @@ async def read(
     """
     checkout = folder / "checkout"
     if any(block.language in RUN for block in blocks):
-        shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+        if demo is None:
+            copied(checkout)
+        else:
+            copying = await asyncio.create_subprocess_exec("cp", "-R", demo.checkout, checkout)
+            assert await copying.wait() == 0
         (checkout / ".venv").symlink_to(sys.prefix)
     else:
         checkout.mkdir()

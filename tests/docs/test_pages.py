@@ -10,7 +10,7 @@ from bench.clients.__main__ import shown_code
 from tests.docs.blocks import blocks, pages, spoken_code
 from tests.docs.claims import OURS, complaints, unknown
 from tests.docs.how import PAGES, Job, Page
-from tests.docs.reader import Demo, read
+from tests.docs.reader import Demo, copied, read
 from tests.docs.shell import Broken, words
 from tests.house.tree import ROOT
 from tests.machine import made
@@ -21,10 +21,12 @@ SHOWING = [page for page in pages() if blocks(page)]
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The quickstart's gateway, which runs while the pages are read."""
-    machine = made(tmp_path_factory.mktemp("docs") / "machine")
+    folder = tmp_path_factory.mktemp("docs")
+    machine = made(folder / "machine")
+    copied(folder / "checkout")
     try:
         machine.up("--port", "0")  # whoever else starts an `up` here at this moment looks at 8000
-        yield Demo(machine, re.findall(r"API: (\S+)", machine.said)[0], re.findall(r"sk_test_\w+", machine.said)[0])
+        yield Demo(machine, folder / "checkout", machine.url, machine.key)
     finally:
         machine.stops_everything()
 

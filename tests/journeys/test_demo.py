@@ -1,9 +1,13 @@
-"""A fresh machine: `up`, the printed lines, the demo, Ctrl-C, and `up` again; and what a kill -9 leaves behind."""
+"""A machine's life: the demo, `up`, the printed lines, Ctrl-C, and `up` again; and what a kill -9 leaves behind.
+
+An `up` takes several seconds of CPU, so tests share a machine: each finds it as it needs it, running or stopped.
+"""
 
 import json
 import os
 import re
 import signal
+import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,9 +22,33 @@ from mpesa_gateway.testing.serving import SANDBOX, Api, eventually
 from tests.machine import PATIENCE, Machine, made
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine whose folders the database server's own user may pass through."""
+    machine = made(tmp_path_factory.mktemp("demo") / "machine")
+    yield machine
+    machine.stops_everything()
+
+
+@pytest.fixture
+def running(machine: Machine) -> "subprocess.Popen[str]":
+    """The `up` of the machine, started where none runs."""
+    return machine.running or machine.up()
+
+
+@pytest.fixture
+def stopped(machine: Machine) -> Machine:
+    """The machine, on which an `up` has run and has been stopped."""
+    if not machine.data.exists():
+        machine.up()
+    machine.stops_everything()
+    assert machine.processes() == {}
+    return machine
+
+
+@pytest.fixture
+def another_machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine of this test's own."""
     machine = made(tmp_path / "machine")
     yield machine
     machine.stops_everything()
@@ -31,7 +59,12 @@ def pasted_lines(said: str) -> str:
     return "\n".join(line for line in said.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
 
 
-def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
+def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
+    played = machine.types("demo", "--data", str(machine.data))
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert "All of it was so" in played.stdout
+    assert machine.processes() == {}
+
     process = machine.up()
     key = re.findall(r"sk_test_\w+", machine.said)
     assert len(key) == 1
@@ -70,38 +103,60 @@ def test_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
     assert pasted.returncode == 0, pasted.stderr
     *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
     assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
-    process.terminate()
-    assert process.wait(PATIENCE) == 0
+
+
+def test_a_folder_has_one_owner_and_a_port_one_listener(machine: Machine, running: "subprocess.Popen[str]") -> None:
+    second = machine.types("up", "--data", str(machine.data))
+    assert second.returncode == 1
+    assert f"is in use by process {running.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+    port = re.findall(r"API: http://\S+:(\d+)", machine.said)[0]
+    third = machine.types("up", "--data", str(machine.folder / "other"), "--port", port)
+    assert third.returncode == 1
+    assert third.stderr == f"mpesa-gateway: port {port} is in use: stop what listens there, or choose another --port\n"
+
+
+def test_the_demo_fails_when_a_step_is_not_so(machine: Machine, running: "subprocess.Popen[str]") -> None:
+    assert running.poll() is None
+    worker = next(pid for pid, command in machine.processes().items() if command.endswith("mpesa_gateway.cli worker"))
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        played = machine.types("demo", "--data", str(machine.data))
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert played.returncode == 1
+    assert "✗ 6/14 Webhook received" in played.stdout
+    assert played.stderr == (
+        "mpesa-gateway: the demo stopped: a payment.completed webhook was expected within 10 seconds and did not come\n"
+    )
+
+
+def test_up_starts_its_own_servers_again_when_they_are_killed(
+    machine: Machine, running: "subprocess.Popen[str]"
+) -> None:
+    log = machine.log
+    for file in ("postgres/postmaster.pid", "valkey/pid"):
+        os.kill(int((machine.data / file).read_text().split()[0]), signal.SIGKILL)
+    deadline, answer = time.monotonic() + PATIENCE, ""
+    while '"success":true' not in answer:
+        assert time.monotonic() < deadline, answer + log.read_text()
+        time.sleep(0.2)
+        answer = machine.types(
+            script=f"curl -sS {machine.url}/v1/merchant/me -H 'X-API-Key: {machine.key}' || true"
+        ).stdout
+    played = machine.types("demo", "--data", str(machine.data))
+    assert played.returncode == 0, played.stdout + played.stderr
+    said = log.read_text()
+    assert "Postgres ended by itself: started again" in said
+    assert "Valkey ended by itself: started again" in said
+    running.terminate()
+    assert running.wait(PATIENCE) == 0
     assert machine.processes() == {}
 
 
-def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine) -> None:
-    process = machine.up()
-    key = re.findall(r"sk_test_\w+", machine.said)[0]
-    url = re.findall(r"API: (http://\S+)", machine.said)[0]
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + PATIENCE
-    while machine.processes():
-        assert time.monotonic() < deadline, machine.processes()
-        time.sleep(0.1)
-
-    process = machine.up()
-    process.kill()
-    process.wait()
-    process = machine.up()
-    assert url in machine.said
-    answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}'")
-    assert json.loads(answer.stdout)["success"]
-    process.terminate()
-    assert process.wait(PATIENCE) == 0
-    assert machine.processes() == {}
-
-
-def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(machine: Machine) -> None:
-    process = machine.up()
-    process.terminate()
-    assert process.wait(PATIENCE) == 0
+def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(stopped: Machine) -> None:
+    machine = stopped
     file = machine.data / "master.key"
     assert file.stat().st_mode & 0o777 == 0o600
     key = file.read_text()
@@ -119,14 +174,34 @@ def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(machi
         assert (file.read_text() if file.exists() else None) == before
         assert machine.processes() == {}
     file.write_text(key)
+    machine.up()
+
+
+def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine, running: "subprocess.Popen[str]") -> None:
+    url = machine.url
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + PATIENCE
+    while machine.processes():
+        assert time.monotonic() < deadline, machine.processes()
+        time.sleep(0.1)
+
     process = machine.up()
+    process.kill()
+    process.wait()
+    process = machine.up()
+    assert url in machine.said
+    answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {machine.key}'")
+    assert json.loads(answer.stdout)["success"]
     process.terminate()
     assert process.wait(PATIENCE) == 0
+    assert machine.processes() == {}
 
 
-async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(machine: Machine) -> None:
+async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(another_machine: Machine) -> None:
+    machine = another_machine
     machine.up()
-    api = Api(re.findall(r"API: (http://\S+)", machine.said)[0], re.findall(r"sk_test_\w+", machine.said)[0])
+    api = Api(machine.url, machine.key)
     assert (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).status == 200
     asked = (await api.pay("254700000020", 321, key="kill")).data
     machine.kills_everything_during_a_demo()
@@ -157,64 +232,6 @@ async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(ma
     await eventually(is_booked, patience=PATIENCE)
     await api.close()
     await phones.close()
-    process.terminate()
-    assert process.wait(PATIENCE) == 0
-    assert machine.processes() == {}
-
-
-def test_a_folder_has_one_owner_and_a_port_one_listener(machine: Machine) -> None:
-    machine.up()
-    second = machine.types("up", "--data", str(machine.data))
-    assert second.returncode == 1
-    assert "is in use by process" in second.stderr
-    assert "Traceback" not in second.stderr
-
-    port = re.findall(r"API: http://\S+:(\d+)", machine.said)[0]
-    third = machine.types("up", "--data", str(machine.folder / "other"), "--port", port)
-    assert third.returncode == 1
-    assert third.stderr == f"mpesa-gateway: port {port} is in use: stop what listens there, or choose another --port\n"
-
-
-def test_the_demo_brings_its_own_when_nothing_runs(machine: Machine) -> None:
-    played = machine.types("demo", "--data", str(machine.data))
-    assert played.returncode == 0, played.stdout + played.stderr
-    assert "All of it was so" in played.stdout
-    assert machine.processes() == {}
-    machine.up()
-    assert "sk_test_" in machine.said
-
-
-def test_the_demo_fails_when_a_step_is_not_so(machine: Machine) -> None:
-    machine.up()
-    worker = next(pid for pid, command in machine.processes().items() if command.endswith("mpesa_gateway.cli worker"))
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        played = machine.types("demo", "--data", str(machine.data))
-    finally:
-        os.kill(worker, signal.SIGCONT)
-    assert played.returncode == 1
-    assert "✗ 6/14 Webhook received" in played.stdout
-    assert played.stderr == (
-        "mpesa-gateway: the demo stopped: a payment.completed webhook was expected within 10 seconds and did not come\n"
-    )
-
-
-def test_up_starts_its_own_servers_again_when_they_are_killed(machine: Machine) -> None:
-    process = machine.up()
-    key = re.findall(r"sk_test_\w+", machine.said)[0]
-    url = re.findall(r"API: (http://\S+)", machine.said)[0]
-    for file in ("postgres/postmaster.pid", "valkey/pid"):
-        os.kill(int((machine.data / file).read_text().split()[0]), signal.SIGKILL)
-    deadline, answer = time.monotonic() + PATIENCE, ""
-    while '"success":true' not in answer:
-        assert time.monotonic() < deadline, answer + (machine.folder / "up-1.log").read_text()
-        time.sleep(0.2)
-        answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {key}' || true").stdout
-    played = machine.types("demo", "--data", str(machine.data))
-    assert played.returncode == 0, played.stdout + played.stderr
-    said = (machine.folder / "up-1.log").read_text()
-    assert "Postgres ended by itself: started again" in said
-    assert "Valkey ended by itself: started again" in said
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert machine.processes() == {}

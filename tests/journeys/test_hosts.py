@@ -3,11 +3,10 @@
 import asyncio
 import logging
 import os
-import signal
-import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -24,6 +23,7 @@ from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import eventually, listening, serving
 from tests.browsing import PASSWORD
+from tests.forking import Forked, forks
 from tests.house.tree import ROOT
 
 Application = Callable[[Theatre, str], Any]
@@ -159,13 +159,8 @@ async def test_workers_beside_the_host_run_its_handlers(
         assert config.database.url is not None
         assert config.valkey.url is not None
         assert config.security.master_key is not None
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mpesa_gateway.cli", "worker"),
-            *("--gateway", "examples.hosts.from_environment:gateway"),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
-            | {
+        process = worker_with(
+            {
                 "THEATRE_DATABASE_URL": theatres_url,
                 "MPESA_GATEWAY_CONFIG": "",
                 "MPESA_GATEWAY_PLUGINS": ",".join(config.plugins),
@@ -174,13 +169,21 @@ async def test_workers_beside_the_host_run_its_handlers(
                 "MPESA_GATEWAY_DATABASE__URL": config.database.url.reveal(),
                 "MPESA_GATEWAY_VALKEY__URL": config.valkey.url.reveal(),
                 "MPESA_GATEWAY_SECURITY__MASTER_KEY": config.security.master_key.reveal(),
-            },
+            }
         )
         try:
             assert (await it.paid(sold["ticket"]))["receipt"]
         finally:
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == 0
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 60) == 0
+
+
+def worker_with(environ: dict[str, str]) -> Forked:
+    """A worker of the theatre, as its host starts it, with these variables and none of ours besides."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
+    words = ("worker", "--gateway", "examples.hosts.from_environment:gateway")
+    with Path(os.devnull).open("wb") as nothing:
+        return forks.start(words, folder=ROOT, environ=others | environ, log=nothing.fileno())
 
 
 async def is_completed(it: Open, payment_id: str) -> bool:

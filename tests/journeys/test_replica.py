@@ -18,7 +18,7 @@ from mpesa_gateway.testing.serving import Api, eventually, shop
 from mpesa_gateway.testing.standby import Standby, database_of, running_primary, running_standby
 from tests.journeys.site import Site, books, running_site, until_up
 
-_PAYMENTS, _ROWS = 15, 60_000
+_PAYMENTS, _ROWS = 15, 30_000
 
 _FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
@@ -127,6 +127,7 @@ async def a_replica_that_dies_takes_no_call_with_it_and_is_used_again(reading: R
         while not is_over:
             seen.add((await api.call("GET", "/v1/payments")).status)
             seen.add((await api.call("GET", "/health/ready")).status)
+            await asyncio.sleep(0.01)
         return seen
 
     listing = [asyncio.create_task(keep_listing(api)) for api in reading.shops for _ in range(3)]

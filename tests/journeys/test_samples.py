@@ -122,7 +122,8 @@ C2B = (
 
 REGISTRATIONS = {"pull_register": "1000", "pull_register_again": "1001"}
 
-pytestmark = pytest.mark.usefixtures("initiated")
+initiated = pytest.mark.usefixtures("initiated")
+"""For tests with a gateway. Most need none."""
 
 
 def test_every_sample_is_tried() -> None:
@@ -159,6 +160,7 @@ async def payment(town: Town, payment_id: str) -> Any:
     return (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
 
 
+@initiated
 @pytest.mark.parametrize("name", STK)
 async def test_each_stk_callback_ends_its_payment_as_documented(town: Town, name: str) -> None:
     payment_id, url = await asked(town)
@@ -178,6 +180,7 @@ async def completed(town: Town) -> Any:
     return await payment(town, payment_id)
 
 
+@initiated
 @pytest.mark.parametrize("name", STATUS)
 async def test_each_status_result_is_understood_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
@@ -191,6 +194,7 @@ async def test_each_status_result_is_understood_as_documented(town: Town, name: 
     assert (await payment(town, paid["id"]))["status"] == "completed"
 
 
+@initiated
 @pytest.mark.parametrize("name", REVERSAL)
 async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
@@ -311,6 +315,7 @@ def test_each_answer_to_a_registration_has_its_code_in_one_form(name: str) -> No
     assert (read_fault_body(content).code is None) == (C2B_ANSWERS[name] is not None)
 
 
+@initiated
 async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -> None:
     _, url = await asked(town)
     for name in C2B:
@@ -444,6 +449,7 @@ def mutilated(chance: random.Random) -> bytes:
     return body
 
 
+@initiated
 @settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -1,11 +1,14 @@
 """Every plugin can be left out as far as the others let it: what remains starts on a database of its own, and works."""
 
 from collections.abc import Generator
+from functools import cache
 from itertools import combinations
 from typing import Any
 
 import pytest
 
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.plugin import Plugin, installed, load
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
@@ -19,6 +22,7 @@ ONLOOKERS = tuple(name for name, plugin in INSTALLED.items() if not (plugin.rout
 ALL = {name: plugin for name, plugin in INSTALLED.items() if name not in ONLOOKERS}
 
 
+@cache
 def allowed() -> list[tuple[str, ...]]:
     """Every subset of the plugins in which nobody misses what it requires; onlookers only alone and beside all."""
     subsets = [
@@ -28,6 +32,31 @@ def allowed() -> list[tuple[str, ...]]:
         if all(set(ALL[name].requires) <= set(names) for name in names)
     ]
     return [*subsets, ONLOOKERS, (*ALL, *ONLOOKERS)]
+
+
+Trio = tuple[tuple[str, bool], ...]
+"""Three plugins, and of each whether it is enabled."""
+
+
+@cache
+def trios(names: tuple[str, ...]) -> frozenset[Trio]:
+    """Which of any three plugins are enabled together in a gateway with these plugins, and which are not."""
+    return frozenset(tuple((name, name in names) for name in three) for three in combinations(ALL, 3))
+
+
+@cache
+def served() -> list[tuple[str, ...]]:
+    """The subsets that are served: nothing, everything, onlookers, and the fewest others that show each allowed trio.
+
+    A fault that takes up to three plugins, each enabled or left out, shows in one of them. All subsets are assembled.
+    """
+    chosen = [(), tuple(ALL), ONLOOKERS, (*ALL, *ONLOOKERS)]
+    left = {trio for names in allowed() for trio in trios(names)} - {trio for names in chosen for trio in trios(names)}
+    while left:
+        best = max(allowed(), key=lambda names: len(trios(names) & left))
+        chosen.append(best)
+        left -= trios(best)
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +75,23 @@ def test_there_is_one_of_each_kind() -> None:
     assert ONLOOKERS == ("traces",)
 
 
+def test_every_allowed_trio_of_plugins_is_served() -> None:
+    assert set(served()) <= set(allowed())
+    assert len(served()) == len(set(served())) < len(allowed()) / 3
+    assert {trio for names in served() for trio in trios(names)} == {
+        trio for names in allowed() for trio in trios(names)
+    }
+
+
 @pytest.mark.parametrize("names", allowed(), ids=lambda names: "+".join(names) or "nothing")
+def test_a_gateway_is_assembled_of(names: tuple[str, ...]) -> None:
+    values = gateway_values("postgresql://nobody@127.0.0.1:1/none", "valkey://127.0.0.1:1/0", plugins=list(names))
+    gateway = Gateway(GatewayConfig.from_values(values))
+    assert {plugin.name for plugin in gateway.plugins} == set(names)
+    assert {migration.owner for migration in gateway.migrations} <= {"kernel", *names}
+
+
+@pytest.mark.parametrize("names", served(), ids=lambda names: "+".join(names) or "nothing")
 async def test_a_gateway_works_with(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
     schema = f"s{allowed().index(names)}"
     values: dict[str, Any] = gateway_values(shared_url, valkey_url, plugins=list(names), worker={"in_process": False})

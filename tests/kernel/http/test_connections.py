@@ -290,6 +290,25 @@ def test_a_target_in_no_known_form_is_refused(line: bytes) -> None:
         read_head(line + b"\r\nHost: x", 1000)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Content-Length: 5", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked", "content-length: 0"],
+        ["Content-Length: 5", "Content-Length: 5"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: 5, 5"],
+        ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: chunked, identity"],
+        ["Transfer-Encoding: gzip, chunked"],
+    ],
+)
+def test_a_body_that_ends_in_two_ways_is_refused(headers: list[str]) -> None:
+    """Here, whatever uvicorn's parser would do with it."""
+    with pytest.raises(NoHttp):
+        read_head("\r\n".join(["POST / HTTP/1.1", "Host: x", *headers]).encode(), 1000)
+
+
 def test_a_chunk_has_one_size() -> None:
     assert [read_chunk_size(line) for line in (b"0", b"a", b"0F;x=y", b"10 ; q", b"000000000005")] == [0, 10, 15, 16, 5]
     for line in (b"", b"-1", b"+1", b"0x1", b" 1", b"1_0", b"1;\x00", b"1\n", b"g", b"1" * 13, b"1;" + b"x" * 2000):

@@ -153,6 +153,20 @@ def test_body_is_read_up_to_a_number_of_bytes() -> None:
         assert (reader.status, len(reader.body)) == (200, 4096)
 
 
+def test_heads_are_read_up_to_a_number_of_bytes() -> None:
+    for begun, more in (
+        (b"HTTP/1.1 500 X\r\n", b"X: " + b"y" * 1000 + b"\r\n"),
+        (b"HTTP/1.1 ", b"y" * 1024),
+        (b"", b"HTTP/1.1 103 Hints\r\nLink: " + b"y" * 1000 + b"\r\n\r\n"),
+    ):
+        reader = read(begun, ends=False)
+        fed = 0
+        while not reader.is_done:
+            reader.feed(more)
+            fed += len(more)
+        assert fed <= HEAD + 2048, begun
+
+
 def test_bytes_after_the_answer_make_the_connection_useless() -> None:
     once = OK + b"Content-Length: 2\r\n\r\nhi"
     assert not read(once + b"HTTP/1.1 500 X\r\n", ends=False).is_reusable
@@ -278,7 +292,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
         ticking.cancel()
     assert [isinstance(each, Answer) and each.status for each in said] == [200] * 5
     # Measured at 4 ms; the longest gap at one answer was 400 to 700 ms.
-    assert max(gaps) < 0.1
+    assert max(gaps) < 0.05
 
 
 async def test_headers_without_end_are_read_up_to_their_bound() -> None:

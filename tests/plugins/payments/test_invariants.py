@@ -8,7 +8,7 @@ from mpesa_gateway_payments.plugin import plugin
 from tests.conftest import Town
 from tests.ledger import broken, each_is_noticed, lay_bare
 
-pytestmark = pytest.mark.usefixtures("initiated")
+initiated = pytest.mark.usefixtures("initiated")
 
 PAID, DECLINED, ASKED, ELSEWHERE = "25471100000", "254700000001", "254700000020", "254700000011"
 
@@ -77,6 +77,7 @@ def test_every_invariant_is_bent() -> None:
     assert set(BENDINGS) == {f"payments.{invariant.name}" for invariant in plugin.invariants}
 
 
+@initiated
 async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     wanted = [
         *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 12)),
@@ -92,6 +93,7 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     assert await each_is_noticed(town.gateway, BENDINGS, also) == {}
 
 
+@initiated
 async def test_the_books_agree_at_every_moment_while_money_flows(town: Town) -> None:
     flowing = asyncio.Event()
 

@@ -28,7 +28,7 @@ from tests.daraja import Daraja, result, stk_callback
 
 RECEIPT = "TKN4A1B2C3"
 
-pytestmark = pytest.mark.usefixtures("initiated")
+initiated = pytest.mark.usefixtures("initiated")
 
 
 @pytest.fixture
@@ -108,6 +108,7 @@ async def told(town: Town) -> list[dict[str, Any]]:
     return [msgspec.json.decode(row["payload"]) for row in rows]
 
 
+@initiated
 async def test_payment_reversed_on_mpesas_side_is_told_and_marked(town: Town, daraja: Daraja) -> None:
     payment_id = await paid(town)
     assert await says(town, "Reversed") == "reversed"
@@ -128,6 +129,7 @@ async def test_payment_reversed_on_mpesas_side_is_told_and_marked(town: Town, da
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 @pytest.mark.parametrize("text", ["Partially Reversed", "partially_reversed", "Reversed Partially", "PartialReversal"])
 async def test_payment_reversed_in_part_on_mpesas_side_takes_no_refund_and_waits_for_a_person(
     town: Town, text: str
@@ -148,6 +150,7 @@ async def test_payment_reversed_in_part_on_mpesas_side_takes_no_refund_and_waits
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 @pytest.mark.parametrize("amount", [None, 200])
 async def test_reversal_of_our_own_is_left_to_its_refund(town: Town, amount: int | None) -> None:
     payment_id = await paid(town)
@@ -167,6 +170,7 @@ async def test_reversal_of_our_own_is_left_to_its_refund(town: Town, amount: int
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 @pytest.mark.parametrize("has_receipt", [True, False])
 async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_person(
     town: Town, daraja: Daraja, has_receipt: bool
@@ -183,6 +187,7 @@ async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_perso
     assert waits_for_a_person(row)
 
 
+@initiated
 async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> None:
     columns = (
         "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
@@ -218,6 +223,7 @@ def test_the_text_of_a_status_is_read_whole(text: str | None, state: str) -> Non
     assert transaction_state(text) == state
 
 
+@initiated
 @pytest.mark.parametrize("by", ["conversation", "reference of our own", "receipt that was reported"])
 @pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
 async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told_as_both(
@@ -247,6 +253,7 @@ async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 @pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
 @pytest.mark.parametrize("code", [None, 1037, 1032])
 async def test_receipt_that_mpesa_calls_reversed_completes_no_payment_by_the_rule(
@@ -268,6 +275,7 @@ async def test_receipt_that_mpesa_calls_reversed_completes_no_payment_by_the_rul
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 async def test_reversed_receipt_of_another_amount_waits_for_a_person(town: Town) -> None:
     made = (await town.api.pay("254711000001", 700, key="a")).data
     assert await says(town, "Reversed", made["id"]) == "mismatched"
@@ -275,6 +283,7 @@ async def test_reversed_receipt_of_another_amount_waits_for_a_person(town: Town)
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
 
 
+@initiated
 @pytest.mark.parametrize("report", ["callback", "statement"])
 async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_person(town: Town, report: str) -> None:
     payment_id = await paid(town)
@@ -291,6 +300,7 @@ async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_pe
     assert waits_for_a_person(row)
 
 
+@initiated
 async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt_is_settled(town: Town) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
@@ -300,6 +310,7 @@ async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
 
 
+@initiated
 async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looked_after_the_first(town: Town) -> None:
     payment_id = await paid(town)
     desk = PaymentDesk(town.gateway)
@@ -348,6 +359,7 @@ def reversed_receipt(number: int) -> dict[str, Any]:
     return body
 
 
+@initiated
 @pytest.mark.parametrize("by", ["statement", "callback"])
 @pytest.mark.parametrize("first", ["money", "reversal"])
 async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_both(
@@ -380,6 +392,7 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
     town: Town,
 ) -> None:
@@ -399,6 +412,7 @@ async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_th
         assert (await settle(town, report)).finding == "already_known"
 
 
+@initiated
 async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:
     chance = random.Random(13)  # noqa: S311 - a test's order
     outside, seen = OutsideReversals(town.gateway), Counter[str]()
@@ -419,6 +433,7 @@ async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
+@initiated
 async def test_refund_under_way_is_left_to_itself_when_its_payment_was_called_reversed_before(town: Town) -> None:
     made, check_id, _ = await asked_about(town, 1)
     await call_back(town, "status", check_id, reversed_receipt(1))

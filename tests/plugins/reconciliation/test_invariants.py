@@ -6,7 +6,7 @@ from mpesa_gateway_reconciliation.plugin import plugin
 from tests.conftest import Town
 from tests.ledger import each_is_noticed, lay_bare
 
-pytestmark = pytest.mark.usefixtures("initiated")
+initiated = pytest.mark.usefixtures("initiated")
 
 BENDINGS = {
     "reconciliation.lines_fit_their_payments": """
@@ -47,6 +47,7 @@ def test_every_invariant_is_bent() -> None:
     assert set(BENDINGS) == {f"reconciliation.{invariant.name}" for invariant in plugin.invariants}
 
 
+@initiated
 async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     for number in range(1, 5):

@@ -9,7 +9,7 @@ from mpesa_gateway_refunds.plugin import plugin
 from tests.conftest import Town
 from tests.ledger import each_is_noticed, lay_bare
 
-pytestmark = pytest.mark.usefixtures("initiated")
+initiated = pytest.mark.usefixtures("initiated")
 
 BENDINGS = {
     "refunds.sums_are_the_payments": """
@@ -82,6 +82,7 @@ async def become(town: Town, initiator: str) -> None:
     assert (await town.api.call("PUT", "/v1/merchant/providers", changed)).status == 200
 
 
+@initiated
 async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     for number, key in enumerate(f"back-{count}" for count in range(1, 9)):
         await stands(town, await refund(town, key, number), "completed")
