@@ -89,8 +89,8 @@ def _plan(options: argparse.Namespace, parts: Sequence[str], routes: Sequence[st
         scenarios=scenarios if "egress" in parts else (),
         routes=routes,
         all_by=routes if options.flood else ["direct"],
-        seconds=options.seconds or (3.0 if is_quick else 8.0),
-        control=options.control or (2.0 if is_quick else 5.0),
+        seconds=options.seconds or (2.0 if is_quick else 8.0),
+        control=options.control or (1.5 if is_quick else 5.0),
         rounds=options.rounds or (1 if is_quick else 2),
     )
 
