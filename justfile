@@ -80,7 +80,11 @@ pooler *arguments: ready
 
 # Play many long examples of the model test, make what it finds short, and say what was reached
 model examples="200" *arguments: ready
-    MPESA_GATEWAY_TEST_EXAMPLES={{ examples }} .venv/bin/python -m pytest tests/model {{ arguments }}
+    MPESA_GATEWAY_TEST_EXAMPLES={{ examples }} .venv/bin/python -m pytest tests/model -o faulthandler_timeout=7200 {{ arguments }}
+
+# Try every property with examples of its own: the suite plays the same ones in each run
+explore *arguments: ready
+    MPESA_GATEWAY_TEST_EXAMPLES=20 .venv/bin/python -m pytest -m hypothesis -o faulthandler_timeout=7200 {{ arguments }}
 
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready

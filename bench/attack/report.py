@@ -1,25 +1,34 @@
-"""The report of one run, as Markdown."""
+"""The report of one run, as Markdown: the tables of docs/security.md."""
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from bench.attack.bounds import CONNECTIONS, SECONDS
-from bench.attack.floods import BAR, CLIENTS, OFFERED, Flood
+from bench.attack.floods import BAR, EGRESS_BAR, Plan
+from bench.attack.merchant import CLIENTS
+from bench.attack.routes import is_installed, proxy_version
 from bench.attack.smuggling import Verdict
+from bench.attack.windows import QUIET, Outcome, Window
+
+BEGIN, END = "<!-- just attack: begin -->", "<!-- just attack: end -->"
+"""Between these lines of a page stands the report of the last full run."""
 
 
 class Report:
     """What was tried against each server, and what it came to."""
 
-    def __init__(self, servers: Sequence[str], seconds: float, rounds: int) -> None:
+    def __init__(self, servers: Sequence[str], plan: Plan, *, is_quick: bool) -> None:
         self._servers = servers
-        self._seconds = seconds
-        self._rounds = rounds
+        self._plan = plan
+        self._is_quick = is_quick
         self._smuggling: dict[str, Mapping[str, Sequence[Verdict]]] = {}
         self._bounds: dict[str, Mapping[str, tuple[bool, str]]] = {}
-        self._floods: dict[str, Sequence[Flood]] = {}
+        self._floods: dict[str, Sequence[Outcome]] = {}
+        self._hosts: dict[str, Sequence[Outcome]] = {}
 
     def add_smuggling(self, server: str, found: Mapping[str, Sequence[Verdict]]) -> None:
         """Add the verdicts of a server, by route."""
@@ -29,15 +38,21 @@ class Report:
         """Add what each bound of a server came to."""
         self._bounds[server] = found
 
-    def add_floods(self, server: str, found: Sequence[Flood]) -> None:
-        """Add the floods of a server."""
-        self._floods[server] = found
+    def add_outcomes(self, server: str, floods: Sequence[Outcome], hosts: Sequence[Outcome]) -> None:
+        """Add what floods, and merchants with misbehaving webhook hosts, came to."""
+        self._floods[server] = floods
+        self._hosts[server] = hosts
 
     def is_withstood(self, server: str) -> bool:
-        """Whether the server let nothing through, held its bounds and outlived every flood, whatever its shares."""
+        """Whether the server let nothing through, held its bounds, outlived every attack, and met every bar.
+
+        A quick run does not ask for the bars.
+        """
         verdicts = [one.problem is None for each in self._smuggling.get(server, {}).values() for one in each]
         held = [is_held for is_held, _ in self._bounds.get(server, {}).values()]
-        return all([*verdicts, *held, *(flood.is_alive for flood in self._floods.get(server, ()))])
+        outcomes = [*self._floods.get(server, ()), *self._hosts.get(server, ())]
+        withstood = [one.is_alive if self._is_quick else one.is_withstood for one in outcomes]
+        return all([*verdicts, *held, *withstood])
 
     def markdown(self, took: float) -> str:
         """The whole report."""
@@ -46,22 +61,51 @@ class Report:
             parts.append(self._smuggled())
         if self._bounds:
             parts.append(self._bounded())
-        if self._floods:
-            parts.append(self._flooded())
+        if any(self._floods.values()) or any(self._hosts.values()):
+            parts.append(self._measured())
+        for title, bar, found in (
+            ("**Floods**, from one address of loopback unless another number is said", BAR, self._floods),
+            ("**Webhook hosts** of four other merchants", EGRESS_BAR, self._hosts),
+        ):
+            parts += [_table(title, bar, server, outcomes) for server, outcomes in found.items() if outcomes]
         return "\n\n".join(parts) + "\n"
 
     def _conditions(self, took: float) -> str:
-        versions = ", ".join(f"{name} {_version(name)}" for name in ("uvicorn", "httptools", "h11", "granian"))
+        names = ("uvicorn", "httptools", "h11", "uvloop", "granian")
+        versions = [f"{name} {found}" for name in names if (found := _version(name))]
+        proxies = [proxy_version(route) for route in ("nginx", "caddy") if is_installed(route)]
         return (
-            f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, load "
-            f"{os.getloadavg()[0]:.1f}, {took:.0f} s in all, on loopback."
+            f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {took / 60:.0f} minutes, on loopback. {_machine()}. "
+            f"Python {platform.python_version()}, {', '.join([*versions, *proxies])}."
         )
+
+    def _measured(self) -> str:
+        plan = self._plan
+        outcomes = [one for found in (self._floods, self._hosts) for each in found.values() for one in each]
+        noise = [f"{one.share:.2f} ({_spread(one)})" for one in outcomes if one.trial.command is None]
+        loaded = [one for one in outcomes if one.others > QUIET]
+        lines = [
+            f"An honest merchant creates payments on {CLIENTS} kept connections, as fast as they are answered. Its",
+            f"*share* is its creates per second in a window of {plan.seconds:g} s with the attack, over the mean of",
+            f"the windows of {plan.control:g} s without it before and after. Shown are the median of {plan.rounds}",
+            "rounds, which are minutes apart, and the least and the most of them. *Slowest* is the 99th percentile of",
+            "its answers. The cores are those that the gateway computed on, with its worker and the simulator in the",
+            "same process, and the attacker with its hosts, at the lowest priority.",
+        ]
+        if noise:
+            lines.append(f"Without any attack the share came to {', '.join(noise)}: that is the noise.")
+        if loaded:
+            rows = f"{len(loaded)} of {len(outcomes)} rows"
+            lines.append(f"**Other programs took more than {QUIET:g} cores in {rows}: measure again.**")
+        else:
+            lines.append(f"Other programs took {max(one.others for one in outcomes):.2f} cores at most in any window.")
+        return "\n".join(lines)
 
     def _smuggled(self) -> str:
         routes = list(dict.fromkeys(route for found in self._smuggling.values() for route in found))
         lines = [
-            "Smuggling: cases that were not withstood, of those tried. The judge counts the requests that reached the",
-            "application.",
+            "**Smuggling**: cases that were not withstood, of those tried. The judge counts the requests that reached",
+            "the application.",
             "",
             f"| server | {' | '.join(routes)} |",
             f"|---|{'---:|' * len(routes)}",
@@ -76,7 +120,7 @@ class Report:
 
     def _bounded(self) -> str:
         lines = [
-            f"Bounds that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
+            f"**Bounds** that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
             "where the server has such a setting.",
             "",
             f"| | {' | '.join(self._bounds)} |",
@@ -90,52 +134,71 @@ class Report:
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    def _flooded(self) -> str:
-        lines = [
-            f"Floods: creates per second of an honest merchant (it offers {OFFERED} over {CLIENTS} connections) as a",
-            f"share of those without the flood, {self._rounds} windows of {self._seconds:g} s with it and one more",
-            "without, in turns; and the cores that the gateway computed on, with its worker and the simulator.",
-            "Attackers run at the lowest priority, since the processor of an attacker is not the gateway's.",
-            f"The bar is {BAR} where one address attacks.",
-            "",
-            "| flood | what it does | route | "
-            + " | ".join(f"{server}: share | without | refused | cores" for server in self._floods)
-            + " | bar |",
-            "|---|---|---|" + "---:|---:|---:|---:|" * len(self._floods) + "---|",
-        ]
-        rows: dict[tuple[str, str], dict[str, Flood]] = {}
-        for server, found in self._floods.items():
-            for flood in found:
-                rows.setdefault((flood.attack.name, flood.route), {})[server] = flood
-        for (name, route), by_server in rows.items():
-            one = next(iter(by_server.values()))
-            cells = [_share(by_server.get(server)) for server in self._floods]
-            bar = "none" if not one.attack.has_bar else _bar(by_server)
-            lines.append(f"| {name} | {one.attack.text} | {route} | {' | '.join(cells)} | {bar} |")
-        return "\n".join(lines)
-
 
 def _cell(verdicts: Sequence[Verdict]) -> str:
     failed = sum(one.problem is not None for one in verdicts)
     return f"{'**' if failed else ''}{failed}{'**' if failed else ''} of {len(verdicts)}"
 
 
-def _share(flood: Flood | None) -> str:
-    if flood is None:
-        return " | | | "
-    dead = "" if flood.is_alive else " (the server ended)"
-    return (
-        f"{flood.share:.2f}{dead} | {flood.without:.1f} | {flood.refused} | {flood.cores[0]:.2f} → {flood.cores[1]:.2f}"
+def _table(title: str, bar: float, server: str, outcomes: Sequence[Outcome]) -> str:
+    whose = "" if server == "gateway" else f" ({server})"
+    lines = [
+        f"{title}{whose}; the bar is {bar:g}:",
+        "",
+        "| attack | route | share | creates/s, without → with | slowest, ms | refused | gateway | attacker | |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    lines += [f"| {' | '.join(_cells(one))} |" for one in outcomes]
+    return "\n".join(lines)
+
+
+def _cells(one: Outcome) -> list[str]:
+    verdict = "no bar" if one.trial.bar is None else "met" if one.is_withstood else "**below**"
+    if not one.is_alive:
+        verdict = "**the server ended**"
+    if one.others > QUIET:
+        verdict += f" (others: {one.others:.1f} cores)"
+    return [
+        one.trial.text,
+        one.trial.route,
+        f"{one.share:.2f} ({_spread(one)})",
+        _change(one, lambda window: window.creates.per_second, 1),
+        _change(one, lambda window: window.creates.slowest * 1000, 0),
+        str(one.refused),
+        _change(one, lambda window: window.cores.gateway, 2),
+        f"{one.during(lambda window: window.cores.attacker):.2f}",
+        verdict,
+    ]
+
+
+def _change(one: Outcome, read: Callable[[Window], float], digits: int) -> str:
+    return f"{one.without(read):.{digits}f} → {one.during(read):.{digits}f}"
+
+
+def _spread(one: Outcome) -> str:
+    return f"{min(one.shares):.2f}\u2013{max(one.shares):.2f}"
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
-
-
-def _bar(by_server: Mapping[str, Flood]) -> str:
-    below = [server for server, flood in by_server.items() if not flood.is_withstood]
-    return f"**below: {', '.join(below)}**" if below else "met"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GB, Linux {platform.release()}"
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "(not installed)"
+        return ""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report to a file, or into a page between its marks."""
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    if BEGIN in page:
+        before, _, rest = page.partition(BEGIN)
+        text = f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
+    path.write_text(text, encoding="utf-8")

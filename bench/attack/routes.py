@@ -21,6 +21,14 @@ def is_installed(route: str) -> bool:
     return route == "direct" or shutil.which("caddy" if route == "caddy" else "nginx", path=_PATH) is not None
 
 
+def proxy_version(proxy: str) -> str:
+    """The name and version of an installed proxy."""
+    command = {"nginx": ["nginx", "-v"], "caddy": ["caddy", "version"]}[proxy]
+    done = subprocess.run(command, env={"PATH": _PATH}, check=False, capture_output=True, text=True)
+    said = (done.stdout + done.stderr).split()
+    return f"{proxy} {said[-1].rpartition('/')[2] if proxy == 'nginx' else said[0]}"
+
+
 @contextmanager
 def through(route: str, upstream: int, folder: Path) -> Generator[int]:
     """Run the route's proxy before the server at this port. Yields the port to attack."""

@@ -43,6 +43,7 @@ SELECT relname AS name, pg_get_expr(relpartbound, pg_class.oid) AS bound
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
 WHERE inhparent = to_regclass($1) ORDER BY relname
 """
+"""The bound is NULL where another process has dropped the partition since this statement began."""
 
 _IS_BY_MONTH = "SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)"
 
@@ -112,7 +113,8 @@ class Months:
 
     async def parts(self, table: str) -> list[Part]:
         """The partitions of a table; none where it has not been made a table by month, or not yet."""
-        return [_part(row["name"], row["bound"]) for row in await self._db.fetch(_PARTS, table)]
+        rows = await self._db.fetch(_PARTS, table)
+        return [_part(row["name"], row["bound"]) for row in rows if row["bound"] is not None]
 
     async def drop(self, monthly: Monthly, before: datetime) -> int:
         """Drop the partitions with nothing in them that was made at ``before`` or later; gives how many."""

@@ -296,9 +296,9 @@ def _identified(  # noqa: PLR0911 - one return for each rule
     reference = normalised(evidence.reference)
     for payment in payments:
         if payment.reference_is_ours and normalised(payment.reference) == reference and _is_at(payment, receiver):
-            if not is_in or evidence.amount is None or receipt is None or payment.receipt is not None:
-                # A second payment under a reference that has been paid is money that was not asked for.
+            if not is_in or evidence.amount is None or receipt is None:
                 return Ambiguous((payment.payment_id,))
+            # A second payment under a reference that has been paid is a mismatch: its merchant is told.
             return _accepted(evidence, payment, "reference", rules)
     return None
 

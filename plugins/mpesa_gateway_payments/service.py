@@ -452,12 +452,14 @@ class PaymentService:
     async def take_result(self, result: StkResulted) -> None:
         """A callback, inside the transaction that keeps it: the payment moves, or nothing does.
 
-        A callback for a payment that we do not know (yet) is left waiting.
+        A callback for a payment that we do not know (yet) is left waiting. So is one without a token whose handle both
+        a sandbox and a live payment have.
         """
         if result.subject_id:
             row = await self._db.fetchrow(tables.LOCK, result.subject_id)
         else:
-            row = await self._db.fetchrow(tables.LOCK_BY_CHECKOUT, result.checkout_request_id)
+            rows = await self._db.fetch(tables.LOCK_BY_CHECKOUT, result.checkout_request_id)
+            row = rows[0] if len(rows) == 1 else None
         if row is None:
             log.warning("callback_without_payment", callback_id=result.callback_id)
             return
@@ -504,7 +506,7 @@ class PaymentService:
         payer fit, and is held for a person otherwise.
         """
         is_own = bool(result.subject_id) and not await self._db.fetchval(
-            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["payment_id"]
+            tables.IS_CHECKOUT_OF_ANOTHER, result.checkout_request_id, row["env"], row["payment_id"]
         )
         if not outcome.is_paid or not is_own:
             raise AnotherSubject("this callback is about another payment than its address")

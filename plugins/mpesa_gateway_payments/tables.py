@@ -403,9 +403,12 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, 
 RETURNING payment_id
 """
 
-IS_CHECKOUT_OF_ANOTHER = "SELECT true FROM payment WHERE checkout_request_id = $1 AND payment_id <> $2"
+IS_CHECKOUT_OF_ANOTHER = """
+SELECT true FROM payment WHERE checkout_request_id = $1 AND env = $2 AND payment_id <> $3
+"""
 
-LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 FOR UPDATE"
+LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 ORDER BY payment_id LIMIT 2 FOR UPDATE"
+"""For a callback that does not say its env. Two rows: one push of each env has that handle."""
 
 DUE_SHORTCODES = """
 WITH RECURSIVE open AS (

@@ -94,6 +94,18 @@ def test_the_allowlist_is_the_gateways(name: str) -> None:
     assert sorted(found) == sorted(CallbacksSettings().allowlist)
 
 
+def test_the_allowlist_is_that_of_the_page() -> None:
+    """The page says which addresses are on it, and why those that only one list has are not."""
+    page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
+    listed = CallbacksSettings().allowlist
+    assert "begins with the fourteen that integrations publish" in page
+    assert len(set(listed)) == len(listed) == 14
+    assert "196.201.212.128 and .132" in page
+    assert {"196.201.212.128", "196.201.212.132"} <= set(listed)
+    (left_out,) = re.findall(r"Addresses that only one list has \(([.0-9, ]+)\) are not", page)
+    assert not {f"196.201.212{end}" for end in left_out.split(", ")} & set(listed)
+
+
 def test_what_stops_is_given_its_time() -> None:
     """A call to Daraja may take its whole time, and 5 seconds more; a worker its grace."""
     config = GatewayConfig()
@@ -179,6 +191,31 @@ def test_a_unit_that_waits_for_health_has_a_check_of_its_own() -> None:
         if "Notify=healthy" in text:
             assert "\nHealthCmd=" in text, name
     assert "podman build --format docker" in (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
+
+
+def test_a_command_runs_where_the_settings_and_secrets_are() -> None:
+    """What the page says to type, in each way to deploy."""
+    page, found = (ROOT / "docs/deploying.md").read_text(encoding="utf-8"), files()
+    secrets = {f"{ENVIRONMENT}{name}_FILE" for name in ("DATABASE__URL", "VALKEY__URL", "SECURITY__MASTER_KEY")}
+
+    def set_in(text: str) -> set[str]:
+        return set(re.findall(rf"^[\s-]*(?:Environment=)?({ENVIRONMENT}\w+_FILE)[:=]", text, re.MULTILINE))
+
+    compose = found["compose.yaml"]
+    (common, services) = compose.split("\nservices:\n")
+    assert set_in(common) == secrets
+    assert "docker compose -f deploy/compose.yaml exec api mpesa-gateway doctor" in page
+    assert re.search(r"^  api:\n    <<: \*\w+\n", services, re.MULTILINE)
+    quadlet = found["quadlet/mpesa-gateway-api.container"]
+    (name,) = re.findall(r"^ContainerName=(\S+)$", quadlet, re.MULTILINE)
+    assert f"podman exec {name} mpesa-gateway doctor" in page
+    assert set_in(quadlet) == secrets
+    api = found["kubernetes/api.yaml"]
+    (name,) = re.findall(r"^kind: Deployment\nmetadata:\n  name: (\S+)$", api, re.MULTILINE)
+    assert f"exec deploy/{name} -- mpesa-gateway doctor" in page
+    assert "configMapRef: {name: mpesa-gateway}" in api
+    assert set_in(found["kubernetes/kustomization.yaml"]) == secrets
+    assert "sudo mpesa-gateway doctor" in page
 
 
 def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Path) -> None:

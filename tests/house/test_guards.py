@@ -1,4 +1,4 @@
-"""Each fault that was found names the test that guards it: docs/reliability.md, and the test exists."""
+"""Each fault that was found names the test that guards it, on the page of its subject, and the test exists."""
 
 import ast
 import re
@@ -6,6 +6,9 @@ import re
 import pytest
 
 from tests.house.tree import ROOT, parsed
+
+PAGES = {"docs/reliability.md": 80, "docs/security.md": 95, "docs/interop.md": 60}
+"""The pages with tables, and how many faults each has at least."""
 
 HEADING = "## Every fault that was found and the test that guards it"
 ROW = re.compile(r"^\| (?P<fault>[^|]+) \| (?P<test>[^|]+) \| (?P<broken>[^|]+) \|$")
@@ -41,12 +44,25 @@ def _exists(path: str, name: str) -> bool:
     return any(isinstance(node, functions) and node.name == name for node in parsed(file).body)
 
 
-def test_guards_named_for_each_fault_exist() -> None:
-    rows = guards((ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
-    assert len(rows) > 80
+@pytest.mark.parametrize(("page", "least"), PAGES.items())
+def test_guards_named_for_each_fault_exist(page: str, least: int) -> None:
+    rows = guards((ROOT / page).read_text(encoding="utf-8"))
+    assert len(rows) > least
     assert missing(rows) == []
-    faults = [fault for fault, _, _ in rows]
+
+
+def test_each_fault_stands_once() -> None:
+    faults = [fault for page in PAGES for fault, _, _ in guards((ROOT / page).read_text(encoding="utf-8"))]
     assert len(faults) == len(set(faults))
+
+
+def test_no_page_has_a_table_that_is_not_looked_at() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
+        if HEADING in path.read_text(encoding="utf-8").splitlines()
+    }
+    assert found == set(PAGES)
 
 
 def test_guards_of_a_test_that_is_gone_are_found() -> None:

@@ -130,6 +130,24 @@ def _plain(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
 
 
+def test_the_server_is_used_by_its_public_names_below_an_upper_bound() -> None:
+    """What a release of uvicorn changes inside itself must not change what is taken for a request."""
+    (bound,) = [text for text in PROJECT["dependencies"] if _plain(text) == "uvicorn"]
+    assert re.fullmatch(r"uvicorn>=[0-9.]+,<[0-9.]+", bound)
+    used: set[str] = set()
+    for path in shipped_modules():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "uvicorn":
+                used |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names if alias.name.partition(".")[0] == "uvicorn"}
+            elif isinstance(node, ast.ClassDef):
+                used |= {base for base in map(ast.unparse, node.bases) if base.startswith("uvicorn.")}
+    # Its settings, its server, its supervisor of processes, and the exit status of a start that failed.
+    public = {"Config", "Server", "config.STARTUP_FAILURE", "supervisors.Multiprocess"}
+    assert used == {"uvicorn", *(f"uvicorn.{name}" for name in public)}
+
+
 def test_older_python_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = ROOT / "requirements/supported_python.py"
     # It is read by any Python 3: no syntax of 3.11 comes before the check.

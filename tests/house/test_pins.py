@@ -89,6 +89,18 @@ def test_what_images_and_ci_install_is_known_by_its_hash(name: str, pins: str) -
     assert lines(name)[0] == "--no-binary urllib3-future"
 
 
+def test_each_image_can_be_named_by_its_digest() -> None:
+    """None is named otherwise: docs/deploying.md says how to look a digest up, and where to give it."""
+    page = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
+    image = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^FROM (\S+)", image, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
+    compose = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
+    named = re.findall(r"^ *image: \$\{([A-Z]+_IMAGE):-[a-z0-9:/-]+\}$", compose, re.MULTILINE)
+    assert named == ["GATEWAY_IMAGE", "POSTGRES_IMAGE", "VALKEY_IMAGE"]
+    assert len(named) == compose.count("image:")
+    assert [name for name in ("PYTHON_IMAGE", *named[1:], "RepoDigests") if name not in page] == []
+
+
 def test_the_image_and_ci_check_them() -> None:
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
     assert "--require-hashes -r requirements/image.hashes.txt" in image

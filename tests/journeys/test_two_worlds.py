@@ -181,6 +181,29 @@ async def test_every_object_says_its_env_and_no_row_contradicts_its_parent(world
         await api.close()
 
 
+UNIQUE_ACROSS_ENVS = {
+    "payment_own_reference": "the gateway draws these references, and no two are alike",
+    "callback_fingerprint_key": "it is made from the address, which is of one env, or from what M-Pesa named",
+    "delivery_event_id_endpoint_id_key": "an event is of one env",
+    "reconciliation_run_one_at_a_time": "a receiver is of one env",
+    "refund_whole": "a payment is of one env",
+    "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
+}
+"""Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
+
+_WITHOUT_ENV = """
+SELECT pg_class.relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indisprimary
+    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = 'env' AND attnum > 0)
+    AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = 'env' AND attnum = ANY(indkey))
+"""
+
+
+async def test_what_is_unique_is_so_in_each_env(worlds: Worlds) -> None:
+    found = await worlds.gateway.db.fetch(_WITHOUT_ENV)
+    assert {row["relname"] for row in found} == set(UNIQUE_ACROSS_ENVS)
+
+
 async def test_a_sandbox_admin_key_touches_no_merchant_who_is_live(worlds: Worlds) -> None:
     path = f"/v1/admin/merchants/{worlds.merchant_id}"
     api = Api(worlds.base, worlds.keys["sandbox"])

@@ -1,4 +1,4 @@
-"""Addresses of Postgres as people paste them: understood, or refused by the name of the parameter (I13)."""
+"""Addresses of Postgres as people paste them: understood, or refused by the name of the parameter."""
 
 from contextlib import suppress
 from typing import Any

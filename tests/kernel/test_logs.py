@@ -162,7 +162,7 @@ _FORMS: list[Callable[[str], Any]] = [
 
 @given(_TOKENS, st.sampled_from(_FORMS))
 def test_no_eight_digits_of_a_callbacks_token_are_written_down(token: str, form: Callable[[str], Any]) -> None:
-    """S18: whatever form an address comes in, nothing of its secret stays."""
+    """Whatever form an address comes in, nothing of its secret stays."""
     said = str(mask(None, "info", {"event": form(token), "path": form(token)})).lower()
     mac = token.rpartition(".")[2].lower()
     assert [mac[at : at + 8] for at in range(len(mac) - 7) if mac[at : at + 8] in said] == []

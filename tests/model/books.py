@@ -221,6 +221,12 @@ WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
 """  # noqa: S608 - our own
 """Statement lines that fit several payments, and the payment whose push moved the money."""
 
+HELD_WITH_A_RECEIPT = """
+SELECT merchant_id, env, received_receipt FROM payment
+WHERE status = 'pending' AND mismatch = 'unconfirmed' AND received_receipt IS NOT NULL
+"""
+"""Payments whose reported success M-Pesa neither confirmed nor denied in time: a person asks about the receipt."""
+
 MAY_BE_ASSIGNED = f"""
 WITH {truth(has_worlds=True)}
 SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id AND made_for.receipt = moved.receipt)

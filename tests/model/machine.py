@@ -544,6 +544,9 @@ class Money(RuleBasedStateMachine):
         for row in await stage.db.fetch(books.LEFT_TO_A_PERSON):
             caller = stage.caller(row["merchant_id"], row["env"])
             await _refusable(stage.product.decide_line(caller, row["line_id"], row["payment_id"]))
+        for row in await stage.db.fetch(books.HELD_WITH_A_RECEIPT):
+            caller = stage.caller(row["merchant_id"], row["env"])
+            await _refusable(stage.product.check(caller, row["received_receipt"]))
         if await self._is_dead():
             await self._replay()
 

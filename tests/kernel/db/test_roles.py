@@ -113,8 +113,12 @@ async def test_what_would_undo_the_records_is_refused(gateway: Gateway) -> None:
     for statement in REFUSED:
         connection = await gateway.db.connect()
         try:
-            await connection.execute(statement)
+            # A COPY that is let by waits for rows.
+            async with asyncio.timeout(10):
+                await connection.execute(statement)
             let_by.append(statement)
+        except TimeoutError:
+            let_by.append(f"{statement}: waits")
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as refusal:
             if not isinstance(refusal, asyncpg.SyntaxOrAccessError | asyncpg.ObjectNotInPrerequisiteStateError):
                 let_by.append(f"{statement}: {type(refusal).__name__}: {refusal}")
@@ -156,6 +160,8 @@ async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gatew
             "SELECT mpesa.audit_append('aud_new', '2201-01-01', NULL, 'x', 'y', NULL, '{}');"
         )
         assert await connection.fetchval("SELECT mpesa.audit_announce_cut('aud_2')") is None
+        recorded = "SELECT recorded_at BETWEEN now() - interval '1 hour' AND now() + interval '1 hour' FROM "
+        assert {row[0] for row in await connection.fetch(recorded + "mpesa.audit_entry")} == {True}
     finally:
         connection.terminate()
     assert await gateway.audit.verify() == 5
@@ -184,7 +190,7 @@ async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gat
 
 
 async def test_an_owner_who_forges_a_young_cut_is_found_out(gateway: Gateway) -> None:
-    """S10: an announcement with a right digest, and its entries gone."""
+    """An announcement with a right digest, and its entries gone."""
     noted = await gateway.audit.head()
     rows = await gateway.db.fetch("SELECT * FROM audit_entry ORDER BY number")
     clock = SetClock(datetime.now(UTC))

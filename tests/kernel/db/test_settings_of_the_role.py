@@ -1,4 +1,4 @@
-"""What a role, a database or the server is set to does not change how our statements work (I14)."""
+"""What a role, a database or the server is set to does not change how our statements work."""
 
 import asyncio
 from typing import Any

@@ -214,7 +214,7 @@ async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[st
     [("127.0.0.1", True), ("10.4.0.2", True), ("fd00::7", True), ("104.16.0.9", False), ("203.0.113.9", False)],
 )
 def test_only_a_proxy_inside_is_to_be_trusted(peer: str, *, is_advised: bool) -> None:
-    """S24: to trust an address outside lets whoever is behind it pose as Safaricom."""
+    """To trust an address outside lets whoever is behind it pose as Safaricom."""
     seen = Seen(peer=peer, client=peer, was_forwarded=True, peer_is_trusted=False)
     found = public_address._proxies(seen, LIVE, is_https=True)  # pyright: ignore[reportPrivateUsage]
     assert (f'add "{peer}"' in str(found.fix)) is is_advised

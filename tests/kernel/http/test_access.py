@@ -377,10 +377,13 @@ async def test_bodies_of_strangers_are_waited_for_without_a_place_and_few_of_one
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(access, "_SHORT", 0.05)
+    # The patient ones are not among those that are answered, however long that takes.
+    monkeypatch.setattr(access, "_BODY_TIME", 3600.0)
     async with front(values, http={"at_once": 1, "queue": 0, "unanswered": 1, "anonymous_at_once": 2}) as door:
         posts = [posts_half(door, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
         # All but two have a moment only.
         await eventually(lambda: answered(posts, 28))
+        assert sum(not post.status for post in posts) == 2
         assert {post.status for post in posts if post.status} == {408}
         refused = next(post for post in posts if post.status)
         assert (b"connection", b"close") in refused.sent[0]["headers"]
@@ -432,6 +435,15 @@ async def test_pages_take_no_place_of_an_api_call(values: dict[str, Any]) -> Non
     async with front(values, http={"at_once": 1, "queue": 0, "wait": 0.0}) as door, hold_page(door):
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
         assert (await door.ask("GET", "/ops/login", "203.0.113.9")).status == 503
+
+
+async def test_pages_of_one_address_leave_places_to_others(values: dict[str, Any]) -> None:
+    async with front(values, http={"anonymous_at_once": 2}) as door:
+        place = door.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - where pages wait
+        async with place("2001:db8:0:1::/64"), place("2001:db8:0:1::/64"):
+            assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
+            assert (await door.ask("GET", "/ops/login", "2001:db8:0:2::9")).status == 200
+        assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 200
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """The OpenAPI document as generators of clients read it: everything has a name and a type."""
 
+import ast
 import re
 from collections import Counter
 from typing import Any
@@ -11,6 +12,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.http.components import inside
 from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.testing.serving import gateway_values
+from tests.house.tree import ROOT
 from tests.routes import document
 
 SCHEMAS: dict[str, dict[str, Any]] = document()["components"]["schemas"]
@@ -101,6 +103,7 @@ def test_no_constant_of_a_set_of_words_is_another_name_when_it_is_prefixed_with_
         for word in schema.get("enum", ())
     )
     assert {name for name, count in constants.items() if count > 1} == set()
+    assert "enumClassPrefix=true" in (ROOT / "docs/clients.md").read_text(encoding="utf-8")
 
 
 def test_success_is_a_plain_boolean() -> None:
@@ -131,3 +134,26 @@ def test_the_host_says_whom_to_ask() -> None:
     info = document_of(Gateway(GatewayConfig.from_values(values)).asgi.litestar)["info"]
     assert (info["contact"]["url"], info["contact"]["email"]) == ("https://x/help", "help@x")
     assert info["license"] == {"name": "Terms", "url": "https://x/t"}
+
+
+def test_programs_of_the_page_import_what_the_generators_make_of_the_document() -> None:
+    """`just clients` and `just interop` run them. openapi-python-client makes a module of each call."""
+    page = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
+    made = re.findall(r"(?:--output-path|--package-name) (\w+)", page)
+    programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(programs) == len(made) == 2
+    tags = {tag for operation in OPERATIONS.values() for tag in operation["tags"]}
+    calls = {(tag.lower(), each["operationId"]) for each in OPERATIONS.values() for tag in each["tags"]}
+    ours = {*SCHEMAS, *(f"{tag}Api" for tag in tags), "CreatePaymentAmount"}
+    theirs = {"ApiClient", "ApiException", "AuthenticatedClient", "Configuration"}
+    for program, package in zip(programs, made, strict=True):
+        imports = [node for node in ast.parse(program).body if isinstance(node, ast.ImportFrom)]
+        assert imports
+        for node in imports:
+            (first, *within) = str(node.module).split(".")
+            names = {alias.name for alias in node.names}
+            assert first == package
+            if within[:1] == ["api"]:
+                assert {(within[1], name) for name in names} <= calls
+            else:
+                assert names <= ours | theirs, names

@@ -1,4 +1,4 @@
-"""What a merchant sees of where acts came from: its own keys' addresses, and nobody else's (S26)."""
+"""What a merchant sees of where acts came from: its own keys' addresses, and nobody else's."""
 
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import Api

@@ -1,13 +1,15 @@
-"""What `up` keeps is for its own user, its gateway owns nothing, its folder may have any name (S16, S21, I19)."""
+"""What `up` keeps is for its own user, its gateway owns nothing, its folder may have any name."""
 
 import asyncio
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -77,6 +79,23 @@ def test_nobody_else_reads_what_the_servers_write() -> None:
                 assert (home.parent / name).stat().st_mode & 0o777 == 0o600, name
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "whom"),
+    [(["root", "nobody", "mpesa-gateway"], "mpesa-gateway"), (["root", "nobody"], "nobody"), (["root"], "nobody")],
+)
+def test_postgres_runs_as_a_user_of_its_own_where_root_has_made_one(
+    monkeypatch: pytest.MonkeyPatch, accounts: list[str], whom: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [SimpleNamespace(pw_name=name) for name in accounts])
+    with folder_named("data") as folder:
+        assert EmbeddedPostgres(folder).user == whom
+        # What is there already keeps its owner.
+        (folder / "postgres").mkdir()
+        monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="postgres"))
+        assert EmbeddedPostgres(folder).user == "postgres"
 
 
 def test_a_folder_of_one_role_gets_the_other_and_keeps_it() -> None:

@@ -1,4 +1,4 @@
-"""Whatever stands in an address in the place of an id, no page fails: there is none, and the answer says so (S23)."""
+"""Whatever stands in an address in the place of an id, no page fails: there is none, and the answer says so."""
 
 import re
 from urllib.parse import quote

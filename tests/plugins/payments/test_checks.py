@@ -381,6 +381,24 @@ async def test_a_receipt_that_fits_one_lost_payment_recovers_it_and_two_are_not_
         assert (await look(town, twin))["status"] == "pending"
 
 
+async def test_receipt_of_a_success_that_was_held_unconfirmed_is_asked_about_and_completes_the_payment(
+    town: Town, daraja: Daraja
+) -> None:
+    payment, other = await asked(town), await asked(town, key="b")
+    await town.gateway.db.execute(
+        "UPDATE payment SET mismatch = 'unconfirmed', received_amount = 500, due_at = NULL, "
+        "received_receipt = CASE payment_id WHEN $1 THEN $2 ELSE 'OTHER00001' END",
+        payment["id"],
+        RECEIPT,
+    )
+    started = await check(town, RECEIPT)
+    await answer(town, daraja.of("transactionstatus")[0], says("Completed"))
+    assert await found(town, started) == ("answered", "recovered")
+    after = await look(town, payment)
+    assert (after["status"], after["receipt"]) == ("completed", RECEIPT)
+    assert (await look(town, other))["status"] == "pending"
+
+
 async def test_a_try_of_the_payers_that_came_to_nothing_does_not_fail_the_payment_that_it_resembles(
     town: Town, daraja: Daraja
 ) -> None:

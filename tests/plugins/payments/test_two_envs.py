@@ -15,12 +15,14 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
 from mpesa_gateway_payments.api import PaymentRequest
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
-from tests.daraja import Daraja
+from tests.daraja import Daraja, stk_callback
 
 WISH = PaymentRequest(amount=Kes(500), phone=Msisdn("254711000001"), reference="order 1")
 
@@ -88,6 +90,33 @@ async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:
     await shop.gateway.db.execute("DELETE FROM idempotency_key")
     assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
     assert len(shop.daraja.of("stkpush")) == 2
+
+
+async def test_a_handle_that_both_envs_give_out_names_a_payment_in_each(shop: Shop) -> None:
+    same = (200, {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_same", "ResponseCode": "0"})
+    shop.daraja.say("stkpush", same, same)
+    ids = {env: (await shop.pay(env))[0] for env in ENVS}
+    db, inbox = shop.gateway.db, shop.gateway.services.get(CallbackInbox)
+    assert await db.fetchval("SELECT count(*) FROM payment WHERE checkout_request_id = 'ws_CO_same'") == len(ENVS)
+
+    def said(receipt: str) -> bytes:
+        return msgspec.json.encode(stk_callback("ws_CO_same", receipt=receipt, phone=254711000001))
+
+    # Without a token, the callback does not say which of the two it is about.
+    await inbox.receive(Incoming("stk", None, said("TKN0000000"), "196.201.214.200"))
+    assert await db.fetchval("SELECT verdict FROM callback") == "waiting"
+    assert await db.fetchval("SELECT count(*) FROM payment WHERE status = 'pending'") == len(ENVS)
+    for env, payment_id in ids.items():
+        url = shop.gateway.services.get(Callbacks).url_for(
+            "stk", env=env, merchant_id=shop.merchant_id, subject_id=payment_id
+        )
+        incoming = Incoming("stk", url.rpartition("/")[2], said(f"TKN000000{env[0].upper()}"), "196.201.214.200")
+        await inbox.receive(incoming)
+    rows = await db.fetch("SELECT env, status, receipt FROM payment ORDER BY env")
+    assert [tuple(row) for row in rows] == [
+        ("live", "completed", "TKN000000L"),
+        ("sandbox", "completed", "TKN000000S"),
+    ]
 
 
 async def test_a_key_that_paid_refunds_nothing_and_the_refusal_names_the_payment(shop: Shop) -> None:

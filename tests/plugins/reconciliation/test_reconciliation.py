@@ -573,6 +573,14 @@ async def test_without_an_initiator_an_ambiguous_line_waits_for_a_person(town: T
     assert (found["status"], found["ambiguous"], daraja.of("transactionstatus")) == ("completed", 1, [])
 
 
+async def mismatches(town: Town, payment: Any) -> list[Any]:
+    """What the merchant was told of a payment as ``payment.mismatched``: what of, and the receipt."""
+    told = [
+        event["data"] for event in (await town.api.call("GET", "/v1/events")).data if event["type"].endswith("ched")
+    ]
+    return [(said["mismatch"], said["received_receipt"]) for said in told if said["payment_id"] == payment["id"]]
+
+
 async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_no_other_payment(
     town: Town, daraja: Daraja
 ) -> None:
@@ -581,11 +589,31 @@ async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_n
     await call_back(town, paid, receipt="FIRST00001")
     other = await asked(town, key="other")
     found = await run(town, daraja, row("SECOND0001", reference=paid["reference"]))
-    assert found["ambiguous"] == 1
-    for question in daraja.of("transactionstatus"):
-        await answer(town, question, "254711000001")
+    assert found["mismatched"] == 1
+    assert daraja.of("transactionstatus") == []
     assert (await look(town, other))["status"] == "pending"
     assert (await look(town, paid))["receipt"] == "FIRST00001"
+    # It is told once, however often it is read; another receipt is told too.
+    lines = [row(receipt, reference=paid["reference"]) for receipt in ("FIRST00001", "SECOND0001", "THIRD00001")]
+    for _ in range(2):
+        await run(town, daraja, *lines)
+    assert sorted(await mismatches(town, paid)) == [("receipt", "SECOND0001"), ("receipt", "THIRD00001")]
+    assert await mismatches(town, other) == []
+
+
+async def test_two_receipts_under_one_reference_of_ours_on_one_page_are_one_payment_and_one_mismatch(
+    town: Town, daraja: Daraja
+) -> None:
+    payment = await asked(town)
+    lines = [row(receipt, reference=payment["reference"]) for receipt in ("FIRST00001", "SECOND0001")]
+    found = await run(town, daraja, *lines)
+    assert (found["recovered"], found["mismatched"]) == (1, 1)
+    kept = (await look(town, payment))["receipt"]
+    (other,) = {"FIRST00001", "SECOND0001"} - {kept}
+    assert await mismatches(town, payment) == [("receipt", other)]
+    # What comes by callback of the receipt that was told is told no more.
+    await call_back(town, payment, receipt=other)
+    assert await mismatches(town, payment) == [("receipt", other)]
 
 
 async def test_two_merchants_with_one_shortcode_never_take_each_others_money(town: Town, daraja: Daraja) -> None:

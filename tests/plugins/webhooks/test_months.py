@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -312,6 +312,19 @@ async def test_two_workers_make_each_month_once(gateway: Gateway, settings: dict
         assert max(dropped) >= 1
     assert await names(gateway) == ["attempt_rest"]
     await try_at(gateway, gateway.clock.now())
+
+
+async def test_parts_leaves_out_a_partition_that_another_process_drops_meanwhile(gateway: Gateway) -> None:
+    db = gateway.db
+    before = await names(gateway)
+    async with connected(db) as reader, connected(db) as other, reader.transaction(isolation="repeatable_read"):
+        await reader.fetchval("SELECT count(*) FROM pg_class")
+        await other.execute(f"DROP TABLE {before[0]}")
+        # The snapshot still has the partition. Its bound is gone.
+        rows = await reader.fetch(months._PARTS, "attempt")
+        assert [row["name"] for row in rows if row["bound"] is None] == [before[0]]
+        read = Months(cast("Database", reader), gateway.clock, [ATTEMPTS])
+        assert [part.name for part in await read.parts("attempt")] == before[1:]
 
 
 async def test_a_table_in_use_or_a_name_that_is_taken_is_put_off_and_stops_nothing(gateway: Gateway) -> None:
