@@ -2,8 +2,10 @@
 
 import json
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
@@ -256,6 +258,8 @@ def read_stk_callback(body: bytes) -> StkCallback:
     if code is None:
         raise NotACallback("ResultCode is missing")
     items = _items(pairs)
+    if code == "0" and not ("amount" in items and "mpesareceiptnumber" in items):
+        items = _elsewhere(body) | items
     amount_text = _stated(items.get("amount"))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
@@ -517,6 +521,63 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
 """The items that decide what was paid, in lower case."""
+
+
+def _elsewhere(body: bytes) -> dict[str, Any]:
+    """The items of a success that stand somewhere else or are called otherwise, by their usual names in lower case.
+
+    What is stated counts as stated wherever it stands: an amount that is overlooked would complete a payment of another
+    one. Raises Contradictory where an item has two values.
+    """
+    found: dict[str, Any] = {}
+    plain = body.lower()
+    if plain.isascii() and not any(part in plain for part in _SIGNS_OF_ITEMS):
+        return found
+    try:
+        waiting = deque[tuple[str, Any]]((("", read_json_noting(body)),))
+    except ValueError:
+        return found
+    while waiting:
+        name, value = waiting.popleft()
+        if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+            with suppress(ValueError):
+                value = read_json_noting(value.encode("utf-8", "surrogatepass"))
+        if isinstance(value, dict):
+            fields = cast("dict[str, Any]", value)
+            _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
+            waiting.extend(_named_fields(fields, name))
+        elif isinstance(value, list):
+            waiting.extend((name, each) for each in value)
+        elif (item := _item_called(name)) is not None and _stated(value) is not None:
+            if item in found and not is_same(found[item], value):
+                raise Contradictory(f"{item} is stated twice, with different values")
+            found[item] = value
+    return found
+
+
+def _named_fields(fields: dict[str, Any], around: str) -> list[tuple[str, Any]]:
+    """The values of an object with their names: one that holds the name of an item names all its other values."""
+    names = [
+        key for key, text in fields.items() if isinstance(text, str) and key != "ResultDesc" and _item_called(text)
+    ]
+    if names:
+        return [(fields[names[0]], value) for key, value in fields.items() if key not in names]
+    return [(key if _item_called(key) else around, value) for key, value in fields.items() if key != "ResultDesc"]
+
+
+def _item_called(name: str) -> str | None:
+    """The item that a name can only mean: ``TransAmount`` and ``amount`` are the amount. None for other names."""
+    if len(name) > _LONGEST_NAME:
+        return None
+    plain = _name(unicodedata.normalize("NFKC", name))
+    return next((item for part, item in _PARTS_OF_NAMES.items() if part in plain), None)
+
+
+_LONGEST_NAME = 40
+_PARTS_OF_NAMES = {"amount": "amount", "receipt": "mpesareceiptnumber"}
+_SIGNS_OF_ITEMS = (b"amount", b"receipt", b"\\u", b"\x00")
+"""Without one of these no name in a body of ASCII can be that of an item."""
+_AROUND_ITEMS = frozenset({"name", "key", "value", "item", "items", "callbackmetadata"})
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:

@@ -102,6 +102,68 @@ def test_success_without_metadata_is_still_success(metadata: Any) -> None:
     assert (found.amount, found.receipt, found.phone, found.paid_at) == (None,) * 4
 
 
+def elsewhere(amount: Any) -> list[Any]:
+    """Successes whose amount and receipt stand where they usually do not."""
+    items = [{"Name": "Amount", "Value": amount}, {"Name": "MpesaReceiptNumber", "Value": "SKE52PAWR9"}]
+    named = {one["Name"]: one["Value"] for one in items}
+    lower = [{key.lower(): value for key, value in one.items()} for one in items]
+    metadata: list[Any] = [
+        {"Item": lower},
+        {"Item": [{"NAME": one["Name"], "VALUE": one["Value"]} for one in items]},
+        {"Item": [{"Key": one["Name"], "Value": one["Value"]} for one in items]},
+        {"Item": [{"name": one["Name"].lower(), "value": one["Value"]} for one in items]},
+        {"Item": [{"Name": "TransAmount", "Value": amount}, items[1]]},
+        {"Item": [{"Name": "\uff21mount", "Value": amount}, items[1]]},
+        {"Item": named},
+        {"item": items},
+        {"Items": items},
+        {"Item": json.dumps(items)},
+        named,
+        json.dumps({"Item": items}),
+        json.dumps(named),
+    ]
+    bodies = [callback(CallbackMetadata=one) for one in metadata]
+    bodies.append(callback(CallbackMetadata=None, callbackMetadata={"Item": items}))
+    bodies.append(callback(CallbackMetadata=None, **named))
+    beside = callback(CallbackMetadata=None)
+    beside["Body"]["CallbackMetadata"] = {"Item": items}
+    return [*bodies, beside]
+
+
+@pytest.mark.parametrize("at", range(len(elsewhere(0))))
+def test_read_stk_callback_amount_that_stands_elsewhere_is_stated(at: int) -> None:
+    """An amount that is overlooked would complete a payment of another amount."""
+    for amount, read_as in ((500, Kes(500)), ("500.00", Kes(500)), (5, Kes(5)), ("five", None), ({"KES": 5}, Kes(5))):
+        found = read_stk_callback(json.dumps(elsewhere(amount)[at]).encode())
+        assert (found.amount, found.receipt) == (read_as, "SKE52PAWR9")
+        assert found.amount_text == ("5" if isinstance(amount, dict) else str(amount))
+
+
+@pytest.mark.parametrize("at", range(len(elsewhere(0))))
+def test_read_stk_callback_amount_that_stands_elsewhere_empty_is_absent(at: int) -> None:
+    for amount in (None, "", " "):
+        found = read_stk_callback(json.dumps(elsewhere(amount)[at]).encode())
+        assert (found.amount, found.amount_text) == (None, None)
+
+
+def test_read_stk_callback_two_amounts_elsewhere_are_contradictory() -> None:
+    for metadata in (
+        {"Item": [{"name": "Amount", "value": 5}, {"name": "Amount", "value": 500}]},
+        {"amount": 5, "AMOUNT": 500},
+        {"Item": [{"Name": "TransAmount", "Value": 5}, {"Name": "OrigAmount", "Value": 500}]},
+    ):
+        with pytest.raises(Contradictory, match="amount"):
+            read(CallbackMetadata=metadata)
+    raw = json.dumps(callback(CallbackMetadata={"amount": 7})).replace('"amount": 7', '"amount": 5, "amount": 500')
+    with pytest.raises(Contradictory, match="amount"):
+        read_stk_callback(raw.encode())
+
+
+def test_read_stk_callback_what_is_said_of_an_amount_is_none() -> None:
+    found = read(CallbackMetadata=None, ResultDesc="The amount was paid, receipt follows")
+    assert (found.amount_text, found.receipt) == (None, None)
+
+
 def test_a_single_item_may_stand_where_a_list_is_usual() -> None:
     found = read(CallbackMetadata={"Item": ITEMS[0]})
     assert (found.amount, found.receipt) == (Kes(500), None)
@@ -964,3 +1026,10 @@ def test_stored_gives_the_bytes_back(body: bytes) -> None:
     assert (text.encode() if raw is None else raw) == body
     assert "\x00" not in text
     assert text == decoded(body)
+
+
+@given(ODD)
+def test_read_stk_callback_any_metadata_is_read_or_contradictory(metadata: Any) -> None:
+    with suppress(Contradictory):
+        found = read(CallbackMetadata=metadata)
+        assert found.result_code == "0"
