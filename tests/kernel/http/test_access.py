@@ -451,7 +451,7 @@ async def test_pages_of_one_address_leave_places_to_others(values: dict[str, Any
 async def hold_page(door: Front) -> AsyncGenerator[None]:
     """One place among the pages, taken."""
     pages = door.gateway.asgi.access._pages  # pyright: ignore[reportPrivateUsage] - the places of pages
-    assert await pages._enter()  # pyright: ignore[reportPrivateUsage] - the same
+    assert await pages._enter("")  # pyright: ignore[reportPrivateUsage] - the same
     try:
         yield
     finally:
