@@ -587,7 +587,7 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
             _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
             waiting.extend(_named_fields(fields, name))
         elif isinstance(value, list):
-            waiting.extend((name, each) for each in value)
+            waiting.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         elif (item := _item_called(name)) is not None and _stated(value) is not None:
             if item in found and not is_same(found[item], value):
                 raise Contradictory(f"{item} is stated twice, with different values")

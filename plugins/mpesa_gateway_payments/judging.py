@@ -293,13 +293,13 @@ def _identified(  # noqa: PLR0911 - one return for each rule
     if receiver is None or (evidence.source is Source.STATUS_QUERY and not is_in):
         # A status answer names its receiver by the credit party.
         return NotOurs()
-    payment = _owner_of_reference(evidence, receiver, payments)
-    if payment is None:
+    owner = _owner_of_reference(evidence, receiver, payments)
+    if owner is None:
         return None
     if not is_in or evidence.amount is None or receipt is None:
-        return Ambiguous((payment.payment_id,))
+        return Ambiguous((owner.payment_id,))
     # A second payment under a reference that has been paid is a mismatch: its merchant is told.
-    return _accepted(evidence, payment, "reference", rules)
+    return _accepted(evidence, owner, "reference", rules)
 
 
 def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterable[Payment]) -> Payment | None:
