@@ -95,8 +95,8 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a Pull answer: money that came in, whoever asked for it.
 
     ``amount`` is in KES, None when it is not whole (``amount_text`` is what stood there). ``moments`` are the readings
-    of its time in UTC, the likelier first: Daraja's zone has been seen to be missing and to be wrong. ``phone`` is what
-    the row shows of the payer's number.
+    of its time in UTC, the likelier first: Daraja's zone has been seen to be missing and to be wrong. There are none of
+    a time that cannot be read. ``phone`` is what the row shows of the payer's number.
     """
 
     receipt: str
@@ -110,7 +110,10 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a statement: its readable lines, how many were unreadable, and how many rows it had at all."""
+    """One page of a statement: its readable lines, how many were unreadable, and how many rows it had at all.
+
+    Each receipt is there once. What two of its rows state differently is in none of them: neither row proves it.
+    """
 
     lines: tuple[StatementLine, ...]
     malformed: int
@@ -373,7 +376,7 @@ _KNOWN_NAMES = {
 
 def read_statement(content: Any) -> StatementPage:
     """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
-    lines: list[StatementLine] = []
+    lines: dict[str, list[StatementLine]] = {}
     rows = malformed = 0
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
@@ -391,8 +394,36 @@ def read_statement(content: Any) -> StatementPage:
             if line is None:
                 malformed += 1
             else:
-                lines.append(line)
-    return StatementPage(lines=tuple(lines), malformed=malformed, rows=rows)
+                lines.setdefault(line.receipt, []).append(line)
+    return StatementPage(lines=tuple(_common(same) for same in lines.values()), malformed=malformed, rows=rows)
+
+
+def _common(rows: list[StatementLine]) -> StatementLine:
+    """What the rows of one receipt prove together. What only some of them state contradicts nothing."""
+    first = rows[0]
+    if all(row == first for row in rows):
+        return first
+    amount, amount_text = first.amount, first.amount_text
+    if len({row.amount_text if row.amount is None else row.amount for row in rows}) > 1:
+        amount = None
+        amount_text = f"one of {', '.join(sorted({row.amount_text for row in rows}))}"[:_SHOWN] + " KES"
+    timed = [row.moments for row in rows if row.moments]
+    return StatementLine(
+        receipt=first.receipt,
+        moments=tuple(at for at in timed[0] if all(at in moments for moments in timed)) if timed else (),
+        amount=amount,
+        amount_text=amount_text,
+        phone=_stated_alike([row.phone for row in rows]),
+        reference=_stated_alike([row.reference for row in rows]),
+        kind=_stated_alike([row.kind for row in rows]),
+        organisation=_stated_alike([row.organisation for row in rows]),
+    )
+
+
+def _stated_alike(texts: list[str | None]) -> str | None:
+    """The text that all agree in which state one, regardless of case and spaces; None where two differ."""
+    stated = [text for text in texts if text is not None]
+    return stated[0] if len({" ".join(text.split()).casefold() for text in stated}) == 1 else None
 
 
 def _rows_inside(value: Any) -> list[Any] | None:
@@ -418,7 +449,7 @@ def _statement_line(row: Any) -> StatementLine | None:
     receipt = read_receipt(_text(fields.get("transactionId")))
     amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
-    if receipt is None or amount_text is None or not moments:
+    if receipt is None or amount_text is None:
         return None
     return StatementLine(
         receipt=receipt,
@@ -482,6 +513,10 @@ _DAY_FIRST = re.compile(
 """How M-Pesa writes a time in results and on statements: ``19.12.2019 11:45:50``."""
 
 
+_HALF_DAY = re.compile(r"([0-9./-]{8,10}[ T])([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?) ?([AaPp])\.?[Mm]\.?\Z", re.ASCII)
+"""A time with half a day: ``19.12.2019 01:45:50 PM``."""
+
+
 def _read_date(text: str) -> datetime:
     """A time as M-Pesa has been seen to write it, with the zone that it states. Raises ValueError."""
     if text.isdigit():
@@ -490,6 +525,11 @@ def _read_date(text: str) -> datetime:
             raise ValueError("not YYYYMMDDHHmmss")
         return datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the caller adds the zone
     text = text.removesuffix("EAT").rstrip()
+    if found := _HALF_DAY.match(text):
+        date, hour, rest, half = found.groups()
+        if not 1 <= int(hour) <= 12:
+            raise ValueError("no hour of a half day")
+        text = f"{date}{int(hour) % 12 + (12 if half in 'pP' else 0):02}{rest}"
     if found := _DAY_FIRST.match(text):
         day, month, year, hours = found.groups()
         text = f"{year}-{month:0>2}-{day:0>2} {hours if hours[1] != ':' else '0' + hours}"
@@ -547,7 +587,7 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
             _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
             waiting.extend(_named_fields(fields, name))
         elif isinstance(value, list):
-            waiting.extend((name, each) for each in value)
+            waiting.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         elif (item := _item_called(name)) is not None and _stated(value) is not None:
             if item in found and not is_same(found[item], value):
                 raise Contradictory(f"{item} is stated twice, with different values")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.wire import (
     Contradictory,
     Doubled,
@@ -690,6 +691,72 @@ def test_read_statement_unreadable_row_is_counted_and_skipped() -> None:
     assert (page.rows, page.malformed) == (5, 4)
     (line,) = page.lines
     assert (line.amount, line.phone) == (100, "254711000001")
+
+
+ROW = {
+    "transactionId": "TKN4A1B2C3",
+    "trxDate": "2026-11-23 13:15:12",
+    "msisdn": "254711000001",
+    "transactiontype": "c2b-pay-bill-debit",
+    "billreference": "table 4",
+    "amount": "500",
+}
+
+
+def lines_of(*rows: Any) -> Any:
+    """The lines of a page of these rows."""
+    return read_statement({"Response": [list(rows)]}).lines
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"amount": "5"}, "amount"),
+        ({"amount": "KES 500"}, "amount"),
+        ({"billreference": "table 5"}, "reference"),
+        ({"msisdn": "254711000002"}, "phone"),
+        ({"msisdn": "2547****001"}, "phone"),
+        ({"transactiontype": "Pay Bill Reversal"}, "kind"),
+        ({"trxDate": "2026-11-23 14:15:12"}, "moments"),
+    ],
+)
+def test_read_statement_what_rows_of_one_receipt_state_differently_is_absent(change: Any, lost: str) -> None:
+    whole = lines_of(ROW)[0]
+    for rows in ((ROW, ROW | change), (ROW | change, ROW), (ROW, ROW | change, ROW)):
+        (line,) = lines_of(*rows)
+        for name in ("moments", "amount", "phone", "reference", "kind"):
+            assert getattr(line, name) == (getattr(whole, name) if name != lost else () if name == "moments" else None)
+        assert (line.amount_text == "500") == (lost != "amount")
+
+
+@pytest.mark.parametrize(
+    "change", [{"amount": 500.0}, {"billreference": " TABLE  4"}, {"msisdn": ""}, {"trxDate": ROW["trxDate"] + "Z"}]
+)
+def test_read_statement_rows_of_one_receipt_that_agree_are_one_line(change: Any) -> None:
+    whole = lines_of(ROW)[0]
+    for rows in ((ROW, ROW | change), (ROW | change, ROW)):
+        (line,) = lines_of(*[{name: str(value) for name, value in one.items()} for one in rows])
+        assert (line.amount, line.phone, line.moments) == (whole.amount, whole.phone, whole.moments)
+        assert line.reference is not None
+        assert line.reference.split()[-1] == "4"
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"),
+    [
+        ("23-11-2026 01:15:12 PM", 13),
+        ("23.11.2026 1:15:12pm", 13),
+        ("2026-11-23 01:15:12 p.m.", 13),
+        ("23/11/2026 01:15:12 AM", 1),
+        ("23/11/2026 12:15:12 AM", 0),
+        ("23/11/2026 12:15:12 PM", 12),
+        ("23/11/2026 13:15:12 PM", None),
+        ("23/11/2026 00:15:12 AM", None),
+    ],
+)
+def test_read_moments_half_a_day(text: str, hour: int | None) -> None:
+    expected = () if hour is None else (datetime(2026, 11, 23, hour, 15, 12, tzinfo=EAT).astimezone(UTC),)
+    assert read_moments(text) == expected
 
 
 NO_TRANSACTIONS = [

@@ -149,6 +149,8 @@ TILL_PAYMENT = payment(shortcode=TILL.number, reference=OWN, reference_is_ours=T
 CANCELLED: dict[str, Any] = {"status": "failed", "outcome_is_final": True}
 TIMED_OUT: dict[str, Any] = {"status": "failed"}
 PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
+FIRST_OF_TWO = payment(reference=OWN, reference_is_ours=True)
+SECOND_OF_TWO = payment(payment_id="pay_2", reference=OWN)
 BY_RULE = Settles("pay_1", "rule")
 ONE = ("pay_1",)
 BOTH = ("pay_1", "pay_2")
@@ -253,6 +255,31 @@ CASES: list[Case] = [
      [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
     ("at another receiver", line(reference=OWN, receiver=TILL),
      [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
+    # -- our own reference, which its shop has given to a later payment too
+    ("shared, the first cancelled", line(reference=OWN), [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [],
+     Settles("pay_2", "rule")),
+    ("shared, the first paid", line(reference=OWN), [replace(FIRST_OF_TWO, **PAID), SECOND_OF_TWO], [],
+     Settles("pay_2", "rule")),
+    ("shared, the second paid without a receipt", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, status="completed")], [], Settles("pay_2", "rule")),
+    ("shared, on a part of the statement", line(reference=OWN, proof=Proof.PAGE),
+     [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [], Ambiguous(BOTH)),
+    ("shared, both open", line(reference=OWN), [FIRST_OF_TWO, SECOND_OF_TWO], [], Ambiguous(BOTH)),
+    ("shared, both open, another amount", line(reference=OWN, amount=Kes(900)),
+     [FIRST_OF_TWO, replace(SECOND_OF_TWO, amount=900)], [], Settles("pay_2", "rule")),
+    ("shared, another merchant's", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, merchant_id="mer_2")], [],
+     Settles("pay_2", "rule")),
+    ("shared, of another case", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, reference=OWN.lower())], [],
+     Settles("pay_2", "rule")),
+    ("shared, of another payer", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, phone="254799999999")], [],
+     Settles("pay_1", "reference")),
+    ("shared, the second paid", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, **PAID)], [],
+     Settles("pay_1", "reference")),
+    ("shared, the second at another receiver", line(reference=OWN),
+     [FIRST_OF_TWO, replace(SECOND_OF_TWO, shortcode="600000")], [],
+     Settles("pay_1", "reference")),
     # -- our own push
     ("a callback", callback(), [P], [], Settles("pay_1", "push")),
     ("without metadata", callback(receipt=None, amount=None, payer=None), [P], [], Settles("pay_1", "push")),
@@ -368,6 +395,8 @@ CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | Unfit, Verd
      Unfit("pay_1", "another"), Unfit("pay_1", "another")),
     ("own reference of a paid one", line(reference=OWN), P, [replace(THEIRS, reference=OWN, reference_is_ours=True,
      **PAID)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+    ("a shared own reference", line(reference=OWN), SECOND_OF_TWO, [FIRST_OF_TWO], Settles("pay_2", "hand"),
+     Settles("pay_2", "hand")),
     ("another reference", line(reference="table 5"), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
     ("another payer", line(payer="254799999999"), P, [], Unfit("pay_1", "differs"),
      Settles("pay_1", "hand", is_other_payer=True)),
@@ -686,3 +715,32 @@ def test_a_report_that_the_wrong_zone_shifts_completes_nothing_by_the_rule(
     both = replace(report, time=(report.time[0], report.time[0] + timedelta(hours=3)))
     found = judge(both, [paid, *books])
     assert not (isinstance(found, Settles) and found.by == "rule")
+
+
+STATES = st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}, {"mismatch": "phone"}])
+
+
+@FAST
+@given(
+    STATES,
+    STATES,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "payer": st.sampled_from([PHONE, "2547****001", "254799999999", None]),
+            "amount": st.sampled_from([Kes(700), Kes(5), "x", None]),
+            "proof": st.sampled_from([Proof.PAGE, Proof.ANSWER]),
+            "direction": st.none(),
+        },
+    ),
+)
+def test_money_under_a_shared_reference_is_the_first_payments_only_where_it_can_be_no_others(
+    first: dict[str, Any], second: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """Otherwise one receipt would complete the first, and what M-Pesa answers about its push the second."""
+    payments = [replace(FIRST_OF_TWO, **first), replace(SECOND_OF_TWO, **second)]
+    report = line(**{"reference": OWN} | changes)
+    verdict = judge(report, payments)
+    if isinstance(judge(report, payments[1:]), Settles):
+        assert not isinstance(verdict, Settles) or verdict.payment_id == "pay_2"
+    assert judge(report, payments[::-1]) == verdict
