@@ -137,7 +137,8 @@ async def test_a_viewer_sees_no_whole_number_on_any_page_wherever_it_stands(desk
     refund = (await desk.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "reason": f"ask {RIGHT}"})).data
     await eventually(lambda: _is_refunded(desk, refund["id"]))
     async with desk.browser(Role.VIEWER) as browser:
-        seen, next_ones = set[str](), [""]
+        seen: set[str] = set()
+        next_ones: list[str] = [""]
         while next_ones:
             path = next_ones.pop()
             seen.add(path)
