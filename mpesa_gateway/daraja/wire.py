@@ -49,7 +49,8 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
     """How a push ended.
 
     ``amount`` is in KES, None when absent or not whole; ``amount_text`` is what stood there. ``phone`` is digits or
-    masked, ``paid_at`` UTC (the wire has East Africa Time), each None when absent or unreadable.
+    masked, ``paid_at`` UTC (the wire has East Africa Time), each None when absent or unreadable. ``is_receipt_unread``
+    says that a receipt is stated and cannot be read.
     """
 
     merchant_request_id: str | None
@@ -61,6 +62,7 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
     receipt: str | None
     phone: str | None
     paid_at: datetime | None
+    is_receipt_unread: bool = False
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +266,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
     if code == "0" and not ("amount" in items and "mpesareceiptnumber" in items):
         items = _elsewhere(body) | items
     amount_text = _stated(items.get("amount"))
+    receipt = read_receipt(_text(items.get("mpesareceiptnumber")))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
@@ -271,9 +274,10 @@ def read_stk_callback(body: bytes) -> StkCallback:
         result_desc=read_said(callback, "ResultDesc", 500) or "",
         amount=read_amount(amount_text),
         amount_text=amount_text,
-        receipt=read_receipt(_text(items.get("mpesareceiptnumber"))),
+        receipt=receipt,
         phone=_digits(_text(items.get("phonenumber"))),
         paid_at=_moment(_text(items.get("transactiondate"))),
+        is_receipt_unread=receipt is None and _stated(items.get("mpesareceiptnumber")) is not None,
     )
 
 
@@ -468,8 +472,8 @@ _ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "bill
 
 
 def read_receipt(text: str | None) -> str | None:
-    """A receipt in its one form, capitals and digits; None for anything else."""
-    upper = (text or "").strip().upper()
+    """A receipt in its one form, capitals and digits of ASCII; None for anything else."""
+    upper = unicodedata.normalize("NFKC", text or "").strip().upper()
     return upper if _RECEIPT.match(upper) else None
 
 

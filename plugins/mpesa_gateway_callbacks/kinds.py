@@ -101,6 +101,7 @@ def _stk(body: bytes) -> Report:
             receipt=result.receipt,
             phone=result.phone,
             paid_at=result.paid_at,
+            is_receipt_unread=result.is_receipt_unread,
         )
 
     content = (result.result_code, result.receipt or "", result.amount_text or "", result.phone or "")

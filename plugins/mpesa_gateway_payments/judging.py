@@ -365,7 +365,8 @@ def _accepted(  # noqa: PLR0911 - likewise
 def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, is_asked_for: bool) -> bool:
     if evidence.proof is Proof.CONFIRMED:
         return False
-    if evidence.proof is Proof.NONE or rules.confirm == "always":
+    if evidence.proof is Proof.NONE or rules.confirm == "always" or evidence.is_receipt_unread:
+        # A receipt that cannot be read may be that of other money: M-Pesa's own answer about the push decides.
         return True
     if payment.failure_reason == "expired" and evidence.receipt is None:
         # M-Pesa has said nothing yet: its own answer decides.

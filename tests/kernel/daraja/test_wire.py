@@ -165,6 +165,26 @@ def test_read_stk_callback_what_is_said_of_an_amount_is_none() -> None:
     assert (found.amount_text, found.receipt) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "stated", ["SKE52\u200bPAWR9", "SKE52-PAWR9", "SKE52PAWR9 or SKE52PAWR8", ["SKE52PAWR9"], {"Value": 1}, True]
+)
+def test_read_stk_callback_receipt_that_cannot_be_read_is_stated_all_the_same(stated: Any) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == (None, True)
+
+
+@pytest.mark.parametrize("stated", ["SKE52PAWR9", " ske52pawr9 ", "\uff33\uff2b\uff2552PAWR9"])
+def test_read_stk_callback_receipt_is_read_in_any_width_and_case(stated: str) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == ("SKE52PAWR9", False)
+
+
+@pytest.mark.parametrize("stated", [None, "", " "])
+def test_read_stk_callback_empty_receipt_is_not_stated(stated: str | None) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == (None, False)
+
+
 def test_a_single_item_may_stand_where_a_list_is_usual() -> None:
     found = read(CallbackMetadata={"Item": ITEMS[0]})
     assert (found.amount, found.receipt) == (Kes(500), None)
