@@ -27,7 +27,7 @@ _PAYMENT_EVERY = 4.0
 """Seconds between two payments of one merchant."""
 
 SCENARIOS = {
-    "healthy": "healthy hosts, called as often: what the calls themselves cost",
+    "healthy": "hosts that behave well, beside windows without any: what the calls themselves cost",
     "slow-dns": "hosts whose DNS answers after 20 s",
     "many-names": "the same, with a new name for every test",
     "hang": "hosts that never answer",

@@ -21,7 +21,10 @@ BAR = 0.7
 """Share of its creates that an honest merchant keeps where one address attacks."""
 
 EGRESS_BAR = 0.9
-"""Share that it keeps while other merchants' webhook hosts or names misbehave."""
+"""Share that it keeps while other merchants' webhook hosts or names misbehave: of what it has while they behave."""
+
+HEALTHY = "healthy"
+"""The trial whose hosts behave well, beside windows without any: what the calls themselves cost."""
 
 NOTHING = "nothing"
 """The trial without any attack: the noise of the measurement."""
@@ -56,7 +59,7 @@ def flood_trials(plan: Plan, route: str) -> list[Trial]:
 def egress_trials(plan: Plan, web: int, keys: Sequence[str]) -> list[Trial]:
     """The misbehaving webhook hosts. ``web`` is their port, ``keys`` are their merchants'."""
     return [
-        Trial(name, text, "direct", partial(_scenario, name, web, keys), None if name == "healthy" else EGRESS_BAR)
+        Trial(name, text, "direct", partial(_scenario, name, web, keys), None if name == HEALTHY else EGRESS_BAR)
         for name, text in egress.SCENARIOS.items()
         if name in plan.scenarios
     ]
@@ -85,8 +88,12 @@ def run(candidate: str, plan: Plan, folder: Path, say: Callable[[str], None]) ->
                     floods += measurement.run(flood_trials(plan, route), plan.rounds, say)
             if plan.scenarios:
                 keys = [site.open_shop(f"Hostile shop {number}") for number in range(egress.ATTACKERS)]
-                measurement = Measurement(site, site.port, key, [process.pid], plan.seconds, plan.control)
-                hosts += measurement.run(egress_trials(plan, ports["web"], keys), plan.rounds, say)
+                healthy = partial(_scenario, HEALTHY, ports["web"], keys)
+                trials = egress_trials(plan, ports["web"], keys)
+                for beside in (None, healthy):
+                    chosen = [one for one in trials if (one.name == HEALTHY) == (beside is None)]
+                    measurement = Measurement(site, site.port, key, [process.pid], plan.seconds, plan.control, beside)
+                    hosts += measurement.run(chosen, plan.rounds, say) if chosen else []
         finally:
             site.close()
     return floods, hosts

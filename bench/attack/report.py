@@ -65,7 +65,11 @@ class Report:
             parts.append(self._measured())
         for title, bar, found in (
             ("**Floods**, from one address of loopback unless another number is said", BAR, self._floods),
-            ("**Webhook hosts** of four other merchants", EGRESS_BAR, self._hosts),
+            (
+                "**Webhook hosts** of four other merchants, beside windows in which their hosts behave well",
+                EGRESS_BAR,
+                self._hosts,
+            ),
         ):
             parts += [_table(title, bar, server, outcomes) for server, outcomes in found.items() if outcomes]
         return "\n\n".join(parts) + "\n"

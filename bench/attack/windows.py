@@ -108,15 +108,26 @@ class Measurement:
     """The windows of all trials of one route, in one event loop."""
 
     def __init__(
-        self, site: Attacked, port: int, key: str, hosts: Sequence[int], seconds: float, control: float
+        self,
+        site: Attacked,
+        port: int,
+        key: str,
+        hosts: Sequence[int],
+        seconds: float,
+        control: float,
+        beside: Callable[[int, float], list[str]] | None = None,
     ) -> None:
-        """``hosts`` are processes of the attackers that run all the time; the times of windows are in seconds."""
+        """``hosts`` are processes of the attackers that run all the time; the times of windows are in seconds.
+
+        ``beside`` starts what runs in the windows without an attack: others who behave well. None: nobody.
+        """
         self._site = site
         self._port = port
         self._merchant = Merchant(port, key)
         self._hosts = hosts
         self._seconds = seconds
         self._control = control
+        self._beside = beside
 
     def run(self, trials: Sequence[Trial], rounds: int, say: Callable[[str], None]) -> list[Outcome]:
         """Every trial once in each round."""
@@ -127,7 +138,7 @@ class Measurement:
         # A first window warms everything up.
         if not (await self._merchant.create(self._control)).per_second:
             raise RuntimeError("the honest merchant creates nothing without any attack")
-        before = await self._window(self._control, ())
+        before = await self._without()
         for number in range(rounds):
             for outcome in outcomes:
                 if number < outcome.trial.rounds:
@@ -140,22 +151,32 @@ class Measurement:
             await asyncio.sleep(_SETTLE)
             during = await self._window(self._seconds, self._hosts)
         else:
-            during, answers = await self._attacked(outcome.trial.command(self._port, _SETTLE + self._seconds))
+            command = outcome.trial.command(self._port, _SETTLE + self._seconds)
+            during, answers = await self._attacked(command, self._seconds)
             outcome.answers.update(answers)
         await asyncio.sleep(_END)
         await self._merchant.is_answered()
-        after = await self._window(self._control, ())
+        after = await self._without()
         outcome.rounds.append((before, during, after))
         outcome.is_alive = outcome.is_alive and await asyncio.to_thread(lambda: self._site.is_alive)
         return after
 
-    async def _attacked(self, command: Sequence[str]) -> tuple[Window, Mapping[str, int]]:
+    async def _without(self) -> Window:
+        """A window without an attack."""
+        if self._beside is None:
+            return await self._window(self._control, ())
+        window, _ = await self._attacked(self._beside(self._port, _SETTLE + self._control), self._control)
+        await asyncio.sleep(_END)
+        await self._merchant.is_answered()
+        return window
+
+    async def _attacked(self, command: Sequence[str], seconds: float) -> tuple[Window, Mapping[str, int]]:
         process = launch(command, output=subprocess.PIPE, death_signal=signal.SIGKILL, cwd=Path(__file__).parents[2])
         try:
             await _until_ready(process)
             await asyncio.sleep(_SETTLE)
             await self._merchant.is_answered()
-            window = await self._window(self._seconds, [process.pid, *self._hosts])
+            window = await self._window(seconds, [process.pid, *self._hosts])
             output, _ = await asyncio.to_thread(process.communicate, timeout=_PATIENCE)
         finally:
             stop(process, (signal.SIGTERM,), 5)
