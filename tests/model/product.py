@@ -278,7 +278,8 @@ async def _give_up_active(queue: Any) -> None:
     No time passes for SAQ here. What a job was about is due again by Postgres.
     """
     names = [name.decode() for name in await queue.redis.lrange(queue.namespace("active"), 0, -1)]
-    for job in await queue.jobs(map(queue.job_key_from_id, names)) if names else []:
+    jobs: list[Any] = await queue.jobs(map(queue.job_key_from_id, names)) if names else []
+    for job in jobs:
         if job is not None:
             await job.finish(Status.COMPLETE)
 
