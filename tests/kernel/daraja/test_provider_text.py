@@ -75,6 +75,7 @@ def test_provider_text_never_has_a_named_token(token: str, before: str) -> None:
 @pytest.mark.parametrize(
     "unit", ["1", "a1A", "token ", "token - ", "token:", "- ", "0 ", "aA1/", "7 ", "\ud800", "ws_CO_1"]
 )
+@pytest.mark.usefixtures("uncollected")
 def test_provider_text_takes_linear_time(unit: str) -> None:
     began = time.process_time()
     provider_text(unit * 20_000)

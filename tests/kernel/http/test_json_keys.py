@@ -83,9 +83,10 @@ def test_find_repeated_key_agrees_with_the_objects_that_were_written(value: Any)
     assert (find_repeated_key(encoded(value)) is not None) == repeats(value)
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_find_repeated_key_takes_time_in_proportion_to_the_body() -> None:
-    body = b"{" + b",".join(b'"%d":1' % number for number in range(6000)) + b',"5":1}'
-    assert len(body) < 65_536
+    body = b"{" + b",".join(b'"%d":1' % number for number in range(100_000)) + b',"5":1}'
     began = time.process_time()
     assert find_repeated_key(body) == "5"
-    assert time.process_time() - began < 0.25
+    # It takes 0.1 s. To look for each name among all before it takes more than a minute.
+    assert time.process_time() - began < 5

