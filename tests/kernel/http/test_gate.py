@@ -197,15 +197,21 @@ async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_a
     assert await street.settled() == (0, 0, 0)
 
 
-async def test_calls_that_wait_for_others_are_bounded_too() -> None:
-    street = Street(at_once=1, unanswered=3, queue=1)
-    mpesa = asyncio.Event()
+def waited_for(street: Street) -> asyncio.Event:
+    """What every call of the street waits for from now on, aside."""
+    event = asyncio.Event()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
         with aside():
-            await mpesa.wait()
+            await event.wait()
 
     street.desk.work = work
+    return event
+
+
+async def test_calls_that_wait_for_others_are_bounded_too() -> None:
+    street = Street(at_once=1, unanswered=3, queue=1)
+    mpesa = waited_for(street)
     *begun, waits, turned_away = street.come("/1", "/2", "/3", "/4", "/5")
     assert await street.settled() == (0, 3, 1)
     assert await turned_away.status() == 503
@@ -217,13 +223,7 @@ async def test_calls_that_wait_for_others_are_bounded_too() -> None:
 
 async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for() -> None:
     street = Street(at_once=2, unanswered=6, queue=4)
-    others = asyncio.Event()
-
-    async def work(_: str, __: Receive, ___: Send) -> None:
-        with aside():
-            await others.wait()
-
-    street.desk.work = work
+    others = waited_for(street)
     greedy = street.come("/1", "/2", "/3", "/4", "/5", who="greedy")
     assert await street.settled() == (0, 3, 2)
     # The greedy calls that wait keep nobody out, though room is left for none of them.
