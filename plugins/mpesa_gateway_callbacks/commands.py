@@ -185,7 +185,7 @@ def replay(
 
 async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
     """Replay one callback; one that fails does not keep the others from their turn."""
-    inbox = gateway.services.get(CallbackInbox)
+    inbox = gateway.port(CallbackInbox)
     try:
         done = await inbox.replay(kept.callback_id, actor=actor(), vouches=True)
     except Refused as problem:
@@ -204,14 +204,14 @@ def _query(kind: Kind | None, since: str | None, until: str | None, limit: int, 
 
 
 async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_Kept]:
-    inbox = gateway.services.get(CallbackInbox)
+    inbox = gateway.port(CallbackInbox)
     accepted, refused = await inbox.rows(env, query)
     found = [_kept(row["callback_id"], row) for row in accepted] + [_kept(row["refused_id"], row) for row in refused]
     return sorted(found, key=lambda each: (each.received_at, each.callback_id), reverse=True)[: query.limit]
 
 
 async def _find(gateway: Gateway, callback_id: str) -> Row:
-    inbox = gateway.services.get(CallbackInbox)
+    inbox = gateway.port(CallbackInbox)
     return await (inbox.find_refused if callback_id.startswith("ref_") else inbox.find)(callback_id)
 
 

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import structlog
 from valkey.exceptions import ValkeyError
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +22,7 @@ _REST = 2.0
 class Dedup:
     """Fingerprints of committed callbacks. Valkey may be away or empty: the unique constraint decides then."""
 
-    def __init__(self, gateway: "Gateway", keep: timedelta) -> None:
+    def __init__(self, gateway: Runtime, keep: timedelta) -> None:
         self._gateway = gateway
         self._keep = keep
         self._resting_until = 0.0

@@ -8,12 +8,13 @@ from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from mpesa_gateway.app import Gateway
+from mpesa_gateway.client_ip import read_address
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.client_ip import read_address
+from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
 from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
@@ -124,11 +125,11 @@ def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
 
 
 async def _take(
-    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
+    gateway: Runtime, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
 ) -> Response[bytes]:
     if kind is None:
         raise NotFound("there is nothing at this address")
-    inbox, settings = gateway.services.get(CallbackInbox), gateway.settings(CallbacksSettings)
+    inbox, settings = gateway.port(CallbackInbox), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
 
     def most_here() -> int | None:
@@ -168,14 +169,14 @@ async def _read_body(
 
 
 @post("/v1/webhooks/mpesa", **_CALLBACK)
-async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]) -> Response[bytes]:
+async def stk_callback(gateway: RuntimeDependency, request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
     return await _take(gateway, request, "stk", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
 async def stk_callback_with_token(
-    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str]
+    gateway: RuntimeDependency, request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
     return await _take(gateway, request, "stk", token)
@@ -183,7 +184,7 @@ async def stk_callback_with_token(
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
 async def result_callback(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     subject: FromPath[str],
     ending: FromPath[str],
@@ -194,7 +195,7 @@ async def result_callback(
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
 async def result_callback_with_token(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     subject: FromPath[str],
     ending: FromPath[str],
@@ -206,7 +207,7 @@ async def result_callback_with_token(
 
 @post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
 async def neutral_callback(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     kind: FromPath[str],
     token: FromPath[str],
@@ -217,29 +218,29 @@ async def neutral_callback(
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
 async def list_callbacks(
-    filters: NamedDependency[CallbackQuery], caller: Admin, gateway: NamedDependency[Gateway]
+    filters: NamedDependency[CallbackQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[CallbackView]:
     """The callbacks that were taken in the key's env, or that name none, newest first, each with its verdict."""
-    return await gateway.services.get(CallbackInbox).accepted(caller.env, filters)
+    return await gateway.port(CallbackInbox).accepted(caller.env, filters)
 
 
 @get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
 async def list_refused(
-    filters: NamedDependency[RefusedQuery], caller: Admin, gateway: NamedDependency[Gateway]
+    filters: NamedDependency[RefusedQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[RefusedView]:
     """The callbacks that were refused in the key's env, or that name none, newest first, each with the reason."""
-    return await gateway.services.get(CallbackInbox).refused(caller.env, filters)
+    return await gateway.port(CallbackInbox).refused(caller.env, filters)
 
 
 @post("/v1/admin/callbacks/{callback_id:str}/replay", status_code=200, tags=["Administration"], refuses=_REPLAY_REFUSES)
 async def replay_callback(
-    callback_id: FromPath[str], caller: Admin, gateway: NamedDependency[Gateway]
+    callback_id: FromPath[str], caller: Admin, gateway: RuntimeDependency
 ) -> Success[ReplayedView]:
     """Send a callback that was kept through the pipeline again: an accepted one, or one that was refused.
 
     Nothing is changed by one that was applied. A key of the sandbox replays callbacks of the sandbox only.
     """
-    inbox = gateway.services.get(CallbackInbox)
+    inbox = gateway.port(CallbackInbox)
     done = await inbox.replay(callback_id, actor=caller.actor, env=caller.env)
     return Success(data=ReplayedView(**vars(done)))
 

@@ -9,31 +9,33 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import asyncpg
 import structlog
 
+from mpesa_gateway.client_ip import neighbourhood, read_address, read_networks, within
 from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
-from mpesa_gateway.daraja.wire import Contradictory, NotACallback, decoded, stored
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
-from mpesa_gateway.db.writes import ChangedMeanwhile, Write
-from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
-from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
-from mpesa_gateway.logs import trace
-from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
-from mpesa_gateway.pages import Moment
-from mpesa_gateway.sampling import Sampler
-from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.security.signatures import (
+from mpesa_gateway.daraja.signatures import (
     CallbackSecrets,
     is_signed_with_certificate,
     is_signed_with_passkey,
     read_signature,
 )
+from mpesa_gateway.daraja.wire import Contradictory, NotACallback, decoded, stored
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
+from mpesa_gateway.db.writes import ChangedMeanwhile, Write
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import Origin, coming_from, current_origin, origins
+from mpesa_gateway.pages import Moment
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.sampling import Sampler
+from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.services import NotProvided
 from mpesa_gateway.together import Together
@@ -64,9 +66,6 @@ from mpesa_gateway_callbacks.schemas import (
 )
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -181,7 +180,7 @@ _ODD: tuple[type[BaseException], ...] = (AnotherSubject, asyncpg.UniqueViolation
 class CallbackInbox:
     """Everything between Safaricom's POST and the plugin that asked for the callback."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

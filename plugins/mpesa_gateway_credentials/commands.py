@@ -25,7 +25,7 @@ def list_(session: Session, number: str, *, as_json: bool) -> None:
     """List the merchants that have live credentials for NUMBER, the paybill or till that payers pay."""
 
     async def work(gateway: Gateway) -> list[UseView]:
-        return await gateway.services.get(CredentialStore).users(number)
+        return await gateway.port(CredentialStore).users(number)
 
     show(
         ("merchant_id", "name", "is_owner", "may_use", "retired"),
@@ -65,7 +65,7 @@ def move(session: Session, number: str, merchant_id: str) -> None:
     """Make a merchant the owner of NUMBER: it reads the statements from now on."""
 
     async def work(gateway: Gateway) -> None:
-        await gateway.services.get(CredentialStore).move_receiver(number, merchant_id, actor=actor())
+        await gateway.port(CredentialStore).move_receiver(number, merchant_id, actor=actor())
 
     session.run(work)
     click.echo(f"{number} belongs to {merchant_id}.")
@@ -73,7 +73,7 @@ def move(session: Session, number: str, merchant_id: str) -> None:
 
 def _set_use(session: Session, number: str, merchant_id: str, *, is_allowed: bool) -> None:
     async def work(gateway: Gateway) -> None:
-        store = gateway.services.get(CredentialStore)
+        store = gateway.port(CredentialStore)
         await store.allow_use(number, merchant_id, is_allowed=is_allowed, actor=actor())
 
     session.run(work)

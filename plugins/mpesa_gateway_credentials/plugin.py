@@ -1,7 +1,7 @@
 """The credentials plugin, declared."""
 
+from mpesa_gateway.daraja.signatures import CallbackSecrets
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
-from mpesa_gateway.security.signatures import CallbackSecrets
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
@@ -23,8 +23,8 @@ plugin = Plugin(
     routes=routes,
     provides=(
         (CredentialStore, CredentialStore),
-        (Credentials, lambda gateway: gateway.services.get(CredentialStore)),
-        (CallbackSecrets, lambda gateway: gateway.services.get(CredentialStore)),
+        (Credentials, lambda gateway: gateway.port(CredentialStore)),
+        (CallbackSecrets, lambda gateway: gateway.port(CredentialStore)),
     ),
     tables=Tables(
         models=(ReceiverRow, ShortcodeRow),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -23,6 +23,7 @@ from mpesa_gateway.errors import (
 )
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.readiness import Missing, missing_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller, Env, Scope, key_prefix
 from mpesa_gateway_credentials import tables
@@ -39,9 +40,6 @@ from mpesa_gateway_credentials.schemas import (
     Verification,
 )
 from mpesa_gateway_credentials.settings import CredentialsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +95,7 @@ class StoreResult:
 class CredentialStore:
     """The use cases of credentials."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(CredentialsSettings)

@@ -2,16 +2,13 @@
 
 import hmac
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.client_ip import neighbourhood, read_address, read_networks, within
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.errors import InvalidKey, NotFound
-from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.limits import METRICS
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _SCHEME = "bearer "
 
@@ -22,7 +19,7 @@ _MOST_READERS = 1000
 class Admission:
     """Lets in whoever shows the token and comes from one of the networks, as far as each is set."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         """Raises ConfigRefused where neither is set: then nobody could ever read them, or everybody."""
         settings = gateway.settings(MetricsSettings)
         self._gateway = gateway

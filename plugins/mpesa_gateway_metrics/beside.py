@@ -3,29 +3,26 @@
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
 
+from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.client_ip import client_address
 from mpesa_gateway.commands.serve import listening
 from mpesa_gateway.errors import NotFound, Refused
-from mpesa_gateway.http.client_ip import client_address
 from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.protocol import ServerConfig
-from mpesa_gateway.http.request_id import Message, Receive, Send
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_metrics.admission import Admission
 from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def serve_beside_worker(gateway: "Gateway") -> AsyncGenerator[None]:
+async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
     """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block; nothing where that is not set.
 
     Raises Failed when something else listens there.
@@ -60,7 +57,7 @@ class _Server(uvicorn.Server):
 class _Metrics:
     """The one address of a worker."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
 
     async def __call__(self, scope: Message, _: Receive, send: Send) -> None:

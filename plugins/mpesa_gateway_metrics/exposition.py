@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -13,12 +12,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway.meter import Gauge, Value
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standing import READINGS
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -34,12 +33,12 @@ UNREAD = Gauge("mpesa_readings_failed", "Groups of figures that could not be rea
 class Exposition:
     """One gateway's metrics as text, from a registry of its own."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._keep = gateway.settings(MetricsSettings).keep
         self._readings: Sequence[Reading] = [
             *READINGS,
-            *(reading for plugin in gateway.plugins for reading in plugin.readings),
+            *(reading for plugin in gateway.contributed(Plugin) for reading in plugin.readings),
         ]
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from litestar import Response
@@ -14,13 +14,12 @@ from mpesa_gateway.http import html
 from mpesa_gateway.http.html import Connection
 from mpesa_gateway.pages import Moment, Page, Panel, Role, Shown, Visit
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.admission import env_of
 from mpesa_gateway_ops.desk import Desk, Found, calmly, groups
 from mpesa_gateway_ops.notes import Note
 from mpesa_gateway_ops.sessions import Session
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _OWN = "mpesa_gateway_ops"
 
@@ -33,10 +32,12 @@ _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 class Frame:
     """Draws pages."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
-        self._desk = gateway.services.get(Desk)
-        packages = {plugin.name: plugin.pages.templates for plugin in gateway.plugins if plugin.pages.templates}
+        self._desk = gateway.port(Desk)
+        packages = {
+            plugin.name: plugin.pages.templates for plugin in gateway.contributed(Plugin) if plugin.pages.templates
+        }
         self._templates = html.environment({"": _OWN} | packages)
 
     async def page(

@@ -16,18 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.errors import TooManyFailures
-from mpesa_gateway.http.client_ip import neighbourhood
-from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.turns import Turns
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.limits import ACCOUNT, DEVICE, LOGIN
 from mpesa_gateway.security.vault import OPERATOR_FORMS
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 T = TypeVar("T")
 
@@ -65,7 +63,7 @@ class Guess:
 class Guesses:
     """Judges guesses in turn. Known devices have a queue of their own."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._strangers = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
         self._devices = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)

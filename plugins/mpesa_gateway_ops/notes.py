@@ -1,16 +1,13 @@
 """Notes: what an act came to, told on the page that follows, once; kept sealed, since some hold a new secret."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_ops import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _KEEP = timedelta(minutes=10)
 
@@ -26,7 +23,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Notes:
     """Leaves notes for an owner (a session), and takes them away again."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
 

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from argon2 import PasswordHasher
@@ -14,6 +14,7 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.errors import Conflict, NotFound, checking
 from mpesa_gateway.ids import base32
 from mpesa_gateway.pages import Role
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostLogin
@@ -22,9 +23,6 @@ from mpesa_gateway_ops.guesses import Guesses
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import OperatorRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}\Z", re.ASCII)
 
@@ -57,7 +55,7 @@ class SignedIn(NamedTuple):
 class Operators:
     """The use cases of operators."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._guesses = Guesses(gateway)

@@ -5,17 +5,14 @@ import hmac
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.pages import Role, Visitor
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.vault import OPERATOR_FORMS
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.settings import OpsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _SEEN_FOR, _MOST_SEEN = 600.0, 1000
 """Seconds for which a session is known without asking Postgres, and how many are; full, the memory is emptied."""
@@ -43,7 +40,7 @@ class Session:
 class Sessions:
     """Opens, finds and closes sessions."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         settings = gateway.settings(OpsSettings)

@@ -4,7 +4,6 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,6 +13,7 @@ from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -38,9 +38,6 @@ from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 log = structlog.get_logger(__name__)
 
 _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
@@ -49,7 +46,7 @@ _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
 class StatusChecks:
     """Transaction status queries. Asking moves nothing; the answer moves at most one payment."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = Transitions(gateway)

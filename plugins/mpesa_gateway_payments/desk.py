@@ -2,13 +2,14 @@
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.checks import StatusChecks
@@ -18,9 +19,6 @@ from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import exported
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
@@ -43,7 +41,7 @@ class DeskFilters(PaymentFilters, frozen=True, kw_only=True):
 class PaymentDesk:
     """What operators ask of payments."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

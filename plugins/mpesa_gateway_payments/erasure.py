@@ -1,17 +1,14 @@
 """Erases a payer's phone number from payments that have ended: who paid goes, what was paid stays."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.db import idempotency
+from mpesa_gateway.erasure import ERASED, Case, Number
 from mpesa_gateway.plugin import Eraser
-from mpesa_gateway.privacy import ERASED, Case, Number
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.desk import waits_for_a_person
 from mpesa_gateway_payments.states import Status
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _PAGE = 100
 
@@ -21,14 +18,14 @@ _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_r
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
 
 
-async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
     rows = await gateway.db.fetch(
         tables.FIND_OF_PAYER, merchant_id, str(number.phone), list(number.forms), after, _PAGE
     )
     return [row["payment_id"] for row in rows]
 
 
-async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The payment, locked, with its push and the questions that were asked about it, by everybody's names for them."""
     rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
     checks = await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named)
@@ -38,7 +35,7 @@ async def _widen(gateway: "Gateway", case: Case) -> set[str]:
     return {name for name in named if name}
 
 
-async def _objects(gateway: "Gateway", case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: Case) -> str | None:
     for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
         if row["status"] == Status.PENDING.value:
             return "the payment is pending"
@@ -53,7 +50,7 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     without = case.number.without
     payments = 0
     for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
@@ -81,7 +78,7 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
     return {"payments": payments}
 
 
-async def _keeps(gateway: "Gateway", case: Case) -> Sequence[str]:
+async def _keeps(gateway: Runtime, case: Case) -> Sequence[str]:
     rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
     return [
         "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"

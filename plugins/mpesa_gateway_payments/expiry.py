@@ -1,20 +1,17 @@
 """Ends payments whose time is up. It asks nothing and waits for nothing: M-Pesa may be away."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
 from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.logs import trace
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.stored import loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import UNSENT, Told, Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +28,7 @@ _AT_MOST = 50
 class Expiry:
     """The end of a payment's time: expired, never sent, or a reported success that M-Pesa did not confirm."""
 
-    def __init__(self, gateway: "Gateway", moves: Transitions) -> None:
+    def __init__(self, gateway: Runtime, moves: Transitions) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = moves

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.erasure import may_be_handle
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Likeness, compare
-from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway_payments.evidence import (
     CLOCKS_DIFFER,
     Direction,

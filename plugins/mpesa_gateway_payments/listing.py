@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Listing, Position
@@ -12,7 +13,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import checking
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -15,6 +15,7 @@ from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks.api import Callbacks
@@ -27,9 +28,6 @@ from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +80,7 @@ _SINGLY: tuple[type[BaseException], ...] = (
 class Steps:
     """The two steps of a create, each one statement for all payments that are at it: half of a busy process's work."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(PaymentsSettings)
@@ -217,7 +215,7 @@ class Endings:
     fail, and its callbacks are offered one by one.
     """
 
-    def __init__(self, gateway: "Gateway", rules: Rules) -> None:
+    def __init__(self, gateway: Runtime, rules: Rules) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._rules = rules

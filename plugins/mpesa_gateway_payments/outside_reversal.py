@@ -1,21 +1,19 @@
 """Records what M-Pesa says it reversed and we did not: on its portal, by its support, or by another system."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import structlog
 
 from mpesa_gateway.daraja.codes import TransactionState
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +24,7 @@ _LOOK_BACK = timedelta(days=7)
 class OutsideReversals:
     """The way to ``reversed`` without a refund of ours."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = Transitions(gateway)

@@ -1,9 +1,9 @@
 """The payments plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import tables
@@ -32,26 +32,23 @@ from mpesa_gateway_payments.tables import (
 )
 from mpesa_gateway_payments.tally import PaymentTally
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def take_stk_result(result: StkResulted, gateway: "Gateway") -> None:
+async def take_stk_result(result: StkResulted, gateway: Runtime) -> None:
     """Daraja told how a push ended."""
-    await gateway.services.get(PaymentService).take_result(result)
+    await gateway.port(PaymentService).take_result(result)
 
 
-async def take_stk_results(results: Sequence[StkResulted], gateway: "Gateway") -> None:
+async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
     """Daraja told how several pushes ended."""
-    await gateway.services.get(PaymentService).take_results(results)
+    await gateway.port(PaymentService).take_results(results)
 
 
-async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_result(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told how a transaction stands."""
-    await gateway.services.get(StatusChecks).take_result(result)
+    await gateway.port(StatusChecks).take_result(result)
 
 
-async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
     rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
     return {row["shortcode_id"]: row["open"] for row in rows}
 
@@ -75,11 +72,11 @@ plugin = Plugin(
     ),
     provides=(
         (PaymentService, PaymentService),
-        (Payments, lambda gateway: gateway.services.get(PaymentService)),
+        (Payments, lambda gateway: gateway.port(PaymentService)),
         (StatusChecks, StatusChecks),
-        (StatusQueries, lambda gateway: gateway.services.get(StatusChecks)),
+        (StatusQueries, lambda gateway: gateway.port(StatusChecks)),
         (PaymentRecovery, PaymentRecovery),
-        (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
+        (Recovery, lambda gateway: gateway.port(PaymentRecovery)),
         (RefundablePayments, PaymentRefunds),
         (PaymentDesk, PaymentDesk),
         (PaymentTally, PaymentTally),

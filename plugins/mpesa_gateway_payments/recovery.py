@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.daraja.wire import read_amount
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import judging, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
@@ -31,9 +31,6 @@ from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions, told_of
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
 
@@ -90,7 +87,7 @@ class _Facts:
 class PaymentRecovery:
     """The port that reconciliation and status checks complete payments through."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._rules = gateway.settings(PaymentsSettings).rules

@@ -1,21 +1,17 @@
 """What the refunds plugin does to payments: sets money aside, frees it, and notes what went back."""
 
-from typing import TYPE_CHECKING
-
 from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Refundable
 from mpesa_gateway_payments.transitions import Reversal, Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class PaymentRefunds:
     """The port that refunds change payments through."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._db = gateway.db
         self._moves = Transitions(gateway)
 

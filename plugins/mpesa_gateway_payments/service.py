@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -19,6 +19,7 @@ from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
+from mpesa_gateway.erasure import may_be_handle
 from mpesa_gateway.errors import (
     Checks,
     NotFound,
@@ -31,7 +32,7 @@ from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.places import Places
-from mpesa_gateway.privacy import may_be_handle
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -67,9 +68,6 @@ from mpesa_gateway_payments.transitions import Told, Transitions, told_of
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
 from mpesa_gateway_payments.views import exported, view
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 log = structlog.get_logger(__name__)
 
 _OPERATION = "payments.request"
@@ -92,7 +90,7 @@ class _KeyOfOld(Exception):
 class PaymentService:
     """The use cases of payments. Each writes its intent, commits, calls, and writes the outcome."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.env import Env
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +79,7 @@ class Tallied:
 class PaymentTally:
     """Counts payments, and gives what was counted."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._db = gateway.db
         self._clock = gateway.clock
 

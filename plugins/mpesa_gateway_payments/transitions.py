@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -14,6 +14,7 @@ from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
@@ -23,9 +24,6 @@ from mpesa_gateway_payments.judging import AlreadyKnown, Mismatch, Settles, Verd
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status, sources
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +80,7 @@ class Reversal:
 class Transitions:
     """Every way a payment can go. Each needs an open transaction, and does nothing where somebody was there before."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
 

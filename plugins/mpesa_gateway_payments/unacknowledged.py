@@ -1,19 +1,16 @@
 """Ends payments whose push was never acknowledged: nothing was sent, or what was sent cannot be asked about."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, Row
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +27,7 @@ class Unacknowledged:
     ``not_sent``: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(PaymentsSettings)

@@ -53,7 +53,7 @@ def reconcile(
     async def work(gateway: Gateway) -> RunView:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        service = gateway.services.get(Reconciliation)
+        service = gateway.port(Reconciliation)
         run = await service.run_now(caller, window)
         while run.status == "running":
             # It is this process that reads: it ends with the run, and not before.

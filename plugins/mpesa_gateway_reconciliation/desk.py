@@ -1,17 +1,15 @@
 """Reconciliation as operators look at it, of all merchants together, and how they resolve what no rule can."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 RUNS = Listing("reconciliation_run", "started_at", "run_id")
 LINES = Listing("statement_line", "created_at", "line_id")
@@ -30,7 +28,7 @@ class LinesQuery(DeskQuery, frozen=True, kw_only=True):
 class ReconciliationDesk:
     """What operators ask of reconciliation."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

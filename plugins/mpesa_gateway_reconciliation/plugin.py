@@ -1,8 +1,8 @@
 """The reconciliation plugin, declared."""
 
-from typing import TYPE_CHECKING
-
+from mpesa_gateway.config import HasSettings
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
@@ -21,16 +21,13 @@ from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import UnallocatedLines
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def take_status_of_line(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_of_line(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a statement line."""
-    await gateway.services.get(Reconciliation).take_status(result)
+    await gateway.port(Reconciliation).take_status(result)
 
 
-def _keep_days(gateway: "Gateway") -> int:
+def _keep_days(gateway: HasSettings) -> int:
     return gateway.settings(ReconciliationSettings).keep_days
 
 

@@ -4,21 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
+from mpesa_gateway.concurrency import aside
+from mpesa_gateway.cursors import decode_cursor, decode_position, encode_cursor
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.envelope import Meta, Page
-from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
-from mpesa_gateway.http.place import aside
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -41,9 +42,6 @@ from mpesa_gateway_reconciliation.schemas import (
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import Settling, kept_times
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +72,7 @@ _MOST_UNREADABLE = 10
 class Reconciliation:
     """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -15,6 +15,7 @@ from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -51,9 +52,6 @@ from mpesa_gateway_payments.api import (
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 log = structlog.get_logger(__name__)
 
 _ASK_AGAIN = timedelta(hours=1)
@@ -80,7 +78,7 @@ class _SettledMeanwhile(Exception):
 class Settling:
     """What becomes of statement lines. In every transaction a payment is locked before its line."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
 
@@ -324,7 +322,7 @@ class Settling:
 class UnallocatedLines:
     """The port by which payments ask for money that belongs to no payment."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._db = gateway.db
 
     async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -13,13 +13,11 @@ from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.money import Kes
 from mpesa_gateway.pages import Visit
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
 from mpesa_gateway_refunds.service import RefundService
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 REFUNDS = Listing("refund", "created_at", "refund_id")
 
@@ -36,7 +34,7 @@ class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
 class RefundDesk:
     """What operators ask of refunds."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

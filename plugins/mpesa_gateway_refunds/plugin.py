@@ -1,9 +1,9 @@
 """The refunds plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_refunds import tables
@@ -20,21 +20,18 @@ from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def take_reversal_result(result: ReversalResulted, gateway: "Gateway") -> None:
+async def take_reversal_result(result: ReversalResulted, gateway: Runtime) -> None:
     """Daraja told how a reversal ended."""
-    await gateway.services.get(RefundService).take_result(result)
+    await gateway.port(RefundService).take_result(result)
 
 
-async def take_status_of_reversal(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_of_reversal(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a reversal."""
-    await gateway.services.get(RefundService).take_status(result)
+    await gateway.port(RefundService).take_status(result)
 
 
-async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
     rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
     return {row["shortcode_id"]: row["open"] for row in rows}
 

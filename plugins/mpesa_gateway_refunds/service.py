@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import asyncpg
 import structlog
 
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
@@ -19,10 +20,11 @@ from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Refu
 from mpesa_gateway.http.confirmation import require_confirmed
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
 from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
@@ -34,9 +36,6 @@ from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.views import exported, view
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +83,7 @@ class _KeyOfOld(Exception):
 class RefundService:
     """The use cases of refunds. A reversal is sent once: what became of it is asked, never repeated."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

@@ -2,15 +2,11 @@
 
 import hashlib
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.settings import SimulatorSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _DAYS = "123456789ABCDEFGHIJKLMNOPQRSTUV"
@@ -46,7 +42,7 @@ def _offset(seed: float | None) -> int:
 class Chance:
     """Random bytes. With a seed, the n-th draw since the last reset is always the same."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._seed = gateway.settings(SimulatorSettings).seed
 

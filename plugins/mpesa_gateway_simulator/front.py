@@ -4,17 +4,14 @@ SDKs join a path to the host of their base URL, or to the whole of it. Where the
 answers at both.
 """
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.daraja.client import SIMULATED
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 ROOT = "/simulator"
 
@@ -42,10 +39,10 @@ _SIMULATED = SIMULATED.lower().encode()
 class Front:
     """An ASGI layer that answers unknown addresses and wrong methods as Daraja does."""
 
-    def __init__(self, gateway: "Gateway", app: ASGIApp) -> None:
+    def __init__(self, gateway: Runtime, app: ASGIApp) -> None:
         self._gateway = gateway
         self._app = app
-        self._is_alone = len(gateway.plugins) == 1
+        self._is_alone = len(gateway.contributed(Plugin)) == 1
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""

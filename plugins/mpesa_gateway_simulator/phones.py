@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.service import Simulator
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 PIN = "1234"
 """Every simulated phone's PIN; any other one is wrong."""
@@ -59,7 +57,7 @@ class Phone:
 class Phones:
     """Looks at simulated phones, and lets them be held and touched."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
 

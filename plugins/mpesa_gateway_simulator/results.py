@@ -1,12 +1,13 @@
 """Plays the rest of Daraja: transaction status, reversal and Pull, from the ledger of what really moved."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance, receipt_day
 from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
@@ -32,9 +33,6 @@ from mpesa_gateway_simulator.validation import (
     read_reversal,
     read_status,
 )
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 PAGE = 100
 """Rows that one Pull answer holds."""
@@ -80,7 +78,7 @@ class AckLost(Garbage):
 class Results:
     """The operations that answer twice: an ack at once, and a result at the result URL later."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(SimulatorSettings)

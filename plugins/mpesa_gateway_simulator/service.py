@@ -5,7 +5,7 @@ import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
 import niquests
@@ -13,8 +13,9 @@ import structlog
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.http.dns import NamesResolver
+from mpesa_gateway.dns import NamesResolver
 from mpesa_gateway.logs import trace
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
 from mpesa_gateway_simulator.habits import EXPIRES, written
@@ -40,9 +41,6 @@ from mpesa_gateway_simulator.validation import (
     read_signed,
 )
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 50
@@ -61,7 +59,7 @@ _HELD_BACK = 20.0
 class Simulator:
     """Our Daraja. Everything it owes is a row, so that a restart goes on where a crash stopped."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(SimulatorSettings)

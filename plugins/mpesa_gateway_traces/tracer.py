@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from importlib.metadata import version
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import structlog
 from opentelemetry import context as contexts
@@ -22,16 +22,15 @@ from opentelemetry.trace import Link, ProxyTracerProvider, SpanKind, Status, Sta
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
-from mpesa_gateway.http.request_id import QUIET, current_request_id
+from mpesa_gateway.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.request_id import QUIET
 from mpesa_gateway.logs import masked
+from mpesa_gateway.origin import current_request_id
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import acting_from
 from mpesa_gateway.tracing import NOTHING, Attributes, Part, Span
 from mpesa_gateway_traces.settings import TracesSettings
 from mpesa_gateway_traces.shipping import Shipping
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +54,7 @@ _later: ContextVar["_Later | None"] = ContextVar("mpesa_gateway_later_span", def
 class OtelTracer:
     """Tells the host's TracerProvider, where the host's process has one, or else one of our own that nobody sees."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         """Raises ConfigRefused for a setting that cannot be."""
         self._gateway = gateway
         self._settings = gateway.settings(TracesSettings)

@@ -215,7 +215,7 @@ def replay(
     async def work(gateway: Gateway) -> dict[str, Any]:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        deliveries = gateway.services.get(Deliveries)
+        deliveries = gateway.port(Deliveries)
         if which is not None:
             done = await deliveries.replay_many(caller, which)
             return {"replayed": done.replayed, "has_more": done.has_more}

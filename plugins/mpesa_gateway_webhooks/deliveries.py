@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
@@ -13,8 +14,9 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.origin import Origin, origin_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.schemas import (
@@ -29,9 +31,6 @@ from mpesa_gateway_webhooks.schemas import (
 )
 from mpesa_gateway_webhooks.sending import Sender
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
@@ -48,7 +47,7 @@ MOST_REPLAYED = 10_000
 class Deliveries:
     """What merchants are owed: made with each event, handed to workers, listed, and sent again when they ask for it."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

@@ -1,21 +1,18 @@
 """Webhooks as operators look at them, of all merchants together, and what they do about them."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 DELIVERIES = Listing("delivery", "created_at", "delivery_id")
 
@@ -35,7 +32,7 @@ class DeliveriesQuery(DeskQuery, frozen=True, kw_only=True):
 class WebhookDesk:
     """What operators ask of webhooks."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._reads = gateway.reads

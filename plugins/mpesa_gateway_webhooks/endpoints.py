@@ -1,7 +1,7 @@
 """A merchant's endpoint in each env: set, rotated, tried and removed; its secret shown once."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from piccolo.columns import Column
@@ -11,6 +11,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, checking
 from mpesa_gateway.http.egress import Egress, EgressFailed, NoRoom, normal_url
 from mpesa_gateway.places import Places
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import signing, tables
@@ -18,9 +19,6 @@ from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import EndpointRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 HAND_OVER = "webhooks.hand_over"
 """The queue's name for the job that gives what waits to an endpoint."""
@@ -52,7 +50,7 @@ _TESTS, _TESTS_EACH = 32, 2
 class Endpoints:
     """The use cases of endpoints."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._settings = gateway.settings(WebhooksSettings)

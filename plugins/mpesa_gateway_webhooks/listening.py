@@ -4,17 +4,14 @@ import hashlib
 import hmac
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway_webhooks import signing, tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 LOOK_BACK = timedelta(seconds=60)
 """How much later than its time an event may be seen: it is stamped before its transaction is committed."""
@@ -32,7 +29,7 @@ class Listener:
     It only reads: deliveries, their attempts and the endpoint stay as they are. ``kinds`` lets only these through.
     """
 
-    def __init__(self, gateway: "Gateway", merchant_id: str, env: Env, kinds: Collection[str]) -> None:
+    def __init__(self, gateway: Runtime, merchant_id: str, env: Env, kinds: Collection[str]) -> None:
         self._gateway = gateway
         self._merchant_id = merchant_id
         self._env = env

@@ -1,10 +1,10 @@
 """The webhooks plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
@@ -21,18 +21,15 @@ from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def owe_delivery(event: PublicEvent, gateway: "Gateway") -> None:
+async def owe_delivery(event: PublicEvent, gateway: Runtime) -> None:
     """Whatever merchants may hear of becomes a delivery in the same transaction."""
     await owe_deliveries([event], gateway)
 
 
-async def owe_deliveries(events: Sequence[PublicEvent], gateway: "Gateway") -> None:
+async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
     """The same for several events of one transaction."""
-    await gateway.services.get(Deliveries).owe(events)
+    await gateway.port(Deliveries).owe(events)
 
 
 _AAD = ("merchant_id", "'webhooks'", "'secret'")

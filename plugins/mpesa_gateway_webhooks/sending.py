@@ -7,7 +7,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -16,6 +16,7 @@ from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed, NoRoom
 from mpesa_gateway.logs import masked, trace
 from mpesa_gateway.origin import coming_from, origin_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import NOTHING, POSTGRES, Span
 from mpesa_gateway_webhooks import signing, tables
@@ -24,9 +25,6 @@ from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
 from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -67,14 +65,14 @@ class _Wanted:
 class Sender:
     """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
 
-    def __init__(self, gateway: "Gateway", hand_over: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, gateway: Runtime, hand_over: Callable[[], Awaitable[object]]) -> None:
         """``hand_over`` enqueues what is due, once there is room for it again."""
         self._gateway = gateway
         self._hand_over = hand_over
         self._catching_up: asyncio.Task[None] | None = None
         self._db = gateway.db
         self._settings = gateway.settings(WebhooksSettings)
-        self._endpoints = gateway.services.get(Endpoints)
+        self._endpoints = gateway.port(Endpoints)
         self._chance = random.SystemRandom()
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
         self._tracer = gateway.tracer

@@ -4,22 +4,20 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import niquests
 
 from mpesa_gateway.errors import Conflict
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, NotSo
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.events import WebhookTest
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 PATIENCE = 30.0
 """Seconds until an event that was made to happen counts as not happening."""
@@ -61,7 +59,7 @@ class Triggered:
 class Trigger:
     """Makes events of one sandbox merchant, as a shop and its payers would: over HTTP, with a key for this one time."""
 
-    def __init__(self, gateway: "Gateway", merchant: Merchant, *, actor: str) -> None:
+    def __init__(self, gateway: Runtime, merchant: Merchant, *, actor: str) -> None:
         self._gateway = gateway
         self._merchant = merchant
         self._actor = actor

@@ -9,11 +9,12 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
+from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser, Plugin
-from mpesa_gateway.privacy import Case, Erasure, Number, Privacy
+from mpesa_gateway.privacy import Erasure, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop

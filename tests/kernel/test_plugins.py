@@ -164,7 +164,7 @@ def test_two_plugins_that_provide_one_thing_are_refused() -> None:
     with pytest.raises(ValueError, match="two plugins provide Shop: enable only one of them"):
         gateway(*plugins)
     assert isinstance(gateway(plugins[0]).services.get(Shop), Shop)
-    assert isinstance(gateway(plugins[0]).one, Shop)
+    assert isinstance(gateway(plugins[0]).port(Shop), Shop)
     with pytest.raises(LookupError, match=r"no enabled plugin provides .*\.Shop: add the plugin that owns it"):
         gateway().services.get(Shop)
 

@@ -10,10 +10,10 @@ import structlog
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import CLAIM, DUE, END, TextRow
 from mpesa_gateway.env import Env
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments, PaymentView
 
 if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
     from mpesa_gateway_payments.events import PaymentCompleted
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ class NotTaken(Exception):
 class Texts:
     """Runs as long as the gateway does: ``start`` and ``stop`` are the gateway's to call."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self._gateway = gateway
         self._settings = gateway.settings(SmsSettings)
         self._http: niquests.AsyncSession | None = None

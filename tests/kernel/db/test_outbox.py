@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mpesa_gateway.app import KERNEL_JOBS, Gateway
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import outbox
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.outbox import NotInTransaction, Sweep
 from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Plugin, inside, on

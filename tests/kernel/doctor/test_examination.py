@@ -9,8 +9,8 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.doctor.examination import Seen, examine
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, ok, problem
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, problem
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate

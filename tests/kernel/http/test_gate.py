@@ -11,13 +11,13 @@ import pytest
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway import concurrency as places
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http import place as places
 from mpesa_gateway.http.gate import CROWDED, Gate, PriorityRefused
-from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.security.scopes import PaymentsRead
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop

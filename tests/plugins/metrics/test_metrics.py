@@ -19,10 +19,11 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
-from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter, Reading
+from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter
+from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.plugin import Job, Plugin
+from mpesa_gateway.readings import Reading
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.http.client_ip import read_networks
 from mpesa_gateway.testing.serving import INITIATED, Answer, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox

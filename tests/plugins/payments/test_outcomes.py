@@ -9,10 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from mpesa_gateway import outcomes
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.daraja.client import NotSent
 from mpesa_gateway.daraja.wire import StkAck
+from mpesa_gateway.db import outcomes
 from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.testing.serving import Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks

@@ -13,7 +13,7 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.codes import TransactionState, transaction_state
-from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables

@@ -17,7 +17,7 @@ from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_refunds.schemas import CreateRefund
@@ -71,14 +71,14 @@ async def shop(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shop]:
 async def test_unknown_merchant_is_not_found(shop: Shop) -> None:
     for env in ENVS:
         with pytest.raises(NotFound, match="no such merchant"):
-            await shop.gateway.payments.request("mer_nobody", env, WISH, idempotency_key="order-1")
+            await shop.gateway.port(Payments).request("mer_nobody", env, WISH, idempotency_key="order-1")
     with pytest.raises(NotFound, match="no such merchant"):
         await shop.gateway.api_keys.create("mer_nobody", name="x", scopes=MERCHANT_SCOPES, env="live", actor="test")
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
     without = await shop.gateway.merchants.create("Without credentials", actor="test")
     with pytest.raises(ProviderNotConfigured):
-        await shop.gateway.payments.request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
+        await shop.gateway.port(Payments).request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
 
 
 async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:

@@ -614,7 +614,7 @@ async def test_reversal_result_with_a_token_is_taken_at_every_result_address(des
 
 
 def _loopback() -> tuple[Any, ...]:
-    from mpesa_gateway.http.client_ip import read_networks  # noqa: PLC0415
+    from mpesa_gateway.client_ip import read_networks  # noqa: PLC0415
 
     return read_networks(("127.0.0.0/8",), "test")
 

@@ -17,7 +17,7 @@ from opentelemetry.trace import ProxyTracerProvider
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.http.request_id import asked_by
+from mpesa_gateway.origin import asked_by
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
