@@ -186,6 +186,10 @@ class Gateway:
         """
         return self.services.get(kind)
 
+    def port_if_provided(self, kind: type[T]) -> T | None:
+        """The provider of a port, None when no enabled plugin provides it."""
+        return self.services.get(kind) if self.services.offers(kind) else None
+
     def url(self, path: str) -> str:
         """An address of ours as others reach it: ``public_url`` and the path."""
         return self.config.public_url.rstrip("/") + path

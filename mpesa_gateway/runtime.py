@@ -113,6 +113,10 @@ class Runtime(Protocol):
         """Return the provider of a port. Raises NotProvided when no enabled plugin provides it."""
         ...
 
+    def port_if_provided(self, kind: type[T]) -> T | None:
+        """Return the provider of a port, None when no enabled plugin provides it."""
+        ...
+
     def url(self, path: str) -> str:
         """Return an address of ours as others reach it: ``public_url`` and the path."""
         ...

@@ -19,7 +19,7 @@ async def sweep(gateway: Runtime) -> None:
 async def expire(gateway: Runtime) -> None:
     """End the payments whose time is up, and reverse those whose receipt M-Pesa had called reversed before."""
     await gateway.port(PaymentService).end_due()
-    await OutsideReversals(gateway).take_noted()
+    await gateway.port(OutsideReversals).take_noted()
 
 
 async def tally(gateway: Runtime) -> None:

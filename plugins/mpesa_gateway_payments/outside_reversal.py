@@ -5,10 +5,11 @@ from typing import Literal
 
 import structlog
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.codes import TransactionState
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.states import Cause
@@ -24,10 +25,11 @@ _LOOK_BACK = timedelta(days=7)
 class OutsideReversals:
     """The way to ``reversed`` without a refund of ours."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, moves: Transitions) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+        self._moves = moves
 
     async def take(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
@@ -41,7 +43,7 @@ class OutsideReversals:
         refund any more, and waits for a person as one that was reversed in full does.
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         reversed_ = await self._db.fetchrow(tables.REVERSED_OUTSIDE, row["payment_id"], of, now)
         if reversed_ is None:
             return False
@@ -49,7 +51,7 @@ class OutsideReversals:
         detail = text if reversal_receipt is None else f"{text}, by {reversal_receipt}"
         await self._moves.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
-        await self._gateway.outbox.publish(
+        await self._outbox.publish(
             PaymentReversed(
                 **event_fields(reversed_),
                 refund_id=None,
@@ -68,7 +70,7 @@ class OutsideReversals:
         No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
         transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         await self._db.execute(tables.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
         async def look() -> None:
@@ -81,7 +83,7 @@ class OutsideReversals:
 
         Postgres decides: whichever of the two transactions commits last, a look after it finds both.
         """
-        rows = await self._db.fetch(tables.GONE_AND_PAID, self._gateway.clock.now() - _LOOK_BACK)
+        rows = await self._db.fetch(tables.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:
             async with self._db.transaction():

@@ -7,10 +7,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
-from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
@@ -18,8 +16,7 @@ from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
-from mpesa_gateway_payments.recovery import PaymentRecovery
-from mpesa_gateway_payments.refunding import PaymentRefunds
+from mpesa_gateway_payments.provides import PROVIDES
 from mpesa_gateway_payments.routes import routes
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
@@ -30,7 +27,6 @@ from mpesa_gateway_payments.tables import (
     PaymentTallyRow,
     StatusCheckRow,
 )
-from mpesa_gateway_payments.tally import PaymentTally
 
 
 async def take_stk_result(result: StkResulted, gateway: Runtime) -> None:
@@ -70,17 +66,7 @@ plugin = Plugin(
         inside(StkResulted, take_stk_result, many=take_stk_results),
         inside(StatusResulted, take_status_result),
     ),
-    provides=(
-        (PaymentService, PaymentService),
-        (Payments, lambda gateway: gateway.port(PaymentService)),
-        (StatusChecks, StatusChecks),
-        (StatusQueries, lambda gateway: gateway.port(StatusChecks)),
-        (PaymentRecovery, PaymentRecovery),
-        (Recovery, lambda gateway: gateway.port(PaymentRecovery)),
-        (RefundablePayments, PaymentRefunds),
-        (PaymentDesk, PaymentDesk),
-        (PaymentTally, PaymentTally),
-    ),
+    provides=PROVIDES,
     tables=Tables(
         models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow, OutgoingReceiptRow),
         migrations="mpesa_gateway_payments.migrations",

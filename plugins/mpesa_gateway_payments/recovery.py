@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.wire import read_amount
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import judging, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
@@ -19,6 +19,7 @@ from mpesa_gateway_payments.judging import (
     Ask,
     Mismatch,
     Payment,
+    Rules,
     Settles,
     Transaction,
     Unfit,
@@ -28,7 +29,6 @@ from mpesa_gateway_payments.judging import (
     with_part_of_statement,
 )
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions, told_of
 
@@ -87,12 +87,23 @@ class _Facts:
 class PaymentRecovery:
     """The port that reconciliation and status checks complete payments through."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._rules = gateway.settings(PaymentsSettings).rules
-        self._moves = Transitions(gateway)
-        self._outside = OutsideReversals(gateway)
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        rules: Rules,
+        moves: Transitions,
+        outside: OutsideReversals,
+        unallocated: UnallocatedMoney | None,
+    ) -> None:
+        """``unallocated`` finds money that nothing asked for, where a plugin keeps it."""
+        self._db = db
+        self._clock = clock
+        self._rules = rules
+        self._moves = moves
+        self._outside = outside
+        self._unallocated = unallocated
 
     async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
         """See the port."""
@@ -216,11 +227,10 @@ class PaymentRecovery:
             found = facts.candidates[env, one.number, one.amount]
             if len(found) >= tables.MOST_CANDIDATES and found[-1].created_at >= one.likely:
                 facts.cut.add((env, one.number, one.amount))
-        if asked and self._gateway.services.offers(UnallocatedMoney):
-            await self._fetch_unallocated(facts, env, asked)
+        if asked and self._unallocated is not None:
+            await self._note_unallocated(facts, env, await self._unallocated.find(env, asked))
 
-    async def _fetch_unallocated(self, facts: _Facts, env: str, wanted: Sequence[Wanted]) -> None:
-        money = await self._gateway.services.get(UnallocatedMoney).find(env, wanted)
+    async def _note_unallocated(self, facts: _Facts, env: str, money: Sequence[Transaction]) -> None:
         receipts = sorted({one.receipt for one in money})
         # Another merchant of the receiver may have its payment.
         rows = await self._db.fetch(tables.RECEIPTS_KNOWN, env, receipts) if receipts else []
@@ -231,7 +241,7 @@ class PaymentRecovery:
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[Wanted]:
         """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
-        now, within = self._gateway.clock.now(), self._rules.match_within
+        now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:
             group = _group(report)

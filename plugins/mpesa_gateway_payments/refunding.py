@@ -1,8 +1,8 @@
 """What the refunds plugin does to payments: sets money aside, frees it, and notes what went back."""
 
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Refundable
 from mpesa_gateway_payments.transitions import Reversal, Transitions
@@ -11,9 +11,9 @@ from mpesa_gateway_payments.transitions import Reversal, Transitions
 class PaymentRefunds:
     """The port that refunds change payments through."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._db = gateway.db
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, moves: Transitions) -> None:
+        self._db = db
+        self._moves = moves
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
         """See the port."""

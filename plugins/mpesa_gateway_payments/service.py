@@ -90,19 +90,32 @@ class _KeyOfOld(Exception):
 class PaymentService:
     """The use cases of payments. Each writes its intent, commits, calls, and writes the outcome."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
-        self._settings = gateway.settings(PaymentsSettings)
-        self._places = Places(gateway.config.worker.daraja, each=1)
-        self._moves = Transitions(gateway)
-        self._expiry = Expiry(gateway, self._moves)
-        self._resting: dict[str, datetime] = {}
-        self._steps = Steps(gateway)
-        self._unacknowledged = Unacknowledged(gateway)
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        moves: Transitions,
+        steps: Steps,
+        endings: Endings,
+        expiry: Expiry,
+        unacknowledged: Unacknowledged,
+    ) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._reads = runtime.reads
+        self._settings = runtime.settings(PaymentsSettings)
         self._rules = self._settings.rules
-        self._endings = Endings(gateway, self._rules)
+        self._places = Places(runtime.config.worker.daraja, each=1)
+        self._resting: dict[str, datetime] = {}
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._moves = moves
+        self._steps = steps
+        self._endings = endings
+        self._expiry = expiry
+        self._unacknowledged = unacknowledged
 
     # -- asking the payer -----------------------------------------------------------------------------------------
 
@@ -127,7 +140,7 @@ class PaymentService:
         except ValueError:
             checks.fail("callback_url", "must be an https address")
             return
-        own = urlsplit(self._gateway.config.public_url)
+        own = urlsplit(self._runtime.config.public_url)
         is_ours = (parts.scheme, host, port) == (own.scheme, own.hostname, own.port)
         is_allowed = parts.scheme == "https" and host in self._settings.allowed_callback_hosts
         if not is_ours and not is_allowed:
@@ -140,16 +153,16 @@ class PaymentService:
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
         """See the port."""
         self._db.refuse_transaction("asking for a payment")
-        self._gateway.outcomes.require_room()
+        self._runtime.outcomes.require_room()
         row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
             row, credentials = await self._claim(merchant_id, env, request, idempotency_key)
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._gateway.tracer.begins(row["payment_id"])
+        self._runtime.tracer.begins(row["payment_id"])
         # A caller that hangs up must not tear the push from its record.
-        pushed = await self._gateway.see_through(self._push(row, credentials))
+        pushed = await self._runtime.see_through(self._push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
@@ -157,14 +170,14 @@ class PaymentService:
     ) -> tuple[Row | None, MpesaCredentials | None]:
         """The payment of a key that nobody has used before, as almost every key; None for any other."""
         try:
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
             # A host may name any merchant. Raises NotFound for one that does not exist.
-            await self._gateway.merchants.require(merchant_id)
+            await self._runtime.merchants.require(merchant_id)
             # A key that has been used is answered with what it made, whatever is configured now.
             return None, None
-        payment_id = self._gateway.ids.new("pay")
+        payment_id = self._runtime.ids.new("pay")
         reference = request.reference or credentials.account_reference
         wanted = Wanted(
             payment_id=payment_id,
@@ -181,7 +194,7 @@ class PaymentService:
             metadata=metadata_json(request.metadata),
             idempotency_key=key,
             fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
-            asked_at=self._gateway.clock.now(),
+            asked_at=self._runtime.clock.now(),
         )
         return await self._steps.insert(wanted), credentials
 
@@ -210,8 +223,8 @@ class PaymentService:
     async def _claim_now(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
-        now = self._gateway.clock.now()
-        payment_id = self._gateway.ids.new("pay")
+        now = self._runtime.clock.now()
+        payment_id = self._runtime.ids.new("pay")
         async with self._db.transaction():
             claim = await idempotency.claim(
                 self._db,
@@ -240,7 +253,7 @@ class PaymentService:
                 # It was given up meanwhile: what it is now is the answer.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await self._require(merchant_id, env, claim.subject_id), None
-            credentials = await self._gateway.services.get(Credentials).get(merchant_id, env)
+            credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
             return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
 
@@ -252,7 +265,7 @@ class PaymentService:
         row = await self._require(merchant_id, env, payment_id)
         told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
         try:
-            credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+            credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         except ProviderNotConfigured:
             credentials = None
         if credentials is None or credentials.retired_at is not None:
@@ -299,14 +312,14 @@ class PaymentService:
     async def _push(self, row: Row, credentials: MpesaCredentials) -> Row:
         """Send the one STK push of a payment and record what came of it."""
         payment_id = row["payment_id"]
-        address = row["callback_url"] or self._gateway.services.get(Callbacks).url_for(
+        address = row["callback_url"] or self._callbacks.url_for(
             "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id
         )
         try:
-            await self._gateway.daraja.prepare(credentials.daraja)
+            await self._runtime.daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
                 return await self._leave(row)
-            ack = await self._gateway.daraja.stk_push(
+            ack = await self._runtime.daraja.stk_push(
                 credentials.daraja,
                 amount=Kes(row["amount"]),
                 phone=Msisdn(row["phone"]),
@@ -379,12 +392,12 @@ class PaymentService:
         known: Mapping[str, Any] | None = None,
     ) -> Row:
         """Write an outcome of the push; returns the payment, with what is ``known`` where it will be written later."""
-        written = await self._gateway.outcomes.record(what, row["payment_id"], write, at_once=at_once)
+        written = await self._runtime.outcomes.record(what, row["payment_id"], write, at_once=at_once)
         # A view reads either in the same way.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
     async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
-        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._runtime.clock.now()
         await self._settle_key(row)
         try:
             async with self._db.savepoint():
@@ -402,12 +415,12 @@ class PaymentService:
         if taken is not None:
             await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
-        await self._gateway.services.get(Callbacks).apply_waiting(ack.checkout_request_id)
-        await self._gateway.services.get(Credentials).accepted(credentials)
+        await self._callbacks.apply_waiting(ack.checkout_request_id)
+        await self._credentials.accepted(credentials)
         return await self._require(merchant_id, row["env"], payment_id)
 
     async def _write_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
-        payment_id, now = row["payment_id"], self._gateway.clock.now()
+        payment_id, now = row["payment_id"], self._runtime.clock.now()
         await self._settle_key(row)
         if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
@@ -416,7 +429,7 @@ class PaymentService:
 
     async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
         """Nothing was sent: the same key may try again, unless something says that there was a prompt after all."""
-        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._gateway.clock.now()
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._runtime.clock.now()
         key, attempt = row["idempotency_key"], row["push_attempt"]
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         due = now + timedelta(seconds=self._settings.unsent_after)
@@ -480,7 +493,7 @@ class PaymentService:
             is_applied = await self._take_callback(row, evidence, result)
         elif evidence.proof is Proof.NONE:
             # Nothing proves who says so. M-Pesa is asked at once.
-            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._gateway.clock.now())
+            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._runtime.clock.now())
         elif payment_of(row).is_open and has_receipt_of_unknown(result, outcome):
             # The code says nothing that we know, and the receipt that money moved: a person decides.
             held = told_of(evidence, code=result.result_code, text=result.result_desc)
@@ -495,7 +508,7 @@ class PaymentService:
                 is_final=outcome.is_final,
             )
         if is_applied:
-            await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+            await self._callbacks.mark_applied(result.callback_id)
 
     async def _take_other_push(self, row: Row, evidence: Evidence, result: StkResulted, outcome: Outcome) -> None:
         """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.
@@ -512,7 +525,7 @@ class PaymentService:
         verdict = judge_other_push(evidence, payment_of(row), self._rules)
         told = told_of(evidence, code=result.result_code, text=result.result_desc)
         await self._moves.take(row, verdict, told, Cause.CALLBACK)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
         """The same for several callbacks of one transaction; the odd ones among them are put aside."""
@@ -544,10 +557,10 @@ class PaymentService:
 
     async def wake_due(self) -> int:
         """Wake one job for each shortcode with payments that are due; gives their count."""
-        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._gateway.clock.now())
+        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._runtime.clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
-            await self._gateway.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
+            await self._runtime.jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
 
     async def end_due(self) -> int:
@@ -566,7 +579,7 @@ class PaymentService:
         with self._places.take(shortcode_id) as has_place:
             until = time.monotonic() + _ASK_FOR
             while has_place and time.monotonic() < until:
-                now = self._gateway.clock.now()
+                now = self._runtime.clock.now()
                 rows = await self._db.fetch(
                     tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
                 )
@@ -586,7 +599,7 @@ class PaymentService:
         False when it is not due, has ended, or another worker is asking.
         """
         self._db.refuse_transaction("asking M-Pesa about a payment")
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
@@ -597,7 +610,7 @@ class PaymentService:
         """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
-        self._gateway.tracer.concerns(payment_id)
+        self._runtime.tracer.concerns(payment_id)
         if row["checkout_request_id"] is None:
             await self._unacknowledged.close(payment_id, now)
             return
@@ -664,14 +677,14 @@ class PaymentService:
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
-        shortcode_id, now = row["shortcode_id"], self._gateway.clock.now()
+        shortcode_id, now = row["shortcode_id"], self._runtime.clock.now()
         rests_until = self._resting.get(shortcode_id)
         if rests_until is not None and rests_until > now:
             return None, rests_until
         self._resting.pop(shortcode_id, None)
         try:
-            credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
-            answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+            credentials = await self._credentials.of_shortcode(shortcode_id)
+            answer = await self._runtime.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
         except NotSent as fault:
             self._places.note(shortcode_id, answered=fault.code is not None)
             again_at = self._rest(shortcode_id, fault)
@@ -698,7 +711,7 @@ class PaymentService:
 
     def _rest(self, shortcode_id: str, fault: NotSent) -> datetime:
         """Ask nothing about this shortcode until the returned time: Daraja's spike arrest counts every call."""
-        again_at = self._gateway.clock.now() + timedelta(seconds=fault.retry_after or _REST)
+        again_at = self._runtime.clock.now() + timedelta(seconds=fault.retry_after or _REST)
         self._resting[shortcode_id] = again_at
         return again_at
 
@@ -721,7 +734,7 @@ class PaymentService:
         """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
         self._db.refuse_transaction("asking M-Pesa about a payment")
         row = await self._require(merchant_id, env, payment_id)
-        await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        await self._credentials.of_shortcode(row["shortcode_id"])
         is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
         if not is_open or row["checkout_request_id"] is None:
             raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
@@ -739,7 +752,7 @@ class PaymentService:
 
     def url_of(self, payment_id: str) -> str:
         """Where a payment is found."""
-        return self._gateway.url(f"/v1/payments/{payment_id}")
+        return self._runtime.url(f"/v1/payments/{payment_id}")
 
     async def find(self, payment_id: str) -> PaymentView | None:
         """See the port."""

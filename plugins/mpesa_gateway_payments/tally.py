@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from mpesa_gateway.clock import EAT
+from mpesa_gateway.clock import EAT, Clock
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 
 log = structlog.get_logger(__name__)
@@ -79,9 +79,9 @@ class Tallied:
 class PaymentTally:
     """Counts payments, and gives what was counted."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._db = gateway.db
-        self._clock = gateway.clock
+    def __init__(self, *, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
 
     async def count(self) -> int:
         """Count again each hour of which a payment has changed since the last time; gives how many that were.

@@ -9,12 +9,14 @@ import asyncpg
 import msgspec
 import structlog
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.meter import Meter
 from mpesa_gateway.money import Kes
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
@@ -80,9 +82,11 @@ class Reversal:
 class Transitions:
     """Every way a payment can go. Each needs an open transaction, and does nothing where somebody was there before."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+        self._meter = meter
 
     async def take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
         """Write what the judge decided about a payment that the caller has locked.
@@ -122,7 +126,7 @@ class Transitions:
 
     async def complete(self, payment_id: str, told: Told, cause: Cause, *, other_phone: str | None = None) -> bool:
         """The one way to ``completed``. False when the payment had got there, or may not."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(
             tables.COMPLETE,
             payment_id,
@@ -138,7 +142,7 @@ class Transitions:
             await self._learn_receipt(payment_id, told, cause, now, other_phone)
             return False
         await self.step(payment_id, now, "completed", cause, told.code, told.text)
-        await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
+        await self._outbox.publish(PaymentCompleted(**event_fields(row)))
         await self._count(row, None, now)
         if other_phone:
             await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
@@ -174,7 +178,7 @@ class Transitions:
 
         ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(
             tables.FAIL,
             payment_id,
@@ -190,7 +194,7 @@ class Transitions:
         if row is None:
             return False
         await self.step(payment_id, now, step, cause, code, text)
-        await self._gateway.outbox.publish(PaymentFailed(**event_fields(row)))
+        await self._outbox.publish(PaymentFailed(**event_fields(row)))
         await self._count(row, reason, now)
         log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
         return True
@@ -199,7 +203,7 @@ class Transitions:
         """Once it is committed, the payment has ended."""
 
         async def count() -> None:
-            count_ended(self._gateway.meter, row, reason, at)
+            count_ended(self._meter, row, reason, at)
 
         await self._db.after_commit(count)
 
@@ -209,15 +213,15 @@ class Transitions:
         A constant number of statements, however many they are. ``ask_after``: when M-Pesa is asked again about one that
         it acknowledged, in seconds from its creation. Rows that are locked are left for later.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         rows = await self._db.fetch(
             tables.END_EXPIRED, now, limit, list(except_for), [float(one) for one in ask_after], UNSENT, EXPIRED
         )
-        await self._gateway.outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
+        await self._outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
 
         async def ended() -> None:
             for row in rows:
-                count_ended(self._gateway.meter, row, row["failure_reason"], now)
+                count_ended(self._meter, row, row["failure_reason"], now)
                 log.info(
                     "payment_failed",
                     payment_id=row["payment_id"],
@@ -245,7 +249,7 @@ class Transitions:
 
         The payment shows the first such report; each further one stands in the timeline, and is told too, once.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         held = await self._db.fetchrow(
             tables.HOLD,
             row["payment_id"],
@@ -274,7 +278,7 @@ class Transitions:
 
         False while what another callback says waits for that.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         kept = await self._db.fetchrow(tables.CLAIM, row["payment_id"], dumps(told), now, now + patience)
         if kept is None:
             return False
@@ -283,7 +287,7 @@ class Transitions:
 
     async def drop_claim(self, payment_id: str, *, refuted: bool, text: str = "") -> None:
         """Forget what was to be confirmed: it has been, or M-Pesa says otherwise."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         await self._db.execute(tables.DROP_CLAIM, payment_id, now)
         if refuted:
             await self.step(payment_id, now, "unconfirmed", Cause.STK_QUERY, None, text)
@@ -298,7 +302,7 @@ class Transitions:
 
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(tables.LOCK, payment_id)
         if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
@@ -330,19 +334,19 @@ class Transitions:
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
         """A refund will not happen: what was set aside for it is free again."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         await self._db.execute(tables.RELEASE, payment_id, int(reversal.amount), now)
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
         """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(tables.REVERSE, payment_id, int(reversal.amount), now, reversal.receipt)
         if row is None:
             raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
         await self.step(payment_id, now, row["status"], cause, None, detail)
-        await self._gateway.outbox.publish(
+        await self._outbox.publish(
             PaymentReversed(
                 **event_fields(row),
                 refund_id=reversal.refund_id,
@@ -367,4 +371,4 @@ class Transitions:
             received_amount=amount,
             received_receipt=receipt,
         )
-        await self._gateway.outbox.publish(event)
+        await self._outbox.publish(event)

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, Row
-from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
@@ -27,18 +27,18 @@ class Unacknowledged:
     ``not_sent``: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(PaymentsSettings)
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, moves: Transitions) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._moves = moves
 
     async def close_due(self) -> int:
         """Close the payments whose push has no record after the lease of their key; returns their count.
 
         Asks nothing, and does not depend on Daraja. One that is locked for long is left to the next run.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         # The lease and the payment's time begin at the same moment.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
         rows = await self._db.fetch(tables.ABANDONED, begun_before, now, _AT_MOST)

@@ -258,7 +258,7 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await OutsideReversals(self.town.gateway).take_noted()
+        await self.town.gateway.services.get(OutsideReversals).take_noted()
 
     async def ended(self) -> None:
         """Some whose time is up."""

@@ -116,7 +116,7 @@ async def answered(_: Gateway, api: Api, payment_id: str) -> None:
 async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
     """The payment's time is over."""
     async with gateway.db.transaction():
-        await Transitions(gateway).expire(payment_id)
+        await gateway.services.get(Transitions).expire(payment_id)
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
 
 
