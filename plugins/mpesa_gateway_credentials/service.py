@@ -95,23 +95,23 @@ class StoreResult:
 class CredentialStore:
     """The use cases of credentials."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(CredentialsSettings)
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._settings = runtime.settings(CredentialsSettings)
         # Rows as they are stored, sealed: they are opened for each call that needs them, and not kept open.
-        self._usable: Remembered[list[Row]] = Remembered(gateway.changes)
-        self._by_id: Remembered[Row] = Remembered(gateway.changes)
-        gateway.changes.on("credentials", self._usable.forget)
-        gateway.changes.on("shortcode", self._by_id.forget)
-        gateway.changes.on("receiver", self._usable.forget_all)
-        gateway.changes.on("receiver", self._by_id.forget_all)
+        self._usable: Remembered[list[Row]] = Remembered(runtime.changes)
+        self._by_id: Remembered[Row] = Remembered(runtime.changes)
+        runtime.changes.on("credentials", self._usable.forget)
+        runtime.changes.on("shortcode", self._by_id.forget)
+        runtime.changes.on("receiver", self._usable.forget_all)
+        runtime.changes.on("receiver", self._by_id.forget_all)
 
     # -- storing and retiring -------------------------------------------------------------------------------------
 
     async def store(self, caller: Caller, body: SetProvider) -> StoreResult:
         """Store the default shortcode of the caller's env, and retire the former one. Raises Invalid for bad fields."""
-        fields, merchant_id, env, now = body.mpesa, caller.merchant_id, caller.env, self._gateway.clock.now()
+        fields, merchant_id, env, now = body.mpesa, caller.merchant_id, caller.env, self._runtime.clock.now()
         nominated = self._check(caller, body)
         number = fields.till_number or fields.shortcode
         store_number = None if fields.till_number is None else fields.shortcode
@@ -119,7 +119,7 @@ class CredentialStore:
         if fields.initiator_password is not None:
             secrets["security_credential"] = self._encrypt(env, fields.initiator_password)
         sealed = {
-            name: None if value is None else self._gateway.sealer.seal(value, aad=aad(merchant_id, env, number, name))
+            name: None if value is None else self._runtime.sealer.seal(value, aad=aad(merchant_id, env, number, name))
             for name, value in secrets.items()
         }
         async with self._db.transaction():
@@ -128,7 +128,7 @@ class CredentialStore:
             retired = await self._retire(merchant_id, env, receiver_id, now)
             shortcode_id = await self._db.fetchval(
                 tables.STORE,
-                self._gateway.ids.new("shc"),
+                self._runtime.ids.new("shc"),
                 merchant_id,
                 env,
                 receiver_id,
@@ -145,7 +145,7 @@ class CredentialStore:
                 now,
             )
             await self._note_envs(merchant_id)
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "credentials.stored",
                 merchant_id=merchant_id,
                 actor=caller.actor,
@@ -156,13 +156,13 @@ class CredentialStore:
         self._tell(merchant_id, shortcode_id, None if retired is None else retired["shortcode_id"])
         return StoreResult(
             _view(await self.get(merchant_id, env)),
-            await missing_of(self._gateway, merchant_id, env),
+            await missing_of(self._runtime, merchant_id, env),
             None if retired is None else await self._retired_view(retired),
         )
 
     async def _add_receiver(self, merchant_id: str, env: Env, number: str, *, is_till: bool) -> str:
-        kind, now = "till" if is_till else "paybill", self._gateway.clock.now()
-        await self._db.execute(tables.ADD_RECEIVER, self._gateway.ids.new("rcv"), env, number, kind, now, merchant_id)
+        kind, now = "till" if is_till else "paybill", self._runtime.clock.now()
+        await self._db.execute(tables.ADD_RECEIVER, self._runtime.ids.new("rcv"), env, number, kind, now, merchant_id)
         row = await self._db.fetchrow(tables.RECEIVER, env, number)
         if row is None:
             raise RuntimeError("the receiver was not written")
@@ -174,23 +174,23 @@ class CredentialStore:
         return None if shortcode_id is None else await self._db.fetchrow(tables.FIND, shortcode_id)
 
     async def _note_envs(self, merchant_id: str) -> None:
-        await self._gateway.merchants.set_envs(merchant_id, await self._db.fetchval(tables.ENVS, merchant_id))
+        await self._runtime.merchants.set_envs(merchant_id, await self._db.fetchval(tables.ENVS, merchant_id))
 
     def _tell(self, merchant_id: str, *shortcode_ids: str | None) -> None:
         """Forget here what was remembered; the triggers tell the other processes."""
-        self._gateway.changes.tell("credentials", merchant_id)
+        self._runtime.changes.tell("credentials", merchant_id)
         for shortcode_id in shortcode_ids:
             if shortcode_id is not None:
-                self._gateway.changes.tell("shortcode", shortcode_id)
+                self._runtime.changes.tell("shortcode", shortcode_id)
 
     async def retire(self, caller: Caller) -> RetiredView:
         """Retire the default shortcode of the caller's env: no new payments. Raises NotFound."""
         async with self._db.transaction():
             await self._db.execute(tables.LOCK_MERCHANT, caller.merchant_id)
-            retired = await self._retire(caller.merchant_id, caller.env, None, self._gateway.clock.now())
+            retired = await self._retire(caller.merchant_id, caller.env, None, self._runtime.clock.now())
             if retired is None:
                 raise NotFound(f"no M-Pesa credentials for {caller.env} are stored")
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "credentials.removed",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
@@ -206,15 +206,15 @@ class CredentialStore:
     async def _open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """What is open of each shortcode, by the plural of what it is; every kind is counted, 0 too."""
         counts: dict[str, dict[str, int]] = {shortcode_id: {} for shortcode_id in shortcode_ids}
-        for work in self._gateway.contributed(OpenWork):
-            found = await work.count(self._gateway, shortcode_ids)
+        for work in self._runtime.contributed(OpenWork):
+            found = await work.count(self._runtime, shortcode_ids)
             for shortcode_id in shortcode_ids:
                 counts[shortcode_id][work.what] = found.get(shortcode_id, 0)
         return counts
 
     async def wipe_retired(self) -> int:
         """Erase the secrets of shortcodes that were retired 48 h ago and have nothing open; returns their number."""
-        now, wiped = self._gateway.clock.now(), 0
+        now, wiped = self._runtime.clock.now(), 0
         rows = await self._db.fetch(tables.TO_WIPE, now - KEPT, _WIPED_AT_ONCE)
         still_open = await self._open([row["shortcode_id"] for row in rows])
         for row in rows:
@@ -225,7 +225,7 @@ class CredentialStore:
                 if await self._db.fetchval(tables.WIPE, row["shortcode_id"], now - KEPT, now) is None:
                     continue
                 await self._note_envs(row["merchant_id"])
-                await self._gateway.audit.record(
+                await self._runtime.audit.record(
                     "credentials.wiped",
                     merchant_id=row["merchant_id"],
                     actor="system",
@@ -268,7 +268,7 @@ class CredentialStore:
             return credentials.is_owner
         if await self._db.fetchval(tables.OWN, credentials.receiver_id, credentials.merchant_id) is None:
             return bool(await self._db.fetchval(tables.OWNER, credentials.receiver_id) == credentials.merchant_id)
-        await self._gateway.audit.record(
+        await self._runtime.audit.record(
             "receiver.owned",
             merchant_id=credentials.merchant_id,
             actor="system",
@@ -312,10 +312,10 @@ class CredentialStore:
 
         Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
         """
-        self._gateway.db.refuse_transaction("verifying credentials")
+        self._db.refuse_transaction("verifying credentials")
         credentials = await self.get(merchant_id, env)
         try:
-            await self._gateway.daraja.verify(credentials.daraja)
+            await self._runtime.daraja.verify(credentials.daraja)
         except Rejected as fault:
             failed = Check(
                 name="credentials", ok=False, message=fault.meaning, mitigation=fault.mitigation, code=fault.code
@@ -331,7 +331,7 @@ class CredentialStore:
 
     async def me(self, caller: Caller) -> MerchantView:
         """The merchant and its configuration in the env of the calling key."""
-        merchant = await self._gateway.merchants.require(caller.merchant_id)
+        merchant = await self._runtime.merchants.require(caller.merchant_id)
         return MerchantView(
             id=merchant.merchant_id,
             name=merchant.name,
@@ -346,31 +346,31 @@ class CredentialStore:
 
     async def move_receiver(self, number: str, merchant_id: str, *, actor: str) -> None:
         """Make a merchant the owner of a live receiver. Raises NotFound."""
-        await self._gateway.merchants.require(merchant_id)
+        await self._runtime.merchants.require(merchant_id)
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
             if not await self._db.fetchval(tables.HAS_SHORTCODE, merchant_id, receiver["receiver_id"]):
                 raise Conflict(_NO_CREDENTIALS.format(number))
             await self._db.execute(tables.MOVE_OWNER, receiver["receiver_id"], merchant_id)
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "receiver.moved",
                 merchant_id=merchant_id,
                 actor=actor,
                 subject_id=receiver["receiver_id"],
                 detail={"shortcode": number, "from": receiver["owner_id"]},
             )
-        self._gateway.changes.tell("receiver", receiver["receiver_id"])
+        self._runtime.changes.tell("receiver", receiver["receiver_id"])
 
     async def allow_use(self, number: str, merchant_id: str, *, is_allowed: bool, actor: str) -> None:
         """Let a merchant push at a live receiver that another one owns, or end that. Raises NotFound and Conflict."""
-        await self._gateway.merchants.require(merchant_id)
-        now = self._gateway.clock.now()
+        await self._runtime.merchants.require(merchant_id)
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
             found = await self._db.fetchval(tables.ALLOW, merchant_id, receiver["receiver_id"], is_allowed, now)
             if found is None:
                 raise Conflict(_NO_CREDENTIALS.format(number))
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "receiver.use_allowed" if is_allowed else "receiver.use_ended",
                 merchant_id=merchant_id,
                 actor=actor,
@@ -418,13 +418,13 @@ class CredentialStore:
     def _encrypt(self, env: Env, password: str) -> str:
         """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
         try:
-            certificate = certificate_for(self._gateway.config.daraja, env)
+            certificate = certificate_for(self._runtime.config.daraja, env)
         except CertificateRefused as problem:
             raise Invalid.field_error(
                 "mpesa.initiator_password",
                 f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
             ) from None
-        outside = certificate.time_problem(self._gateway.clock.now())
+        outside = certificate.time_problem(self._runtime.clock.now())
         if outside is not None:
             log.warning("certificate_outside_its_time", env=env, problem=outside)
         return certificate.encrypt(Secret(password)).reveal()
@@ -446,11 +446,11 @@ class CredentialStore:
                 f"{key_prefix('live' if fields.env == 'live' else 'sandbox')}; this key starts with "
                 f"{key_prefix(caller.env)} and stores {caller.env} credentials only. Nothing was changed",
             )
-        elif fields.env == "live" and urlsplit(self._gateway.config.public_url).scheme != "https":
+        elif fields.env == "live" and urlsplit(self._runtime.config.public_url).scheme != "https":
             checks.fail("mpesa.env", "live needs the gateway's public_url to be https: M-Pesa calls nothing else back")
 
     def _check_url(self, checks: Checks, field: str, url: str) -> None:
-        own = urlsplit(self._gateway.config.public_url)
+        own = urlsplit(self._runtime.config.public_url)
         try:
             parts = urlsplit(url)
             is_ours = (parts.scheme, parts.hostname, parts.port) == (own.scheme, own.hostname, own.port)
@@ -476,7 +476,7 @@ class CredentialStore:
 
     def _secret(self, row: Row, name: str) -> Secret:
         bound = aad(row["merchant_id"], row["env"], row["number"], name)
-        return Secret(self._gateway.sealer.open(row[name], aad=bound))
+        return Secret(self._runtime.sealer.open(row[name], aad=bound))
 
 
 def _view(credentials: MpesaCredentials) -> ProviderView:

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
-from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
@@ -28,10 +30,15 @@ class LinesQuery(DeskQuery, frozen=True, kw_only=True):
 class ReconciliationDesk:
     """What operators ask of reconciliation."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self, *, db: Database, reads: Asking, clock: Clock, audit: Audit, payments: Payments, settling: Settling
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._audit = audit
+        self._payments = payments
+        self._settling = settling
 
     async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged:
         """A page of runs of ``env``. Raises Invalid for a bad cursor."""
@@ -82,8 +89,7 @@ class ReconciliationDesk:
 
     async def candidates(self, line: Row) -> list[PaymentView]:
         """The payments that a line could belong to."""
-        payments = self._gateway.services.get(Payments)
-        found = [await payments.find(payment_id) for payment_id in await Settling(self._gateway).candidates(line)]
+        found = [await self._payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
         return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
     async def registrations(self, merchant_id: str, env: Env) -> list[Row]:
@@ -92,14 +98,14 @@ class ReconciliationDesk:
 
     async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         check_reason(reason)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.SET_ASIDE, line_id, now, actor, reason)
             if row is None:
                 await self.line(line_id)
                 raise Conflict("this line belongs to a payment, or was set aside before")
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_line.set_aside",
                 merchant_id=row["merchant_id"],
                 actor=actor,
@@ -113,11 +119,11 @@ class ReconciliationDesk:
 
         Raises Invalid and NotFound.
         """
-        now, run = self._gateway.clock.now(), await self.run(run_id)
+        now, run = self._clock.now(), await self.run(run_id)
         check_reason(reason)
         async with self._db.transaction():
             rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_lines.set_aside",
                 merchant_id=run["merchant_id"],
                 actor=actor,

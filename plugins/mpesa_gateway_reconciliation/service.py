@@ -72,16 +72,18 @@ _MOST_UNREADABLE = 10
 class Reconciliation:
     """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
-        self._settings = gateway.settings(ReconciliationSettings)
+    def __init__(self, runtime: Runtime, *, callbacks: Callbacks, credentials: Credentials, settling: Settling) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._reads = runtime.reads
+        self._settings = runtime.settings(ReconciliationSettings)
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._settling = settling
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
-        self._settling = Settling(gateway)
 
     # -- registration ---------------------------------------------------------------------------------------------
 
@@ -92,20 +94,20 @@ class Reconciliation:
         another merchant's.
         """
         self._db.refuse_transaction("registering for Pull")
-        port = self._gateway.services.get(Credentials)
+        port = self._credentials
         credentials = await port.get(caller.merchant_id, caller.env)
         credentials.check_owner("Pull")
         nominated_number = credentials.nominated_for("Pull")
-        address = self._gateway.services.get(Callbacks).url_for(
+        address = self._callbacks.url_for(
             "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
         )
         try:
-            code, text = await self._gateway.daraja.pull_register(
+            code, text = await self._runtime.daraja.pull_register(
                 credentials.daraja, nominated_number=nominated_number, callback_url=address
             )
         except DarajaFault as fault:
             raise refusal_of(fault) from None
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
@@ -114,7 +116,7 @@ class Reconciliation:
                 raise ReceiverOwned(
                     f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
                 )
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "pull.registered",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
@@ -135,7 +137,7 @@ class Reconciliation:
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id, caller.env)
+        credentials = await self._credentials.get(caller.merchant_id, caller.env)
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
@@ -165,13 +167,13 @@ class Reconciliation:
                 if self._without_place:
                     waiting = next(iter(self._without_place))
                     del self._without_place[waiting]
-                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
+                    self._runtime.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
     async def _run_due(self, shortcode_id: str) -> bool:
-        credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
+        credentials = await self._credentials.of_shortcode(shortcode_id)
         if not credentials.is_owner:
             return False
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         reached = await self._db.fetchval(
             tables.REACHED, credentials.merchant_id, credentials.env, credentials.shortcode
         )
@@ -186,15 +188,15 @@ class Reconciliation:
 
     async def wake_all(self) -> int:
         """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
-        sources = await self._gateway.services.get(Credentials).statement_sources()
+        sources = await self._credentials.statement_sources()
         for source in sources:
-            await self._gateway.jobs.enqueue(
+            await self._runtime.jobs.enqueue(
                 "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
             )
         return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         end = window.end or now
         with checking() as checks:
             if end < now - FARTHEST:
@@ -211,12 +213,12 @@ class Reconciliation:
         return start, end
 
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
                 tables.BEGIN,
-                self._gateway.ids.new("run"),
+                self._runtime.ids.new("run"),
                 credentials.merchant_id,
                 credentials.env,
                 credentials.shortcode,
@@ -234,7 +236,7 @@ class Reconciliation:
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with self._gateway.tracer.step("reconciliation run", said) as span:
+        with self._runtime.tracer.step("reconciliation run", said) as span:
             if await self._run_to_its_end(run, credentials) == "failed":
                 span.fail("failed")
 
@@ -259,8 +261,8 @@ class Reconciliation:
             # Cancelled too: nobody should wait for the lease of a run that was told to stop.
             beat.cancel()
             status = "completed" if error is None else "failed"
-            await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
-            self._gateway.meter.count(RUNS, status)
+            await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
+            self._runtime.meter.count(RUNS, status)
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 
@@ -279,7 +281,7 @@ class Reconciliation:
         while True:
             await asyncio.sleep(_BEAT)
             try:
-                await self._db.execute(tables.BEAT, run_id, self._gateway.clock.now() + _LEASE)
+                await self._db.execute(tables.BEAT, run_id, self._runtime.clock.now() + _LEASE)
             except (*UNREACHABLE, *OVERBURDENED) as problem:
                 log.warning("reconciliation_not_prolonged", run_id=run_id, error=type(problem).__name__)
 
@@ -301,7 +303,7 @@ class Reconciliation:
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
-                lambda at=offset: self._gateway.daraja.pull_query(  # type: ignore[misc]
+                lambda at=offset: self._runtime.daraja.pull_query(  # type: ignore[misc]
                     credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
                 ),
             )
@@ -336,7 +338,7 @@ class Reconciliation:
 
     async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
         """Write a page's lines, each once. Returns how many of them this run had not seen."""
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         # One receipt twice on one page would be two rows for one insert.
         lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
         kept = list(lines.values())
@@ -347,7 +349,7 @@ class Reconciliation:
                 raise RunLost("the run was given up meanwhile")
             rows = await self._db.fetch(
                 tables.KEEP_LINES,
-                [self._gateway.ids.new("lin") for _ in kept],
+                [self._runtime.ids.new("lin") for _ in kept],
                 [line.receipt for line in kept],
                 [moments[0] for moments, _ in times],
                 [moments[1] if len(moments) > 1 else None for moments, _ in times],

@@ -9,14 +9,16 @@ from typing import Any
 
 import structlog
 
-from mpesa_gateway.daraja.client import DarajaFault
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
 from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
-from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
@@ -78,9 +80,28 @@ class _SettledMeanwhile(Exception):
 class Settling:
     """What becomes of statement lines. In every transaction a payment is locked before its line."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        audit: Audit,
+        daraja: DarajaClient,
+        tracer: Tracer,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        payments: Payments,
+        recovery: Recovery,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._audit = audit
+        self._daraja = daraja
+        self._tracer = tracer
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._payments = payments
+        self._recovery = recovery
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +113,7 @@ class Settling:
         """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
         rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
         reports = [evidence_of(row, Proof.PAGE) for row in rows]
-        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        verdicts = await self._recovery.judge(reports)
         readings = {line.receipt: line.moments for line in lines}
         named = [
             (row, report)
@@ -126,11 +147,11 @@ class Settling:
             after = rows[-1]["line_id"]
 
     async def _take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
-        return await self._gateway.services.get(Recovery).take_back(report, receipts)
+        return await self._recovery.take_back(report, receipts)
 
     async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
-        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        verdicts = await self._recovery.judge(reports)
         loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
         for row, report, verdict in zip(rows, reports, verdicts, strict=True):
@@ -154,7 +175,7 @@ class Settling:
 
     async def _settle(self, row: Row, report: Evidence, run: Row | None) -> Settled:
         """Settle one line in a transaction of its own: its payment and then the line."""
-        return await self._write(row, run, partial(self._gateway.services.get(Recovery).settle, report))
+        return await self._write(row, run, partial(self._recovery.settle, report))
 
     async def _write(self, row: Row, run: Row | None, settle: Callable[[], Awaitable[Settled]]) -> Settled:
         settled = Settled("already_known")
@@ -166,7 +187,7 @@ class Settling:
                 is_own = settled.merchant_id == row["merchant_id"]
                 finding = settled.finding if is_own or settled.payment_id is None else "not_found"
                 payment_id = settled.payment_id if is_own and finding in _SETTLED else None
-                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._gateway.clock.now())
+                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._clock.now())
                 if run is not None:
                     await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
         except _SettledMeanwhile:
@@ -178,7 +199,7 @@ class Settling:
         """Keep what a line with a known payment proves about the times of its shortcode's statement."""
         if len(readings) != 2 or settled.payment_id is None or settled.finding == "mismatched":
             return
-        payment = await self._gateway.services.get(Payments).find(settled.payment_id)
+        payment = await self._payments.find(settled.payment_id)
         if payment is None or payment.completed_at is None:
             return
         zone = proven_zone(readings, payment.created_at, payment.completed_at)
@@ -189,10 +210,10 @@ class Settling:
 
     async def _ask_about(self, row: Row, credentials: MpesaCredentials) -> None:
         """Ask M-Pesa whose money a line is: its answer shows the payer's whole number, and the time."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
             return
-        callbacks = self._gateway.services.get(Callbacks)
+        callbacks = self._callbacks
 
         def address(kind: Kind) -> str:
             return callbacks.url_for(
@@ -203,8 +224,8 @@ class Settling:
             # Noted first: the answer may be quicker than the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._db.execute(tables.ASKED, row["line_id"], now)
-            self._gateway.tracer.begins(row["line_id"])
-            await self._gateway.daraja.transaction_status(
+            self._tracer.begins(row["line_id"])
+            await self._daraja.transaction_status(
                 credentials.daraja,
                 initiator,
                 receipt=row["receipt"],
@@ -242,12 +263,12 @@ class Settling:
                 await self._decide_like(asked)
 
             await self._db.after_commit(decide)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
         numbers = {line["shortcode"]}
         with suppress(ProviderNotConfigured):
-            port = self._gateway.services.get(Credentials)
+            port = self._credentials
             known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
             numbers.add(known.store_number or known.shortcode)
         direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
@@ -279,7 +300,7 @@ class Settling:
 
         A merchant's choice has to fit the line, and no other merchant's payment may; an operator decides.
         """
-        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
+        await self._payments.get(caller.merchant_id, caller.env, payment_id)
         found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
         if found is None:
             raise NotFound("there is no such statement line")
@@ -287,18 +308,16 @@ class Settling:
             raise LineSettled("this line belongs to a payment already")
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
         async with self._db.transaction():
-            settled = await self._gateway.services.get(Recovery).assign(report, payment_id, by_operator=by_operator)
+            settled = await self._recovery.assign(report, payment_id, by_operator=by_operator)
             if isinstance(settled, Unfit):
                 raise LineSettled(_UNFIT[settled.why])
             line = await self._db.fetchrow(tables.LOCK_ANY_LINE, line_id)
             if line is None or line["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
-            assigned = await self._db.fetchrow(
-                tables.FOUND, line_id, settled.finding, payment_id, self._gateway.clock.now()
-            )
+            assigned = await self._db.fetchrow(tables.FOUND, line_id, settled.finding, payment_id, self._clock.now())
             # Last: a wait for the audit log holds nothing that others need.
             detail = {"payment_id": payment_id, "finding": settled.finding}
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_line.assigned",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
@@ -313,7 +332,7 @@ class Settling:
     async def candidates(self, line: Row) -> tuple[str, ...]:
         """The payments that a line can belong to, by their ids."""
         report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
-        (verdict,) = await self._gateway.services.get(Recovery).judge([report])
+        (verdict,) = await self._recovery.judge([report])
         if isinstance(verdict, Settles | AlreadyKnown | Mismatch):
             return (verdict.payment_id,)
         return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
@@ -322,8 +341,8 @@ class Settling:
 class UnallocatedLines:
     """The port by which payments ask for money that belongs to no payment."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._db = gateway.db
+    def __init__(self, db: Database) -> None:
+        self._db = db
 
     async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
         """See the port."""

@@ -7,7 +7,6 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed
@@ -15,6 +14,7 @@ from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
 from mpesa_gateway_refunds.pages import PAGES
+from mpesa_gateway_refunds.provides import PROVIDES
 from mpesa_gateway_refunds.routes import routes
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
@@ -48,7 +48,7 @@ plugin = Plugin(
     ),
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
-    provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
+    provides=PROVIDES,
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,

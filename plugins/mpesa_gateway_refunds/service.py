@@ -83,12 +83,17 @@ class _KeyOfOld(Exception):
 class RefundService:
     """The use cases of refunds. A reversal is sent once: what became of it is asked, never repeated."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
-        self._settings = gateway.settings(RefundsSettings)
-        self._places = Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH)
+    def __init__(
+        self, runtime: Runtime, *, callbacks: Callbacks, credentials: Credentials, payments: RefundablePayments
+    ) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._reads = runtime.reads
+        self._settings = runtime.settings(RefundsSettings)
+        self._places = Places(max(1, runtime.config.worker.daraja // 2), each=_ASKED_EACH)
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._payments = payments
 
     # -- asking for one -------------------------------------------------------------------------------------------
 
@@ -101,7 +106,7 @@ class RefundService:
         was sent, and CalledInTransaction inside a transaction of the caller.
         """
         self._db.refuse_transaction("asking for a refund")
-        self._gateway.outcomes.require_room()
+        self._runtime.outcomes.require_room()
         amount = read_amount(body.amount)
         if amount is not None and key is None:
             raise KeyRequired(
@@ -114,7 +119,7 @@ class RefundService:
             return view(_same(found.row, body)), True
         if credentials is not None:
             # A caller that hangs up must not tear the reversal from its record.
-            row = await self._gateway.see_through(self._reverse(row, credentials, key))
+            row = await self._runtime.see_through(self._reverse(row, credentials, key))
         return view(row), credentials is None
 
     async def _claim(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[Row, MpesaCredentials | None]:
@@ -131,7 +136,7 @@ class RefundService:
     async def _claim_now(
         self, caller: Caller, body: CreateRefund, key: str | None
     ) -> tuple[Row, MpesaCredentials | None]:
-        now, refund_id = self._gateway.clock.now(), self._gateway.ids.new("rfd")
+        now, refund_id = self._runtime.clock.now(), self._runtime.ids.new("rfd")
         amount = read_amount(body.amount)
         # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
         of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False
@@ -183,8 +188,8 @@ class RefundService:
         self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
     ) -> tuple[Row, MpesaCredentials]:
         """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
-        now, amount = self._gateway.clock.now(), read_amount(body.amount)
-        payments = self._gateway.services.get(RefundablePayments)
+        now, amount = self._runtime.clock.now(), read_amount(body.amount)
+        payments = self._payments
         try:
             async with self._db.savepoint():
                 refundable = await payments.reserve(caller.merchant_id, caller.env, body.payment_id, amount, refund_id)
@@ -196,7 +201,7 @@ class RefundService:
         has_whole = bool(await self._db.fetchval(tables.HAS_WHOLE, body.payment_id))
         if has_whole and amount is None:
             raise _WholeMeanwhile
-        credentials = await self._gateway.services.get(Credentials).of_shortcode(refundable.shortcode_id)
+        credentials = await self._credentials.of_shortcode(refundable.shortcode_id)
         credentials.initiator_for("a refund")
         row = await self._db.fetchrow(
             tables.INSERT,
@@ -217,7 +222,7 @@ class RefundService:
         )
         if row is None:
             raise Conflict("this refund is under way: look at it before asking again")
-        await self._gateway.audit.record(
+        await self._runtime.audit.record(
             "refund.requested",
             merchant_id=caller.merchant_id,
             actor=caller.actor,
@@ -237,13 +242,13 @@ class RefundService:
         """Send the one reversal of a refund and record what came of it."""
         refund_id = row["refund_id"]
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._gateway.tracer.begins(refund_id)
+        self._runtime.tracer.begins(refund_id)
         try:
-            await self._gateway.daraja.prepare(credentials.daraja)
+            await self._runtime.daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
                 # It was given up meanwhile, because this request took longer than its lease.
                 return await self._require(row["merchant_id"], row["env"], refund_id)
-            ack = await self._gateway.daraja.reverse(
+            ack = await self._runtime.daraja.reverse(
                 credentials.daraja,
                 credentials.initiator_for("a refund"),
                 receipt=row["receipt"],
@@ -274,7 +279,7 @@ class RefundService:
         return marked is not None
 
     def _address(self, kind: Kind, credentials: MpesaCredentials, refund_id: str) -> str:
-        return self._gateway.services.get(Callbacks).url_for(
+        return self._callbacks.url_for(
             kind, env=credentials.env, merchant_id=credentials.merchant_id, subject_id=refund_id
         )
 
@@ -287,22 +292,22 @@ class RefundService:
             await write()
             return await self._require(row["merchant_id"], row["env"], row["refund_id"])
 
-        found = await self._gateway.outcomes.record(f"reversal {what}", row["refund_id"], written)
+        found = await self._runtime.outcomes.record(f"reversal {what}", row["refund_id"], written)
         # A view reads either in the same way.
         return found if found is not None else cast("Row", dict(row) | dict(known or {}))
 
     async def _write_ack(self, row: Row, key: str | None, ack: Ack) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         await self._settle_key(row, key)
         due = now + timedelta(seconds=self._settings.ask_after[0])
         originator, conversation = ack.originator_conversation_id, ack.conversation_id
         await self._db.execute(tables.ACCEPTED, row["refund_id"], originator, conversation, now, due)
-        callbacks = self._gateway.services.get(Callbacks)
+        callbacks = self._callbacks
         for handle in sorted({originator, conversation}):
             await callbacks.apply_waiting(handle)
 
     async def _write_unknown(self, row: Row, key: str | None, fault: OutcomeUnknown) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         await self._settle_key(row, key)
         due = now + timedelta(seconds=self._settings.ask_after[0])
         await self._db.execute(tables.UNKNOWN, row["refund_id"], fault.meaning, now, due)
@@ -358,11 +363,11 @@ class RefundService:
         if result.receipt is not None and result.receipt != row["receipt"]:
             raise AnotherSubject("this result is about another payment's reversal")
         if result.timed_out:
-            await self._db.execute(tables.ASK_NOW, row["refund_id"], self._gateway.clock.now())
+            await self._db.execute(tables.ASK_NOW, row["refund_id"], self._runtime.clock.now())
         elif result.is_final and not await self._end(row, result):
             # Its money is promised to another refund: offered again until that one has ended.
             return
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def _end(self, row: Row, result: ReversalResulted) -> bool:
         """What M-Pesa says is done. False when it cannot be taken yet."""
@@ -386,7 +391,7 @@ class RefundService:
         elif outcome.word != "already_reversed":
             await self._fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
-            await self._db.execute(tables.VERIFY, row["refund_id"], code, text, self._gateway.clock.now())
+            await self._db.execute(tables.VERIFY, row["refund_id"], code, text, self._runtime.clock.now())
         else:
             await self._needs_attention(row, _NOT_HOW_MUCH)
         return True
@@ -414,7 +419,7 @@ class RefundService:
                 await self._take_answer_about_payment(row, result)
             else:
                 await self._take_answer_about_reversal(row, result)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def _take_answer_about_payment(self, row: Row, result: StatusResulted) -> None:
         """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
@@ -464,7 +469,7 @@ class RefundService:
         """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
         numbers = {row["shortcode"]}
         with suppress(ProviderNotConfigured):
-            known = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+            known = await self._credentials.of_shortcode(row["shortcode_id"])
             numbers |= {known.shortcode, known.store_number or known.shortcode}
         return numbers
 
@@ -477,8 +482,8 @@ class RefundService:
         """
         if row["status"] == "completed":
             return True
-        now = self._gateway.clock.now()
-        payments = self._gateway.services.get(RefundablePayments)
+        now = self._runtime.clock.now()
+        payments = self._payments
         payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
         shown = None if receipt == row["receipt"] else receipt
         if shown is not None and await payments.has_paid(row["env"], shown):
@@ -502,17 +507,17 @@ class RefundService:
 
     async def _fail(self, row: Row, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended") -> None:
         """The one way to ``failed``: what was set aside is free again, and the merchant hears of it."""
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         failed = await self._db.fetchrow(
             tables.FAIL, row["refund_id"], outcome.word, code, text, reversal, now, outcome.advice
         )
         if failed is None:
             return
-        payments = self._gateway.services.get(RefundablePayments)
+        payments = self._payments
         await payments.release(row["payment_id"], row["refund_id"], Kes(row["amount"]), outcome.meaning)
         if reversal == "unsent":
             return
-        await self._gateway.outbox.publish(
+        await self._runtime.outbox.publish(
             RefundFailed(
                 merchant_id=row["merchant_id"],
                 env=row["env"],
@@ -532,7 +537,7 @@ class RefundService:
         log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
 
     async def _needs_attention(self, row: Row, why: str) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         if await self._db.fetchval(tables.NEEDS_ATTENTION, row["refund_id"], why, now) is not None:
             log.error("refund_needs_attention", refund_id=row["refund_id"], why=why)
 
@@ -560,10 +565,10 @@ class RefundService:
 
     async def wake_due(self) -> int:
         """Hand the refunds whose result is overdue to the queue, some of each merchant; gives their count."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), 200, _WOKEN_EACH)
+        rows = await self._db.fetch(tables.DUE, self._runtime.clock.now(), 200, _WOKEN_EACH)
         for row in rows:
             refund_id, merchant_id = row["refund_id"], row["merchant_id"]
-            await self._gateway.jobs.enqueue(
+            await self._runtime.jobs.enqueue(
                 "refunds.ask", once=refund_id, refund_id=refund_id, merchant_id=merchant_id
             )
         return len(rows)
@@ -580,13 +585,13 @@ class RefundService:
         ProviderNotConfigured, ProviderRejected and ProviderUnavailable where somebody ``is_forced`` to hear of it.
         """
         self._db.refuse_transaction("asking M-Pesa about a refund")
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         leased_until = now + _ASKING
         row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
         if row is None:
             return False
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._gateway.tracer.concerns(refund_id)
+        self._runtime.tracer.concerns(refund_id)
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
             async with self._db.transaction():
                 await self._needs_attention(row, row["attention"] or _NEVER_SAID)
@@ -619,11 +624,11 @@ class RefundService:
 
     async def _question(self, row: Row) -> None:
         """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
-        credentials = await self._gateway.services.get(Credentials).of_shortcode(row["shortcode_id"])
+        credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
-        await self._gateway.daraja.transaction_status(
+        await self._runtime.daraja.transaction_status(
             credentials.daraja,
             credentials.initiator_for("a refund"),
             receipt=None if by_conversation else row["receipt"],
@@ -643,7 +648,7 @@ class RefundService:
         row = await self._require(merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
-        await self._db.execute(tables.ASK_BY_HAND, refund_id, self._gateway.clock.now())
+        await self._db.execute(tables.ASK_BY_HAND, refund_id, self._runtime.clock.now())
         await self.ask(refund_id, is_forced=True)
         return await self.get(merchant_id, env, refund_id)
 
@@ -659,7 +664,7 @@ class RefundService:
                 raise NotFound("there is no such refund")
             await self._resolve(row, resolution)
             # Last: whoever waits for the audit log holds nothing that others need.
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "refund.resolved",
                 merchant_id=row["merchant_id"],
                 actor=actor,
@@ -674,7 +679,7 @@ class RefundService:
             raise RefundEnded("only a refund that needs attention is decided by hand")
         note = resolution.note
         if row["status"] == resolution.outcome:
-            await self._db.execute(tables.LOOKED_AT, row["refund_id"], self._gateway.clock.now())
+            await self._db.execute(tables.LOOKED_AT, row["refund_id"], self._runtime.clock.now())
         elif resolution.outcome == "completed":
             if not await self._complete(row, _DONE, "operator", note, None):
                 raise RefundEnded("this payment has no money left for this refund: another one has it")
@@ -692,7 +697,7 @@ class RefundService:
 
     def url_of(self, refund_id: str) -> str:
         """Where a refund is found."""
-        return self._gateway.url(f"/v1/refunds/{refund_id}")
+        return self._runtime.url(f"/v1/refunds/{refund_id}")
 
     async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
         """One page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""

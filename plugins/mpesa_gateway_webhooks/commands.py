@@ -84,7 +84,15 @@ def listen(
 
     async def work(gateway: Gateway) -> None:
         merchant = await merchant_of(gateway, merchant_id)
-        listener = Listener(gateway, merchant.merchant_id, env, _kinds(gateway, events))
+        listener = Listener(
+            merchant.merchant_id,
+            env,
+            _kinds(gateway, events),
+            db=gateway.db,
+            clock=gateway.clock,
+            vault=gateway.vault,
+            names=gateway.names,
+        )
         if print_secret:
             click.echo(listener.secret.reveal())
             return

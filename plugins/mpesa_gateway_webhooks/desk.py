@@ -3,12 +3,13 @@
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.merchants import Merchant
+from mpesa_gateway.security.merchants import Merchant, Merchants
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
@@ -32,10 +33,22 @@ class DeliveriesQuery(DeskQuery, frozen=True, kw_only=True):
 class WebhookDesk:
     """What operators ask of webhooks."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self,
+        *,
+        db: Database,
+        reads: Asking,
+        clock: Clock,
+        merchants: Merchants,
+        settings: WebhooksSettings,
+        endpoints: Endpoints,
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._merchants = merchants
+        self._settings = settings
+        self._endpoints = endpoints
 
     async def endpoints(self, env: Env, before: str | None, limit: int) -> list[Row]:
         """Active endpoints of ``env``, newest first, each with what it is owed and what died of late."""
@@ -57,11 +70,11 @@ class WebhookDesk:
         row = await self.endpoint(endpoint_id)
         if not row["is_active"]:
             raise Conflict("this endpoint was removed")
-        return await self._gateway.merchants.require(row["merchant_id"]), row["env"]
+        return await self._merchants.require(row["merchant_id"]), row["env"]
 
     def masked_secret(self, row: Row) -> str:
         """An endpoint's secret by its last four characters."""
-        return self._gateway.services.get(Endpoints).open(row["merchant_id"], row["secret"]).masked
+        return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
     async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> Paged:
         """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
@@ -101,7 +114,7 @@ class WebhookDesk:
 
     async def count_ill(self, env: Env) -> int:
         """How many endpoints of ``env`` do not take what they are sent."""
-        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._gateway.clock.now(), env))
+        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._clock.now(), env))
 
     async def count_dead(self, *envs: Env) -> int:
         """How many deliveries of these envs and the last day have used up their attempts."""
@@ -109,12 +122,12 @@ class WebhookDesk:
 
     async def waiting(self, env: Env) -> tuple[int, datetime | None]:
         """How many merchants have events of ``env`` that wait for an endpoint, and since when the oldest does."""
-        wait = timedelta(days=self._gateway.settings(WebhooksSettings).wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, self._gateway.clock.now() - wait)
+        wait = timedelta(days=self._settings.wait_days)
+        row = await self._db.fetchrow(tables.WAITING, env, self._clock.now() - wait)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     def _since(self) -> datetime:
-        return self._gateway.clock.now() - _LATELY
+        return self._clock.now() - _LATELY
 
 
 def health_of(row: Row, now: datetime) -> str:

@@ -7,9 +7,7 @@ from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, ins
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.doctor import CHECKS
-from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
@@ -17,6 +15,7 @@ from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
 from mpesa_gateway_webhooks.measures import COUNTS, READINGS
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
+from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
@@ -46,7 +45,7 @@ plugin = Plugin(
     ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
-    provides=((Endpoints, Endpoints), (Deliveries, Deliveries), (WebhookDesk, WebhookDesk)),
+    provides=PROVIDES,
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),
         migrations="mpesa_gateway_webhooks.migrations",

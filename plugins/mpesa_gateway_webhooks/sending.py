@@ -65,17 +65,17 @@ class _Wanted:
 class Sender:
     """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
 
-    def __init__(self, gateway: Runtime, hand_over: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, runtime: Runtime, *, endpoints: Endpoints, hand_over: Callable[[], Awaitable[object]]) -> None:
         """``hand_over`` enqueues what is due, once there is room for it again."""
-        self._gateway = gateway
+        self._runtime = runtime
         self._hand_over = hand_over
         self._catching_up: asyncio.Task[None] | None = None
-        self._db = gateway.db
-        self._settings = gateway.settings(WebhooksSettings)
-        self._endpoints = gateway.port(Endpoints)
+        self._db = runtime.db
+        self._settings = runtime.settings(WebhooksSettings)
+        self._endpoints = endpoints
         self._chance = random.SystemRandom()
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
-        self._tracer = gateway.tracer
+        self._tracer = runtime.tracer
         self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(
             self._claim, most=_JOBS, told=partial(self._tracer.step, "postgres claim deliveries", POSTGRES, "client")
         )
@@ -89,7 +89,7 @@ class Sender:
         # More than calls can be open, those to the merchants' test page included.
         self.egress = Egress(
             timeout=self._settings.timeout,
-            lookup=gateway.names,
+            lookup=runtime.names,
             connections=self._settings.at_once * (WAITING_EACH + 2),
         )
 
@@ -104,7 +104,7 @@ class Sender:
         if self._catching_up is not None:
             self._catching_up.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._gateway.config.worker.grace)
+            await asyncio.wait(self._tasks, timeout=self._runtime.config.worker.grace)
         await _cancel(list(self._tasks))
         await self.egress.stop()
 
@@ -152,7 +152,7 @@ class Sender:
         return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
 
     def _lease(self) -> _Lease:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         timeout = timedelta(seconds=self._settings.timeout)
         return _Lease(now, now + _LEASE * timeout, now + _WORK * timeout)
 
@@ -215,7 +215,7 @@ class Sender:
             self._leave(row["endpoint_id"], lane)
 
     def _leave(self, endpoint_id: str, lane: Lane) -> None:
-        if self._is_stopping or lane.is_closed(self._gateway.clock.now()):
+        if self._is_stopping or lane.is_closed(self._runtime.clock.now()):
             # What else it is owed waits in Postgres until the sweep finds it open again.
             lane.has_more = False
         if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
@@ -227,7 +227,7 @@ class Sender:
         answer: Answer | EgressFailed | NoRoom | None = None
         async with self._lanes.slot(lane):
             # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
-            now = self._gateway.clock.now()
+            now = self._runtime.clock.now()
             closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
@@ -236,12 +236,12 @@ class Sender:
                     if span is not NOTHING and not isinstance(answer, NoRoom):
                         self._tell(span, row, answer)
                 if isinstance(answer, Answer):
-                    self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
+                    self._runtime.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
                 if not isinstance(answer, NoRoom):
                     self._note(lane, answer)
         if isinstance(answer, NoRoom):
             # Nothing was sent: this merchant's names take so long that enough of its calls wait for them.
-            await self._put_off.ask((row["delivery_id"], self._gateway.clock.now() + _NO_ROOM))
+            await self._put_off.ask((row["delivery_id"], self._runtime.clock.now() + _NO_ROOM))
         elif answer is not None:
             await self._record(row, answer)
         elif is_closed and closed_until is not None:
@@ -251,7 +251,7 @@ class Sender:
             await self._handed_back.ask((row["delivery_id"], lease.leased_until))
 
     def _note(self, lane: Lane, answer: Answer | EgressFailed) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         lane.note(
             is_taken=_is_taken(answer),
             at=now,
@@ -260,7 +260,7 @@ class Sender:
         )
 
     async def _send(self, row: Row) -> Answer | EgressFailed | NoRoom:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         body = row["body"].encode()
         merchant_id = row["merchant_id"]
         secrets = [self._endpoints.open(merchant_id, row["secret"])]
@@ -327,11 +327,11 @@ class Sender:
         return [None] * len(taken)
 
     async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             await self._db.execute(
                 tables.DELIVERED,
-                [self._gateway.ids.new("att") for _ in taken],
+                [self._runtime.ids.new("att") for _ in taken],
                 [row["delivery_id"] for row, _ in taken],
                 [answer.status for _, answer in taken],
                 [answer.ms for _, answer in taken],
@@ -340,7 +340,7 @@ class Sender:
             )
             well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
             await self._db.execute(tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well])
-        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
+        self._runtime.meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
@@ -353,7 +353,7 @@ class Sender:
         return [None] * len(leased)
 
     async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         delivery_id = row["delivery_id"]
         status = answer.status if isinstance(answer, Answer) else None
         error = None if isinstance(answer, Answer) else str(answer)
@@ -362,7 +362,7 @@ class Sender:
         async with self._db.transaction():
             await self._db.execute(
                 tables.RECORD_ATTEMPT,
-                self._gateway.ids.new("att"),
+                self._runtime.ids.new("att"),
                 delivery_id,
                 now,
                 status,
@@ -383,7 +383,7 @@ class Sender:
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
-        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
+        self._runtime.meter.count(ATTEMPTS, "dead" if due is None else "failed")
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
