@@ -119,7 +119,11 @@ class Gateway:
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
         }
         self.jobs = Jobs(config.valkey, self.jobs_by_name, self.tracer)
-        self.valkey = connect(config.valkey)
+        try:
+            self.valkey = connect(config.valkey)
+        except ValueError:
+            # The library's own words can quote a part of a password.
+            raise ConfigRefused("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
         self.limits = Limits(config, self.clock)
         self.outbox = Outbox(
             [subscriber for plugin in self.plugins for subscriber in plugin.subscribers],
@@ -261,6 +265,7 @@ class Gateway:
         await self.vault.open()
         await self.changes.start()
         await self.jobs.start()
+        await self.limits.start()
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.
         await self.tracer.start()

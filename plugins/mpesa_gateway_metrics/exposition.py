@@ -33,12 +33,12 @@ UNREAD = Gauge("mpesa_readings_failed", "Groups of figures that could not be rea
 class Exposition:
     """One gateway's metrics as text, from a registry of its own."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._keep = gateway.settings(MetricsSettings).keep
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._keep = runtime.settings(MetricsSettings).keep
         self._readings: Sequence[Reading] = [
             *READINGS,
-            *(reading for plugin in gateway.contributed(Plugin) for reading in plugin.readings),
+            *(reading for plugin in runtime.contributed(Plugin) for reading in plugin.readings),
         ]
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
@@ -72,19 +72,19 @@ class Exposition:
     async def _read_one(self, reading: Reading) -> Iterable[Value] | None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                return list(await reading.read(self._gateway))
+                return list(await reading.read(self._runtime))
         except Exception as problem:  # noqa: BLE001 - whatever it raises, the others are shown
             log.warning("figures_not_read", of=reading.gauges[0].name, exception=trace(problem))
             return None
 
     def families(self) -> Iterator[Metric]:
         """What is known at this moment, as the library wants it."""
-        for counter, counts in self._gateway.meter.counted():
+        for counter, counts in self._runtime.meter.counted():
             family = CounterMetricFamily(counter.name, counter.text, labels=counter.labels)
             for labels, value in counts:
                 family.add_metric(labels, value)
             yield family
-        for histogram, times in self._gateway.meter.timed():
+        for histogram, times in self._runtime.meter.timed():
             spread = HistogramMetricFamily(histogram.name, histogram.text, labels=histogram.labels)
             for labels, timed in times:
                 bounds = [*map(str, histogram.bounds), "+Inf"]

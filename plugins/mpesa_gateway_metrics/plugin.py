@@ -16,12 +16,16 @@ def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
     return gateway.port(Admission).is_reader(address, given.decode("latin-1"))
 
 
+def _admission(gateway: Runtime) -> Admission:
+    return Admission(gateway.settings(MetricsSettings), clock=gateway.clock, limits=gateway.limits)
+
+
 plugin = Plugin(
     name="metrics",
     summary="Figures for Prometheus at /metrics: what every plugin counts, times and reads, for those who are let in.",
     settings=MetricsSettings,
     routes=routes,
-    provides=((Admission, Admission), (Exposition, Exposition)),
+    provides=((Admission, _admission), (Exposition, Exposition)),
     contributes=(Voucher(("/metrics",), _vouches),),
     beside_worker=(serve_beside_worker,),
 )

@@ -20,13 +20,10 @@ from mpesa_gateway_ops import (
     tables,
 )
 from mpesa_gateway_ops.admission import COOKIE
-from mpesa_gateway_ops.api import OperatorLogin
 from mpesa_gateway_ops.commands import operators
-from mpesa_gateway_ops.desk import Desk
 from mpesa_gateway_ops.doctor import CHECKS
-from mpesa_gateway_ops.frame import Frame
-from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.provides import PROVIDES
 from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
@@ -50,14 +47,7 @@ plugin = Plugin(
     summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
     routes=routes,
-    provides=(
-        (Operators, Operators),
-        (OperatorLogin, lambda gateway: gateway.port(Operators)),
-        (Sessions, Sessions),
-        (Desk, Desk),
-        (Frame, Frame),
-        (Notes, Notes),
-    ),
+    provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
     # Who signed in and out stands in the audit log; a session that has ended is good for nothing.
     forgets=(Forgetting("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),

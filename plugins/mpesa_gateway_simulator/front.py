@@ -8,8 +8,6 @@ import msgspec
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.daraja.client import SIMULATED
-from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.validation import Fault
 
@@ -39,10 +37,11 @@ _SIMULATED = SIMULATED.lower().encode()
 class Front:
     """An ASGI layer that answers unknown addresses and wrong methods as Daraja does."""
 
-    def __init__(self, gateway: Runtime, app: ASGIApp) -> None:
-        self._gateway = gateway
+    def __init__(self, app: ASGIApp, simulator: Simulator, *, is_alone: bool) -> None:
+        """``is_alone`` says that Daraja's addresses are served at the root as well."""
         self._app = app
-        self._is_alone = len(gateway.contributed(Plugin)) == 1
+        self._simulator = simulator
+        self._is_alone = is_alone
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -71,7 +70,7 @@ class Front:
         await self._app(scope, receive, send_as_daraja)
 
     async def _refuse(self, send: Send, fault: Fault, kept: list[tuple[bytes, bytes]]) -> None:
-        body = msgspec.json.encode(await self._gateway.services.get(Simulator).fault_body(fault))
+        body = msgspec.json.encode(await self._simulator.fault_body(fault))
         lines = {"content-type": "application/json", "content-length": str(len(body)), SIMULATED.lower(): "1"}
         headers = [*kept, *((name.encode(), text.encode()) for name, text in lines.items())]
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})

@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import cast
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.service import Simulator
@@ -57,9 +56,9 @@ class Phone:
 class Phones:
     """Looks at simulated phones, and lets them be held and touched."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(self, *, db: Database, simulator: Simulator) -> None:
+        self._db = db
+        self._simulator = simulator
 
     async def look(self, number: str) -> Phone:
         """One phone. Raises Invalid for what is no Kenyan mobile number."""
@@ -106,7 +105,7 @@ class Phones:
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
-        simulator = self._gateway.services.get(Simulator)
+        simulator = self._simulator
         try:
             row = await simulator.find(checkout_request_id)
             if is_cancelled:
@@ -141,7 +140,7 @@ class Phones:
         return messages
 
     def _pulse(self) -> None:
-        self._gateway.services.get(Simulator).pulse.quicken()
+        self._simulator.pulse.quicken()
 
 
 _REFUSED = {

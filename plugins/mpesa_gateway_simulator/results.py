@@ -5,9 +5,8 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Row
-from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.clock import EAT, Clock
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance, receipt_day
 from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
@@ -78,11 +77,11 @@ class AckLost(Garbage):
 class Results:
     """The operations that answer twice: an ack at once, and a result at the result URL later."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(SimulatorSettings)
-        self.chance = Chance(gateway)
+    def __init__(self, *, db: Database, clock: Clock, settings: SimulatorSettings, chance: Chance) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self.chance = chance
 
     async def habit(self, operation: str) -> str:
         """How this operation behaves at present."""
@@ -138,7 +137,7 @@ class Results:
                 return "0", _push_status(push), None
             if push is not None:
                 row = await self._db.fetchrow(tables.FIND_TRANSACTION, push["receipt"])
-        if row is None or row["shortcode"] != request.shortcode or row["at"] > self._gateway.clock.now():
+        if row is None or row["shortcode"] != request.shortcode or row["at"] > self._clock.now():
             return "2032", [], None
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
         return "0", _transaction_status(row, is_reversed=returned >= row["amount"]), row["receipt"]
@@ -170,7 +169,7 @@ class Results:
         refused = REFUSING_INITIATORS.get(request.initiator)
         if refused is not None:
             return refused, [], None
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         receipt = await self.chance.receipt(now)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOCK_TRANSACTION, request.receipt)
@@ -192,7 +191,7 @@ class Results:
     async def register(self, body: dict[str, Any]) -> dict[str, str]:
         """Enable Pull for a shortcode. Raises Fault."""
         shortcode = read_registration(body, https_callbacks=self._settings.https_callbacks)
-        is_new = await self._db.fetchval(tables.REGISTER, shortcode, self._gateway.clock.now())
+        is_new = await self._db.fetchval(tables.REGISTER, shortcode, self._clock.now())
         reference = await self.chance.identifier()
         # Both spellings have been seen.
         if is_new:
@@ -203,13 +202,13 @@ class Results:
 
     async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
         """A page of the statement, with its HTTP status. Raises Fault."""
-        query = read_pull_query(body, self._gateway.clock.now())
+        query = read_pull_query(body, self._clock.now())
         if not await self._db.fetchval(tables.IS_REGISTERED, query.shortcode):
             raise named_fault("400.003.02")
         habit = await self.habit("pullquery")
         is_peopled = await self._knob("strangers") > 0
         # A time that has not come is on no statement, whatever window was asked for.
-        end = min(query.end, self._gateway.clock.now())
+        end = min(query.end, self._clock.now())
         rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, end, query.offset, PAGE, is_peopled)
         if habit == "internal_error":
             raise named_fault("500.003.1001")
@@ -231,8 +230,8 @@ class Results:
     async def _endless_row(self) -> dict[str, Any]:
         """A row that no ledger has, new each time: whatever the offset, there is one more."""
         return {
-            "transactionId": await self.chance.receipt(self._gateway.clock.now()),
-            "trxDate": f"{self._gateway.clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
+            "transactionId": await self.chance.receipt(self._clock.now()),
+            "trxDate": f"{self._clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",
             "msisdn": "700000999",
             "transactiontype": PULL_TYPES["pay_bill"],
             "billreference": "endless",
@@ -277,7 +276,7 @@ class Results:
         conversation_id: str | None = None,
     ) -> dict[str, Any]:
         """Return the inside of ``Result``, with a new OriginatorConversationID unless there is one."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         envelope: dict[str, Any] = {
             "ResultType": 0,
             "ResultCode": int(code) if code.isdigit() else code,
@@ -300,7 +299,7 @@ class Results:
         """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
         plan = RESULT_PLANS.get(habit, Plan())
         spelling = await self.habit("callback")
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         delay = await self._knob("late_delay") if plan.is_late else await self._knob("callback_delay")
         owed: list[int] = []
         for number, content in enumerate(plan.bodies(envelope)):

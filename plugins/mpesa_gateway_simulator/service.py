@@ -11,11 +11,11 @@ import msgspec
 import niquests
 import structlog
 
-from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Row
-from mpesa_gateway.dns import NamesResolver
+from mpesa_gateway.clock import EAT, Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.dns import Names, NamesResolver
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.diary import Diary, Pulse
 from mpesa_gateway_simulator.habits import EXPIRES, written
@@ -59,23 +59,27 @@ _HELD_BACK = 20.0
 class Simulator:
     """Our Daraja. Everything it owes is a row, so that a restart goes on where a crash stopped."""
 
-    def __init__(self, gateway: Runtime) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(SimulatorSettings)
-        self.results = Results(gateway)
-        self._chance = self.results.chance
+    def __init__(
+        self, *, db: Database, clock: Clock, ids: Ids, names: Names, settings: SimulatorSettings, results: Results
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._names = names
+        self._settings = settings
+        self.results = results
+        self._chance = results.chance
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._session: niquests.AsyncSession | None = None
         self.pulse = Pulse()
-        self.diary = Diary(gateway.clock, self.pulse)
+        self.diary = Diary(clock, self.pulse)
 
     async def start(self) -> None:
         """Begin to call back."""
         session = niquests.AsyncSession(
             # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
-            resolver=cast("Any", NamesResolver(self._gateway.names)),
+            resolver=cast("Any", NamesResolver(self._names)),
             retries=0,
             disable_http3=True,
             pool_maxsize=_AT_ONCE * 2,
@@ -110,12 +114,12 @@ class Simulator:
             raise named_fault("400.008.01") from None
         if not key or not secret or "\x00" in key or key.startswith("wrong"):
             raise named_fault("400.008.01")
-        token = base64.urlsafe_b64encode(self._gateway.ids.token(21)).decode()
+        token = base64.urlsafe_b64encode(self._ids.token(21)).decode()
         lifetime = self._settings.token_lifetime
         habit = await self.results.habit("oauth")
         if habit == "token_line_break":
             token = f"{token[:8]}\r\n{token[8:]}"
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         await self._db.execute(tables.PUT_TOKEN, key, token, now + timedelta(seconds=lifetime), now)
         if habit == "expires_absent":
             return {"access_token": token}
@@ -214,7 +218,7 @@ class Simulator:
         finally:
             self._wake.set()
         for result_id in before:
-            row = await self._db.fetchrow(tables.CLAIM_RESULT, result_id, self._gateway.clock.now() + _LEASE)
+            row = await self._db.fetchrow(tables.CLAIM_RESULT, result_id, self._clock.now() + _LEASE)
             if row is not None:
                 await self._send_result(row)
         return ack
@@ -222,7 +226,7 @@ class Simulator:
     async def _check_token(self, authorization: str | None) -> None:
         scheme, _, token = (authorization or "").partition(" ")
         is_known = scheme.lower() == "bearer" and await self._db.fetchval(
-            tables.HAS_TOKEN, token, self._gateway.clock.now(), self._settings.one_token_per_key
+            tables.HAS_TOKEN, token, self._clock.now(), self._settings.one_token_per_key
         )
         if not is_known:
             raise named_fault("404.001.03")
@@ -259,7 +263,7 @@ class Simulator:
             raise named_fault(code)
 
     async def _open_prompt(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         merchant_request_id = await self._chance.identifier()
         wait = await self.knob("prompt_timeout" if behaviour.waits else "callback_delay")
         is_new = None
@@ -347,7 +351,7 @@ class Simulator:
             "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2",
             phone,
             limit,
-            self._gateway.clock.now(),
+            self._clock.now(),
         )
 
     async def add_money(
@@ -357,7 +361,7 @@ class Simulator:
 
         ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
         """
-        moment = at or self._gateway.clock.now()
+        moment = at or self._clock.now()
         movement = population.Movement(
             receipt=await self._chance.receipt(moment),
             phone=phone,
@@ -373,7 +377,7 @@ class Simulator:
 
     async def _end(self, row: Row, result_code: str, acted_at: datetime | None = None) -> list[int]:
         """End a prompt in the open transaction: the money moves or not, and callbacks are owed; gives their ids."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         acted_at = acted_at or now
         behaviour = by_name(row["behaviour"])
         receipt = await self._chance.receipt(acted_at) if result_code == "0" else None
@@ -429,7 +433,7 @@ class Simulator:
         due = await self._db.fetchval(tables.NEXT_DUE)
         wait = _LONGEST_SLEEP
         if due is not None:
-            wait = min(wait, max(0.005, (due - self._gateway.clock.now()).total_seconds()))
+            wait = min(wait, max(0.005, (due - self._clock.now()).total_seconds()))
         try:
             await asyncio.wait_for(self._wake.wait(), wait)
         except TimeoutError:
@@ -437,7 +441,7 @@ class Simulator:
 
     async def _end_due(self) -> int:
         async with self._db.transaction():
-            rows = await self._db.fetch(tables.DUE_PUSHES, self._gateway.clock.now())
+            rows = await self._db.fetch(tables.DUE_PUSHES, self._clock.now())
             for row in rows:
                 # When the phone acted, however late this process looks: money has the time at which it moved.
                 await self._end(row, by_name(row["behaviour"]).result_code, row["ends_at"])
@@ -450,7 +454,7 @@ class Simulator:
         return await self._send_all(tables.CLAIM_RESULTS, self._send_result)
 
     async def _send_all(self, claim: str, send: Callable[[Row], Awaitable[int]]) -> int:
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         rows = await self._db.fetch(claim, now, now + _LEASE)
         slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -475,7 +479,7 @@ class Simulator:
 
     def _noted(self, row: Row, status: int) -> tuple[datetime | None, int, datetime]:
         """When to try again (None: not any more), the status, and the time."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
@@ -487,7 +491,7 @@ class Simulator:
         row, subject = await self.find(checkout_request_id), dict(await self.find(about))
         if amount is not None:
             subject["amount"] = amount
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         receipt = await self._chance.receipt(now)
         body = callback_body(subject, "0", receipt, now, by_name("pays"))
         headers = {} if signature is None else {"X-Mpesa-Signature": signature}
@@ -529,7 +533,7 @@ class Simulator:
             await self._db.execute(
                 "UPDATE sim_callback SET due_at = $2, tries = 1 WHERE callback_id = ANY($1)",
                 owed,
-                self._gateway.clock.now() + _LEASE,
+                self._clock.now() + _LEASE,
             )
         await self.send_again(checkout_request_id)
 
