@@ -32,7 +32,6 @@ from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.security.vault import Vault
-from mpesa_gateway.services import Services
 from mpesa_gateway.tracing import Tracer
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -79,7 +78,6 @@ class Runtime(Protocol):
     jobs_by_name: Mapping[str, Job]
     names: Names
     daraja: DarajaClient
-    services: Services
     is_draining: bool
 
     @property

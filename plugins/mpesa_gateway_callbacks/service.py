@@ -554,7 +554,7 @@ class CallbackInbox:
     async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
         if subject is not None and subject.env == "sandbox":
             try:
-                secrets = self._gateway.services.get(CallbackSecrets)
+                secrets = self._gateway.port(CallbackSecrets)
                 passkeys = await secrets.passkeys_of(subject.merchant_id, subject.env)
             except NotProvided:
                 passkeys = ()
