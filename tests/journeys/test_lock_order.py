@@ -10,7 +10,8 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
@@ -136,8 +137,8 @@ class Paths:
 
     async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
         """A callback to the address that was made for its subject."""
-        inbox = self.town.gateway.services.get(CallbackInbox)
-        url = inbox.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
+        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
         answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
         assert answer.status == 200, answer.body
 
@@ -184,10 +185,9 @@ class Paths:
         """A callback that came before we could know what it is about, offered by a person."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        inbox = self.town.gateway.services.get(CallbackInbox)
         callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
-        await inbox.replay(callback_id, actor="a person")
-        await inbox.sweep()
+        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
+        await self.town.gateway.services.get(CallbackDispatcher).sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
         """One whose money goes back, in part and then the rest."""
@@ -301,7 +301,8 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
     paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
     payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
     service = town.gateway.services.get(PaymentService)
-    inbox = town.gateway.services.get(CallbackInbox)
+    dispatcher = town.gateway.services.get(CallbackDispatcher)
+    operators = town.gateway.services.get(CallbackOperatorService)
     outcomes: list[Any] = []
     for number in range(30):
         made = chance.choice(payments)
@@ -311,7 +312,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
             paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
             service.ask(made["id"], is_forced=True),
-            inbox.sweep(),
+            dispatcher.sweep(),
             town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
             town.api.call(
                 "POST",
@@ -327,7 +328,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
             work.append(paths.call_back("reversal", row["refund_id"], said))
         rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [inbox.replay(row["callback_id"], actor="a person") for row in rows]
+        work += [operators.replay(row["callback_id"], actor="a person") for row in rows]
         chance.shuffle(work)
         outcomes += await asyncio.gather(*work, return_exceptions=True)
     failed = [one for one in outcomes if isinstance(one, BaseException)]

@@ -11,7 +11,7 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_payments.service import PaymentService
 from tests.conftest import Town
 from tests.daraja import PROCESSING, Daraja, Said, fault, stk_callback, stk_result
@@ -293,7 +293,7 @@ async def test_a_forged_success_does_not_swallow_the_true_one(town: Town, daraja
     await town.api.settled(payment["id"], "completed")
     # The first was confirmed; the second is offered again and told, since one charge has one receipt.
     await town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await town.gateway.services.get(CallbackInbox).sweep()
+    await town.gateway.services.get(CallbackDispatcher).sweep()
     after = await look(town, payment)
     assert (after["receipt"], after["mismatch"]["received_receipt"]) == ("FORGED0001", "TRUE000001")
     assert await told(town, 2) == ["payment.completed", "payment.mismatched"]

@@ -16,8 +16,8 @@ from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
 from mpesa_gateway_payments.service import PaymentService
@@ -101,8 +101,8 @@ class Street:
 
     def address(self, payment: dict[str, Any]) -> str:
         """Where Daraja calls back about it."""
-        inbox = self.gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
+        dispatcher = self.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
         return url.removeprefix(self.base)
 
     async def call_back(self, payment: dict[str, Any], content: dict[str, Any], path: str | None = None) -> None:
@@ -537,7 +537,7 @@ async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(s
 async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(street: Street) -> None:
     payment = await street.asks()
     await street.gateway.db.execute(UNACKNOWLEDGED)
-    inbox, db = street.gateway.services.get(CallbackInbox), street.gateway.db
+    dispatcher, db = street.gateway.services.get(CallbackDispatcher), street.gateway.db
     await street.call_back(payment, paid("ws_CO_1"))
     await lose(street.gateway, UNPAID, UNTOLD, UNACKNOWLEDGED)
     await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
@@ -547,7 +547,7 @@ async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(st
         "now() - interval '2 seconds')",
         bytes(32),
     )
-    assert await inbox.sweep() == 2
+    assert await dispatcher.sweep() == 2
     assert (await street.find(payment))["status"] == "completed"
     rows = await db.fetch("SELECT verdict FROM callback ORDER BY callback_id = 'cbk_broken'")
     assert [row["verdict"] for row in rows] == ["applied", "waiting"]

@@ -16,7 +16,8 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_payments.api import PaymentRequest
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService

@@ -13,7 +13,8 @@ from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
@@ -528,8 +529,8 @@ async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: De
     payment_id = await desk.paid()
     url = f"{desk.town.base}/v1/webhooks/mpesa/reversal/result"
     await change_credentials(desk.town.gateway, result_url=url)
-    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *_loopback())
     desk.daraja.say("reversal", ack(77))
     go = desk.daraja.hold("reversal")
     asking = asyncio.create_task(desk.ask(payment_id))
@@ -549,8 +550,8 @@ SPECIFIED = "/v1/webhooks/mpesa/"
 
 async def test_reversal_result_without_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
     """The specification's one result_url is that of status queries, and Daraja posts reversals' results there too."""
-    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *_loopback())
     url = f"{desk.town.base}{SPECIFIED}transactionstatus/result"
     await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
     for number, where in enumerate(("transactionstatus/result", "reversal/result", "")):
@@ -661,7 +662,7 @@ async def test_a_late_reversal_finds_its_money_promised_to_another_refund_and_wa
     # M-Pesa refuses the second one, of course; then the first gets what is its own.
     await desk.result(second, result("R000002"))
     await desk.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await desk.town.gateway.services.get(CallbackInbox).sweep()
+    await desk.town.gateway.services.get(CallbackDispatcher).sweep()
     assert ((await desk.refund(first))["status"], (await desk.refund(second))["status"]) == ("completed", "failed")
     assert (await desk.refund(first))["attention"] is None
     assert await desk.books(payment_id) == ("reversed", 500, 0)
