@@ -1,6 +1,6 @@
 """Publishes callbacks to their subscribers, and publishes the waiting ones again until a subscriber applies them."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -115,7 +115,7 @@ class CallbackDispatcher:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def verdicts_noted_in(self, verdicts: dict[str, Verdict]) -> Iterator[None]:
+    def verdicts_noted_in(self, verdicts: dict[str, Verdict]) -> Generator[None]:
         """Return a block in which verdicts on these callbacks change ``verdicts``: their rows are written later."""
         token = self._unwritten.set(verdicts)
         try:

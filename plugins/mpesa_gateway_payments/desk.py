@@ -14,8 +14,8 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import exported
 
@@ -122,8 +122,8 @@ class PaymentDesk:
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
         row = await self.get(payment_id)
-        asked = await self._gateway.services.get(PaymentService).ask_now(row["merchant_id"], row["env"], payment_id)
-        return asked.status
+        await self._gateway.services.get(StkQueries).ask_now(row["merchant_id"], row["env"], payment_id)
+        return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
         """Ask M-Pesa's transaction status query; the answer comes later.

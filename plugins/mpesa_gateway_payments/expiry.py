@@ -12,6 +12,7 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import UNSENT, Told, Transitions
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -31,18 +32,20 @@ _AT_MOST = 50
 class Expiry:
     """The end of a payment's time: expired, never sent, or a reported success that M-Pesa did not confirm."""
 
-    def __init__(self, gateway: "Gateway", moves: Transitions) -> None:
+    def __init__(self, gateway: "Gateway", moves: Transitions, unacknowledged: Unacknowledged) -> None:
         self._gateway = gateway
         self._db = gateway.db
         self._moves = moves
+        self._unacknowledged = unacknowledged
         self._settings = gateway.settings(PaymentsSettings)
 
     async def end_due(self) -> int:
-        """End every payment that is past ``expires_at``, and return how many ended.
+        """End every payment that is past ``expires_at`` or was never acknowledged; return how many ended.
 
+        Asks nothing, and does not depend on Daraja.
         Skips rows that are locked: the next run finds them. A payment that cannot be ended delays no other.
         """
-        ended = 0
+        ended = await self._unacknowledged.close_due()
         failed: list[str] = []
         for _ in range(_AT_MOST):
             try:

@@ -14,8 +14,9 @@ from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
@@ -172,7 +173,7 @@ class Paths:
         await self.town.gateway.db.execute(
             "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
         )
-        await self.town.gateway.services.get(PaymentService).ask(made["id"])
+        await self.town.gateway.services.get(StkQueries).ask(made["id"])
 
     async def held(self) -> None:
         """One whose money is not what was asked for, and a person who sees to it."""
@@ -264,7 +265,7 @@ class Paths:
         """Some whose time is up."""
         made = await self.pay()
         await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
-        await self.town.gateway.services.get(PaymentService).end_due()
+        await self.town.gateway.services.get(Expiry).end_due()
 
     def all(self) -> Iterator[Any]:
         """Each once."""
@@ -300,7 +301,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
 ) -> None:
     paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
     payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
-    service = town.gateway.services.get(PaymentService)
+    queries = town.gateway.services.get(StkQueries)
     dispatcher = town.gateway.services.get(CallbackDispatcher)
     operators = town.gateway.services.get(CallbackOperatorService)
     outcomes: list[Any] = []
@@ -311,7 +312,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
             paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
             paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
-            service.ask(made["id"], is_forced=True),
+            queries.ask(made["id"], is_forced=True),
             dispatcher.sweep(),
             town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
             town.api.call(

@@ -22,8 +22,11 @@ from mpesa_gateway_callbacks.tokens import read_token
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
 from mpesa_gateway_refunds.service import RefundService
@@ -84,6 +87,9 @@ class Product:
         self.gateway = gateway
         self.db = gateway.db
         self._payments = services.get(PaymentService)
+        self._results = services.get(StkResults)
+        self._queries = services.get(StkQueries)
+        self._expiry = services.get(Expiry)
         self._checks = services.get(StatusChecks)
         self._refunds = services.get(RefundService)
         self._reconciliation = services.get(Reconciliation)
@@ -114,9 +120,11 @@ class Product:
 
     def confirm(self, when: str) -> None:
         """Set when reported successes are confirmed by STK query."""
-        self._payments._settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+        settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+        for part in (self._payments, self._results, self._queries):
+            part._settings = settings
         # The judge's rules are read from the settings once.
-        self._payments._rules = self._payments._endings._rules = self._payments._settings.rules
+        self._results._rules = self._queries._rules = self._results._endings._rules = settings.rules
 
     def forget(self) -> None:
         """Forget what is kept in memory beside Postgres."""
@@ -159,7 +167,7 @@ class Product:
 
     async def ask_now(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
-        await self._payments.ask_now(caller.merchant_id, caller.env, payment_id)
+        await self._queries.ask_now(caller.merchant_id, caller.env, payment_id)
 
     async def check(self, caller: Caller, what: str) -> None:
         """POST /v1/payments/mpesa/check-status/{receipt or payment}."""
@@ -255,9 +263,9 @@ class Product:
 
     async def ask_due(self, now: datetime) -> None:
         """What a worker would do about everything that is due, without the queue."""
-        await self._payments.end_due()
+        await self._expiry.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
-            await self._payments.ask(row["payment_id"])
+            await self._queries.ask(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
             await self._refunds.ask(row["refund_id"])
 

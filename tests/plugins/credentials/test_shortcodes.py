@@ -16,7 +16,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.plugins.credentials.two_worlds import PHONE, PROVIDERS, SPIKE_ARREST, Worlds, paid_for, put, two_worlds
 
@@ -177,7 +177,7 @@ async def test_a_retired_shortcode_is_asked_about_and_read_on(worlds: Worlds, ho
         answer = await shop.live.call("DELETE", f"{PROVIDERS}/mpesa")
         assert answer.data == {"deleted": True, "shortcode": till or "600001", "open": {"payments": 1, "refunds": 0}}
         assert (await shop.live.pay(PHONE, key="b")).error["code"] == "PROVIDER_NOT_CONFIGURED"
-    assert await worlds.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await worlds.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     (asked,) = worlds.live.of("stkquery")
     assert asked["BusinessShortCode"] == "600001"
     # By hand too, and its statement is read by regular runs.
