@@ -7,7 +7,7 @@ from mpesa_gateway.db import idempotency
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.privacy import Case
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.service import subjects_of
+from mpesa_gateway_refunds.subjects import subjects_of
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway

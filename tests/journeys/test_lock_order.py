@@ -17,7 +17,7 @@ from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.queries import RefundQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.owner import as_owner
@@ -208,7 +208,7 @@ class Paths:
         await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
         refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
         await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundService).ask(refund["id"])
+        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
 
     async def checked(self) -> None:
         """One that M-Pesa is asked about, and calls reversed."""

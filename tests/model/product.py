@@ -28,6 +28,8 @@ from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_webhooks.deliveries import Deliveries
@@ -92,6 +94,8 @@ class Product:
         self._expiry = services.get(Expiry)
         self._checks = services.get(StatusChecks)
         self._refunds = services.get(RefundService)
+        self._refund_queries = services.get(RefundQueries)
+        self._refund_endings = services.get(RefundEndings)
         self._reconciliation = services.get(Reconciliation)
         self._deliveries = services.get(Deliveries)
         self._endpoints = services.get(Endpoints)
@@ -183,7 +187,7 @@ class Product:
 
     async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
         """POST /v1/refunds/{id}/query."""
-        await self._refunds.ask_now(caller.merchant_id, caller.env, refund_id)
+        await self._refund_queries.ask_now(caller.merchant_id, caller.env, refund_id)
 
     async def register(self, caller: Caller) -> None:
         """POST /v1/payments/mpesa/pull/register."""
@@ -218,7 +222,7 @@ class Product:
         """An operator, who has seen M-Pesa's portal, says what became of a refund."""
         outcome = "completed" if went_back else "failed"
         resolution = Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen")
-        await self._refunds.resolve(env, refund_id, resolution, "model")
+        await self._refund_endings.resolve(env, refund_id, resolution, "model")
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -267,7 +271,7 @@ class Product:
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
             await self._queries.ask(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
-            await self._refunds.ask(row["refund_id"])
+            await self._refund_queries.ask(row["refund_id"])
 
     def subject(self, address: str) -> str:
         """What an address that the gateway handed to Daraja is about."""

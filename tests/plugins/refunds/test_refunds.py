@@ -15,6 +15,7 @@ from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, ru
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
@@ -242,7 +243,7 @@ async def test_ack_of_a_reversal_that_cannot_be_written_is_answered_and_written_
 async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, 200, key="r")).data
-    db, service = desk.town.gateway.db, desk.town.gateway.services.get(RefundService)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
     # As a crash after the first commit leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -250,7 +251,7 @@ async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk
     )
     await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE key = 'r'")
     # The cron may be the one that asks.
-    await service.ask(refund["id"])
+    await queries.ask(refund["id"])
 
     async def has_failed() -> bool:
         return bool((await desk.refund(refund))["status"] == "failed")
@@ -848,7 +849,7 @@ async def test_what_was_never_sent_frees_the_money_and_the_key_may_try_again(des
 async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_last(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, key="r")).data
-    db, service = desk.town.gateway.db, desk.town.gateway.services.get(RefundService)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
     # As a crash between the reversal and its record leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'sending', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -865,11 +866,11 @@ async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_la
     for number in range(1, 4):
         await db.execute("UPDATE refund SET due_at = now()")
         # The cron may be the one that asks: then there is nothing left to do here.
-        await service.ask(refund["id"])
+        await queries.ask(refund["id"])
         found = await eventually(partial(asks, number))
         assert (len(found), found[-1]["TransactionID"]) == (number, RECEIPT)
     await db.execute("UPDATE refund SET due_at = now()")
-    await service.ask(refund["id"])
+    await queries.ask(refund["id"])
 
     async def is_noticed() -> bool:
         after = await desk.refund(refund)
@@ -877,7 +878,7 @@ async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_la
 
     assert await eventually(is_noticed)
     assert len(desk.daraja.of("transactionstatus")) == 3
-    assert await service.wake_due() == 0
+    assert await queries.wake_due() == 0
     assert len(desk.daraja.of("reversal")) == 1
     assert await desk.books(payment_id) == ("completed", 0, 500)
     (waiting,) = (await desk.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
@@ -1019,7 +1020,7 @@ async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_ret
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert answer.status == 200
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
-    await desk.town.gateway.services.get(RefundService).ask(refund["id"])
+    await desk.town.gateway.services.get(RefundQueries).ask(refund["id"])
     await desk.daraja.asked_about("transactionstatus", 2)
     assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
 
