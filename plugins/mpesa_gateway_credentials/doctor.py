@@ -15,7 +15,7 @@ from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_credentials.needs import foreign_receiver, missing_fields
-from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_credentials.reader import CredentialReader
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -30,7 +30,7 @@ async def look_at_credentials(gateway: "Gateway", examination: Examination) -> A
     """Stored, readable, whole, at proper addresses, and good for an access token."""
     merchant = examination.one
     try:
-        credentials = await gateway.services.get(CredentialStore).get(merchant.merchant_id, examination.env)
+        credentials = await gateway.services.get(CredentialReader).get(merchant.merchant_id, examination.env)
     except ProviderNotConfigured as refusal:
         yield Observation(
             name="credentials.stored",
