@@ -75,6 +75,24 @@ class Arrival:
     raw: bytes | None
     """The body's bytes where they cannot be restored from ``text``."""
 
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of its row that do not depend on its verdict."""
+        subject = self.subject
+        return {
+            "callback_id": self.callback_id,
+            "kind": self.incoming.kind,
+            "fingerprint": self.fingerprint,
+            "source": self.incoming.source,
+            "env": subject.env if subject else None,
+            "subject_id": subject.subject_id if subject else "",
+            "handle": self.report.handle,
+            "result_code": self.report.result_code,
+            "body": self.text,
+            "merchant_id": subject.merchant_id if subject else "",
+            "signature": "verified" if self.is_signed else "none",
+            "body_bytes": self.raw,
+        }
+
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
         """Return the fields that every event of a callback has."""
         return {

@@ -224,24 +224,12 @@ class CallbackInbox:
 
     async def _write(self, arrivals: Sequence[Arrival], verdicts: Mapping[str, Verdict], now: datetime) -> None:
         """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""
-        args = (
-            [arrival.callback_id for arrival in arrivals],
-            [arrival.incoming.kind for arrival in arrivals],
-            [arrival.fingerprint for arrival in arrivals],
-            [arrival.incoming.source for arrival in arrivals],
-            [arrival.subject.env if arrival.subject else None for arrival in arrivals],
-            [arrival.subject.subject_id if arrival.subject else "" for arrival in arrivals],
-            [arrival.report.handle for arrival in arrivals],
-            [arrival.report.result_code for arrival in arrivals],
-            [arrival.text for arrival in arrivals],
-            [arrival.subject.merchant_id if arrival.subject else "" for arrival in arrivals],
-            ["verified" if arrival.is_signed else "none" for arrival in arrivals],
-            now,
-            now + timedelta(seconds=RETRY_PAUSES[0]),
-            [verdicts[arrival.callback_id] == "applied" for arrival in arrivals],
-            [arrival.raw for arrival in arrivals],
+        sql, *args = tables.KEEP.bind_rows(
+            [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
+            received_at=now,
+            due_at=now + timedelta(seconds=RETRY_PAUSES[0]),
         )
-        await self._db.put_off(Write(tables.KEEP_MANY, args, expects=len(arrivals)))
+        await self._db.put_off(Write(sql, tuple(args), expects=len(arrivals)))
 
     async def _audit_repeat(self, arrival: Arrival) -> None:
         kind, subject, handle = arrival.incoming.kind, arrival.subject, arrival.report.handle

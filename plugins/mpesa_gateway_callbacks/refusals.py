@@ -60,24 +60,25 @@ class RefusedCallbacks:
         text, raw = await storable(incoming.body)
         refused_id = self._ids.new("ref")
         await self._db.execute(
-            tables.REFUSE,
-            refused_id,
-            incoming.kind,
-            self._clock.now(),
-            incoming.source,
-            refusal.reason,
-            visible(decoded(incoming.body[: _SHOWN * 4]))[:_SHOWN],
-            subject.merchant_id if subject else None,
-            subject.subject_id if subject else None,
-            subject.env if subject else None,
-            text if is_whole else None,
-            incoming.signature,
-            raw if is_whole else None,
-            is_trusted,
-            cut and cut.length,
-            cut and cut.read,
-            cut and cut.sha256,
-            incoming.was_forwarded,
+            *tables.REFUSE.bind(
+                refused_id=refused_id,
+                kind=incoming.kind,
+                at=self._clock.now(),
+                source=incoming.source,
+                reason=refusal.reason,
+                body=visible(decoded(incoming.body[: _SHOWN * 4]))[:_SHOWN],
+                merchant_id=subject.merchant_id if subject else None,
+                subject_id=subject.subject_id if subject else None,
+                env=subject.env if subject else None,
+                original=text if is_whole else None,
+                signature=incoming.signature,
+                body_bytes=raw if is_whole else None,
+                is_trusted=is_trusted,
+                cut_length=cut and cut.length,
+                cut_read=cut and cut.read,
+                cut_sha256=cut and cut.sha256,
+                was_forwarded=incoming.was_forwarded,
+            )
         )
         await self._audit.observe(
             "callback.refused",

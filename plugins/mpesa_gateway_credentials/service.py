@@ -100,22 +100,20 @@ class CredentialStore:
             receiver_id = await self._add_receiver(merchant_id, env, number, is_till=store_number is not None)
             retired = await self._retire(merchant_id, env, receiver_id, now)
             shortcode_id = await self._db.fetchval(
-                tables.STORE,
-                self._ids.new("shc"),
-                merchant_id,
-                env,
-                receiver_id,
-                store_number,
-                sealed["consumer_key"],
-                sealed["consumer_secret"],
-                sealed["passkey"],
-                fields.initiator,
-                sealed["security_credential"],
-                fields.result_url,
-                fields.timeout_url,
-                nominated,
-                fields.account_reference,
-                now,
+                *tables.STORE.bind(
+                    shortcode_id=self._ids.new("shc"),
+                    merchant_id=merchant_id,
+                    env=env,
+                    receiver_id=receiver_id,
+                    store_number=store_number,
+                    initiator=fields.initiator,
+                    result_url=fields.result_url,
+                    timeout_url=fields.timeout_url,
+                    nominated_number=nominated,
+                    account_reference=fields.account_reference,
+                    now=now,
+                    **sealed,
+                )
             )
             await self._note_envs(merchant_id)
             await self._audit.record(

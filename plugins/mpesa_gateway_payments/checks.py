@@ -68,16 +68,17 @@ class StatusChecks:
         check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
-            tables.INSERT_CHECK,
-            check_id,
-            merchant_id,
-            credentials.env,
-            credentials.shortcode,
-            payment_id,
-            receipt,
-            what[:64],
-            reference,
-            now,
+            *tables.INSERT_CHECK.bind(
+                check_id=check_id,
+                merchant_id=merchant_id,
+                env=credentials.env,
+                shortcode=credentials.shortcode,
+                payment_id=payment_id,
+                receipt=receipt,
+                asked_for=what[:64],
+                reference=reference,
+                created_at=now,
+            )
         )
         self._gateway.tracer.begins(check_id)
         # A caller that hangs up must not tear the question from its record.

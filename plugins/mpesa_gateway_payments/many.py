@@ -134,29 +134,19 @@ class Steps:
         return [made.get(one.payment_id) for one in wanted]
 
     async def _insert_rows(self, wanted: Sequence[Wanted]) -> list[Row]:
-        settings = self._settings
-        return await self._db.fetch(
-            tables.INSERT_MANY,
-            [one.payment_id for one in wanted],
-            [one.merchant_id for one in wanted],
-            [one.env for one in wanted],
-            [one.shortcode for one in wanted],
-            [one.amount for one in wanted],
-            [one.phone for one in wanted],
-            [one.reference for one in wanted],
-            [one.reference_is_ours for one in wanted],
-            [one.description for one in wanted],
-            [one.callback_url for one in wanted],
-            [one.metadata for one in wanted],
-            [one.idempotency_key for one in wanted],
-            [one.fingerprint for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
-            [one.asked_at for one in wanted],
-            [OPERATION] * len(wanted),
-            [one.shortcode_id for one in wanted],
-        )
+        hold = timedelta(seconds=self._settings.hold)
+        expires = timedelta(seconds=self._settings.expire_after)
+        rows = [
+            vars(one)
+            | {
+                "leased_until": one.asked_at + hold,
+                "due_at": one.asked_at + hold,
+                "expires_at": one.asked_at + expires,
+                "operation": OPERATION,
+            }
+            for one in wanted
+        ]
+        return await self._db.fetch(*tables.INSERT_MANY.bind_rows(rows))
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
         now = self._gateway.clock.now()

@@ -261,23 +261,24 @@ class PaymentService:
     ) -> Row:
         reference = request.reference or credentials.account_reference
         row = await self._db.fetchrow(
-            tables.INSERT,
-            payment_id,
-            merchant_id,
-            credentials.env,
-            credentials.shortcode,
-            int(request.amount),
-            str(request.phone),
-            reference or own_reference(payment_id),
-            reference is None,
-            request.description or self._settings.description,
-            request.callback_url,
-            metadata_json(request.metadata),
-            key,
-            now + timedelta(seconds=self._settings.hold),
-            now + timedelta(seconds=self._settings.expire_after),
-            now,
-            credentials.shortcode_id,
+            *tables.INSERT.bind(
+                payment_id=payment_id,
+                merchant_id=merchant_id,
+                env=credentials.env,
+                shortcode=credentials.shortcode,
+                amount=int(request.amount),
+                phone=str(request.phone),
+                reference=reference or own_reference(payment_id),
+                reference_is_ours=reference is None,
+                description=request.description or self._settings.description,
+                callback_url=request.callback_url,
+                metadata=metadata_json(request.metadata),
+                idempotency_key=key,
+                due_at=now + timedelta(seconds=self._settings.hold),
+                expires_at=now + timedelta(seconds=self._settings.expire_after),
+                created_at=now,
+                shortcode_id=credentials.shortcode_id,
+            )
         )
         if row is None:
             raise _KeyOfOld

@@ -4,6 +4,7 @@ from piccolo.columns import JSONB, Array, BigInt, Boolean, Integer, Text, Timest
 from piccolo.table import Table
 
 from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.named import Named
 
 MOST_CANDIDATES = 1000
 """Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
@@ -116,13 +117,14 @@ class PaymentStepRow(Table, tablename="payment_step"):
     detail = Text()
 
 
-INSERT = """
+INSERT = Named("""
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
         updated_at, shortcode_id, charge)
-    VALUES ($1, $2, $3, 'mpesa', $4, $5, 'KES', $6, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $15, $16,
-        'ready')
+    VALUES ($payment_id, $merchant_id, $env, 'mpesa', $shortcode, $amount, 'KES', $phone, $reference,
+        $reference_is_ours, $description, $callback_url, $metadata::text::jsonb, $idempotency_key, $due_at, $expires_at,
+        $created_at, $created_at, $shortcode_id, 'ready')
     ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
     RETURNING *
 ), step AS (
@@ -130,23 +132,25 @@ WITH made AS (
     SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
 )
 SELECT * FROM made
-"""
+""")
 """Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
 
 FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
-INSERT_MANY = f"""
+INSERT_MANY = Named(f"""
 WITH asked AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[],
-        $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::timestamptz[],
-        $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::text[], $19::text[])
+    SELECT * FROM unnest($payment_id::text[], $merchant_id::text[], $env::text[], $shortcode::text[],
+        $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
+        $callback_url::text[], $metadata::text[], $idempotency_key::text[], $fingerprint::bytea[],
+        $leased_until::timestamptz[], $due_at::timestamptz[], $expires_at::timestamptz[], $asked_at::timestamptz[],
+        $operation::text[], $shortcode_id::text[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id)
     -- What was noted about an old payment's key has been let go, the payment never is.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
-    LIMIT cardinality($1)
+    LIMIT cardinality($payment_id)
 ), {idempotency.CLAIMED}, made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
         reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
@@ -162,7 +166,7 @@ WITH asked AS (
     SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
 )
 SELECT * FROM made
-"""  # noqa: S608 - put together from constants
+""")  # noqa: S608 - put together from constants
 
 STEP = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail) VALUES ($1, $2, $3, $4, $5, $6)
@@ -583,10 +587,10 @@ ORDER BY payment_id LIMIT 1
 
 OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
 
-INSERT_CHECK = """
+INSERT_CHECK = Named("""
 INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-"""
+VALUES ($check_id, $merchant_id, $env, $shortcode, $payment_id, $receipt, $asked_for, $reference, $created_at)
+""")
 
 CHECK_ASKED = """
 UPDATE status_check SET state = CASE WHEN state = 'sending' THEN 'asked' ELSE state END,

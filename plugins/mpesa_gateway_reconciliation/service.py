@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -217,17 +217,18 @@ class Reconciliation:
         async with self._db.transaction():
             await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
-                tables.BEGIN,
-                self._gateway.ids.new("run"),
-                credentials.merchant_id,
-                credentials.env,
-                credentials.shortcode,
-                cause,
-                start,
-                end,
-                now,
-                now + _LEASE,
-                credentials.receiver_id,
+                *tables.BEGIN.bind(
+                    run_id=self._gateway.ids.new("run"),
+                    merchant_id=credentials.merchant_id,
+                    env=credentials.env,
+                    shortcode=credentials.shortcode,
+                    cause=cause,
+                    window_start=start,
+                    window_end=end,
+                    lease_until=now + _LEASE,
+                    started_at=now,
+                    receiver_id=credentials.receiver_id,
+                )
             )
         if run is None:
             raise RunInProgress("a reconciliation of this shortcode is running: wait until it has finished")
@@ -341,33 +342,39 @@ class Reconciliation:
         now = self._gateway.clock.now()
         # One receipt twice on one page would be two rows for one insert.
         lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
-        kept = list(lines.values())
-        times = [kept_times(line, run, zone, now) for line in kept]
+        given = [self._line_columns(line, run, zone, now) for line in lines.values()]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
                 raise RunLost("the run was given up meanwhile")
             rows = await self._db.fetch(
-                tables.KEEP_LINES,
-                [self._gateway.ids.new("lin") for _ in kept],
-                [line.receipt for line in kept],
-                [moments[0] for moments, _ in times],
-                [moments[1] if len(moments) > 1 else None for moments, _ in times],
-                [_whole(line.amount) for line in kept],
-                [line.amount_text for line in kept],
-                [line.phone for line in kept],
-                [line.reference for line in kept],
-                [line.kind for line in kept],
-                [line.organisation for line in kept],
-                run["merchant_id"],
-                run["env"],
-                run["shortcode"],
-                now,
-                run["run_id"],
-                [is_timed for _, is_timed in times],
-                is_till,
+                *tables.KEEP_LINES.bind_rows(
+                    given,
+                    merchant_id=run["merchant_id"],
+                    env=run["env"],
+                    shortcode=run["shortcode"],
+                    created_at=now,
+                    run_id=run["run_id"],
+                    is_of_till=is_till,
+                )
             )
         return len(rows)
+
+    def _line_columns(self, line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> dict[str, Any]:
+        moments, is_timed = kept_times(line, run, zone, now)
+        return {
+            "line_id": self._gateway.ids.new("lin"),
+            "receipt": line.receipt,
+            "likely": moments[0],
+            "other": moments[1] if len(moments) > 1 else None,
+            "amount": _whole(line.amount),
+            "amount_text": line.amount_text,
+            "phone": line.phone,
+            "reference": line.reference,
+            "kind": line.kind,
+            "organisation": line.organisation,
+            "is_timed": is_timed,
+        }
 
     # -- what lines turn out to be --------------------------------------------------------------------------------
 

@@ -186,21 +186,22 @@ class RefundService:
         credentials = await self._credentials.of_shortcode(refundable.shortcode_id)
         credentials.initiator_for("a refund")
         row = await self._db.fetchrow(
-            tables.INSERT,
-            refund_id,
-            caller.merchant_id,
-            body.payment_id,
-            refundable.env,
-            int(refundable.amount),
-            int(refundable.payment_amount),
-            refundable.receipt,
-            body.reason or "",
-            key,
-            now + timedelta(seconds=self._settings.hold),
-            now,
-            refundable.shortcode,
-            refundable.shortcode_id,
-            not has_whole and refundable.left == 0,
+            *tables.INSERT.bind(
+                refund_id=refund_id,
+                merchant_id=caller.merchant_id,
+                payment_id=body.payment_id,
+                env=refundable.env,
+                amount=int(refundable.amount),
+                payment_amount=int(refundable.payment_amount),
+                receipt=refundable.receipt,
+                reason=body.reason or "",
+                idempotency_key=key,
+                due_at=now + timedelta(seconds=self._settings.hold),
+                created_at=now,
+                shortcode=refundable.shortcode,
+                shortcode_id=refundable.shortcode_id,
+                is_whole=not has_whole and refundable.left == 0,
+            )
         )
         if row is None:
             raise Conflict("this refund is under way: look at it before asking again")

@@ -93,23 +93,8 @@ class Results:
 
     async def record(self, movement: Movement) -> None:
         """Write a row of the ledger."""
-        await self._db.execute(
-            tables.INSERT_TRANSACTION,
-            movement.receipt,
-            movement.checkout_request_id,
-            movement.phone,
-            movement.amount,
-            movement.shortcode,
-            movement.reference,
-            movement.at,
-            movement.kind,
-            movement.party,
-            movement.payer_shown,
-            movement.time_shown,
-            movement.skew,
-            movement.meant_for,
-            movement.kind in OUTGOING,
-        )
+        columns = msgspec.structs.asdict(movement) | {"is_out": movement.kind in OUTGOING}
+        await self._db.execute(*tables.INSERT_TRANSACTION.bind(**columns))
 
     # -- transaction status ---------------------------------------------------------------------------------------
 

@@ -272,19 +272,20 @@ class Simulator:
             number = await self._db.fetchval("SELECT nextval('sim_handle')")
             checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{number % 1000:03}{push.phone[3:]}"
             is_new = await self._db.fetchval(
-                tables.INSERT_PUSH,
-                checkout_request_id,
-                merchant_request_id,
-                push.shortcode,
-                push.receiver,
-                push.phone,
-                push.amount,
-                push.reference,
-                push.description,
-                push.callback_url,
-                behaviour.name,
-                now,
-                now + timedelta(seconds=wait),
+                *tables.INSERT_PUSH.bind(
+                    checkout_request_id=checkout_request_id,
+                    merchant_request_id=merchant_request_id,
+                    shortcode=push.shortcode,
+                    receiver=push.receiver,
+                    phone=push.phone,
+                    amount=push.amount,
+                    reference=push.reference,
+                    description=push.description,
+                    callback_url=push.callback_url,
+                    behaviour=behaviour.name,
+                    created_at=now,
+                    ends_at=now + timedelta(seconds=wait),
+                )
             )
         await self._let_strangers_pay(push, now)
         self._wake.set()

@@ -39,7 +39,7 @@ def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, An
 def stopped_clock(town: Town, monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """The gateway's time, which stands from now on: a rest of seconds lasts until the test moves it."""
     clock = SetClock(town.gateway.clock.now())
-    monkeypatch.setattr(town.gateway, "clock", clock)
+    monkeypatch.setattr(town.gateway.clock, "now", clock.now)
     return clock
 
 

@@ -21,13 +21,13 @@ END = joined(
         (payments.END_STEPS, 5, False),
         (outbox.INSERT_EVENTS, 7, False),
         (webhooks.FAN_OUT, 6, False),
-        (callbacks.KEEP_MANY, 15, True),
+        (callbacks.KEEP.sql, 15, True),
     )
 )
 """How callbacks end payments."""
 
 HOT = {
-    "insert": payments.INSERT_MANY,
+    "insert": payments.INSERT_MANY.sql,
     "accept": payments.ACCEPTED_MANY,
     "look": payments.FIND_MANY,
     "end": END,
