@@ -15,14 +15,15 @@ class Named:
 
     def __init__(self, sql: str) -> None:
         self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
+        self._known = frozenset(self._names)
         numbers = {name: f"${number}" for number, name in enumerate(self._names, 1)}
         self.sql = _PARAMETER.sub(lambda found: numbers[found[1]], sql)
 
     def bind(self, **values: Any) -> Bound:
         """Return the statement with a value for each name. Raises TypeError for a missing or an unknown name."""
-        if values.keys() != set(self._names):
-            raise TypeError(f"{sorted(values.keys() ^ set(self._names))}: missing from the call or the statement")
-        return (self.sql, *(values[name] for name in self._names))
+        if values.keys() != self._known:
+            raise TypeError(f"{sorted(values.keys() ^ self._known)}: missing from the call or the statement")
+        return (self.sql, *map(values.__getitem__, self._names))
 
     def bind_rows(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Bound:
         """Return the statement with an array for each name in ``rows`` and one value for each name in ``shared``.
@@ -30,9 +31,6 @@ class Named:
         A row may have more names than the statement. Raises KeyError for a row without one of the statement's names,
         and TypeError for a name in ``shared`` that the statement does not have.
         """
-        if not shared.keys() <= set(self._names):
-            raise TypeError(f"{sorted(shared.keys() - set(self._names))}: unknown to the statement")
-        return (
-            self.sql,
-            *(shared[name] if name in shared else [row[name] for row in rows] for name in self._names),
-        )
+        if not shared.keys() <= self._known:
+            raise TypeError(f"{sorted(shared.keys() - self._known)}: unknown to the statement")
+        return (self.sql, *[shared[name] if name in shared else [row[name] for row in rows] for name in self._names])
