@@ -84,8 +84,8 @@ class ReconciliationDesk:
 
     async def candidates(self, line: Row) -> list[PaymentView]:
         """The payments that a line could belong to."""
-        payments = self._gateway.services.get(Payments)
-        found = [await payments.find(payment_id) for payment_id in await Settling(self._gateway).candidates(line)]
+        payments, settling = self._gateway.services.get(Payments), self._gateway.services.get(Settling)
+        found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
         return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
     async def registrations(self, merchant_id: str, env: Env) -> list[Row]:

@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
@@ -15,11 +17,14 @@ from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
+from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.routes import routes
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import UnallocatedLines
+from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
+from mpesa_gateway_reconciliation.unallocated import UnallocatedLines
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -27,11 +32,22 @@ if TYPE_CHECKING:
 
 async def take_status_of_line(result: StatusResulted, gateway: "Gateway") -> None:
     """Daraja told what we asked about a statement line."""
-    await gateway.services.get(Reconciliation).take_status(result)
+    await gateway.services.get(Settling).take_status(result)
 
 
 def _keep_days(gateway: "Gateway") -> int:
     return gateway.settings(ReconciliationSettings).keep_days
+
+
+def _registrations(gateway: "Gateway") -> PullRegistrations:
+    return PullRegistrations(
+        db=gateway.db,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        daraja=lambda: gateway.daraja,
+        callbacks=gateway.services.get(Callbacks),
+        credentials=gateway.services.get(Credentials),
+    )
 
 
 plugin = Plugin(
@@ -47,6 +63,9 @@ plugin = Plugin(
     subscribers=(inside(StatusResulted, take_status_of_line),),
     provides=(
         (Reconciliation, Reconciliation),
+        (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
+        (PullRegistrations, _registrations),
+        (Settling, Settling),
         (ReconciliationDesk, ReconciliationDesk),
         (UnallocatedMoney, UnallocatedLines),
     ),

@@ -11,36 +11,25 @@ import structlog
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import NotFound, checking
-from mpesa_gateway.http.envelope import Meta, Page
-from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
+from mpesa_gateway.errors import checking
 from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
-from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
+from mpesa_gateway_reconciliation.line_evidence import kept_times
 from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
-    LineView,
-    Registration,
-    RowsQuery,
-    RunPage,
-    RunsQuery,
     RunView,
     Window,
-    line_view,
-    run_view,
-    run_with_rows,
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import Settling, kept_times
+from mpesa_gateway_reconciliation.settling import Settling
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -72,61 +61,18 @@ _MOST_UNREADABLE = 10
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
+    """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self._db = gateway.db
-        self._reads = gateway.reads
         self._settings = gateway.settings(ReconciliationSettings)
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
-        self._settling = Settling(gateway)
-
-    # -- registration ---------------------------------------------------------------------------------------------
-
-    async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; doing it again is fine.
-
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
-        another merchant's.
-        """
-        self._db.refuse_transaction("registering for Pull")
-        port = self._gateway.services.get(Credentials)
-        credentials = await port.get(caller.merchant_id, caller.env)
-        credentials.check_owner("Pull")
-        nominated_number = credentials.nominated_for("Pull")
-        address = self._gateway.services.get(Callbacks).url_for(
-            "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
-        )
-        try:
-            code, text = await self._gateway.daraja.pull_register(
-                credentials.daraja, nominated_number=nominated_number, callback_url=address
-            )
-        except DarajaFault as fault:
-            raise refusal_of(fault) from None
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            row = await self._db.fetchrow(
-                tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
-            )
-            if not await port.accepted(credentials):
-                raise ReceiverOwned(
-                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
-                )
-            await self._gateway.audit.record(
-                "pull.registered",
-                merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=caller.merchant_id,
-                env=caller.env,
-                detail={"shortcode": credentials.shortcode, "code": code},
-            )
-        if row is None:
-            raise RuntimeError("the registration was not written")
-        return Registration(**{name: row[name] for name in Registration.__struct_fields__})
+        self._settling = gateway.services.get(Settling)
+        self._runs = gateway.services.get(RunReader)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +93,7 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, caller.env, run["run_id"])
+        return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended.
@@ -375,61 +321,6 @@ class Reconciliation:
             "organisation": line.organisation,
             "is_timed": is_timed,
         }
-
-    # -- what lines turn out to be --------------------------------------------------------------------------------
-
-    async def take_status(self, result: StatusResulted) -> None:
-        """See Settling."""
-        await self._settling.take_status(result)
-
-    async def assign(
-        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
-    ) -> LineView:
-        """See Settling."""
-        return line_view(
-            await self._settling.assign(caller, line_id, payment_id, reason=reason, by_operator=by_operator)
-        )
-
-    # -- reading --------------------------------------------------------------------------------------------------
-
-    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
-        """A run of this merchant in ``env``. Raises NotFound."""
-        return run_view(await self._require(merchant_id, env, run_id))
-
-    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
-        return page_of(
-            rows,
-            filters.limit,
-            env=env,
-            view=run_view,
-            position=lambda row: (row["started_at"], row["run_id"]),
-            total=total,
-        )
-
-    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
-        """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, env, run_id)
-        after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
-        rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
-        shown, has_more = rows[: filters.limit], len(rows) > filters.limit
-        return RunPage(
-            data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),
-            meta=Meta(
-                limit=filters.limit,
-                has_more=has_more,
-                next_cursor=encode_cursor(shown[-1]["line_id"]) if has_more else None,
-            ),
-        )
-
-    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
-        if row is None:
-            raise NotFound("there is no such reconciliation run")
-        return row
 
 
 def _whole(amount: Kes | None) -> int | None:

@@ -27,7 +27,9 @@ from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
+from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
@@ -97,6 +99,8 @@ class Product:
         self._refund_queries = services.get(RefundQueries)
         self._refund_endings = services.get(RefundEndings)
         self._reconciliation = services.get(Reconciliation)
+        self._registrations = services.get(PullRegistrations)
+        self._settling = services.get(Settling)
         self._deliveries = services.get(Deliveries)
         self._endpoints = services.get(Endpoints)
         self._credentials = services.get(CredentialStore)
@@ -191,7 +195,7 @@ class Product:
 
     async def register(self, caller: Caller) -> None:
         """POST /v1/payments/mpesa/pull/register."""
-        await self._reconciliation.register(caller)
+        await self._registrations.register(caller)
 
     async def reconcile(self, caller: Caller) -> None:
         """A regular run of each of this merchant's receivers, those that it has left included."""
@@ -205,7 +209,7 @@ class Product:
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """POST …/statement-lines/{line}/assign, as the merchant."""
-        await self._reconciliation.assign(caller, line_id, payment_id)
+        await self._settling.assign(caller, line_id, payment_id)
 
     async def replay(self, caller: Caller, since: datetime) -> None:
         """Have every delivery sent again that was not taken."""
@@ -216,7 +220,7 @@ class Product:
 
     async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
-        await self._reconciliation.assign(caller, line_id, payment_id, by_operator=True)
+        await self._settling.assign(caller, line_id, payment_id, by_operator=True)
 
     async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
         """An operator, who has seen M-Pesa's portal, says what became of a refund."""
