@@ -31,12 +31,13 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
-from mpesa_gateway_payments.judging import contradicts, payment_of
+from mpesa_gateway_payments.judging import contradicts
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.verdicts import payment_of
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway

@@ -22,10 +22,11 @@ from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
-from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
+from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.verdicts import Rules, Settles, payment_of
 from mpesa_gateway_payments.views import event_fields
 
 if TYPE_CHECKING:

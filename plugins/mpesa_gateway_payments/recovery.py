@@ -12,25 +12,24 @@ from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import judging, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
-from mpesa_gateway_payments.judging import (
-    SHOWN_FOR,
+from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause
+from mpesa_gateway_payments.transitions import Transitions, told_of
+from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
     Ask,
     Mismatch,
     Payment,
+    Rules,
     Settles,
     Transaction,
     Unfit,
     Verdict,
-    judge_choice,
     payment_of,
-    with_part_of_statement,
 )
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause
-from mpesa_gateway_payments.transitions import Transitions, told_of
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -51,7 +50,7 @@ class _Facts:
     outgoing: dict[tuple[str, str], Transaction] = field(default_factory=dict[tuple[str, str], Transaction])
     cut: set[_Group] = field(default_factory=set[_Group])
 
-    def judge(self, report: Evidence, rules: judging.Rules) -> Verdict:
+    def judge(self, report: Evidence, rules: Rules) -> Verdict:
         """The verdict on one of the reports."""
         return judging.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
 

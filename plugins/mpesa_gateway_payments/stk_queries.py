@@ -23,13 +23,14 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.judging import judge, payment_of, speaks_of
+from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.listing import find_payment
 from mpesa_gateway_payments.resting import RestingShortcodes
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Told, Transitions
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.verdicts import payment_of
 
 log = structlog.get_logger(__name__)
 

@@ -13,11 +13,12 @@ from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.evidence import Evidence, Proof, has_receipt_of_unknown, read_callback
-from mpesa_gateway_payments.judging import Confirm, Mismatch, judge, judge_other_push, payment_of, speaks_of
+from mpesa_gateway_payments.judging import judge, judge_other_push, speaks_of
 from mpesa_gateway_payments.many import Endings
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions, told_of
+from mpesa_gateway_payments.verdicts import Confirm, Mismatch, payment_of
 
 log = structlog.get_logger(__name__)
 

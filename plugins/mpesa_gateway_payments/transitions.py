@@ -19,9 +19,9 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.evidence import Evidence, Proof
-from mpesa_gateway_payments.judging import AlreadyKnown, Mismatch, Settles, Verdict
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status, sources
+from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, Settles, Verdict
 from mpesa_gateway_payments.views import event_fields
 
 if TYPE_CHECKING:
