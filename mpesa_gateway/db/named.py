@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PARAMETER = re.compile(r"\$([a-z][a-z_]*)")
+_PARAMETER = re.compile(r"\$([a-z][a-z0-9_]*)")
 
 Bound = tuple[str, *tuple[Any, ...]]
 """A statement and its values in the order of its parameters, as ``Database.execute`` and ``fetch`` take them."""

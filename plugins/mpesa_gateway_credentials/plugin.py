@@ -3,6 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.daraja.certificates import certificate_for
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.signatures import CallbackSecrets
@@ -47,7 +48,7 @@ def _store(gateway: "Gateway") -> CredentialStore:
         merchants=gateway.merchants,
         sealer=gateway.sealer,
         settings=gateway.settings(CredentialsSettings),
-        daraja_config=gateway.config.daraja,
+        certificate_of=lambda env: certificate_for(gateway.config.daraja, env),
         public_url=gateway.config.public_url,
         reader=gateway.services.get(CredentialReader),
         missing_of=partial(missing_of, gateway),

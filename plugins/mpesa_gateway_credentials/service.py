@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
+from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import Checks, Invalid, NotFound, checking
@@ -58,14 +57,15 @@ class CredentialStore:
         merchants: Merchants,
         sealer: Sealer,
         settings: CredentialsSettings,
-        daraja_config: DarajaConfig,
+        certificate_of: Callable[[Env], Certificate],
         public_url: str,
         reader: CredentialReader,
         missing_of: Callable[[str, Env], Awaitable[list[Missing]]],
         open_work: Mapping[str, Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]],
     ) -> None:
-        """``missing_of`` returns what a merchant's env still lacks.
+        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateRefused.
 
+        ``missing_of`` returns what a merchant's env still lacks.
         ``open_work`` counts the open work of shortcodes, by the plural of what it is.
         """
         self._db = db
@@ -76,7 +76,7 @@ class CredentialStore:
         self._merchants = merchants
         self._sealer = sealer
         self._settings = settings
-        self._daraja_config = daraja_config
+        self._certificate_of = certificate_of
         self._public_url = public_url
         self._reader = reader
         self._missing_of = missing_of
@@ -225,7 +225,7 @@ class CredentialStore:
     def _encrypt(self, env: Env, password: str) -> str:
         """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
         try:
-            certificate = certificate_for(self._daraja_config, env)
+            certificate = self._certificate_of(env)
         except CertificateRefused as problem:
             raise Invalid.field_error(
                 "mpesa.initiator_password",

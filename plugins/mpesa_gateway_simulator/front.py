@@ -10,7 +10,7 @@ import msgspec
 
 from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.validation import Fault
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Front:
         await self._app(scope, receive, send_as_daraja)
 
     async def _refuse(self, send: Send, fault: Fault, kept: list[tuple[bytes, bytes]]) -> None:
-        body = msgspec.json.encode(await self._gateway.services.get(Simulator).fault_body(fault))
+        body = msgspec.json.encode(await self._gateway.services.get(SimulatedDaraja).fault_body(fault))
         lines = {"content-type": "application/json", "content-length": str(len(body)), SIMULATED.lower(): "1"}
         headers = [*kept, *((name.encode(), text.encode()) for name, text in lines.items())]
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})

@@ -10,8 +10,9 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.prompts import Prompts
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -108,9 +109,9 @@ class Phones:
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
-        simulator = self._gateway.services.get(Simulator)
+        prompts = self._gateway.services.get(Prompts)
         try:
-            row = await simulator.find(checkout_request_id)
+            row = await prompts.find(checkout_request_id)
             if is_cancelled:
                 answer = "cancel"
             elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
@@ -121,7 +122,7 @@ class Phones:
                 hand = await self._db.fetchrow(tables.HAND, row["phone"])
                 has_enough = await self._balance(row["phone"], hand) >= row["amount"]
                 answer = "pay" if has_enough else "no_funds"
-            await simulator.answer(checkout_request_id, answer)
+            await prompts.answer(checkout_request_id, answer)
         except LookupError as problem:
             raise NotFound(str(problem)) from None
         except ValueError as problem:
@@ -143,7 +144,7 @@ class Phones:
         return messages
 
     def _pulse(self) -> None:
-        self._gateway.services.get(Simulator).pulse.quicken()
+        self._gateway.services.get(Pulse).quicken()
 
 
 _REFUSED = {

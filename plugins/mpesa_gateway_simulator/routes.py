@@ -16,6 +16,9 @@ from mpesa_gateway.http.query import Moment, reads
 from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.caller import CallbackCaller
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.diary import Diary
 from mpesa_gateway_simulator.habits import (
     ACK_HABITS,
     CALLBACK_HABITS,
@@ -28,15 +31,16 @@ from mpesa_gateway_simulator.habits import (
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
 from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
 from mpesa_gateway_simulator.population import PayerShown, TimeShown
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
 
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
 
-async def _fault(simulator: Simulator, fault: Fault) -> Response[dict[str, str]]:
-    return Response(await simulator.fault_body(fault), status_code=fault.status)
+async def _fault(daraja: SimulatedDaraja, fault: Fault) -> Response[dict[str, str]]:
+    return Response(await daraja.fault_body(fault), status_code=fault.status)
 
 
 def _read(body: bytes) -> dict[str, Any]:
@@ -51,36 +55,35 @@ def _read(body: bytes) -> dict[str, Any]:
 
 
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
-    simulator = services.get(Simulator)
-    answer = await _answered(request, simulator, operation, body)
+    answer = await _answered(request, services.get(SimulatedDaraja), operation, body)
     said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
-    simulator.diary.received(operation, body, answer.status_code or 200, said)
+    services.get(Diary).received(operation, body, answer.status_code or 200, said)
     answer.headers[SIMULATED] = "1"
     return answer
 
 
 async def _answered(
-    request: Request[Any, Any, Any], simulator: Simulator, operation: str, body: bytes
+    request: Request[Any, Any, Any], daraja: SimulatedDaraja, operation: str, body: bytes
 ) -> Response[Any]:
     authorization = request.headers.get("authorization")
     try:
         if operation == "oauth":
-            return Response(await simulator.issue_token(authorization, request.query_params.get("grant_type")))
+            return Response(await daraja.issue_token(authorization, request.query_params.get("grant_type")))
         if operation == "stkpush":
-            return Response(await simulator.push(authorization, _read(body)), status_code=200)
+            return Response(await daraja.push(authorization, _read(body)), status_code=200)
         if operation == "pullquery":
-            status, content = await simulator.pull_query(authorization, _read(body))
+            status, content = await daraja.pull_query(authorization, _read(body))
             media = "text/html" if isinstance(content, str) else "application/json"
             return Response(content, status_code=status, media_type=media)
         answer = {
-            "stkquery": simulator.query,
-            "transactionstatus": simulator.transaction_status,
-            "reversal": simulator.reversal,
-            "pullregister": simulator.pull_register,
+            "stkquery": daraja.query,
+            "transactionstatus": daraja.transaction_status,
+            "reversal": daraja.reversal,
+            "pullregister": daraja.pull_register,
         }[operation]
         return Response(await answer(authorization, _read(body)), status_code=200)
     except Fault as fault:
-        return await _fault(simulator, fault)
+        return await _fault(daraja, fault)
     except Garbage as garbage:
         return Response(
             garbage.body, status_code=garbage.status, media_type=garbage.media_type, headers=garbage.headers
@@ -172,7 +175,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
     """What the phones were asked, newest first."""
-    rows = await services.get(Simulator).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
+    rows = await services.get(Prompts).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
 
@@ -187,7 +190,7 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
-        return Success(data=push_view(await services.get(Simulator).find(checkout_request_id)))
+        return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
     except LookupError as problem:
         raise NotFound(str(problem)) from None
 
@@ -214,7 +217,7 @@ async def answer_push(
 ) -> Success[PushView]:
     """PromptAnswer an open prompt, as a finger on the phone would."""
     try:
-        return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
+        return Success(data=push_view(await services.get(Prompts).answer(checkout_request_id, data.answer)))
     except LookupError as problem:
         raise NotFound(str(problem)) from None
     except ValueError as problem:
@@ -235,7 +238,7 @@ async def repeat_callback(
 ) -> Success[dict[str, int]]:
     """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
     try:
-        return Success(data={"status": await services.get(Simulator).send_again(checkout_request_id)})
+        return Success(data={"status": await services.get(CallbackCaller).send_again(checkout_request_id)})
     except LookupError as problem:
         raise NotFound(str(problem)) from None
 
@@ -268,7 +271,7 @@ async def forge_callback(
     """
     about = data.about or checkout_request_id
     try:
-        status = await services.get(Simulator).forge(checkout_request_id, about, data.amount, data.signature)
+        status = await services.get(CallbackCaller).forge(checkout_request_id, about, data.amount, data.signature)
     except LookupError as problem:
         raise NotFound(str(problem)) from None
     return Success(data={"status": status})
@@ -296,7 +299,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
-    await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
+    await services.get(Controls).set_fault(data.operation, data.fault, data.times)
     return Success(data={"times": data.times})
 
 
@@ -329,7 +332,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
-    await services.get(Simulator).set_knobs(turned)
+    await services.get(Controls).set_knobs(turned)
     return Success(data=data)
 
 
@@ -374,7 +377,7 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
     """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
-            await services.get(Simulator).set_habit(operation, habit)
+            await services.get(Controls).set_habit(operation, habit)
     return Success(data=data)
 
 
@@ -410,7 +413,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Write money that no push asked for to the ledger: only statements and status answers show it."""
     more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
-    receipt = await services.get(Simulator).add_money(
+    receipt = await services.get(Prompts).add_money(
         str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at, **more
     )
     return Success(data={"receipt": receipt})
@@ -436,7 +439,7 @@ async def ledger(
     services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
 ) -> Success[list[LedgerEntry]]:
     """The money that really moved, newest first."""
-    rows = await services.get(Simulator).ledger(filters.phone, filters.limit)
+    rows = await services.get(Prompts).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
@@ -451,7 +454,7 @@ async def ledger(
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
-    await services.get(Simulator).reset()
+    await services.get(Controls).reset()
     return Success(data={"reset": True})
 
 
