@@ -6,6 +6,7 @@ from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.caller import CallbackCaller
+from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
 from mpesa_gateway_simulator.doctor import CHECKS
@@ -16,6 +17,7 @@ from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.statements import Statements
 from mpesa_gateway_simulator.tables import CallbackRow, PushRow, ResultRow, ReversalRow, TransactionRow
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def _daraja(gateway: "Gateway") -> SimulatedDaraja:
         settings=gateway.settings(SimulatorSettings),
         controls=gateway.services.get(Controls),
         results=gateway.services.get(Results),
+        statements=gateway.services.get(Statements),
+        chance=gateway.services.get(Chance),
         prompts=gateway.services.get(Prompts),
         caller=gateway.services.get(CallbackCaller),
         due=gateway.services.get(DueSignal),
@@ -47,7 +51,7 @@ def _caller(gateway: "Gateway") -> CallbackCaller:
         clock=gateway.clock,
         names=gateway.names,
         settings=gateway.settings(SimulatorSettings),
-        chance=gateway.services.get(Results).chance,
+        chance=gateway.services.get(Chance),
         prompts=gateway.services.get(Prompts),
         pulse=gateway.services.get(Pulse),
         diary=gateway.services.get(Diary),
@@ -61,8 +65,29 @@ def _prompts(gateway: "Gateway") -> Prompts:
         clock=gateway.clock,
         controls=gateway.services.get(Controls),
         results=gateway.services.get(Results),
+        chance=gateway.services.get(Chance),
         pulse=gateway.services.get(Pulse),
         due=gateway.services.get(DueSignal),
+    )
+
+
+def _results(gateway: "Gateway") -> Results:
+    return Results(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(SimulatorSettings),
+        controls=gateway.services.get(Controls),
+        chance=gateway.services.get(Chance),
+    )
+
+
+def _statements(gateway: "Gateway") -> Statements:
+    return Statements(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(SimulatorSettings),
+        controls=gateway.services.get(Controls),
+        chance=gateway.services.get(Chance),
     )
 
 
@@ -80,7 +105,9 @@ plugin = Plugin(
         (CallbackCaller, _caller),
         (Prompts, _prompts),
         (Controls, _controls),
-        (Results, Results),
+        (Results, _results),
+        (Statements, _statements),
+        (Chance, Chance),
         (Diary, lambda gateway: Diary(gateway.clock, gateway.services.get(Pulse))),
         (Pulse, lambda _: Pulse()),
         (DueSignal, lambda _: DueSignal()),

@@ -9,6 +9,7 @@ from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.callback_bodies import callback_body
+from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.diary import DueSignal, Pulse
 from mpesa_gateway_simulator.habits import written
@@ -27,6 +28,7 @@ class Prompts:
         clock: Clock,
         controls: Controls,
         results: Results,
+        chance: Chance,
         pulse: Pulse,
         due: DueSignal,
     ) -> None:
@@ -34,9 +36,9 @@ class Prompts:
         self._clock = clock
         self._controls = controls
         self._results = results
+        self._chance = chance
         self._pulse = pulse
         self._due = due
-        self._chance = results.chance
 
     async def open(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
         """Write an open prompt; returns its CheckoutRequestID and MerchantRequestID."""

@@ -11,6 +11,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.caller import CallbackCaller
+from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.diary import DueSignal
 from mpesa_gateway_simulator.habits import EXPIRES
@@ -27,6 +28,7 @@ from mpesa_gateway_simulator.outcomes import (
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import AckLost, Results
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.statements import Statements
 from mpesa_gateway_simulator.validation import MOST_PROMPT, Fault, named_fault, read_push, read_signed
 
 
@@ -42,6 +44,8 @@ class SimulatedDaraja:
         settings: SimulatorSettings,
         controls: Controls,
         results: Results,
+        statements: Statements,
+        chance: Chance,
         prompts: Prompts,
         caller: CallbackCaller,
         due: DueSignal,
@@ -52,10 +56,11 @@ class SimulatedDaraja:
         self._settings = settings
         self._controls = controls
         self._results = results
+        self._statements = statements
+        self._chance = chance
         self._prompts = prompts
         self._caller = caller
         self._due = due
-        self._chance = results.chance
 
     async def issue_token(self, authorization: str | None, grant_type: str | None) -> dict[str, Any]:
         """Return a new access token. With ``one_token_per_key`` it ends the key's earlier one. Raises Fault."""
@@ -156,13 +161,13 @@ class SimulatedDaraja:
         """Enable Pull. Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("pullregister")
-        return await self._results.register(body)
+        return await self._statements.register(body)
 
     async def pull_query(self, authorization: str | None, body: dict[str, Any]) -> tuple[int, Any]:
         """A page of a statement, with its HTTP status. Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("pullquery")
-        return await self._results.pull(body)
+        return await self._statements.pull(body)
 
     async def fault_body(self, fault: Fault) -> dict[str, str]:
         """Return a refusal in Daraja's form, under a requestId of its own."""
