@@ -8,6 +8,7 @@ from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
 from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.front import Front
@@ -99,7 +100,7 @@ plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
     settings=SimulatorSettings,
-    routes=(*routes, *phone_pages.routes),
+    routes=(*daraja_routes, *routes, *phone_pages.routes),
     provides=(
         (SimulatedDaraja, _daraja),
         (CallbackCaller, _caller),

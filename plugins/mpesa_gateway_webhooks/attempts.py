@@ -15,7 +15,7 @@ from mpesa_gateway.logs import masked
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES, Tracer
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.measures import ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -88,7 +88,9 @@ class AttemptRecorder:
                 now,
             )
             well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
-            await self._db.execute(tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well])
+            await self._db.execute(
+                endpoint_tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well]
+            )
         self._meter.count(ATTEMPTS, "delivered", by=len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
@@ -122,7 +124,7 @@ class AttemptRecorder:
             text = error or f"the endpoint answered HTTP {status}"
             await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
             await self._db.execute(
-                tables.ENDPOINT_ILL,
+                endpoint_tables.ENDPOINT_ILL,
                 row["endpoint_id"],
                 now,
                 self._settings.breaker_failures,

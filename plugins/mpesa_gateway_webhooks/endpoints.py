@@ -13,11 +13,11 @@ from mpesa_gateway.http.egress import Egress, EgressFailed, NoRoom, normal_url
 from mpesa_gateway.places import Places
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks import endpoint_tables, signing
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import EndpointRow
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -74,7 +74,7 @@ class Endpoints:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.SET_ENDPOINT,
+                endpoint_tables.SET_ENDPOINT,
                 self._gateway.ids.new("whe"),
                 caller.merchant_id,
                 url,
@@ -93,7 +93,7 @@ class Endpoints:
         now = self._gateway.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.ROTATE,
+                endpoint_tables.ROTATE,
                 caller.merchant_id,
                 self._gateway.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now + timedelta(hours=self._settings.overlap_hours),
@@ -109,7 +109,7 @@ class Endpoints:
         """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.REMOVE, caller.merchant_id, self._gateway.clock.now(), caller.env
+                endpoint_tables.REMOVE, caller.merchant_id, self._gateway.clock.now(), caller.env
             )
             if endpoint_id is None:
                 raise _none_set(caller.env)

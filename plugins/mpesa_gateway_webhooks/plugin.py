@@ -9,6 +9,7 @@ from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.doctor import CHECKS
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
@@ -19,7 +20,7 @@ from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
