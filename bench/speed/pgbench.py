@@ -13,6 +13,7 @@ from mpesa_gateway.db import outbox
 from mpesa_gateway.db.writes import joined
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_payments import transition_sql
 from mpesa_gateway_webhooks import tables as webhooks
 
 _PARAMETER = re.compile(r"\$([0-9]+)")
@@ -99,7 +100,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     )
     writes: list[tuple[str, list[str], bool]] = [
         (
-            payments.END_MANY,
+            transition_sql.END_MANY,
             [
                 _one(payment_id),
                 _one("'completed'"),
@@ -111,7 +112,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
             ],
             True,
         ),
-        (payments.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
+        (transition_sql.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
         (
             outbox.INSERT_EVENTS,
             [

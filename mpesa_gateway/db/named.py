@@ -14,16 +14,16 @@ class Named:
     """A statement whose parameters have names. Its text is numbered once, when the module is imported."""
 
     def __init__(self, sql: str) -> None:
-        self._names = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
-        self._known = frozenset(self._names)
-        numbers = {name: f"${number}" for number, name in enumerate(self._names, 1)}
+        self.names: tuple[str, ...] = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
+        self._known = frozenset(self.names)
+        numbers = {name: f"${number}" for number, name in enumerate(self.names, 1)}
         self.sql = _PARAMETER.sub(lambda found: numbers[found[1]], sql)
 
     def bind(self, **values: Any) -> Bound:
         """Return the statement with a value for each name. Raises TypeError for a missing or an unknown name."""
         if values.keys() != self._known:
             raise TypeError(f"{sorted(values.keys() ^ self._known)}: missing from the call or the statement")
-        return (self.sql, *map(values.__getitem__, self._names))
+        return (self.sql, *map(values.__getitem__, self.names))
 
     def bind_rows(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Bound:
         """Return the statement with an array for each name in ``rows`` and one value for each name in ``shared``.
@@ -33,4 +33,4 @@ class Named:
         """
         if not shared.keys() <= self._known:
             raise TypeError(f"{sorted(shared.keys() - self._known)}: unknown to the statement")
-        return (self.sql, *[shared[name] if name in shared else [row[name] for row in rows] for name in self._names])
+        return (self.sql, *[shared[name] if name in shared else [row[name] for row in rows] for name in self.names])

@@ -10,7 +10,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.sealing import CannotOpen
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
@@ -109,13 +109,13 @@ class PaymentDesk:
 
     async def checks(self, payment_id: str) -> list[CheckView]:
         """What M-Pesa was asked about it with status queries."""
-        rows = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        rows = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
         """Daraja's own names for the payment's push and its status queries."""
         row = await self.get(payment_id)
-        asked = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        asked = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
         return [handle for handle in known if handle]
 

@@ -8,7 +8,7 @@ import structlog
 from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway.stored import loads
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import due_sql
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import UNSENT, Told, Transitions
@@ -65,19 +65,19 @@ class Expiry:
         async with self._db.transaction():
             ended = await self._moves.expire_due(_BATCH, self._settings.ask_expired_after, except_for=except_for)
             # Successes that M-Pesa did not confirm: few, and each is held for a person.
-            rows = await self._db.fetch(tables.LOCK_EXPIRED_CLAIMS, self._gateway.clock.now(), _CLAIMS, except_for)
+            rows = await self._db.fetch(due_sql.LOCK_EXPIRED_CLAIMS, self._gateway.clock.now(), _CLAIMS, except_for)
             for row in rows:
                 await self.end(row)
         return ended + len(rows), ended == _BATCH or len(rows) == _CLAIMS
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
         """End a batch one by one; adds those that cannot be ended to ``failed``."""
-        rows = await self._db.fetch(tables.EXPIRED, self._gateway.clock.now(), _BATCH, failed)
+        rows = await self._db.fetch(due_sql.EXPIRED, self._gateway.clock.now(), _BATCH, failed)
         for row in rows:
             try:
                 async with self._db.transaction():
                     locked = await self._db.fetchrow(
-                        tables.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
+                        due_sql.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
                     )
                     if locked is not None:
                         await self.end(locked)

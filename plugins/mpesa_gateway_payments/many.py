@@ -19,7 +19,7 @@ from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import judge, speaks_of
@@ -257,10 +257,10 @@ class Endings:
         changes = [_change(result, outcome, now) for _, result, outcome in plain]
         ids = [row["payment_id"] for row, _, _ in plain]
         told = {name: [change[name] for change in changes] for name in _TOLD}
-        ends = Write(tables.END_MANY, (ids, *told.values(), now), expects=len(ids))
+        ends = Write(transition_sql.END_MANY, (ids, *told.values(), now), expects=len(ids))
         await self._db.put_off(ends)
         await self._db.put_off(
-            Write(tables.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
+            Write(transition_sql.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
         )
         events: list[PaymentEvent] = [
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))

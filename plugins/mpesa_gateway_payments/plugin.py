@@ -8,7 +8,7 @@ from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import Credentials, OpenWork
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
@@ -177,7 +177,7 @@ plugin = Plugin(
     forgets=(
         Forgetting(
             "status checks",
-            tables.FORGET_CHECKS,
+            check_sql.FORGET_CHECKS,
             days=lambda gateway: gateway.settings(PaymentsSettings).keep_checks_days,
             prefix="chk",
         ),

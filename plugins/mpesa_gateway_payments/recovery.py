@@ -9,7 +9,7 @@ from mpesa_gateway.daraja.wire import read_amount
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
-from mpesa_gateway_payments import judging, tables
+from mpesa_gateway_payments import judging, recovery_sql, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
 from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
@@ -128,12 +128,12 @@ class PaymentRecovery:
         receiver = report.receiver
         if receiver is None or report.receipt is None:
             return Settled("not_found")
-        found = await self._db.fetchrow(tables.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
+        found = await self._db.fetchrow(recovery_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
         row = None if found is None else await self._db.fetchrow(tables.LOCK, found["payment_id"])
         if row is None:
             return Settled("not_found")
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
-        if await self._db.fetch(tables.OUTGOING, receiver.env, [report.receipt]):
+        if await self._db.fetch(recovery_sql.OUTGOING, receiver.env, [report.receipt]):
             # The reversal of a refund of ours.
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else _unsigned(report.amount)
@@ -192,8 +192,8 @@ class PaymentRecovery:
     async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
         receipts = sorted({report.receipt for report in reports if report.receipt})
         references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
-        self._note(facts, await self._db.fetch(tables.NAMED, env, receipts, references))
-        for row in await self._db.fetch(tables.OUTGOING, env, receipts):
+        self._note(facts, await self._db.fetch(recovery_sql.NAMED, env, receipts, references))
+        for row in await self._db.fetch(recovery_sql.OUTGOING, env, receipts):
             one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
             facts.outgoing[env, one.receipt] = one
 
@@ -202,7 +202,7 @@ class PaymentRecovery:
         if not wanted:
             return
         rows = await self._db.fetch(
-            tables.CANDIDATES,
+            recovery_sql.CANDIDATES,
             env,
             [one.number for one in wanted],
             [one.amount for one in wanted],
@@ -216,7 +216,7 @@ class PaymentRecovery:
         asked = [one for one in wanted if (env, one.number, one.amount) in facts.candidates]
         for one in asked:
             found = facts.candidates[env, one.number, one.amount]
-            if len(found) >= tables.MOST_CANDIDATES and found[-1].created_at >= one.likely:
+            if len(found) >= recovery_sql.MOST_CANDIDATES and found[-1].created_at >= one.likely:
                 facts.cut.add((env, one.number, one.amount))
         if asked and self._gateway.services.offers(UnallocatedMoney):
             await self._fetch_unallocated(facts, env, asked)
@@ -225,7 +225,7 @@ class PaymentRecovery:
         money = await self._gateway.services.get(UnallocatedMoney).find(env, wanted)
         receipts = sorted({one.receipt for one in money})
         # Another merchant of the receiver may have its payment.
-        rows = await self._db.fetch(tables.RECEIPTS_KNOWN, env, receipts) if receipts else []
+        rows = await self._db.fetch(recovery_sql.RECEIPTS_KNOWN, env, receipts) if receipts else []
         known = {row["receipt"] for row in rows}
         for one in money:
             if one.receipt not in known and one.receiver is not None and one.amount is not None:

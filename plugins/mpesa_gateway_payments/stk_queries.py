@@ -19,7 +19,7 @@ from mpesa_gateway.stored import loads
 from mpesa_gateway.tracing import Tracer
 from mpesa_gateway.worker import Jobs
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount
 from mpesa_gateway_payments.expiry import Expiry
@@ -80,7 +80,7 @@ class StkQueries:
 
     async def wake_due(self) -> int:
         """Wake one job for each shortcode with payments that are due; returns their count."""
-        rows = await self._db.fetch(tables.DUE_SHORTCODES, self._clock.now())
+        rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
             await self._jobs().enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
@@ -100,7 +100,7 @@ class StkQueries:
             while has_place and time.monotonic() < until:
                 now = self._clock.now()
                 rows = await self._db.fetch(
-                    tables.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                    due_sql.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
                 )
                 asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
                 failed += [one for one in asked if one is not None]
@@ -119,7 +119,7 @@ class StkQueries:
         """
         self._db.refuse_transaction("asking M-Pesa about a payment")
         now = self._clock.now()
-        row = await self._db.fetchrow(tables.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
+        row = await self._db.fetchrow(due_sql.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
         if row is None:
             return False
         await self._ask_claimed(row, now)
@@ -147,13 +147,13 @@ class StkQueries:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
-            await self._db.execute(tables.ASK_AGAIN, payment_id, now)
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, now)
             raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, payment_id)
             if locked is not None and again_at is not None and now < locked["expires_at"]:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, again_at)
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, again_at)
             elif locked is not None:
                 await self._take_answer(locked, outcome, now)
 
@@ -176,13 +176,13 @@ class StkQueries:
             )
             if is_expired:
                 # M-Pesa has said how it ended. Its merchant knows that it failed.
-                await self._db.execute(tables.ASK_AGAIN, payment_id, None)
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, None)
         elif now < row["expires_at"]:
-            await self._db.execute(tables.ASK_AGAIN, payment_id, self._next_ask(row, now))
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._next_ask(row, now))
         elif row["status"] == Status.PENDING.value or claim is not None:
             await self._expiry.end(row)
         elif is_expired:
-            await self._db.execute(tables.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
 
     async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
         """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""

@@ -11,7 +11,7 @@ from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.evidence import Evidence, Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import judge, judge_other_push, speaks_of
 from mpesa_gateway_payments.many import Endings
@@ -77,7 +77,7 @@ class StkResults:
             is_applied = await self._take_callback(row, evidence, result)
         elif evidence.proof is Proof.NONE:
             # Nothing proves who says so. M-Pesa is asked at once.
-            await self._db.execute(tables.ASK_NOW, row["payment_id"], self._clock.now())
+            await self._db.execute(due_sql.ASK_NOW, row["payment_id"], self._clock.now())
         elif payment_of(row).is_open and has_receipt_of_unknown(result, outcome):
             # The code says nothing that we know, and the receipt that money moved: a person decides.
             held = told_of(evidence, code=result.result_code, text=result.result_desc)
