@@ -67,6 +67,7 @@ class StkPusher:
 
         Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the push.
         """
+        self._db.refuse_transaction("asking for a payment")
         payment_id = row["payment_id"]
         address = row["callback_url"] or self._callbacks.url_for(
             "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id

@@ -61,6 +61,7 @@ class ReversalSender:
 
         Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the reversal.
         """
+        self._db.refuse_transaction("asking for a refund")
         refund_id = row["refund_id"]
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._tracer.begins(refund_id)

@@ -19,7 +19,7 @@ CALLS = frozenset(
         "verify",
     }
 )
-"""What ``gateway.daraja`` can be asked to send."""
+"""What ``gateway.daraja``, or a service's ``_daraja()``, can be asked to send."""
 
 OUTSIDE_HTTP = {
     # Deliveries are sent by tasks of their own, which no caller waits for, and recorded by themselves.
@@ -34,9 +34,12 @@ def functions(node: ast.ClassDef) -> dict[str, ast.AsyncFunctionDef | ast.Functi
 
 
 def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Each ``x.y.name`` and ``self.name`` in a method: what stands before the last dot, and the name."""
+    """Each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method: the word before the last dot, and the name."""
     for one in ast.walk(node):
         if isinstance(one, ast.Attribute):
+            if isinstance(one.value, ast.Call) and isinstance(one.value.func, ast.Attribute):
+                yield (one.value.func.attr.removeprefix("_"), one.attr)
+                continue
             before = one.value
             yield (before.attr if isinstance(before, ast.Attribute) else getattr(before, "id", ""), one.attr)
 
@@ -92,6 +95,7 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
     ("body", "expected"),
     [
         ("await self._gateway.daraja.reverse(1)", ["A.send"]),
+        ("await self._daraja().reverse(1)", ["A.send"]),
         ("await self.egress.post(1)", ["A.send"]),
         ("await self._other()", ["A.send"]),
         ("self._db.refuse_transaction('x'); await self._gateway.daraja.reverse(1)", []),
