@@ -181,6 +181,8 @@ class Connection(asyncio.Protocol):
 
     A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
     ends the connection, after the answers that are owed to earlier requests.
+
+    Over 20 methods: asyncio's callbacks, and one small method for each state of the reader, which share its buffer.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The queue's way into the inbox."""
+"""The jobs of the callbacks plugin."""
 
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 
 
 async def sweep(gateway: Runtime) -> None:
-    """Offer callbacks that nobody could use yet again, and forget old refusals."""
-    await gateway.port(CallbackInbox).sweep()
+    """Publish waiting callbacks again, and delete refused callbacks over the limit."""
+    await gateway.port(CallbackDispatcher).sweep()

@@ -17,6 +17,7 @@ from mpesa_gateway.http.query import reads
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut, Incoming
 from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
 from mpesa_gateway_callbacks.errors import (
     DoubledRefused,
@@ -26,6 +27,8 @@ from mpesa_gateway_callbacks.errors import (
     SourceRefused,
     TokenRefused,
 )
+from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
     CallbackQuery,
@@ -34,8 +37,8 @@ from mpesa_gateway_callbacks.schemas import (
     RefusedView,
     ReplayedView,
 )
-from mpesa_gateway_callbacks.service import KEPT_OF_LARGER, CallbackInbox, Cut, Incoming
 from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
@@ -129,17 +132,18 @@ async def _take(
 ) -> Response[bytes]:
     if kind is None:
         raise NotFound("there is nothing at this address")
-    inbox, settings = gateway.port(CallbackInbox), gateway.settings(CallbacksSettings)
+    verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
 
     def most_here() -> int | None:
-        return max(most, settings.max_body_bytes) if inbox.is_trusted(kind, token, source) else None
+        return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
 
     body, cut = await _read_body(request, most, most_here)
     # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
-    await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
+    incoming = Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source))
+    await gateway.port(CallbackInbox).receive(incoming)
     return Response(_ACCEPTED, media_type="application/json")
 
 
@@ -221,7 +225,7 @@ async def list_callbacks(
     filters: NamedDependency[CallbackQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[CallbackView]:
     """The callbacks that were taken in the key's env, or that name none, newest first, each with its verdict."""
-    return await gateway.port(CallbackInbox).accepted(caller.env, filters)
+    return await gateway.port(CallbackOperatorService).accepted(caller.env, filters)
 
 
 @get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
@@ -229,7 +233,7 @@ async def list_refused(
     filters: NamedDependency[RefusedQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[RefusedView]:
     """The callbacks that were refused in the key's env, or that name none, newest first, each with the reason."""
-    return await gateway.port(CallbackInbox).refused(caller.env, filters)
+    return await gateway.port(CallbackOperatorService).refused(caller.env, filters)
 
 
 @post("/v1/admin/callbacks/{callback_id:str}/replay", status_code=200, tags=["Administration"], refuses=_REPLAY_REFUSES)
@@ -240,8 +244,8 @@ async def replay_callback(
 
     Nothing is changed by one that was applied. A key of the sandbox replays callbacks of the sandbox only.
     """
-    inbox = gateway.port(CallbackInbox)
-    done = await inbox.replay(callback_id, actor=caller.actor, env=caller.env)
+    operators = gateway.port(CallbackOperatorService)
+    done = await operators.replay(callback_id, actor=caller.actor, env=caller.env)
     return Success(data=ReplayedView(**vars(done)))
 
 

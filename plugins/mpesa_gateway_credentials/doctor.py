@@ -15,7 +15,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_credentials.needs import foreign_receiver, missing_fields
-from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_credentials.reader import CredentialReader
 
 SANDBOX_SHORTCODE = "174379"
 """Daraja's public one, which everybody's first payment uses."""
@@ -27,7 +27,7 @@ async def look_at_credentials(gateway: Runtime, examination: Examination) -> Asy
     """Stored, readable, whole, at proper addresses, and good for an access token."""
     merchant = examination.one
     try:
-        credentials = await gateway.port(CredentialStore).get(merchant.merchant_id, examination.env)
+        credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, examination.env)
     except ProviderNotConfigured as refusal:
         yield Observation(
             name="credentials.stored",

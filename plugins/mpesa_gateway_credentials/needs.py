@@ -8,7 +8,7 @@ from mpesa_gateway.readiness import Missing, Need
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import MpesaCredentials
-from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_credentials.reader import CredentialReader
 
 _AGAIN = "PUT /v1/merchant/providers again"
 
@@ -16,7 +16,7 @@ _AGAIN = "PUT /v1/merchant/providers again"
 async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """What the default shortcode of (merchant, env) lacks, or that there is none."""
     try:
-        credentials = await gateway.port(CredentialStore).get(merchant_id, env)
+        credentials = await gateway.port(CredentialReader).get(merchant_id, env)
     except ProviderNotConfigured as problem:
         return [Missing(name="credentials", message="payments are off: no credentials are stored", fix=problem.message)]
     return [*missing_fields(credentials), *_unusable_certificate(gateway, env), *foreign_receiver(credentials)]

@@ -18,7 +18,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.evidence import (
     Direction,
@@ -31,12 +31,13 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
-from mpesa_gateway_payments.judging import contradicts, payment_of
+from mpesa_gateway_payments.judging import contradicts
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.verdicts import payment_of
 
 log = structlog.get_logger(__name__)
 
@@ -77,16 +78,17 @@ class StatusChecks:
         check_id, now = self._runtime.ids.new("chk"), self._runtime.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
-            tables.INSERT_CHECK,
-            check_id,
-            merchant_id,
-            credentials.env,
-            credentials.shortcode,
-            payment_id,
-            receipt,
-            what[:64],
-            reference,
-            now,
+            *check_sql.INSERT_CHECK.bind(
+                check_id=check_id,
+                merchant_id=merchant_id,
+                env=credentials.env,
+                shortcode=credentials.shortcode,
+                payment_id=payment_id,
+                receipt=receipt,
+                asked_for=what[:64],
+                reference=reference,
+                created_at=now,
+            )
         )
         self._runtime.tracer.begins(check_id)
         # A caller that hangs up must not tear the question from its record.
@@ -130,7 +132,7 @@ class StatusChecks:
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
+        row = await self._db.fetchrow(check_sql.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
@@ -169,17 +171,18 @@ class StatusChecks:
     async def _write_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
         now = self._runtime.clock.now()
         asked = await self._db.fetchval(
-            tables.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
+            check_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
         )
         if asked is not None and payment_id is not None:
             await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+        callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
-            await self._callbacks.apply_waiting(handle)
+            await callbacks.apply_waiting(handle)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
         ended = None if state == "unknown" else self._runtime.clock.now()
-        await self._db.execute(tables.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
+        await self._db.execute(check_sql.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
 
     # -- the answer -----------------------------------------------------------------------------------------------
 
@@ -188,10 +191,10 @@ class StatusChecks:
         if result.subject_id and not result.subject_id.startswith("chk_"):
             return
         if result.subject_id:
-            check = await self._db.fetchrow(tables.LOCK_CHECK, result.subject_id)
+            check = await self._db.fetchrow(check_sql.LOCK_CHECK, result.subject_id)
         else:
             check = await self._db.fetchrow(
-                tables.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+                check_sql.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
             )
         if check is None:
             return
@@ -207,7 +210,7 @@ class StatusChecks:
 
     async def _finish(self, check: Row, state: str, result: StatusResulted, finding: str | None, now: datetime) -> None:
         await self._db.execute(
-            tables.CHECK_FINISHED,
+            check_sql.CHECK_FINISHED,
             check["check_id"],
             state,
             result.result_code,

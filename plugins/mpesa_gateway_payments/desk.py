@@ -13,12 +13,12 @@ from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import exported
 
@@ -52,7 +52,7 @@ class PaymentDesk:
         audit: Audit,
         sealer: Sealer,
         moves: Transitions,
-        payments: PaymentService,
+        queries: StkQueries,
         checks: StatusChecks,
     ) -> None:
         self._db = db
@@ -61,7 +61,7 @@ class PaymentDesk:
         self._audit = audit
         self._sealer = sealer
         self._moves = moves
-        self._payments = payments
+        self._queries = queries
         self._checks = checks
 
     # -- the list -------------------------------------------------------------------------------------------------
@@ -125,21 +125,21 @@ class PaymentDesk:
 
     async def checks(self, payment_id: str) -> list[CheckView]:
         """What M-Pesa was asked about it with status queries."""
-        rows = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        rows = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
         """Daraja's own names for the payment's push and its status queries."""
         row = await self.get(payment_id)
-        asked = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        asked = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
         return [handle for handle in known if handle]
 
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
         row = await self.get(payment_id)
-        asked = await self._payments.ask_now(row["merchant_id"], row["env"], payment_id)
-        return asked.status
+        await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
+        return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
         """Ask M-Pesa's transaction status query; the answer comes later.

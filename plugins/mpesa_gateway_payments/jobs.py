@@ -1,24 +1,25 @@
 """The queue's way into payments."""
 
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tally import PaymentTally
 
 
 async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
     """Ask Daraja how a shortcode's due payments stand, those that no callback has ended."""
-    await gateway.port(PaymentService).ask_due(shortcode_id)
+    await gateway.port(StkQueries).ask_due(shortcode_id)
 
 
 async def sweep(gateway: Runtime) -> None:
     """Wake a job for every shortcode with payments that are due."""
-    await gateway.port(PaymentService).wake_due()
+    await gateway.port(StkQueries).wake_due()
 
 
 async def expire(gateway: Runtime) -> None:
     """End the payments whose time is up, and reverse those whose receipt M-Pesa had called reversed before."""
-    await gateway.port(PaymentService).end_due()
+    await gateway.port(Expiry).end_due()
     await gateway.port(OutsideReversals).take_noted()
 
 

@@ -22,13 +22,14 @@ from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES, Tracer
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
-from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
+from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.verdicts import Rules, Settles, payment_of
 from mpesa_gateway_payments.views import event_fields
 
 log = structlog.get_logger(__name__)
@@ -137,29 +138,19 @@ class Steps:
         return [made.get(one.payment_id) for one in wanted]
 
     async def _insert_rows(self, wanted: Sequence[Wanted]) -> list[Row]:
-        settings = self._settings
-        return await self._db.fetch(
-            tables.INSERT_MANY,
-            [one.payment_id for one in wanted],
-            [one.merchant_id for one in wanted],
-            [one.env for one in wanted],
-            [one.shortcode for one in wanted],
-            [one.amount for one in wanted],
-            [one.phone for one in wanted],
-            [one.reference for one in wanted],
-            [one.reference_is_ours for one in wanted],
-            [one.description for one in wanted],
-            [one.callback_url for one in wanted],
-            [one.metadata for one in wanted],
-            [one.idempotency_key for one in wanted],
-            [one.fingerprint for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
-            [one.asked_at for one in wanted],
-            [OPERATION] * len(wanted),
-            [one.shortcode_id for one in wanted],
-        )
+        hold = timedelta(seconds=self._settings.hold)
+        expires = timedelta(seconds=self._settings.expire_after)
+        rows = [
+            vars(one)
+            | {
+                "leased_until": one.asked_at + hold,
+                "due_at": one.asked_at + hold,
+                "expires_at": one.asked_at + expires,
+                "operation": OPERATION,
+            }
+            for one in wanted
+        ]
+        return await self._db.fetch(*tables.INSERT_MANY.bind_rows(rows))
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
         now = self._clock.now()
@@ -227,8 +218,8 @@ class Endings:
         self._clock = clock
         self._outbox = outbox
         self._meter = meter
-        self._rules = rules
         self._callbacks = callbacks
+        self._rules = rules
 
     async def take(self, results: Sequence[StkResulted]) -> None:
         """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
@@ -273,10 +264,10 @@ class Endings:
         changes = [_change(result, outcome, now) for _, result, outcome in plain]
         ids = [row["payment_id"] for row, _, _ in plain]
         told = {name: [change[name] for change in changes] for name in _TOLD}
-        ends = Write(tables.END_MANY, (ids, *told.values(), now), expects=len(ids))
+        ends = Write(transition_sql.END_MANY, (ids, *told.values(), now), expects=len(ids))
         await self._db.put_off(ends)
         await self._db.put_off(
-            Write(tables.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
+            Write(transition_sql.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
         )
         events: list[PaymentEvent] = [
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))

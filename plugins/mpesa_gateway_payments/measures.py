@@ -10,7 +10,7 @@ from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Value
 from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tables, tally_sql
 from mpesa_gateway_payments.states import Status
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
@@ -59,11 +59,11 @@ async def read_lately(gateway: Runtime) -> Sequence[Value]:
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     values: list[Value] = []
     for window, back in _WINDOWS.items():
-        rows = await gateway.db.fetch(tables.TALLIED_LATELY, this_hour - back)
+        rows = await gateway.db.fetch(tally_sql.TALLIED_LATELY, this_hour - back)
         known = {row["env"]: row for row in rows}
         for env in ENVS:
             values += _window(env, window, known.get(env))
-        reasons = await gateway.db.fetch(tables.TALLIED_REASONS_LATELY, this_hour - back)
+        reasons = await gateway.db.fetch(tally_sql.TALLIED_REASONS_LATELY, this_hour - back)
         values += [(FAILED, (row["env"], window, row["reason"]), row["count"]) for row in reasons]
     return values
 

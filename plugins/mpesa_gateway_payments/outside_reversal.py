@@ -10,7 +10,7 @@ from mpesa_gateway.daraja.codes import TransactionState
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import recovery_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
@@ -44,7 +44,7 @@ class OutsideReversals:
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
         now = self._clock.now()
-        reversed_ = await self._db.fetchrow(tables.REVERSED_OUTSIDE, row["payment_id"], of, now)
+        reversed_ = await self._db.fetchrow(recovery_sql.REVERSED_OUTSIDE, row["payment_id"], of, now)
         if reversed_ is None:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
@@ -71,7 +71,7 @@ class OutsideReversals:
         transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
         """
         now = self._clock.now()
-        await self._db.execute(tables.NOTE_GONE, env, receipt, now, state == "partially_reversed")
+        await self._db.execute(recovery_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
         async def look() -> None:
             await self.take_noted()
@@ -83,14 +83,14 @@ class OutsideReversals:
 
         Postgres decides: whichever of the two transactions commits last, a look after it finds both.
         """
-        rows = await self._db.fetch(tables.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
+        rows = await self._db.fetch(recovery_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:
             async with self._db.transaction():
                 payment = await self._db.fetchrow(tables.LOCK, row["payment_id"])
                 if payment is None or payment["receipt"] is None:
                     continue
-                note = await self._db.fetchrow(tables.TAKE_GONE, payment["env"], payment["receipt"])
+                note = await self._db.fetchrow(recovery_sql.TAKE_GONE, payment["env"], payment["receipt"])
                 if note is not None:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
                     count += await self.take(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")

@@ -6,7 +6,7 @@ from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.doctor import CHECKS
@@ -18,8 +18,8 @@ from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.provides import PROVIDES
 from mpesa_gateway_payments.routes import routes
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tables import (
     OutgoingReceiptRow,
     PaymentRow,
@@ -31,12 +31,12 @@ from mpesa_gateway_payments.tables import (
 
 async def take_stk_result(result: StkResulted, gateway: Runtime) -> None:
     """Daraja told how a push ended."""
-    await gateway.port(PaymentService).take_result(result)
+    await gateway.port(StkResults).take_result(result)
 
 
 async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
     """Daraja told how several pushes ended."""
-    await gateway.port(PaymentService).take_results(results)
+    await gateway.port(StkResults).take_results(results)
 
 
 async def take_status_result(result: StatusResulted, gateway: Runtime) -> None:
@@ -81,7 +81,7 @@ plugin = Plugin(
     forgets=(
         Forgetting(
             "status checks",
-            tables.FORGET_CHECKS,
+            check_sql.FORGET_CHECKS,
             days=lambda gateway: gateway.settings(PaymentsSettings).keep_checks_days,
             prefix="chk",
         ),

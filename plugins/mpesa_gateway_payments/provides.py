@@ -1,5 +1,9 @@
-"""The objects of this plugin, each made of what it needs: ports for other plugins, and parts for our own use."""
+"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
+from collections.abc import Callable
+from typing import Any
+
+from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -9,86 +13,162 @@ from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.many import Endings, Steps
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
+from mpesa_gateway_payments.resting import RestingShortcodes
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
 
 
-def _transitions(runtime: Runtime) -> Transitions:
-    return Transitions(db=runtime.db, clock=runtime.clock, outbox=runtime.outbox, meter=runtime.meter)
-
-
-def _outside_reversals(runtime: Runtime) -> OutsideReversals:
-    moves = runtime.port(Transitions)
-    return OutsideReversals(db=runtime.db, clock=runtime.clock, outbox=runtime.outbox, moves=moves)
-
-
-def _service(runtime: Runtime) -> PaymentService:
-    db, clock, settings = runtime.db, runtime.clock, runtime.settings(PaymentsSettings)
-    callbacks, moves = runtime.port(Callbacks), runtime.port(Transitions)
-    return PaymentService(
-        runtime,
+def _service(gateway: Runtime) -> PaymentService:
+    settings, callbacks = gateway.settings(PaymentsSettings), gateway.port(Callbacks)
+    steps = Steps(db=gateway.db, clock=gateway.clock, tracer=gateway.tracer, settings=settings, callbacks=callbacks)
+    pusher = StkPusher(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=settings,
+        daraja=gateway.daraja,
+        outcomes=gateway.outcomes,
         callbacks=callbacks,
-        credentials=runtime.port(Credentials),
-        moves=moves,
-        steps=Steps(db=db, clock=clock, tracer=runtime.tracer, settings=settings, callbacks=callbacks),
+        credentials=gateway.port(Credentials),
+        steps=steps,
+        moves=gateway.port(Transitions),
+        resting=gateway.port(RestingShortcodes),
+    )
+    return PaymentService(
+        db=gateway.db,
+        reads=gateway.reads,
+        clock=gateway.clock,
+        ids=gateway.ids,
+        settings=settings,
+        tracer=gateway.tracer,
+        merchants=gateway.merchants,
+        outcomes=gateway.outcomes,
+        public_url=gateway.url,
+        see_through=gateway.see_through,
+        credentials=gateway.port(Credentials),
+        steps=steps,
+        pusher=pusher,
+        unacknowledged=gateway.port(Unacknowledged),
+    )
+
+
+def _stk_results(gateway: Runtime) -> StkResults:
+    settings = gateway.settings(PaymentsSettings)
+    return StkResults(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=settings,
+        callbacks=gateway.port(Callbacks),
+        moves=gateway.port(Transitions),
         endings=Endings(
-            db=db, clock=clock, outbox=runtime.outbox, meter=runtime.meter, rules=settings.rules, callbacks=callbacks
+            db=gateway.db,
+            clock=gateway.clock,
+            outbox=gateway.outbox,
+            meter=gateway.meter,
+            rules=settings.rules,
+            callbacks=gateway.port(Callbacks),
         ),
-        expiry=Expiry(db=db, clock=clock, settings=settings, moves=moves),
-        unacknowledged=Unacknowledged(db=db, clock=clock, settings=settings, moves=moves),
     )
 
 
-def _recovery(runtime: Runtime) -> PaymentRecovery:
+def _stk_queries(gateway: Runtime) -> StkQueries:
+    return StkQueries(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(PaymentsSettings),
+        tracer=gateway.tracer,
+        places=Places(gateway.config.worker.daraja, each=1),
+        daraja=gateway.daraja,
+        jobs=gateway.jobs,
+        credentials=gateway.port(Credentials),
+        moves=gateway.port(Transitions),
+        expiry=gateway.port(Expiry),
+        unacknowledged=gateway.port(Unacknowledged),
+        resting=gateway.port(RestingShortcodes),
+    )
+
+
+def _expiry(gateway: Runtime) -> Expiry:
+    return Expiry(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(PaymentsSettings),
+        moves=gateway.port(Transitions),
+        unacknowledged=gateway.port(Unacknowledged),
+    )
+
+
+def _unacknowledged(gateway: Runtime) -> Unacknowledged:
+    settings, moves = gateway.settings(PaymentsSettings), gateway.port(Transitions)
+    return Unacknowledged(db=gateway.db, clock=gateway.clock, settings=settings, moves=moves)
+
+
+def _transitions(gateway: Runtime) -> Transitions:
+    return Transitions(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, meter=gateway.meter)
+
+
+def _outside_reversals(gateway: Runtime) -> OutsideReversals:
+    moves = gateway.port(Transitions)
+    return OutsideReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, moves=moves)
+
+
+def _recovery(gateway: Runtime) -> PaymentRecovery:
     return PaymentRecovery(
-        db=runtime.db,
-        clock=runtime.clock,
-        rules=runtime.settings(PaymentsSettings).rules,
-        moves=runtime.port(Transitions),
-        outside=runtime.port(OutsideReversals),
-        unallocated=runtime.port_if_provided(UnallocatedMoney),
+        db=gateway.db,
+        clock=gateway.clock,
+        rules=gateway.settings(PaymentsSettings).rules,
+        moves=gateway.port(Transitions),
+        outside=gateway.port(OutsideReversals),
+        unallocated=gateway.port_if_provided(UnallocatedMoney),
     )
 
 
-def _checks(runtime: Runtime) -> StatusChecks:
+def _checks(gateway: Runtime) -> StatusChecks:
     return StatusChecks(
-        runtime,
-        callbacks=runtime.port(Callbacks),
-        credentials=runtime.port(Credentials),
-        moves=runtime.port(Transitions),
-        outside=runtime.port(OutsideReversals),
-        recovery=runtime.port(PaymentRecovery),
+        gateway,
+        callbacks=gateway.port(Callbacks),
+        credentials=gateway.port(Credentials),
+        moves=gateway.port(Transitions),
+        outside=gateway.port(OutsideReversals),
+        recovery=gateway.port(PaymentRecovery),
     )
 
 
-def _desk(runtime: Runtime) -> PaymentDesk:
+def _desk(gateway: Runtime) -> PaymentDesk:
     return PaymentDesk(
-        db=runtime.db,
-        reads=runtime.reads,
-        clock=runtime.clock,
-        audit=runtime.audit,
-        sealer=runtime.sealer,
-        moves=runtime.port(Transitions),
-        payments=runtime.port(PaymentService),
-        checks=runtime.port(StatusChecks),
+        db=gateway.db,
+        reads=gateway.reads,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        sealer=gateway.sealer,
+        moves=gateway.port(Transitions),
+        queries=gateway.port(StkQueries),
+        checks=gateway.port(StatusChecks),
     )
 
 
-PROVIDES = (
+PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+    (PaymentService, _service),
+    (Payments, lambda gateway: gateway.port(PaymentService)),
+    (StkResults, _stk_results),
+    (StkQueries, _stk_queries),
+    (Expiry, _expiry),
+    (RestingShortcodes, lambda gateway: RestingShortcodes(gateway.clock)),
     (Transitions, _transitions),
     (OutsideReversals, _outside_reversals),
-    (PaymentService, _service),
-    (Payments, lambda runtime: runtime.port(PaymentService)),
+    (Unacknowledged, _unacknowledged),
     (StatusChecks, _checks),
-    (StatusQueries, lambda runtime: runtime.port(StatusChecks)),
+    (StatusQueries, lambda gateway: gateway.port(StatusChecks)),
     (PaymentRecovery, _recovery),
-    (Recovery, lambda runtime: runtime.port(PaymentRecovery)),
-    (RefundablePayments, lambda runtime: PaymentRefunds(db=runtime.db, moves=runtime.port(Transitions))),
+    (Recovery, lambda gateway: gateway.port(PaymentRecovery)),
+    (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, moves=gateway.port(Transitions))),
     (PaymentDesk, _desk),
-    (PaymentTally, lambda runtime: PaymentTally(db=runtime.db, clock=runtime.clock)),
+    (PaymentTally, lambda gateway: PaymentTally(db=gateway.db, clock=gateway.clock)),
 )

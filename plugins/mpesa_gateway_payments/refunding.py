@@ -3,7 +3,7 @@
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import recovery_sql
 from mpesa_gateway_payments.api import Refundable
 from mpesa_gateway_payments.transitions import Reversal, Transitions
 
@@ -17,7 +17,7 @@ class PaymentRefunds:
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
         """See the port."""
-        return bool(await self._db.fetch(tables.RECEIPTS_KNOWN, env, [receipt]))
+        return bool(await self._db.fetch(recovery_sql.RECEIPTS_KNOWN, env, [receipt]))
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str

@@ -7,7 +7,7 @@ import structlog
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
@@ -41,7 +41,7 @@ class Unacknowledged:
         now = self._clock.now()
         # The lease and the payment's time begin at the same moment.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
-        rows = await self._db.fetch(tables.ABANDONED, begun_before, now, _AT_MOST)
+        rows = await self._db.fetch(due_sql.ABANDONED, begun_before, now, _AT_MOST)
         closed = 0
         for row in rows:
             try:
@@ -70,9 +70,9 @@ class Unacknowledged:
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, leased_until)
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, leased_until)
             elif row["charge"] == Charge.RELEASED.value and now < row["expires_at"]:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 await self._moves.fail(
@@ -101,4 +101,4 @@ class Unacknowledged:
         if now >= row["expires_at"]:
             await self._moves.expire(payment_id)
         elif row["claim"] is None:
-            await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])

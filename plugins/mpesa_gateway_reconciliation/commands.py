@@ -18,6 +18,7 @@ from mpesa_gateway.commands.session import (
     read_time,
 )
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import Reconciliation
 
@@ -58,7 +59,7 @@ def reconcile(
         while run.status == "running":
             # It is this process that reads: it ends with the run, and not before.
             await asyncio.sleep(_LOOK)
-            run = await service.get(merchant.merchant_id, env, run.id)
+            run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run
 
     run = session.run(work)

@@ -89,7 +89,8 @@ class ReconciliationDesk:
 
     async def candidates(self, line: Row) -> list[PaymentView]:
         """The payments that a line could belong to."""
-        found = [await self._payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
+        payments, settling = self._payments, self._settling
+        found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
         return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
     async def registrations(self, merchant_id: str, env: Env) -> list[Row]:

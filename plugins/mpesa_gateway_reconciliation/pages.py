@@ -18,8 +18,10 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding
 from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
+from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.settling import Settling
 
 _A_PAGE = 40
 
@@ -155,17 +157,17 @@ async def resolve(visit: Visit) -> Done:
         raise Invalid.field_error("payment_id", "choose the payment that this money is for")
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
-    service = visit.gateway.port(Reconciliation)
-    assigned = await service.assign(
+    settling = visit.gateway.port(Settling)
+    assigned = await settling.assign(
         visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason, by_operator=True
     )
-    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
+    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned['finding'].replace('_', ' ')}.")
 
 
 async def register(visit: Visit) -> Done:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    told = await visit.gateway.port(Reconciliation).register(visit.caller(merchant, visit.env))
+    told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
     said = f"M-Pesa says {told.response_code}: {told.response_desc}"
     return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
 

@@ -1,6 +1,5 @@
 """The reconciliation plugin, declared."""
 
-from mpesa_gateway.config import HasSettings
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -15,17 +14,17 @@ from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.provides import PROVIDES
 from mpesa_gateway_reconciliation.routes import routes
-from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
+from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
 
 async def take_status_of_line(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a statement line."""
-    await gateway.port(Reconciliation).take_status(result)
+    await gateway.port(Settling).take_status(result)
 
 
-def _keep_days(gateway: HasSettings) -> int:
+def _keep_days(gateway: Runtime) -> int:
     return gateway.settings(ReconciliationSettings).keep_days
 
 

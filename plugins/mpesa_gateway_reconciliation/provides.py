@@ -1,51 +1,70 @@
-"""The objects of this plugin, each made of what it needs."""
+"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+
+from collections.abc import Callable
+from typing import Any
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, Recovery, UnallocatedMoney
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.registration import PullRegistrations
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_reconciliation.settling import Settling, UnallocatedLines
+from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.unallocated import UnallocatedLines
 
 
-def _settling(runtime: Runtime) -> Settling:
+def _registrations(gateway: Runtime) -> PullRegistrations:
+    return PullRegistrations(
+        db=gateway.db,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        daraja=gateway.daraja,
+        callbacks=gateway.port(Callbacks),
+        credentials=gateway.port(Credentials),
+    )
+
+
+def _settling(gateway: Runtime) -> Settling:
     return Settling(
-        db=runtime.db,
-        clock=runtime.clock,
-        audit=runtime.audit,
-        daraja=runtime.daraja,
-        tracer=runtime.tracer,
-        callbacks=runtime.port(Callbacks),
-        credentials=runtime.port(Credentials),
-        payments=runtime.port(Payments),
-        recovery=runtime.port(Recovery),
+        db=gateway.db,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        daraja=gateway.daraja,
+        tracer=gateway.tracer,
+        callbacks=gateway.port(Callbacks),
+        credentials=gateway.port(Credentials),
+        payments=gateway.port(Payments),
+        recovery=gateway.port(Recovery),
     )
 
 
-def _service(runtime: Runtime) -> Reconciliation:
+def _service(gateway: Runtime) -> Reconciliation:
     return Reconciliation(
-        runtime,
-        callbacks=runtime.port(Callbacks),
-        credentials=runtime.port(Credentials),
-        settling=runtime.port(Settling),
+        gateway,
+        credentials=gateway.port(Credentials),
+        settling=gateway.port(Settling),
+        runs=gateway.port(RunReader),
     )
 
 
-def _desk(runtime: Runtime) -> ReconciliationDesk:
+def _desk(gateway: Runtime) -> ReconciliationDesk:
     return ReconciliationDesk(
-        db=runtime.db,
-        reads=runtime.reads,
-        clock=runtime.clock,
-        audit=runtime.audit,
-        payments=runtime.port(Payments),
-        settling=runtime.port(Settling),
+        db=gateway.db,
+        reads=gateway.reads,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        payments=gateway.port(Payments),
+        settling=gateway.port(Settling),
     )
 
 
-PROVIDES = (
+PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
     (Reconciliation, _service),
-    (ReconciliationDesk, _desk),
+    (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
+    (PullRegistrations, _registrations),
     (Settling, _settling),
-    (UnallocatedMoney, lambda runtime: UnallocatedLines(runtime.db)),
+    (ReconciliationDesk, _desk),
+    (UnallocatedMoney, lambda gateway: UnallocatedLines(gateway.db)),
 )

@@ -4,44 +4,33 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
 from mpesa_gateway.concurrency import aside
-from mpesa_gateway.cursors import decode_cursor, decode_position, encode_cursor
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import NotFound, checking
-from mpesa_gateway.http.envelope import Meta, Page
-from mpesa_gateway.http.pagination import page_of
-from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.errors import checking
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
+from mpesa_gateway_reconciliation.line_evidence import kept_times
 from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
-    LineView,
-    Registration,
-    RowsQuery,
-    RunPage,
-    RunsQuery,
     RunView,
     Window,
-    line_view,
-    run_view,
-    run_with_rows,
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import Settling, kept_times
+from mpesa_gateway_reconciliation.settling import Settling
 
 log = structlog.get_logger(__name__)
 
@@ -70,63 +59,19 @@ _MOST_UNREADABLE = 10
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
+    """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, runtime: Runtime, *, callbacks: Callbacks, credentials: Credentials, settling: Settling) -> None:
+    def __init__(self, runtime: Runtime, *, credentials: Credentials, settling: Settling, runs: RunReader) -> None:
         self._runtime = runtime
         self._db = runtime.db
-        self._reads = runtime.reads
         self._settings = runtime.settings(ReconciliationSettings)
-        self._callbacks = callbacks
         self._credentials = credentials
         self._settling = settling
+        self._runs = runs
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
-
-    # -- registration ---------------------------------------------------------------------------------------------
-
-    async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; doing it again is fine.
-
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
-        another merchant's.
-        """
-        self._db.refuse_transaction("registering for Pull")
-        port = self._credentials
-        credentials = await port.get(caller.merchant_id, caller.env)
-        credentials.check_owner("Pull")
-        nominated_number = credentials.nominated_for("Pull")
-        address = self._callbacks.url_for(
-            "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
-        )
-        try:
-            code, text = await self._runtime.daraja.pull_register(
-                credentials.daraja, nominated_number=nominated_number, callback_url=address
-            )
-        except DarajaFault as fault:
-            raise refusal_of(fault) from None
-        now = self._runtime.clock.now()
-        async with self._db.transaction():
-            row = await self._db.fetchrow(
-                tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
-            )
-            if not await port.accepted(credentials):
-                raise ReceiverOwned(
-                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
-                )
-            await self._runtime.audit.record(
-                "pull.registered",
-                merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=caller.merchant_id,
-                env=caller.env,
-                detail={"shortcode": credentials.shortcode, "code": code},
-            )
-        if row is None:
-            raise RuntimeError("the registration was not written")
-        return Registration(**{name: row[name] for name in Registration.__struct_fields__})
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +92,7 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, caller.env, run["run_id"])
+        return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended.
@@ -217,17 +162,18 @@ class Reconciliation:
         async with self._db.transaction():
             await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
-                tables.BEGIN,
-                self._runtime.ids.new("run"),
-                credentials.merchant_id,
-                credentials.env,
-                credentials.shortcode,
-                cause,
-                start,
-                end,
-                now,
-                now + _LEASE,
-                credentials.receiver_id,
+                *tables.BEGIN.bind(
+                    run_id=self._runtime.ids.new("run"),
+                    merchant_id=credentials.merchant_id,
+                    env=credentials.env,
+                    shortcode=credentials.shortcode,
+                    cause=cause,
+                    window_start=start,
+                    window_end=end,
+                    lease_until=now + _LEASE,
+                    started_at=now,
+                    receiver_id=credentials.receiver_id,
+                )
             )
         if run is None:
             raise RunInProgress("a reconciliation of this shortcode is running: wait until it has finished")
@@ -341,88 +287,39 @@ class Reconciliation:
         now = self._runtime.clock.now()
         # One receipt twice on one page would be two rows for one insert.
         lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
-        kept = list(lines.values())
-        times = [kept_times(line, run, zone, now) for line in kept]
+        given = [self._line_columns(line, run, zone, now) for line in lines.values()]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
                 raise RunLost("the run was given up meanwhile")
             rows = await self._db.fetch(
-                tables.KEEP_LINES,
-                [self._runtime.ids.new("lin") for _ in kept],
-                [line.receipt for line in kept],
-                [moments[0] for moments, _ in times],
-                [moments[1] if len(moments) > 1 else None for moments, _ in times],
-                [_whole(line.amount) for line in kept],
-                [line.amount_text for line in kept],
-                [line.phone for line in kept],
-                [line.reference for line in kept],
-                [line.kind for line in kept],
-                [line.organisation for line in kept],
-                run["merchant_id"],
-                run["env"],
-                run["shortcode"],
-                now,
-                run["run_id"],
-                [is_timed for _, is_timed in times],
-                is_till,
+                *tables.KEEP_LINES.bind_rows(
+                    given,
+                    merchant_id=run["merchant_id"],
+                    env=run["env"],
+                    shortcode=run["shortcode"],
+                    created_at=now,
+                    run_id=run["run_id"],
+                    is_of_till=is_till,
+                )
             )
         return len(rows)
 
-    # -- what lines turn out to be --------------------------------------------------------------------------------
-
-    async def take_status(self, result: StatusResulted) -> None:
-        """See Settling."""
-        await self._settling.take_status(result)
-
-    async def assign(
-        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
-    ) -> LineView:
-        """See Settling."""
-        return line_view(
-            await self._settling.assign(caller, line_id, payment_id, reason=reason, by_operator=by_operator)
-        )
-
-    # -- reading --------------------------------------------------------------------------------------------------
-
-    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
-        """A run of this merchant in ``env``. Raises NotFound."""
-        return run_view(await self._require(merchant_id, env, run_id))
-
-    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
-        return page_of(
-            rows,
-            filters.limit,
-            env=env,
-            view=run_view,
-            position=lambda row: (row["started_at"], row["run_id"]),
-            total=total,
-        )
-
-    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
-        """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, env, run_id)
-        after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
-        rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
-        shown, has_more = rows[: filters.limit], len(rows) > filters.limit
-        return RunPage(
-            data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),
-            meta=Meta(
-                limit=filters.limit,
-                has_more=has_more,
-                next_cursor=encode_cursor(shown[-1]["line_id"]) if has_more else None,
-            ),
-        )
-
-    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
-        if row is None:
-            raise NotFound("there is no such reconciliation run")
-        return row
+    def _line_columns(self, line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> dict[str, Any]:
+        moments, is_timed = kept_times(line, run, zone, now)
+        return {
+            "line_id": self._runtime.ids.new("lin"),
+            "receipt": line.receipt,
+            "likely": moments[0],
+            "other": moments[1] if len(moments) > 1 else None,
+            "amount": _whole(line.amount),
+            "amount_text": line.amount_text,
+            "phone": line.phone,
+            "reference": line.reference,
+            "kind": line.kind,
+            "organisation": line.organisation,
+            "is_timed": is_timed,
+        }
 
 
 def _whole(amount: Kes | None) -> int | None:

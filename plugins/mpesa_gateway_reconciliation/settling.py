@@ -1,11 +1,9 @@
 """Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -15,7 +13,6 @@ from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
-from mpesa_gateway.money import Kes
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.tracing import Tracer
@@ -33,26 +30,20 @@ from mpesa_gateway_payments.api import (
     Mismatch,
     Payments,
     Proof,
-    Receiver,
     Recovery,
     Settled,
     Settles,
-    Source,
-    Transaction,
     Unfit,
     Verdict,
-    Wanted,
     Zone,
     in_zone,
-    is_negative,
     possible,
     proven_zone,
-    read_amount,
     read_direction,
-    read_kind,
 )
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
+from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
 
 log = structlog.get_logger(__name__)
 
@@ -338,71 +329,6 @@ class Settling:
         return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
 
 
-class UnallocatedLines:
-    """The port by which payments ask for money that belongs to no payment."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
-        """See the port."""
-        rows = await self._db.fetch(
-            tables.UNALLOCATED,
-            env,
-            [one.number for one in wanted],
-            [one.amount for one in wanted],
-            [one.likely for one in wanted],
-        )
-        found: dict[str, Transaction] = {}
-        zones: dict[str, Zone | None] = {}
-        for number in {row["shortcode"] for row in rows}:
-            zones[number] = await zone_of(self._db, env, number)
-        for row in rows:
-            report = evidence_of(row, Proof.WINDOW, zones[row["shortcode"]])
-            found[row["receipt"]] = Transaction(
-                receipt=row["receipt"],
-                direction=report.direction,
-                receiver=report.receiver,
-                amount=row["amount"],
-                payer=report.payer,
-                reference=report.reference,
-                time=report.time,
-            )
-        return list(found.values())
-
-
-async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
-    """The zone that the latest proofs of a shortcode agree in; None without one, and where they contradict."""
-    zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
-    return zones.pop() if len(zones) == 1 else None
-
-
-def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
-    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run."""
-    readings = in_zone(line.moments, zone)
-    found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
-    return found or readings, bool(found)
-
-
-def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
-    """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
-    direction, is_called_a_tills = read_kind(row["kind"])
-    values: dict[str, Any] = {
-        "source": Source.STATEMENT,
-        "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
-        "direction": Direction.OUT if row["is_to_us"] is False or is_negative(row["amount_text"]) else direction,
-        "receiver": Receiver(row["env"], row["shortcode"], is_called_a_tills and row["is_of_till"]),
-        "receipt": row["receipt"],
-        "reference": row["reference"],
-        "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
-        "payer": row["phone"],
-        "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
-        # Outside the window that was asked for, or in the future: a time that contradicts every payment.
-        "is_impossible": not row["is_timed"],
-    }
-    return Evidence(**values)
-
-
 def _agrees(line: Row, result: StatusResulted) -> bool:
     """Whether an answer is of the line's money as far as both state it: completed, of its amount and at its time."""
     if transaction_state(result.transaction_status) != "completed":
@@ -411,18 +337,6 @@ def _agrees(line: Row, result: StatusResulted) -> bool:
         return False
     at = result.finished_at
     return at is None or any(abs(at - moment) <= CLOCKS_DIFFER for moment in line["moments"])
-
-
-_RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
-
-
-def named_receipts(row: Row) -> list[str]:
-    """What may be the receipt of the money that a reversal sent back; nothing for a line of another kind."""
-    kind = row["kind"] or ""
-    if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
-        return []
-    texts = (row["receipt"], row["reference"] or "", kind)
-    return sorted({found for text in texts for found in _RECEIPT.findall(text.upper())})
 
 
 def _require_open(line: Row | None) -> None:

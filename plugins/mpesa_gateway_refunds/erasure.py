@@ -7,7 +7,7 @@ from mpesa_gateway.erasure import Case
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.service import subjects_of
+from mpesa_gateway_refunds.subjects import subjects_of
 
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:

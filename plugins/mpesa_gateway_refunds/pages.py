@@ -8,8 +8,10 @@ from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, P
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.desk import RefundDesk, RefundsQuery, left_of
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import Resolution
-from mpesa_gateway_refunds.service import RefundService, subjects_of
+from mpesa_gateway_refunds.subjects import subjects_of
 from mpesa_gateway_refunds.views import view
 
 _A_PAGE = 50
@@ -50,7 +52,7 @@ async def query(visit: Visit) -> Done:
     """Ask M-Pesa now what became of it."""
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
-    await visit.gateway.port(RefundService).ask_now(row["merchant_id"], row["env"], refund_id)
+    await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
     return Done(f"refunds/{refund_id}", "M-Pesa was asked; its answer comes by callback and shows below.")
 
 
@@ -64,8 +66,8 @@ async def resolve(visit: Visit) -> Done:
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
-    service = visit.gateway.port(RefundService)
-    ended = await service.resolve(row["env"], refund_id, decided, visit.visitor.actor)
+    endings = visit.gateway.port(RefundEndings)
+    ended = await endings.resolve(row["env"], refund_id, decided, visit.visitor.actor)
     return Done(f"refunds/{refund_id}", f"The refund is {ended.status}.")
 
 

@@ -15,20 +15,20 @@ from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.provides import PROVIDES
+from mpesa_gateway_refunds.results import ReversalResults
 from mpesa_gateway_refunds.routes import routes
-from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def take_reversal_result(result: ReversalResulted, gateway: Runtime) -> None:
     """Daraja told how a reversal ended."""
-    await gateway.port(RefundService).take_result(result)
+    await gateway.port(ReversalResults).take_result(result)
 
 
 async def take_status_of_reversal(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a reversal."""
-    await gateway.port(RefundService).take_status(result)
+    await gateway.port(ReversalResults).take_status(result)
 
 
 async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:

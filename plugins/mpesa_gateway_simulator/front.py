@@ -8,7 +8,7 @@ import msgspec
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.daraja.client import SIMULATED
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.validation import Fault
 
 ROOT = "/simulator"
@@ -37,10 +37,10 @@ _SIMULATED = SIMULATED.lower().encode()
 class Front:
     """An ASGI layer that answers unknown addresses and wrong methods as Daraja does."""
 
-    def __init__(self, app: ASGIApp, simulator: Simulator, *, is_alone: bool) -> None:
+    def __init__(self, app: ASGIApp, daraja: SimulatedDaraja, *, is_alone: bool) -> None:
         """``is_alone`` says that Daraja's addresses are served at the root as well."""
         self._app = app
-        self._simulator = simulator
+        self._daraja = daraja
         self._is_alone = is_alone
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -70,7 +70,7 @@ class Front:
         await self._app(scope, receive, send_as_daraja)
 
     async def _refuse(self, send: Send, fault: Fault, kept: list[tuple[bytes, bytes]]) -> None:
-        body = msgspec.json.encode(await self._simulator.fault_body(fault))
+        body = msgspec.json.encode(await self._daraja.fault_body(fault))
         lines = {"content-type": "application/json", "content-length": str(len(body)), SIMULATED.lower(): "1"}
         headers = [*kept, *((name.encode(), text.encode()) for name, text in lines.items())]
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})

@@ -19,10 +19,11 @@ from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.query import read_params
 from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.diary import Diary, Pulse
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, IN_HAND, PREFIX
 from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.phones import FIRST, PIN, Phones
-from mpesa_gateway_simulator.service import Simulator
 
 _ASSETS = html.Assets("mpesa_gateway_simulator", "simulator/web")
 _TEMPLATES = html.environment({"": "mpesa_gateway_simulator"})
@@ -78,7 +79,7 @@ async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[A
 
 async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str, problems: tuple[Problem, ...]) -> str:
     query = read_params(request, _Query)
-    simulator = gateway.port(Simulator)
+    controls, diary = gateway.port(Controls), gateway.port(Diary)
     phone = await gateway.port(Phones).look(query.phone)
     now = gateway.clock.now()
     root = html.root(request)
@@ -94,8 +95,8 @@ async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str
         clock=now.astimezone(EAT),
         styles={name: behaviour.summary for name, behaviour in IN_HAND.items()},
         numbers={PREFIX + digits: behaviour.summary for digits, behaviour in BEHAVIOURS.items()},
-        knobs={name: await simulator.knob(name) for name in _TURNED},
-        lines=list(simulator.diary.lines)[:_SHOWN],
+        knobs={name: await controls.knob(name) for name in _TURNED},
+        lines=list(diary.lines)[:_SHOWN],
         when=partial(html.when, now=now),
         stream=urlencode({"phone": phone.number}),
         problems=problems,
@@ -109,7 +110,7 @@ async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
 
 
 async def _changes(gateway: Runtime) -> AsyncGenerator[dict[str, str]]:
-    pulse, loop = gateway.port(Simulator).pulse, asyncio.get_running_loop()
+    pulse, loop = gateway.port(Pulse), asyncio.get_running_loop()
     until, seen, still = loop.time() + _STREAM, -1, 0
     while loop.time() < until and gateway.is_running and not gateway.is_draining:
         if pulse.count == seen and still < _STILL:
@@ -177,7 +178,7 @@ async def turn(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
             raise Invalid.field_error(name, "must be a number of seconds") from None
         if not 0 <= turned[name] <= 86_400:
             raise Invalid.field_error(name, "must be between 0 and 86400 seconds")
-    await gateway.port(Simulator).set_knobs(turned)
+    await gateway.port(Controls).set_knobs(turned)
     return _back(request, fields.get("phone", FIRST))
 
 

@@ -10,8 +10,9 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.prompts import Prompts
 
 PIN = "1234"
 """Every simulated phone's PIN; any other one is wrong."""
@@ -56,9 +57,10 @@ class Phone:
 class Phones:
     """Looks at simulated phones, and lets them be held and touched."""
 
-    def __init__(self, *, db: Database, simulator: Simulator) -> None:
+    def __init__(self, *, db: Database, prompts: Prompts, pulse: Pulse) -> None:
         self._db = db
-        self._simulator = simulator
+        self._prompts = prompts
+        self._pulse = pulse
 
     async def look(self, number: str) -> Phone:
         """One phone. Raises Invalid for what is no Kenyan mobile number."""
@@ -105,9 +107,9 @@ class Phones:
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
-        simulator = self._simulator
+        prompts = self._prompts
         try:
-            row = await simulator.find(checkout_request_id)
+            row = await prompts.find(checkout_request_id)
             if is_cancelled:
                 answer = "cancel"
             elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
@@ -118,7 +120,7 @@ class Phones:
                 hand = await self._db.fetchrow(tables.HAND, row["phone"])
                 has_enough = await self._balance(row["phone"], hand) >= row["amount"]
                 answer = "pay" if has_enough else "no_funds"
-            await simulator.answer(checkout_request_id, answer)
+            await prompts.answer(checkout_request_id, answer)
         except LookupError as problem:
             raise NotFound(str(problem)) from None
         except ValueError as problem:
@@ -140,7 +142,7 @@ class Phones:
         return messages
 
     def _pulse(self) -> None:
-        self._simulator.pulse.quicken()
+        self._pulse.quicken()
 
 
 _REFUSED = {

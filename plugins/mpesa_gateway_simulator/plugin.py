@@ -3,6 +3,7 @@
 from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
+from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.provides import PROVIDES, make_front
 from mpesa_gateway_simulator.routes import routes
@@ -19,7 +20,7 @@ plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
     settings=SimulatorSettings,
-    routes=(*routes, *phone_pages.routes),
+    routes=(*daraja_routes, *routes, *phone_pages.routes),
     provides=PROVIDES,
     tables=Tables(
         models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),

@@ -1,35 +1,113 @@
-"""The objects of this plugin, each made of what it needs."""
+"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+
+from collections.abc import Callable
+from typing import Any
 
 from mpesa_gateway.asgi_types import ASGIApp
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
 from mpesa_gateway_simulator.front import Front
 from mpesa_gateway_simulator.phones import Phones
+from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.statements import Statements
 
 
-def _simulator(runtime: Runtime) -> Simulator:
-    db, clock, settings = runtime.db, runtime.clock, runtime.settings(SimulatorSettings)
-    chance = Chance(db=db, ids=runtime.ids, seed=settings.seed)
-    return Simulator(
-        db=db,
-        clock=clock,
-        ids=runtime.ids,
-        names=runtime.names,
-        settings=settings,
-        results=Results(db=db, clock=clock, settings=settings, chance=chance),
+def _daraja(gateway: Runtime) -> SimulatedDaraja:
+    return SimulatedDaraja(
+        db=gateway.db,
+        clock=gateway.clock,
+        ids=gateway.ids,
+        settings=gateway.settings(SimulatorSettings),
+        controls=gateway.port(Controls),
+        results=gateway.port(Results),
+        statements=gateway.port(Statements),
+        chance=gateway.port(Chance),
+        prompts=gateway.port(Prompts),
+        caller=gateway.port(CallbackCaller),
+        due=gateway.port(DueSignal),
     )
 
 
-def make_front(runtime: Runtime, app: ASGIApp) -> Front:
+def _caller(gateway: Runtime) -> CallbackCaller:
+    return CallbackCaller(
+        db=gateway.db,
+        clock=gateway.clock,
+        names=gateway.names,
+        settings=gateway.settings(SimulatorSettings),
+        chance=gateway.port(Chance),
+        prompts=gateway.port(Prompts),
+        pulse=gateway.port(Pulse),
+        diary=gateway.port(Diary),
+        due=gateway.port(DueSignal),
+    )
+
+
+def _prompts(gateway: Runtime) -> Prompts:
+    return Prompts(
+        db=gateway.db,
+        clock=gateway.clock,
+        controls=gateway.port(Controls),
+        results=gateway.port(Results),
+        chance=gateway.port(Chance),
+        pulse=gateway.port(Pulse),
+        due=gateway.port(DueSignal),
+    )
+
+
+def _results(gateway: Runtime) -> Results:
+    return Results(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(SimulatorSettings),
+        controls=gateway.port(Controls),
+        chance=gateway.port(Chance),
+    )
+
+
+def _statements(gateway: Runtime) -> Statements:
+    return Statements(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(SimulatorSettings),
+        controls=gateway.port(Controls),
+        chance=gateway.port(Chance),
+    )
+
+
+def _controls(gateway: Runtime) -> Controls:
+    return Controls(db=gateway.db, settings=gateway.settings(SimulatorSettings), pulse=gateway.port(Pulse))
+
+
+def _chance(gateway: Runtime) -> Chance:
+    return Chance(db=gateway.db, ids=gateway.ids, seed=gateway.settings(SimulatorSettings).seed)
+
+
+def _phones(gateway: Runtime) -> Phones:
+    return Phones(db=gateway.db, prompts=gateway.port(Prompts), pulse=gateway.port(Pulse))
+
+
+def make_front(gateway: Runtime, app: ASGIApp) -> Front:
     """Return the layer in front of all routes."""
-    return Front(app, runtime.port(Simulator), is_alone=len(runtime.contributed(Plugin)) == 1)
+    return Front(app, gateway.port(SimulatedDaraja), is_alone=len(gateway.contributed(Plugin)) == 1)
 
 
-PROVIDES = (
-    (Simulator, _simulator),
-    (Phones, lambda runtime: Phones(db=runtime.db, simulator=runtime.port(Simulator))),
+PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+    (SimulatedDaraja, _daraja),
+    (CallbackCaller, _caller),
+    (Prompts, _prompts),
+    (Controls, _controls),
+    (Results, _results),
+    (Statements, _statements),
+    (Chance, _chance),
+    (Diary, lambda gateway: Diary(gateway.clock, gateway.port(Pulse))),
+    (Pulse, lambda _: Pulse()),
+    (DueSignal, lambda _: DueSignal()),
+    (Phones, _phones),
 )

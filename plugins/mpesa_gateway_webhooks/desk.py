@@ -10,7 +10,7 @@ from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.merchants import Merchant, Merchants
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -52,18 +52,18 @@ class WebhookDesk:
 
     async def endpoints(self, env: Env, before: str | None, limit: int) -> list[Row]:
         """Active endpoints of ``env``, newest first, each with what it is owed and what died of late."""
-        return await self._db.fetch(tables.ENDPOINTS, self._since(), before, limit, env)
+        return await self._db.fetch(endpoint_tables.ENDPOINTS, self._since(), before, limit, env)
 
     async def endpoint(self, endpoint_id: str) -> Row:
         """One endpoint. Raises NotFound."""
-        row = await self._db.fetchrow(tables.ENDPOINT, self._since(), endpoint_id)
+        row = await self._db.fetchrow(endpoint_tables.ENDPOINT, self._since(), endpoint_id)
         if row is None:
             raise NotFound("there is no such endpoint")
         return row
 
     async def endpoint_of(self, merchant_id: str, env: Env) -> Row | None:
         """A merchant's active endpoint in ``env``."""
-        return await self._db.fetchrow(tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
+        return await self._db.fetchrow(endpoint_tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
 
     async def owner_of(self, endpoint_id: str) -> tuple[Merchant, Env]:
         """The merchant and the env of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
@@ -114,7 +114,7 @@ class WebhookDesk:
 
     async def count_ill(self, env: Env) -> int:
         """How many endpoints of ``env`` do not take what they are sent."""
-        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._clock.now(), env))
+        return int(await self._db.fetchval(endpoint_tables.ILL_ENDPOINTS, ILL, self._clock.now(), env))
 
     async def count_dead(self, *envs: Env) -> int:
         """How many deliveries of these envs and the last day have used up their attempts."""

@@ -14,11 +14,11 @@ from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks import endpoint_tables, signing
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import EndpointRow
 
 HAND_OVER = "webhooks.hand_over"
 """The queue's name for the job that gives what waits to an endpoint."""
@@ -72,7 +72,7 @@ class Endpoints:
         now = self._runtime.clock.now()
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.SET_ENDPOINT,
+                endpoint_tables.SET_ENDPOINT,
                 self._runtime.ids.new("whe"),
                 caller.merchant_id,
                 url,
@@ -91,7 +91,7 @@ class Endpoints:
         now = self._runtime.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.ROTATE,
+                endpoint_tables.ROTATE,
                 caller.merchant_id,
                 self._runtime.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now + timedelta(hours=self._settings.overlap_hours),
@@ -107,7 +107,7 @@ class Endpoints:
         """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.REMOVE, caller.merchant_id, self._runtime.clock.now(), caller.env
+                endpoint_tables.REMOVE, caller.merchant_id, self._runtime.clock.now(), caller.env
             )
             if endpoint_id is None:
                 raise _none_set(caller.env)

@@ -8,6 +8,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.doctor import CHECKS
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
@@ -18,7 +19,7 @@ from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
 async def owe_delivery(event: PublicEvent, gateway: Runtime) -> None:

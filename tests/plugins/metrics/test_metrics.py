@@ -33,6 +33,7 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
@@ -469,8 +470,8 @@ async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (payments.TALLIED_LATELY, (timedelta(hours=1),)),
-    "reasons by hour": (payments.TALLIED_REASONS_LATELY, (timedelta(hours=1),)),
+    "payments by hour": (tally_sql.TALLIED_LATELY, (timedelta(hours=1),)),
+    "reasons by hour": (tally_sql.TALLIED_REASONS_LATELY, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),

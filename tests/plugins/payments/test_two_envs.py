@@ -16,10 +16,13 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_payments.api import PaymentRequest, Payments
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.daraja import Daraja, stk_callback
@@ -164,13 +167,13 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
         with pytest.raises(NotFound):
             await shop.payments.get(shop.merchant_id, other, ids[env][0])
         with pytest.raises(NotFound):
-            await shop.payments.ask_now(shop.merchant_id, other, ids[env][0])
+            await shop.gateway.services.get(StkQueries).ask_now(shop.merchant_id, other, ids[env][0])
 
 
 async def test_an_event_says_the_env_of_its_payment_in_its_row_and_twice_in_its_body(shop: Shop) -> None:
     payments = {env: (await shop.pay(env))[0] for env in ENVS}
     await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
-    assert await shop.payments.end_due() == 2
+    assert await shop.gateway.services.get(Expiry).end_due() == 2
     for env, payment_id in payments.items():
         rows = await shop.gateway.db.fetch("SELECT env, body FROM event WHERE subject_id = $1", payment_id)
         (row,) = rows

@@ -24,7 +24,8 @@ from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, SANDBOX, Api, eventually, running_gateway, shop
 from mpesa_gateway.tracing import NOTHING, UNTRACED
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_traces.measures import SPANS
 from tests.asgi import ask
 from tests.house.tree import ROOT
