@@ -1,5 +1,6 @@
 """The objects of this plugin, each made of what it needs: ports for other plugins, and parts for our own use."""
 
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -79,7 +80,7 @@ def _desk(runtime: Runtime) -> PaymentDesk:
     )
 
 
-PROVIDES = (
+PROVIDES: Provides = (
     (Transitions, _transitions),
     (OutsideReversals, _outside_reversals),
     (PaymentService, _service),

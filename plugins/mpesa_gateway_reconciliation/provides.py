@@ -1,5 +1,6 @@
 """The objects of this plugin, each made of what it needs."""
 
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -43,7 +44,7 @@ def _desk(runtime: Runtime) -> ReconciliationDesk:
     )
 
 
-PROVIDES = (
+PROVIDES: Provides = (
     (Reconciliation, _service),
     (ReconciliationDesk, _desk),
     (Settling, _settling),

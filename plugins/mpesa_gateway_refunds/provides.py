@@ -1,5 +1,6 @@
 """The objects of this plugin, each made of what it needs."""
 
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -27,4 +28,4 @@ def _desk(runtime: Runtime) -> RefundDesk:
     )
 
 
-PROVIDES = ((RefundService, _service), (RefundDesk, _desk))
+PROVIDES: Provides = ((RefundService, _service), (RefundDesk, _desk))

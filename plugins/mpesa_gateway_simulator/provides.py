@@ -1,7 +1,7 @@
 """The objects of this plugin, each made of what it needs."""
 
 from mpesa_gateway.asgi_types import ASGIApp
-from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.plugin import Plugin, Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.front import Front
@@ -29,7 +29,7 @@ def make_front(runtime: Runtime, app: ASGIApp) -> Front:
     return Front(app, runtime.port(Simulator), is_alone=len(runtime.contributed(Plugin)) == 1)
 
 
-PROVIDES = (
+PROVIDES: Provides = (
     (Simulator, _simulator),
     (Phones, lambda runtime: Phones(db=runtime.db, simulator=runtime.port(Simulator))),
 )
