@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ __all__ = [
     "NoSettings",
     "Plugin",
     "PluginRefused",
+    "Provides",
     "SealedColumn",
     "Subscriber",
     "Tables",
@@ -55,6 +56,9 @@ GROUP = "mpesa_gateway.plugins"
 """The entry-point group in which installed plugins are found by name."""
 
 E = TypeVar("E", bound=Event)
+
+Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
+"""Ports, and how each is made of the parts of a gateway and of other ports."""
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +137,7 @@ class Plugin:
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
-    provides: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = ()
+    provides: Provides = ()
     """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
     tables: Tables | None = None
     forgets: tuple[Forgetting, ...] = ()

@@ -1,10 +1,9 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from mpesa_gateway.daraja.signatures import CallbackSecrets
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway_callbacks.api import Callbacks
@@ -75,7 +74,7 @@ def _operator_service(gateway: Runtime) -> CallbackOperatorService:
     )
 
 
-PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+PROVIDES: Provides = (
     (CallbackDispatcher, _dispatcher),
     (Callbacks, lambda gateway: gateway.port(CallbackDispatcher)),
     (CallbackVerifier, _verifier),

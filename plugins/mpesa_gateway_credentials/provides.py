@@ -1,11 +1,10 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from mpesa_gateway.daraja.certificates import certificate_for
 from mpesa_gateway.daraja.signatures import CallbackSecrets
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials, OpenWork
@@ -54,7 +53,7 @@ def _ownership(gateway: Runtime) -> ReceiverOwnership:
     )
 
 
-PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+PROVIDES: Provides = (
     (CredentialReader, _reader),
     (Credentials, lambda gateway: gateway.port(CredentialReader)),
     (CallbackSecrets, lambda gateway: gateway.port(CredentialReader)),

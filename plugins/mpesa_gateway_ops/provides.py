@@ -1,5 +1,6 @@
 """The objects of this plugin, each made of what it needs."""
 
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.api import OperatorLogin
 from mpesa_gateway_ops.desk import Desk
@@ -36,7 +37,7 @@ def _sessions(runtime: Runtime) -> Sessions:
     )
 
 
-PROVIDES = (
+PROVIDES: Provides = (
     (Operators, _operators),
     (OperatorLogin, lambda runtime: runtime.port(Operators)),
     (Sessions, _sessions),

@@ -1,9 +1,7 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from collections.abc import Callable
-from typing import Any
-
 from mpesa_gateway.places import Places
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -154,7 +152,7 @@ def _desk(gateway: Runtime) -> PaymentDesk:
     )
 
 
-PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+PROVIDES: Provides = (
     (PaymentService, _service),
     (Payments, lambda gateway: gateway.port(PaymentService)),
     (StkResults, _stk_results),

@@ -1,8 +1,6 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from collections.abc import Callable
-from typing import Any
-
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -60,7 +58,7 @@ def _desk(gateway: Runtime) -> ReconciliationDesk:
     )
 
 
-PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+PROVIDES: Provides = (
     (Reconciliation, _service),
     (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
     (PullRegistrations, _registrations),

@@ -1,10 +1,7 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from collections.abc import Callable
-from typing import Any
-
 from mpesa_gateway.asgi_types import ASGIApp
-from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.plugin import Plugin, Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.chance import Chance
@@ -98,7 +95,7 @@ def make_front(gateway: Runtime, app: ASGIApp) -> Front:
     return Front(app, gateway.port(SimulatedDaraja), is_alone=len(gateway.contributed(Plugin)) == 1)
 
 
-PROVIDES: tuple[tuple[type[Any], Callable[[Runtime], Any]], ...] = (
+PROVIDES: Provides = (
     (SimulatedDaraja, _daraja),
     (CallbackCaller, _caller),
     (Prompts, _prompts),

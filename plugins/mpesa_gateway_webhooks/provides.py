@@ -1,5 +1,6 @@
 """The objects of this plugin, each made of what it needs."""
 
+from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
@@ -18,7 +19,7 @@ def _desk(runtime: Runtime) -> WebhookDesk:
     )
 
 
-PROVIDES = (
+PROVIDES: Provides = (
     (Endpoints, Endpoints),
     (Deliveries, lambda runtime: Deliveries(runtime, endpoints=runtime.port(Endpoints))),
     (WebhookDesk, _desk),
