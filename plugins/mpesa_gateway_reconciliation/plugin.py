@@ -1,5 +1,6 @@
 """The reconciliation plugin, declared."""
 
+from mpesa_gateway.config import HasSettings
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted
@@ -24,7 +25,7 @@ async def take_status_of_line(result: StatusResulted, gateway: Runtime) -> None:
     await gateway.port(Settling).take_status(result)
 
 
-def _keep_days(gateway: Runtime) -> int:
+def _keep_days(gateway: HasSettings) -> int:
     return gateway.settings(ReconciliationSettings).keep_days
 
 

@@ -96,14 +96,14 @@ class Phones:
             await self._db.execute(tables.HOLD, str(msisdn), style, int(balance) + int(spent))
             # A prompt that is open already is answered in the way that was chosen last.
             await self._db.execute(tables.RESTYLE, str(msisdn), chosen.name, _ASKING)
-        self._pulse()
+        self._pulse.quicken()
 
     async def let_go(self, number: str) -> None:
         """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
         with checking() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.execute(tables.LET_GO, msisdn)
-        self._pulse()
+        self._pulse.quicken()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
@@ -140,9 +140,6 @@ class Phones:
             elif row["result_code"] == "reversed":
                 balance -= row["amount"]
         return messages
-
-    def _pulse(self) -> None:
-        self._pulse.quicken()
 
 
 _REFUSED = {
