@@ -9,7 +9,6 @@ from tests.house.tree import name_of, parsed, shipped_modules
 
 COMPOSES = {
     "mpesa_gateway/app.py": "the composition itself",
-    "plugins/mpesa_gateway_callbacks/service.py": "signatures are checked with or without a plugin that knows passkeys",
 }
 """Modules whose classes may resolve ports."""
 
