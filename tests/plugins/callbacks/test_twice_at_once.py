@@ -10,6 +10,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Plugin, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.events import StkResulted
@@ -34,7 +35,7 @@ class Pause:
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
-    async def hear(self, _: StkResulted, gateway: Gateway) -> None:
+    async def hear(self, _: StkResulted, gateway: Runtime) -> None:
         """Wait, the first time."""
         if not self.is_reached.is_set():
             if self._has_written:

@@ -24,6 +24,7 @@ from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter
 from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop
@@ -408,12 +409,12 @@ async def test_what_is_read_is_kept_for_a_while_and_a_part_that_fails_takes_no_o
     looks = 0
     gauge = Gauge("mpesa_test_looks", "A test.")
 
-    async def look(_: Gateway) -> list[tuple[Gauge, tuple[str, ...], float]]:
+    async def look(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
         nonlocal looks
         looks += 1
         return [(gauge, (), looks)]
 
-    async def fail(_: Gateway) -> list[tuple[Gauge, tuple[str, ...], float]]:
+    async def fail(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
         raise LookupError("nothing to see")
 
     host = Plugin(

@@ -603,6 +603,7 @@ def test_a_password_is_asked_for_twice_and_never_shown() -> None:
 async def test_the_first_operator_is_made_once(settings: dict[str, Any]) -> None:
     async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
         password = await gateway.port(Operators).create_first("admin", actor="test")
+        assert password is not None
         assert len(password.reveal()) == 24
         assert await gateway.port(Operators).create_first("admin", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
