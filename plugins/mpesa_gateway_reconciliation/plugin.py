@@ -3,13 +3,9 @@
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
-from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
@@ -17,14 +13,11 @@ from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
-from mpesa_gateway_reconciliation.registration import PullRegistrations
+from mpesa_gateway_reconciliation.provides import PROVIDES
 from mpesa_gateway_reconciliation.routes import routes
-from mpesa_gateway_reconciliation.run_reader import RunReader
-from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
-from mpesa_gateway_reconciliation.unallocated import UnallocatedLines
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -39,17 +32,6 @@ def _keep_days(gateway: "Gateway") -> int:
     return gateway.settings(ReconciliationSettings).keep_days
 
 
-def _registrations(gateway: "Gateway") -> PullRegistrations:
-    return PullRegistrations(
-        db=gateway.db,
-        clock=gateway.clock,
-        audit=gateway.audit,
-        daraja=lambda: gateway.daraja,
-        callbacks=gateway.services.get(Callbacks),
-        credentials=gateway.services.get(Credentials),
-    )
-
-
 plugin = Plugin(
     name="reconciliation",
     summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
@@ -61,14 +43,7 @@ plugin = Plugin(
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
     ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
-    provides=(
-        (Reconciliation, Reconciliation),
-        (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
-        (PullRegistrations, _registrations),
-        (Settling, Settling),
-        (ReconciliationDesk, ReconciliationDesk),
-        (UnallocatedMoney, UnallocatedLines),
-    ),
+    provides=PROVIDES,
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
