@@ -85,9 +85,10 @@ def _controls(gateway: "Gateway") -> Controls:
 
 
 PROVIDES: "tuple[tuple[type[Any], Callable[[Gateway], Any]], ...]" = (
+    # First: `gateway.simulator`, and the fixture `simulator` of plugins' tests.
+    (Prompts, _prompts),
     (SimulatedDaraja, _daraja),
     (CallbackCaller, _caller),
-    (Prompts, _prompts),
     (Controls, _controls),
     (Results, _results),
     (Statements, _statements),
