@@ -182,7 +182,7 @@ class PaymentService:
             return await self._find_old(merchant_id, env, request, key), None
 
     async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
-        """Return the payment whose key's record has expired: no second one is made. Raises KeyMismatch for another body.
+        """Return the payment whose key's record has expired: no second one is made. KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
