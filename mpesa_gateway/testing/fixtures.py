@@ -103,7 +103,7 @@ def published(served: Served) -> Published:
 
 @pytest.fixture
 def simulator(gateway: Gateway) -> Any:
-    """The simulator, in this process: who was asked for money, and what was really paid (its ``ledger``)."""
+    """The simulator's prompts: who was asked for money (``list_pushes``), and what was really paid (``ledger``)."""
     (found,) = (plugin for plugin in gateway.plugins if plugin.name == "simulator")
     return gateway.port(found.provides[0][0])
 

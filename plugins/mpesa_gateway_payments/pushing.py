@@ -119,7 +119,7 @@ class StkPusher:
         )
 
     async def _mark_sending(self, row: Row) -> bool:
-        """Commit that the push is about to be sent; False where it must not be: the payment has changed meanwhile.
+        """Commit that the push is about to be sent; False if the payment changed first: nothing may be sent.
 
         Raises NotSent where Postgres cannot commit it.
         """

@@ -48,7 +48,7 @@ _OPERATION = "payments.request"
 
 
 class _KeyOfOld(Exception):
-    """A payment has this Idempotency-Key, and what we had noted about the key has been let go since."""
+    """A payment has this Idempotency-Key, and the record of the key has expired."""
 
 
 class PaymentService:
@@ -135,21 +135,21 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._tracer.begins(row["payment_id"])
-        # A caller that hangs up must not tear the push from its record.
+        # A caller that hangs up must not cancel the record of the push.
         pushed = await self._see_through(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
-        """The payment of a key that nobody has used before, as almost every key; None for any other."""
+        """Return the new payment of an unused key, as almost every key; None for any other."""
         try:
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
             # A host may name any merchant. Raises NotFound for one that does not exist.
             await self._merchants.require(merchant_id)
-            # A key that has been used is answered with what it made, whatever is configured now.
+            # A used key is answered with its payment, whatever the credentials are now.
             return None, None
         payment_id = self._ids.new("pay")
         reference = request.reference or credentials.account_reference
@@ -182,7 +182,7 @@ class PaymentService:
             return await self._find_old(merchant_id, env, request, key), None
 
     async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
-        """The payment whose key has been let go: it never makes a second one. Raises KeyMismatch for another body.
+        """Return the payment whose key's record has expired: no second one is made. KeyMismatch for another body.
 
         The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
         """
@@ -224,7 +224,7 @@ class PaymentService:
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
-                # It was given up meanwhile: what it is now is the answer.
+                # The payment was closed: its present state is the answer.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await find_payment(self._db, merchant_id, env, claim.subject_id), None
             credentials = await self._credentials.get(merchant_id, env)
@@ -312,7 +312,7 @@ class PaymentService:
 
 
 def own_reference(payment_id: str) -> str:
-    """The AccountReference of a payment whose merchant gave none: 12 characters, as good as unique, from its id.
+    """Return the AccountReference of a payment without one: 12 characters from its id, practically unique.
 
     Daraja's push takes no id of ours, but Pull statements carry this (``billreference``): it finds the payment again.
     """

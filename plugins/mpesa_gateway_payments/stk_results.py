@@ -71,7 +71,7 @@ class StkResults:
             await self._learn_checkout(row["payment_id"], result)
         is_applied = True
         if outcome.is_paid and told and told != known and row["status"] == Status.FAILED.value:
-            # Who was asked has been erased, and now somebody says that they paid: by this name M-Pesa can be asked.
+            # The payer was erased, and this callback reports a payment: with its id M-Pesa can be queried.
             await self._db.execute(tables.RELEARN_CHECKOUT, row["payment_id"], told)
         if outcome.is_paid:
             is_applied = await self._take_callback(row, evidence, result)

@@ -49,7 +49,7 @@ UPDATE payment SET is_mismatch_of_paid = is_mismatch_of_paid OR (receipt IS NOT 
     looked_after_at = NULL, updated_at = $3
 WHERE payment_id = $1
 """
-"""A further report that does not fit: a person who has looked after the first one has not seen it."""
+"""A further report that does not fit: an operator who closed the first one has not seen it."""
 
 CLAIM = """
 UPDATE payment SET claim = $2::text::jsonb, due_at = $3, expires_at = GREATEST(expires_at, $4), updated_at = $3
@@ -100,7 +100,7 @@ FROM (
                 AS t(payment_id, status, receipt, result_code, result_desc, failure_reason, outcome_is_final)
             LIMIT cardinality($1)
         ) AS t JOIN payment USING (payment_id)
-        -- Nobody waits for one of many: what somebody else is at is taken by itself afterwards.
+        -- A batch waits for no lock: a row that is locked is written alone afterwards.
         FOR UPDATE OF payment SKIP LOCKED
     ) AS free
     -- Two batches that bring the same receipts, for other payments each, write them in the same order.

@@ -34,7 +34,7 @@ class Payment:
 
     @property
     def is_open(self) -> bool:
-        """Whether the payment is pending or failed."""
+        """Return True if the payment is pending or failed."""
         return self.status in _OPEN
 
 

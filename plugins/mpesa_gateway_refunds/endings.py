@@ -124,7 +124,7 @@ class RefundEndings:
             if row is None or row["env"] != env:
                 raise NotFound("there is no such refund")
             await self._resolve(row, resolution)
-            # Last: whoever waits for the audit log holds nothing that others need.
+            # Last: a transaction that waits for the audit log then holds no lock that others need.
             await self._audit.record(
                 "refund.resolved",
                 merchant_id=row["merchant_id"],

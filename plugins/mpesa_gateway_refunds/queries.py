@@ -83,7 +83,7 @@ class RefundQueries:
         """Ask M-Pesa what became of a reversal; False when it is not due, has ended, or another worker is asking.
 
         By its conversation where the ack is known, else by the payment's receipt. It is never sent again. Raises
-        ProviderNotConfigured, ProviderRejected and ProviderUnavailable where somebody ``is_forced`` to hear of it.
+        ProviderNotConfigured, ProviderRejected and ProviderUnavailable if ``is_forced``.
         """
         self._db.refuse_transaction("asking M-Pesa about a refund")
         now = self._clock.now()
@@ -108,7 +108,7 @@ class RefundQueries:
             log.info("refund_question_unanswered", refund_id=refund_id, fault=fault.meaning)
             refusal = refusal_of(fault)
         except Refused as problem:
-            # Such as: the credentials were removed meanwhile, or have no initiator any more.
+            # Such as: the credentials were removed, or have no initiator any more.
             log.warning("refund_question_not_asked", refund_id=refund_id, problem=problem.message)
             refusal = problem
         except asyncio.CancelledError:

@@ -99,7 +99,7 @@ class ReversalResults:
         return True
 
     async def _says_how_much(self, row: Row) -> bool:
-        """Whether a payment that is reversed can only be so by the whole of this refund.
+        """Return True if a payment that is reversed can only be so by the whole of this refund.
 
         M-Pesa says that a payment was reversed, and not of which part it speaks.
         """

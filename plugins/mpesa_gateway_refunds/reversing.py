@@ -68,7 +68,7 @@ class ReversalSender:
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
-                # It was given up meanwhile, because this request took longer than its lease.
+                # The refund was closed, because this request took longer than its lease.
                 return await find_refund(self._db, row["merchant_id"], row["env"], refund_id)
             ack = await self._daraja.reverse(
                 credentials.daraja,

@@ -35,7 +35,7 @@ class _WholeMeanwhile(Exception):
 
 
 class _KeyOfOld(Exception):
-    """A refund has this Idempotency-Key, and what we had noted about the key has been let go since."""
+    """A refund has this Idempotency-Key, and the record of the key has expired."""
 
     def __init__(self, row: Row) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class RefundService:
         except _KeyOfOld as found:
             return view(_same(found.row, body)), True
         if credentials is not None:
-            # A caller that hangs up must not tear the reversal from its record.
+            # A caller that hangs up must not cancel the record of the reversal.
             row = await self._see_through(self._sender.send(row, credentials, key))
         return view(row), credentials is None
 
@@ -147,7 +147,7 @@ class RefundService:
             if claim.subject_id == subject_id:
                 await self._refuse_old(caller.merchant_id, caller.env, key)
             else:
-                # A result locks its refund and then the payment: whoever comes from here goes the same way.
+                # As for a result, the refund is locked before the payment.
                 refund_id, is_again = claim.subject_id, True
                 await self._db.fetchrow(tables.LOCK, refund_id)
         whole = None if amount is not None else await self._db.fetchrow(tables.LOCK_WHOLE, *of_payment)
@@ -239,7 +239,7 @@ class RefundService:
 
 
 def _same(row: Row, body: CreateRefund) -> Row:
-    """The refund, if it is what this body asks for, as far as the refund itself tells. Raises KeyMismatch."""
+    """Return the refund if the body asks for the same, as far as the refund shows. Raises KeyMismatch."""
     amount = read_amount(body.amount)
     if row["payment_id"] != body.payment_id or amount not in {None, row["amount"]}:
         raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")

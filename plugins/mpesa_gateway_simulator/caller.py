@@ -95,7 +95,7 @@ class CallbackCaller:
                 await self._send_result(row)
 
     async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
-        """Post a success that nobody earned to a push's callback address; gives the HTTP status of the answer.
+        """Post a forged success to a push's callback address; returns the HTTP status of the answer.
 
         ``about`` is the push that it speaks of. Raises LookupError without such pushes.
         """
@@ -109,7 +109,7 @@ class CallbackCaller:
         return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
 
     async def until_called_back(self, checkout_request_id: str) -> None:
-        """Hold a push's answer back until somebody has answered the prompt and we have called back, a while at most."""
+        """Wait until the prompt has been answered and the callback made, 20 seconds at most."""
         async with self._pulse.patience(_HELD_BACK):
             while not await self._db.fetchval(tables.WAS_CALLED_BACK, checkout_request_id):
                 await self._pulse.beat(_LONGEST_SLEEP)
@@ -129,7 +129,7 @@ class CallbackCaller:
         await self.send_again(checkout_request_id)
 
     async def send_again(self, checkout_request_id: str) -> int:
-        """Make a push's callback (once more), now; gives the HTTP status that it was answered with, 0 for none.
+        """Post a push's callback (again) now; returns the HTTP status of the answer, 0 for none.
 
         Raises LookupError when the push has none.
         """
@@ -155,7 +155,7 @@ class CallbackCaller:
                 await asyncio.sleep(_LONGEST_SLEEP)
 
     async def _rest(self) -> None:
-        """Sleep until something is due, somebody wakes us, or another process may have left something."""
+        """Sleep until something is due, ``due`` is set, or another process may have left something."""
         due = await self._db.fetchval(tables.NEXT_DUE)
         wait = _LONGEST_SLEEP
         if due is not None:

@@ -96,9 +96,10 @@ def make_front(gateway: Runtime, app: ASGIApp) -> Front:
 
 
 PROVIDES: Provides = (
+    # First: the fixture `simulator` of plugins' tests.
+    (Prompts, _prompts),
     (SimulatedDaraja, _daraja),
     (CallbackCaller, _caller),
-    (Prompts, _prompts),
     (Controls, _controls),
     (Results, _results),
     (Statements, _statements),

@@ -120,7 +120,7 @@ class SimulatedDaraja:
         return ack | ({"traceId": {"id": [None, 1.5]}} if habit == "extra_fields" else {})
 
     async def query(self, authorization: str | None, body: dict[str, Any]) -> dict[str, Any]:
-        """How a push stands: never with its receipt. Raises Fault while the prompt is open."""
+        """Return a push's result, never with its receipt. Raises Fault while the prompt is open."""
         await self._check_token(authorization)
         await self._controls.play_fault("stkquery")
         read_signed(body)
@@ -164,7 +164,7 @@ class SimulatedDaraja:
         return await self._statements.register(body)
 
     async def pull_query(self, authorization: str | None, body: dict[str, Any]) -> tuple[int, Any]:
-        """A page of a statement, with its HTTP status. Raises Fault."""
+        """Return a page of a statement and its HTTP status. Raises Fault."""
         await self._check_token(authorization)
         await self._controls.play_fault("pullquery")
         return await self._statements.pull(body)
@@ -191,7 +191,7 @@ class SimulatedDaraja:
             raise named_fault("404.001.03")
 
     async def _behaviour(self, phone: str) -> Behaviour:
-        """What this phone does: what whoever holds it wants, what its number says, what all are told, or chance."""
+        """Return what this phone does: by its holder's choice, its number, the habit of all phones, or chance."""
         style = await self._db.fetchval(tables.STYLE, phone)
         if style is not None:
             return IN_HAND[style]

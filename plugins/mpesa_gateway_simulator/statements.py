@@ -55,7 +55,7 @@ class Statements:
             raise named_fault("400.003.02")
         habit = await self._controls.habit("pullquery")
         is_peopled = await self._controls.knob("strangers") > 0
-        # A time that has not come is on no statement, whatever window was asked for.
+        # A statement has no time in the future, whatever the window.
         end = min(query.end, self._clock.now())
         rows = await self._db.fetch(tables.STATEMENT, query.shortcode, query.start, end, query.offset, PAGE, is_peopled)
         if habit == "internal_error":
@@ -76,7 +76,7 @@ class Statements:
         return 200, page
 
     async def _endless_row(self) -> dict[str, Any]:
-        """A row that no ledger has, new each time: whatever the offset, there is one more."""
+        """Return a row that is in no ledger, new each time: at any offset there is one more."""
         return {
             "transactionId": await self._chance.receipt(self._clock.now()),
             "trxDate": f"{self._clock.now().astimezone(EAT):%Y-%m-%dT%H:%M:%S}+03:00",

@@ -1,4 +1,4 @@
-"""Writes what became of deliveries: delivered, failed, put off or handed back; those that end together at once."""
+"""Writes the outcomes of deliveries (delivered, failed, deferred, handed back), those of one moment in a batch."""
 
 import random
 from collections.abc import Sequence

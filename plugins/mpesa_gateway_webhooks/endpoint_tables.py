@@ -27,7 +27,7 @@ ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
-    -- That an address works which was replaced meanwhile says nothing of the new one.
+    -- A success at an address that has been replaced says nothing about the new one.
     WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::text[], $3::text[]))
         AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
     -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
