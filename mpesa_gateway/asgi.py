@@ -10,8 +10,8 @@ from uvicorn.config import STARTUP_FAILURE
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.asgi_types import ASGIApp
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.http.request_id import ASGIApp
 from mpesa_gateway.plugin import PluginRefused
 from mpesa_gateway.standalone.process import die_with_parent
 

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
@@ -206,6 +206,16 @@ class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     audit_days: Days = 2557
     batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
     pause: Pause = 0.05
+
+
+class HasSettings(Protocol):
+    """The settings of the kernel, and those of plugins by their class."""
+
+    config: "GatewayConfig"
+
+    def settings(self, kind: type[S]) -> S:
+        """Return a plugin's settings. Raises KeyError when no enabled plugin has such settings."""
+        ...
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):

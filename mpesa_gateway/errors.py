@@ -256,3 +256,16 @@ def checking() -> Generator[Checks]:
     checks = Checks()
     yield checks
     checks.settle()
+
+
+class NotStarted(RuntimeError):
+    """The gateway was used before it was started."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_STARTED)
+
+
+NOT_STARTED = (
+    "this gateway has not been started: a mounted application gets no lifespan of its own, so give the host "
+    "`lifespan=gateway.lifespan` (FastAPI, Starlette, Litestar), or enter `async with gateway.running():`"
+)

@@ -1,12 +1,8 @@
 """What a running gateway counts and times of itself, for whoever wants to know how it does: numbers, never names."""
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 OTHER = "other"
 """What a label says where there would be too many different values, or one that nobody knows."""
@@ -57,18 +53,6 @@ class Gauge:
 
 Value = tuple[Gauge, Labels, float]
 """A gauge, the values of its labels, and what it shows."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Gauges that are read together when somebody asks, and at most every few seconds.
-
-    ``read`` asks Postgres only what an index answers. What it gives has few values for each label: never a merchant, a
-    payment or a phone number.
-    """
-
-    gauges: tuple[Gauge, ...]
-    read: Callable[["Gateway"], Awaitable[Iterable[Value]]]
 
 
 @dataclass

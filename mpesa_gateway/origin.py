@@ -6,11 +6,29 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from mpesa_gateway.http.request_id import asked_by, current_request_id
+import structlog
+
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.tracing import Tracer
 
+_current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
 _known: ContextVar[Mapping[str, "Origin"] | None] = ContextVar("mpesa_gateway_origins", default=None)
+
+
+def current_request_id() -> str:
+    """The id of the request that is being handled, empty outside one."""
+    return _current.get()
+
+
+@contextmanager
+def asked_by(request_id: str) -> Generator[None]:
+    """A block whose log lines, and whose jobs, carry the id of the request that led to it."""
+    token = _current.set(request_id)
+    try:
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            yield
+    finally:
+        _current.reset(token)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import hmac
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -20,10 +20,8 @@ from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database, Row, way_to
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate, pending
 from mpesa_gateway.db.roles import quoted
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import KEEPING
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -44,16 +42,16 @@ def owner_config(config: DatabaseConfig) -> DatabaseConfig:
     return msgspec.structs.replace(config, url=url, direct_url=None, pool_min=1, pool_max=2)
 
 
-async def what_is_due(gateway: "Gateway") -> Literal["", "migrations", "retention"]:
+async def what_is_due(runtime: Runtime) -> Literal["", "migrations", "retention"]:
     """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationRefused."""
     try:
-        if await pending(gateway.db, gateway.migrations):
+        if await pending(runtime.db, runtime.migrations):
             return "migrations"
-        days = await gateway.db.fetchval(_KEEP_DAYS)
+        days = await runtime.db.fetchval(_KEEP_DAYS)
     except asyncpg.InsufficientPrivilegeError:
         # All is applied, and nothing is granted to this role yet.
         return "migrations"
-    return "" if days == gateway.config.retention.audit_days else "retention"
+    return "" if days == runtime.config.retention.audit_days else "retention"
 
 
 async def make_running_role(config: DatabaseConfig) -> str | None:
@@ -105,22 +103,22 @@ def scram(password: str) -> str:
     return f"SCRAM-SHA-256${rounds}:{shown[0]}${shown[1]}:{shown[2]}"
 
 
-async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
+async def bring_up_to_date(runtime: Runtime) -> list[Migration]:
     """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
 
     The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationRefused as
     ``migrate`` does, and where the role may not do it.
     """
-    if gateway.config.database.owner_url is None and not await what_is_due(gateway):
+    if runtime.config.database.owner_url is None and not await what_is_due(runtime):
         return []
-    role: str = await gateway.db.fetchval("SELECT current_user")
+    role: str = await runtime.db.fetchval("SELECT current_user")
     try:
-        async with _owner(gateway) as owner:
-            applied = await migrate(owner, gateway.migrations, role=role)
-            await _note_retention(gateway, owner)
+        async with _owner(runtime) as owner:
+            applied = await migrate(owner, runtime.migrations, role=role)
+            await _note_retention(runtime, owner)
     except asyncpg.InsufficientPrivilegeError as refusal:
         raise MigrationRefused(
-            f"the role that migrates may not change the schema {gateway.db.schema} ({refusal}): run "
+            f"the role that migrates may not change the schema {runtime.db.schema} ({refusal}): run "
             "`mpesa-gateway migrate` with `database.owner_url` set to the address of the role that owns it "
             "(docs/deploying.md); `mpesa-gateway up` does it when it starts"
         ) from None
@@ -128,11 +126,11 @@ async def bring_up_to_date(gateway: "Gateway") -> list[Migration]:
 
 
 @asynccontextmanager
-async def _owner(gateway: "Gateway") -> AsyncGenerator[Database]:
-    if gateway.config.database.owner_url is None:
-        yield gateway.db
+async def _owner(runtime: Runtime) -> AsyncGenerator[Database]:
+    if runtime.config.database.owner_url is None:
+        yield runtime.db
         return
-    owner = Database(owner_config(gateway.config.database))
+    owner = Database(owner_config(runtime.config.database))
     await owner.start()
     try:
         yield owner
@@ -140,13 +138,13 @@ async def _owner(gateway: "Gateway") -> AsyncGenerator[Database]:
         await owner.stop()
 
 
-async def _note_retention(gateway: "Gateway", owner: Database) -> None:
+async def _note_retention(runtime: Runtime, owner: Database) -> None:
     """Tell Postgres ``retention.audit_days``: its own function goes by that, and is told by nobody else."""
-    days, before = gateway.config.retention.audit_days, await owner.fetchval(_KEEP_DAYS)
+    days, before = runtime.config.retention.audit_days, await owner.fetchval(_KEEP_DAYS)
     if days == before:
         return
     detail = msgspec.json.encode({"days": days, "was": before}, order="deterministic").decode()
     async with owner.transaction():
         await owner.execute(_KEEP, days)
-        await owner.execute(_NOTE_KEEPING, gateway.ids.new("aud"), KEEPING, detail)
+        await owner.execute(_NOTE_KEEPING, runtime.ids.new("aud"), KEEPING, detail)
     log.info("audit_days_noted", days=days, was=before)

@@ -16,6 +16,7 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Problem
 from mpesa_gateway.http.reading import read_query
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Caller
@@ -23,7 +24,6 @@ from mpesa_gateway.security.scopes import Caller
 if TYPE_CHECKING:
     from litestar import Response
 
-    from mpesa_gateway.app import Gateway
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
@@ -42,6 +42,16 @@ class Role(StrEnum):
         """Whether this role is at least the one that is needed."""
         ranks = list(Role)
         return ranks.index(self) >= ranks.index(needed)
+
+
+@dataclass(frozen=True)
+class FirstOperator:
+    """A contribution (``Plugin.contributes``) of the plugin that signs operators in.
+
+    ``create`` takes a name and who acts. It returns the first operator's password, None where there is an operator.
+    """
+
+    create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
 
 
 class OtherWorld(Exception):
@@ -69,7 +79,7 @@ class Visit:
     act; ``problems`` say what was wrong with them when a page is shown again. Operators look at one env at a time.
     """
 
-    gateway: Gateway
+    gateway: Runtime
     visitor: Visitor
     values: Mapping[str, str]
     query: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
@@ -241,7 +251,7 @@ class Trace:
     """What a plugin knows of an object's past, for the timeline on the page of that ``place``."""
 
     place: str
-    read: Callable[[Gateway, str], Awaitable[Sequence[Moment]]]
+    read: Callable[[Runtime, str], Awaitable[Sequence[Moment]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +280,7 @@ class Pages:
     acts: tuple[Act, ...] = ()
     panels: tuple[Panel, ...] = ()
     traces: tuple[Trace, ...] = ()
-    concerns: tuple[Callable[[Gateway, Env], Awaitable[Sequence[Concern]]], ...] = ()
+    concerns: tuple[Callable[[Runtime, Env], Awaitable[Sequence[Concern]]], ...] = ()
     finder: Callable[[Visit, str], Awaitable[str | None]] | None = None
 
 

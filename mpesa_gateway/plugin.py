@@ -8,97 +8,79 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from mpesa_gateway.config import QUEUES, QueueName
-from mpesa_gateway.doctor.invariant import Invariant
-from mpesa_gateway.doctor.observation import Check
+from mpesa_gateway.config import QUEUES, HasSettings
+from mpesa_gateway.db.months import Monthly
+from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
-from mpesa_gateway.meter import Counter, Histogram, Reading
+from mpesa_gateway.invariant import Invariant
+from mpesa_gateway.meter import Counter, Histogram
+from mpesa_gateway.observation import Check
 from mpesa_gateway.pages import NO_PAGES, Pages
+from mpesa_gateway.queues import Job
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.rotation import SealedColumn
 
 if TYPE_CHECKING:
     import click
     from piccolo.table import Table
 
-    from mpesa_gateway.app import Gateway
-    from mpesa_gateway.http.request_id import ASGIApp
-    from mpesa_gateway.privacy import Case, Number
+    from mpesa_gateway.asgi_types import ASGIApp
+    from mpesa_gateway.erasure import Case, Number
+
+__all__ = [
+    "GROUP",
+    "Eraser",
+    "Forgetting",
+    "Found",
+    "Job",
+    "Monthly",
+    "NoSettings",
+    "Plugin",
+    "PluginRefused",
+    "Provides",
+    "SealedColumn",
+    "Subscriber",
+    "Tables",
+    "inside",
+    "installed",
+    "load",
+    "on",
+]
 
 GROUP = "mpesa_gateway.plugins"
 """The entry-point group in which installed plugins are found by name."""
 
 E = TypeVar("E", bound=Event)
 
+Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
+"""Ports, and how each is made of the parts of a gateway and of other ports."""
+
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings of a plugin that has none."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Work for the queue: ``fn(gateway, **kwargs)``. kwargs carry ids, never phone numbers or secrets.
-
-    ``timeout`` and ``heartbeat`` are in seconds; ``attempts`` is the total number of tries; ``cron`` has five
-    fields, or six with seconds last, in UTC, and fires once per cluster. ``queue`` names the slots that it runs in:
-    a job that may wait long must not run among jobs that do not.
-    """
-
-    fn: Callable[..., Awaitable[Any]]
-    timeout: int
-    attempts: int = 1
-    cron: str | None = None
-    heartbeat: int = 20
-    queue: QueueName = "default"
-
-
-@dataclass(frozen=True)
-class Subscriber:
-    """Who hears about an event, and when: after commit in a job of its own, or inside the transaction."""
-
-    event: type[Event]
-    handler: Callable[[Any, Gateway], Awaitable[None]]
-    inside: bool = False
-    many: Callable[[Sequence[Any], Gateway], Awaitable[None]] | None = None
-    """Called instead of ``handler`` where events are published many at once."""
-
-    @property
-    def name(self) -> str:
-        """What the outbox calls this subscriber: stable across releases."""
-        return f"{self.handler.__module__}.{self.handler.__qualname__}"
-
-
-def on(event: type[E], handler: Callable[[E, Gateway], Awaitable[None]]) -> Subscriber:
+def on(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subscriber:
     """Hear about ``event`` at least once, after commit, in a job of its own that is tried again on failure."""
     return Subscriber(event, handler)
 
 
 def inside(
     event: type[E],
-    handler: Callable[[E, Gateway], Awaitable[None]],
+    handler: Callable[[E, Runtime], Awaitable[None]],
     *,
-    many: Callable[[Sequence[E], Gateway], Awaitable[None]] | None = None,
+    many: Callable[[Sequence[E], Runtime], Awaitable[None]] | None = None,
 ) -> Subscriber:
     """Take part in the publisher's transaction: for rows that must exist exactly if the event does.
 
     ``many`` does the same as ``handler`` for each of several events, in fewer trips to Postgres.
     """
     return Subscriber(event, handler, inside=True, many=many)
-
-
-@dataclass(frozen=True)
-class SealedColumn:
-    """A column of sealed secrets, so that a new master key can seal them again.
-
-    ``key`` is the table's primary key; ``aad`` holds SQL expressions over the row that give what it is sealed for.
-    """
-
-    table: str
-    key: str
-    column: str
-    aad: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,25 +103,8 @@ class Forgetting:
 
     what: str
     sql: str
-    days: Callable[[Gateway], int]
+    days: Callable[[HasSettings], int]
     prefix: str = ""
-
-
-@dataclass(frozen=True)
-class Monthly:
-    """A table that is partitioned by range of its identifiers, which begin with their time: one partition a month.
-
-    Rows are inserted and never move: ``key`` is the identifier's column, the whole primary key, and ``prefix`` what
-    identifiers begin with. The migration makes the table, and beside it a partition for the rest (``DEFAULT``); months
-    are made ahead of time. ``what`` names the rows; ``days`` says from the settings for how long after the end of their
-    month they are kept, 0 for ever: then they are dropped with their month.
-    """
-
-    what: str
-    table: str
-    key: str
-    prefix: str
-    days: Callable[[Gateway], int]
 
 
 @dataclass(frozen=True)
@@ -152,11 +117,11 @@ class Eraser:
     inside the case's transaction.
     """
 
-    erase: Callable[[Gateway, Case], Awaitable[Mapping[str, int]]]
-    find: Callable[[Gateway, str, Number, str], Awaitable[Sequence[str]]] | None = None
-    widen: Callable[[Gateway, Case], Awaitable[set[str]]] | None = None
-    objects: Callable[[Gateway, Case], Awaitable[str | None]] | None = None
-    keeps: Callable[[Gateway, Case], Awaitable[Sequence[str]]] | None = None
+    erase: Callable[[Runtime, Case], Awaitable[Mapping[str, int]]]
+    find: Callable[[Runtime, str, Number, str], Awaitable[Sequence[str]]] | None = None
+    widen: Callable[[Runtime, Case], Awaitable[set[str]]] | None = None
+    objects: Callable[[Runtime, Case], Awaitable[str | None]] | None = None
+    keeps: Callable[[Runtime, Case], Awaitable[Sequence[str]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +137,7 @@ class Plugin:
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
-    provides: tuple[tuple[type[Any], Callable[[Gateway], Any]], ...] = ()
+    provides: Provides = ()
     """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
     tables: Tables | None = None
     forgets: tuple[Forgetting, ...] = ()
@@ -193,10 +158,16 @@ class Plugin:
     """How things of this plugin stand, for the plugin ``metrics`` to show."""
     contributes: tuple[Any, ...] = ()
     """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
-    beside_worker: tuple[Callable[[Gateway], AbstractAsyncContextManager[None]], ...] = ()
+    beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
     """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
-    front: Callable[[Gateway, ASGIApp], ASGIApp] | None = None
+    front: Callable[[Runtime, ASGIApp], ASGIApp] | None = None
     """An ASGI layer in front of all routes, for addresses that no route can answer in the form of another API."""
+
+    @property
+    def contributions(self) -> tuple[Any, ...]:
+        """What ``gateway.contributed`` gathers by type."""
+        sealed = () if self.tables is None else self.tables.sealed
+        return (self, *self.contributes, *self.forgets, *self.months, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""

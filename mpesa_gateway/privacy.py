@@ -1,40 +1,28 @@
 """Erases a payer's phone number from old, settled records, everywhere it stands. The record of the money stays."""
 
-import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 import structlog
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import OVERBURDENED
+from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.errors import Invalid
-from mpesa_gateway.phone import Likeness, Msisdn, compare
+from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
-
-ERASED = "erased"
-"""What stands where the number was."""
 
 YOUNGEST = timedelta(hours=48)
 """Younger records are left alone: M-Pesa's statements reach back so far, and need the number to be matched."""
 
 _TAG = 8
 """So many characters of an identifier keep two apart that were made in the same millisecond."""
-
-_READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
-"""Numbers with a point stay as they stand."""
-
-_PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
-"""A number, perhaps masked, at the beginning of a party as Daraja names them: ``2547****678 - JANE DOE``."""
 
 OWED_TASKS = """
 SELECT event_id FROM event JOIN event_task USING (event_id)
@@ -48,100 +36,6 @@ CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE even
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"
 """Less than Postgres waits until it looks for a ring of waiters and ends one of them: that shall be us, not money."""
-
-
-class Number:
-    """A phone number to erase, in every form in which it stands in texts.
-
-    Daraja's name of a push (CheckoutRequestID) has been seen to end in it. ``tag`` is what keeps such names apart once
-    the number is gone from them.
-    """
-
-    def __init__(self, phone: Msisdn, tag: str = "") -> None:
-        self.phone = phone
-        national = phone[3:]
-        self.forms = (str(phone), f"+{phone}", f"0{national}", national)
-        self._anywhere = re.compile(rf"(?<![0-9])(?:\+?254|0)?{national}(?![0-9])", re.ASCII)
-        self._in_handle = re.compile(rf"(ws_CO_[0-9]{{17}}){national}(?![0-9A-Za-z])", re.ASCII)
-        self._nameless = rf"\g<1>{ERASED}{tag}"
-
-    def is_in(self, text: str | None) -> bool:
-        """Whether the number stands in a text, whole or masked."""
-        return text is not None and self.without(text) != text
-
-    def is_in_json(self, text: str) -> bool:
-        """Whether the number stands anywhere in a JSON text."""
-        return self.without_in_json(text) != text
-
-    def without(self, text: str) -> str:
-        """The text with ``erased`` where the number was."""
-        party = _PARTY.match(text.strip())
-        if party is not None and (
-            party[0] in self.forms
-            or ("*" in party[0] and compare(party[0], self.phone) in {Likeness.PARTLY, Likeness.HIDDEN})
-        ):
-            # The name behind the number is the payer's too.
-            return ERASED
-        return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))
-
-    def without_in_json(self, text: str) -> str:
-        """A JSON text with ``erased`` for the number, wherever it stands: itself unchanged where it does not."""
-        try:
-            content = _READER.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self.without(text)
-        cleaned = self._cleaned(content)
-        return text if cleaned is content else msgspec.json.encode(cleaned).decode()
-
-    def _cleaned(self, value: Any) -> Any:
-        """The value itself where nothing is to be erased in it, else another one."""
-        if isinstance(value, str):
-            cleaned = self.without(value)
-            return value if cleaned == value else cleaned
-        if isinstance(value, int) and not isinstance(value, bool):
-            return ERASED if str(value) in self.forms else value
-        if isinstance(value, msgspec.Raw):
-            return ERASED if bytes(value).decode().partition(".")[0] in self.forms else value
-        if isinstance(value, list):
-            items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-            each = [self._cleaned(item) for item in items]
-            return items if all(new is old for new, old in zip(each, items, strict=True)) else each
-        if isinstance(value, dict):
-            pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-            changed: dict[str, Any] = {}
-            for name, item in pairs.items():
-                cleaned = self.without(name)
-                while cleaned in changed:
-                    cleaned += "_"
-                changed[cleaned] = self._cleaned(item)
-            return pairs if all(changed.get(name, pairs) is pairs[name] for name in pairs) else changed
-        return value
-
-
-def may_be_handle(told: str, known: str) -> bool:
-    """Whether Daraja's name of a push is the one that we know, from which the payer's number may have been erased."""
-    before, erased, _ = known.partition(ERASED)
-    return told == known or (bool(erased) and told.startswith(before) and told[len(before) :].isdecimal())
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that a payer did, such as a payment, and everything that is kept about it.
-
-    ``ids`` are our identifiers of it and of what belongs to it, and Daraja's. What changed at ``before`` or later is
-    too recent to be erased.
-    """
-
-    merchant_id: str
-    root: str
-    number: Number
-    before: datetime
-    ids: frozenset[str]
-
-    @property
-    def named(self) -> list[str]:
-        """The identifiers as Postgres takes them."""
-        return sorted(self.ids)
 
 
 @dataclass(frozen=True)
@@ -180,18 +74,18 @@ def _undo(is_rehearsal: bool) -> None:
         raise _Undone
 
 
-async def _owed(gateway: "Gateway", case: Case) -> str | None:
-    event_id = await gateway.db.fetchval(OWED_TASKS, case.named)
+async def _owed(runtime: Runtime, case: Case) -> str | None:
+    event_id = await runtime.db.fetchval(OWED_TASKS, case.named)
     return None if event_id is None else f"a subscriber has not heard of {event_id} yet"
 
 
-async def _erase_events(gateway: "Gateway", case: Case) -> dict[str, int]:
+async def _erase_events(runtime: Runtime, case: Case) -> dict[str, int]:
     count = 0
-    for row in await gateway.db.fetch(EVENTS_OF, case.named):
+    for row in await runtime.db.fetch(EVENTS_OF, case.named):
         payload = case.number.without_in_json(row["payload"])
         body = None if row["body"] is None else case.number.without_in_json(row["body"])
         if (payload, body) != (row["payload"], row["body"]):
-            await gateway.db.execute(CHANGE_EVENT, row["event_id"], payload, body)
+            await runtime.db.execute(CHANGE_EVENT, row["event_id"], payload, body)
             count += 1
     return {"events": count}
 
@@ -203,9 +97,9 @@ KERNEL_ERASER = Eraser(erase=_erase_events, objects=_owed)
 class Privacy:
     """Goes through what every plugin keeps about a payer, one payment at a time, each in a transaction of its own."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._erasers = (KERNEL_ERASER, *(eraser for plugin in gateway.plugins for eraser in plugin.erasers))
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._erasers = (KERNEL_ERASER, *runtime.contributed(Eraser))
 
     async def erase(
         self,
@@ -221,7 +115,7 @@ class Privacy:
         What is under way or too recent is left and named. With ``is_rehearsal`` everything is done, counted and undone.
         Raises Invalid for a ``before`` of less than 48 hours ago, NotFound for an unknown merchant.
         """
-        latest = self._gateway.clock.now() - YOUNGEST
+        latest = self._runtime.clock.now() - YOUNGEST
         before = before or latest
         if before > latest:
             raise Invalid.field_error(
@@ -248,12 +142,12 @@ class Privacy:
         return done
 
     async def _record(self, action: str, merchant_id: str | None, actor: str, detail: dict[str, Any]) -> None:
-        await self._gateway.audit.record(action, merchant_id=merchant_id, actor=actor, detail=detail)
+        await self._runtime.audit.record(action, merchant_id=merchant_id, actor=actor, detail=detail)
 
     async def _merchants(self, merchant_id: str | None) -> Iterable[str]:
         if merchant_id is not None:
-            return [(await self._gateway.merchants.require(merchant_id)).merchant_id]
-        rows = await self._gateway.db.fetch("SELECT merchant_id FROM merchant ORDER BY merchant_id")
+            return [(await self._runtime.merchants.require(merchant_id)).merchant_id]
+        rows = await self._runtime.db.fetch("SELECT merchant_id FROM merchant ORDER BY merchant_id")
         return [row["merchant_id"] for row in rows]
 
     async def _roots(self, merchant_id: str, number: Number) -> AsyncGenerator[str]:
@@ -261,7 +155,7 @@ class Privacy:
         # What others build on comes last: a payment is found as such before the callbacks about it are looked through.
         for eraser in reversed(self._erasers):
             after = ""
-            while eraser.find is not None and (page := await eraser.find(self._gateway, merchant_id, number, after)):
+            while eraser.find is not None and (page := await eraser.find(self._runtime, merchant_id, number, after)):
                 for root in page:
                     yield root
                 after = page[-1]
@@ -270,17 +164,17 @@ class Privacy:
         """Erase one case, or say why not; gives all that belongs to it."""
         here = Erasure()
         try:
-            async with self._gateway.db.transaction():
-                await self._gateway.db.execute(LOCKS)
+            async with self._runtime.db.transaction():
+                await self._runtime.db.execute(LOCKS)
                 case = await self._widened(case)
                 why = await self._objection(case)
                 if why is not None:
                     done.left.append(Left(case.root, why))
                     return case.ids
                 for eraser in self._erasers:
-                    here.erased.update(await eraser.erase(self._gateway, case))
+                    here.erased.update(await eraser.erase(self._runtime, case))
                     if eraser.keeps is not None:
-                        here.left += [Left(case.root, why) for why in await eraser.keeps(self._gateway, case)]
+                        here.left += [Left(case.root, why) for why in await eraser.keeps(self._runtime, case)]
                 here.cases = int(here.erased.total() > 0)
                 _undo(is_rehearsal)
         except _Undone:
@@ -294,7 +188,7 @@ class Privacy:
 
     async def _objection(self, case: Case) -> str | None:
         for eraser in self._erasers:
-            why = None if eraser.objects is None else await eraser.objects(self._gateway, case)
+            why = None if eraser.objects is None else await eraser.objects(self._runtime, case)
             if why is not None:
                 return why
         return None
@@ -307,7 +201,7 @@ class Privacy:
             # a callback that order cannot be kept: this transaction waits less than any other, and gives way (LOCKS).
             for eraser in reversed(self._erasers):
                 if eraser.widen is not None:
-                    ids = case.ids | await eraser.widen(self._gateway, case)
+                    ids = case.ids | await eraser.widen(self._runtime, case)
                     case = Case(case.merchant_id, case.root, case.number, case.before, ids)
             if case.ids == before:
                 return case

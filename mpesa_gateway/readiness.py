@@ -2,14 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,9 +24,9 @@ class Need:
     It reads Postgres and settings only: it is called by each ``PUT /v1/merchant/providers``.
     """
 
-    missing: Callable[["Gateway", str, Env], Awaitable[Sequence[Missing]]]
+    missing: Callable[[Runtime, str, Env], Awaitable[Sequence[Missing]]]
 
 
-async def missing_of(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+async def missing_of(runtime: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """What a merchant lacks in an env, by all enabled plugins."""
-    return [one for need in gateway.contributed(Need) for one in await need.missing(gateway, merchant_id, env)]
+    return [one for need in runtime.contributed(Need) for one in await need.missing(runtime, merchant_id, env)]

@@ -11,11 +11,12 @@ class NotProvided(LookupError):
 
 
 class Services:
-    """Finds the one object that provides a port."""
+    """Finds the one object that provides a port. Raises ValueError where two are made of each other."""
 
     def __init__(self) -> None:
         self._factories: dict[type[Any], Callable[[], Any]] = {}
         self._made: dict[type[Any], Any] = {}
+        self._making: set[type[Any]] = set()
 
     def offer(self, port: type[Any], factory: Callable[[], Any]) -> None:
         """Say who provides a port; made when first asked for."""
@@ -37,5 +38,13 @@ class Services:
                     f"no enabled plugin provides {port.__module__}.{port.__qualname__}: "
                     "add the plugin that owns it to `plugins` in the configuration"
                 )
-            made = self._made[port] = factory()
+            if port in self._making:
+                raise ValueError(
+                    f"{port.__qualname__} and what it is made of need each other: make one without the other"
+                )
+            self._making.add(port)
+            try:
+                made = self._made[port] = factory()
+            finally:
+                self._making.discard(port)
         return cast(T, made)

@@ -4,16 +4,15 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.doctor.workers import crons_not_run
-from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway.meter import Gauge, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 BUILD = Gauge("mpesa_build_info", "1, with the release that this process runs.", ("version",))
 POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
@@ -45,15 +44,15 @@ CERTIFICATE = Gauge(
 )
 
 
-async def read_build(_: "Gateway") -> Sequence[Value]:
+async def read_build(_: Runtime) -> Sequence[Value]:
     """Which release this is."""
     return [(BUILD, (version("mpesa-gateway"),), 1)]
 
 
-async def read_postgres(gateway: "Gateway") -> Sequence[Value]:
+async def read_postgres(runtime: Runtime) -> Sequence[Value]:
     """Whether Postgres is there, and as this release wants it."""
     try:
-        missing = len(await pending(gateway.db, gateway.migrations))
+        missing = len(await pending(runtime.db, runtime.migrations))
     except MigrationRefused:
         missing = -1
     except Exception:  # noqa: BLE001 - whatever a driver raises, it is not there
@@ -61,30 +60,30 @@ async def read_postgres(gateway: "Gateway") -> Sequence[Value]:
     return [(POSTGRES, (), 1), (MIGRATIONS, (), missing)]
 
 
-async def read_months(gateway: "Gateway") -> Sequence[Value]:
+async def read_months(runtime: Runtime) -> Sequence[Value]:
     """Whether tables by month have their months."""
-    tables = await gateway.months.look()
+    tables = await runtime.months.look()
     return [
         (MONTHS, (), sum(len(table.missing) for table in tables)),
         (ASTRAY, (), sum(table.has_astray for table in tables)),
     ]
 
 
-async def read_replica(gateway: "Gateway") -> Sequence[Value]:
+async def read_replica(runtime: Runtime) -> Sequence[Value]:
     """How the replica stands, where there is one."""
-    if gateway.replica is None:
+    if runtime.replica is None:
         return [(REPLICA, (), 0)]
-    standing = await gateway.replica.look()
+    standing = await runtime.replica.look()
     lag: list[Value] = [] if standing.lag is None else [(REPLICA_LAG, (), standing.lag)]
     return [(REPLICA, (), not standing.is_fit), *lag]
 
 
-async def read_queue(gateway: "Gateway") -> Sequence[Value]:
+async def read_queue(runtime: Runtime) -> Sequence[Value]:
     """Jobs and workers by queue."""
     values: list[Value] = [(VALKEY, (), 1)]
     try:
-        await gateway.valkey.ping()
-        for name, queue in gateway.jobs.queues.items():
+        await runtime.valkey.ping()
+        for name, queue in runtime.jobs.queues.items():
             values += [
                 (WORKERS, (name,), await queue.count_workers()),
                 (QUEUE, (name, "waiting"), await queue.count("queued")),
@@ -92,32 +91,32 @@ async def read_queue(gateway: "Gateway") -> Sequence[Value]:
                 (QUEUE, (name, "incomplete"), await queue.count("incomplete")),
                 (QUEUE, (name, "failed"), await queue.count_failed()),
             ]
-        missing, late = await crons_not_run(gateway, gateway.clock.now())
+        missing, late = await crons_not_run(runtime, runtime.clock.now())
     except Exception:  # noqa: BLE001 - likewise
         return [(VALKEY, (), 0)]
     return [*values, (CRONS, (), len(missing) + len(late))]
 
 
-async def read_process(gateway: "Gateway") -> Sequence[Value]:
+async def read_process(runtime: Runtime) -> Sequence[Value]:
     """How this process is doing: its calls, its tokens."""
-    gate = gateway.asgi.gate_in_use
-    held, oldest = gateway.daraja.tokens_held()
+    load = runtime.load
+    held, oldest = runtime.daraja.tokens_held()
     return [
-        (CALLS, ("working",), gate.working if gate else 0),
-        (CALLS, ("waiting",), gate.waiting if gate else 0),
-        (CALLS, ("unanswered",), gate.unanswered if gate else 0),
+        (CALLS, ("working",), load.working if load else 0),
+        (CALLS, ("waiting",), load.waiting if load else 0),
+        (CALLS, ("unanswered",), load.unanswered if load else 0),
         (TOKENS, (), held),
         (TOKEN_AGE, (), oldest.total_seconds()),
     ]
 
 
-async def read_certificates(gateway: "Gateway") -> Sequence[Value]:
+async def read_certificates(runtime: Runtime) -> Sequence[Value]:
     """Until when Safaricom's certificates are valid, those whose files are there."""
-    return await asyncio.to_thread(lambda: list(_certificates(gateway)))
+    return await asyncio.to_thread(lambda: list(_certificates(runtime)))
 
 
-def _certificates(gateway: "Gateway") -> Iterator[Value]:
-    config, now = gateway.config.daraja, gateway.clock.now()
+def _certificates(runtime: Runtime) -> Iterator[Value]:
+    config, now = runtime.config.daraja, runtime.clock.now()
     envs: tuple[Env, ...] = get_args(Env)
     for env in envs:
         if Path(config.live_certificate if env == "live" else config.sandbox_certificate).exists():

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.doctor.observation import Examination, Look, Observation
+from mpesa_gateway.observation import Examination, Look, Observation
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env
 

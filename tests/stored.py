@@ -5,7 +5,7 @@ from typing import Any
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import INITIATED, Api
-from mpesa_gateway_credentials.service import SECRET_FIELDS, aad
+from mpesa_gateway_credentials.reader import SECRET_FIELDS, aad
 from tests.owner import as_owner
 
 

@@ -12,7 +12,7 @@ import msgspec
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
-from mpesa_gateway_credentials.service import aad
+from mpesa_gateway_credentials.reader import aad
 from tests.asgi import Said, ask
 from tests.routes import Operation, operations_of
 

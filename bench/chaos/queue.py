@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.worker import GatewayQueue
+from mpesa_gateway.queues import GatewayQueue
 
 
 async def stuck_jobs(gateway: Gateway, patience: float) -> list[str]:

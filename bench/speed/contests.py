@@ -15,7 +15,7 @@ from bench.speed import thin
 from bench.speed.load import request, write_requests
 from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem
 from bench.speed.site import Contestant, Site, load
-from mpesa_gateway.http.pagination import encode_position
+from mpesa_gateway.cursors import encode_position
 from mpesa_gateway_callbacks.tokens import Subject, make_token
 
 Measure = Callable[[], Awaitable[dict[str, Any]]]

@@ -13,6 +13,7 @@ from mpesa_gateway.db import outbox
 from mpesa_gateway.db.writes import joined
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_payments import transition_sql
 from mpesa_gateway_webhooks import tables as webhooks
 
 _PARAMETER = re.compile(r"\$([0-9]+)")
@@ -35,28 +36,29 @@ def _one(expression: str, kind: str = "text") -> str:
 def create_script(merchant_id: str) -> str:
     """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
     number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
-    insert = _filled(
-        payments.INSERT_MANY,
-        [
-            _one(payment_id),
-            _one(f"'{merchant_id}'"),
-            _one("'sandbox'"),
-            _one("'174379'"),
-            _one("500", "integer"),
-            _one("'254708374149'"),
-            _one(f"right({number}, 12)"),
-            _one("false", "boolean"),
-            _one("'Payment'"),
-            _one("NULL"),
-            _one("'{}'"),
-            _one(f"'pgbench-' || {number}"),
-            _one(f"sha256(({number})::bytea)", "bytea"),
-            *[_one("now() + interval '10 minutes'", "timestamptz")] * 3,
-            _one("now()", "timestamptz"),
-            _one("'payments.request'"),
-            _one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
-        ],
+    due = _one("now() + interval '10 minutes'", "timestamptz")
+    sql, *given = payments.INSERT_MANY.bind(
+        payment_id=_one(payment_id),
+        merchant_id=_one(f"'{merchant_id}'"),
+        env=_one("'sandbox'"),
+        shortcode=_one("'174379'"),
+        amount=_one("500", "integer"),
+        phone=_one("'254708374149'"),
+        reference=_one(f"right({number}, 12)"),
+        reference_is_ours=_one("false", "boolean"),
+        description=_one("'Payment'"),
+        callback_url=_one("NULL"),
+        metadata=_one("'{}'"),
+        idempotency_key=_one(f"'pgbench-' || {number}"),
+        fingerprint=_one(f"sha256(({number})::bytea)", "bytea"),
+        leased_until=due,
+        due_at=due,
+        expires_at=due,
+        asked_at=_one("now()", "timestamptz"),
+        operation=_one("'payments.request'"),
+        shortcode_id=_one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
     )
+    insert = _filled(sql, given)
     marked = _filled(payments.SENDING_MANY, [_one(payment_id), _one("1", "integer")])
     accepted = _filled(
         payments.ACCEPTED_MANY,
@@ -79,9 +81,26 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     payment_id = f"'{stem}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
     number = f"'{stem[6:]}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
     result = (_one("'0'"), _one("'The service request is processed successfully.'"))
+    keep, *kept = callbacks.KEEP.bind(
+        callback_id=_one(f"'cbk_' || {number}"),
+        kind=_one("'stk'"),
+        fingerprint=_one(f"sha256((({number}))::bytea)", "bytea"),
+        source=_one("'127.0.0.1'"),
+        env=_one("'sandbox'"),
+        subject_id=_one(payment_id),
+        handle=_one(f"'ws_CO_' || {number}"),
+        result_code=_one("'0'"),
+        body=_one(_BODY),
+        merchant_id=_one(f"'{merchant_id}'"),
+        signature=_one("'none'"),
+        received_at="now()",
+        due_at="now() + interval '5 seconds'",
+        is_applied=_one("true", "boolean"),
+        body_bytes=_one("NULL", "bytea"),
+    )
     writes: list[tuple[str, list[str], bool]] = [
         (
-            payments.END_MANY,
+            transition_sql.END_MANY,
             [
                 _one(payment_id),
                 _one("'completed'"),
@@ -93,7 +112,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
             ],
             True,
         ),
-        (payments.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
+        (transition_sql.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
         (
             outbox.INSERT_EVENTS,
             [
@@ -121,27 +140,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
             ],
             False,
         ),
-        (
-            callbacks.KEEP_MANY,
-            [
-                _one(f"'cbk_' || {number}"),
-                _one("'stk'"),
-                _one(f"sha256((({number}))::bytea)", "bytea"),
-                _one("'127.0.0.1'"),
-                _one("'sandbox'"),
-                _one(payment_id),
-                _one(f"'ws_CO_' || {number}"),
-                _one("'0'"),
-                _one(_BODY),
-                _one(f"'{merchant_id}'"),
-                _one("'none'"),
-                "now()",
-                "now() + interval '5 seconds'",
-                _one("true", "boolean"),
-                _one("NULL", "bytea"),
-            ],
-            True,
-        ),
+        (keep, kept, True),
     ]
     all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
     values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]

@@ -14,7 +14,7 @@ from mpesa_gateway.testing.migrations import complaints
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import Api, eventually
 from mpesa_gateway_payments.events import PaymentCompleted
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.prompts import Prompts
 
 BUYER = "254711000001"
 
@@ -35,7 +35,7 @@ async def becomes(api: Api, expected: tuple[str, int]) -> None:
 
 
 async def test_a_buyer_who_has_paid_is_texted_once(
-    shop_api: Api, provider: Receiver, published: Published, simulator: Simulator, gateway: Gateway
+    shop_api: Api, provider: Receiver, published: Published, simulator: Prompts, gateway: Gateway
 ) -> None:
     made = (await shop_api.pay(BUYER, 250, key="order")).data
     (event,) = await published.wait_for(PaymentCompleted)

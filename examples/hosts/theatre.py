@@ -14,8 +14,8 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_credentials.schemas import MpesaFields, SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_ops.api import HostOperator
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_ops.api import HostOperator, OperatorLogin
+from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
 PRICE = 500
@@ -40,7 +40,7 @@ class Theatre:
         self._engine = PostgresEngine(config={"dsn": database_url})
         Ticket._meta.db = self._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - or a piccolo_conf.py
         gateway.on(PaymentCompleted)(self.seat_is_paid)
-        gateway.ops.signed_in_by(self.is_staff)
+        gateway.port(OperatorLogin).signed_in_by(self.is_staff)
 
     async def opens(self) -> None:
         """Called once the gateway runs: the theatre's table, and the theatre as the gateway knows it."""
@@ -48,7 +48,7 @@ class Theatre:
         known = await self.gateway.merchants.page(1)
         merchant = known[0] if known else await self.gateway.merchants.create("Theatre", actor="theatre")
         caller = Caller(merchant.merchant_id, "", frozenset(), "sandbox", by="theatre")
-        await self.gateway.services.get(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))
+        await self.gateway.port(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))
         self.merchant_id = merchant.merchant_id
 
     async def sells(self, seat: int, phone: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Theatre:
         wanted = Msisdn.parse(phone)
         ticket = Ticket(ticket_id=secrets.token_hex(8), seat=seat)
         await ticket.save()
-        asked = await self.gateway.payments.request(
+        asked = await self.gateway.port(Payments).request(
             self.merchant_id,
             "sandbox",
             PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),

@@ -50,7 +50,7 @@ async def our_merchant(gateway: Gateway) -> str:
     known = await gateway.merchants.page(1)
     merchant = known[0] if known else await gateway.merchants.create("Duka", actor="shop")
     caller = Caller(merchant.merchant_id, "", frozenset(), "sandbox", by="shop")
-    await gateway.services.get(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))
+    await gateway.port(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))
     return merchant.merchant_id
 
 

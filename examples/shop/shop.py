@@ -18,7 +18,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed
 
 GOODS: Mapping[str, tuple[str, int]] = {
@@ -191,7 +191,7 @@ class Shop:
                 metadata={"order": order.order_id, "attempt": str(order.attempt)},
             )
             try:
-                asked = await self._gateway.payments.request(
+                asked = await self._gateway.port(Payments).request(
                     self.merchant_id, "sandbox", wanted, idempotency_key=order.key
                 )
             except Refused as refused:

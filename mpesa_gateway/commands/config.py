@@ -6,10 +6,10 @@ import rich_click as click
 
 from mpesa_gateway import toml
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import GatewayConfig, shown
-from mpesa_gateway.http.client_ip import read_networks
 from mpesa_gateway.plugin import Plugin, load
 from mpesa_gateway.security.sealing import sealer_for
 

@@ -16,9 +16,9 @@ from mpesa_gateway.config import ConfigRefused, LogsConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.doctor.examination import Seen, examine
 from mpesa_gateway.doctor.ledger import Proof, invariants_of, read_ledger
-from mpesa_gateway.doctor.observation import Level
 from mpesa_gateway.doctor.printing import Printer
 from mpesa_gateway.http.auth import RouteRefused
+from mpesa_gateway.observation import Level
 from mpesa_gateway.plugin import PluginRefused
 
 

@@ -10,7 +10,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
 from mpesa_gateway.config import read_text_file
-from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
+from mpesa_gateway.security.rotation import KERNEL_SEALED, SealedColumn, reseal
 from mpesa_gateway.security.sealing import generate as new_key
 from mpesa_gateway.security.sealing import read_ring_file
 
@@ -49,9 +49,7 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
         click.echo(f"Put a new key at the head of {file}. Make a copy of that file now.", err=as_json)
 
     async def work(gateway: Gateway) -> tuple[str, dict[str, int]]:
-        columns = [*KERNEL_SEALED]
-        for plugin in gateway.plugins:
-            columns += plugin.tables.sealed if plugin.tables else ()
+        columns = [*KERNEL_SEALED, *gateway.contributed(SealedColumn)]
         counts = await reseal(gateway.db, gateway.sealer, columns)
         await gateway.audit.record(
             "master_key.rotated", merchant_id=None, actor=actor(), detail={"key_id": gateway.sealer.key_id, **counts}

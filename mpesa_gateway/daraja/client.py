@@ -18,6 +18,7 @@ import niquests
 import structlog
 
 from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK, Outcome, stk_query_outcome
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
@@ -36,8 +37,7 @@ from mpesa_gateway.daraja.wire import (
     read_text,
     says_no_transactions,
 )
-from mpesa_gateway.http.dns import Lookup, Names, NamesResolver, read_literal
-from mpesa_gateway.http.place import aside
+from mpesa_gateway.dns import Lookup, Names, NamesResolver, read_literal
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS

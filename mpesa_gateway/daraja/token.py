@@ -12,7 +12,7 @@ import structlog
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.http.place import aside
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
 
 log = structlog.get_logger(__name__)

@@ -380,7 +380,10 @@ class _Whichever:
 
 
 class Database(Asking):
-    """One pool of connections whose search path is the gateway's own schema."""
+    """One pool of connections whose search path is the gateway's own schema.
+
+    Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
+    """
 
     def __init__(self, config: DatabaseConfig) -> None:
         if config.url is None:

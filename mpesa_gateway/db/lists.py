@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from mpesa_gateway.cursors import decode_position, encode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.http.pagination import decode_position, encode_position
 
 Position = tuple[datetime, str]
 """Where a row stands in its list: its time and its id."""

@@ -14,9 +14,9 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.config import HasSettings
 from mpesa_gateway.db.engine import OVERBURDENED, Database
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.plugin import Monthly
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +48,23 @@ WHERE inhparent = to_regclass($1) ORDER BY relname
 _IS_BY_MONTH = "SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)"
 
 _BOUND = re.compile(r"FOR VALUES FROM \((?:MINVALUE|'([^']*)')\) TO \((?:MAXVALUE|'([^']*)')\)\Z")
+
+
+@dataclass(frozen=True)
+class Monthly:
+    """A table that is partitioned by range of its identifiers, which begin with their time: one partition a month.
+
+    Rows are inserted and never move: ``key`` is the identifier's column, the whole primary key, and ``prefix`` what
+    identifiers begin with. The migration makes the table, and beside it a partition for the rest (``DEFAULT``); months
+    are made ahead of time. ``what`` names the rows; ``days`` says from the settings for how long after the end of their
+    month they are kept, 0 for ever: then they are dropped with their month.
+    """
+
+    what: str
+    table: str
+    key: str
+    prefix: str
+    days: Callable[[HasSettings], int]
 
 
 @dataclass(frozen=True)

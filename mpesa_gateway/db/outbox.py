@@ -1,23 +1,22 @@
 """What happened, written in the same transaction as the change itself, and handed to everyone who wants to know."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
 
-from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
-from mpesa_gateway.plugin import Subscriber
 from mpesa_gateway.stored import dumps, loads
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +62,22 @@ RETURNING event_id, subscriber
 """
 
 
+@dataclass(frozen=True)
+class Subscriber:
+    """Who hears about an event, and when: after commit in a job of its own, or inside the transaction."""
+
+    event: type[Event]
+    handler: Callable[[Any, Any], Awaitable[None]]
+    inside: bool = False
+    many: Callable[[Sequence[Any], Any], Awaitable[None]] | None = None
+    """Called instead of ``handler`` where events are published many at once."""
+
+    @property
+    def name(self) -> str:
+        """What the outbox calls this subscriber: stable across releases."""
+        return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+
 class NotInTransaction(RuntimeError):
     """An event was published without the change that it tells of."""
 
@@ -74,11 +89,41 @@ class Sweep:
     woken: int
 
 
+class Waking(Protocol):
+    """The queues, as far as the outbox uses them."""
+
+    def wake(self, name: str, /, **kwargs: Any) -> None:
+        """Like ``enqueue``, without waiting for it."""
+        ...
+
+    async def enqueue(self, name: str, /, *, once: str | None = None, **kwargs: Any) -> bool:
+        """Wake a job; nothing is added while one of this name waits or runs with the same ``once``."""
+        ...
+
+
 class Outbox:
     """Publishes events inside the change's transaction and wakes their subscribers after commit."""
 
-    def __init__(self, gateway: "Gateway", subscribers: Sequence[Subscriber]) -> None:
-        self._gateway = gateway
+    def __init__(
+        self,
+        subscribers: Sequence[Subscriber],
+        *,
+        db: Database,
+        clock: Clock,
+        ids: Ids,
+        jobs: Waking,
+        tracer: Tracer,
+        event_type: Callable[[str], type[Event]],
+        context: Any,
+    ) -> None:
+        """``context`` is handed to each subscriber; ``event_type`` returns an event's class by its name."""
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._jobs = jobs
+        self._tracer = tracer
+        self._event_type = event_type
+        self._context = context
         self._subscribers = list(subscribers)
         names = [subscriber.name for subscriber in self._subscribers if not subscriber.inside]
         for name in names:
@@ -111,11 +156,10 @@ class Outbox:
         return await self._publish(events, at_once=True)
 
     async def _publish(self, events: Sequence[E], *, at_once: bool) -> list[E]:
-        gateway = self._gateway
-        if events and not gateway.db.in_transaction:
+        if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
         stamped = [
-            msgspec.structs.replace(event, event_id=gateway.ids.new("evt"), occurred_at=gateway.clock.now())
+            msgspec.structs.replace(event, event_id=self._ids.new("evt"), occurred_at=self._clock.now())
             for event in events
         ]
         owed = [
@@ -132,10 +176,10 @@ class Outbox:
             if subscriber.inside:
                 heard = [event for event in stamped if isinstance(event, subscriber.event)]
                 if at_once and subscriber.many is not None and heard:
-                    await subscriber.many(heard, gateway)
+                    await subscriber.many(heard, self._context)
                 else:
                     for event in heard:
-                        await subscriber.handler(event, gateway)
+                        await subscriber.handler(event, self._context)
         return stamped
 
     async def _write(self, events: Sequence[Event]) -> None:
@@ -150,45 +194,43 @@ class Outbox:
                 [dumps(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
-            await self._gateway.db.put_off(Write(INSERT_EVENTS, args))
+            await self._db.put_off(Write(INSERT_EVENTS, args))
 
     async def _owe(self, owed: Sequence[tuple[Event, str]]) -> None:
         """Note which durable subscribers have to hear of which event, and wake them after commit."""
-        db, jobs, tracer = self._gateway.db, self._gateway.jobs, self._gateway.tracer
         args = (
             [event.event_id for event, _ in owed],
             [name for _, name in owed],
             [event.occurred_at + timedelta(seconds=15) for event, _ in owed],
         )
-        await db.put_off(Write(INSERT_TASKS, args))
+        await self._db.put_off(Write(INSERT_TASKS, args))
 
         async def wake() -> None:
             for event, name in owed:
-                with coming_from(origin_of(event.subject_id), tracer):
-                    jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
+                with coming_from(origin_of(event.subject_id), self._tracer):
+                    self._jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
 
-        await db.after_commit(wake)
+        await self._db.after_commit(wake)
 
     async def handle(self, event_id: str, subscriber_name: str) -> bool:
         """Run one durable subscriber on one event, unless that is done or another worker is at it.
 
         A failure is kept with its time and tried again; the exception goes no further.
         """
-        gateway = self._gateway
         subscriber = next((s for s in self._subscribers if s.name == subscriber_name and not s.inside), None)
         if subscriber is None:
             log.error("subscriber_missing", event_id=event_id, subscriber=subscriber_name)
             return False
-        now = gateway.clock.now()
-        attempts = await gateway.db.fetchval(CLAIM_TASK, event_id, subscriber_name, now, now + LEASE)
+        now = self._clock.now()
+        attempts = await self._db.fetchval(CLAIM_TASK, event_id, subscriber_name, now, now + LEASE)
         if attempts is None:
             return False
-        row = await gateway.db.fetchrow("SELECT kind, payload FROM event WHERE event_id = $1", event_id)
+        row = await self._db.fetchrow("SELECT kind, payload FROM event WHERE event_id = $1", event_id)
         if row is None:
             return False
         try:
-            event = loads(row["payload"], gateway.event_type(row["kind"]))
-            await subscriber.handler(event, gateway)
+            event = loads(row["payload"], self._event_type(row["kind"]))
+            await subscriber.handler(event, self._context)
         except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
             log.error(
@@ -198,33 +240,30 @@ class Outbox:
                 attempts=attempts,
                 exception=trace(problem),
             )
-            await gateway.db.execute(
+            await self._db.execute(
                 "UPDATE event_task SET leased_until = NULL, due_at = $3, last_error = $4 "
                 "WHERE event_id = $1 AND subscriber = $2",
                 event_id,
                 subscriber_name,
-                gateway.clock.now() + timedelta(seconds=pause),
+                self._clock.now() + timedelta(seconds=pause),
                 type(problem).__name__,
             )
             return False
-        await gateway.db.execute(
+        await self._db.execute(
             "UPDATE event_task SET done_at = $3, leased_until = NULL WHERE event_id = $1 AND subscriber = $2",
             event_id,
             subscriber_name,
-            gateway.clock.now(),
+            self._clock.now(),
         )
         return True
 
     async def sweep(self, limit: int = 500) -> Sweep:
         """Hand every owed (event, subscriber) to the queue again: what a lost wake-up or a crash has left behind."""
-        gateway = self._gateway
-        now = gateway.clock.now()
-        rows = await gateway.db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
+        now = self._clock.now()
+        rows = await self._db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
             event_id, subscriber = row["event_id"], row["subscriber"]
-            await gateway.jobs.enqueue(
-                HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber
-            )
+            await self._jobs.enqueue(HANDLE, once=f"{event_id}:{subscriber}", event_id=event_id, subscriber=subscriber)
         return Sweep(len(rows))
 
 

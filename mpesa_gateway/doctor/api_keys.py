@@ -2,12 +2,9 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Examination, Level, Observation, ok, warning
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.observation import Examination, Level, Observation, ok, warning
+from mpesa_gateway.runtime import Runtime
 
 _SOON = timedelta(days=14)
 
@@ -18,7 +15,7 @@ FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (exp
 """
 
 
-async def look_at_api_keys(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_api_keys(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """The merchant's keys for an env."""
     merchant, env = examination.one, examination.env
     row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, env, examination.now)

@@ -14,7 +14,6 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.doctor.api_keys import look_at_api_keys
 from mpesa_gateway.doctor.master_key import look_at_master_key
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, problem
 from mpesa_gateway.doctor.postgres import cannot_look_further, look_at_postgres
 from mpesa_gateway.doctor.public_address import look_at_public_address
 from mpesa_gateway.doctor.safaricom import look_at_certificates, look_at_daraja
@@ -24,6 +23,7 @@ from mpesa_gateway.doctor.workers import look_at_workers
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.logs import trace
 from mpesa_gateway.neighbours import KeyspaceTaken
+from mpesa_gateway.observation import Check, Examination, Level, Observation, problem
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env

@@ -10,7 +10,7 @@ import msgspec
 
 from mpesa_gateway.db.engine import OVERBURDENED, Database
 from mpesa_gateway.db.invariants import INVARIANTS
-from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.security.audit import Audit, BrokenChain
 
 if TYPE_CHECKING:

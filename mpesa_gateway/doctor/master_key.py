@@ -5,17 +5,14 @@ import stat
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.config import ENVIRONMENT
-from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
-from mpesa_gateway.security.rotation import KERNEL_SEALED
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.rotation import KERNEL_SEALED, SealedColumn
 
 
-async def look_at_master_key(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_master_key(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Where it is read from, what it has sealed, and a reminder of what no program can see."""
     yield _source(gateway, examination)
     used = await _used(gateway)
@@ -50,7 +47,7 @@ async def look_at_master_key(gateway: "Gateway", examination: Examination) -> As
         )
 
 
-def _source(gateway: "Gateway", examination: Examination) -> Observation:
+def _source(gateway: Runtime, examination: Examination) -> Observation:
     file = gateway.config.security.master_key_file
     if file is None:
         if ENVIRONMENT + "SECURITY__MASTER_KEY" in os.environ:
@@ -75,9 +72,9 @@ def _source(gateway: "Gateway", examination: Examination) -> Observation:
     return ok("master_key.source", f"the master key is read from {file}, which nobody else may read (mode {mode:04o})")
 
 
-async def _used(gateway: "Gateway") -> Counter[str]:
+async def _used(gateway: Runtime) -> Counter[str]:
     """How many stored secrets each key has sealed, by the key's id."""
-    columns = [*KERNEL_SEALED, *(c for plugin in gateway.plugins if plugin.tables for c in plugin.tables.sealed)]
+    columns = [*KERNEL_SEALED, *gateway.contributed(SealedColumn)]
     used: Counter[str] = Counter()
     for column in columns:
         # Table and column names come from the plugins' own declarations, never from a caller.

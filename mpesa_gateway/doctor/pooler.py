@@ -6,7 +6,7 @@ import asyncpg
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
-from mpesa_gateway.doctor.observation import Observation, ok, problem, warning
+from mpesa_gateway.observation import Observation, ok, problem, warning
 from mpesa_gateway.server_address import address
 
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")

@@ -2,22 +2,19 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import asyncpg
 
 from mpesa_gateway.clock import SharedClock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
 from mpesa_gateway.db.migrator import MigrationRefused, pending
-from mpesa_gateway.db.months import Months
+from mpesa_gateway.db.months import Monthly, Months
 from mpesa_gateway.db.roles import STANDING
-from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
 from mpesa_gateway.doctor.replica import look_at_replica
+from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import address
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _OLDEST = 150_000
 """The oldest version that its makers still mend, as ``server_version_num``."""
@@ -37,7 +34,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 """
 
 
-async def look_at_postgres(gateway: "Gateway", db: Database, examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_postgres(gateway: Runtime, db: Database, examination: Examination) -> AsyncIterator[Observation]:
     """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
 
     Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of
@@ -155,7 +152,7 @@ def see_connections(row: asyncpg.Record) -> Sequence[Observation]:
     return seen
 
 
-async def _migrations(gateway: "Gateway", db: Database) -> Observation:
+async def _migrations(gateway: Runtime, db: Database) -> Observation:
     try:
         missing = await pending(db, gateway.migrations)
     except MigrationRefused as refusal:
@@ -172,9 +169,9 @@ async def _migrations(gateway: "Gateway", db: Database) -> Observation:
     )
 
 
-async def _months(gateway: "Gateway", db: Database) -> Sequence[Observation]:
+async def _months(gateway: Runtime, db: Database) -> Sequence[Observation]:
     """Whether tables by month have their months."""
-    tables = [one for plugin in gateway.plugins for one in plugin.months]
+    tables = gateway.contributed(Monthly)
     found: list[Observation] = []
     for standing in await Months(db, gateway.clock, tables).look():
         table = standing.table
@@ -201,7 +198,7 @@ async def _months(gateway: "Gateway", db: Database) -> Sequence[Observation]:
     return found
 
 
-async def _clock(gateway: "Gateway", db: Database) -> Observation:
+async def _clock(gateway: Runtime, db: Database) -> Observation:
     machine = gateway.clock.machine if isinstance(gateway.clock, SharedClock) else gateway.clock
     before = machine.now()
     theirs: datetime = await db.fetchval("SELECT clock_timestamp()")

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mpesa_gateway.doctor.examination import Seen
 from mpesa_gateway.doctor.ledger import Proof
-from mpesa_gateway.doctor.observation import Level
+from mpesa_gateway.observation import Level
 
 _WIDEST = 100
 """Columns beyond which lines become tiring."""

@@ -3,24 +3,21 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
+from mpesa_gateway.client_ip import is_inside, read_address
 from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.dns import system_lookup
 from mpesa_gateway.doctor import probe
-from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.errors import Code
 from mpesa_gateway.http import challenge
-from mpesa_gateway.http.client_ip import is_inside, read_address
-from mpesa_gateway.http.dns import system_lookup
 from mpesa_gateway.http.egress import check_url, is_public
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.health import Live, Seen
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 
 _SOON, _NOW = timedelta(days=21), timedelta(days=3)
 """How long before its end a certificate should have been renewed by itself, and must be by hand."""
@@ -28,7 +25,7 @@ _SOON, _NOW = timedelta(days=21), timedelta(days=3)
 _OUTSIDE = "if only this machine cannot reach it (no hairpin NAT), try from outside: curl -i"
 
 
-async def look_at_public_address(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_public_address(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """``public_url``: its form, where its name leads, and what answers there."""
     url = gateway.config.public_url
     for observation in (*see_form(url, examination), *await see_resolution(url, examination)):
@@ -112,7 +109,7 @@ async def see_resolution(url: str, examination: Examination) -> Sequence[Observa
     return [ok("address.public", f"{host} resolves to {', '.join(dict.fromkeys(addresses))}")]
 
 
-async def _reach(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def _reach(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     nonce = gateway.ids.token(16)
     url = gateway.url("/health/live")
     try:
@@ -217,7 +214,7 @@ def _proxies(seen: Seen, examination: Examination, *, is_https: bool) -> Observa
     return ok("address.proxies", f"no proxy is in between: this request was seen as from {seen.client}")
 
 
-async def _callback_path(gateway: "Gateway", examination: Examination) -> Observation:
+async def _callback_path(gateway: Runtime, examination: Examination) -> Observation:
     """A GET where callbacks are POSTed: the gateway itself refuses it in its own words, and keeps nothing of it."""
     url = gateway.url("/v1/cb/stk/doctor")
     try:

@@ -7,8 +7,8 @@ import asyncpg
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.replica import Replica, Unfit
-from mpesa_gateway.doctor.observation import Observation, note, ok, problem, warning
 from mpesa_gateway.meter import Meter
+from mpesa_gateway.observation import Observation, note, ok, problem, warning
 from mpesa_gateway.server_address import address
 
 _HERE = """

@@ -3,16 +3,13 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, read_certificate
 from mpesa_gateway.daraja.client import NotSent
-from mpesa_gateway.doctor.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _SKEW, _FAR = 5.0, 60.0
 """Seconds between this machine's clock and Daraja's that are normal (its Date has whole seconds), and that are not."""
@@ -21,7 +18,7 @@ _SOON = timedelta(days=30)
 """How long before its end a certificate should be replaced."""
 
 
-async def look_at_daraja(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_daraja(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Whether each environment that is in use can be reached from here, and whether clocks agree."""
     for env in _envs(examination):
         before = gateway.clock.now()
@@ -53,7 +50,7 @@ def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime)
     )
 
 
-async def look_at_certificates(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_certificates(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Whether Safaricom's certificate of each environment in use is there, valid, and that environment's."""
     config = gateway.config.daraja
     found: dict[Env, Certificate] = {}
@@ -107,7 +104,7 @@ def _read(config: DarajaConfig, env: Env) -> Certificate:
     return read_certificate(Path(config.live_certificate if env == "live" else config.sandbox_certificate))
 
 
-def _quietly(gateway: "Gateway", env: Env) -> Certificate | None:
+def _quietly(gateway: Runtime, env: Env) -> Certificate | None:
     try:
         return _read(gateway.config.daraja, env)
     except CertificateRefused:

@@ -1,19 +1,20 @@
 """Looks at the settings that are fine for trying things out and are not for real money."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, warning
+from mpesa_gateway.observation import Examination, Observation, note, ok, warning
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def look_at_settings(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """What is enabled, where Daraja is, and how much is logged."""
     config, usual = gateway.config, DarajaConfig()
-    yield ok("settings.readable", f"the settings can be used; enabled: {', '.join(p.name for p in gateway.plugins)}")
+    yield ok(
+        "settings.readable",
+        f"the settings can be used; enabled: {', '.join(each.name for each in gateway.contributed(Plugin))}",
+    )
     if config.daraja.live_url.rstrip("/") != usual.live_url:
         yield Observation(
             name="settings.daraja",

@@ -2,22 +2,20 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
-from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.queues import connect
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import valkey_address
-from mpesa_gateway.worker import connect
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _OLDEST = (6, 2)
 """The first version with BLMOVE, by which the queue hands over a job without losing it on the way."""
 
 
-async def look_at_valkey(gateway: "Gateway", _: Examination) -> AsyncIterator[Observation]:
+async def look_at_valkey(gateway: Runtime, _: Examination) -> AsyncIterator[Observation]:
     """Is it there, is it new enough, and what does it do when memory or power runs out."""
     where = valkey_address(gateway.config.valkey)
     client = connect(gateway.config.valkey)

@@ -2,15 +2,12 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from saq import Status
 
 from mpesa_gateway.config import QueueName
-from mpesa_gateway.doctor.observation import Examination, Observation, note, ok, problem, warning
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 
 _LATE = 60.0
 """Seconds after its time from which a cron counts as not running."""
@@ -19,7 +16,7 @@ _MANY = 10_000
 """Waiting jobs from which it takes long until a new one is done."""
 
 
-async def look_at_workers(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_workers(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """The workers' heartbeats by queue, the crons, and the jobs that wait or failed."""
     queues = gateway.jobs.queues
     workers = {name: await queue.count_workers() for name, queue in queues.items()}
@@ -63,7 +60,7 @@ async def look_at_workers(gateway: "Gateway", examination: Examination) -> Async
         )
 
 
-async def crons_not_run(gateway: "Gateway", now: datetime) -> tuple[list[str], list[str]]:
+async def crons_not_run(gateway: Runtime, now: datetime) -> tuple[list[str], list[str]]:
     """Crons that no worker knows, and crons that are late."""
     crons: dict[str, QueueName] = {
         name: job.queue for name, job in gateway.jobs_by_name.items() if job.cron is not None
@@ -81,7 +78,7 @@ async def crons_not_run(gateway: "Gateway", now: datetime) -> tuple[list[str], l
     return missing, late
 
 
-async def _crons(gateway: "Gateway", examination: Examination) -> Observation:
+async def _crons(gateway: Runtime, examination: Examination) -> Observation:
     missing, late = await crons_not_run(gateway, examination.now)
     if missing:
         return problem(

@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from litestar import Litestar
 
+from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.client_ip import CLIENT, neighbourhood
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
 from mpesa_gateway.errors import (
     InvalidKey,
@@ -25,20 +26,17 @@ from mpesa_gateway.errors import (
     TooSlow,
 )
 from mpesa_gateway.http.auth import count_failure
-from mpesa_gateway.http.client_ip import CLIENT, neighbourhood
 from mpesa_gateway.http.documents import PATHS, Documents
 from mpesa_gateway.http.errors import DATABASE_AWAY, NOT_ALLOWED, NOTHING_HERE, refuse
 from mpesa_gateway.http.gate import BUSY, CALLER, CROWDED, RETRY_AFTER, Gate
 from mpesa_gateway.http.pacing import LONGEST, Pace
-from mpesa_gateway.http.request_id import KNOWN, SLOWED, Message, Receive, Send
+from mpesa_gateway.http.request_id import KNOWN, SLOWED
 from mpesa_gateway.http.route_table import KnownRoute, RouteTable, Traits
 from mpesa_gateway.http.turns import Turns
 from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
 from mpesa_gateway.security.limits import AUTH
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _PROBE_DELAY = 0.5
 """Seconds that a health check is delayed at most: probes give up after a second."""
@@ -65,17 +63,17 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 class Access:
     """ASGI middleware in front of two gates: one for API calls, one for pages and what else needs no key."""
 
-    def __init__(self, gateway: "Gateway", app: Litestar, api: Gate, pages: Gate) -> None:
-        http = gateway.config.http
-        self._gateway = gateway
+    def __init__(self, runtime: Runtime, app: Litestar, api: Gate, pages: Gate) -> None:
+        http = runtime.config.http
+        self._runtime = runtime
         self._api, self._pages = api, pages
         self._routes = RouteTable(app)
         self._documents = Documents(app)
-        self._vouchers = gateway.contributed(Voucher)
+        self._vouchers = runtime.contributed(Voucher)
         self._pace = Pace(
             http.anonymous_per_second,
             max(2, http.connections * 3 // 4),
-            chance=lambda: int.from_bytes(gateway.ids.token(2), "big") / 65_536,
+            chance=lambda: int.from_bytes(runtime.ids.token(2), "big") / 65_536,
         )
         self._look_ups = Turns(_LOOK_UPS, each=_LOOK_UPS_EACH, queue=_LOOK_UPS_WAITING, wait=max(http.wait, 0.001))
         self._looking_up: dict[str | None, asyncio.Event] = {}
@@ -142,10 +140,10 @@ class Access:
 
     def _is_known(self, scope: Message, traits: Traits | None, key: str | None) -> bool:
         if traits is None or traits.needs_key:
-            return key is not None and self._gateway.api_keys.was_right(key)
+            return key is not None and self._runtime.api_keys.was_right(key)
         path: str = scope["path"]
         return any(
-            voucher.vouches(self._gateway, scope, scope[CLIENT])
+            voucher.vouches(self._runtime, scope, scope[CLIENT])
             for voucher in self._vouchers
             if path.startswith(voucher.below)
         )
@@ -174,20 +172,20 @@ class Access:
         asked = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
             # No guess: a page of another site can make a browser ask without a key, never with one.
-            await self._gateway.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+            await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
             raise InvalidKey(HEADER_HINT)
         who = neighbourhood(scope[CLIENT])
-        wait = self._gateway.limits.refusal(AUTH, who)
+        wait = self._runtime.limits.refusal(AUTH, who)
         if wait and not (is_well_formed(key) and self._trickle.admits(who)):
-            await self._gateway.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+            await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
             raise TooManyFailures(
                 "too many failed authentications from this address: check the API key and wait", retry_after=wait
             )
         try:
             async with self._look_ups.take(who), self._looked_up(key):
-                await self._gateway.api_keys.authenticate(key)
+                await self._runtime.api_keys.authenticate(key)
         except InvalidKey:
-            await count_failure(self._gateway, scope[CLIENT], asked)
+            await count_failure(self._runtime, scope[CLIENT], asked)
             raise
         except (*UNREACHABLE, *OVERBURDENED):
             raise ServiceUnavailable(DATABASE_AWAY, retry_after=5) from None

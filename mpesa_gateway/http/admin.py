@@ -8,11 +8,11 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from mpesa_gateway.cursors import decode_cursor, encode_cursor
 from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.fields import path_id
-from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
 from mpesa_gateway.http.rules import elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey

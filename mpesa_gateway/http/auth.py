@@ -1,20 +1,18 @@
 """Who is calling: the X-API-Key header, checked against the scope that the route's signature names."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import structlog
 from litestar import Litestar, Request
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway.client_ip import CLIENT, client_address, neighbourhood
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
-from mpesa_gateway.http.client_ip import CLIENT, client_address, neighbourhood
 from mpesa_gateway.http.query import reads_query, refuse_query
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 PUBLIC = "public"
 """``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
@@ -81,32 +79,37 @@ async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
 
 
 async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Caller:
-    gateway = request.app.state.gateway
+    runtime: Runtime = request.app.state.gateway
     try:
-        caller = await gateway.api_keys.authenticate(request.headers.get("x-api-key"))
+        caller = await runtime.api_keys.authenticate(request.headers.get("x-api-key"))
     except InvalidKey:
-        await count_failure(gateway, address_of(request), _asked(request))
+        await count_failure(runtime, address_of(request), _asked(request))
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
-    who = {"merchant_id": caller.merchant_id, "actor": caller.actor, "subject_id": caller.key_id, "env": caller.env}
+    who: dict[str, Any] = {
+        "merchant_id": caller.merchant_id,
+        "actor": caller.actor,
+        "subject_id": caller.key_id,
+        "env": caller.env,
+    }
     try:
-        await gateway.limits.called(caller.key_id)
+        await runtime.limits.called(caller.key_id)
     except RateLimited:
-        await gateway.audit.observe("key.limited", **who, detail=_asked(request))
+        await runtime.audit.observe("key.limited", **who, detail=_asked(request))
         raise
     if needed.value not in caller.scopes:
-        await gateway.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.value})
+        await runtime.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.value})
         raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
-    return cast(Caller, caller)
+    return caller
 
 
-async def count_failure(gateway: "Gateway", address: str, asked: dict[str, str]) -> None:
+async def count_failure(runtime: Runtime, address: str, asked: dict[str, str]) -> None:
     """Put a wrong key on record, and count it for its address. Raises TooManyFailures beyond the limit."""
-    await gateway.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+    await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
     try:
-        await gateway.limits.failed(AUTH, neighbourhood(address))
+        await runtime.limits.failed(AUTH, neighbourhood(address))
     except TooManyFailures:
-        await gateway.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
         raise
 
 

@@ -8,9 +8,9 @@ import msgspec
 from litestar import Litestar
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from mpesa_gateway.asgi_types import Message, Send
 from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.http.reference import POLICY, render_reference
-from mpesa_gateway.http.request_id import Message, Send
 from mpesa_gateway.http.response_headers import Header
 
 PATHS = frozenset({"/schema", "/schema/openapi.json"})

@@ -4,9 +4,9 @@ import asyncio
 import re
 from typing import Any
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.errors import HungUp, NotFound, Refused, TooSlow
 from mpesa_gateway.http.errors import refuse
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 from mpesa_gateway.http.single_headers import find_repeated_header
 
 _ODD_PATH = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")

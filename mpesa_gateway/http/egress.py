@@ -13,9 +13,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
-from mpesa_gateway.http.dns import Address, Lookup, Names, read_literal
+from mpesa_gateway.concurrency import aside
+from mpesa_gateway.dns import Address, Lookup, Names, read_literal
 from mpesa_gateway.http.outbound import AnswerReader, NoAnswer, Outbound, Place, request_bytes
-from mpesa_gateway.http.place import aside
 from mpesa_gateway.places import Places
 
 Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_answer"]

@@ -8,11 +8,12 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
+from mpesa_gateway.asgi_types import Send
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
 from mpesa_gateway.errors import Code, InternalError, Problem, Refused, TooSlow
 from mpesa_gateway.http.envelope import Failure
-from mpesa_gateway.http.request_id import Send, current_request_id
 from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import current_request_id
 
 log = structlog.get_logger(__name__)
 

@@ -14,13 +14,13 @@ import structlog
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
+from mpesa_gateway.concurrency import Place, holding
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.errors import ServiceUnavailable
 from mpesa_gateway.http.auth import PRIORITY
 from mpesa_gateway.http.errors import refuse
-from mpesa_gateway.http.place import Place, holding
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 
 log = structlog.get_logger(__name__)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -10,24 +10,22 @@ from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
+from mpesa_gateway.client_ip import read_address, within
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.challenge import answer
-from mpesa_gateway.http.client_ip import read_address, within
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.request_id import SLOWED
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
 
 _PATIENCE = 2.0
 
 _KEPT = 1.0
 """Seconds for which an answer will do."""
 
-_examining: "WeakKeyDictionary[Gateway, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
+_examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -90,31 +88,31 @@ async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
 
 
-async def _examine_once(gateway: "Gateway", *, may_be_old: bool) -> dict[str, Part]:
+async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
     """Like ``examine``; requests that come meanwhile share its answer: anybody may ask, as often as they like.
 
     ``may_be_old``: for _KEPT seconds the last answer will do, for an address that asks faster than it may.
     """
     now = asyncio.get_running_loop().time()
-    running, began = _examining.get(gateway, (None, now))
+    running, began = _examining.get(runtime, (None, now))
     if running is None or (running.done() and not (may_be_old and now - began < _KEPT)):
-        running = asyncio.create_task(examine(gateway))
-        _examining[gateway] = running, now
+        running = asyncio.create_task(examine(runtime))
+        _examining[runtime] = running, now
     # Whoever hangs up does not end what the others wait for.
     return dict(await asyncio.shield(running))
 
 
-async def examine(gateway: "Gateway") -> dict[str, Part]:
+async def examine(runtime: Runtime) -> dict[str, Part]:
     """Ask each part, at most two seconds."""
     checks = {
-        "postgres": _postgres(gateway),
-        "migrations": _migrations(gateway),
-        "valkey": _valkey(gateway),
-        "queue": _queue(gateway),
-        "certificates": _certificates(gateway),
+        "postgres": _postgres(runtime),
+        "migrations": _migrations(runtime),
+        "valkey": _valkey(runtime),
+        "queue": _queue(runtime),
+        "certificates": _certificates(runtime),
     }
-    if gateway.replica is not None:
-        checks["replica"] = _replica(gateway.replica)
+    if runtime.replica is not None:
+        checks["replica"] = _replica(runtime.replica)
     return dict(zip(checks, await asyncio.gather(*map(_part, checks.values())), strict=True))
 
 
@@ -132,14 +130,14 @@ class NotReady(Exception):
     """A part that answers and is not as it must be."""
 
 
-async def _postgres(gateway: "Gateway") -> str | None:
-    await gateway.db.fetchval("SELECT 1")
+async def _postgres(runtime: Runtime) -> str | None:
+    await runtime.db.fetchval("SELECT 1")
     return None
 
 
-async def _migrations(gateway: "Gateway") -> str | None:
+async def _migrations(runtime: Runtime) -> str | None:
     try:
-        missing = await pending(gateway.db, gateway.migrations)
+        missing = await pending(runtime.db, runtime.migrations)
     except MigrationRefused as problem:
         raise NotReady(str(problem)) from None
     if missing:
@@ -147,13 +145,13 @@ async def _migrations(gateway: "Gateway") -> str | None:
     return None
 
 
-async def _valkey(gateway: "Gateway") -> str | None:
-    await gateway.valkey.ping()
+async def _valkey(runtime: Runtime) -> str | None:
+    await runtime.valkey.ping()
     return None
 
 
-async def _queue(gateway: "Gateway") -> str | None:
-    queues = gateway.jobs.queues
+async def _queue(runtime: Runtime) -> str | None:
+    queues = runtime.jobs.queues
     workers = {name: await queue.count_workers() for name, queue in queues.items()}
     if not any(workers.values()):
         raise NotReady("no worker is running: start `mpesa-gateway worker`")
@@ -163,11 +161,11 @@ async def _queue(gateway: "Gateway") -> str | None:
     return f"{min(workers.values())} working, {waiting} waiting"
 
 
-async def _certificates(gateway: "Gateway") -> str | None:
+async def _certificates(runtime: Runtime) -> str | None:
     """Safaricom's, as far as they are in use: a live merchant needs its own; what is there must not run out unseen."""
-    has_live = await gateway.merchants.any_live()
+    has_live = await runtime.merchants.any_live()
     is_fine, said = await asyncio.to_thread(
-        describe_used, gateway.config.daraja, gateway.clock.now(), has_live=has_live
+        describe_used, runtime.config.daraja, runtime.clock.now(), has_live=has_live
     )
     if not is_fine:
         raise NotReady(said)

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import uvicorn
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.errors import Refused, TooSlow
@@ -30,7 +31,6 @@ from mpesa_gateway.http.head import (
     read_chunk_size,
     read_head,
 )
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 from mpesa_gateway.ids import Ids
 
 log = structlog.get_logger(__name__)
@@ -184,6 +184,8 @@ class Connection(asyncio.Protocol):
 
     A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
     ends the connection, after the answers that are owed to earlier requests.
+
+    Over 20 methods: asyncio's callbacks, and one small method for each state of the reader, which share its buffer.
     """
 
     def __init__(

@@ -2,28 +2,20 @@
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
 
 import structlog
 
-from mpesa_gateway.http.client_ip import CLIENT, neighbourhood
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
+from mpesa_gateway.client_ip import CLIENT, neighbourhood
 from mpesa_gateway.http.response_headers import with_defaults
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.measures import REQUEST_SECONDS, REQUESTS
 from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.tracing import NOTHING, UNTRACED, Span, Tracer
 
 log = structlog.get_logger("mpesa_gateway.http")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
-"""ASGI as its specification has it: what a server, a host and an application hand each other."""
 
 KNOWN = "mpesa_gateway_known"
 """In the scope: whether the caller was known before anything was read. Refusals of strangers are logged in samples."""
@@ -32,7 +24,6 @@ SLOWED = "mpesa_gateway_slowed"
 """In the scope: whether the request came faster than its address may send them."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
-_current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
 
 QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Paths that are asked all day long and logged only when they fail."""
@@ -43,22 +34,6 @@ _SAMPLED = 60.0
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by their names; a caller may make up others."""
-
-
-def current_request_id() -> str:
-    """The id of the request that is being handled, empty outside one."""
-    return _current.get()
-
-
-@contextmanager
-def asked_by(request_id: str) -> Generator[None]:
-    """A block whose log lines, and whose jobs, carry the id of the request that led to it."""
-    token = _current.set(request_id)
-    try:
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            yield
-    finally:
-        _current.reset(token)
 
 
 _BOUND = ("merchant_id", "key_id", "payment_id")
@@ -82,21 +57,18 @@ class RequestIds:
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
-        token = _current.set(request_id)
-        outer = structlog.contextvars.bind_contextvars(request_id=request_id)
-        try:
-            with self._tracer.request(scope, request_id) as span:
-                await self._handle(scope, receive, send, span)
-        finally:
-            structlog.contextvars.reset_contextvars(**outer)
-            structlog.contextvars.unbind_contextvars(*_BOUND)
-            _current.reset(token)
+        with asked_by(request_id):
+            try:
+                with self._tracer.request(scope, request_id) as span:
+                    await self._handle(scope, receive, send, span)
+            finally:
+                structlog.contextvars.unbind_contextvars(*_BOUND)
 
     async def _handle(self, scope: Message, receive: Receive, send: Send, span: Span) -> None:
         began = time.perf_counter()
         status = 0
         asked = scope["method"]
-        request_id = _current.get().encode()
+        request_id = current_request_id().encode()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

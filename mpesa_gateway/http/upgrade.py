@@ -1,7 +1,7 @@
 """A request whose end two servers may see in two places, where the one in front of the application is not ours."""
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.errors import Refused
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 
 
 class BodyLost(Refused):

@@ -2,21 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.http.request_id import Message
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.asgi_types import Message
+from mpesa_gateway.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Voucher:
     """Part of a plugin's ``contributes``: what it vouches for is not slowed, nor bounded with strangers' bodies.
 
-    ``vouches`` is called with the gateway, the ASGI scope and the client's address, for each request whose path begins
+    ``vouches`` is called with the runtime, the ASGI scope and the client's address, for each request whose path begins
     with one of ``below``. It does no I/O, and what it says opens nothing: the route checks its caller itself.
     """
 
     below: tuple[str, ...]
-    vouches: Callable[["Gateway", Message, str], bool]
+    vouches: Callable[[Runtime, Message, str], bool]

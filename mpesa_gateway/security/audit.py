@@ -9,13 +9,13 @@ from typing import Any, Self, cast
 import msgspec
 import structlog
 
+from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
-from mpesa_gateway.http.client_ip import neighbourhood
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.sampling import Sampler

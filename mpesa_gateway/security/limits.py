@@ -15,7 +15,7 @@ from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWi
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.errors import RateLimited, TooManyFailures
+from mpesa_gateway.errors import NotStarted, RateLimited, TooManyFailures
 from mpesa_gateway.sentinel import primary_pool
 from mpesa_gateway.together import Together
 
@@ -42,21 +42,8 @@ class Limits:
     """
 
     def __init__(self, config: GatewayConfig, clock: Clock) -> None:
-        url = config.valkey.url
-        if url is None:
-            raise ValueError("valkey.url is not set")
-        address = url.reveal()
-        if address.startswith("redis"):
-            address = "valkey" + address.removeprefix("redis")
-        options: dict[str, Any] = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
-        if config.valkey.sentinels:
-            options = {"connection_pool": primary_pool(config.valkey, **options)}
-        storage = RedisStorage(
-            "async+" + address, implementation="valkey", key_prefix=f"{config.valkey.prefix}:limits", **options
-        )
-        self._storage = storage
-        self._failures = FixedWindowRateLimiter(storage)
-        self._calls = SlidingWindowCounterRateLimiter(storage)
+        self._valkey = config.valkey
+        self._storage: RedisStorage | None = None
         limits = config.limits
         self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
         self._window = limits.auth_failures_window
@@ -69,10 +56,27 @@ class Limits:
         self._resting_until = 0.0
         self._counted: Together[str, None] = Together(self._count_calls, lanes=1)
 
+    async def start(self) -> None:
+        """Make the connections' pool; nothing is connected yet. Raises ValueError for an address without a host."""
+        url = self._valkey.url
+        if url is None:
+            raise ValueError("valkey.url is not set")
+        address = url.reveal()
+        if address.startswith("redis"):
+            address = "valkey" + address.removeprefix("redis")
+        options: dict[str, Any] = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+        if self._valkey.sentinels:
+            options = {"connection_pool": primary_pool(self._valkey, **options)}
+        self._storage = RedisStorage(
+            "async+" + address, implementation="valkey", key_prefix=f"{self._valkey.prefix}:limits", **options
+        )
+
     async def stop(self) -> None:
         """Close the connections."""
-        bridge: Any = self._storage.bridge
-        await bridge.storage.aclose(close_connection_pool=True)
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            bridge: Any = storage.bridge
+            await bridge.storage.aclose(close_connection_pool=True)
 
     def refusal(self, what: str, who: str) -> int:
         """Seconds until guesses are judged again, 0 where they are: as far as this process knows, without any I/O."""
@@ -85,7 +89,7 @@ class Limits:
         """
         retry_after = self.refusal(what, who)
         if not retry_after:
-            retry_after = await self._over(self._failures, self._failure_limit(what), what, who, counts=False)
+            retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who, counts=False)
             if retry_after:
                 self._known.close(what, who, retry_after, self._most(what))
         if retry_after:
@@ -94,7 +98,7 @@ class Limits:
     async def failed(self, what: str, who: str) -> None:
         """Count a failed guess. Raises TooManyFailures beyond the limit."""
         here = self._known.hit(what, who, self._most(what))
-        retry_after = await self._over(self._failures, self._failure_limit(what), what, who)
+        retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who)
         if retry_after:
             self._known.close(what, who, retry_after, self._most(what))
         if retry_after := max(retry_after, here):
@@ -113,7 +117,9 @@ class Limits:
 
     async def acted(self, action: str, who: str, per_minute: int) -> None:
         """Count an act that costs more than a call, by its name. Raises RateLimited beyond so many a minute."""
-        retry_after = await self._over(self._calls, RateLimitItemPerMinute(per_minute), "act", action, who)
+        retry_after = await self._over(
+            SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, who
+        )
         if retry_after:
             raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
 
@@ -121,13 +127,15 @@ class Limits:
         """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""
         over: dict[str, int] = {}
         for key_id, calls in Counter(key_ids).items():
-            if calls > 1 and not await self._over(self._calls, self._call_limit, "key", key_id, cost=calls):
+            if calls > 1 and not await self._over(
+                SlidingWindowCounterRateLimiter, self._call_limit, "key", key_id, cost=calls
+            ):
                 over[key_id] = 0
         results: list[Exception | None] = []
         for key_id in key_ids:
             retry_after = over.get(key_id)
             if retry_after is None:
-                retry_after = await self._over(self._calls, self._call_limit, "key", key_id)
+                retry_after = await self._over(SlidingWindowCounterRateLimiter, self._call_limit, "key", key_id)
             results.append(
                 RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
                 if retry_after
@@ -139,11 +147,14 @@ class Limits:
         return asyncio.get_running_loop().time() < self._resting_until
 
     async def _over(
-        self, limiter: RateLimiter, item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
+        self, strategy: type[RateLimiter], item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
     ) -> int:
-        """0 when within the limit, else the seconds until it is worth trying again."""
+        """0 when within the limit, else the seconds until it is worth trying again. Raises NotStarted."""
         if self._is_resting():
             return 0
+        if self._storage is None:
+            raise NotStarted
+        limiter = strategy(self._storage)
         try:
             async with asyncio.timeout(_PATIENCE * 2):
                 if await (limiter.hit if counts else limiter.test)(item, *who, cost=cost):

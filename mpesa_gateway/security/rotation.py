@@ -1,10 +1,24 @@
 """A new master key: everything that an old key sealed is opened and sealed again, while the gateway runs."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.plugin import SealedColumn
 from mpesa_gateway.security.sealing import Sealer
+
+
+@dataclass(frozen=True)
+class SealedColumn:
+    """A column of sealed secrets, so that a new master key can seal them again.
+
+    ``key`` is the table's primary key; ``aad`` holds SQL expressions over the row that give what it is sealed for.
+    """
+
+    table: str
+    key: str
+    column: str
+    aad: tuple[str, ...]
+
 
 KERNEL_SEALED = (
     SealedColumn(table="gateway_secret", key="name", column="sealed", aad=("'gateway'", "'kernel'", "name")),

@@ -33,13 +33,13 @@ from mpesa_gateway.commands.session import (
     started,
 )
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
+from mpesa_gateway.pages import FirstOperator
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
 from mpesa_gateway.standalone.postgres import SHARED_USER
 from mpesa_gateway.standalone.process import becomes_free, free_port, tail
 from mpesa_gateway.standalone.settings import (
-    OPS,
     SIMULATOR_PATH,
     Embedded,
     gateway_config,
@@ -314,8 +314,9 @@ async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) 
     async with started(Gateway(config)) as gateway:
         shop = await _shop(gateway, may_create=may_create) if wants_shop else None
         password: Secret | None = None
-        if may_create and OPS in config.plugins:
-            password = await gateway.ops.create_first(FIRST_OPERATOR, actor=actor())
+        if may_create:
+            for first in gateway.contributed(FirstOperator):
+                password = await first.create(gateway, FIRST_OPERATOR, actor())
         return shop, password
 
 

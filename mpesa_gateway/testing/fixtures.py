@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -103,8 +103,9 @@ def published(served: Served) -> Published:
 
 @pytest.fixture
 def simulator(gateway: Gateway) -> Any:
-    """The simulator, in this process: who was asked for money, and what was really paid (its ``ledger``)."""
-    return cast("Any", gateway).simulator
+    """The simulator's prompts: who was asked for money (``list_pushes``), and what was really paid (``ledger``)."""
+    (found,) = (plugin for plugin in gateway.plugins if plugin.name == "simulator")
+    return gateway.port(found.provides[0][0])
 
 
 @pytest_asyncio.fixture

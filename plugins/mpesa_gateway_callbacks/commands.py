@@ -17,8 +17,8 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Refused
 from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
-from mpesa_gateway_callbacks.service import CallbackInbox, not_replayable
 
 _MOST = 1000
 _HEADINGS = ("id", "state", "kind", "env", "received_at", "source", "merchant_id", "subject_id")
@@ -185,9 +185,9 @@ def replay(
 
 async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
     """Replay one callback; one that fails does not keep the others from their turn."""
-    inbox = gateway.services.get(CallbackInbox)
+    operators = gateway.port(CallbackOperatorService)
     try:
-        done = await inbox.replay(kept.callback_id, actor=actor(), vouches=True)
+        done = await operators.replay(kept.callback_id, actor=actor(), vouches=True)
     except Refused as problem:
         return kept.callback_id, None, f"not: {problem.message}"
     return kept.callback_id, done.callback_id, f"unchanged: {done.verdict}" if done.was_done else done.verdict
@@ -204,15 +204,15 @@ def _query(kind: Kind | None, since: str | None, until: str | None, limit: int, 
 
 
 async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_Kept]:
-    inbox = gateway.services.get(CallbackInbox)
-    accepted, refused = await inbox.rows(env, query)
+    operators = gateway.port(CallbackOperatorService)
+    accepted, refused = await operators.rows(env, query)
     found = [_kept(row["callback_id"], row) for row in accepted] + [_kept(row["refused_id"], row) for row in refused]
     return sorted(found, key=lambda each: (each.received_at, each.callback_id), reverse=True)[: query.limit]
 
 
 async def _find(gateway: Gateway, callback_id: str) -> Row:
-    inbox = gateway.services.get(CallbackInbox)
-    return await (inbox.find_refused if callback_id.startswith("ref_") else inbox.find)(callback_id)
+    operators = gateway.port(CallbackOperatorService)
+    return await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
 
 
 def _kept(callback_id: str, row: Row) -> _Kept:

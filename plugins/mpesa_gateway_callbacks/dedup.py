@@ -1,15 +1,19 @@
-"""A quick no to callbacks that we have had: remembered in Valkey, and in Postgres for when Valkey has forgotten."""
+"""Recognises callbacks that were stored before: first in Valkey, then in Postgres, which also counts them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import structlog
+from valkey.asyncio import Valkey
 from valkey.exceptions import ValkeyError
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.logs import trace
+from mpesa_gateway_callbacks import tables
 
 log = structlog.get_logger(__name__)
 
@@ -23,22 +27,25 @@ _REST = 2.0
 class Dedup:
     """Fingerprints of committed callbacks. Valkey may be away or empty: the unique constraint decides then."""
 
-    def __init__(self, gateway: "Gateway", keep: timedelta) -> None:
-        self._gateway = gateway
+    def __init__(self, *, valkey: Valkey, prefix: str, keep: timedelta) -> None:
+        """``valkey`` returns the client of the running gateway; ``keep`` is how long a fingerprint is remembered."""
+        self._valkey = valkey
+        self._prefix = prefix
         self._keep = keep
         self._resting_until = 0.0
         self._noting: set[asyncio.Task[object]] = set()
 
     async def seen_among(self, fingerprints: Sequence[bytes]) -> set[bytes]:
-        """Those of these fingerprints whose callbacks are known to be committed."""
-        found = await self._ask(self._gateway.valkey.mget, [self._key(fingerprint) for fingerprint in fingerprints])
+        """Return those of these fingerprints whose callbacks are known to be committed."""
+        keys = [self._key(fingerprint) for fingerprint in fingerprints]
+        found = await self._ask(lambda: self._valkey.mget(keys))
         marks = cast("list[bytes | None]", found or [None] * len(fingerprints))
         return {fingerprint for fingerprint, mark in zip(fingerprints, marks, strict=True) if mark is not None}
 
     def remember(self, fingerprints: Sequence[bytes]) -> None:
-        """Note callbacks that have been committed. Nobody waits for it: Postgres knows them."""
+        """Note callbacks that have been committed, in a task of its own: Postgres knows them already."""
         if fingerprints:
-            pipeline = self._gateway.valkey.pipeline(transaction=False)
+            pipeline = self._valkey.pipeline(transaction=False)
             for fingerprint in fingerprints:
                 pipeline.set(self._key(fingerprint), b"1", ex=self._keep)
             task = asyncio.create_task(self._ask(pipeline.execute))
@@ -50,16 +57,62 @@ class Dedup:
         await asyncio.gather(*self._noting)
 
     def _key(self, fingerprint: bytes) -> str:
-        return f"{self._gateway.config.valkey.prefix}:callback:{fingerprint.hex()}"
+        return f"{self._prefix}:callback:{fingerprint.hex()}"
 
-    async def _ask(self, command: object, *args: object) -> object:
+    async def _ask(self, command: Callable[[], Awaitable[Any]]) -> object:
         loop = asyncio.get_running_loop()
         if loop.time() < self._resting_until:
             return None
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await command(*args)  # type: ignore[operator]
+                return await command()
         except (ValkeyError, OSError, TimeoutError) as problem:
             self._resting_until = loop.time() + _REST
             log.warning("dedup_unavailable", error=type(problem).__name__)
             return None
+
+
+class Repetitions:
+    """Counts how often stored callbacks came again. Waits for no lock: a locked row is counted later."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._uncounted: Counter[bytes] = Counter()
+        self._counting: asyncio.Task[None] | None = None
+
+    async def count(self, times: Counter[bytes]) -> set[bytes]:
+        """Count repetitions of stored callbacks; returns the fingerprints that are stored."""
+        fingerprints = sorted(times)
+        rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
+        for row in rows:
+            if not row["is_counted"]:
+                self._count_later(bytes(row["fingerprint"]), times[row["fingerprint"]])
+        return {bytes(row["fingerprint"]) for row in rows}
+
+    async def count_where_possible(self, times: Counter[bytes]) -> set[bytes]:
+        """Like ``count``, but returns no fingerprint on an error: each caller then asks for its own callback."""
+        try:
+            return await self.count(times)
+        except Exception as problem:  # noqa: BLE001 - raised again for each repetition alone
+            log.warning("repetitions_one_by_one", count=times.total(), exception=trace(problem))
+            return set()
+
+    async def stop(self) -> None:
+        """Cancel the counting that is left."""
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
+
+    def _count_later(self, fingerprint: bytes, times: int) -> None:
+        self._uncounted[fingerprint] += times
+        if self._counting is None or self._counting.done():
+            # One task for all of them: together they wait on one connection.
+            self._counting = asyncio.create_task(self._count_uncounted(), context=Context())
+
+    async def _count_uncounted(self) -> None:
+        while self._uncounted:
+            fingerprint, times = self._uncounted.popitem()
+            try:
+                await self._db.execute(tables.COUNT_REPEATED, [fingerprint], [times])
+            except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is stored
+                log.warning("repetition_not_counted", times=times, exception=trace(problem))

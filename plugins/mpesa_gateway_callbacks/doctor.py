@@ -2,23 +2,20 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.client_ip import is_inside, read_address, read_networks, within
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, warning
-from mpesa_gateway.http.client_ip import is_inside, read_address, read_networks, within
+from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _LATELY = timedelta(days=7)
 _WIDE = 65_536
 """Addresses on the allowlist beyond which it keeps hardly anybody out."""
 
 
-async def look_at_callbacks(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_callbacks(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """The allowlist, the signatures, whom callers appear to be, and what was refused lately."""
     for observation in _settings(gateway.settings(CallbacksSettings), examination):
         yield observation
@@ -41,7 +38,7 @@ async def look_at_callbacks(gateway: "Gateway", examination: Examination) -> Asy
         )
 
 
-async def _sources(gateway: "Gateway", since: datetime) -> Observation:
+async def _sources(gateway: Runtime, since: datetime) -> Observation:
     """Whom we took for the senders of callbacks: an address inside may be a proxy that we do not know of.
 
     Only one that said for whom it asks is worth a trust: anybody at it can say so from then on.

@@ -1,13 +1,9 @@
-"""The queue's way into the inbox."""
+"""The jobs of the callbacks plugin."""
 
-from typing import TYPE_CHECKING
-
-from mpesa_gateway_callbacks.service import CallbackInbox
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 
 
-async def sweep(gateway: "Gateway") -> None:
-    """Offer callbacks that nobody could use yet again, and forget old refusals."""
-    await gateway.services.get(CallbackInbox).sweep()
+async def sweep(gateway: Runtime) -> None:
+    """Publish waiting callbacks again, and delete refused callbacks over the limit."""
+    await gateway.port(CallbackDispatcher).sweep()

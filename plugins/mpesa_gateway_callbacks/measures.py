@@ -1,16 +1,15 @@
 """What is counted of callbacks, and how many wait."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.meter import Counter, Gauge, Reading, Value
+from mpesa_gateway.meter import Counter, Gauge, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Kind
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 REASONS = ("size", "source", "token", "signature", "shape", "doubled", "subject")
 
@@ -40,7 +39,7 @@ UNMATCHED = Gauge(
 )
 
 
-async def read_waiting(gateway: "Gateway") -> Sequence[Value]:
+async def read_waiting(gateway: Runtime) -> Sequence[Value]:
     """Callbacks of each env that match nothing, yet or for good."""
     values: list[Value] = []
     for env in ENVS:

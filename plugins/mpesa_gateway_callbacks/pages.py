@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -10,11 +10,9 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, Replayed, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out, truncated
-from mpesa_gateway_callbacks.service import CallbackInbox, Replayed, not_replayable
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _A_DAY = timedelta(days=1)
 _A_WEEK = timedelta(days=7)
@@ -44,7 +42,7 @@ class _Refused(msgspec.Struct, frozen=True, kw_only=True):
 async def callbacks(visit: Visit) -> Shown:
     """Those that were taken, newest first."""
     query = visit.read_query(_Accepted)
-    page = await visit.gateway.services.get(CallbackInbox).accepted(
+    page = await visit.gateway.port(CallbackOperatorService).accepted(
         visit.env, CallbackQuery(limit=50, cursor=query.cursor, verdict=query.verdict)
     )
     return Shown(
@@ -55,7 +53,7 @@ async def callbacks(visit: Visit) -> Shown:
 async def refused(visit: Visit) -> Shown:
     """Those that were refused, newest first."""
     query = visit.read_query(_Refused)
-    page = await visit.gateway.services.get(CallbackInbox).refused(
+    page = await visit.gateway.port(CallbackOperatorService).refused(
         visit.env, RefusedQuery(limit=50, cursor=query.cursor, unread=query.unread)
     )
     pager = visit.pager("callbacks/refused", page.meta.next_cursor)
@@ -64,7 +62,7 @@ async def refused(visit: Visit) -> Shown:
 
 async def callback(visit: Visit) -> Shown:
     """One that was taken."""
-    row = await visit.gateway.services.get(CallbackInbox).find(visit.values["callback_id"])
+    row = await visit.gateway.port(CallbackOperatorService).find(visit.values["callback_id"])
     if row["env"] is not None:
         visit.require(row["env"])
     return Shown(
@@ -81,7 +79,7 @@ async def _merchant(visit: Visit, row: Row) -> str | None:
 
 async def refused_callback(visit: Visit) -> Shown:
     """One that was refused."""
-    row = await visit.gateway.services.get(CallbackInbox).find_refused(visit.values["refused_id"])
+    row = await visit.gateway.port(CallbackOperatorService).find_refused(visit.values["refused_id"])
     if row["env"] is not None:
         visit.require(row["env"])
     merchant = await _merchant(visit, row)
@@ -115,24 +113,24 @@ async def replay(visit: Visit) -> Done:
 
 async def _replay(visit: Visit, callback_id: str) -> Replayed:
     # Operators are shown callbacks without an env in both, and answer for either.
-    inbox = visit.gateway.services.get(CallbackInbox)
-    row = await (inbox.find_refused if callback_id.startswith("ref_") else inbox.find)(callback_id)
+    operators = visit.gateway.port(CallbackOperatorService)
+    row = await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
     if row["env"] is not None:
         visit.require(row["env"])
-    return await inbox.replay(callback_id, actor=visit.visitor.actor, vouches=True)
+    return await operators.replay(callback_id, actor=visit.visitor.actor, vouches=True)
 
 
-async def unused(gateway: "Gateway", env: Env) -> Sequence[Concern]:
+async def unused(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Callbacks that nobody could use, and those refused of late."""
-    inbox, found = gateway.services.get(CallbackInbox), list[Concern]()
-    if count := await inbox.count_unmatched(env):
+    operators, found = gateway.port(CallbackOperatorService), list[Concern]()
+    if count := await operators.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} that no payment could use"
         found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
-    if count := await inbox.count_unread(env, _A_WEEK):
+    if count := await operators.count_unread(env, _A_WEEK):
         what = "callback from Safaricom" if count == 1 else "callbacks from Safaricom"
         text = f"{count if count < 1000 else '1,000 or more'} {what} could not be read"
         found.append(Concern(text=text, to="callbacks/refused?unread=true"))
-    if count := await inbox.count_refused(env, _A_DAY):
+    if count := await operators.count_refused(env, _A_DAY):
         text = f"{count if count < 1000 else '1,000 or more'} refused {'callback' if count == 1 else 'callbacks'} today"
         found.append(Concern(text=text, to="callbacks/refused"))
     return found

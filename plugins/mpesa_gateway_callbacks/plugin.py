@@ -1,12 +1,10 @@
 """The callbacks plugin, declared."""
 
-from typing import TYPE_CHECKING
-
-from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.commands import callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
@@ -15,17 +13,15 @@ from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
 from mpesa_gateway_callbacks.measures import COUNTS, READINGS
 from mpesa_gateway_callbacks.pages import PAGES
+from mpesa_gateway_callbacks.provides import PROVIDES
 from mpesa_gateway_callbacks.routes import routes
-from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 
-def _vouches(gateway: "Gateway", scope: Message, address: str) -> bool:
-    return gateway.services.get(CallbackInbox).is_known(scope["path"], address)
+def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
+    return gateway.port(CallbackVerifier).is_known(scope["path"], address)
 
 
 plugin = Plugin(
@@ -35,7 +31,7 @@ plugin = Plugin(
     routes=routes,
     jobs=(Job(sweep, timeout=60, cron="* * * * * */5", queue="maintenance"),),
     publishes=(StkResulted, StatusResulted, ReversalResulted),
-    provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
+    provides=PROVIDES,
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,
     commands=(callbacks,),

@@ -8,14 +8,16 @@ from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from mpesa_gateway.app import Gateway
+from mpesa_gateway.client_ip import read_address
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.client_ip import read_address
+from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut, Incoming
 from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
 from mpesa_gateway_callbacks.errors import (
     DoubledRefused,
@@ -25,6 +27,8 @@ from mpesa_gateway_callbacks.errors import (
     SourceRefused,
     TokenRefused,
 )
+from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
     CallbackQuery,
@@ -33,8 +37,8 @@ from mpesa_gateway_callbacks.schemas import (
     RefusedView,
     ReplayedView,
 )
-from mpesa_gateway_callbacks.service import KEPT_OF_LARGER, CallbackInbox, Cut, Incoming
 from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
@@ -124,21 +128,22 @@ def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
 
 
 async def _take(
-    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
+    gateway: Runtime, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
 ) -> Response[bytes]:
     if kind is None:
         raise NotFound("there is nothing at this address")
-    inbox, settings = gateway.services.get(CallbackInbox), gateway.settings(CallbacksSettings)
+    verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
 
     def most_here() -> int | None:
-        return max(most, settings.max_body_bytes) if inbox.is_trusted(kind, token, source) else None
+        return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
 
     body, cut = await _read_body(request, most, most_here)
     # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
-    await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
+    incoming = Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source))
+    await gateway.port(CallbackInbox).receive(incoming)
     return Response(_ACCEPTED, media_type="application/json")
 
 
@@ -168,14 +173,14 @@ async def _read_body(
 
 
 @post("/v1/webhooks/mpesa", **_CALLBACK)
-async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]) -> Response[bytes]:
+async def stk_callback(gateway: RuntimeDependency, request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
     return await _take(gateway, request, "stk", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
 async def stk_callback_with_token(
-    gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str]
+    gateway: RuntimeDependency, request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
     return await _take(gateway, request, "stk", token)
@@ -183,7 +188,7 @@ async def stk_callback_with_token(
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
 async def result_callback(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     subject: FromPath[str],
     ending: FromPath[str],
@@ -194,7 +199,7 @@ async def result_callback(
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
 async def result_callback_with_token(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     subject: FromPath[str],
     ending: FromPath[str],
@@ -206,7 +211,7 @@ async def result_callback_with_token(
 
 @post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
 async def neutral_callback(
-    gateway: NamedDependency[Gateway],
+    gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
     kind: FromPath[str],
     token: FromPath[str],
@@ -217,30 +222,30 @@ async def neutral_callback(
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
 async def list_callbacks(
-    filters: NamedDependency[CallbackQuery], caller: Admin, gateway: NamedDependency[Gateway]
+    filters: NamedDependency[CallbackQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[CallbackView]:
     """The callbacks that were taken in the key's env, or that name none, newest first, each with its verdict."""
-    return await gateway.services.get(CallbackInbox).accepted(caller.env, filters)
+    return await gateway.port(CallbackOperatorService).accepted(caller.env, filters)
 
 
 @get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
 async def list_refused(
-    filters: NamedDependency[RefusedQuery], caller: Admin, gateway: NamedDependency[Gateway]
+    filters: NamedDependency[RefusedQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[RefusedView]:
     """The callbacks that were refused in the key's env, or that name none, newest first, each with the reason."""
-    return await gateway.services.get(CallbackInbox).refused(caller.env, filters)
+    return await gateway.port(CallbackOperatorService).refused(caller.env, filters)
 
 
 @post("/v1/admin/callbacks/{callback_id:str}/replay", status_code=200, tags=["Administration"], refuses=_REPLAY_REFUSES)
 async def replay_callback(
-    callback_id: FromPath[str], caller: Admin, gateway: NamedDependency[Gateway]
+    callback_id: FromPath[str], caller: Admin, gateway: RuntimeDependency
 ) -> Success[ReplayedView]:
     """Send a callback that was kept through the pipeline again: an accepted one, or one that was refused.
 
     Nothing is changed by one that was applied. A key of the sandbox replays callbacks of the sandbox only.
     """
-    inbox = gateway.services.get(CallbackInbox)
-    done = await inbox.replay(callback_id, actor=caller.actor, env=caller.env)
+    operators = gateway.port(CallbackOperatorService)
+    done = await operators.replay(callback_id, actor=caller.actor, env=caller.env)
     return Success(data=ReplayedView(**vars(done)))
 
 

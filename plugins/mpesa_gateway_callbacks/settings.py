@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from mpesa_gateway.config import Count, Days
-from mpesa_gateway.security.signatures import HEADER
+from mpesa_gateway.daraja.signatures import HEADER
 
 SAFARICOM = (
     "196.201.214.200",

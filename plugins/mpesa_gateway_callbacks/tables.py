@@ -3,6 +3,8 @@
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.named import Named
+
 
 class CallbackRow(Table, tablename="callback"):
     """One callback that we accepted, with what became of it."""
@@ -51,23 +53,24 @@ class RefusedRow(Table, tablename="refused_callback"):
     was_forwarded = Boolean()
 
 
-KEEP_MANY = """
+KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     merchant_id, signature, body_bytes, verdict, applied_at, due_at)
-SELECT callback_id, kind, fingerprint, $12::timestamptz, source, env, subject_id, handle, result_code, body,
+SELECT callback_id, kind, fingerprint, $received_at::timestamptz, source, env, subject_id, handle, result_code, body,
     merchant_id, signature, body_bytes,
     CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
-    CASE WHEN is_applied THEN $12::timestamptz END,
-    CASE WHEN NOT is_applied THEN $13::timestamptz END
-FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $14::boolean[], $15::bytea[])
+    CASE WHEN is_applied THEN $received_at::timestamptz END,
+    CASE WHEN NOT is_applied THEN $due_at::timestamptz END
+FROM unnest($callback_id::text[], $kind::text[], $fingerprint::bytea[], $source::text[], $env::text[],
+    $subject_id::text[], $handle::text[], $result_code::text[], $body::text[], $merchant_id::text[],
+    $signature::text[], $is_applied::boolean[], $body_bytes::bytea[])
     AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
     is_applied, body_bytes)
 -- Always in this order, so that two processes with the same callbacks wait for each other and not in a ring.
 ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
 RETURNING callback_id
-"""
+""")
 
 REPEATED = """
 WITH free AS (
@@ -131,11 +134,12 @@ SELECT {0} FROM (
 """
 ABOUT = _ABOUT.format(_SHOWN)
 
-REFUSE = """
+REFUSE = Named("""
 INSERT INTO refused_callback (refused_id, kind, at, source, reason, body, merchant_id, subject_id, env, original,
     signature, body_bytes, is_trusted, cut_length, cut_read, cut_sha256, was_forwarded)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-"""
+VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject_id, $env, $original, $signature,
+    $body_bytes, $is_trusted, $cut_length, $cut_read, $cut_sha256, $was_forwarded)
+""")
 
 REFUSED = """
 SELECT * FROM refused_callback

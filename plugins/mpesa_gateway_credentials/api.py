@@ -3,16 +3,14 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from mpesa_gateway.daraja.client import DarajaCredentials, Initiator
 from mpesa_gateway.errors import Conflict, ProviderNotConfigured
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class ReceiverOwned(Conflict):
@@ -131,7 +129,7 @@ class OpenWork:
     """
 
     what: str
-    count: Callable[["Gateway", Sequence[str]], Awaitable[Mapping[str, int]]]
+    count: Callable[[Runtime, Sequence[str]], Awaitable[Mapping[str, int]]]
 
 
 class Credentials(Protocol):

@@ -5,7 +5,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
-from mpesa_gateway_credentials.service import CredentialStore, UseView
+from mpesa_gateway_credentials.ownership import ReceiverOwnership, UseView
 
 
 @click.group()
@@ -25,7 +25,7 @@ def list_(session: Session, number: str, *, as_json: bool) -> None:
     """List the merchants that have live credentials for NUMBER, the paybill or till that payers pay."""
 
     async def work(gateway: Gateway) -> list[UseView]:
-        return await gateway.services.get(CredentialStore).users(number)
+        return await gateway.port(ReceiverOwnership).users(number)
 
     show(
         ("merchant_id", "name", "is_owner", "may_use", "retired"),
@@ -65,7 +65,7 @@ def move(session: Session, number: str, merchant_id: str) -> None:
     """Make a merchant the owner of NUMBER: it reads the statements from now on."""
 
     async def work(gateway: Gateway) -> None:
-        await gateway.services.get(CredentialStore).move_receiver(number, merchant_id, actor=actor())
+        await gateway.port(ReceiverOwnership).move_receiver(number, merchant_id, actor=actor())
 
     session.run(work)
     click.echo(f"{number} belongs to {merchant_id}.")
@@ -73,7 +73,7 @@ def move(session: Session, number: str, merchant_id: str) -> None:
 
 def _set_use(session: Session, number: str, merchant_id: str, *, is_allowed: bool) -> None:
     async def work(gateway: Gateway) -> None:
-        store = gateway.services.get(CredentialStore)
-        await store.allow_use(number, merchant_id, is_allowed=is_allowed, actor=actor())
+        ownership = gateway.port(ReceiverOwnership)
+        await ownership.allow_use(number, merchant_id, is_allowed=is_allowed, actor=actor())
 
     session.run(work)

@@ -4,21 +4,18 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mpesa_gateway.daraja.addresses import filtered_words, tunnel
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_credentials.needs import foreign_receiver, missing_fields
-from mpesa_gateway_credentials.service import CredentialStore
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_credentials.reader import CredentialReader
 
 SANDBOX_SHORTCODE = "174379"
 """Daraja's public one, which everybody's first payment uses."""
@@ -26,11 +23,11 @@ SANDBOX_SHORTCODE = "174379"
 _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 
 
-async def look_at_credentials(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_credentials(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Stored, readable, whole, at proper addresses, and good for an access token."""
     merchant = examination.one
     try:
-        credentials = await gateway.services.get(CredentialStore).get(merchant.merchant_id, examination.env)
+        credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, examination.env)
     except ProviderNotConfigured as refusal:
         yield Observation(
             name="credentials.stored",
@@ -88,7 +85,7 @@ def _addresses(credentials: MpesaCredentials, examination: Examination) -> Itera
             )
 
 
-def _security_credential(gateway: "Gateway", credentials: MpesaCredentials, *, stored_at: datetime) -> Observation:
+def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> Observation:
     """What can be known without Safaricom's private key: the form, and when it was made."""
     name, again = "credentials.initiator", f"{_AGAIN}, with initiator_password: it is encrypted here"
     secret = credentials.security_credential
@@ -110,7 +107,7 @@ def _security_credential(gateway: "Gateway", credentials: MpesaCredentials, *, s
     return ok(name, f"its initiator's password fits the present {credentials.env} certificate")
 
 
-async def _token(gateway: "Gateway", credentials: MpesaCredentials) -> Observation:
+async def _token(gateway: Runtime, credentials: MpesaCredentials) -> Observation:
     try:
         await gateway.daraja.verify(credentials.daraja)
     except Rejected as fault:

@@ -1,6 +1,6 @@
 """What always holds between merchants and their shortcodes, besides what Postgres itself refuses."""
 
-from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.invariant import Invariant
 
 INVARIANTS = (
     Invariant(

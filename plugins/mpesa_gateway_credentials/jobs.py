@@ -1,13 +1,9 @@
 """The maintenance job of credentials."""
 
-from typing import TYPE_CHECKING
-
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.service import CredentialStore
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def wipe_retired(gateway: "Gateway") -> None:
+async def wipe_retired(gateway: Runtime) -> None:
     """Erase the secrets of retired shortcodes that nothing needs any more."""
-    await gateway.services.get(CredentialStore).wipe_retired()
+    await gateway.port(CredentialStore).wipe_retired()

@@ -1,25 +1,22 @@
 """What a merchant's credentials lack in an env, besides what an STK push needs."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.readiness import Missing, Need
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import MpesaCredentials
-from mpesa_gateway_credentials.service import CredentialStore
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_credentials.reader import CredentialReader
 
 _AGAIN = "PUT /v1/merchant/providers again"
 
 
-async def missing_credentials(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """What the default shortcode of (merchant, env) lacks, or that there is none."""
     try:
-        credentials = await gateway.services.get(CredentialStore).get(merchant_id, env)
+        credentials = await gateway.port(CredentialReader).get(merchant_id, env)
     except ProviderNotConfigured as problem:
         return [Missing(name="credentials", message="payments are off: no credentials are stored", fix=problem.message)]
     return [*missing_fields(credentials), *_unusable_certificate(gateway, env), *foreign_receiver(credentials)]
@@ -41,7 +38,7 @@ def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:
         )
 
 
-def _unusable_certificate(gateway: "Gateway", env: Env) -> Iterator[Missing]:
+def _unusable_certificate(gateway: Runtime, env: Env) -> Iterator[Missing]:
     try:
         certificate_for(gateway.config.daraja, env).check_time(gateway.clock.now())
     except CertificateRefused as problem:

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Panel, Shown, Visit
 from mpesa_gateway.readiness import missing_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_credentials.service import CredentialStore
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_credentials.reader import CredentialReader
 
 _A_PAGE = 50
 _SOON = timedelta(days=30)
@@ -35,12 +33,12 @@ class CertificateHealth(msgspec.Struct, frozen=True):
     problem: str
 
 
-def certificates(gateway: "Gateway") -> list[CertificateHealth]:
+def certificates(gateway: Runtime) -> list[CertificateHealth]:
     """Safaricom's certificates as they are configured, each with its state."""
     return [_certificate(gateway, env) for env in _ENVS]
 
 
-def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
+def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
     now = gateway.clock.now()
     try:
         certificate = certificate_for(gateway.config.daraja, env)
@@ -56,7 +54,7 @@ def _certificate(gateway: "Gateway", env: Env) -> CertificateHealth:
 async def credentials(visit: Visit) -> Shown:
     """Every merchant's credentials, and how they are."""
     query, gateway = visit.read_query(_Query), visit.gateway
-    found = await gateway.services.get(CredentialStore).page(query.cursor, _A_PAGE + 1)
+    found = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE + 1)
     shown = found[:_A_PAGE]
     cursor = shown[-1].credentials.shortcode_id if len(found) > _A_PAGE else None
     rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in shown]
@@ -70,11 +68,11 @@ async def of_merchant(visit: Visit) -> Shown:
     """One merchant's credentials, masked, and what can be tried with them."""
     gateway = visit.gateway
     merchant = await gateway.merchants.require(visit.values["merchant_id"])
-    store = gateway.services.get(CredentialStore)
+    reader = gateway.port(CredentialReader)
     stored: list[dict[str, Any]] = []
     for env in merchant.envs:
-        for view in await store.providers(merchant.merchant_id, env):
-            credentials = await store.get(merchant.merchant_id, env)
+        for view in await reader.providers(merchant.merchant_id, env):
+            credentials = await reader.get(merchant.merchant_id, env)
             stored.append(
                 {
                     "env": env,
@@ -86,7 +84,7 @@ async def of_merchant(visit: Visit) -> Shown:
     retired = [
         each
         for env in merchant.envs
-        for each in await store.shortcodes(merchant.merchant_id, env)
+        for each in await reader.shortcodes(merchant.merchant_id, env)
         if each.retired_at is not None
     ]
     return Shown(
@@ -105,19 +103,19 @@ async def verify(visit: Visit) -> Done:
     """Fetch a token with the stored keys now."""
     merchant_id = visit.values["merchant_id"]
     env: Env = "live" if visit.text("env") == "live" else "sandbox"
-    told = await visit.gateway.services.get(CredentialStore).verify(merchant_id, env)
+    told = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
     said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
     return Done(f"credentials/{merchant_id}", f"{'They work' if told.ok else 'They do not work'}: {said}")
 
 
 async def summary(visit: Visit, merchant_id: str) -> Shown | None:
     """What is stored for a merchant, for the merchant's own page."""
-    store = visit.gateway.services.get(CredentialStore)
-    summaries = [view.config_summary for env in _ENVS for view in await store.providers(merchant_id, env)]
+    reader = visit.gateway.port(CredentialReader)
+    summaries = [view.config_summary for env in _ENVS for view in await reader.providers(merchant_id, env)]
     return Shown("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: "Gateway", _: Env) -> Sequence[Concern]:
+async def endangered(gateway: Runtime, _: Env) -> Sequence[Concern]:
     """Certificates that end soon, or have, while somebody uses them."""
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]

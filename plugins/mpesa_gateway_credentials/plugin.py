@@ -1,31 +1,27 @@
 """The credentials plugin, declared."""
 
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
-from mpesa_gateway.security.signatures import CallbackSecrets
-from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
 from mpesa_gateway_credentials.invariants import INVARIANTS
 from mpesa_gateway_credentials.jobs import wipe_retired
 from mpesa_gateway_credentials.needs import NEEDS
 from mpesa_gateway_credentials.pages import PAGES
+from mpesa_gateway_credentials.provides import PROVIDES
+from mpesa_gateway_credentials.reader import SECRET_FIELDS
 from mpesa_gateway_credentials.routes import routes
-from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
+
 
 plugin = Plugin(
     name="credentials",
     summary="Keeps the credentials of merchants' shortcodes, sealed at rest, and who owns which receiver.",
     settings=CredentialsSettings,
     routes=routes,
-    provides=(
-        (CredentialStore, CredentialStore),
-        (Credentials, lambda gateway: gateway.services.get(CredentialStore)),
-        (CallbackSecrets, lambda gateway: gateway.services.get(CredentialStore)),
-    ),
+    provides=PROVIDES,
     tables=Tables(
         models=(ReceiverRow, ShortcodeRow),
         migrations="mpesa_gateway_credentials.migrations",

@@ -11,6 +11,7 @@ from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
+from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.schemas import (
     MerchantView,
     ProviderMeta,
@@ -26,7 +27,7 @@ from mpesa_gateway_credentials.service import CredentialStore
 @get("/v1/merchant/me", tags=["Merchant"])
 async def me(caller: MerchantRead, services: NamedDependency[Services]) -> Success[MerchantView]:
     """The merchant and the key that are asking."""
-    return Success(data=await services.get(CredentialStore).me(caller))
+    return Success(data=await services.get(CredentialReader).me(caller))
 
 
 @put("/v1/merchant/providers", status_code=200, tags=["Merchant"])
@@ -46,7 +47,7 @@ async def list_providers(
     caller: MerchantRead, services: NamedDependency[Services], gateway: NamedDependency[Any]
 ) -> Providers:
     """What is configured for this key's env, secrets by their last four characters; `meta.missing` as for storing."""
-    found = await services.get(CredentialStore).providers(caller.merchant_id, caller.env)
+    found = await services.get(CredentialReader).providers(caller.merchant_id, caller.env)
     missing = await missing_of(gateway, caller.merchant_id, caller.env) if found else []
     return Providers(data=found, meta=ProviderMeta(missing=missing))
 
@@ -66,7 +67,7 @@ async def remove_provider(caller: MerchantWrite, services: NamedDependency[Servi
 )
 async def verify_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Verification]:
     """Try the stored keys: fetches an access token."""
-    return Success(data=await services.get(CredentialStore).verify(caller.merchant_id, caller.env))
+    return Success(data=await services.get(CredentialReader).verify(caller.merchant_id, caller.env))
 
 
 routes = (me, set_provider, list_providers, remove_provider, verify_provider)

@@ -6,6 +6,8 @@ The queries are raw SQL where they join, lock or decide concurrency in one state
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.named import Named
+
 
 class ReceiverRow(Table, tablename="receiver"):
     """A number that is paid (paybill or till) in one env. In live it has at most one owner."""
@@ -58,11 +60,13 @@ ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
 
 RECEIVER = "SELECT * FROM receiver WHERE env = $1 AND number = $2"
 
-STORE = """
+STORE = Named("""
 INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, consumer_key, consumer_secret,
     passkey, initiator, security_credential, result_url, timeout_url, nominated_number, account_reference, is_default,
     created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, true, $15, $15)
+VALUES ($shortcode_id, $merchant_id, $env, $receiver_id, $store_number, $consumer_key, $consumer_secret, $passkey,
+    $initiator, $security_credential, $result_url, $timeout_url, $nominated_number, $account_reference, true, $now,
+    $now)
 ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.store_number,
     consumer_key = excluded.consumer_key, consumer_secret = excluded.consumer_secret, passkey = excluded.passkey,
     initiator = excluded.initiator, security_credential = excluded.security_credential,
@@ -70,7 +74,7 @@ ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.sto
     nominated_number = excluded.nominated_number, account_reference = excluded.account_reference, is_default = true,
     updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL
 RETURNING shortcode_id
-"""
+""")
 """Stores the credentials of a shortcode and makes it the default one; revives it where it was retired."""
 
 RETIRE_DEFAULT = """

@@ -2,16 +2,13 @@
 
 import hmac
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.client_ip import neighbourhood, read_address, read_networks, within
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.errors import InvalidKey, NotFound
-from mpesa_gateway.http.client_ip import neighbourhood, read_address, read_networks, within
-from mpesa_gateway.security.limits import METRICS
+from mpesa_gateway.security.limits import METRICS, Limits
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _SCHEME = "bearer "
 
@@ -22,10 +19,10 @@ _MOST_READERS = 1000
 class Admission:
     """Lets in whoever shows the token and comes from one of the networks, as far as each is set."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, settings: MetricsSettings, *, clock: Clock, limits: Limits) -> None:
         """Raises ConfigRefused where neither is set: then nobody could ever read them, or everybody."""
-        settings = gateway.settings(MetricsSettings)
-        self._gateway = gateway
+        self._clock = clock
+        self._limits = limits
         self._token = settings.token.reveal().encode() if settings.token else None
         self._readers: dict[str, datetime] = {}
         self._networks = read_networks(settings.networks, "metrics.networks")
@@ -51,13 +48,13 @@ class Admission:
             raise NotFound("there is nothing at this address: see /schema for what there is")
         if self._token is None:
             return
-        who, now = neighbourhood(client), self._gateway.clock.now()
+        who, now = neighbourhood(client), self._clock.now()
         is_right = self._is_right(authorization)
         if is_right and self._readers.get(who, now - _READER_KNOWN) > now - _READER_KNOWN:
             self._readers[who] = now
             return
         if authorization:
-            await self._gateway.limits.admits(METRICS, who)
+            await self._limits.admits(METRICS, who)
         if is_right:
             if len(self._readers) >= _MOST_READERS:
                 self._readers.clear()
@@ -65,7 +62,7 @@ class Admission:
             return
         if authorization:
             # Without any token it is no guess: a page of another site can make a browser ask.
-            await self._gateway.limits.failed(METRICS, who)
+            await self._limits.failed(METRICS, who)
         raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")
 
     def _is_near(self, client: str) -> bool:

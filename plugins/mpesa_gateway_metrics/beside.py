@@ -1,31 +1,28 @@
 """A worker's own metrics: it serves no HTTP otherwise, so it listens for Prometheus alone, where the settings say."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
 
+from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.client_ip import Network, client_address
 from mpesa_gateway.commands.serve import listening
 from mpesa_gateway.errors import NotFound, Refused
-from mpesa_gateway.http.client_ip import client_address
 from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.protocol import ServerConfig
-from mpesa_gateway.http.request_id import Message, Receive, Send
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_metrics.admission import Admission
 from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def serve_beside_worker(gateway: "Gateway") -> AsyncGenerator[None]:
+async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
     """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block; nothing where that is not set.
 
     Raises Failed when something else listens there.
@@ -35,10 +32,9 @@ async def serve_beside_worker(gateway: "Gateway") -> AsyncGenerator[None]:
         yield
         return
     with listening(settings.worker_host, settings.worker_port) as at:
+        metrics = _Metrics(gateway.port(Admission), gateway.port(Exposition), gateway.trusted_proxies)
         server = _Server(
-            ServerConfig(
-                _Metrics(gateway), gateway.config.http, lifespan="off", proxy_headers=False, timeout_graceful_shutdown=5
-            )
+            ServerConfig(metrics, gateway.config.http, lifespan="off", proxy_headers=False, timeout_graceful_shutdown=5)
         )
         task = asyncio.create_task(server.serve([at]))
         log.info("metrics_served", host=settings.worker_host, port=at.getsockname()[1])
@@ -60,8 +56,10 @@ class _Server(uvicorn.Server):
 class _Metrics:
     """The one address of a worker."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
+    def __init__(self, admission: Admission, exposition: Exposition, proxies: Sequence[Network]) -> None:
+        self._admission = admission
+        self._exposition = exposition
+        self._proxies = proxies
 
     async def __call__(self, scope: Message, _: Receive, send: Send) -> None:
         """Answer one request."""
@@ -79,9 +77,9 @@ class _Metrics:
     async def _text(self, scope: Message) -> bytes:
         if scope["method"] != "GET" or scope["path"] != "/metrics":
             raise NotFound("there is nothing at this address: a worker has /metrics only")
-        services, peer = self._gateway.services, scope.get("client")
+        peer = scope.get("client")
         given = {name: value.decode("latin-1") for name, value in scope["headers"]}
         forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        client = client_address(peer[0] if peer else None, forwarded, self._gateway.trusted_proxies)
-        await services.get(Admission).admit(client, given.get(b"authorization", ""))
-        return await services.get(Exposition).text()
+        client = client_address(peer[0] if peer else None, forwarded, self._proxies)
+        await self._admission.admit(client, given.get(b"authorization", ""))
+        return await self._exposition.text()

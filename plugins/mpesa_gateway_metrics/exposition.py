@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -13,12 +12,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway.meter import Gauge, Value
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standing import READINGS
 from mpesa_gateway_metrics.settings import MetricsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -34,12 +33,12 @@ UNREAD = Gauge("mpesa_readings_failed", "Groups of figures that could not be rea
 class Exposition:
     """One gateway's metrics as text, from a registry of its own."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._keep = gateway.settings(MetricsSettings).keep
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._keep = runtime.settings(MetricsSettings).keep
         self._readings: Sequence[Reading] = [
             *READINGS,
-            *(reading for plugin in gateway.plugins for reading in plugin.readings),
+            *(reading for plugin in runtime.contributed(Plugin) for reading in plugin.readings),
         ]
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
@@ -73,19 +72,19 @@ class Exposition:
     async def _read_one(self, reading: Reading) -> Iterable[Value] | None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                return list(await reading.read(self._gateway))
+                return list(await reading.read(self._runtime))
         except Exception as problem:  # noqa: BLE001 - whatever it raises, the others are shown
             log.warning("figures_not_read", of=reading.gauges[0].name, exception=trace(problem))
             return None
 
     def families(self) -> Iterator[Metric]:
         """What is known at this moment, as the library wants it."""
-        for counter, counts in self._gateway.meter.counted():
+        for counter, counts in self._runtime.meter.counted():
             family = CounterMetricFamily(counter.name, counter.text, labels=counter.labels)
             for labels, value in counts:
                 family.add_metric(labels, value)
             yield family
-        for histogram, times in self._gateway.meter.timed():
+        for histogram, times in self._runtime.meter.timed():
             spread = HistogramMetricFamily(histogram.name, histogram.text, labels=histogram.labels)
             for labels, timed in times:
                 bounds = [*map(str, histogram.bounds), "+Inf"]

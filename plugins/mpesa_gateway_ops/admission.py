@@ -7,12 +7,12 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import Invalid, UnsupportedMediaType
 from mpesa_gateway.http.html import root
 from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.pages import Role
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.errors import FromElsewhere, NotAllowed, NotSignedIn
 from mpesa_gateway_ops.operators import Operators
@@ -71,7 +71,7 @@ def is_live(connection: Connection) -> bool:
 
 async def from_our_own_page(connection: Connection, _: BaseRouteHandler) -> None:
     """Refuse what another site's page makes an operator's browser send. Raises FromElsewhere."""
-    gateway: Gateway = connection.app.state.gateway
+    gateway: Runtime = connection.app.state.gateway
     own = {connection.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if connection.scope.get("method") not in _SAFE and not is_same_site(connection.headers, own):
         raise FromElsewhere("this was not asked for on one of our own pages: open /ops and try again there")
@@ -87,10 +87,10 @@ async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
 
 async def let_in(connection: Connection, *, is_used: bool) -> Session:
     """The session of whoever asks, by our own cookie or the host's login. Raises NotSignedIn."""
-    gateway: Gateway = connection.app.state.gateway
-    sessions = gateway.services.get(Sessions)
+    gateway: Runtime = connection.app.state.gateway
+    sessions = gateway.port(Sessions)
     session: Session | None = None
-    host_login = gateway.services.get(Operators).host_login
+    host_login = gateway.port(Operators).host_login
     if host_login is None:
         session = await sessions.find(cookie_of(connection), is_used=is_used)
     elif (operator := await host_login(connection.scope)) is not None:
@@ -102,7 +102,7 @@ async def let_in(connection: Connection, *, is_used: bool) -> Session:
     return session
 
 
-async def _chosen_env(connection: Connection, gateway: Gateway) -> Env:
+async def _chosen_env(connection: Connection, gateway: Runtime) -> Env:
     """As the address says, or else the cookie; at first live, where a merchant moves real money."""
     for text in (connection.query_params.get("env"), connection.cookies.get(ENV_COOKIE)):
         for env in ENVS:

@@ -8,13 +8,13 @@ from litestar.exceptions import HTTPException
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 from valkey.exceptions import ValkeyError
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
 from mpesa_gateway.errors import NotFound, Refused, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.html import headers, moved
-from mpesa_gateway.http.request_id import current_request_id
 from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import current_request_id
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.admission import home, known_session
 from mpesa_gateway_ops.errors import NotSignedIn
 from mpesa_gateway_ops.frame import Frame
@@ -28,12 +28,12 @@ def _answer_refused(request: Request[Any, Any, Any], refused: Refused) -> Respon
     wait = {"Retry-After": str(refused.retry_after)} if refused.retry_after is not None else {}
     if "text/html" not in request.headers.get("accept", ""):
         return failure(refused.problems, refused.status, headers() | wait)
-    gateway: Gateway = request.app.state.gateway
+    gateway: Runtime = request.app.state.gateway
     if isinstance(refused, NotSignedIn):
         login_url = gateway.settings(OpsSettings).login_url
-        by_host = gateway.services.get(Operators).host_login is not None
+        by_host = gateway.port(Operators).host_login is not None
         return moved(login_url if by_host and login_url else f"{home(request)}/login")
-    return gateway.services.get(Frame).refusal(request, known_session(request), str(refused), refused.status)
+    return gateway.port(Frame).refusal(request, known_session(request), str(refused), refused.status)
 
 
 def _answer_without_queue(request: Request[Any, Any, Any], _: ValkeyError) -> Response[Any]:
@@ -55,9 +55,9 @@ def _answer_http(request: Request[Any, Any, Any], problem: HTTPException) -> Res
 
 def _answer_unexpected(request: Request[Any, Any, Any], problem: Exception) -> Response[Any]:
     log.error("unexpected_error", exception=trace(problem))
-    gateway: Gateway = request.app.state.gateway
+    gateway: Runtime = request.app.state.gateway
     message = f"something went wrong on our side: the log has more under {current_request_id()}"
-    return gateway.services.get(Frame).refusal(request, known_session(request), message, 500)
+    return gateway.port(Frame).refusal(request, known_session(request), message, 500)
 
 
 ANSWERS: dict[int | type[Exception], Any] = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mpesa_gateway.pages import Role
 
@@ -17,3 +17,11 @@ class HostOperator:
 
 HostLogin = Callable[[Any], Awaitable[HostOperator | None]]
 """Gives who is signed in, None for nobody, from a request's ASGI scope and what the host's own middleware put there."""
+
+
+class OperatorLogin(Protocol):
+    """The operators' own passwords, which a host's login can stand in for."""
+
+    def signed_in_by(self, login: HostLogin) -> HostLogin:
+        """Decorate the host's own login: who it says is signed in is, and passwords of the gateway open nothing."""
+        ...

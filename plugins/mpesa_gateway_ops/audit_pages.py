@@ -30,7 +30,7 @@ async def audit(visit: Visit) -> Shown:
     shown = found[:_A_PAGE]
     cursor = str(shown[-1].number) if len(found) > _A_PAGE else None
     rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in shown]
-    operators = {f"operator:{each.operator_id}": each.name for each in await gateway.services.get(Operators).list()}
+    operators = {f"operator:{each.operator_id}": each.name for each in await gateway.port(Operators).list()}
     return Shown(
         "audit.html",
         {

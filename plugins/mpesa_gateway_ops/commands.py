@@ -41,7 +41,7 @@ def create(session: Session, name: str, role: str, password_stdin: bool) -> None
     password = _password(from_stdin=password_stdin)
 
     async def work(gateway: Gateway) -> Operator:
-        return await gateway.services.get(Operators).create(name, password, role=Role(role), actor=actor())
+        return await gateway.port(Operators).create(name, password, role=Role(role), actor=actor())
 
     operator = session.run(work)
     click.echo(f"Created `{operator.name}` ({operator.role}), who can now sign in at /ops/login.", err=True)
@@ -55,7 +55,7 @@ def list_(session: Session, *, as_json: bool) -> None:
     """List all operators, those that are deactivated too."""
 
     async def work(gateway: Gateway) -> list[Operator]:
-        return await gateway.services.get(Operators).list()
+        return await gateway.port(Operators).list()
 
     show(
         ("operator_id", "name", "role", "active", "created_at", "last_login_at"),
@@ -83,7 +83,7 @@ def password_(session: Session, name: str, password_stdin: bool) -> None:
     password = _password(from_stdin=password_stdin)
 
     async def work(gateway: Gateway) -> None:
-        await gateway.services.get(Operators).set_password(name, password, actor=actor())
+        await gateway.port(Operators).set_password(name, password, actor=actor())
 
     session.run(work)
     click.echo(f"`{name}` has another password; whoever was signed in has to sign in again.")
@@ -97,7 +97,7 @@ def role_(session: Session, name: str, role: str) -> None:
     """Let NAME do what ROLE may, from the next page on."""
 
     async def work(gateway: Gateway) -> None:
-        await gateway.services.get(Operators).set_role(name, Role(role), actor=actor())
+        await gateway.port(Operators).set_role(name, Role(role), actor=actor())
 
     session.run(work)
     click.echo(f"`{name}` is {role} now.")
@@ -112,7 +112,7 @@ def deactivate(session: Session, name: str, *, yes: bool) -> None:
     confirm(f"Nobody will get in as {name}.", yes=yes)
 
     async def work(gateway: Gateway) -> None:
-        await gateway.services.get(Operators).deactivate(name, actor=actor())
+        await gateway.port(Operators).deactivate(name, actor=actor())
 
     session.run(work)
     click.echo(f"Deactivated `{name}`: nobody gets in by that name from now on.")

@@ -4,17 +4,15 @@ import asyncio
 import re
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Act, Concern, Menu, Page, Visit
-from mpesa_gateway.plugin import PluginRefused
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.plugin import Plugin, PluginRefused
+from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +36,9 @@ class Found(Generic[P]):
 class Desk:
     """Knows every page and act. Raises PluginRefused when two want the same address."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        brought = [(plugin.name, plugin.pages) for plugin in gateway.plugins]
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        brought = [(plugin.name, plugin.pages) for plugin in runtime.contributed(Plugin)]
         self._pages = _Places([(name, page) for name, pages in brought for page in pages.pages])
         self._acts = _Places([(name, act) for name, pages in brought for act in pages.acts])
         every = [page for _, pages in brought for page in pages.pages]
@@ -86,7 +84,7 @@ class Desk:
 
     async def concerns(self, env: Env) -> list[Concern]:
         """What wants attention in ``env``, of all plugins, the gravest first."""
-        found = await asyncio.gather(*(calmly(reader(self._gateway, env)) for reader in self._concerns))
+        found = await asyncio.gather(*(calmly(reader(self._runtime, env)) for reader in self._concerns))
         concerns = [concern for part in found if part is not None for concern in part]
         return sorted(concerns, key=lambda concern: concern.state != "failed")
 

@@ -1,16 +1,13 @@
 """Looks whether anybody can log in on the operators' pages."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, ok
+from mpesa_gateway.observation import Check, Examination, Observation, note, ok
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops import tables
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def look_at_operators(gateway: "Gateway", _: Examination) -> AsyncIterator[Observation]:
+async def look_at_operators(gateway: Runtime, _: Examination) -> AsyncIterator[Observation]:
     """Somebody is there to see the queue and the jobs that failed."""
     count = await gateway.db.fetchval(tables.COUNT_ACTIVE)
     if count:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.event_log import EventLog, EventsQuery
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.env import Env
@@ -12,11 +11,12 @@ from mpesa_gateway.errors import Conflict
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Shown, Visit
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.runtime import Runtime
 
 _A_PAGE = 50
 
 
-def _log(gateway: Gateway) -> EventLog:
+def _log(gateway: Runtime) -> EventLog:
     return EventLog(gateway.db, gateway.reads, gateway.clock)
 
 
@@ -64,7 +64,7 @@ async def wake(visit: Visit) -> Done:
     return Done(f"events/{event_id}", "It is tried again now.")
 
 
-async def stuck(gateway: Gateway, env: Env) -> Sequence[Concern]:
+async def stuck(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Events that a subscriber cannot cope with."""
     count = len(await _log(gateway).stuck(env))
     if not count:

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from litestar import Response
@@ -14,13 +14,12 @@ from mpesa_gateway.http import html
 from mpesa_gateway.http.html import Connection
 from mpesa_gateway.pages import Moment, Page, Panel, Role, Shown, Visit
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.admission import env_of
 from mpesa_gateway_ops.desk import Desk, Found, calmly, groups
 from mpesa_gateway_ops.notes import Note
 from mpesa_gateway_ops.sessions import Session
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _OWN = "mpesa_gateway_ops"
 
@@ -33,10 +32,12 @@ _IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
 class Frame:
     """Draws pages."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._desk = gateway.services.get(Desk)
-        packages = {plugin.name: plugin.pages.templates for plugin in gateway.plugins if plugin.pages.templates}
+    def __init__(self, runtime: Runtime, desk: Desk) -> None:
+        self._runtime = runtime
+        self._desk = desk
+        packages = {
+            plugin.name: plugin.pages.templates for plugin in runtime.contributed(Plugin) if plugin.pages.templates
+        }
         self._templates = html.environment({"": _OWN} | packages)
 
     async def page(
@@ -69,7 +70,7 @@ class Frame:
         said = {"title": title, "message": message}
         if session is None:
             return self.alone(connection, "refusal_alone.html", said, status=status)
-        visit = Visit(gateway=self._gateway, visitor=session.visitor, values={}, env=env_of(connection))
+        visit = Visit(gateway=self._runtime, visitor=session.visitor, values={}, env=env_of(connection))
         values = self._values(connection, session, visit, None)
         text = self._templates.get_template("refusal.html").render(values | said)
         return html.answer(_as_seen(visit, text), status=status)
@@ -91,7 +92,7 @@ class Frame:
 
     def _values(self, connection: Connection, session: Session, visit: Visit, page: Page | None) -> dict[str, Any]:
         """What every template may use."""
-        root, now = html.root(connection), self._gateway.clock.now()
+        root, now = html.root(connection), self._runtime.clock.now()
         visitor = visit.visitor
         menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
 
@@ -183,7 +184,7 @@ class Frame:
         return drawn or None
 
     async def _moments(self, place: str, about: str) -> list[Moment]:
-        readers = [trace.read(self._gateway, about) for trace in self._desk.traces if trace.place == place]
+        readers = [trace.read(self._runtime, about) for trace in self._desk.traces if trace.place == place]
         found = await asyncio.gather(*map(calmly, readers))
         return sorted((moment for part in found if part is not None for moment in part), key=lambda moment: moment.at)
 

@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.errors import TooManyFailures
-from mpesa_gateway.http.client_ip import neighbourhood
-from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.turns import Turns
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.limits import ACCOUNT, DEVICE, LOGIN
-from mpesa_gateway.security.vault import OPERATOR_FORMS
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.limits import ACCOUNT, DEVICE, LOGIN, Limits
+from mpesa_gateway.security.vault import OPERATOR_FORMS, Vault
 
 T = TypeVar("T")
 
@@ -65,8 +65,12 @@ class Guess:
 class Guesses:
     """Judges guesses in turn. Known devices have a queue of their own."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
+    def __init__(self, *, clock: Clock, ids: Ids, limits: Limits, vault: Vault, audit: Audit) -> None:
+        self._clock = clock
+        self._ids = ids
+        self._limits = limits
+        self._vault = vault
+        self._audit = audit
         self._strangers = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
         self._devices = Turns(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="password", initializer=_be_nice)
@@ -92,7 +96,7 @@ class Guesses:
         turns, who = (
             (self._strangers, neighbourhood(guess.address)) if guess.device is None else (self._devices, guess.device)
         )
-        limits = self._gateway.limits
+        limits = self._limits
         if any(limits.refusal(what, counted) for what, counted in guess.counters):
             # Known in this process: no turn is taken from others.
             await self._refuse_limited(guess)
@@ -106,11 +110,9 @@ class Guesses:
         """Raise TooManyFailures where the failures are used up, and put it on record."""
         try:
             for what, counted in guess.counters:
-                await self._gateway.limits.admits(what, counted)
+                await self._limits.admits(what, counted)
         except TooManyFailures:
-            await self._gateway.audit.observe(
-                "operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}"
-            )
+            await self._audit.observe("operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
             raise
 
     async def failed(self, guess: Guess) -> None:
@@ -118,24 +120,24 @@ class Guesses:
         for what, counted in guess.counters:
             with suppress(TooManyFailures):
                 # The next guess is told.
-                await self._gateway.limits.failed(what, counted)
+                await self._limits.failed(what, counted)
 
     def device_cookie(self, name: str) -> Secret:
         """A new device cookie of a browser that has signed in to this account."""
-        until = str(int((self._gateway.clock.now() + DEVICE_LIFETIME).timestamp()))
-        nonce = self._gateway.ids.token(16).hex()
+        until = str(int((self._clock.now() + DEVICE_LIFETIME).timestamp()))
+        nonce = self._ids.token(16).hex()
         return Secret(f"{until}.{nonce}.{self._mac(name, until, nonce)}")
 
     def _read(self, name: str, cookie: Secret) -> str | None:
         """The device of a cookie of this account, None for any other."""
         found = _COOKIE.match(cookie.reveal())
-        if found is None or int(found[1]) <= self._gateway.clock.now().timestamp():
+        if found is None or int(found[1]) <= self._clock.now().timestamp():
             return None
         return found[2] if hmac.compare_digest(self._mac(name, found[1], found[2]), found[3]) else None
 
     def _mac(self, name: str, until: str, nonce: str) -> str:
         text = f"device\0{until}\0{nonce}\0{name}"
-        return hmac.new(self._gateway.vault.secret(OPERATOR_FORMS), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._vault.secret(OPERATOR_FORMS), text.encode(), hashlib.sha256).hexdigest()
 
 
 def _be_nice() -> None:

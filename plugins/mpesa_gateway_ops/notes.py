@@ -1,16 +1,15 @@
 """Notes: what an act came to, told on the page that follows, once; kept sealed, since some hold a new secret."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.security.sealing import CannotOpen, Sealer
 from mpesa_gateway_ops import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _KEEP = timedelta(minutes=10)
 
@@ -26,26 +25,28 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Notes:
     """Leaves notes for an owner (a session), and takes them away again."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(self, *, db: Database, clock: Clock, ids: Ids, sealer: Sealer) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._sealer = sealer
 
     async def leave(self, owner: str, text: str, *, problem: bool = False, secret: Secret | None = None) -> str:
         """Keep a note; gives its id, for the address of the page that shows it."""
-        note_id, now = self._gateway.ids.token(16).hex(), self._gateway.clock.now()
+        note_id, now = self._ids.token(16).hex(), self._clock.now()
         note = Note(text=text, problem=problem, secret=None if secret is None else secret.reveal())
-        sealed = self._gateway.sealer.seal(msgspec.json.encode(note).decode(), aad=_aad(note_id, owner))
+        sealed = self._sealer.seal(msgspec.json.encode(note).decode(), aad=_aad(note_id, owner))
         await self._db.execute(tables.LEAVE_NOTE, note_id, owner, sealed, now, now - _KEEP)
         return note_id
 
     async def take(self, owner: str, note_id: str) -> Note | None:
         """A note of this owner's, which is gone then; None for one that was taken, is old, or somebody else's."""
-        since = self._gateway.clock.now() - _KEEP
+        since = self._clock.now() - _KEEP
         sealed = await self._db.fetchval(tables.TAKE_NOTE, note_id, owner, since)
         if sealed is None:
             return None
         try:
-            return msgspec.json.decode(self._gateway.sealer.open(sealed, aad=_aad(note_id, owner)), type=Note)
+            return msgspec.json.decode(self._sealer.open(sealed, aad=_aad(note_id, owner)), type=Note)
         except CannotOpen:
             # Sealed under a master key that is gone: what it said is lost, and the page is not.
             return None

@@ -4,17 +4,20 @@ import re
 from datetime import datetime
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import Conflict, NotFound, checking
-from mpesa_gateway.ids import base32
+from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostLogin
 from mpesa_gateway_ops.errors import WrongPassword
@@ -22,9 +25,6 @@ from mpesa_gateway_ops.guesses import Guesses
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import OperatorRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}\Z", re.ASCII)
 
@@ -57,15 +57,29 @@ class SignedIn(NamedTuple):
 class Operators:
     """The use cases of operators."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._guesses = Guesses(gateway)
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        ids: Ids,
+        audit: Audit,
+        settings: OpsSettings,
+        guesses: Guesses,
+        sessions: Sessions,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._audit_log = audit
+        self._settings = settings
+        self._guesses = guesses
+        self._sessions = sessions
         self.host_login: HostLogin | None = None
 
     async def start(self) -> None:
         """Find the host's own login where the settings name one. Raises ConfigRefused when it cannot be."""
-        name = self._gateway.settings(OpsSettings).login
+        name = self._settings.login
         if name is not None:
             self.host_login = _named(name)
 
@@ -84,11 +98,11 @@ class Operators:
             checks.take("name", _check_name, name)
             checks.take("password", _check_password, password)
         operator = Operator(
-            operator_id=self._gateway.ids.new("opr"),
+            operator_id=self._ids.new("opr"),
             name=name,
             role=role,
             is_active=True,
-            created_at=self._gateway.clock.now(),
+            created_at=self._clock.now(),
         )
         password_hash = await self._hash(password)
         async with self._db.transaction():
@@ -102,9 +116,9 @@ class Operators:
     async def create_first(self, name: str, *, actor: str) -> Secret | None:
         """The first operator, an admin, with a password of our choice, shown now or never; None where there is one."""
         query: Any = OperatorRow.exists()  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        if await self._gateway.db.run(query):
+        if await self._db.run(query):
             return None
-        password = Secret(base32(int.from_bytes(self._gateway.ids.token(15), "big"), 24))
+        password = Secret(base32(int.from_bytes(self._ids.token(15), "big"), 24))
         await self.create(name, password, role=Role.ADMIN, actor=actor)
         return password
 
@@ -118,7 +132,7 @@ class Operators:
             OperatorRow.created_at,
             OperatorRow.last_login_at,
         ).order_by(OperatorRow.name)
-        rows = await self._gateway.db.run(query)
+        rows = await self._db.run(query)
         return [msgspec.convert(row, Operator) for row in rows]
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
@@ -166,12 +180,12 @@ class Operators:
             )
             if row is not None and is_right and row["is_active"]:
                 async with self._db.transaction():
-                    now = self._gateway.clock.now()
+                    now = self._clock.now()
                     # Unless the password was changed, or the operator shut out, while we were hashing.
                     if await self._db.fetchval(tables.NOTE_LOGIN, row["operator_id"], known_hash, now):
                         actor = f"operator:{row['operator_id']}"
                         await self._audit("operator.signed_in", actor, row["operator_id"])
-                        session = await self._gateway.services.get(Sessions).open(row["operator_id"])
+                        session = await self._sessions.open(row["operator_id"])
                         return SignedIn(session, self._guesses.device_cookie(name))
             operator_id = None if row is None else row["operator_id"]
             await self._audit("operator.sign_in_failed", f"address:{address}", operator_id)
@@ -182,7 +196,7 @@ class Operators:
         return await self._guesses.run(partial(_hasher.hash, password.reveal()))
 
     async def _audit(self, action: str, actor: str, operator_id: str | None, **detail: str) -> None:
-        await self._gateway.audit.record(action, merchant_id=None, actor=actor, subject_id=operator_id, detail=detail)
+        await self._audit_log.record(action, merchant_id=None, actor=actor, subject_id=operator_id, detail=detail)
 
 
 def _named(name: str) -> HostLogin:

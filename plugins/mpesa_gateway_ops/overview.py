@@ -2,10 +2,10 @@
 
 from valkey.exceptions import ValkeyError
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import examine
 from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops import queue_desk
 from mpesa_gateway_ops.desk import Desk
 
@@ -19,12 +19,12 @@ async def overview(visit: Visit) -> Shown:
         {
             "parts": parts,
             "queue": await queue_desk.numbers(gateway),
-            "concerns": await gateway.services.get(Desk).concerns(visit.env),
+            "concerns": await gateway.port(Desk).concerns(visit.env),
         },
     )
 
 
-async def unwell(gateway: Gateway, _: Env) -> list[Concern]:
+async def unwell(gateway: Runtime, _: Env) -> list[Concern]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
         Concern(text=f"{name} is not well: {part.detail or 'no answer'}", to="system", state="failed")

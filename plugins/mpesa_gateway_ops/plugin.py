@@ -1,12 +1,12 @@
 """The ops plugin, declared."""
 
 import re
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.http.request_id import Message
+from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.vouching import Voucher
-from mpesa_gateway.pages import Pages
+from mpesa_gateway.pages import FirstOperator, Pages
 from mpesa_gateway.plugin import Forgetting, Plugin, Tables
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import (
     audit_pages,
@@ -21,26 +21,25 @@ from mpesa_gateway_ops import (
 )
 from mpesa_gateway_ops.admission import COOKIE
 from mpesa_gateway_ops.commands import operators
-from mpesa_gateway_ops.desk import Desk
 from mpesa_gateway_ops.doctor import CHECKS
-from mpesa_gateway_ops.frame import Frame
-from mpesa_gateway_ops.notes import Notes
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.provides import PROVIDES
 from mpesa_gateway_ops.routes import routes
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import NoteRow, OperatorRow, SessionRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 _SESSION = re.compile(rb"(?:\A|[; ])" + COOKIE.encode() + rb"=([0-9a-f]{64})(?:;|\Z)")
 
 
-def _vouches(gateway: "Gateway", scope: Message, _: str) -> bool:
+def _vouches(gateway: Runtime, scope: Message, _: str) -> bool:
     cookies = (value for name, value in scope["headers"] if name == b"cookie")
     found = next(filter(None, map(_SESSION.search, cookies)), None)
-    return found is not None and gateway.services.get(Sessions).was_open(Secret(found[1].decode()))
+    return found is not None and gateway.port(Sessions).was_open(Secret(found[1].decode()))
+
+
+async def _create_first(gateway: Runtime, name: str, actor: str) -> Secret | None:
+    return await gateway.port(Operators).create_first(name, actor=actor)
 
 
 plugin = Plugin(
@@ -48,7 +47,7 @@ plugin = Plugin(
     summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
     routes=routes,
-    provides=((Operators, Operators), (Sessions, Sessions), (Desk, Desk), (Frame, Frame), (Notes, Notes)),
+    provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
     # Who signed in and out stands in the audit log; a session that has ended is good for nothing.
     forgets=(Forgetting("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
@@ -76,5 +75,5 @@ plugin = Plugin(
         concerns=(overview.unwell, event_pages.stuck),
     ),
     checks=CHECKS,
-    contributes=(Voucher(("/ops",), _vouches),),
+    contributes=(Voucher(("/ops",), _vouches), FirstOperator(_create_first)),
 )

@@ -9,8 +9,8 @@ from saq import Job
 from saq.job import ACTIVE_STATUSES, Status
 from valkey.exceptions import ValkeyError
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.pages import Act, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.runtime import Runtime
 
 _SHOWN = 50
 
@@ -43,7 +43,7 @@ class AtWork:
     failed: int
 
 
-async def numbers(gateway: Gateway) -> dict[str, int] | None:
+async def numbers(gateway: Runtime) -> dict[str, int] | None:
     """All queues in numbers, with the workers of the queue that has fewest; None when they do not answer."""
     try:
         each = await _each(gateway)
@@ -52,7 +52,7 @@ async def numbers(gateway: Gateway) -> dict[str, int] | None:
     return _total(list(each.values()))
 
 
-async def _each(gateway: Gateway) -> dict[str, dict[str, int]]:
+async def _each(gateway: Runtime) -> dict[str, dict[str, int]]:
     return {
         name: _numbers(dict(await queue.info()), await queue.count_failed())
         for name, queue in gateway.jobs.queues.items()

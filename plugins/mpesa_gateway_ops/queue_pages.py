@@ -18,10 +18,10 @@ from litestar.params import FromPath
 from saq import Job
 from saq.web.common import STATIC_PATH
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.html import asked_path, headers, moved
-from mpesa_gateway.worker import GatewayQueue
+from mpesa_gateway.queues import GatewayQueue
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.admission import POLLED, home, session_of, signed_in
 from mpesa_gateway_ops.answers import ANSWERS
 
@@ -131,7 +131,7 @@ async def abort_job(
     return _json({})
 
 
-async def _note(gateway: Gateway, request: Request[Any, Any, Any], action: str, job: Job) -> None:
+async def _note(gateway: Runtime, request: Request[Any, Any, Any], action: str, job: Job) -> None:
     """Put on record what an operator does with a job."""
     await gateway.audit.record(
         action,
@@ -142,14 +142,14 @@ async def _note(gateway: Gateway, request: Request[Any, Any, Any], action: str, 
     )
 
 
-def _queue(gateway: Gateway, name: str) -> GatewayQueue:
+def _queue(gateway: Runtime, name: str) -> GatewayQueue:
     for queue in gateway.jobs.queues.values():
         if queue.name == name:
             return queue
     raise NotFound("there is no such queue")
 
 
-async def _job(gateway: Gateway, queue: str, key: str) -> Job:
+async def _job(gateway: Runtime, queue: str, key: str) -> Job:
     found = await _queue(gateway, queue).job(key)
     if found is None:
         raise NotFound("there is no such job: a finished one is kept for a minute, a failed one for a week")

@@ -8,12 +8,12 @@ from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import NotFound, Refused, TooManyFailures
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.html import moved
 from mpesa_gateway.pages import Act, Done, OtherWorld, Visit
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import queue_pages
 from mpesa_gateway_ops.admission import (
@@ -68,7 +68,7 @@ async def login_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
 @post("/ops/login", body_bytes=_LOGIN_BYTES, **_OPEN)
 async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Open a session for who knows the password."""
-    operators = gateway.services.get(Operators)
+    operators = gateway.port(Operators)
     if operators.host_login is not None:
         return await _login(request, gateway)
     fields = await form_of(request)
@@ -84,7 +84,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
         problem = f"Too many failed attempts. Try again in {-(-wait // 60)} min."
         more = {"Retry-After": str(wait)}
         return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
-    lifetime = int(gateway.services.get(Sessions).lifetime.total_seconds())
+    lifetime = int(gateway.port(Sessions).lifetime.total_seconds())
     answer = moved(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
     public_url: str = gateway.config.public_url
     # No Path either: it is sent to /ops/login, wherever we are mounted.
@@ -102,7 +102,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
 
 async def _login(
     request: Request[Any, Any, Any],
-    gateway: Gateway,
+    gateway: Runtime,
     *,
     name: str = "",
     problem: str | None = None,
@@ -113,11 +113,11 @@ async def _login(
         "title": "Sign in",
         "name": name,
         "problem": problem,
-        "host_login": gateway.services.get(Operators).host_login is not None,
+        "host_login": gateway.port(Operators).host_login is not None,
         "login_url": gateway.settings(OpsSettings).login_url,
         "is_live": await gateway.merchants.any_live(),
     }
-    return gateway.services.get(Frame).alone(request, "login.html", values, status=status, more=more)
+    return gateway.port(Frame).alone(request, "login.html", values, status=status, more=more)
 
 
 @post("/ops/logout", **_OPEN)
@@ -125,7 +125,7 @@ async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any
     """End this session."""
     await let_in(request, is_used=False)
     await checked_form(request)
-    await gateway.services.get(Sessions).close(cookie_of(request))
+    await gateway.port(Sessions).close(cookie_of(request))
     return moved(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
 
@@ -138,7 +138,7 @@ def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
     return env_of(request)
 
 
-def _cookie(gateway: Gateway, value: str, seconds: int, *, name: str = COOKIE) -> str:
+def _cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -> str:
     """A cookie of ours. Without a Path it belongs to the folder of /ops/login, wherever we are mounted."""
     is_secure = urlsplit(gateway.config.public_url).scheme == "https"
     secure = "; Secure" if is_secure else ""
@@ -151,7 +151,7 @@ async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
     await let_in(request, is_used=True)
     env = request.url.path.rpartition("/")[2]
     to = request.query_params.get("to", "").strip("/")
-    known = gateway.services.get(Desk).page_at(to.partition("?")[0]) is not None
+    known = gateway.port(Desk).page_at(to.partition("?")[0]) is not None
     cookie = _cookie(gateway, env, _ENV_KEPT, name=ENV_COOKIE)
     return moved(_below(request, to if known else ""), more={"Set-Cookie": cookie})
 
@@ -176,7 +176,7 @@ async def any_page(
 @post("/ops/{path:path}", status_code=200, **_OPEN)
 async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]) -> Response[Any]:
     """An act of a plugin's, on record before it is done."""
-    desk = gateway.services.get(Desk)
+    desk = gateway.port(Desk)
     found = desk.act_at(path)
     session = await let_in(request, is_used=True)
     if found is None:
@@ -201,8 +201,8 @@ async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway:
     return await _go_on(request, gateway, done, visit.env)
 
 
-async def _show(request: Request[Any, Any, Any], gateway: Gateway, path: str) -> Response[Any]:
-    desk = gateway.services.get(Desk)
+async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) -> Response[Any]:
+    desk = gateway.port(Desk)
     found = desk.page_at(path)
     session = await let_in(request, is_used=found is None or not found.it.is_part)
     act = desk.act_at(path)
@@ -222,10 +222,10 @@ async def _show(request: Request[Any, Any, Any], gateway: Gateway, path: str) ->
     if is_whole and asked_env == env_of(request) != request.cookies.get(ENV_COOKIE):
         # From now on, then: the links of the page lead on in the same env.
         return moved(_look_at(request, env_of(request), path, query))
-    note = await gateway.services.get(Notes).take(session.owner, note_id) if note_id else None
+    note = await gateway.port(Notes).take(session.owner, note_id) if note_id else None
     visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
     try:
-        return await gateway.services.get(Frame).page(request, session, visit, found, note=note)
+        return await gateway.port(Frame).page(request, session, visit, found, note=note)
     except OtherWorld as other:
         return moved(_look_at(request, other.env, path, query))
 
@@ -236,11 +236,11 @@ def _look_at(request: Request[Any, Any, Any], env: Env, path: str, query: Mappin
     return _below(request, f"{env}?{urlencode({'to': to})}")
 
 
-async def _go_on(request: Request[Any, Any, Any], gateway: Gateway, done: Done, env: Env) -> Response[Any]:
+async def _go_on(request: Request[Any, Any, Any], gateway: Runtime, done: Done, env: Env) -> Response[Any]:
     note_id = ""
     if done.note or done.secret is not None:
         owner = session_of(request).owner
-        note_id = await gateway.services.get(Notes).leave(owner, done.note, secret=done.secret)
+        note_id = await gateway.port(Notes).leave(owner, done.note, secret=done.secret)
     to = done.to
     if env != env_of(request):
         # Another tab looks at the other env by now: the note belongs to the page of this one.
@@ -249,19 +249,19 @@ async def _go_on(request: Request[Any, Any, Any], gateway: Gateway, done: Done, 
 
 
 async def _show_again(
-    request: Request[Any, Any, Any], gateway: Gateway, visit: Visit, act: Found[Act], refused: Refused, form: Form
+    request: Request[Any, Any, Any], gateway: Runtime, visit: Visit, act: Found[Act], refused: Refused, form: Form
 ) -> Response[Any]:
     """The page that the form stands on, with what was wrong; or, for a mere button, the page where it is."""
     session = session_of(request)
-    page = gateway.services.get(Desk).page_of(act)
+    page = gateway.port(Desk).page_of(act)
     if page is not None:
         problems = tuple(refused.problems)
         again = Visit(
             gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems, env=visit.env
         )
-        return await gateway.services.get(Frame).page(request, session, again, page, status=refused.status)
+        return await gateway.port(Frame).page(request, session, again, page, status=refused.status)
     text = str(refused)
-    note_id = await gateway.services.get(Notes).leave(
+    note_id = await gateway.port(Notes).leave(
         session.owner, f"Not done: {text}{'' if text.endswith('.') else '.'}", problem=True
     )
     return moved(_below(request, _filled(act.it.back, act.values), note_id))

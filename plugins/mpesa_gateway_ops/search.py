@@ -15,7 +15,7 @@ async def nothing_found(_: Visit) -> Shown:
 async def find(visit: Visit) -> Done:
     """Go where the text leads. Raises NotFound."""
     text = visit.text("text")[:_LONGEST]
-    path = await visit.gateway.services.get(Desk).find(visit, text) if text else ""
+    path = await visit.gateway.port(Desk).find(visit, text) if text else ""
     if path is None:
         raise NotFound("no enabled plugin knows what that could be")
     return Done(path)

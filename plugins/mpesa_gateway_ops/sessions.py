@@ -5,17 +5,17 @@ import hmac
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.pages import Role, Visitor
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.vault import OPERATOR_FORMS
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.vault import OPERATOR_FORMS, Vault
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.settings import OpsSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _SEEN_FOR, _MOST_SEEN = 600.0, 1000
 """Seconds for which a session is known without asking Postgres, and how many are; full, the memory is emptied."""
@@ -43,25 +43,29 @@ class Session:
 class Sessions:
     """Opens, finds and closes sessions."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        settings = gateway.settings(OpsSettings)
+    def __init__(
+        self, *, db: Database, clock: Clock, ids: Ids, vault: Vault, audit: Audit, settings: OpsSettings
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+        self._vault = vault
+        self._audit = audit
         self.lifetime = timedelta(hours=settings.session_hours)
         self._seen: dict[bytes, float] = {}
         self._idle = timedelta(minutes=settings.idle_minutes)
 
     async def open(self, operator_id: str) -> Secret:
         """A new session, as the cookie will hold it. Those that have ended are forgotten."""
-        token = Secret(self._gateway.ids.token(32).hex())
-        now = self._gateway.clock.now()
+        token = Secret(self._ids.token(32).hex())
+        now = self._clock.now()
         await self._db.execute(tables.FORGET_SESSIONS, now, now - self._idle)
         await self._db.execute(tables.OPEN_SESSION, _digest(token), operator_id, now, now + self.lifetime)
         return token
 
     async def find(self, token: Secret, *, is_used: bool) -> Session | None:
         """The session that the cookie names, None when it has ended. ``is_used``: a person asked for something."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         digest = _digest(token)
         row = await self._db.fetchrow(tables.FIND_SESSION, digest, now, now - self._idle)
         if row is None:
@@ -84,7 +88,7 @@ class Sessions:
     def of_host(self, operator: HostOperator) -> Session:
         """The session of somebody whom the host has signed in."""
         actor = f"operator:host:{operator.name}"
-        key = self._gateway.vault.secret(OPERATOR_FORMS)
+        key = self._vault.secret(OPERATOR_FORMS)
         token = hmac.new(key, f"{actor}|{operator.role.value}".encode(), hashlib.sha256).hexdigest()
         return Session(Visitor(name=operator.name, role=operator.role, actor=actor), token, actor, is_ours=False)
 
@@ -93,7 +97,7 @@ class Sessions:
         async with self._db.transaction():
             operator_id = await self._db.fetchval(tables.CLOSE_SESSION, _digest(token))
             if operator_id is not None:
-                await self._gateway.audit.record(
+                await self._audit.record(
                     "operator.signed_out", merchant_id=None, actor=f"operator:{operator_id}", subject_id=operator_id
                 )
 

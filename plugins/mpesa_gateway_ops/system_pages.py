@@ -8,6 +8,7 @@ from mpesa_gateway import toml
 from mpesa_gateway.config import shown
 from mpesa_gateway.http.health import examine
 from mpesa_gateway.pages import Menu, Page, Shown, Visit
+from mpesa_gateway.plugin import Plugin
 from mpesa_gateway_ops.desk import calmly
 
 _PACKAGES = ("mpesa-gateway", "litestar", "uvicorn", "asyncpg", "piccolo", "saq", "valkey", "niquests", "cryptography")
@@ -20,7 +21,7 @@ async def system(visit: Visit) -> Shown:
     values.pop("sections", None)
     values |= {
         plugin.name: shown(gateway.settings(plugin.settings))
-        for plugin in gateway.plugins
+        for plugin in gateway.contributed(Plugin)
         if plugin.settings.__struct_fields__
     }
     postgres = await calmly(gateway.db.fetchval("SHOW server_version"))
@@ -35,7 +36,7 @@ async def system(visit: Visit) -> Shown:
                 "Postgres": postgres or "does not answer",
                 "Valkey": _valkey_version(valkey),
             },
-            "plugins": gateway.plugins,
+            "plugins": gateway.contributed(Plugin),
             "settings": toml.dumps(values),
         },
     )

@@ -24,17 +24,8 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     read_kind,
 )
-from mpesa_gateway_payments.judging import (
-    AlreadyKnown,
-    Ambiguous,
-    Ask,
-    Mismatch,
-    Settles,
-    Transaction,
-    Unfit,
-    Verdict,
-)
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.verdicts import AlreadyKnown, Ambiguous, Ask, Mismatch, Settles, Transaction, Unfit, Verdict
 
 __all__ = [
     "CLOCKS_DIFFER",

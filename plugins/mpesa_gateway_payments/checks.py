@@ -4,7 +4,6 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,11 +13,12 @@ from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.evidence import (
     Direction,
@@ -31,15 +31,13 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
 )
-from mpesa_gateway_payments.judging import contradicts, payment_of
+from mpesa_gateway_payments.judging import contradicts
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_payments.verdicts import payment_of
 
 log = structlog.get_logger(__name__)
 
@@ -49,11 +47,23 @@ _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
 class StatusChecks:
     """Transaction status queries. Asking moves nothing; the answer moves at most one payment."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._moves = Transitions(gateway)
-        self._outside = OutsideReversals(gateway)
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        moves: Transitions,
+        outside: OutsideReversals,
+        recovery: PaymentRecovery,
+    ) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._moves = moves
+        self._outside = outside
+        self._recovery = recovery
 
     async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
@@ -61,27 +71,28 @@ class StatusChecks:
         Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         self._db.refuse_transaction("asking M-Pesa about a transaction")
-        self._gateway.outcomes.require_room()
+        self._runtime.outcomes.require_room()
         payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
-        credentials = await self._credentials(merchant_id, env, payment)
+        credentials = await self._credentials_of(merchant_id, env, payment)
         initiator = credentials.initiator_for("a status check")
-        check_id, now = self._gateway.ids.new("chk"), self._gateway.clock.now()
+        check_id, now = self._runtime.ids.new("chk"), self._runtime.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
         await self._db.execute(
-            tables.INSERT_CHECK,
-            check_id,
-            merchant_id,
-            credentials.env,
-            credentials.shortcode,
-            payment_id,
-            receipt,
-            what[:64],
-            reference,
-            now,
+            *check_sql.INSERT_CHECK.bind(
+                check_id=check_id,
+                merchant_id=merchant_id,
+                env=credentials.env,
+                shortcode=credentials.shortcode,
+                payment_id=payment_id,
+                receipt=receipt,
+                asked_for=what[:64],
+                reference=reference,
+                created_at=now,
+            )
         )
-        self._gateway.tracer.begins(check_id)
+        self._runtime.tracer.begins(check_id)
         # A caller that hangs up must not tear the question from its record.
-        return await self._gateway.see_through(
+        return await self._runtime.see_through(
             self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)
         )
 
@@ -94,9 +105,9 @@ class StatusChecks:
         receipt: str | None,
         conversation_id: str | None,
     ) -> CheckStarted:
-        outcomes = self._gateway.outcomes
+        outcomes = self._runtime.outcomes
         try:
-            ack = await self._gateway.daraja.transaction_status(
+            ack = await self._runtime.daraja.transaction_status(
                 credentials.daraja,
                 initiator,
                 receipt=receipt,
@@ -121,14 +132,14 @@ class StatusChecks:
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_CHECK, merchant_id, env, check_id)
+        row = await self._db.fetchrow(check_sql.FIND_CHECK, merchant_id, env, check_id)
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _credentials(self, merchant_id: str, env: Env, payment: Row | None) -> MpesaCredentials:
+    async def _credentials_of(self, merchant_id: str, env: Env, payment: Row | None) -> MpesaCredentials:
         """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
-        port = self._gateway.services.get(Credentials)
+        port = self._credentials
         if payment is not None:
             return await port.of_shortcode(payment["shortcode_id"])
         credentials = await port.get(merchant_id, env)
@@ -150,7 +161,7 @@ class StatusChecks:
         return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
 
     def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
-        return self._gateway.services.get(Callbacks).url_for(
+        return self._callbacks.url_for(
             "status" if kind == "status" else "status-timeout",
             env=credentials.env,
             merchant_id=credentials.merchant_id,
@@ -158,20 +169,20 @@ class StatusChecks:
         )
 
     async def _write_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         asked = await self._db.fetchval(
-            tables.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
+            check_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
         )
         if asked is not None and payment_id is not None:
             await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
-        callbacks = self._gateway.services.get(Callbacks)
+        callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
             await callbacks.apply_waiting(handle)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
-        ended = None if state == "unknown" else self._gateway.clock.now()
-        await self._db.execute(tables.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
+        ended = None if state == "unknown" else self._runtime.clock.now()
+        await self._db.execute(check_sql.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
 
     # -- the answer -----------------------------------------------------------------------------------------------
 
@@ -180,26 +191,26 @@ class StatusChecks:
         if result.subject_id and not result.subject_id.startswith("chk_"):
             return
         if result.subject_id:
-            check = await self._db.fetchrow(tables.LOCK_CHECK, result.subject_id)
+            check = await self._db.fetchrow(check_sql.LOCK_CHECK, result.subject_id)
         else:
             check = await self._db.fetchrow(
-                tables.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+                check_sql.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
             )
         if check is None:
             return
         if _is_of_another(check, result):
             raise AnotherSubject("this result is about another question than its address")
         if result.is_final:
-            now = self._gateway.clock.now()
+            now = self._runtime.clock.now()
             if result.timed_out:
                 await self._finish(check, "timed_out", result, None, now)
             else:
                 await self._finish(check, "answered", result, await self._settle(check, result), now)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def _finish(self, check: Row, state: str, result: StatusResulted, finding: str | None, now: datetime) -> None:
         await self._db.execute(
-            tables.CHECK_FINISHED,
+            check_sql.CHECK_FINISHED,
             check["check_id"],
             state,
             result.result_code,
@@ -215,7 +226,7 @@ class StatusChecks:
         if (why_nothing := _says_nothing(result, state, asked)) is not None:
             return why_nothing
         evidence = await self._evidence(check, result)
-        recovery = self._gateway.services.get(PaymentRecovery)
+        recovery = self._recovery
         if state == "completed":
             # The rule needs the receipt from M-Pesa's own words.
             settle = recovery.settle if result.receipt is not None else recovery.settle_named
@@ -243,7 +254,7 @@ class StatusChecks:
         if payment is None or not has_money or evidence.amount not in {None, payment["amount"]}:
             if evidence.direction is Direction.OUT:
                 return "not_ours"
-            recovery = self._gateway.services.get(PaymentRecovery)
+            recovery = self._recovery
             settled = await recovery.settle_named(evidence)
             if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
                 if evidence.receipt is not None and settled.finding != "mismatched":
@@ -280,7 +291,7 @@ class StatusChecks:
         """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
         numbers = {check["shortcode"]}
         with suppress(ProviderNotConfigured):
-            port = self._gateway.services.get(Credentials)
+            port = self._credentials
             known = await port.get(check["merchant_id"], check["env"], check["shortcode"])
             numbers.add(known.store_number or known.shortcode)
         return numbers

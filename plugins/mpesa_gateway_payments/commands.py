@@ -51,9 +51,7 @@ def list_(
 
     async def work(gateway: Gateway) -> list[PaymentView]:
         merchant = await merchant_of(gateway, merchant_id)
-        return (
-            await gateway.services.get(PaymentService).page(merchant.merchant_id, env_of(is_live=is_live), filters)
-        ).data
+        return (await gateway.port(PaymentService).page(merchant.merchant_id, env_of(is_live=is_live), filters)).data
 
     found = session.run(work)
     if as_json:
@@ -85,8 +83,8 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Show one payment, and everything that has happened to it. The phone number is masked."""
 
     async def work(gateway: Gateway) -> PaymentView:
-        row = await gateway.services.get(PaymentDesk).get(payment_id)
-        return await gateway.services.get(PaymentService).get(row["merchant_id"], row["env"], payment_id)
+        row = await gateway.port(PaymentDesk).get(payment_id)
+        return await gateway.port(PaymentService).get(row["merchant_id"], row["env"], payment_id)
 
     payment = _masked(session.run(work))
     if as_json:
@@ -108,7 +106,7 @@ def query(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Ask M-Pesa now how a pending payment stands; whatever it says changes the payment as a callback would."""
 
     async def work(gateway: Gateway) -> str:
-        return await gateway.services.get(PaymentDesk).query(payment_id)
+        return await gateway.port(PaymentDesk).query(payment_id)
 
     status = session.run(work)
     if as_json:

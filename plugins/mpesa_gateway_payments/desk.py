@@ -2,25 +2,25 @@
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.security.sealing import CannotOpen
-from mpesa_gateway_payments import tables
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.sealing import CannotOpen, Sealer
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import exported
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
@@ -43,16 +43,32 @@ class DeskFilters(PaymentFilters, frozen=True, kw_only=True):
 class PaymentDesk:
     """What operators ask of payments."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self,
+        *,
+        db: Database,
+        reads: Asking,
+        clock: Clock,
+        audit: Audit,
+        sealer: Sealer,
+        moves: Transitions,
+        queries: StkQueries,
+        checks: StatusChecks,
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._audit = audit
+        self._sealer = sealer
+        self._moves = moves
+        self._queries = queries
+        self._checks = checks
 
     # -- the list -------------------------------------------------------------------------------------------------
 
     def seal_payer(self, phone: Msisdn) -> str:
         """A number as it may stand in an address: for this gateway alone to read."""
-        sealed = self._gateway.sealer.seal(str(phone), aad=_AAD)
+        sealed = self._sealer.seal(str(phone), aad=_AAD)
         return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
 
     def payer_of(self, filters: DeskFilters) -> Msisdn | None:
@@ -61,7 +77,7 @@ class PaymentDesk:
             return None
         try:
             padded = filters.payer + "=" * (-len(filters.payer) % 4)
-            return Msisdn(self._gateway.sealer.open(base64.urlsafe_b64decode(padded).decode(), aad=_AAD))
+            return Msisdn(self._sealer.open(base64.urlsafe_b64decode(padded).decode(), aad=_AAD))
         except (CannotOpen, ValueError):
             raise Invalid.field_error("payer", "search for the number again") from None
 
@@ -109,21 +125,21 @@ class PaymentDesk:
 
     async def checks(self, payment_id: str) -> list[CheckView]:
         """What M-Pesa was asked about it with status queries."""
-        rows = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        rows = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
         """Daraja's own names for the payment's push and its status queries."""
         row = await self.get(payment_id)
-        asked = await self._db.fetch(tables.CHECKS_OF, payment_id)
+        asked = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
         return [handle for handle in known if handle]
 
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
         row = await self.get(payment_id)
-        asked = await self._gateway.services.get(PaymentService).ask_now(row["merchant_id"], row["env"], payment_id)
-        return asked.status
+        await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
+        return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
         """Ask M-Pesa's transaction status query; the answer comes later.
@@ -131,20 +147,20 @@ class PaymentDesk:
         Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         row = await self.get(payment_id)
-        await self._gateway.services.get(StatusChecks).ask(row["merchant_id"], row["env"], payment_id)
+        await self._checks.ask(row["merchant_id"], row["env"], payment_id)
 
     async def look_after(self, payment_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""
         if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
             raise Invalid.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.LOOK_AFTER, payment_id, now)
             if row is None:
                 await self.get(payment_id)
                 raise Conflict("this payment does not wait for a person")
-            await Transitions(self._gateway).step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
-            await self._gateway.audit.record(
+            await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._audit.record(
                 "payment.looked_after",
                 merchant_id=row["merchant_id"],
                 actor=actor,

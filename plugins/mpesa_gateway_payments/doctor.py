@@ -2,20 +2,17 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, ok, warning
+from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _LATELY = timedelta(hours=24)
 _ENOUGH = 5
 """Payments without a single callback that are no coincidence."""
 
 
-async def look_at_payments(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Whether callbacks come, and whether money waits for a person."""
     merchant = examination.one
     row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.env)

@@ -1,17 +1,14 @@
 """Erases a payer's phone number from payments that have ended: who paid goes, what was paid stays."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.db import idempotency
+from mpesa_gateway.erasure import ERASED, Case, Number
 from mpesa_gateway.plugin import Eraser
-from mpesa_gateway.privacy import ERASED, Case, Number
-from mpesa_gateway_payments import tables
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments import erasure_sql
 from mpesa_gateway_payments.desk import waits_for_a_person
 from mpesa_gateway_payments.states import Status
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _PAGE = 100
 
@@ -21,25 +18,25 @@ _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_r
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
 
 
-async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
     rows = await gateway.db.fetch(
-        tables.FIND_OF_PAYER, merchant_id, str(number.phone), list(number.forms), after, _PAGE
+        erasure_sql.FIND_OF_PAYER, merchant_id, str(number.phone), list(number.forms), after, _PAGE
     )
     return [row["payment_id"] for row in rows]
 
 
-async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The payment, locked, with its push and the questions that were asked about it, by everybody's names for them."""
-    rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
-    checks = await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named)
+    rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
+    checks = await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named)
     named = [row["checkout_request_id"] for row in rows]
     for check in checks:
         named += [check[name] for name in _NAMES_OF_CHECK]
     return {name for name in named if name}
 
 
-async def _objects(gateway: "Gateway", case: Case) -> str | None:
-    for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
+async def _objects(gateway: Runtime, case: Case) -> str | None:
+    for row in await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named):
         if row["status"] == Status.PENDING.value:
             return "the payment is pending"
         if waits_for_a_person(row):
@@ -53,10 +50,10 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     without = case.number.without
     payments = 0
-    for row in await gateway.db.fetch(tables.LOCK_OF_CASE, case.named):
+    for row in await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named):
         is_payers = row["phone"] == case.number.phone
         cleaned = {name: row[name] and without(row[name]) for name in _TEXTS} | {
             "phone": ERASED if is_payers else row["phone"],
@@ -65,24 +62,30 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
             "metadata": case.number.without_in_json(row["metadata"]),
         }
         if any(cleaned[name] != row[name] for name in cleaned):
-            await gateway.db.execute(tables.ERASE, row["payment_id"], *(cleaned[name] for name in tables.ERASED))
+            await gateway.db.execute(
+                erasure_sql.ERASE, row["payment_id"], *(cleaned[name] for name in erasure_sql.ERASED)
+            )
             # The number could be found again from the fingerprint of the request, by trying all that there are.
             await idempotency.forget(
                 gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
             )
             payments += 1
-    for step in await gateway.db.fetch(tables.STEPS_OF_CASE, case.named):
+    for step in await gateway.db.fetch(erasure_sql.STEPS_OF_CASE, case.named):
         if case.number.is_in(step["detail"]):
-            await gateway.db.execute(tables.ERASE_STEP, step["payment_id"], step["number"], without(step["detail"]))
-    for check in await gateway.db.fetch(tables.CHECKS_OF_CASE, case.named):
+            await gateway.db.execute(
+                erasure_sql.ERASE_STEP, step["payment_id"], step["number"], without(step["detail"])
+            )
+    for check in await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named):
         texts = [check["result_desc"], check["reference"], check["asked_for"]]
         if any(case.number.is_in(text) for text in texts):
-            await gateway.db.execute(tables.ERASE_CHECK, check["check_id"], *(text and without(text) for text in texts))
+            await gateway.db.execute(
+                erasure_sql.ERASE_CHECK, check["check_id"], *(text and without(text) for text in texts)
+            )
     return {"payments": payments}
 
 
-async def _keeps(gateway: "Gateway", case: Case) -> Sequence[str]:
-    rows = await gateway.db.fetch(tables.LOCK_OF_CASE, case.named)
+async def _keeps(gateway: Runtime, case: Case) -> Sequence[str]:
+    rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     return [
         "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"
         for row in rows

@@ -1,20 +1,18 @@
 """Ends payments whose time is up. It asks nothing and waits for nothing: M-Pesa may be away."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
-from mpesa_gateway.db.engine import UNREACHABLE, Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway.stored import loads
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import due_sql
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import UNSENT, Told, Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
 
 log = structlog.get_logger(__name__)
 
@@ -31,18 +29,28 @@ _AT_MOST = 50
 class Expiry:
     """The end of a payment's time: expired, never sent, or a reported success that M-Pesa did not confirm."""
 
-    def __init__(self, gateway: "Gateway", moves: Transitions) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        settings: PaymentsSettings,
+        moves: Transitions,
+        unacknowledged: Unacknowledged,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
         self._moves = moves
-        self._settings = gateway.settings(PaymentsSettings)
+        self._unacknowledged = unacknowledged
 
     async def end_due(self) -> int:
-        """End every payment that is past ``expires_at``, and return how many ended.
+        """End every payment that is past ``expires_at`` or was never acknowledged; return how many ended.
 
+        Asks nothing, and does not depend on Daraja.
         Skips rows that are locked: the next run finds them. A payment that cannot be ended delays no other.
         """
-        ended = 0
+        ended = await self._unacknowledged.close_due()
         failed: list[str] = []
         for _ in range(_AT_MOST):
             try:
@@ -62,20 +70,18 @@ class Expiry:
         async with self._db.transaction():
             ended = await self._moves.expire_due(_BATCH, self._settings.ask_expired_after, except_for=except_for)
             # Successes that M-Pesa did not confirm: few, and each is held for a person.
-            rows = await self._db.fetch(tables.LOCK_EXPIRED_CLAIMS, self._gateway.clock.now(), _CLAIMS, except_for)
+            rows = await self._db.fetch(due_sql.LOCK_EXPIRED_CLAIMS, self._clock.now(), _CLAIMS, except_for)
             for row in rows:
                 await self.end(row)
         return ended + len(rows), ended == _BATCH or len(rows) == _CLAIMS
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
         """End a batch one by one; adds those that cannot be ended to ``failed``."""
-        rows = await self._db.fetch(tables.EXPIRED, self._gateway.clock.now(), _BATCH, failed)
+        rows = await self._db.fetch(due_sql.EXPIRED, self._clock.now(), _BATCH, failed)
         for row in rows:
             try:
                 async with self._db.transaction():
-                    locked = await self._db.fetchrow(
-                        tables.LOCK_ONE_EXPIRED, row["payment_id"], self._gateway.clock.now()
-                    )
+                    locked = await self._db.fetchrow(due_sql.LOCK_ONE_EXPIRED, row["payment_id"], self._clock.now())
                     if locked is not None:
                         await self.end(locked)
             except UNREACHABLE:
@@ -103,7 +109,7 @@ class Expiry:
                 is_final=True,
             )
         else:
-            await self._moves.expire(payment_id, self.next_ask(row, self._gateway.clock.now()))
+            await self._moves.expire(payment_id, self.next_ask(row, self._clock.now()))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
         """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""

@@ -21,7 +21,7 @@ _LABELLED = 6
 
 async def figures(visit: Visit, _: str) -> Shown | None:
     """What one asks in the morning: is money coming in as it should?"""
-    tallied = await visit.gateway.services.get(PaymentTally).read(visit.env)
+    tallied = await visit.gateway.port(PaymentTally).read(visit.env)
     if tallied is None:
         return Shown("figures.html", {"tallied": None})
     today, lately = tallied.days[-1], sum(tallied.hours[1:], tallied.hours[0])

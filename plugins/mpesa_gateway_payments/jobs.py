@@ -1,31 +1,28 @@
 """The queue's way into payments."""
 
-from typing import TYPE_CHECKING
-
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.tally import PaymentTally
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def ask(gateway: "Gateway", *, shortcode_id: str) -> None:
+async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
     """Ask Daraja how a shortcode's due payments stand, those that no callback has ended."""
-    await gateway.services.get(PaymentService).ask_due(shortcode_id)
+    await gateway.port(StkQueries).ask_due(shortcode_id)
 
 
-async def sweep(gateway: "Gateway") -> None:
+async def sweep(gateway: Runtime) -> None:
     """Wake a job for every shortcode with payments that are due."""
-    await gateway.services.get(PaymentService).wake_due()
+    await gateway.port(StkQueries).wake_due()
 
 
-async def expire(gateway: "Gateway") -> None:
+async def expire(gateway: Runtime) -> None:
     """End the payments whose time is up, and reverse those whose receipt M-Pesa had called reversed before."""
-    await gateway.services.get(PaymentService).end_due()
-    await OutsideReversals(gateway).take_noted()
+    await gateway.port(Expiry).end_due()
+    await gateway.port(OutsideReversals).take_noted()
 
 
-async def tally(gateway: "Gateway") -> None:
+async def tally(gateway: Runtime) -> None:
     """Count the hours of which payments have changed."""
-    await gateway.services.get(PaymentTally).count()
+    await gateway.port(PaymentTally).count()

@@ -1,25 +1,35 @@
-"""The list of payments: every filter alone or together, each served by an index, newest first."""
+"""Finds payments: one by its id, or a list by any filters, each served by an index, newest first."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import Conditions, Listing, Position
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import checking
+from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
 
 PAYMENTS = Listing("payment", "created_at", "payment_id")
+
+
+async def find_payment(db: Asking, merchant_id: str, env: Env, payment_id: str) -> Row:
+    """Return a payment of this merchant in ``env``. Raises NotFound."""
+    row = await db.fetchrow(tables.FIND, merchant_id, env, payment_id)
+    if row is None:
+        raise NotFound("there is no such payment")
+    return row
 
 
 def conditions(merchant_id: str | None, env: Env | None, filters: PaymentFilters) -> Conditions:

@@ -4,32 +4,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import asyncpg
 import msgspec
 import structlog
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import StkAck
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
+from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
+from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES
+from mpesa_gateway.tracing import POSTGRES, Tracer
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
-from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
+from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.verdicts import Rules, Settles, payment_of
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -82,11 +83,14 @@ _SINGLY: tuple[type[BaseException], ...] = (
 class Steps:
     """The two steps of a create, each one statement for all payments that are at it: half of a busy process's work."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(PaymentsSettings)
-        step = gateway.tracer.step
+    def __init__(
+        self, *, db: Database, clock: Clock, tracer: Tracer, settings: PaymentsSettings, callbacks: Callbacks
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._callbacks = callbacks
+        step = tracer.step
         self._inserts: Together[Wanted, Row | None] = Together(
             self._insert, told=partial(step, "postgres insert payment", POSTGRES, "client")
         )
@@ -134,32 +138,22 @@ class Steps:
         return [made.get(one.payment_id) for one in wanted]
 
     async def _insert_rows(self, wanted: Sequence[Wanted]) -> list[Row]:
-        settings = self._settings
-        return await self._db.fetch(
-            tables.INSERT_MANY,
-            [one.payment_id for one in wanted],
-            [one.merchant_id for one in wanted],
-            [one.env for one in wanted],
-            [one.shortcode for one in wanted],
-            [one.amount for one in wanted],
-            [one.phone for one in wanted],
-            [one.reference for one in wanted],
-            [one.reference_is_ours for one in wanted],
-            [one.description for one in wanted],
-            [one.callback_url for one in wanted],
-            [one.metadata for one in wanted],
-            [one.idempotency_key for one in wanted],
-            [one.fingerprint for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.hold) for one in wanted],
-            [one.asked_at + timedelta(seconds=settings.expire_after) for one in wanted],
-            [one.asked_at for one in wanted],
-            [OPERATION] * len(wanted),
-            [one.shortcode_id for one in wanted],
-        )
+        hold = timedelta(seconds=self._settings.hold)
+        expires = timedelta(seconds=self._settings.expire_after)
+        rows = [
+            vars(one)
+            | {
+                "leased_until": one.asked_at + hold,
+                "due_at": one.asked_at + hold,
+                "expires_at": one.asked_at + expires,
+                "operation": OPERATION,
+            }
+            for one in wanted
+        ]
+        return await self._db.fetch(*tables.INSERT_MANY.bind_rows(rows))
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         try:
             with reserve():
                 rows = await self._db.fetch(
@@ -186,7 +180,7 @@ class Steps:
         }
         if handles:
             try:
-                for handle in await self._gateway.services.get(Callbacks).waiting_among(list(handles)):
+                for handle in await self._callbacks.waiting_among(list(handles)):
                     known[handles[handle]] = await self._apply(handles[handle], handle)
             except (*UNREACHABLE, *OVERBURDENED) as problem:
                 # The acks are written. What waits is offered again by the sweep of callbacks.
@@ -199,7 +193,7 @@ class Steps:
             await self._db.execute("SET LOCAL lock_timeout = 500")
             # The payment before its callbacks, as everywhere, so that nobody waits in a ring.
             await self._db.fetchrow(tables.LOCK, payment_id)
-            await self._gateway.services.get(Callbacks).apply_waiting(handle)
+            await self._callbacks.apply_waiting(handle)
             row = await self._db.fetchrow(tables.LOCK, payment_id)
         if row is None:
             raise RuntimeError(f"{payment_id} is gone")
@@ -217,14 +211,18 @@ class Endings:
     fail, and its callbacks are offered one by one.
     """
 
-    def __init__(self, gateway: "Gateway", rules: Rules) -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(
+        self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules, callbacks: Callbacks
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+        self._meter = meter
+        self._callbacks = callbacks
         self._rules = rules
 
     async def take(self, results: Sequence[StkResulted]) -> None:
         """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
-        callbacks = self._gateway.services.get(Callbacks)
         by_payment = {result.subject_id: result for result in results if result.subject_id}
         plain: list[tuple[Row, StkResulted, Outcome]] = []
         for row in await self._db.look(tables.FIND_MANY, list(by_payment)):
@@ -235,7 +233,7 @@ class Endings:
         taken = {result.callback_id for _, result, _ in plain}
         for result in results:
             if result.callback_id not in taken:
-                callbacks.put_aside(result.callback_id)
+                self._callbacks.put_aside(result.callback_id)
         if plain:
             await self._end(plain)
 
@@ -262,33 +260,32 @@ class Endings:
         return isinstance(verdict, Settles) and not verdict.is_other_payer and evidence.amount is not None
 
     async def _end(self, plain: Sequence[tuple[Row, StkResulted, Outcome]]) -> None:
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         changes = [_change(result, outcome, now) for _, result, outcome in plain]
         ids = [row["payment_id"] for row, _, _ in plain]
         told = {name: [change[name] for change in changes] for name in _TOLD}
-        ends = Write(tables.END_MANY, (ids, *told.values(), now), expects=len(ids))
+        ends = Write(transition_sql.END_MANY, (ids, *told.values(), now), expects=len(ids))
         await self._db.put_off(ends)
         await self._db.put_off(
-            Write(tables.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
+            Write(transition_sql.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
         )
         events: list[PaymentEvent] = [
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
             for (row, _, _), change in zip(plain, changes, strict=True)
         ]
-        await self._gateway.outbox.publish_many(events)
+        await self._outbox.publish_many(events)
 
         async def ended() -> None:
             for (row, _, _), change in zip(plain, changes, strict=True):
                 reason = change["failure_reason"]
-                count_ended(self._gateway.meter, row, reason, now)
+                count_ended(self._meter, row, reason, now)
                 word = "payment_completed" if reason is None else "payment_failed"
                 log.info(word, payment_id=row["payment_id"], cause=Cause.CALLBACK.value, reason=reason)
 
         # Not before: it may turn out that somebody else has ended one of them.
         await self._db.after_commit(ended)
-        callbacks = self._gateway.services.get(Callbacks)
         for _, result, _ in plain:
-            await callbacks.mark_applied(result.callback_id)
+            await self._callbacks.mark_applied(result.callback_id)
 
 
 def _change(result: StkResulted, outcome: Outcome, now: datetime) -> dict[str, Any]:

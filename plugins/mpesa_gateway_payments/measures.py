@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.daraja.codes import FAILURE_REASONS
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Reading, Value
-from mpesa_gateway_payments import tables
+from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments import tables, tally_sql
 from mpesa_gateway_payments.states import Status
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _WINDOWS = {"2h": _HOUR, "24h": _DAY - _HOUR}
@@ -56,16 +54,16 @@ def count_ended(meter: Meter, row: Row, reason: str | None, at: datetime) -> Non
     meter.time(RESULT_SECONDS, (at - row["created_at"]).total_seconds(), row["env"], outcome)
 
 
-async def read_lately(gateway: "Gateway") -> Sequence[Value]:
+async def read_lately(gateway: Runtime) -> Sequence[Value]:
     """How payments do, as the tally counted them some seconds ago."""
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     values: list[Value] = []
     for window, back in _WINDOWS.items():
-        rows = await gateway.db.fetch(tables.TALLIED_LATELY, this_hour - back)
+        rows = await gateway.db.fetch(tally_sql.TALLIED_LATELY, this_hour - back)
         known = {row["env"]: row for row in rows}
         for env in ENVS:
             values += _window(env, window, known.get(env))
-        reasons = await gateway.db.fetch(tables.TALLIED_REASONS_LATELY, this_hour - back)
+        reasons = await gateway.db.fetch(tally_sql.TALLIED_REASONS_LATELY, this_hour - back)
         values += [(FAILED, (row["env"], window, row["reason"]), row["count"]) for row in reasons]
     return values
 
@@ -77,7 +75,7 @@ def _window(env: Env, window: str, row: Row | None) -> Iterator[Value]:
     yield RETURNED, (env, window), row["returned"] if row else 0
 
 
-async def read_open(gateway: "Gateway") -> Sequence[Value]:
+async def read_open(gateway: Runtime) -> Sequence[Value]:
     """Payments that are not over."""
     values: list[Value] = []
     for env in ENVS:

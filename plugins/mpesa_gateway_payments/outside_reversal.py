@@ -1,21 +1,20 @@
 """Records what M-Pesa says it reversed and we did not: on its portal, by its support, or by another system."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import structlog
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.codes import TransactionState
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import recovery_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -26,10 +25,11 @@ _LOOK_BACK = timedelta(days=7)
 class OutsideReversals:
     """The way to ``reversed`` without a refund of ours."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, moves: Transitions) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+        self._moves = moves
 
     async def take(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
@@ -43,15 +43,15 @@ class OutsideReversals:
         refund any more, and waits for a person as one that was reversed in full does.
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
-        now = self._gateway.clock.now()
-        reversed_ = await self._db.fetchrow(tables.REVERSED_OUTSIDE, row["payment_id"], of, now)
+        now = self._clock.now()
+        reversed_ = await self._db.fetchrow(recovery_sql.REVERSED_OUTSIDE, row["payment_id"], of, now)
         if reversed_ is None:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
         detail = text if reversal_receipt is None else f"{text}, by {reversal_receipt}"
         await self._moves.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
-        await self._gateway.outbox.publish(
+        await self._outbox.publish(
             PaymentReversed(
                 **event_fields(reversed_),
                 refund_id=None,
@@ -70,8 +70,8 @@ class OutsideReversals:
         No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
         transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
         """
-        now = self._gateway.clock.now()
-        await self._db.execute(tables.NOTE_GONE, env, receipt, now, state == "partially_reversed")
+        now = self._clock.now()
+        await self._db.execute(recovery_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
         async def look() -> None:
             await self.take_noted()
@@ -83,14 +83,14 @@ class OutsideReversals:
 
         Postgres decides: whichever of the two transactions commits last, a look after it finds both.
         """
-        rows = await self._db.fetch(tables.GONE_AND_PAID, self._gateway.clock.now() - _LOOK_BACK)
+        rows = await self._db.fetch(recovery_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:
             async with self._db.transaction():
                 payment = await self._db.fetchrow(tables.LOCK, row["payment_id"])
                 if payment is None or payment["receipt"] is None:
                     continue
-                note = await self._db.fetchrow(tables.TAKE_GONE, payment["env"], payment["receipt"])
+                note = await self._db.fetchrow(recovery_sql.TAKE_GONE, payment["env"], payment["receipt"])
                 if note is not None:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
                     count += await self.take(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")

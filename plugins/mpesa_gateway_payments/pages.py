@@ -1,7 +1,7 @@
 """The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -14,14 +14,12 @@ from mpesa_gateway.errors import Invalid, Problem
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.figures import figures
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.views import EXPORTED, view
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _BY_FORM = "a phone number does not stand in an address: search for it by the form"
 _NOT_BY_PHONE = (
@@ -34,7 +32,7 @@ _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "
 
 async def payments(visit: Visit) -> Shown:
     """The list, newest first."""
-    desk = visit.gateway.services.get(PaymentDesk)
+    desk = visit.gateway.port(PaymentDesk)
     filters, problems = DeskFilters(), visit.problems
     try:
         filters = _filters(visit)
@@ -101,7 +99,7 @@ def _told(visit: Visit, name: str) -> str:
 async def newer(visit: Visit) -> Shown:
     """How many payments have come since the list was drawn: its rows stay where they are."""
     filters = _filters(visit)
-    count = await visit.gateway.services.get(PaymentDesk).count_newer(visit.env, filters)
+    count = await visit.gateway.port(PaymentDesk).count_newer(visit.env, filters)
     kept = {
         name: value
         for name, values in visit.query.items()
@@ -115,7 +113,7 @@ async def look_for(visit: Visit) -> Done:
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
     # The form's times are those that the list shows; addresses have UTC, as the API does.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
-    desk = visit.gateway.services.get(PaymentDesk)
+    desk = visit.gateway.port(PaymentDesk)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
         _refuse_number(visit, name, typed)
@@ -137,7 +135,7 @@ async def find(visit: Visit, text: str) -> str | None:
     _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
-        return f"payments?{urlencode({'payer': visit.gateway.services.get(PaymentDesk).seal_payer(phone)})}"
+        return f"payments?{urlencode({'payer': visit.gateway.port(PaymentDesk).seal_payer(phone)})}"
     return f"payments?{urlencode({'search': text[:100]})}" if text else None
 
 
@@ -161,14 +159,12 @@ async def export(visit: Visit) -> Response[Any]:
         subject_id=merchant.merchant_id,
         env=visit.env,
     )
-    return await stream_csv(
-        "payments.csv", EXPORTED, visit.gateway.services.get(PaymentDesk).export(visit.env, filters)
-    )
+    return await stream_csv("payments.csv", EXPORTED, visit.gateway.port(PaymentDesk).export(visit.env, filters))
 
 
 async def payment(visit: Visit) -> Shown:
     """One payment: how it stands, what happened, and what can be done."""
-    desk, payment_id = visit.gateway.services.get(PaymentDesk), visit.values["payment_id"]
+    desk, payment_id = visit.gateway.port(PaymentDesk), visit.values["payment_id"]
     row = await desk.get(payment_id)
     visit.require(row["env"])
     shown = view(row)
@@ -193,7 +189,7 @@ class _Since(msgspec.Struct, frozen=True):
 
 async def changed(visit: Visit) -> Shown:
     """Whether a payment has changed since its page was drawn."""
-    row = await visit.gateway.services.get(PaymentDesk).get(visit.values["payment_id"])
+    row = await visit.gateway.port(PaymentDesk).get(visit.values["payment_id"])
     return Shown(
         "changed.html", {"is_changed": row["updated_at"].isoformat() != visit.read_query(_Since).at, "row": row}
     )
@@ -202,7 +198,7 @@ async def changed(visit: Visit) -> Shown:
 async def query(visit: Visit) -> Done:
     """Ask M-Pesa now."""
     payment_id = visit.values["payment_id"]
-    status = await visit.gateway.services.get(PaymentDesk).query(payment_id)
+    status = await visit.gateway.port(PaymentDesk).query(payment_id)
     said = "M-Pesa was asked: still under way." if status == "pending" else f"M-Pesa was asked: {status}."
     return Done(f"payments/{payment_id}", said)
 
@@ -210,14 +206,14 @@ async def query(visit: Visit) -> Done:
 async def check_status(visit: Visit) -> Done:
     """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
-    await visit.gateway.services.get(PaymentDesk).check_status(payment_id)
+    await visit.gateway.port(PaymentDesk).check_status(payment_id)
     return Done(f"payments/{payment_id}", "M-Pesa took the question; its answer comes by callback and shows below.")
 
 
 async def look_after(visit: Visit) -> Done:
     """Note that a person has seen to it."""
     payment_id = visit.values["payment_id"]
-    desk = visit.gateway.services.get(PaymentDesk)
+    desk = visit.gateway.port(PaymentDesk)
     await desk.look_after(payment_id, visit.text("reason"), actor=visit.visitor.actor)
     return Done(f"payments/{payment_id}", "Noted.")
 
@@ -282,14 +278,14 @@ def _acknowledged(row: Row) -> str:
     return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
 
 
-async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
-    desk = gateway.services.get(PaymentDesk)
+    desk = gateway.port(PaymentDesk)
     row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)
     handles = await desk.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
-    moments = [*await gateway.services.get(Callbacks).past(about, handles)]
+    moments = [*await gateway.port(Callbacks).past(about, handles)]
     moments += [
         Moment(
             at=step.at,
@@ -321,9 +317,9 @@ async def past(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
     ]
 
 
-async def held(gateway: "Gateway", env: Env) -> Sequence[Concern]:
+async def held(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Money that is not what was asked for."""
-    count = await gateway.services.get(PaymentDesk).count_held(env)
+    count = await gateway.port(PaymentDesk).count_held(env)
     if not count:
         return ()
     text = (

@@ -1,16 +1,14 @@
 """The payments plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
-from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
+from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
-from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
@@ -18,11 +16,10 @@ from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
 from mpesa_gateway_payments.pages import PAGES
-from mpesa_gateway_payments.recovery import PaymentRecovery
-from mpesa_gateway_payments.refunding import PaymentRefunds
+from mpesa_gateway_payments.provides import PROVIDES
 from mpesa_gateway_payments.routes import routes
-from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tables import (
     OutgoingReceiptRow,
     PaymentRow,
@@ -30,28 +27,24 @@ from mpesa_gateway_payments.tables import (
     PaymentTallyRow,
     StatusCheckRow,
 )
-from mpesa_gateway_payments.tally import PaymentTally
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
-async def take_stk_result(result: StkResulted, gateway: "Gateway") -> None:
+async def take_stk_result(result: StkResulted, gateway: Runtime) -> None:
     """Daraja told how a push ended."""
-    await gateway.services.get(PaymentService).take_result(result)
+    await gateway.port(StkResults).take_result(result)
 
 
-async def take_stk_results(results: Sequence[StkResulted], gateway: "Gateway") -> None:
+async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
     """Daraja told how several pushes ended."""
-    await gateway.services.get(PaymentService).take_results(results)
+    await gateway.port(StkResults).take_results(results)
 
 
-async def take_status_result(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_result(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told how a transaction stands."""
-    await gateway.services.get(StatusChecks).take_result(result)
+    await gateway.port(StatusChecks).take_result(result)
 
 
-async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
     rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
     return {row["shortcode_id"]: row["open"] for row in rows}
 
@@ -73,17 +66,7 @@ plugin = Plugin(
         inside(StkResulted, take_stk_result, many=take_stk_results),
         inside(StatusResulted, take_status_result),
     ),
-    provides=(
-        (PaymentService, PaymentService),
-        (Payments, lambda gateway: gateway.services.get(PaymentService)),
-        (StatusChecks, StatusChecks),
-        (StatusQueries, lambda gateway: gateway.services.get(StatusChecks)),
-        (PaymentRecovery, PaymentRecovery),
-        (Recovery, lambda gateway: gateway.services.get(PaymentRecovery)),
-        (RefundablePayments, PaymentRefunds),
-        (PaymentDesk, PaymentDesk),
-        (PaymentTally, PaymentTally),
-    ),
+    provides=PROVIDES,
     tables=Tables(
         models=(PaymentRow, PaymentStepRow, PaymentTallyRow, StatusCheckRow, OutgoingReceiptRow),
         migrations="mpesa_gateway_payments.migrations",
@@ -98,7 +81,7 @@ plugin = Plugin(
     forgets=(
         Forgetting(
             "status checks",
-            tables.FORGET_CHECKS,
+            check_sql.FORGET_CHECKS,
             days=lambda gateway: gateway.settings(PaymentsSettings).keep_checks_days,
             prefix="chk",
         ),

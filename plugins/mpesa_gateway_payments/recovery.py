@@ -3,37 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.wire import read_amount
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
-from mpesa_gateway_payments import judging, tables
+from mpesa_gateway_payments import judging, recovery_sql, tables
 from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
-from mpesa_gateway_payments.judging import (
-    SHOWN_FOR,
+from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.states import Cause
+from mpesa_gateway_payments.transitions import Transitions, told_of
+from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
     Ask,
     Mismatch,
     Payment,
+    Rules,
     Settles,
     Transaction,
     Unfit,
     Verdict,
-    judge_choice,
     payment_of,
-    with_part_of_statement,
 )
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause
-from mpesa_gateway_payments.transitions import Transitions, told_of
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
 
@@ -51,7 +46,7 @@ class _Facts:
     outgoing: dict[tuple[str, str], Transaction] = field(default_factory=dict[tuple[str, str], Transaction])
     cut: set[_Group] = field(default_factory=set[_Group])
 
-    def judge(self, report: Evidence, rules: judging.Rules) -> Verdict:
+    def judge(self, report: Evidence, rules: Rules) -> Verdict:
         """The verdict on one of the reports."""
         return judging.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
 
@@ -90,12 +85,23 @@ class _Facts:
 class PaymentRecovery:
     """The port that reconciliation and status checks complete payments through."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._rules = gateway.settings(PaymentsSettings).rules
-        self._moves = Transitions(gateway)
-        self._outside = OutsideReversals(gateway)
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        rules: Rules,
+        moves: Transitions,
+        outside: OutsideReversals,
+        unallocated: UnallocatedMoney | None,
+    ) -> None:
+        """``unallocated`` finds money that nothing asked for, where a plugin keeps it."""
+        self._db = db
+        self._clock = clock
+        self._rules = rules
+        self._moves = moves
+        self._outside = outside
+        self._unallocated = unallocated
 
     async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
         """See the port."""
@@ -129,12 +135,12 @@ class PaymentRecovery:
         receiver = report.receiver
         if receiver is None or report.receipt is None:
             return Settled("not_found")
-        found = await self._db.fetchrow(tables.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
+        found = await self._db.fetchrow(recovery_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
         row = None if found is None else await self._db.fetchrow(tables.LOCK, found["payment_id"])
         if row is None:
             return Settled("not_found")
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
-        if await self._db.fetch(tables.OUTGOING, receiver.env, [report.receipt]):
+        if await self._db.fetch(recovery_sql.OUTGOING, receiver.env, [report.receipt]):
             # The reversal of a refund of ours.
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else _unsigned(report.amount)
@@ -193,8 +199,8 @@ class PaymentRecovery:
     async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
         receipts = sorted({report.receipt for report in reports if report.receipt})
         references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
-        self._note(facts, await self._db.fetch(tables.NAMED, env, receipts, references))
-        for row in await self._db.fetch(tables.OUTGOING, env, receipts):
+        self._note(facts, await self._db.fetch(recovery_sql.NAMED, env, receipts, references))
+        for row in await self._db.fetch(recovery_sql.OUTGOING, env, receipts):
             one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
             facts.outgoing[env, one.receipt] = one
 
@@ -203,7 +209,7 @@ class PaymentRecovery:
         if not wanted:
             return
         rows = await self._db.fetch(
-            tables.CANDIDATES,
+            recovery_sql.CANDIDATES,
             env,
             [one.number for one in wanted],
             [one.amount for one in wanted],
@@ -217,16 +223,15 @@ class PaymentRecovery:
         asked = [one for one in wanted if (env, one.number, one.amount) in facts.candidates]
         for one in asked:
             found = facts.candidates[env, one.number, one.amount]
-            if len(found) >= tables.MOST_CANDIDATES and found[-1].created_at >= one.likely:
+            if len(found) >= recovery_sql.MOST_CANDIDATES and found[-1].created_at >= one.likely:
                 facts.cut.add((env, one.number, one.amount))
-        if asked and self._gateway.services.offers(UnallocatedMoney):
-            await self._fetch_unallocated(facts, env, asked)
+        if asked and self._unallocated is not None:
+            await self._note_unallocated(facts, env, await self._unallocated.find(env, asked))
 
-    async def _fetch_unallocated(self, facts: _Facts, env: str, wanted: Sequence[Wanted]) -> None:
-        money = await self._gateway.services.get(UnallocatedMoney).find(env, wanted)
+    async def _note_unallocated(self, facts: _Facts, env: str, money: Sequence[Transaction]) -> None:
         receipts = sorted({one.receipt for one in money})
         # Another merchant of the receiver may have its payment.
-        rows = await self._db.fetch(tables.RECEIPTS_KNOWN, env, receipts) if receipts else []
+        rows = await self._db.fetch(recovery_sql.RECEIPTS_KNOWN, env, receipts) if receipts else []
         known = {row["receipt"] for row in rows}
         for one in money:
             if one.receipt not in known and one.receiver is not None and one.amount is not None:
@@ -234,7 +239,7 @@ class PaymentRecovery:
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[Wanted]:
         """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
-        now, within = self._gateway.clock.now(), self._rules.match_within
+        now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:
             group = _group(report)

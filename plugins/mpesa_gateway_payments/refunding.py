@@ -1,27 +1,23 @@
 """What the refunds plugin does to payments: sets money aside, frees it, and notes what went back."""
 
-from typing import TYPE_CHECKING
-
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.money import Kes
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import recovery_sql
 from mpesa_gateway_payments.api import Refundable
 from mpesa_gateway_payments.transitions import Reversal, Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class PaymentRefunds:
     """The port that refunds change payments through."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._db = gateway.db
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, moves: Transitions) -> None:
+        self._db = db
+        self._moves = moves
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
         """See the port."""
-        return bool(await self._db.fetch(tables.RECEIPTS_KNOWN, env, [receipt]))
+        return bool(await self._db.fetch(recovery_sql.RECEIPTS_KNOWN, env, [receipt]))
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str

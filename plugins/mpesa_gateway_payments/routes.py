@@ -28,6 +28,7 @@ from mpesa_gateway_payments.schemas import (
     PaymentWithTimeline,
 )
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.views import EXPORTED
 
 _PAYMENT = path_id("payment_id", "pay")
@@ -107,7 +108,8 @@ async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """Ask M-Pesa now how a pending payment stands."""
-    return Success(data=await services.get(PaymentService).ask_now(caller.merchant_id, caller.env, payment_id))
+    await services.get(StkQueries).ask_now(caller.merchant_id, caller.env, payment_id)
+    return Success(data=await services.get(PaymentService).get(caller.merchant_id, caller.env, payment_id))
 
 
 @post(

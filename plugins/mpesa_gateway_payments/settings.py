@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from mpesa_gateway.config import Count, Days, WholeSeconds
-from mpesa_gateway_payments.judging import Rules
+from mpesa_gateway_payments.verdicts import Rules
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
-from mpesa_gateway.clock import EAT
+from mpesa_gateway.clock import EAT, Clock
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
-from mpesa_gateway_payments import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_payments import tally_sql
 
 log = structlog.get_logger(__name__)
 
@@ -82,9 +79,9 @@ class Tallied:
 class PaymentTally:
     """Counts payments, and gives what was counted."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._db = gateway.db
-        self._clock = gateway.clock
+    def __init__(self, *, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
 
     async def count(self) -> int:
         """Count again each hour of which a payment has changed since the last time; gives how many that were.
@@ -92,9 +89,9 @@ class PaymentTally:
         Two at once count the same, and so does one that is repeated.
         """
         now = self._clock.now()
-        last = await self._db.fetchval(tables.TALLIED_AT)
+        last = await self._db.fetchval(tally_sql.TALLIED_AT)
         since = now - _FIRST if last is None else last - _LATE
-        tag = await self._db.execute(tables.TALLY, since, now, list(WAITS))
+        tag = await self._db.execute(tally_sql.TALLY, since, now, list(WAITS))
         counted = int(tag.rpartition(" ")[2])
         log.debug("payments_tallied", hours=counted)
         return counted
@@ -105,9 +102,9 @@ class PaymentTally:
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)
         first = today - DAY * (DAYS - 1)
-        if not await self._db.fetchval(tables.TALLIED_ANY, env, first):
+        if not await self._db.fetchval(tally_sql.TALLIED_ANY, env, first):
             return None
-        rows = await self._db.fetch(tables.TALLIED, env, first)
+        rows = await self._db.fetch(tally_sql.TALLIED, env, first)
         known = {
             row["hour"].astimezone(EAT): Figures(
                 since=row["hour"].astimezone(EAT),
@@ -130,6 +127,8 @@ class PaymentTally:
             env=env,
             hours=[known.get(hour, Figures(since=hour)) for hour in hours],
             days=list(days.values()),
-            reasons=[(row["reason"], row["count"]) for row in await self._db.fetch(tables.TALLIED_REASONS, env, first)],
-            counted_at=await self._db.fetchval(tables.TALLIED_AT),
+            reasons=[
+                (row["reason"], row["count"]) for row in await self._db.fetch(tally_sql.TALLIED_REASONS, env, first)
+            ],
+            counted_at=await self._db.fetchval(tally_sql.TALLIED_AT),
         )

@@ -3,29 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import msgspec
 import structlog
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.meter import Meter
 from mpesa_gateway.money import Kes
 from mpesa_gateway.stored import dumps, loads
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
 from mpesa_gateway_payments.evidence import Evidence, Proof
-from mpesa_gateway_payments.judging import AlreadyKnown, Mismatch, Settles, Verdict
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status, sources
+from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, Settles, Verdict
 from mpesa_gateway_payments.views import event_fields
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -82,9 +82,11 @@ class Reversal:
 class Transitions:
     """Every way a payment can go. Each needs an open transaction, and does nothing where somebody was there before."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter) -> None:
+        self._db = db
+        self._clock = clock
+        self._outbox = outbox
+        self._meter = meter
 
     async def take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
         """Write what the judge decided about a payment that the caller has locked.
@@ -124,9 +126,9 @@ class Transitions:
 
     async def complete(self, payment_id: str, told: Told, cause: Cause, *, other_phone: str | None = None) -> bool:
         """The one way to ``completed``. False when the payment had got there, or may not."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(
-            tables.COMPLETE,
+            transition_sql.COMPLETE,
             payment_id,
             told.receipt,
             told.code,
@@ -140,7 +142,7 @@ class Transitions:
             await self._learn_receipt(payment_id, told, cause, now, other_phone)
             return False
         await self.step(payment_id, now, "completed", cause, told.code, told.text)
-        await self._gateway.outbox.publish(PaymentCompleted(**event_fields(row)))
+        await self._outbox.publish(PaymentCompleted(**event_fields(row)))
         await self._count(row, None, now)
         if other_phone:
             await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
@@ -154,7 +156,9 @@ class Transitions:
         if told.receipt is None:
             return
         mismatch = "phone" if other_phone else None
-        row = await self._db.fetchrow(tables.LEARN_RECEIPT, payment_id, told.receipt, now, mismatch, other_phone)
+        row = await self._db.fetchrow(
+            transition_sql.LEARN_RECEIPT, payment_id, told.receipt, now, mismatch, other_phone
+        )
         if row is not None:
             await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
             if other_phone:
@@ -176,9 +180,9 @@ class Transitions:
 
         ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(
-            tables.FAIL,
+            transition_sql.FAIL,
             payment_id,
             code,
             text,
@@ -192,7 +196,7 @@ class Transitions:
         if row is None:
             return False
         await self.step(payment_id, now, step, cause, code, text)
-        await self._gateway.outbox.publish(PaymentFailed(**event_fields(row)))
+        await self._outbox.publish(PaymentFailed(**event_fields(row)))
         await self._count(row, reason, now)
         log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
         return True
@@ -201,7 +205,7 @@ class Transitions:
         """Once it is committed, the payment has ended."""
 
         async def count() -> None:
-            count_ended(self._gateway.meter, row, reason, at)
+            count_ended(self._meter, row, reason, at)
 
         await self._db.after_commit(count)
 
@@ -211,15 +215,21 @@ class Transitions:
         A constant number of statements, however many they are. ``ask_after``: when M-Pesa is asked again about one that
         it acknowledged, in seconds from its creation. Rows that are locked are left for later.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         rows = await self._db.fetch(
-            tables.END_EXPIRED, now, limit, list(except_for), [float(one) for one in ask_after], UNSENT, EXPIRED
+            transition_sql.END_EXPIRED,
+            now,
+            limit,
+            list(except_for),
+            [float(one) for one in ask_after],
+            UNSENT,
+            EXPIRED,
         )
-        await self._gateway.outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
+        await self._outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
 
         async def ended() -> None:
             for row in rows:
-                count_ended(self._gateway.meter, row, row["failure_reason"], now)
+                count_ended(self._meter, row, row["failure_reason"], now)
                 log.info(
                     "payment_failed",
                     payment_id=row["payment_id"],
@@ -247,9 +257,9 @@ class Transitions:
 
         The payment shows the first such report; each further one stands in the timeline, and is told too, once.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         held = await self._db.fetchrow(
-            tables.HOLD,
+            transition_sql.HOLD,
             row["payment_id"],
             of,
             told.amount_shown,
@@ -262,11 +272,11 @@ class Transitions:
         said = f"KES {told.amount_text}" if told.amount_text is not None else "no amount"
         by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
         detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
-        if held is None and await self._db.fetchval(tables.HAS_MISMATCH, row["payment_id"], detail):
+        if held is None and await self._db.fetchval(transition_sql.HAS_MISMATCH, row["payment_id"], detail):
             return
         if held is None:
             # The row keeps the first thing that did not fit; another one is told all the same, to people as well.
-            await self._db.execute(tables.HOLD_AGAIN, row["payment_id"], of, now)
+            await self._db.execute(transition_sql.HOLD_AGAIN, row["payment_id"], of, now)
         await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
         await self._publish_mismatch(held or row, of, told.amount_shown, told.receipt)
         log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
@@ -276,8 +286,8 @@ class Transitions:
 
         False while what another callback says waits for that.
         """
-        now = self._gateway.clock.now()
-        kept = await self._db.fetchrow(tables.CLAIM, row["payment_id"], dumps(told), now, now + patience)
+        now = self._clock.now()
+        kept = await self._db.fetchrow(transition_sql.CLAIM, row["payment_id"], dumps(told), now, now + patience)
         if kept is None:
             return False
         await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
@@ -285,8 +295,8 @@ class Transitions:
 
     async def drop_claim(self, payment_id: str, *, refuted: bool, text: str = "") -> None:
         """Forget what was to be confirmed: it has been, or M-Pesa says otherwise."""
-        now = self._gateway.clock.now()
-        await self._db.execute(tables.DROP_CLAIM, payment_id, now)
+        now = self._clock.now()
+        await self._db.execute(transition_sql.DROP_CLAIM, payment_id, now)
         if refuted:
             await self.step(payment_id, now, "unconfirmed", Cause.STK_QUERY, None, text)
             log.error("callback_refuted", payment_id=payment_id)
@@ -300,7 +310,7 @@ class Transitions:
 
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         row = await self._db.fetchrow(tables.LOCK, payment_id)
         if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
@@ -324,7 +334,7 @@ class Transitions:
                 f"KES {left} of this payment can still be refunded: "
                 f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
             )
-        reserved = await self._db.fetchrow(tables.RESERVE, payment_id, wanted, now)
+        reserved = await self._db.fetchrow(transition_sql.RESERVE, payment_id, wanted, now)
         if reserved is None:
             raise NotRefundable("this payment has changed meanwhile: try again")
         await self.step(payment_id, now, "refund_asked", Cause.MERCHANT, None, f"{refund_id}: KES {wanted}")
@@ -332,19 +342,19 @@ class Transitions:
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
         """A refund will not happen: what was set aside for it is free again."""
-        now = self._gateway.clock.now()
-        await self._db.execute(tables.RELEASE, payment_id, int(reversal.amount), now)
+        now = self._clock.now()
+        await self._db.execute(transition_sql.RELEASE, payment_id, int(reversal.amount), now)
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
         """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
-        now = self._gateway.clock.now()
-        row = await self._db.fetchrow(tables.REVERSE, payment_id, int(reversal.amount), now, reversal.receipt)
+        now = self._clock.now()
+        row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now, reversal.receipt)
         if row is None:
             raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
         await self.step(payment_id, now, row["status"], cause, None, detail)
-        await self._gateway.outbox.publish(
+        await self._outbox.publish(
             PaymentReversed(
                 **event_fields(row),
                 refund_id=reversal.refund_id,
@@ -359,7 +369,7 @@ class Transitions:
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
         """Add an entry to a payment's timeline."""
-        await self._db.put_off(Write(tables.STEP, (payment_id, at, kind, cause.value, code, detail)))
+        await self._db.put_off(Write(transition_sql.STEP, (payment_id, at, kind, cause.value, code, detail)))
 
     async def _publish_mismatch(self, row: Row, of: str, amount: str | None, receipt: str | None) -> None:
         values: Mapping[str, Any] = event_fields(row)
@@ -369,4 +379,4 @@ class Transitions:
             received_amount=amount,
             received_receipt=receipt,
         )
-        await self._gateway.outbox.publish(event)
+        await self._outbox.publish(event)

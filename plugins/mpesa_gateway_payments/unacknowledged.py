@@ -1,19 +1,16 @@
 """Ends payments whose push was never acknowledged: nothing was sent, or what was sent cannot be asked about."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import structlog
 
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, Row
-from mpesa_gateway_payments import tables
+from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
+from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -30,21 +27,21 @@ class Unacknowledged:
     ``not_sent``: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(PaymentsSettings)
-        self._moves = Transitions(gateway)
+    def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, moves: Transitions) -> None:
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._moves = moves
 
     async def close_due(self) -> int:
         """Close the payments whose push has no record after the lease of their key; returns their count.
 
         Asks nothing, and does not depend on Daraja. One that is locked for long is left to the next run.
         """
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         # The lease and the payment's time begin at the same moment.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
-        rows = await self._db.fetch(tables.ABANDONED, begun_before, now, _AT_MOST)
+        rows = await self._db.fetch(due_sql.ABANDONED, begun_before, now, _AT_MOST)
         closed = 0
         for row in rows:
             try:
@@ -73,9 +70,9 @@ class Unacknowledged:
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, leased_until)
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, leased_until)
             elif row["charge"] == Charge.RELEASED.value and now < row["expires_at"]:
-                await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 await self._moves.fail(
@@ -104,4 +101,4 @@ class Unacknowledged:
         if now >= row["expires_at"]:
             await self._moves.expire(payment_id)
         elif row["claim"] is None:
-            await self._db.execute(tables.ASK_AGAIN, payment_id, row["expires_at"])
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])

@@ -18,6 +18,7 @@ from mpesa_gateway.commands.session import (
     read_time,
 )
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import Reconciliation
 
@@ -53,12 +54,12 @@ def reconcile(
     async def work(gateway: Gateway) -> RunView:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        service = gateway.services.get(Reconciliation)
+        service = gateway.port(Reconciliation)
         run = await service.run_now(caller, window)
         while run.status == "running":
             # It is this process that reads: it ends with the run, and not before.
             await asyncio.sleep(_LOOK)
-            run = await service.get(merchant.merchant_id, env, run.id)
+            run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run
 
     run = session.run(work)

@@ -1,17 +1,17 @@
 """Reconciliation as operators look at it, of all merchants together, and how they resolve what no rule can."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 RUNS = Listing("reconciliation_run", "started_at", "run_id")
 LINES = Listing("statement_line", "created_at", "line_id")
@@ -30,10 +30,15 @@ class LinesQuery(DeskQuery, frozen=True, kw_only=True):
 class ReconciliationDesk:
     """What operators ask of reconciliation."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self, *, db: Database, reads: Asking, clock: Clock, audit: Audit, payments: Payments, settling: Settling
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._audit = audit
+        self._payments = payments
+        self._settling = settling
 
     async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged:
         """A page of runs of ``env``. Raises Invalid for a bad cursor."""
@@ -84,8 +89,8 @@ class ReconciliationDesk:
 
     async def candidates(self, line: Row) -> list[PaymentView]:
         """The payments that a line could belong to."""
-        payments = self._gateway.services.get(Payments)
-        found = [await payments.find(payment_id) for payment_id in await Settling(self._gateway).candidates(line)]
+        payments, settling = self._payments, self._settling
+        found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
         return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
     async def registrations(self, merchant_id: str, env: Env) -> list[Row]:
@@ -94,14 +99,14 @@ class ReconciliationDesk:
 
     async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         check_reason(reason)
         async with self._db.transaction():
             row = await self._db.fetchrow(tables.SET_ASIDE, line_id, now, actor, reason)
             if row is None:
                 await self.line(line_id)
                 raise Conflict("this line belongs to a payment, or was set aside before")
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_line.set_aside",
                 merchant_id=row["merchant_id"],
                 actor=actor,
@@ -115,11 +120,11 @@ class ReconciliationDesk:
 
         Raises Invalid and NotFound.
         """
-        now, run = self._gateway.clock.now(), await self.run(run_id)
+        now, run = self._clock.now(), await self.run(run_id)
         check_reason(reason)
         async with self._db.transaction():
             rows = await self._db.fetch(tables.SET_ASIDE_OF_RUN, run_id, now, actor, reason)
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_lines.set_aside",
                 merchant_id=run["merchant_id"],
                 actor=actor,

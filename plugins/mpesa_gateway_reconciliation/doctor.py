@@ -2,26 +2,23 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.observation import Check, Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _LATE = timedelta(hours=1)
 """Without a completed run for so long something is wrong: one begins every 15 minutes."""
 
 
-async def look_at_reconciliation(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Pull is registered, and the last run is not long ago."""
     merchant_id = examination.one.merchant_id
     try:
-        credentials = await gateway.services.get(Credentials).get(merchant_id, examination.env)
+        credentials = await gateway.port(Credentials).get(merchant_id, examination.env)
     except (ProviderNotConfigured, CannotOpen):
         return
     if credentials.nominated_number is None or not credentials.is_owner:

@@ -1,31 +1,28 @@
 """Erases a payer's phone number from M-Pesa's statements as we have kept them, whoever the money belongs to."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.plugin import Eraser
-from mpesa_gateway.privacy import Case, Number
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _PAGE = 100
 
 
-async def _find(gateway: "Gateway", merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
     """Money that belongs to no payment here; other lines are their payments'."""
     rows = await gateway.db.fetch(tables.LOOSE_LINES_OF_PAYER, merchant_id, list(number.forms), after, _PAGE)
     return [row["line_id"] for row in rows]
 
 
-async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The lines of the case's payments: M-Pesa may have been asked whose money they are."""
     rows = await gateway.db.fetch(tables.LINES_OF_CASE, case.named)
     return {name for row in rows for name in (row["line_id"], row["payment_id"]) if name}
 
 
-async def _objects(gateway: "Gateway", case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: Case) -> str | None:
     for row in await gateway.db.fetch(tables.LINES_OF_CASE, case.named):
         if row["finding"] in {"new", "ambiguous"} and row["set_aside_at"] is None:
             return f"{row['line_id']} waits for a person"
@@ -34,7 +31,7 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.LINES_OF_CASE, case.named):
         phone = None if case.number.is_in(row["phone"]) else row["phone"]

@@ -1,14 +1,12 @@
 """What is counted of reconciliation, and which lines of statements no payment explains."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.meter import Counter, Gauge, Reading, Value
+from mpesa_gateway.meter import Counter, Gauge, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 RUNS = Counter(
     "mpesa_reconciliation_runs_total",
@@ -28,7 +26,7 @@ FAILING = Gauge(
 FINDINGS = ("not_found", "mismatched", "ambiguous")
 
 
-async def read_findings(gateway: "Gateway") -> Sequence[Value]:
+async def read_findings(gateway: Runtime) -> Sequence[Value]:
     """What statements say and our books do not."""
     rows = await gateway.db.fetch(tables.COUNT_UNRESOLVED_BY_FINDING)
     counts = {(row["env"], row["finding"]): row["count"] for row in rows}

@@ -1,21 +1,17 @@
 """What reconciliation lacks of a merchant in an env."""
 
-from typing import TYPE_CHECKING
-
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.readiness import Missing, Need
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def missing_registration(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """That Pull is not registered, where the merchant can register it."""
     try:
-        credentials = await gateway.services.get(Credentials).get(merchant_id, env)
+        credentials = await gateway.port(Credentials).get(merchant_id, env)
     except ProviderNotConfigured:
         return []
     if credentials.nominated_number is None or not credentials.is_owner:

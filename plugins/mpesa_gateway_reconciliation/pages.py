@@ -1,28 +1,27 @@
 """The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.cursors import decode_cursor, encode_cursor
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import DeskQuery
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.http.charts import Column, Series
-from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding
 from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
+from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import Reconciliation
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_reconciliation.settling import Settling
 
 _A_PAGE = 40
 
@@ -32,9 +31,9 @@ SERIES = (Series("good", "known or recovered"), Series("bad", "not explained"))
 async def runs(visit: Visit) -> Shown:
     """The runs, newest first, and what there is to look at."""
     gateway, query = visit.gateway, visit.read_query(DeskQuery)
-    desk = gateway.services.get(ReconciliationDesk)
+    desk = gateway.port(ReconciliationDesk)
     page = await desk.runs(visit.env, query, _A_PAGE)
-    sources = await gateway.services.get(Credentials).statement_sources()
+    sources = await gateway.port(Credentials).statement_sources()
     with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.whose(page.rows)
     gravely, in_all = await desk.count_unresolved(visit.env)
@@ -68,7 +67,7 @@ async def run_now(visit: Visit) -> Done:
         raise Invalid.field_error("merchant", "choose whose statement to read")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
-    run = await visit.gateway.services.get(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
+    run = await visit.gateway.port(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
     said = "The run goes on: look again in a moment." if run.status == "running" else f"The run is {run.status}."
     return Done(f"reconciliation/{run.id}", said)
 
@@ -80,7 +79,7 @@ class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 async def run(visit: Visit) -> Shown:
     """A run with the lines that it read."""
-    desk, query = visit.gateway.services.get(ReconciliationDesk), visit.read_query(_RunQuery)
+    desk, query = visit.gateway.port(ReconciliationDesk), visit.read_query(_RunQuery)
     row = await desk.run(visit.values["run_id"])
     visit.require(row["env"])
     after = decode_cursor(query.cursor, 1)[0] if query.cursor else ""
@@ -103,7 +102,7 @@ async def run(visit: Visit) -> Shown:
 
 async def set_aside_all(visit: Visit) -> Done:
     """See to all lines of a run that no payment of ours explains."""
-    run_id, desk = visit.values["run_id"], visit.gateway.services.get(ReconciliationDesk)
+    run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationDesk)
     count = await desk.set_aside_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
     return Done(f"reconciliation/{run_id}", f"{count} {'line was' if count == 1 else 'lines were'} set aside.")
 
@@ -111,7 +110,7 @@ async def set_aside_all(visit: Visit) -> Done:
 async def lines(visit: Visit) -> Shown:
     """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    page = await visit.gateway.services.get(ReconciliationDesk).unresolved(visit.env, query, _A_PAGE)
+    page = await visit.gateway.port(ReconciliationDesk).unresolved(visit.env, query, _A_PAGE)
     return Shown(
         "lines.html",
         {
@@ -125,7 +124,7 @@ async def lines(visit: Visit) -> Shown:
 
 async def line(visit: Visit) -> Shown:
     """A statement line, what it could belong to, and how to resolve it."""
-    desk = visit.gateway.services.get(ReconciliationDesk)
+    desk = visit.gateway.port(ReconciliationDesk)
     row = await desk.line(visit.values["line_id"])
     visit.require(row["env"])
     is_open = row["payment_id"] is None
@@ -146,7 +145,7 @@ async def line(visit: Visit) -> Shown:
 async def resolve(visit: Visit) -> Done:
     """Say which payment a line belongs to, or that it has been seen to."""
     desk, line_id, reason = (
-        visit.gateway.services.get(ReconciliationDesk),
+        visit.gateway.port(ReconciliationDesk),
         visit.values["line_id"],
         visit.text("reason"),
     )
@@ -158,17 +157,17 @@ async def resolve(visit: Visit) -> Done:
         raise Invalid.field_error("payment_id", "choose the payment that this money is for")
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
-    service = visit.gateway.services.get(Reconciliation)
-    assigned = await service.assign(
+    settling = visit.gateway.port(Settling)
+    assigned = await settling.assign(
         visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason, by_operator=True
     )
-    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned.finding.replace('_', ' ')}.")
+    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned['finding'].replace('_', ' ')}.")
 
 
 async def register(visit: Visit) -> Done:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    told = await visit.gateway.services.get(Reconciliation).register(visit.caller(merchant, visit.env))
+    told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
     said = f"M-Pesa says {told.response_code}: {told.response_desc}"
     return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
 
@@ -178,11 +177,11 @@ async def register(visit: Visit) -> Done:
 
 async def registered(visit: Visit, merchant_id: str) -> Shown | None:
     """Whether Pull is registered for a merchant."""
-    rows = await visit.gateway.services.get(ReconciliationDesk).registrations(merchant_id, visit.env)
+    rows = await visit.gateway.port(ReconciliationDesk).registrations(merchant_id, visit.env)
     return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
-async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     """The statement lines that belong to a payment."""
     return [
         Moment(
@@ -194,13 +193,13 @@ async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Momen
             ),
             about=row["line_id"],
         )
-        for row in await gateway.services.get(ReconciliationDesk).lines_of(payment_id)
+        for row in await gateway.port(ReconciliationDesk).lines_of(payment_id)
     ]
 
 
-async def unresolved(gateway: "Gateway", env: Env) -> Sequence[Concern]:
+async def unresolved(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
-    desk, found = gateway.services.get(ReconciliationDesk), list[Concern]()
+    desk, found = gateway.port(ReconciliationDesk), list[Concern]()
     if failing := await desk.count_failing(env):
         text = f"the statement of {failing} {'merchant' if failing == 1 else 'merchants'} could not be read last time"
         found.append(Concern(text=text, to="reconciliation"))

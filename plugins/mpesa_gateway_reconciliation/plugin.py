@@ -1,13 +1,11 @@
 """The reconciliation plugin, declared."""
 
-from typing import TYPE_CHECKING
-
+from mpesa_gateway.config import HasSettings
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_payments.api import UnallocatedMoney
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
@@ -15,22 +13,19 @@ from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.pages import PAGES
+from mpesa_gateway_reconciliation.provides import PROVIDES
 from mpesa_gateway_reconciliation.routes import routes
-from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import UnallocatedLines
+from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def take_status_of_line(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_of_line(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a statement line."""
-    await gateway.services.get(Reconciliation).take_status(result)
+    await gateway.port(Settling).take_status(result)
 
 
-def _keep_days(gateway: "Gateway") -> int:
+def _keep_days(gateway: HasSettings) -> int:
     return gateway.settings(ReconciliationSettings).keep_days
 
 
@@ -45,11 +40,7 @@ plugin = Plugin(
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
     ),
     subscribers=(inside(StatusResulted, take_status_of_line),),
-    provides=(
-        (Reconciliation, Reconciliation),
-        (ReconciliationDesk, ReconciliationDesk),
-        (UnallocatedMoney, UnallocatedLines),
-    ),
+    provides=PROVIDES,
     tables=Tables(
         models=(RegistrationRow, RunRow, LineRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",

@@ -12,6 +12,8 @@ from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
+from mpesa_gateway_reconciliation.registration import PullRegistrations
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
     Assignment,
     LineView,
@@ -21,8 +23,10 @@ from mpesa_gateway_reconciliation.schemas import (
     RunsQuery,
     RunView,
     Window,
+    line_view,
 )
 from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.settling import Settling
 
 
 @post(
@@ -33,7 +37,7 @@ from mpesa_gateway_reconciliation.service import Reconciliation
 )
 async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
     """Enable Pull for the merchant's shortcode, once; doing it again is fine."""
-    return Success(data=await services.get(Reconciliation).register(caller))
+    return Success(data=await services.get(PullRegistrations).register(caller))
 
 
 @post(
@@ -56,7 +60,7 @@ async def list_runs(
     filters: NamedDependency[RunsQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[RunView]:
     """The merchant's reconciliation runs, newest first."""
-    return await services.get(Reconciliation).page(caller.merchant_id, caller.env, filters)
+    return await services.get(RunReader).page(caller.merchant_id, caller.env, filters)
 
 
 @get(
@@ -72,7 +76,7 @@ async def get_run(
     services: NamedDependency[Services],
 ) -> RunPage:
     """A run with the statement lines that it read, each with its finding."""
-    return await services.get(Reconciliation).rows(caller.merchant_id, caller.env, run_id, filters)
+    return await services.get(RunReader).rows(caller.merchant_id, caller.env, run_id, filters)
 
 
 @post(
@@ -86,7 +90,7 @@ async def assign_line(
     line_id: FromPath[str], data: JSONBody[Assignment], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[LineView]:
     """Say which payment a statement line belongs to that M-Pesa's data cannot decide."""
-    return Success(data=await services.get(Reconciliation).assign(caller, line_id, data.payment_id))
+    return Success(data=line_view(await services.get(Settling).assign(caller, line_id, data.payment_id)))
 
 
 routes = (register_pull, reconcile, list_runs, get_run, assign_line)

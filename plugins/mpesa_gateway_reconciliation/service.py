@@ -4,46 +4,33 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import structlog
 
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import NotFound, checking
-from mpesa_gateway.http.envelope import Meta, Page
-from mpesa_gateway.http.pagination import decode_cursor, decode_position, encode_cursor, page_of
-from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.provider import refusal_of
+from mpesa_gateway.errors import checking
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
-from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
-from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
+from mpesa_gateway_reconciliation.line_evidence import kept_times
 from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
-    LineView,
-    Registration,
-    RowsQuery,
-    RunPage,
-    RunsQuery,
     RunView,
     Window,
-    line_view,
-    run_view,
-    run_with_rows,
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import Settling, kept_times
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_reconciliation.settling import Settling
 
 log = structlog.get_logger(__name__)
 
@@ -72,61 +59,19 @@ _MOST_UNREADABLE = 10
 
 
 class Reconciliation:
-    """The use cases of reconciliation. A run is a row before it asks anything; a receiver has one at a time."""
+    """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
-        self._settings = gateway.settings(ReconciliationSettings)
+    def __init__(self, runtime: Runtime, *, credentials: Credentials, settling: Settling, runs: RunReader) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._settings = runtime.settings(ReconciliationSettings)
+        self._credentials = credentials
+        self._settling = settling
+        self._runs = runs
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
-        self._settling = Settling(gateway)
-
-    # -- registration ---------------------------------------------------------------------------------------------
-
-    async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; doing it again is fine.
-
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
-        another merchant's.
-        """
-        self._db.refuse_transaction("registering for Pull")
-        port = self._gateway.services.get(Credentials)
-        credentials = await port.get(caller.merchant_id, caller.env)
-        credentials.check_owner("Pull")
-        nominated_number = credentials.nominated_for("Pull")
-        address = self._gateway.services.get(Callbacks).url_for(
-            "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
-        )
-        try:
-            code, text = await self._gateway.daraja.pull_register(
-                credentials.daraja, nominated_number=nominated_number, callback_url=address
-            )
-        except DarajaFault as fault:
-            raise refusal_of(fault) from None
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            row = await self._db.fetchrow(
-                tables.REGISTER, caller.merchant_id, credentials.env, credentials.shortcode, code, text, now
-            )
-            if not await port.accepted(credentials):
-                raise ReceiverOwned(
-                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
-                )
-            await self._gateway.audit.record(
-                "pull.registered",
-                merchant_id=caller.merchant_id,
-                actor=caller.actor,
-                subject_id=caller.merchant_id,
-                env=caller.env,
-                detail={"shortcode": credentials.shortcode, "code": code},
-            )
-        if row is None:
-            raise RuntimeError("the registration was not written")
-        return Registration(**{name: row[name] for name in Registration.__struct_fields__})
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -137,7 +82,7 @@ class Reconciliation:
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
-        credentials = await self._gateway.services.get(Credentials).get(caller.merchant_id, caller.env)
+        credentials = await self._credentials.get(caller.merchant_id, caller.env)
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
@@ -147,7 +92,7 @@ class Reconciliation:
         work.add_done_callback(self._at_work.discard)
         with suppress(TimeoutError), aside():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
-        return await self.get(caller.merchant_id, caller.env, run["run_id"])
+        return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
         """A regular run: the last two hours, or back to where the last regular one ended.
@@ -167,13 +112,13 @@ class Reconciliation:
                 if self._without_place:
                     waiting = next(iter(self._without_place))
                     del self._without_place[waiting]
-                    self._gateway.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
+                    self._runtime.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
     async def _run_due(self, shortcode_id: str) -> bool:
-        credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
+        credentials = await self._credentials.of_shortcode(shortcode_id)
         if not credentials.is_owner:
             return False
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         reached = await self._db.fetchval(
             tables.REACHED, credentials.merchant_id, credentials.env, credentials.shortcode
         )
@@ -188,15 +133,15 @@ class Reconciliation:
 
     async def wake_all(self) -> int:
         """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
-        sources = await self._gateway.services.get(Credentials).statement_sources()
+        sources = await self._credentials.statement_sources()
         for source in sources:
-            await self._gateway.jobs.enqueue(
+            await self._runtime.jobs.enqueue(
                 "reconciliation.reconcile", once=source.shortcode_id, shortcode_id=source.shortcode_id
             )
         return len(sources)
 
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         end = window.end or now
         with checking() as checks:
             if end < now - FARTHEST:
@@ -213,21 +158,22 @@ class Reconciliation:
         return start, end
 
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
-                tables.BEGIN,
-                self._gateway.ids.new("run"),
-                credentials.merchant_id,
-                credentials.env,
-                credentials.shortcode,
-                cause,
-                start,
-                end,
-                now,
-                now + _LEASE,
-                credentials.receiver_id,
+                *tables.BEGIN.bind(
+                    run_id=self._runtime.ids.new("run"),
+                    merchant_id=credentials.merchant_id,
+                    env=credentials.env,
+                    shortcode=credentials.shortcode,
+                    cause=cause,
+                    window_start=start,
+                    window_end=end,
+                    lease_until=now + _LEASE,
+                    started_at=now,
+                    receiver_id=credentials.receiver_id,
+                )
             )
         if run is None:
             raise RunInProgress("a reconciliation of this shortcode is running: wait until it has finished")
@@ -236,7 +182,7 @@ class Reconciliation:
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with self._gateway.tracer.step("reconciliation run", said) as span:
+        with self._runtime.tracer.step("reconciliation run", said) as span:
             if await self._run_to_its_end(run, credentials) == "failed":
                 span.fail("failed")
 
@@ -261,8 +207,8 @@ class Reconciliation:
             # Cancelled too: nobody should wait for the lease of a run that was told to stop.
             beat.cancel()
             status = "completed" if error is None else "failed"
-            await self._db.execute(tables.FINISH, run["run_id"], status, error, self._gateway.clock.now())
-            self._gateway.meter.count(RUNS, status)
+            await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
+            self._runtime.meter.count(RUNS, status)
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 
@@ -281,7 +227,7 @@ class Reconciliation:
         while True:
             await asyncio.sleep(_BEAT)
             try:
-                await self._db.execute(tables.BEAT, run_id, self._gateway.clock.now() + _LEASE)
+                await self._db.execute(tables.BEAT, run_id, self._runtime.clock.now() + _LEASE)
             except (*UNREACHABLE, *OVERBURDENED) as problem:
                 log.warning("reconciliation_not_prolonged", run_id=run_id, error=type(problem).__name__)
 
@@ -303,7 +249,7 @@ class Reconciliation:
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
-                lambda at=offset: self._gateway.daraja.pull_query(  # type: ignore[misc]
+                lambda at=offset: self._runtime.daraja.pull_query(  # type: ignore[misc]
                     credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
                 ),
             )
@@ -338,89 +284,40 @@ class Reconciliation:
 
     async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
         """Write a page's lines, each once. Returns how many of them this run had not seen."""
-        now = self._gateway.clock.now()
-        kept = page.lines
-        times = [kept_times(line, run, zone, now) for line in kept]
+        now = self._runtime.clock.now()
+        given = [self._line_columns(line, run, zone, now) for line in page.lines]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
                 raise RunLost("the run was given up meanwhile")
             rows = await self._db.fetch(
-                tables.KEEP_LINES,
-                [self._gateway.ids.new("lin") for _ in kept],
-                [line.receipt for line in kept],
-                [moments[0] for moments, _ in times],
-                [moments[1] if len(moments) > 1 else None for moments, _ in times],
-                [_whole(line.amount) for line in kept],
-                [line.amount_text for line in kept],
-                [line.phone for line in kept],
-                [line.reference for line in kept],
-                [line.kind for line in kept],
-                [line.organisation for line in kept],
-                run["merchant_id"],
-                run["env"],
-                run["shortcode"],
-                now,
-                run["run_id"],
-                [is_timed for _, is_timed in times],
-                is_till,
+                *tables.KEEP_LINES.bind_rows(
+                    given,
+                    merchant_id=run["merchant_id"],
+                    env=run["env"],
+                    shortcode=run["shortcode"],
+                    created_at=now,
+                    run_id=run["run_id"],
+                    is_of_till=is_till,
+                )
             )
         return len(rows)
 
-    # -- what lines turn out to be --------------------------------------------------------------------------------
-
-    async def take_status(self, result: StatusResulted) -> None:
-        """See Settling."""
-        await self._settling.take_status(result)
-
-    async def assign(
-        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
-    ) -> LineView:
-        """See Settling."""
-        return line_view(
-            await self._settling.assign(caller, line_id, payment_id, reason=reason, by_operator=by_operator)
-        )
-
-    # -- reading --------------------------------------------------------------------------------------------------
-
-    async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
-        """A run of this merchant in ``env``. Raises NotFound."""
-        return run_view(await self._require(merchant_id, env, run_id))
-
-    async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
-        """The merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
-        return page_of(
-            rows,
-            filters.limit,
-            env=env,
-            view=run_view,
-            position=lambda row: (row["started_at"], row["run_id"]),
-            total=total,
-        )
-
-    async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
-        """A run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
-        run = await self._require(merchant_id, env, run_id)
-        after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
-        rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
-        shown, has_more = rows[: filters.limit], len(rows) > filters.limit
-        return RunPage(
-            data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),
-            meta=Meta(
-                limit=filters.limit,
-                has_more=has_more,
-                next_cursor=encode_cursor(shown[-1]["line_id"]) if has_more else None,
-            ),
-        )
-
-    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
-        if row is None:
-            raise NotFound("there is no such reconciliation run")
-        return row
+    def _line_columns(self, line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> dict[str, Any]:
+        moments, is_timed = kept_times(line, run, zone, now)
+        return {
+            "line_id": self._runtime.ids.new("lin"),
+            "receipt": line.receipt,
+            "likely": moments[0],
+            "other": moments[1] if len(moments) > 1 else None,
+            "amount": _whole(line.amount),
+            "amount_text": line.amount_text,
+            "phone": line.phone,
+            "reference": line.reference,
+            "kind": line.kind,
+            "organisation": line.organisation,
+            "is_timed": is_timed,
+        }
 
 
 def _whole(amount: Kes | None) -> int | None:

@@ -1,21 +1,21 @@
 """Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from mpesa_gateway.daraja.client import DarajaFault
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
 from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
-from mpesa_gateway.money import Kes
+from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
@@ -30,29 +30,20 @@ from mpesa_gateway_payments.api import (
     Mismatch,
     Payments,
     Proof,
-    Receiver,
     Recovery,
     Settled,
     Settles,
-    Source,
-    Transaction,
     Unfit,
     Verdict,
-    Wanted,
     Zone,
     in_zone,
-    is_negative,
     possible,
     proven_zone,
-    read_amount,
     read_direction,
-    read_kind,
 )
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +71,28 @@ class _SettledMeanwhile(Exception):
 class Settling:
     """What becomes of statement lines. In every transaction a payment is locked before its line."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        audit: Audit,
+        daraja: DarajaClient,
+        tracer: Tracer,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        payments: Payments,
+        recovery: Recovery,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._audit = audit
+        self._daraja = daraja
+        self._tracer = tracer
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._payments = payments
+        self._recovery = recovery
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -94,7 +104,7 @@ class Settling:
         """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
         rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
         reports = [evidence_of(row, Proof.PAGE) for row in rows]
-        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        verdicts = await self._recovery.judge(reports)
         readings = {line.receipt: line.moments for line in lines}
         named = [
             (row, report)
@@ -128,11 +138,11 @@ class Settling:
             after = rows[-1]["line_id"]
 
     async def _take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
-        return await self._gateway.services.get(Recovery).take_back(report, receipts)
+        return await self._recovery.take_back(report, receipts)
 
     async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
-        verdicts = await self._gateway.services.get(Recovery).judge(reports)
+        verdicts = await self._recovery.judge(reports)
         loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
         for row, report, verdict in zip(rows, reports, verdicts, strict=True):
@@ -156,7 +166,7 @@ class Settling:
 
     async def _settle(self, row: Row, report: Evidence, run: Row | None) -> Settled:
         """Settle one line in a transaction of its own: its payment and then the line."""
-        return await self._write(row, run, partial(self._gateway.services.get(Recovery).settle, report))
+        return await self._write(row, run, partial(self._recovery.settle, report))
 
     async def _write(self, row: Row, run: Row | None, settle: Callable[[], Awaitable[Settled]]) -> Settled:
         settled = Settled("already_known")
@@ -168,7 +178,7 @@ class Settling:
                 is_own = settled.merchant_id == row["merchant_id"]
                 finding = settled.finding if is_own or settled.payment_id is None else "not_found"
                 payment_id = settled.payment_id if is_own and finding in _SETTLED else None
-                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._gateway.clock.now())
+                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._clock.now())
                 if run is not None:
                     await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
         except _SettledMeanwhile:
@@ -180,7 +190,7 @@ class Settling:
         """Keep what a line with a known payment proves about the times of its shortcode's statement."""
         if len(readings) != 2 or settled.payment_id is None or settled.finding == "mismatched":
             return
-        payment = await self._gateway.services.get(Payments).find(settled.payment_id)
+        payment = await self._payments.find(settled.payment_id)
         if payment is None or payment.completed_at is None:
             return
         zone = proven_zone(readings, payment.created_at, payment.completed_at)
@@ -191,10 +201,10 @@ class Settling:
 
     async def _ask_about(self, row: Row, credentials: MpesaCredentials) -> None:
         """Ask M-Pesa whose money a line is: its answer shows the payer's whole number, and the time."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
             return
-        callbacks = self._gateway.services.get(Callbacks)
+        callbacks = self._callbacks
 
         def address(kind: Kind) -> str:
             return callbacks.url_for(
@@ -205,8 +215,8 @@ class Settling:
             # Noted first: the answer may be quicker than the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._db.execute(tables.ASKED, row["line_id"], now)
-            self._gateway.tracer.begins(row["line_id"])
-            await self._gateway.daraja.transaction_status(
+            self._tracer.begins(row["line_id"])
+            await self._daraja.transaction_status(
                 credentials.daraja,
                 initiator,
                 receipt=row["receipt"],
@@ -244,12 +254,12 @@ class Settling:
                 await self._decide_like(asked)
 
             await self._db.after_commit(decide)
-        await self._gateway.services.get(Callbacks).mark_applied(result.callback_id)
+        await self._callbacks.mark_applied(result.callback_id)
 
     async def _learn(self, line: Row, result: StatusResulted) -> None:
         numbers = {line["shortcode"]}
         with suppress(ProviderNotConfigured):
-            port = self._gateway.services.get(Credentials)
+            port = self._credentials
             known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
             numbers.add(known.store_number or known.shortcode)
         direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
@@ -281,7 +291,7 @@ class Settling:
 
         A merchant's choice has to fit the line, and no other merchant's payment may; an operator decides.
         """
-        await self._gateway.services.get(Payments).get(caller.merchant_id, caller.env, payment_id)
+        await self._payments.get(caller.merchant_id, caller.env, payment_id)
         found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
         if found is None:
             raise NotFound("there is no such statement line")
@@ -289,18 +299,16 @@ class Settling:
             raise LineSettled("this line belongs to a payment already")
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
         async with self._db.transaction():
-            settled = await self._gateway.services.get(Recovery).assign(report, payment_id, by_operator=by_operator)
+            settled = await self._recovery.assign(report, payment_id, by_operator=by_operator)
             if isinstance(settled, Unfit):
                 raise LineSettled(_UNFIT[settled.why])
             line = await self._db.fetchrow(tables.LOCK_ANY_LINE, line_id)
             if line is None or line["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
-            assigned = await self._db.fetchrow(
-                tables.FOUND, line_id, settled.finding, payment_id, self._gateway.clock.now()
-            )
+            assigned = await self._db.fetchrow(tables.FOUND, line_id, settled.finding, payment_id, self._clock.now())
             # Last: a wait for the audit log holds nothing that others need.
             detail = {"payment_id": payment_id, "finding": settled.finding}
-            await self._gateway.audit.record(
+            await self._audit.record(
                 "statement_line.assigned",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
@@ -315,81 +323,10 @@ class Settling:
     async def candidates(self, line: Row) -> tuple[str, ...]:
         """The payments that a line can belong to, by their ids."""
         report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
-        (verdict,) = await self._gateway.services.get(Recovery).judge([report])
+        (verdict,) = await self._recovery.judge([report])
         if isinstance(verdict, Settles | AlreadyKnown | Mismatch):
             return (verdict.payment_id,)
         return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
-
-
-class UnallocatedLines:
-    """The port by which payments ask for money that belongs to no payment."""
-
-    def __init__(self, gateway: "Gateway") -> None:
-        self._db = gateway.db
-
-    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
-        """See the port."""
-        rows = await self._db.fetch(
-            tables.UNALLOCATED,
-            env,
-            [one.number for one in wanted],
-            [one.amount for one in wanted],
-            [one.likely for one in wanted],
-        )
-        found: dict[str, Transaction] = {}
-        zones: dict[str, Zone | None] = {}
-        for number in {row["shortcode"] for row in rows}:
-            zones[number] = await zone_of(self._db, env, number)
-        for row in rows:
-            report = evidence_of(row, Proof.WINDOW, zones[row["shortcode"]])
-            found[row["receipt"]] = Transaction(
-                receipt=row["receipt"],
-                direction=report.direction,
-                receiver=report.receiver,
-                amount=row["amount"],
-                payer=report.payer,
-                reference=report.reference,
-                time=report.time,
-            )
-        return list(found.values())
-
-
-async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
-    """The zone that the latest proofs of a shortcode agree in; None without one, and where they contradict."""
-    zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
-    return zones.pop() if len(zones) == 1 else None
-
-
-def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
-    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run.
-
-    A line without a readable time is kept at the end of the window, and as impossible: only its receipt or our own
-    reference settles it.
-    """
-    readings = in_zone(line.moments, zone) or (run["window_end"],)
-    if not line.moments:
-        return readings, False
-    found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
-    return found or readings, bool(found)
-
-
-def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
-    """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
-    direction, is_called_a_tills = read_kind(row["kind"])
-    values: dict[str, Any] = {
-        "source": Source.STATEMENT,
-        "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
-        "direction": Direction.OUT if row["is_to_us"] is False or is_negative(row["amount_text"]) else direction,
-        "receiver": Receiver(row["env"], row["shortcode"], is_called_a_tills and row["is_of_till"]),
-        "receipt": row["receipt"],
-        "reference": row["reference"],
-        "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
-        "payer": row["phone"],
-        "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
-        # Outside the window that was asked for, or in the future: a time that contradicts every payment.
-        "is_impossible": not row["is_timed"],
-    }
-    return Evidence(**values)
 
 
 def _agrees(line: Row, result: StatusResulted) -> bool:
@@ -400,18 +337,6 @@ def _agrees(line: Row, result: StatusResulted) -> bool:
         return False
     at = result.finished_at
     return at is None or any(abs(at - moment) <= CLOCKS_DIFFER for moment in line["moments"])
-
-
-_RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
-
-
-def named_receipts(row: Row) -> list[str]:
-    """What may be the receipt of the money that a reversal sent back; nothing for a line of another kind."""
-    kind = row["kind"] or ""
-    if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
-        return []
-    texts = (row["receipt"], row["reference"] or "", kind)
-    return sorted({found for text in texts for found in _RECEIPT.findall(text.upper())})
 
 
 def _require_open(line: Row | None) -> None:

@@ -3,6 +3,8 @@
 from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.named import Named
+
 
 class RegistrationRow(Table, tablename="pull_registration"):
     """A shortcode that Pull has been enabled for."""
@@ -95,13 +97,14 @@ UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran i
 WHERE receiver_id = $1 AND status = 'running' AND lease_until < $2
 """
 
-BEGIN = """
+BEGIN = Named("""
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
     started_at, receiver_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $9, $8, $10)
+VALUES ($run_id, $merchant_id, $env, $shortcode, $cause, $window_start, $window_end, $lease_until, $started_at,
+    $receiver_id)
 ON CONFLICT DO NOTHING
 RETURNING *
-"""
+""")
 
 REACHED = """
 SELECT max(window_end) FROM reconciliation_run
@@ -121,16 +124,17 @@ RETURNING run_id
 
 BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND status = 'running'"
 
-KEEP_LINES = """
+KEEP_LINES = Named("""
 WITH given AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[],
-        $7::text[], $8::text[], $9::text[], $10::text[], $16::boolean[])
+    SELECT * FROM unnest($line_id::text[], $receipt::text[], $likely::timestamptz[], $other::timestamptz[],
+        $amount::integer[], $amount_text::text[], $phone::text[], $reference::text[], $kind::text[],
+        $organisation::text[], $is_timed::boolean[])
         AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
 ), kept AS (
     INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
         reference, kind, organisation, is_timed, created_at, is_of_till)
-    SELECT line_id, $11, $12, $13, receipt, array_remove(ARRAY[likely, other], NULL), amount, amount_text, phone,
-        reference, kind, organisation, is_timed, $14, $17
+    SELECT line_id, $merchant_id, $env, $shortcode, receipt, array_remove(ARRAY[likely, other], NULL), amount,
+        amount_text, phone, reference, kind, organisation, is_timed, $created_at, $is_of_till
     FROM given ORDER BY receipt
     ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt,
         (moments, is_timed) = (
@@ -143,12 +147,12 @@ WITH given AS (
     RETURNING line_id, finding, set_aside_at
 )
 INSERT INTO reconciliation_line (run_id, line_id, finding)
-SELECT $15, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
+SELECT $run_id, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
     WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
 FROM kept
 ON CONFLICT (run_id, line_id) DO NOTHING
 RETURNING line_id
-"""
+""")
 
 UNSETTLED = """
 SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)

@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.money import Kes
 from mpesa_gateway.pages import Visit
+from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
 from mpesa_gateway_refunds.service import RefundService
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 REFUNDS = Listing("refund", "created_at", "refund_id")
 
@@ -36,10 +35,14 @@ class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
 class RefundDesk:
     """What operators ask of refunds."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self, *, db: Database, reads: Asking, merchants: Merchants, payments: Payments, refunds: RefundService
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._merchants = merchants
+        self._payments = payments
+        self._refunds = refunds
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> Paged:
         """A page of refunds of ``env``. Raises Invalid for a bad cursor."""
@@ -72,7 +75,7 @@ class RefundDesk:
 
     async def payment(self, payment_id: str) -> PaymentView:
         """The payment that a refund is of. Raises NotFound."""
-        payment = await self._gateway.services.get(Payments).find(payment_id)
+        payment = await self._payments.find(payment_id)
         if payment is None:
             raise NotFound("there is no such payment")
         return payment
@@ -83,11 +86,11 @@ class RefundDesk:
         Raises Invalid, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable.
         """
         payment = await self.payment(payment_id)
-        merchant = await self._gateway.merchants.require(payment.merchant_id)
+        merchant = await self._merchants.require(payment.merchant_id)
         wanted: dict[str, str] = {"payment_id": payment_id}
         wanted |= {name: text for name in ("amount", "reason") if (text := visit.text(name))}
         body = read_body(msgspec.json.encode(wanted), CreateRefund)
-        service = self._gateway.services.get(RefundService)
+        service = self._refunds
         refund, _ = await service.request(visit.caller(merchant, payment.env), body, visit.text("key") or None)
         return refund
 

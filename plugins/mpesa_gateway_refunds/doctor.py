@@ -1,16 +1,13 @@
 """Looks whether a refund waits for a person."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Observation, warning
+from mpesa_gateway.observation import Check, Examination, Observation, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def look_at_refunds(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_refunds(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Refunds of which M-Pesa has not said what became of them."""
     count = await gateway.db.fetchval(tables.NEEDING_ATTENTION, examination.one.merchant_id, examination.env)
     if count:

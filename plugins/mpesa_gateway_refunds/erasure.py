@@ -1,19 +1,16 @@
 """Erases a payer's phone number from what was written down about refunds of their payments."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.db import idempotency
+from mpesa_gateway.erasure import Case
 from mpesa_gateway.plugin import Eraser
-from mpesa_gateway.privacy import Case
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.service import subjects_of
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_refunds.subjects import subjects_of
 
 
-async def _widen(gateway: "Gateway", case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The refunds of the case's payments, by everybody's names for them."""
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
@@ -22,7 +19,7 @@ async def _widen(gateway: "Gateway", case: Case) -> set[str]:
     return {name for name in named if name}
 
 
-async def _objects(gateway: "Gateway", case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: Case) -> str | None:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     pending = next((row["refund_id"] for row in rows if row["status"] == "pending"), None)
     if pending is not None:
@@ -31,7 +28,7 @@ async def _objects(gateway: "Gateway", case: Case) -> str | None:
     return None if recent is None else f"{recent['refund_id']} is too recent"
 
 
-async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.OF_CASE, case.named):
         texts = [row["reason"], row["result_desc"]]
@@ -48,7 +45,7 @@ async def _erase(gateway: "Gateway", case: Case) -> Mapping[str, int]:
     return {"refunds": count}
 
 
-async def _keeps(gateway: "Gateway", case: Case) -> Sequence[str]:
+async def _keeps(gateway: Runtime, case: Case) -> Sequence[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     return [
         f"the Idempotency-Key of {row['refund_id']} contains the number; it stays, or it could make a second refund"

@@ -1,18 +1,14 @@
 """The queue's way into refunds."""
 
-from typing import TYPE_CHECKING
-
-from mpesa_gateway_refunds.service import RefundService
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_refunds.queries import RefundQueries
 
 
-async def ask(gateway: "Gateway", *, refund_id: str, merchant_id: str) -> None:
+async def ask(gateway: Runtime, *, refund_id: str, merchant_id: str) -> None:
     """Ask M-Pesa what became of a reversal whose result has not come."""
-    await gateway.services.get(RefundService).ask_in_turn(refund_id, merchant_id)
+    await gateway.port(RefundQueries).ask_in_turn(refund_id, merchant_id)
 
 
-async def sweep(gateway: "Gateway") -> None:
+async def sweep(gateway: Runtime) -> None:
     """Wake a job for every refund that is due."""
-    await gateway.services.get(RefundService).wake_due()
+    await gateway.port(RefundQueries).wake_due()

@@ -1,22 +1,20 @@
 """How many refunds are under way, and how many wait for a person."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.meter import Gauge, Reading, Value
+from mpesa_gateway.meter import Gauge, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 OPEN = Gauge("mpesa_refunds_open", "Refunds whose end M-Pesa has not told; 10,000 at most.", ("env",))
 OLDEST = Gauge("mpesa_refunds_oldest_open_seconds", "The age of the oldest of them; 0 where there is none.", ("env",))
 HELD = Gauge("mpesa_refunds_held", "Refunds that wait for a person.", ("env",))
 
 
-async def read_open(gateway: "Gateway") -> Sequence[Value]:
+async def read_open(gateway: Runtime) -> Sequence[Value]:
     """Refunds that are not over."""
     values: list[Value] = []
     for env in ENVS:

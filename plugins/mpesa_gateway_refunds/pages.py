@@ -1,19 +1,18 @@
 """The operators' pages about refunds: the list, one refund, sending money back, and deciding what M-Pesa never told."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_refunds.desk import RefundDesk, RefundsQuery, left_of
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import Resolution
-from mpesa_gateway_refunds.service import RefundService, subjects_of
+from mpesa_gateway_refunds.subjects import subjects_of
 from mpesa_gateway_refunds.views import view
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
 
@@ -21,7 +20,7 @@ _A_PAGE = 50
 async def refunds(visit: Visit) -> Shown:
     """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    page = await visit.gateway.services.get(RefundDesk).page(visit.env, query, _A_PAGE)
+    page = await visit.gateway.port(RefundDesk).page(visit.env, query, _A_PAGE)
     return Shown(
         "refunds.html",
         {
@@ -35,7 +34,7 @@ async def refunds(visit: Visit) -> Shown:
 
 async def refund(visit: Visit) -> Shown:
     """One refund: how it stands, and what can be done."""
-    row = await visit.gateway.services.get(RefundDesk).get(visit.values["refund_id"])
+    row = await visit.gateway.port(RefundDesk).get(visit.values["refund_id"])
     visit.require(row["env"])
     return Shown(
         "refund.html",
@@ -52,8 +51,8 @@ async def refund(visit: Visit) -> Shown:
 async def query(visit: Visit) -> Done:
     """Ask M-Pesa now what became of it."""
     refund_id = visit.values["refund_id"]
-    row = await visit.gateway.services.get(RefundDesk).get(refund_id)
-    await visit.gateway.services.get(RefundService).ask_now(row["merchant_id"], row["env"], refund_id)
+    row = await visit.gateway.port(RefundDesk).get(refund_id)
+    await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
     return Done(f"refunds/{refund_id}", "M-Pesa was asked; its answer comes by callback and shows below.")
 
 
@@ -66,15 +65,15 @@ async def resolve(visit: Visit) -> Done:
         raise Invalid.field_error("note", "say what you saw, and where")
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
-    row = await visit.gateway.services.get(RefundDesk).get(refund_id)
-    service = visit.gateway.services.get(RefundService)
-    ended = await service.resolve(row["env"], refund_id, decided, visit.visitor.actor)
+    row = await visit.gateway.port(RefundDesk).get(refund_id)
+    endings = visit.gateway.port(RefundEndings)
+    ended = await endings.resolve(row["env"], refund_id, decided, visit.visitor.actor)
     return Done(f"refunds/{refund_id}", f"The refund is {ended.status}.")
 
 
 async def refund_form(visit: Visit) -> Shown:
     """The form that sends a payment's money back."""
-    desk, payment_id = visit.gateway.services.get(RefundDesk), visit.values["payment_id"]
+    desk, payment_id = visit.gateway.port(RefundDesk), visit.values["payment_id"]
     payment = await desk.payment(payment_id)
     visit.require(payment.env)
     return Shown(
@@ -93,7 +92,7 @@ async def send_back(visit: Visit) -> Done:
     """Send it back."""
     if visit.text("confirm") != visit.values["payment_id"]:
         raise Invalid.field_error("confirm", "tick the box: money that was sent back does not come again")
-    made = await visit.gateway.services.get(RefundDesk).request(visit, visit.values["payment_id"])
+    made = await visit.gateway.port(RefundDesk).request(visit, visit.values["payment_id"])
     return Done(f"refunds/{made.id}", "M-Pesa was asked to send the money back.")
 
 
@@ -102,29 +101,29 @@ async def send_back(visit: Visit) -> Done:
 
 async def of_payment(visit: Visit, payment_id: str) -> Shown | None:
     """A payment's refunds, and the way to one more."""
-    desk = visit.gateway.services.get(RefundDesk)
+    desk = visit.gateway.port(RefundDesk)
     rows, payment = await desk.of_payment(payment_id), await desk.payment(payment_id)
     left = left_of(payment, rows)
     return Shown("refunds_of_payment.html", {"rows": rows, "left": left, "payment": payment}) if rows or left else None
 
 
-async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     """What M-Pesa said about a payment's refunds."""
-    rows = await gateway.services.get(RefundDesk).of_payment(payment_id)
+    rows = await gateway.port(RefundDesk).of_payment(payment_id)
     handles = [row["originator_conversation_id"] for row in rows if row["originator_conversation_id"]]
     subjects = [subject for row in rows for subject in subjects_of(row["refund_id"])]
-    return await gateway.services.get(Callbacks).past(subjects, handles) if rows else ()
+    return await gateway.port(Callbacks).past(subjects, handles) if rows else ()
 
 
-async def past(gateway: "Gateway", refund_id: str) -> Sequence[Moment]:
+async def past(gateway: Runtime, refund_id: str) -> Sequence[Moment]:
     """What became of a refund."""
-    row = await gateway.services.get(RefundDesk).get(refund_id)
+    row = await gateway.port(RefundDesk).get(refund_id)
     handles = [row["originator_conversation_id"]] if row["originator_conversation_id"] else []
     moments = [
         Moment(
             at=row["created_at"], source="refund", state="requested", text=f"Asked for: {row['reason'] or 'no reason'}"
         ),
-        *await gateway.services.get(Callbacks).past(subjects_of(refund_id), handles),
+        *await gateway.port(Callbacks).past(subjects_of(refund_id), handles),
     ]
     if row["attention"] is not None:
         moments.append(Moment(at=row["updated_at"], source="refund", state="attention", text=row["attention"]))
@@ -134,9 +133,9 @@ async def past(gateway: "Gateway", refund_id: str) -> Sequence[Moment]:
     return moments
 
 
-async def waiting(gateway: "Gateway", env: Env) -> Sequence[Concern]:
+async def waiting(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Refunds that M-Pesa never answered for."""
-    count = await gateway.services.get(RefundDesk).count_waiting(env)
+    count = await gateway.port(RefundDesk).count_waiting(env)
     if not count:
         return ()
     text = f"{count} {'refund waits' if count == 1 else 'refunds wait'} for somebody to look on M-Pesa's portal"

@@ -1,13 +1,12 @@
 """The refunds plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed
@@ -15,26 +14,24 @@ from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
 from mpesa_gateway_refunds.pages import PAGES
+from mpesa_gateway_refunds.provides import PROVIDES
+from mpesa_gateway_refunds.results import ReversalResults
 from mpesa_gateway_refunds.routes import routes
-from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def take_reversal_result(result: ReversalResulted, gateway: "Gateway") -> None:
+async def take_reversal_result(result: ReversalResulted, gateway: Runtime) -> None:
     """Daraja told how a reversal ended."""
-    await gateway.services.get(RefundService).take_result(result)
+    await gateway.port(ReversalResults).take_result(result)
 
 
-async def take_status_of_reversal(result: StatusResulted, gateway: "Gateway") -> None:
+async def take_status_of_reversal(result: StatusResulted, gateway: Runtime) -> None:
     """Daraja told what we asked about a reversal."""
-    await gateway.services.get(RefundService).take_status(result)
+    await gateway.port(ReversalResults).take_status(result)
 
 
-async def _count_open(gateway: "Gateway", shortcode_ids: Sequence[str]) -> dict[str, int]:
+async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
     rows = await gateway.db.fetch(tables.OPEN_OF_SHORTCODES, shortcode_ids)
     return {row["shortcode_id"]: row["open"] for row in rows}
 
@@ -51,7 +48,7 @@ plugin = Plugin(
     ),
     publishes=(RefundFailed,),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
-    provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
+    provides=PROVIDES,
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),
     pages=PAGES,

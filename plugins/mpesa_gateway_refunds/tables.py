@@ -3,6 +3,8 @@
 from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.named import Named
+
 
 class RefundRow(Table, tablename="refund"):
     """Money that a merchant sends back."""
@@ -37,17 +39,18 @@ class RefundRow(Table, tablename="refund"):
     completed_at = Timestamptz(null=True, default=None)
 
 
-INSERT = """
+INSERT = Named("""
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
     due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, 'ready')
+VALUES ($refund_id, $merchant_id, $payment_id, $env, $amount, $payment_amount, $receipt, $reason, $idempotency_key,
+    $due_at, $created_at, $created_at, $shortcode, $shortcode_id, $is_whole, 'ready')
 ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'ready', outcome = NULL, result_code = NULL,
     result_desc = NULL, advice = NULL, attention = NULL, receipt = excluded.receipt,
     amount = excluded.amount, shortcode = excluded.shortcode, due_at = excluded.due_at,
     updated_at = excluded.updated_at, is_whole = excluded.is_whole, attempt = refund.attempt + 1
     WHERE refund.reversal = 'unsent'
 RETURNING *
-"""
+""")
 
 SENDING = """
 UPDATE refund SET reversal = 'sending' WHERE refund_id = $1 AND attempt = $2 AND reversal = 'ready'

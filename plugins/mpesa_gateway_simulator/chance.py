@@ -2,15 +2,11 @@
 
 import hashlib
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.ids import Ids
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.settings import SimulatorSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _DAYS = "123456789ABCDEFGHIJKLMNOPQRSTUV"
@@ -46,17 +42,18 @@ def _offset(seed: float | None) -> int:
 class Chance:
     """Random bytes. With a seed, the n-th draw since the last reset is always the same."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._seed = gateway.settings(SimulatorSettings).seed
+    def __init__(self, *, db: Database, ids: Ids, seed: int | None) -> None:
+        self._db = db
+        self._ids = ids
+        self._seed = seed
 
     async def draw(self, size: int) -> bytes:
         """``size`` bytes, 32 at most."""
-        turned = await self._gateway.db.fetchval("SELECT value FROM sim_knob WHERE name = 'seed'")
+        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = 'seed'")
         seed = self._seed if turned is None else int(turned)
         if seed is None:
-            return self._gateway.ids.token(size)
-        number = await self._gateway.db.fetchval("SELECT nextval('sim_chance')")
+            return self._ids.token(size)
+        number = await self._db.fetchval("SELECT nextval('sim_chance')")
         return hashlib.sha256(f"{seed}|{number}".encode()).digest()[:size]
 
     async def identifier(self) -> str:
@@ -70,7 +67,7 @@ class Chance:
 
     async def receipts(self, times: list[datetime]) -> list[str]:
         """Return a receipt for each of these times."""
-        rows = await self._gateway.db.fetch(tables.NEXT_RECEIPTS, self._seed, len(times))
+        rows = await self._db.fetch(tables.NEXT_RECEIPTS, self._seed, len(times))
         return [receipt_of(at, row["number"] + _offset(row["seed"])) for at, row in zip(times, rows, strict=True)]
 
     async def share(self) -> float:

@@ -57,6 +57,10 @@ class Pulse:
                 yield
 
 
+class DueSignal(asyncio.Event):
+    """Set when a prompt or a callback may have become due, so that the caller looks at once."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One exchange: ``came`` to us or went out. What was said is kept as it was, and masked when it is looked at."""

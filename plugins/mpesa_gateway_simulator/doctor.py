@@ -1,15 +1,12 @@
 """Reports that simulated phones stand in for Safaricom's sandbox."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.doctor.observation import Check, Examination, Observation, note, warning
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway.observation import Check, Examination, Observation, note, warning
+from mpesa_gateway.runtime import Runtime
 
 
-async def look_at_simulator(_: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_simulator(_: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Enabled at all, it is worth a word."""
     if examination.is_live:
         text = "the simulator is enabled: sandbox payments are simulated, live ones never reach it"

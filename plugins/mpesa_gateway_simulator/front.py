@@ -4,17 +4,12 @@ SDKs join a path to the host of their base URL, or to the whole of it. Where the
 answers at both.
 """
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
+from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.daraja.client import SIMULATED
-from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.validation import Fault
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 ROOT = "/simulator"
 
@@ -42,10 +37,11 @@ _SIMULATED = SIMULATED.lower().encode()
 class Front:
     """An ASGI layer that answers unknown addresses and wrong methods as Daraja does."""
 
-    def __init__(self, gateway: "Gateway", app: ASGIApp) -> None:
-        self._gateway = gateway
+    def __init__(self, app: ASGIApp, daraja: SimulatedDaraja, *, is_alone: bool) -> None:
+        """``is_alone`` says that Daraja's addresses are served at the root as well."""
         self._app = app
-        self._is_alone = len(gateway.plugins) == 1
+        self._daraja = daraja
+        self._is_alone = is_alone
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -74,7 +70,7 @@ class Front:
         await self._app(scope, receive, send_as_daraja)
 
     async def _refuse(self, send: Send, fault: Fault, kept: list[tuple[bytes, bytes]]) -> None:
-        body = msgspec.json.encode(await self._gateway.services.get(Simulator).fault_body(fault))
+        body = msgspec.json.encode(await self._daraja.fault_body(fault))
         lines = {"content-type": "application/json", "content-length": str(len(body)), SIMULATED.lower(): "1"}
         headers = [*kept, *((name.encode(), text.encode()) for name, text in lines.items())]
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})

@@ -4,17 +4,15 @@ A browser sends such a page's own name as the Host (DNS rebinding) or as the Ori
 """
 
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from mpesa_gateway.errors import Code, Refused
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.settings import SimulatorSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class FromAnotherSite(Refused):
@@ -28,7 +26,7 @@ def own_host_only(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
 
     Ours are loopback addresses, the hosts of ``public_url`` and ``daraja.sandbox_url``, and ``simulator.hosts``.
     """
-    gateway: Gateway = connection.app.state.gateway
+    gateway: Runtime = connection.app.state.gateway
     host = connection.headers.get("host", "")
     own: set[str | None] = {
         urlsplit(url).hostname for url in (gateway.config.public_url, gateway.config.daraja.sandbox_url)

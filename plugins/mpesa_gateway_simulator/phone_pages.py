@@ -12,17 +12,18 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import ServerSentEvent
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.errors import Invalid, Problem, Refused, UnsupportedMediaType
 from mpesa_gateway.http import html
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.query import read_params
 from mpesa_gateway.http.same_site import is_same_site
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.diary import Diary, Pulse
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, IN_HAND, PREFIX
 from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.phones import FIRST, PIN, Phones
-from mpesa_gateway_simulator.service import Simulator
 
 _ASSETS = html.Assets("mpesa_gateway_simulator", "simulator/web")
 _TEMPLATES = html.environment({"": "mpesa_gateway_simulator"})
@@ -76,10 +77,10 @@ async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[A
     return html.answer(await _draw(request, gateway, "phone_part.html", ()))
 
 
-async def _draw(request: Request[Any, Any, Any], gateway: Gateway, template: str, problems: tuple[Problem, ...]) -> str:
+async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str, problems: tuple[Problem, ...]) -> str:
     query = read_params(request, _Query)
-    simulator = gateway.services.get(Simulator)
-    phone = await gateway.services.get(Phones).look(query.phone)
+    controls, diary = gateway.port(Controls), gateway.port(Diary)
+    phone = await gateway.port(Phones).look(query.phone)
     now = gateway.clock.now()
     root = html.root(request)
     return _TEMPLATES.get_template(template).render(
@@ -94,8 +95,8 @@ async def _draw(request: Request[Any, Any, Any], gateway: Gateway, template: str
         clock=now.astimezone(EAT),
         styles={name: behaviour.summary for name, behaviour in IN_HAND.items()},
         numbers={PREFIX + digits: behaviour.summary for digits, behaviour in BEHAVIOURS.items()},
-        knobs={name: await simulator.knob(name) for name in _TURNED},
-        lines=list(simulator.diary.lines)[:_SHOWN],
+        knobs={name: await controls.knob(name) for name in _TURNED},
+        lines=list(diary.lines)[:_SHOWN],
         when=partial(html.when, now=now),
         stream=urlencode({"phone": phone.number}),
         problems=problems,
@@ -108,8 +109,8 @@ async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
     return ServerSentEvent(_changes(gateway), retry_duration=1000)
 
 
-async def _changes(gateway: Gateway) -> AsyncGenerator[dict[str, str]]:
-    pulse, loop = gateway.services.get(Simulator).pulse, asyncio.get_running_loop()
+async def _changes(gateway: Runtime) -> AsyncGenerator[dict[str, str]]:
+    pulse, loop = gateway.port(Pulse), asyncio.get_running_loop()
     until, seen, still = loop.time() + _STREAM, -1, 0
     while loop.time() < until and gateway.is_running and not gateway.is_draining:
         if pulse.count == seen and still < _STILL:
@@ -120,7 +121,7 @@ async def _changes(gateway: Gateway) -> AsyncGenerator[dict[str, str]]:
             yield {"event": "changed", "data": str(seen)}
 
 
-async def _form(request: Request[Any, Any, Any], gateway: Gateway) -> dict[str, str]:
+async def _form(request: Request[Any, Any, Any], gateway: Runtime) -> dict[str, str]:
     """The fields of a form of one of our own pages. Raises UnsupportedMediaType, and Refused for another site's."""
     own = {request.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if not is_same_site(request.headers, own):
@@ -142,7 +143,7 @@ def _back(request: Request[Any, Any, Any], phone: str) -> Response[str]:
 async def touch(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """A finger on the phone: the PIN, or cancel."""
     fields = await _form(request, gateway)
-    await gateway.services.get(Phones).touch(
+    await gateway.port(Phones).touch(
         fields.get("checkout_request_id", ""), fields.get("pin", ""), is_cancelled="cancel" in fields
     )
     return _back(request, fields.get("phone", FIRST))
@@ -153,7 +154,7 @@ async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
     """Take a phone into the hand, put money on it, and say how Daraja calls back."""
     fields = await _form(request, gateway)
     number = fields.get("phone", "")
-    await gateway.services.get(Phones).hold(number, fields.get("style", ""), fields.get("balance", ""))
+    await gateway.port(Phones).hold(number, fields.get("style", ""), fields.get("balance", ""))
     return _back(request, number)
 
 
@@ -161,7 +162,7 @@ async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
 async def let_go(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Let a phone act by its number again."""
     fields = await _form(request, gateway)
-    await gateway.services.get(Phones).let_go(fields.get("phone", ""))
+    await gateway.port(Phones).let_go(fields.get("phone", ""))
     return _back(request, fields.get("phone", FIRST))
 
 
@@ -177,7 +178,7 @@ async def turn(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
             raise Invalid.field_error(name, "must be a number of seconds") from None
         if not 0 <= turned[name] <= 86_400:
             raise Invalid.field_error(name, "must be between 0 and 86400 seconds")
-    await gateway.services.get(Simulator).set_knobs(turned)
+    await gateway.port(Controls).set_knobs(turned)
     return _back(request, fields.get("phone", FIRST))
 
 

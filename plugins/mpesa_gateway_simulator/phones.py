@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
-from mpesa_gateway_simulator.service import Simulator
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_simulator.prompts import Prompts
 
 PIN = "1234"
 """Every simulated phone's PIN; any other one is wrong."""
@@ -59,9 +57,10 @@ class Phone:
 class Phones:
     """Looks at simulated phones, and lets them be held and touched."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
+    def __init__(self, *, db: Database, prompts: Prompts, pulse: Pulse) -> None:
+        self._db = db
+        self._prompts = prompts
+        self._pulse = pulse
 
     async def look(self, number: str) -> Phone:
         """One phone. Raises Invalid for what is no Kenyan mobile number."""
@@ -97,20 +96,20 @@ class Phones:
             await self._db.execute(tables.HOLD, str(msisdn), style, int(balance) + int(spent))
             # A prompt that is open already is answered in the way that was chosen last.
             await self._db.execute(tables.RESTYLE, str(msisdn), chosen.name, _ASKING)
-        self._pulse()
+        self._pulse.quicken()
 
     async def let_go(self, number: str) -> None:
         """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
         with checking() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.execute(tables.LET_GO, msisdn)
-        self._pulse()
+        self._pulse.quicken()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
         """Answer an open prompt with a PIN, or cancel it. Raises NotFound, Conflict and Invalid."""
-        simulator = self._gateway.services.get(Simulator)
+        prompts = self._prompts
         try:
-            row = await simulator.find(checkout_request_id)
+            row = await prompts.find(checkout_request_id)
             if is_cancelled:
                 answer = "cancel"
             elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
@@ -121,7 +120,7 @@ class Phones:
                 hand = await self._db.fetchrow(tables.HAND, row["phone"])
                 has_enough = await self._balance(row["phone"], hand) >= row["amount"]
                 answer = "pay" if has_enough else "no_funds"
-            await simulator.answer(checkout_request_id, answer)
+            await prompts.answer(checkout_request_id, answer)
         except LookupError as problem:
             raise NotFound(str(problem)) from None
         except ValueError as problem:
@@ -141,9 +140,6 @@ class Phones:
             elif row["result_code"] == "reversed":
                 balance -= row["amount"]
         return messages
-
-    def _pulse(self) -> None:
-        self._gateway.services.get(Simulator).pulse.quicken()
 
 
 _REFUSED = {

@@ -3,11 +3,10 @@
 from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
+from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.doctor import CHECKS
-from mpesa_gateway_simulator.front import Front
-from mpesa_gateway_simulator.phones import Phones
+from mpesa_gateway_simulator.provides import PROVIDES, make_front
 from mpesa_gateway_simulator.routes import routes
-from mpesa_gateway_simulator.service import Simulator
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import CallbackRow, PushRow, ResultRow, ReversalRow, TransactionRow
 
@@ -21,13 +20,13 @@ plugin = Plugin(
     name="simulator",
     summary="Our own Daraja for the sandbox: simulated phones that pay, cancel, or do what the real ones do at 2 a.m.",
     settings=SimulatorSettings,
-    routes=(*routes, *phone_pages.routes),
-    provides=((Simulator, Simulator), (Phones, Phones)),
+    routes=(*daraja_routes, *routes, *phone_pages.routes),
+    provides=PROVIDES,
     tables=Tables(
         models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,
     contributes=(Voucher(("/simulator",), _vouches),),
-    front=Front,
+    front=make_front,
 )

@@ -1,6 +1,6 @@
 """The people who use the same tills and paybills and were never asked to pay: what they do around each push.
 
-Every decision is a pure function of a seed, so that a run can be repeated. `Simulator` writes the result to the ledger,
+Every decision is a pure function of a seed, so that a run can be repeated. `Prompts` writes the result to the ledger,
 where Pull and status answers find it. A new witness, such as a C2B confirmation, reads the same rows.
 """
 

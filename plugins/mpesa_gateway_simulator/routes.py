@@ -1,21 +1,21 @@
-"""Daraja's own paths under /simulator, and the control API that tests and demos turn the knobs with."""
+"""The control API that tests and demos turn the simulator's knobs with."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from litestar import Request, Response, get, patch, post
+from litestar import get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody, RawBody
+from litestar.params import FromPath, JSONBody
 
-from mpesa_gateway.daraja.client import SIMULATED
-from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.query import Moment, reads
 from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.caller import CallbackCaller
+from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.habits import (
     ACK_HABITS,
     CALLBACK_HABITS,
@@ -28,117 +28,9 @@ from mpesa_gateway_simulator.habits import (
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
 from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
 from mpesa_gateway_simulator.population import PayerShown, TimeShown
-from mpesa_gateway_simulator.service import Simulator
-from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
+from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.validation import FAULTS
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view
-
-_DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
-
-
-async def _fault(simulator: Simulator, fault: Fault) -> Response[dict[str, str]]:
-    return Response(await simulator.fault_body(fault), status_code=fault.status)
-
-
-def _read(body: bytes) -> dict[str, Any]:
-    try:
-        content = read_json(body)
-    except ValueError:
-        content = None
-    # NUL is text that no database of ours could keep.
-    if not isinstance(content, dict) or b"\\u0000" in body:
-        raise Fault(400, "400.002.05", "Invalid Request Payload")
-    return cast("dict[str, Any]", content)
-
-
-async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
-    simulator = services.get(Simulator)
-    answer = await _answered(request, simulator, operation, body)
-    said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
-    simulator.diary.received(operation, body, answer.status_code or 200, said)
-    answer.headers[SIMULATED] = "1"
-    return answer
-
-
-async def _answered(
-    request: Request[Any, Any, Any], simulator: Simulator, operation: str, body: bytes
-) -> Response[Any]:
-    authorization = request.headers.get("authorization")
-    try:
-        if operation == "oauth":
-            return Response(await simulator.issue_token(authorization, request.query_params.get("grant_type")))
-        if operation == "stkpush":
-            return Response(await simulator.push(authorization, _read(body)), status_code=200)
-        if operation == "pullquery":
-            status, content = await simulator.pull_query(authorization, _read(body))
-            media = "text/html" if isinstance(content, str) else "application/json"
-            return Response(content, status_code=status, media_type=media)
-        answer = {
-            "stkquery": simulator.query,
-            "transactionstatus": simulator.transaction_status,
-            "reversal": simulator.reversal,
-            "pullregister": simulator.pull_register,
-        }[operation]
-        return Response(await answer(authorization, _read(body)), status_code=200)
-    except Fault as fault:
-        return await _fault(simulator, fault)
-    except Garbage as garbage:
-        return Response(
-            garbage.body, status_code=garbage.status, media_type=garbage.media_type, headers=garbage.headers
-        )
-
-
-@get("/simulator/oauth/v1/generate", **_DARAJA)
-async def oauth(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
-    """Daraja's token."""
-    return await _answer(request, services, "oauth", b"")
-
-
-@post("/simulator/mpesa/stkpush/v1/processrequest", **_DARAJA)
-async def stk_push(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's STK push."""
-    return await _answer(request, services, "stkpush", body)
-
-
-@post("/simulator/mpesa/stkpushquery/v1/query", **_DARAJA)
-async def stk_query(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's STK query."""
-    return await _answer(request, services, "stkquery", body)
-
-
-@post("/simulator/mpesa/transactionstatus/v1/query", **_DARAJA)
-async def transaction_status(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's transaction status query."""
-    return await _answer(request, services, "transactionstatus", body)
-
-
-@post("/simulator/mpesa/reversal/v1/request", **_DARAJA)
-async def reversal(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's reversal."""
-    return await _answer(request, services, "reversal", body)
-
-
-@post("/simulator/pulltransactions/v1/register", **_DARAJA)
-async def pull_register(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's Pull registration."""
-    return await _answer(request, services, "pullregister", body)
-
-
-@post("/simulator/pulltransactions/v1/query", **_DARAJA)
-async def pull_query(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], body: RawBody
-) -> Response[Any]:
-    """Daraja's Pull query."""
-    return await _answer(request, services, "pullquery", body)
 
 
 @get("/simulator/outcomes", public=True, priority=True, tags=["Simulator"])
@@ -172,7 +64,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
     """What the phones were asked, newest first."""
-    rows = await services.get(Simulator).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
+    rows = await services.get(Prompts).list_pushes(filters.phone, filters.reference, filters.state, filters.limit)
     return Success(data=[push_view(row) for row in rows])
 
 
@@ -187,7 +79,7 @@ async def pushes(services: NamedDependency[Services], filters: NamedDependency[P
 async def one_push(services: NamedDependency[Services], checkout_request_id: FromPath[str]) -> Success[PushView]:
     """One push."""
     try:
-        return Success(data=push_view(await services.get(Simulator).find(checkout_request_id)))
+        return Success(data=push_view(await services.get(Prompts).find(checkout_request_id)))
     except LookupError as problem:
         raise NotFound(str(problem)) from None
 
@@ -214,7 +106,7 @@ async def answer_push(
 ) -> Success[PushView]:
     """PromptAnswer an open prompt, as a finger on the phone would."""
     try:
-        return Success(data=push_view(await services.get(Simulator).answer(checkout_request_id, data.answer)))
+        return Success(data=push_view(await services.get(Prompts).answer(checkout_request_id, data.answer)))
     except LookupError as problem:
         raise NotFound(str(problem)) from None
     except ValueError as problem:
@@ -235,7 +127,7 @@ async def repeat_callback(
 ) -> Success[dict[str, int]]:
     """Make a push's callback once more; says the HTTP status that it was answered with, 0 for none."""
     try:
-        return Success(data={"status": await services.get(Simulator).send_again(checkout_request_id)})
+        return Success(data={"status": await services.get(CallbackCaller).send_again(checkout_request_id)})
     except LookupError as problem:
         raise NotFound(str(problem)) from None
 
@@ -268,7 +160,7 @@ async def forge_callback(
     """
     about = data.about or checkout_request_id
     try:
-        status = await services.get(Simulator).forge(checkout_request_id, about, data.amount, data.signature)
+        status = await services.get(CallbackCaller).forge(checkout_request_id, about, data.amount, data.signature)
     except LookupError as problem:
         raise NotFound(str(problem)) from None
     return Success(data={"status": status})
@@ -296,7 +188,7 @@ class FaultOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 )
 async def order_fault(services: NamedDependency[Services], data: JSONBody[FaultOrder]) -> Success[dict[str, int]]:
     """PromptAnswer the next requests of an operation with a fault."""
-    await services.get(Simulator).set_fault(data.operation, data.fault, data.times)
+    await services.get(Controls).set_fault(data.operation, data.fault, data.times)
     return Success(data={"times": data.times})
 
 
@@ -329,7 +221,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 async def turn_knobs(services: NamedDependency[Services], data: JSONBody[Knobs]) -> Success[Knobs]:
     """Change delays, chaos and chance, from the next request on."""
     turned = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not None}
-    await services.get(Simulator).set_knobs(turned)
+    await services.get(Controls).set_knobs(turned)
     return Success(data=data)
 
 
@@ -374,7 +266,7 @@ async def set_habits(services: NamedDependency[Services], data: JSONBody[Habits]
     """Change how phones, acknowledgements, callbacks, queries, reversals and Pull behave."""
     for operation, habit in msgspec.structs.asdict(data).items():
         if habit is not None:
-            await services.get(Simulator).set_habit(operation, habit)
+            await services.get(Controls).set_habit(operation, habit)
     return Success(data=data)
 
 
@@ -410,7 +302,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 async def add_money(services: NamedDependency[Services], data: JSONBody[Money]) -> Success[dict[str, str]]:
     """Write money that no push asked for to the ledger: only statements and status answers show it."""
     more = {name: getattr(data, name) for name in ("kind", "payer_shown", "time_shown", "skew")}
-    receipt = await services.get(Simulator).add_money(
+    receipt = await services.get(Prompts).add_money(
         str(Msisdn.parse(data.phone)), data.amount, data.shortcode, data.reference, data.at, **more
     )
     return Success(data={"receipt": receipt})
@@ -436,7 +328,7 @@ async def ledger(
     services: NamedDependency[Services], filters: NamedDependency[LedgerQuery]
 ) -> Success[list[LedgerEntry]]:
     """The money that really moved, newest first."""
-    rows = await services.get(Simulator).ledger(filters.phone, filters.limit)
+    rows = await services.get(Prompts).ledger(filters.phone, filters.limit)
     return Success(data=[LedgerEntry(**dict(row)) for row in rows])
 
 
@@ -451,18 +343,11 @@ async def ledger(
 )
 async def reset(services: NamedDependency[Services]) -> Success[dict[str, bool]]:
     """Forget everything."""
-    await services.get(Simulator).reset()
+    await services.get(Controls).reset()
     return Success(data={"reset": True})
 
 
 routes = (
-    oauth,
-    stk_push,
-    stk_query,
-    transaction_status,
-    reversal,
-    pull_register,
-    pull_query,
     outcomes,
     pushes,
     one_push,

@@ -3,6 +3,8 @@
 from piccolo.columns import BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.named import Named
+
 
 class PushRow(Table, tablename="sim_push"):
     """One prompt on one phone."""
@@ -114,13 +116,14 @@ INSERT INTO sim_knob (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE 
 
 HAS_OPEN = "SELECT EXISTS (SELECT 1 FROM sim_push WHERE phone = $1 AND state = 'open')"
 
-INSERT_PUSH = """
+INSERT_PUSH = Named("""
 INSERT INTO sim_push (checkout_request_id, merchant_request_id, shortcode, receiver, phone, amount, reference,
     description, callback_url, behaviour, created_at, ends_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+VALUES ($checkout_request_id, $merchant_request_id, $shortcode, $receiver, $phone, $amount, $reference, $description,
+    $callback_url, $behaviour, $created_at, $ends_at)
 ON CONFLICT (checkout_request_id) DO NOTHING
 RETURNING true
-"""
+""")
 
 DUE_PUSHES = """
 SELECT * FROM sim_push WHERE state = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 200 FOR UPDATE SKIP LOCKED
@@ -133,11 +136,12 @@ UPDATE sim_push SET state = 'ended', result_code = $2, receipt = $3, ended_at = 
 WHERE checkout_request_id = $1 AND state = 'open'
 """
 
-INSERT_TRANSACTION = """
+INSERT_TRANSACTION = Named("""
 INSERT INTO sim_transaction (receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, party,
     payer_shown, time_shown, skew, meant_for, is_out)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-"""
+VALUES ($receipt, $checkout_request_id, $phone, $amount, $shortcode, $reference, $at, $kind, $party, $payer_shown,
+    $time_shown, $skew, $meant_for, $is_out)
+""")
 
 INSERT_CALLBACK = (
     "INSERT INTO sim_callback (checkout_request_id, body, encoding, due_at) VALUES ($1, $2, $3, $4) "

@@ -1,19 +1,17 @@
 """The traces plugin, declared."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_traces.measures import COUNTS
 from mpesa_gateway_traces.settings import TracesSettings
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-def make_tracer(gateway: "Gateway") -> Tracer:
+def make_tracer(gateway: Runtime) -> Tracer:
     """The tracer. Raises ConfigRefused where OpenTelemetry is not installed, or a setting cannot be."""
     try:
         # Only here: whoever traces nothing need not have it.

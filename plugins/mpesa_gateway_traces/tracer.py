@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from importlib.metadata import version
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import structlog
 from opentelemetry import context as contexts
@@ -22,16 +22,15 @@ from opentelemetry.trace import Link, ProxyTracerProvider, SpanKind, Status, Sta
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
-from mpesa_gateway.http.client_ip import read_address, read_networks, within
-from mpesa_gateway.http.request_id import QUIET, current_request_id
+from mpesa_gateway.client_ip import read_address, read_networks, within
+from mpesa_gateway.http.request_id import QUIET
 from mpesa_gateway.logs import masked
+from mpesa_gateway.origin import current_request_id
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import acting_from
 from mpesa_gateway.tracing import NOTHING, Attributes, Part, Span
 from mpesa_gateway_traces.settings import TracesSettings
 from mpesa_gateway_traces.shipping import Shipping
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
@@ -55,12 +54,12 @@ _later: ContextVar["_Later | None"] = ContextVar("mpesa_gateway_later_span", def
 class OtelTracer:
     """Tells the host's TracerProvider, where the host's process has one, or else one of our own that nobody sees."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, runtime: Runtime) -> None:
         """Raises ConfigRefused for a setting that cannot be."""
-        self._gateway = gateway
-        self._settings = gateway.settings(TracesSettings)
+        self._runtime = runtime
+        self._settings = runtime.settings(TracesSettings)
         self._trusted = read_networks(self._settings.trusted_callers, "traces.trusted_callers")
-        self._shipping = Shipping(self._settings, gateway.meter)
+        self._shipping = Shipping(self._settings, runtime.meter)
         self._otel: otel.Tracer | None = None
         self._is_ours = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,7 +70,7 @@ class OtelTracer:
         provider = otel.get_tracer_provider()
         self._is_ours = isinstance(provider, ProxyTracerProvider)
         if self._is_ours:
-            self._shipping = Shipping(self._settings, self._gateway.meter)
+            self._shipping = Shipping(self._settings, self._runtime.meter)
             self._shipping.start()
             provider = self._provider()
         self._otel = provider.get_tracer("mpesa_gateway", version("mpesa-gateway"))
@@ -210,13 +209,13 @@ class OtelTracer:
     async def _remember(self, subject_id: str, carried: str) -> None:
         async def ask() -> None:
             seconds = self._settings.remember_hours * 3600
-            await self._gateway.valkey.set(self._key(subject_id), carried, ex=seconds, nx=True)
+            await self._runtime.valkey.set(self._key(subject_id), carried, ex=seconds, nx=True)
 
         await self._ask_valkey(ask)
 
     async def _recall(self, subject_id: str, span: otel.Span) -> None:
         async def ask() -> None:
-            found = await self._gateway.valkey.get(self._key(subject_id))
+            found = await self._runtime.valkey.get(self._key(subject_id))
             if isinstance(found, bytes):
                 began = otel.get_current_span(_read(found.decode("ascii", "replace"))).get_span_context()
                 if began.is_valid and began.trace_id != span.get_span_context().trace_id:
@@ -225,7 +224,7 @@ class OtelTracer:
         await self._ask_valkey(ask)
 
     def _key(self, subject_id: str) -> str:
-        return f"{self._gateway.config.valkey.prefix}:trace:{subject_id}"
+        return f"{self._runtime.config.valkey.prefix}:trace:{subject_id}"
 
     async def _ask_valkey(self, ask: Callable[[], Awaitable[None]]) -> None:
         """A link is worth no error and no waiting: without Valkey there is none."""

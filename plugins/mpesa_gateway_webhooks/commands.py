@@ -84,7 +84,15 @@ def listen(
 
     async def work(gateway: Gateway) -> None:
         merchant = await merchant_of(gateway, merchant_id)
-        listener = Listener(gateway, merchant.merchant_id, env, _kinds(gateway, events))
+        listener = Listener(
+            merchant.merchant_id,
+            env,
+            _kinds(gateway, events),
+            db=gateway.db,
+            clock=gateway.clock,
+            vault=gateway.vault,
+            names=gateway.names,
+        )
         if print_secret:
             click.echo(listener.secret.reveal())
             return
@@ -215,7 +223,7 @@ def replay(
     async def work(gateway: Gateway) -> dict[str, Any]:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        deliveries = gateway.services.get(Deliveries)
+        deliveries = gateway.port(Deliveries)
         if which is not None:
             done = await deliveries.replay_many(caller, which)
             return {"replayed": done.replayed, "has_more": done.has_more}

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
@@ -13,10 +14,12 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
-from mpesa_gateway.http.pagination import decode_position, page_of
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.origin import Origin, origin_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import (
     AttemptView,
     DeliveryQuery,
@@ -29,9 +32,6 @@ from mpesa_gateway_webhooks.schemas import (
 )
 from mpesa_gateway_webhooks.sending import Sender
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
@@ -48,12 +48,12 @@ MOST_REPLAYED = 10_000
 class Deliveries:
     """What merchants are owed: made with each event, handed to workers, listed, and sent again when they ask for it."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
-        self._sender = Sender(gateway, self.sweep)
-        self._wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
+    def __init__(self, runtime: Runtime, *, endpoints: Endpoints) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._reads = runtime.reads
+        self._sender = Sender(runtime, endpoints=endpoints, hand_over=self.sweep)
+        self._wait = timedelta(days=runtime.settings(WebhooksSettings).wait_days)
 
     @property
     def egress(self) -> Egress:
@@ -75,7 +75,7 @@ class Deliveries:
 
         It is sent after commit, or waits for an endpoint where none is set.
         """
-        made = {self._gateway.ids.new("dlv"): event for event in events}
+        made = {self._runtime.ids.new("dlv"): event for event in events}
         args = (
             list(made),
             [event.event_id for event in events],
@@ -99,19 +99,19 @@ class Deliveries:
         for start in range(0, len(known), BATCH):
             batch = known[start : start + BATCH]
             origins = {delivery_id: origin for delivery_id, origin in batch if origin is not None}
-            self._gateway.jobs.wake(DELIVER, delivery_ids=[each for each, _ in batch], origins=origins)
+            self._runtime.jobs.wake(DELIVER, delivery_ids=[each for each, _ in batch], origins=origins)
 
     async def _wake(self, delivery_ids: Sequence[str]) -> None:
         for start in range(0, len(delivery_ids), BATCH):
-            await self._gateway.jobs.enqueue(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
+            await self._runtime.jobs.enqueue(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
 
     async def sweep(self) -> int:
         """Hand what is due to the queue again; gives how many."""
-        rows = await self._db.fetch(tables.DUE, self._gateway.clock.now(), SWEEP, SWEEP_EACH)
+        rows = await self._db.fetch(tables.DUE, self._runtime.clock.now(), SWEEP, SWEEP_EACH)
         due = [row["delivery_id"] for row in rows]
         for start in range(0, len(due), BATCH):
             # Without a worker, one sweep after the other finds the same: they are not added again and again.
-            await self._gateway.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
+            await self._runtime.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
         return len(due)
 
     async def hand_over(self) -> int:
@@ -122,7 +122,7 @@ class Deliveries:
         """
         handed_over = 0
         while True:
-            now = self._gateway.clock.now()
+            now = self._runtime.clock.now()
             orphans = await self._db.fetch(tables.MAKE_ORPHANS_WAIT, now, SWEEP)
             rows = await self._db.fetch(tables.ADOPT, now, now - self._wait, SWEEP)
             handed_over += len(rows)
@@ -215,12 +215,12 @@ class Deliveries:
         """
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.REPLAY_ONE, caller.merchant_id, caller.env, delivery_id, self._gateway.clock.now()
+                tables.REPLAY_ONE, caller.merchant_id, caller.env, delivery_id, self._runtime.clock.now()
             )
             if row is None:
                 await self.get(caller.merchant_id, caller.env, delivery_id)
                 raise _nowhere(caller.env)
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "delivery.replayed",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,
@@ -244,12 +244,12 @@ class Deliveries:
                 which.since,
                 which.until,
                 which.status,
-                self._gateway.clock.now(),
+                self._runtime.clock.now(),
                 MOST_REPLAYED,
                 caller.env,
             )
             delivery_ids = [row["delivery_id"] for row in rows]
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "deliveries.replayed",
                 merchant_id=caller.merchant_id,
                 actor=caller.actor,

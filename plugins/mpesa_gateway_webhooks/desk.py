@@ -1,21 +1,19 @@
 """Webhooks as operators look at them, of all merchants together, and what they do about them."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway.security.merchants import Merchant, Merchants
+from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 DELIVERIES = Listing("delivery", "created_at", "delivery_id")
 
@@ -35,36 +33,48 @@ class DeliveriesQuery(DeskQuery, frozen=True, kw_only=True):
 class WebhookDesk:
     """What operators ask of webhooks."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._reads = gateway.reads
+    def __init__(
+        self,
+        *,
+        db: Database,
+        reads: Asking,
+        clock: Clock,
+        merchants: Merchants,
+        settings: WebhooksSettings,
+        endpoints: Endpoints,
+    ) -> None:
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._merchants = merchants
+        self._settings = settings
+        self._endpoints = endpoints
 
     async def endpoints(self, env: Env, before: str | None, limit: int) -> list[Row]:
         """Active endpoints of ``env``, newest first, each with what it is owed and what died of late."""
-        return await self._db.fetch(tables.ENDPOINTS, self._since(), before, limit, env)
+        return await self._db.fetch(endpoint_tables.ENDPOINTS, self._since(), before, limit, env)
 
     async def endpoint(self, endpoint_id: str) -> Row:
         """One endpoint. Raises NotFound."""
-        row = await self._db.fetchrow(tables.ENDPOINT, self._since(), endpoint_id)
+        row = await self._db.fetchrow(endpoint_tables.ENDPOINT, self._since(), endpoint_id)
         if row is None:
             raise NotFound("there is no such endpoint")
         return row
 
     async def endpoint_of(self, merchant_id: str, env: Env) -> Row | None:
         """A merchant's active endpoint in ``env``."""
-        return await self._db.fetchrow(tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
+        return await self._db.fetchrow(endpoint_tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
 
     async def owner_of(self, endpoint_id: str) -> tuple[Merchant, Env]:
         """The merchant and the env of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
         row = await self.endpoint(endpoint_id)
         if not row["is_active"]:
             raise Conflict("this endpoint was removed")
-        return await self._gateway.merchants.require(row["merchant_id"]), row["env"]
+        return await self._merchants.require(row["merchant_id"]), row["env"]
 
     def masked_secret(self, row: Row) -> str:
         """An endpoint's secret by its last four characters."""
-        return self._gateway.services.get(Endpoints).open(row["merchant_id"], row["secret"]).masked
+        return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
     async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> Paged:
         """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
@@ -104,7 +114,7 @@ class WebhookDesk:
 
     async def count_ill(self, env: Env) -> int:
         """How many endpoints of ``env`` do not take what they are sent."""
-        return int(await self._db.fetchval(tables.ILL_ENDPOINTS, ILL, self._gateway.clock.now(), env))
+        return int(await self._db.fetchval(endpoint_tables.ILL_ENDPOINTS, ILL, self._clock.now(), env))
 
     async def count_dead(self, *envs: Env) -> int:
         """How many deliveries of these envs and the last day have used up their attempts."""
@@ -112,12 +122,12 @@ class WebhookDesk:
 
     async def waiting(self, env: Env) -> tuple[int, datetime | None]:
         """How many merchants have events of ``env`` that wait for an endpoint, and since when the oldest does."""
-        wait = timedelta(days=self._gateway.settings(WebhooksSettings).wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, self._gateway.clock.now() - wait)
+        wait = timedelta(days=self._settings.wait_days)
+        row = await self._db.fetchrow(tables.WAITING, env, self._clock.now() - wait)
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
     def _since(self) -> datetime:
-        return self._gateway.clock.now() - _LATELY
+        return self._clock.now() - _LATELY
 
 
 def health_of(row: Row, now: datetime) -> str:

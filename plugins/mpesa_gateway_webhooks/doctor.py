@@ -2,23 +2,20 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.http.egress import check_url
+from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
-
 _LATELY = timedelta(days=7)
 
 
-async def look_at_settings(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """What is fine for trying webhooks out, and not beside real money."""
     if gateway.settings(WebhooksSettings).allow_loopback and not examination.is_live:
         text = "sandbox merchants may name this machine as their endpoint, and so reach what listens on it alone"
@@ -28,7 +25,7 @@ async def look_at_settings(gateway: "Gateway", examination: Examination) -> Asyn
         yield ok("webhooks.allow_loopback", "no merchant's webhook may point at this machine")
 
 
-async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> AsyncIterator[Observation]:
+async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """The endpoint is set, may be called, and takes what is sent."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
@@ -47,7 +44,7 @@ async def look_at_endpoint(gateway: "Gateway", examination: Examination) -> Asyn
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=await gateway.services.get(Endpoints).allows_loopback(examination.env))
+        check_url(row["url"], allow_loopback=await gateway.port(Endpoints).allows_loopback(examination.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
         yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")

@@ -1,7 +1,7 @@
 """A merchant's endpoint in each env: set, rotated, tried and removed; its secret shown once."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from piccolo.columns import Column
@@ -11,16 +11,14 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, RateLimited, checking
 from mpesa_gateway.http.egress import Egress, EgressFailed, NoRoom, normal_url
 from mpesa_gateway.places import Places
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks import endpoint_tables, signing
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import EndpointRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 HAND_OVER = "webhooks.hand_over"
 """The queue's name for the job that gives what waits to an endpoint."""
@@ -52,10 +50,10 @@ _TESTS, _TESTS_EACH = 32, 2
 class Endpoints:
     """The use cases of endpoints."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._db = gateway.db
-        self._settings = gateway.settings(WebhooksSettings)
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._settings = runtime.settings(WebhooksSettings)
         self._tests = Places(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
@@ -70,15 +68,15 @@ class Endpoints:
                 "webhook_url", lambda text: normal_url(text, allow_loopback=allow_loopback), url
             )
         url = taken or url
-        secret = signing.new_secret(self._gateway.ids.token(32))
-        now = self._gateway.clock.now()
+        secret = signing.new_secret(self._runtime.ids.token(32))
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.SET_ENDPOINT,
-                self._gateway.ids.new("whe"),
+                endpoint_tables.SET_ENDPOINT,
+                self._runtime.ids.new("whe"),
                 caller.merchant_id,
                 url,
-                self._gateway.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
+                self._runtime.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now,
                 now + timedelta(hours=self._settings.overlap_hours),
                 caller.env,
@@ -89,13 +87,13 @@ class Endpoints:
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
         """A new secret; the old one signs too for a day. Raises NotFound without an endpoint."""
-        secret = signing.new_secret(self._gateway.ids.token(32))
-        now = self._gateway.clock.now()
+        secret = signing.new_secret(self._runtime.ids.token(32))
+        now = self._runtime.clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.ROTATE,
+                endpoint_tables.ROTATE,
                 caller.merchant_id,
-                self._gateway.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
+                self._runtime.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
                 now + timedelta(hours=self._settings.overlap_hours),
                 now,
                 caller.env,
@@ -109,7 +107,7 @@ class Endpoints:
         """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
         async with self._db.transaction():
             endpoint_id = await self._db.fetchval(
-                tables.REMOVE, caller.merchant_id, self._gateway.clock.now(), caller.env
+                endpoint_tables.REMOVE, caller.merchant_id, self._runtime.clock.now(), caller.env
             )
             if endpoint_id is None:
                 raise _none_set(caller.env)
@@ -118,12 +116,12 @@ class Endpoints:
 
     async def _hand_over(self) -> None:
         """Where this wake-up is lost, the same job runs each minute."""
-        self._gateway.jobs.wake(HAND_OVER)
+        self._runtime.jobs.wake(HAND_OVER)
 
     async def view(self, merchant_id: str, env: Env) -> WebhookView:
         """The endpoint of ``env`` with its secret masked. Raises NotFound."""
         row = await self._find(merchant_id, env)
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         until, closed = row["previous_until"], row["closed_until"]
         return WebhookView(
             env=row["env"],
@@ -143,8 +141,8 @@ class Endpoints:
         Raises NotFound, and RateLimited beyond a number a minute, or while enough tests of this merchant wait for its
         server.
         """
-        self._gateway.db.refuse_transaction("sending a test webhook")
-        await self._gateway.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
+        self._db.refuse_transaction("sending a test webhook")
+        await self._runtime.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
         with self._tests.take(caller.merchant_id) as has_place:
             if not has_place:
                 raise _busy()
@@ -157,10 +155,10 @@ class Endpoints:
 
     async def _test(self, caller: Caller, egress: Egress) -> TestAnswer:
         row = await self._find(caller.merchant_id, caller.env)
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         event = msgspec.structs.replace(
             WebhookTest(merchant_id=caller.merchant_id, env=caller.env, subject_id=row["endpoint_id"]),
-            event_id=self._gateway.ids.new("evt"),
+            event_id=self._runtime.ids.new("evt"),
             occurred_at=now,
         )
         body = public_body(event).encode()
@@ -197,17 +195,17 @@ class Endpoints:
 
     def open(self, merchant_id: str, sealed: str) -> Secret:
         """A sealed endpoint secret. Raises CannotOpen."""
-        return Secret(self._gateway.sealer.open(sealed, aad=aad(merchant_id)))
+        return Secret(self._runtime.sealer.open(sealed, aad=aad(merchant_id)))
 
     async def allows_loopback(self, env: str) -> bool:
         """Whether webhooks of this env may go to this machine itself now: never beside a live merchant.
 
         Asked for each call, so that what was set or queued before the first merchant went live is refused after it.
         """
-        return env == "sandbox" and self._settings.allow_loopback and await self._gateway.merchants.is_sandbox_only()
+        return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _find(self, merchant_id: str, env: Env) -> dict[str, Any]:
-        row = await self._gateway.db.run(
+        row = await self._db.run(
             EndpointRow.select(*SHOWN)
             .where(
                 EndpointRow.merchant_id == merchant_id,
@@ -221,7 +219,7 @@ class Endpoints:
         return row
 
     async def _audit(self, action: str, caller: Caller, endpoint_id: str) -> None:
-        await self._gateway.audit.record(
+        await self._runtime.audit.record(
             action, merchant_id=caller.merchant_id, actor=caller.actor, subject_id=endpoint_id, env=caller.env
         )
 

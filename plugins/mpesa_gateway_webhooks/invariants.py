@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.invariant import Invariant
 
 INVARIANTS = (
     Invariant(

@@ -4,17 +4,15 @@ import hashlib
 import hmac
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.dns import Names
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.vault import CALLBACK_TOKENS
+from mpesa_gateway.security.vault import CALLBACK_TOKENS, Vault
 from mpesa_gateway_webhooks import signing, tables
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 LOOK_BACK = timedelta(seconds=60)
 """How much later than its time an event may be seen: it is stamped before its transaction is committed."""
@@ -32,14 +30,26 @@ class Listener:
     It only reads: deliveries, their attempts and the endpoint stay as they are. ``kinds`` lets only these through.
     """
 
-    def __init__(self, gateway: "Gateway", merchant_id: str, env: Env, kinds: Collection[str]) -> None:
-        self._gateway = gateway
+    def __init__(
+        self,
+        merchant_id: str,
+        env: Env,
+        kinds: Collection[str],
+        *,
+        db: Database,
+        clock: Clock,
+        vault: Vault,
+        names: Names,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._vault = vault
         self._merchant_id = merchant_id
         self._env = env
         self._kinds = list(kinds)
         self._seen: dict[str, datetime] = {}
-        self._since = gateway.clock.now() - LOOK_BACK
-        self._egress = Egress(timeout=TIMEOUT, lookup=gateway.names)
+        self._since = clock.now() - LOOK_BACK
+        self._egress = Egress(timeout=TIMEOUT, lookup=names)
 
     async def start(self) -> None:
         """Take what has happened so far as known, and open the way out."""
@@ -56,12 +66,12 @@ class Listener:
         """What forwarded events are signed with: the merchant's own, the same in every run, and no endpoint's."""
         text = f"listen\0{self._merchant_id}".encode()
         # Tokens of callbacks are MACs under the same key, and begin with a kind of callback.
-        return signing.new_secret(hmac.new(self._gateway.vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).digest())
+        return signing.new_secret(hmac.new(self._vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).digest())
 
     async def fresh(self) -> Sequence[Row]:
         """Events that no look has seen yet, the oldest first; BATCH at most."""
-        now = self._gateway.clock.now()
-        rows = await self._gateway.db.fetch(
+        now = self._clock.now()
+        rows = await self._db.fetch(
             tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH, self._env
         )
         self._seen.update({row["event_id"]: row["occurred_at"] for row in rows})
@@ -74,7 +84,7 @@ class Listener:
     async def forward(self, row: Row, url: str) -> Answer | EgressFailed:
         """Send an event to the developer's address once, with the headers of a real webhook."""
         body = row["body"].encode()
-        headers = signing.headers(row["event_id"], row["kind"], body, self._gateway.clock.now(), [self.secret])
+        headers = signing.headers(row["event_id"], row["kind"], body, self._clock.now(), [self.secret])
         try:
             return await self._egress.post(url, body=body, headers=headers, allow_loopback=True)
         except EgressFailed as failure:

@@ -1,15 +1,13 @@
 """What is counted of webhooks, and what merchants are still owed."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.meter import Counter, Gauge, Histogram, Reading, Value
+from mpesa_gateway.meter import Counter, Gauge, Histogram, Value
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.desk import WebhookDesk
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 ATTEMPTS = Counter(
     "mpesa_webhook_attempts_total",
@@ -28,9 +26,9 @@ DEAD = Gauge(
 )
 
 
-async def read_owed(gateway: "Gateway") -> Sequence[Value]:
+async def read_owed(gateway: Runtime) -> Sequence[Value]:
     """What merchants have not heard."""
-    desk = gateway.services.get(WebhookDesk)
+    desk = gateway.port(WebhookDesk)
     values: list[Value] = []
     for env in ENVS:
         owed, oldest = await desk.owed(env)

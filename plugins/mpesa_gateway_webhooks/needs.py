@@ -1,16 +1,12 @@
 """What webhooks lack of a merchant in an env."""
 
-from typing import TYPE_CHECKING
-
 from mpesa_gateway.readiness import Missing, Need
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env, key_prefix
 from mpesa_gateway_webhooks import tables
 
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
-
-async def missing_endpoint(gateway: "Gateway", merchant_id: str, env: Env) -> list[Missing]:
+async def missing_endpoint(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """That no webhook is set for ``env``."""
     if await gateway.db.fetchval(tables.HAS_ENDPOINT, merchant_id, env):
         return []

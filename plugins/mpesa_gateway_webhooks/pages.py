@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -12,14 +12,12 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import mask_phones
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import DeliveriesQuery, WebhookDesk, health_of, host_of
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import ReplayMany
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 _A_PAGE = 50
 _LATE = timedelta(minutes=10)
@@ -35,7 +33,7 @@ class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 async def endpoints(visit: Visit) -> Shown:
     """Every merchant's endpoint, and how it fares."""
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
-    rows = await visit.gateway.services.get(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE + 1)
+    rows = await visit.gateway.port(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE + 1)
     shown = rows[:_A_PAGE]
     cursor = shown[-1]["endpoint_id"] if len(rows) > _A_PAGE else None
     health = {row["endpoint_id"]: health_of(row, now) for row in shown}
@@ -44,7 +42,7 @@ async def endpoints(visit: Visit) -> Shown:
 
 async def endpoint(visit: Visit) -> Shown:
     """One endpoint."""
-    desk = visit.gateway.services.get(WebhookDesk)
+    desk = visit.gateway.port(WebhookDesk)
     row = await desk.endpoint(visit.values["endpoint_id"])
     visit.require(row["env"])
     return Shown(
@@ -63,9 +61,9 @@ async def endpoint(visit: Visit) -> Shown:
 async def test(visit: Visit) -> Done:
     """Send a test now."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
-    egress = gateway.services.get(Deliveries).egress
-    answer = await gateway.services.get(Endpoints).test(visit.caller(merchant, env), egress)
+    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
+    egress = gateway.port(Deliveries).egress
+    answer = await gateway.port(Endpoints).test(visit.caller(merchant, env), egress)
     said = answer.error or f"it answered HTTP {answer.status} in {answer.ms} ms"
     return Done(f"webhooks/{endpoint_id}", f"A test was {'taken' if answer.delivered else 'not taken'}: {said}.")
 
@@ -75,8 +73,8 @@ async def rotate(visit: Visit) -> Done:
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     if visit.text("confirm") != endpoint_id:
         raise Invalid.field_error("confirm", "tick the box: the merchant has to put the new secret in place")
-    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
-    made = await gateway.services.get(Endpoints).rotate(visit.caller(merchant, env))
+    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
+    made = await gateway.port(Endpoints).rotate(visit.caller(merchant, env))
     said = "The new secret; the one before signs beside it for a while."
     return Done(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
 
@@ -84,11 +82,11 @@ async def rotate(visit: Visit) -> Done:
 async def resend_since(visit: Visit) -> Done:
     """Send everything since a time again."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant, env = await gateway.services.get(WebhookDesk).owner_of(endpoint_id)
+    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
     wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
-    done = await gateway.services.get(Deliveries).replay_many(visit.caller(merchant, env), which)
+    done = await gateway.port(Deliveries).replay_many(visit.caller(merchant, env), which)
     more = "; there are more: send again from where these end" if done.has_more else ""
     return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries go out again{more}.")
 
@@ -96,7 +94,7 @@ async def resend_since(visit: Visit) -> Done:
 async def deliveries(visit: Visit) -> Shown:
     """What was sent, or is owed."""
     query = visit.read_query(DeliveriesQuery)
-    page = await visit.gateway.services.get(WebhookDesk).deliveries(visit.env, query, _A_PAGE)
+    page = await visit.gateway.port(WebhookDesk).deliveries(visit.env, query, _A_PAGE)
     kinds = [kind for kind in visit.gateway.event_kinds if issubclass(visit.gateway.event_type(kind), PublicEvent)]
     return Shown(
         "deliveries.html",
@@ -113,7 +111,7 @@ async def deliveries(visit: Visit) -> Shown:
 
 async def delivery(visit: Visit) -> Shown:
     """A delivery with each attempt: what was sent, and what was answered."""
-    desk = visit.gateway.services.get(WebhookDesk)
+    desk = visit.gateway.port(WebhookDesk)
     row = await desk.delivery(visit.values["delivery_id"])
     visit.require(row["env"])
     return Shown(
@@ -131,9 +129,9 @@ async def delivery(visit: Visit) -> Shown:
 async def resend(visit: Visit) -> Done:
     """Send one delivery again."""
     gateway, delivery_id = visit.gateway, visit.values["delivery_id"]
-    row = await gateway.services.get(WebhookDesk).delivery(delivery_id)
+    row = await gateway.port(WebhookDesk).delivery(delivery_id)
     merchant = await gateway.merchants.require(row["merchant_id"])
-    await gateway.services.get(Deliveries).replay(visit.caller(merchant, row["env"]), delivery_id)
+    await gateway.port(Deliveries).replay(visit.caller(merchant, row["env"]), delivery_id)
     payment_id = row["payment_id"]
     is_from_payment = visit.text("from") == payment_id and payment_id.startswith("pay_")
     back = f"payments/{payment_id}" if is_from_payment else f"webhooks/deliveries/{delivery_id}"
@@ -149,26 +147,26 @@ def _pretty(body: str) -> str:
 
 async def of_payment(visit: Visit, payment_id: str) -> Shown | None:
     """The deliveries about a payment."""
-    rows = await visit.gateway.services.get(WebhookDesk).of_payment(payment_id)
+    rows = await visit.gateway.port(WebhookDesk).of_payment(payment_id)
     return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None
 
 
 async def of_event(visit: Visit, event_id: str) -> Shown | None:
     """The deliveries of an event."""
-    rows = await visit.gateway.services.get(WebhookDesk).of_event(event_id)
+    rows = await visit.gateway.port(WebhookDesk).of_event(event_id)
     return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": ""}) if rows else None
 
 
 async def of_merchant(visit: Visit, merchant_id: str) -> Shown | None:
     """A merchant's endpoint."""
-    row = await visit.gateway.services.get(WebhookDesk).endpoint_of(merchant_id, visit.env)
+    row = await visit.gateway.port(WebhookDesk).endpoint_of(merchant_id, visit.env)
     health = None if row is None else health_of(row, visit.gateway.clock.now())
     return Shown("endpoint_of.html", {"row": row, "health": health, "host": host_of})
 
 
 async def owed(visit: Visit, _: str) -> Shown | None:
     """What merchants have not been told yet."""
-    desk = visit.gateway.services.get(WebhookDesk)
+    desk = visit.gateway.port(WebhookDesk)
     count, oldest = await desk.owed(visit.env)
     waiting, _since = await desk.waiting(visit.env)
     return Shown(
@@ -183,7 +181,7 @@ async def owed(visit: Visit, _: str) -> Shown | None:
     )
 
 
-async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     """Every attempt to tell of a payment."""
     return [
         Moment(
@@ -196,7 +194,7 @@ async def past_of_payment(gateway: "Gateway", payment_id: str) -> Sequence[Momen
             about=row["delivery_id"],
             ms=row["ms"],
         )
-        for row in await gateway.services.get(WebhookDesk).attempts_of_payment(payment_id)
+        for row in await gateway.port(WebhookDesk).attempts_of_payment(payment_id)
     ]
 
 
@@ -204,9 +202,9 @@ def _said(row: Any) -> str:
     return row["error"] or f"HTTP {row['status']}"
 
 
-async def unheard(gateway: "Gateway", env: Env) -> Sequence[Concern]:
+async def unheard(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Merchants who do not hear of their money."""
-    desk, found = gateway.services.get(WebhookDesk), list[Concern]()
+    desk, found = gateway.port(WebhookDesk), list[Concern]()
     if ill := await desk.count_ill(env):
         text = f"{ill} {'endpoint does' if ill == 1 else 'endpoints do'} not take what we send"
         found.append(Concern(text=text, to="webhooks"))

@@ -1,15 +1,14 @@
 """The webhooks plugin, declared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.doctor import CHECKS
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
@@ -17,22 +16,20 @@ from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
 from mpesa_gateway_webhooks.measures import COUNTS, READINGS
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
+from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
-async def owe_delivery(event: PublicEvent, gateway: "Gateway") -> None:
+async def owe_delivery(event: PublicEvent, gateway: Runtime) -> None:
     """Whatever merchants may hear of becomes a delivery in the same transaction."""
     await owe_deliveries([event], gateway)
 
 
-async def owe_deliveries(events: Sequence[PublicEvent], gateway: "Gateway") -> None:
+async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
     """The same for several events of one transaction."""
-    await gateway.services.get(Deliveries).owe(events)
+    await gateway.port(Deliveries).owe(events)
 
 
 _AAD = ("merchant_id", "'webhooks'", "'secret'")
@@ -49,7 +46,7 @@ plugin = Plugin(
     ),
     publishes=(WebhookTest,),
     subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
-    provides=((Endpoints, Endpoints), (Deliveries, Deliveries), (WebhookDesk, WebhookDesk)),
+    provides=PROVIDES,
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),
         migrations="mpesa_gateway_webhooks.migrations",

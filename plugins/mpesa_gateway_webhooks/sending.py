@@ -1,36 +1,32 @@
-"""Sending: what a merchant is owed is claimed, signed, posted to its server, and what came of it is noted."""
+"""Claims due deliveries, signs them and posts them to the merchants' servers."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 
-from mpesa_gateway.db.engine import UNREACHABLE, Row
-from mpesa_gateway.http.egress import SHOWN, Answer, Egress, EgressFailed, NoRoom
-from mpesa_gateway.logs import masked, trace
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.egress import Answer, Egress, EgressFailed, NoRoom
+from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import NOTHING, POSTGRES, Span
 from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks.attempts import AttemptRecorder, is_taken
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
-from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS, ATTEMPTS
-from mpesa_gateway_webhooks.schedule import pause_after
+from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 log = structlog.get_logger(__name__)
 
-_GONE = 410
 
 _LEASE = 6
 _WORK = 4
@@ -67,31 +63,33 @@ class _Wanted:
 class Sender:
     """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
 
-    def __init__(self, gateway: "Gateway", hand_over: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, runtime: Runtime, *, endpoints: Endpoints, hand_over: Callable[[], Awaitable[object]]) -> None:
         """``hand_over`` enqueues what is due, once there is room for it again."""
-        self._gateway = gateway
+        self._runtime = runtime
         self._hand_over = hand_over
         self._catching_up: asyncio.Task[None] | None = None
-        self._db = gateway.db
-        self._settings = gateway.settings(WebhooksSettings)
-        self._endpoints = gateway.services.get(Endpoints)
-        self._chance = random.SystemRandom()
+        self._db = runtime.db
+        self._settings = runtime.settings(WebhooksSettings)
+        self._endpoints = endpoints
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
-        self._tracer = gateway.tracer
+        self._tracer = runtime.tracer
         self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(
             self._claim, most=_JOBS, told=partial(self._tracer.step, "postgres claim deliveries", POSTGRES, "client")
         )
-        self._taken: Together[tuple[Row, Answer], None] = Together(
-            self._note_taken, told=partial(self._tracer.step, "postgres note delivery", POSTGRES, "client")
+        self._recorder = AttemptRecorder(
+            db=runtime.db,
+            clock=runtime.clock,
+            ids=runtime.ids,
+            meter=runtime.meter,
+            tracer=runtime.tracer,
+            settings=self._settings,
         )
-        self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
-        self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         # More than calls can be open, those to the merchants' test page included.
         self.egress = Egress(
             timeout=self._settings.timeout,
-            lookup=gateway.names,
+            lookup=runtime.names,
             connections=self._settings.at_once * (WAITING_EACH + 2),
         )
 
@@ -106,7 +104,7 @@ class Sender:
         if self._catching_up is not None:
             self._catching_up.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._gateway.config.worker.grace)
+            await asyncio.wait(self._tasks, timeout=self._runtime.config.worker.grace)
         await _cancel(list(self._tasks))
         await self.egress.stop()
 
@@ -154,7 +152,7 @@ class Sender:
         return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
 
     def _lease(self) -> _Lease:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         timeout = timedelta(seconds=self._settings.timeout)
         return _Lease(now, now + _LEASE * timeout, now + _WORK * timeout)
 
@@ -209,7 +207,7 @@ class Sender:
                 await self._send_in_turn(row, lane, lease)
         except asyncio.CancelledError:
             # We are told to stop: who takes over need not wait for our lease to end.
-            await self._handed_back.ask((delivery_id, lease.leased_until))
+            await self._recorder.hand_back(delivery_id, lease.leased_until)
             raise
         except Exception as problem:  # noqa: BLE001 - it is sent again once its lease has ended
             log.error("delivery_broke", delivery_id=delivery_id, exception=trace(problem))
@@ -217,7 +215,7 @@ class Sender:
             self._leave(row["endpoint_id"], lane)
 
     def _leave(self, endpoint_id: str, lane: Lane) -> None:
-        if self._is_stopping or lane.is_closed(self._gateway.clock.now()):
+        if self._is_stopping or lane.is_closed(self._runtime.clock.now()):
             # What else it is owed waits in Postgres until the sweep finds it open again.
             lane.has_more = False
         if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
@@ -229,7 +227,7 @@ class Sender:
         answer: Answer | EgressFailed | NoRoom | None = None
         async with self._lanes.slot(lane):
             # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
-            now = self._gateway.clock.now()
+            now = self._runtime.clock.now()
             closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
@@ -238,31 +236,31 @@ class Sender:
                     if span is not NOTHING and not isinstance(answer, NoRoom):
                         self._tell(span, row, answer)
                 if isinstance(answer, Answer):
-                    self._gateway.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
+                    self._runtime.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
                 if not isinstance(answer, NoRoom):
                     self._note(lane, answer)
         if isinstance(answer, NoRoom):
             # Nothing was sent: this merchant's names take so long that enough of its calls wait for them.
-            await self._put_off.ask((row["delivery_id"], self._gateway.clock.now() + _NO_ROOM))
+            await self._recorder.put_off(row["delivery_id"], self._runtime.clock.now() + _NO_ROOM)
         elif answer is not None:
-            await self._record(row, answer)
+            await self._recorder.record(row, answer)
         elif is_closed and closed_until is not None:
             # The endpoint is down for all: wait for it without using up this delivery's attempts.
-            await self._put_off.ask((row["delivery_id"], closed_until))
+            await self._recorder.put_off(row["delivery_id"], closed_until)
         else:
-            await self._handed_back.ask((row["delivery_id"], lease.leased_until))
+            await self._recorder.hand_back(row["delivery_id"], lease.leased_until)
 
     def _note(self, lane: Lane, answer: Answer | EgressFailed) -> None:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         lane.note(
-            is_taken=_is_taken(answer),
+            is_taken=is_taken(answer),
             at=now,
             most=self._settings.breaker_failures,
             until=now + timedelta(seconds=self._settings.breaker_pause),
         )
 
     async def _send(self, row: Row) -> Answer | EgressFailed | NoRoom:
-        now = self._gateway.clock.now()
+        now = self._runtime.clock.now()
         body = row["body"].encode()
         merchant_id = row["merchant_id"]
         secrets = [self._endpoints.open(merchant_id, row["secret"])]
@@ -306,86 +304,8 @@ class Sender:
         )
         if isinstance(answer, Answer):
             span.note({"http.response.status_code": answer.status})
-        if not _is_taken(answer):
+        if not is_taken(answer):
             span.fail(str(answer.status) if isinstance(answer, Answer) else answer.reason)
-
-    # -- noting ---------------------------------------------------------------------------------------------------
-
-    async def _record(self, row: Row, answer: Answer | EgressFailed) -> None:
-        """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
-        if isinstance(answer, Answer) and _is_taken(answer):
-            await self._taken.ask((row, answer))
-        else:
-            await self._record_failure(row, answer)
-
-    async def _note_taken(self, taken: Sequence[tuple[Row, Answer]]) -> Sequence[Exception | None]:
-        """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
-        try:
-            await self._write_taken(taken)
-        except Exception as problem:  # noqa: BLE001 - given back, or met again alone
-            if len(taken) == 1 or isinstance(problem, UNREACHABLE):
-                return [problem] * len(taken)
-            return [(await self._note_taken([one]))[0] for one in taken]
-        return [None] * len(taken)
-
-    async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
-        now = self._gateway.clock.now()
-        async with self._db.transaction():
-            await self._db.execute(
-                tables.DELIVERED,
-                [self._gateway.ids.new("att") for _ in taken],
-                [row["delivery_id"] for row, _ in taken],
-                [answer.status for _, answer in taken],
-                [answer.ms for _, answer in taken],
-                [_shown(answer) for _, answer in taken],
-                now,
-            )
-            well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
-            await self._db.execute(tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well])
-        self._gateway.meter.count(ATTEMPTS, "delivered", by=len(taken))
-
-    async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
-        await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
-        return [None] * len(later)
-
-    async def _note_handed_back(self, leased: Sequence[tuple[str, datetime]]) -> list[None]:
-        await self._db.execute(
-            tables.HAND_BACK, [delivery_id for delivery_id, _ in leased], [until for _, until in leased]
-        )
-        return [None] * len(leased)
-
-    async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
-        now = self._gateway.clock.now()
-        delivery_id = row["delivery_id"]
-        status = answer.status if isinstance(answer, Answer) else None
-        error = None if isinstance(answer, Answer) else str(answer)
-        pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
-        due = None if pause is None or status == _GONE else now + pause
-        async with self._db.transaction():
-            await self._db.execute(
-                tables.RECORD_ATTEMPT,
-                self._gateway.ids.new("att"),
-                delivery_id,
-                now,
-                status,
-                answer.ms if isinstance(answer, Answer) else None,
-                error,
-                _shown(answer) if isinstance(answer, Answer) else "",
-            )
-            text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
-            await self._db.execute(
-                tables.ENDPOINT_ILL,
-                row["endpoint_id"],
-                now,
-                self._settings.breaker_failures,
-                now + timedelta(seconds=self._settings.breaker_pause),
-                row["url"],
-            )
-            log.warning(
-                "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
-            )
-        self._gateway.meter.count(ATTEMPTS, "dead" if due is None else "failed")
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -393,12 +313,3 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _is_taken(answer: Answer | EgressFailed) -> bool:
-    return isinstance(answer, Answer) and 200 <= answer.status < 300
-
-
-def _shown(answer: Answer) -> str:
-    """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
-    return masked(answer.body_start)[:SHOWN]

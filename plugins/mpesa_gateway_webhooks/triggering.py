@@ -4,22 +4,20 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import niquests
 
 from mpesa_gateway.errors import Conflict
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, NotSo
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.events import WebhookTest
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 PATIENCE = 30.0
 """Seconds until an event that was made to happen counts as not happening."""
@@ -61,8 +59,8 @@ class Triggered:
 class Trigger:
     """Makes events of one sandbox merchant, as a shop and its payers would: over HTTP, with a key for this one time."""
 
-    def __init__(self, gateway: "Gateway", merchant: Merchant, *, actor: str) -> None:
-        self._gateway = gateway
+    def __init__(self, runtime: Runtime, merchant: Merchant, *, actor: str) -> None:
+        self._runtime = runtime
         self._merchant = merchant
         self._actor = actor
 
@@ -74,48 +72,48 @@ class Trigger:
         """
         if kind == WebhookTest.kind:
             return await self._test()
-        if not urlsplit(self._gateway.config.daraja.sandbox_url).path.endswith("/simulator"):
+        if not urlsplit(self._runtime.config.daraja.sandbox_url).path.endswith("/simulator"):
             raise Conflict(
                 f"{kind} needs the simulator, which is not the Daraja of this gateway (daraja.sandbox_url): "
                 f"start `mpesa-gateway up`, or trigger {WebhookTest.kind}"
             )
-        key, secret = await self._gateway.api_keys.create(
+        key, secret = await self._runtime.api_keys.create(
             self._merchant.merchant_id,
             name="webhooks trigger",
             scopes=MERCHANT_SCOPES,
             env="sandbox",
-            expires_at=self._gateway.clock.now() + _KEY_LIVES,
+            expires_at=self._runtime.clock.now() + _KEY_LIVES,
             actor=self._actor,
         )
         try:
             async with niquests.AsyncSession(disable_http3=True) as http:
                 http.trust_env = False
-                api = Api(http, self._gateway.config.public_url, secret)
-                simulator = Api(http, self._gateway.config.daraja.sandbox_url)
+                api = Api(http, self._runtime.config.public_url, secret)
+                simulator = Api(http, self._runtime.config.daraja.sandbox_url)
                 return await self._play(api, simulator, kind, amount)
         finally:
-            await self._gateway.api_keys.revoke(self._merchant.merchant_id, key.key_id, actor=self._actor)
+            await self._runtime.api_keys.revoke(self._merchant.merchant_id, key.key_id, actor=self._actor)
 
     async def _test(self) -> Triggered:
         """A test event that says of itself that nothing was paid, delivered as any other."""
         merchant_id = self._merchant.merchant_id
-        async with self._gateway.db.transaction():
-            event = await self._gateway.outbox.publish(
+        async with self._runtime.db.transaction():
+            event = await self._runtime.outbox.publish(
                 WebhookTest(merchant_id=merchant_id, env="sandbox", subject_id=merchant_id)
             )
-            await self._gateway.audit.record(
+            await self._runtime.audit.record(
                 "webhook.triggered", merchant_id=merchant_id, actor=self._actor, subject_id=event.event_id
             )
         return Triggered(event.event_id, merchant_id)
 
     async def _play(self, api: Api, simulator: Api, kind: str, amount: int) -> Triggered:
         recipe = RECIPES[kind]
-        began = self._gateway.clock.now()
+        began = self._runtime.clock.now()
         if not await api.data("GET", "/v1/merchant/providers"):
             # A new sandbox merchant's first payment: the public shortcode and passkey, as the simulator takes them.
             await api.data("PUT", "/v1/merchant/providers", CREDENTIALS)
         body = {"amount": amount, "phone": recipe.phone, "reference": "TRIGGERED", "metadata": {"triggered": kind}}
-        key = {"Idempotency_Key": f"trigger-{self._gateway.ids.new('evt')}"}
+        key = {"Idempotency_Key": f"trigger-{self._runtime.ids.new('evt')}"}
         payment = await api.data("POST", "/v1/payments", body, status=201, **key)
         payment_id = str(payment["id"])
         if recipe.refunded:
@@ -138,7 +136,7 @@ class Trigger:
     async def _await(self, kind: str, payment_id: str, since: datetime) -> str:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            for row in await self._gateway.db.fetch(
+            for row in await self._runtime.db.fetch(
                 tables.EVENTS_OF_KIND_SINCE, self._merchant.merchant_id, kind, since, "sandbox"
             ):
                 told: dict[str, Any] = msgspec.json.decode(row["body"])["data"]

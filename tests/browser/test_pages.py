@@ -11,6 +11,7 @@ from playwright.async_api import Browser, Page, expect
 
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_simulator.diary import Diary
 from tests.browser.conftest import DESK, SLIM, opened, overflows, signs_in, violations
 from tests.conftest import Town
 from tests.house.tree import ROOT
@@ -72,7 +73,7 @@ async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: T
     await expect(page.locator("input[name=pin]")).to_have_value("12")
     await expect(page.locator("input[name=balance]")).to_have_value("24990")
     lines = page.locator("#lines li")
-    shown = len(town.gateway.simulator.diary.lines)
+    shown = len(town.gateway.services.get(Diary).lines)
     await expect(lines).to_have_count(shown)
     await page.locator("#lines summary").first.click()
     await town.api.pay("254700000001", key="another")

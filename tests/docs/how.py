@@ -73,7 +73,7 @@ passkey, body = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c91
 
 IS_THE_GATEWAYS = """
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.signatures import sign_with_passkey
+from mpesa_gateway.daraja.signatures import sign_with_passkey
 
 assert signature == sign_with_passkey(Secret(passkey), body)
 """

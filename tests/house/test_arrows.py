@@ -35,6 +35,10 @@ def test_imports_keep_to_the_arrows() -> None:
     ("module", "reach"),
     [
         ("mpesa_gateway/ids.py", "mpesa_gateway_payments.events"),
+        ("mpesa_gateway/clock.py", "mpesa_gateway.db.engine"),
+        ("mpesa_gateway/db/outbox.py", "mpesa_gateway.runtime"),
+        ("mpesa_gateway/runtime.py", "mpesa_gateway.http.auth"),
+        ("mpesa_gateway/worker.py", "mpesa_gateway.app"),
         ("plugins/mpesa_gateway_webhooks/__init__.py", "mpesa_gateway_payments.api"),
         ("plugins/mpesa_gateway_callbacks/__init__.py", "mpesa_gateway_payments.api"),
         ("plugins/mpesa_gateway_ops/__init__.py", "mpesa_gateway_payments.api"),
@@ -44,12 +48,35 @@ def test_imports_keep_to_the_arrows() -> None:
     ],
 )
 def test_an_import_against_the_arrows_is_found(module: str, reach: str, tmp_path: Path) -> None:
-    for name in ("mpesa_gateway", "plugins", "tests/house"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    _copy(tmp_path)
     with (tmp_path / module).open("a", encoding="utf-8") as file:
         file.write(f"import {reach}\n")
     done = lint_imports(tmp_path)
     assert done.returncode == 1
     assert "BROKEN" in done.stdout
     assert reach in done.stdout
+
+
+def test_a_new_module_of_the_kernel_without_a_layer_is_found(tmp_path: Path) -> None:
+    _copy(tmp_path)
+    (tmp_path / "mpesa_gateway" / "somewhere.py").write_text('"""A module."""\n', encoding="utf-8")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "somewhere" in done.stdout
+
+
+def test_a_circle_of_three_files_is_found_also_for_type_checkers(tmp_path: Path) -> None:
+    _copy(tmp_path)
+    circle = {"money": "phone", "phone": "secret", "secret": "money"}
+    for module, reach in circle.items():
+        with (tmp_path / "mpesa_gateway" / f"{module}.py").open("a", encoding="utf-8") as file:
+            file.write(f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import mpesa_gateway.{reach}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "3 modules import each other: mpesa_gateway.money, mpesa_gateway.phone, mpesa_gateway.secret" in done.stdout
+
+
+def _copy(to: Path) -> None:
+    for name in ("mpesa_gateway", "plugins", "tests/house"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)

@@ -19,12 +19,14 @@ CALLS = frozenset(
         "verify",
     }
 )
-"""What ``gateway.daraja`` can be asked to send."""
+"""What ``gateway.daraja``, or a service's ``_daraja()``, can be asked to send."""
 
 OUTSIDE_HTTP = {
     # Deliveries are sent by tasks of their own, which no caller waits for, and recorded by themselves.
     ("Deliveries", "start"),
     ("Deliveries", "stop"),
+    # A command of a developer, which opens no transaction.
+    ("Listener", "forward"),
 }
 
 
@@ -34,11 +36,15 @@ def functions(node: ast.ClassDef) -> dict[str, ast.AsyncFunctionDef | ast.Functi
 
 
 def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Each ``x.y.name`` and ``self.name`` in a method: what stands before the last dot, and the name."""
+    """Each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method: the word before the last dot, and the name."""
     for one in ast.walk(node):
         if isinstance(one, ast.Attribute):
+            if isinstance(one.value, ast.Call) and isinstance(one.value.func, ast.Attribute):
+                yield (one.value.func.attr.removeprefix("_"), one.attr)
+                continue
             before = one.value
-            yield (before.attr if isinstance(before, ast.Attribute) else getattr(before, "id", ""), one.attr)
+            word = before.attr if isinstance(before, ast.Attribute) else getattr(before, "id", "")
+            yield (word.removeprefix("_"), one.attr)
 
 
 def calls_out(node: ast.AST) -> bool:
@@ -92,6 +98,8 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
     ("body", "expected"),
     [
         ("await self._gateway.daraja.reverse(1)", ["A.send"]),
+        ("await self._daraja.reverse(1)", ["A.send"]),
+        ("await self._daraja().reverse(1)", ["A.send"]),
         ("await self.egress.post(1)", ["A.send"]),
         ("await self._other()", ["A.send"]),
         ("self._db.refuse_transaction('x'); await self._gateway.daraja.reverse(1)", []),

@@ -21,11 +21,12 @@ FORBIDDEN = frozenset(
         "mpesa_gateway.daraja.wire",
         "mpesa_gateway_payments.desk",
         "mpesa_gateway_payments.evidence",
-        "mpesa_gateway_payments.judge",
+        "mpesa_gateway_payments.judging",
         "mpesa_gateway_payments.recovery",
         "mpesa_gateway_payments.states",
         "mpesa_gateway_payments.statement_matching",
         "mpesa_gateway_payments.transitions",
+        "mpesa_gateway_payments.verdicts",
     }
 )
 """Modules that decide what a report of money means."""

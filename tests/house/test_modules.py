@@ -13,7 +13,7 @@ CLOCKS = {
     "datetime.today": None,
     "date.today": None,
     # SAQ compares `scheduled` with the machine's clock, so that is what it must be told in.
-    "time.time": "mpesa_gateway/worker.py",
+    "time.time": "mpesa_gateway/queues.py",
 }
 """Calls that ask the machine for the time, and the only module that may make them."""
 
@@ -24,7 +24,7 @@ MAY_ROLL = {
     "mpesa_gateway/standalone/": "passwords of the embedded servers, names of temporary files",
     "mpesa_gateway/security/sealing.py": "nonces and master keys, which no test may choose",
     "plugins/mpesa_gateway_simulator/population.py": "what a seed of the simulator's own chance leads to",
-    "plugins/mpesa_gateway_webhooks/sending.py": "the jitter between attempts; the rule that uses it is given it",
+    "plugins/mpesa_gateway_webhooks/attempts.py": "the jitter between attempts; the rule that uses it is given it",
 }
 
 

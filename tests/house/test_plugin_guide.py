@@ -18,6 +18,7 @@ from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Plugin, PluginRefused, load
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
 from tests.ledger import broken
@@ -81,7 +82,7 @@ async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: 
 
 async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
-        await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         made = await api.pay("254711000001", key="order")
         await api.settled(made.data["id"], "completed")
         assert await eventually(lambda: thanks(api))

@@ -14,7 +14,7 @@ import niquests
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.serving import gateway_values, running_gateway, shop
 from mpesa_gateway.testing.standby import database_of, running_primary
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.daraja import stk_callback
 from tests.journeys.site import books, running_site, until_up
 from tests.plugins.callbacks.test_callbacks import ASKS
@@ -25,9 +25,9 @@ MANY, AT_ONCE, ENOUGH = 400, 40, 60
 
 def addresses(gateway: Gateway, merchant_id: str) -> list[str]:
     """The paths of callbacks about requests that the gateway does not know yet: each waits in the inbox."""
-    inbox = gateway.services.get(CallbackInbox)
+    dispatcher = gateway.services.get(CallbackDispatcher)
     urls = [
-        inbox.url_for("stk", env="sandbox", merchant_id=merchant_id, subject_id=gateway.ids.new("pay"))
+        dispatcher.url_for("stk", env="sandbox", merchant_id=merchant_id, subject_id=gateway.ids.new("pay"))
         for _ in range(MANY)
     ]
     return [url[url.index("/v1/cb") :] for url in urls]

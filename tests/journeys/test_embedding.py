@@ -11,14 +11,16 @@ from litestar.handlers import asgi
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from mpesa_gateway.app import Gateway, NotStarted
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.errors import NotStarted
 from mpesa_gateway.litestar_host import GatewayPlugin
 from mpesa_gateway.money import Kes
 from mpesa_gateway.pages import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, listening, serving, shop
+from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, Browser
@@ -80,7 +82,7 @@ async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: d
                 merchant_id, "sandbox", wanted, idempotency_key="direct"
             )
             assert (direct.payment.status, direct.is_replay) == ("pending", False)
-            again = await gateway.payments.request(merchant_id, "sandbox", wanted, idempotency_key="direct")
+            again = await gateway.port(Payments).request(merchant_id, "sandbox", wanted, idempotency_key="direct")
             assert (again.payment.id, again.is_replay) == (direct.payment.id, True)
 
 
@@ -95,7 +97,7 @@ async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: di
         assert (answer.status, answer.error["code"]) == (503, "SERVICE_UNAVAILABLE")
         assert "lifespan=gateway.lifespan" in answer.error["message"]
         with pytest.raises(NotStarted, match="lifespan"):
-            _ = gateway.jobs
+            _ = gateway.jobs.queues
 
 
 @EVERY_HOST
@@ -106,7 +108,7 @@ async def test_operator_signs_in_and_acts_below_the_prefix(host: Host, values: d
         ops = base + "/ops"
         gateway = Gateway(GatewayConfig.from_values(values | {"public_url": base}))
         async with serving(host(gateway, prefix, gateway.lifespan), at), Browser(ops) as browser:
-            await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+            await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
             # With a slash at the end and without one: each leads to the same login.
             for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
                 turned = await browser.opens(path)

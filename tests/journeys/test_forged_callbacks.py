@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Town
 
 ASKS = "254700000020"
@@ -31,7 +31,7 @@ async def forge(town: Town, checkout_request_id: str, amount: int) -> None:
 
 async def sweep(town: Town) -> None:
     """Have M-Pesa asked about what is due."""
-    await town.gateway.services.get(PaymentService).wake_due()
+    await town.gateway.services.get(StkQueries).wake_due()
 
 
 async def steps(town: Town, payment_id: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from mpesa_gateway.security.scopes import Env, Scope
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from tests.conftest import Town
 from tests.daraja import Daraja, result, stk_callback
 
@@ -188,14 +188,14 @@ async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothin
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
 
 
-def let_in(_: CallbackInbox, __: str) -> None:
+def let_in(_: CallbackVerifier, __: str) -> None:
     """Every address is listed."""
 
 
 async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """No honest path makes such an address: it is the last line where one did."""
     victim = await Victim.of(town)
-    monkeypatch.setattr(CallbackInbox, "_check_listed", let_in)
+    monkeypatch.setattr(CallbackVerifier, "_check_listed", let_in)
     before = await victim.state()
     for kind in KINDS:
         answer = await victim.post(kind, victim.lie(kind), victim.path(kind, "live"))

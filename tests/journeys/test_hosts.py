@@ -22,6 +22,7 @@ from mpesa_gateway.litestar_host import GatewayPlugin
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import eventually, listening, serving
+from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD
 from tests.forking import Forked, forks
 from tests.house.tree import ROOT
@@ -134,7 +135,7 @@ async def test_the_hosts_own_login_stands_before_the_operators_pages_and_nothing
             turned = await it.asks("GET", prefix + path, headers=page)
             assert (turned.status_code, turned.headers["location"]) == (303, "/stage-door"), path
         # The gateway's own passwords open nothing here.
-        await it.theatre.gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await it.theatre.gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         login = {"name": "amina", "password": PASSWORD.reveal()}
         await it.asks("POST", f"{prefix}/ops/login", data=login, headers=page)
         assert (await it.asks("GET", f"{prefix}/ops", headers=page)).status_code == 303

@@ -7,14 +7,15 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
+from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser, Plugin
-from mpesa_gateway.privacy import Case, Erasure, Number, Privacy
+from mpesa_gateway.privacy import Erasure, Privacy
 from mpesa_gateway.retention import Retention
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
@@ -374,15 +375,15 @@ async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database
 async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
     values: dict[str, Any],
 ) -> None:
-    async def find(_: Gateway, __: str, ___: Number, after: str) -> list[str]:
+    async def find(_: Runtime, __: str, ___: Number, after: str) -> list[str]:
         return [] if after else ["own_1"]
 
-    async def gives_way(gateway: Gateway, _: Case) -> str:
+    async def gives_way(gateway: Runtime, _: Case) -> str:
         sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
         ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
         return f"gives way: {0 < ours < postgres}"
 
-    async def erases(_: Gateway, __: Case) -> dict[str, int]:
+    async def erases(_: Runtime, __: Case) -> dict[str, int]:
         return {}
 
     own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))

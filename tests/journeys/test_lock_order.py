@@ -10,12 +10,14 @@ from typing import Any, cast
 import asyncpg
 import pytest
 
-from mpesa_gateway_callbacks.service import CallbackInbox
-from mpesa_gateway_payments import tables
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments import transition_sql
 from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.service import PaymentService
-from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_refunds.queries import RefundQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.owner import as_owner
@@ -136,8 +138,8 @@ class Paths:
 
     async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
         """A callback to the address that was made for its subject."""
-        inbox = self.town.gateway.services.get(CallbackInbox)
-        url = inbox.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
+        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
         answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
         assert answer.status == 200, answer.body
 
@@ -171,7 +173,7 @@ class Paths:
         await self.town.gateway.db.execute(
             "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
         )
-        await self.town.gateway.services.get(PaymentService).ask(made["id"])
+        await self.town.gateway.services.get(StkQueries).ask(made["id"])
 
     async def held(self) -> None:
         """One whose money is not what was asked for, and a person who sees to it."""
@@ -184,10 +186,9 @@ class Paths:
         """A callback that came before we could know what it is about, offered by a person."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        inbox = self.town.gateway.services.get(CallbackInbox)
         callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
-        await inbox.replay(callback_id, actor="a person")
-        await inbox.sweep()
+        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
+        await self.town.gateway.services.get(CallbackDispatcher).sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
         """One whose money goes back, in part and then the rest."""
@@ -207,7 +208,7 @@ class Paths:
         await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
         refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
         await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundService).ask(refund["id"])
+        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
 
     async def checked(self) -> None:
         """One that M-Pesa is asked about, and calls reversed."""
@@ -258,13 +259,13 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await OutsideReversals(self.town.gateway).take_noted()
+        await self.town.gateway.services.get(OutsideReversals).take_noted()
 
     async def ended(self) -> None:
         """Some whose time is up."""
         made = await self.pay()
         await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
-        await self.town.gateway.services.get(PaymentService).end_due()
+        await self.town.gateway.services.get(Expiry).end_due()
 
     def all(self) -> Iterator[Any]:
         """Each once."""
@@ -300,8 +301,9 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
 ) -> None:
     paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
     payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
-    service = town.gateway.services.get(PaymentService)
-    inbox = town.gateway.services.get(CallbackInbox)
+    queries = town.gateway.services.get(StkQueries)
+    dispatcher = town.gateway.services.get(CallbackDispatcher)
+    operators = town.gateway.services.get(CallbackOperatorService)
     outcomes: list[Any] = []
     for number in range(30):
         made = chance.choice(payments)
@@ -310,8 +312,8 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
             paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
             paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
-            service.ask(made["id"], is_forced=True),
-            inbox.sweep(),
+            queries.ask(made["id"], is_forced=True),
+            dispatcher.sweep(),
             town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
             town.api.call(
                 "POST",
@@ -327,7 +329,7 @@ async def test_all_paths_against_each_other_end_without_a_deadlock(
             said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
             work.append(paths.call_back("reversal", row["refund_id"], said))
         rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [inbox.replay(row["callback_id"], actor="a person") for row in rows]
+        work += [operators.replay(row["callback_id"], actor="a person") for row in rows]
         chance.shuffle(work)
         outcomes += await asyncio.gather(*work, return_exceptions=True)
     failed = [one for one in outcomes if isinstance(one, BaseException)]
@@ -356,7 +358,7 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     async def end(payments: list[str], receipts: list[str]) -> None:
         values: list[list[Any]] = [["completed"] * 2, receipts, ["0"] * 2, [""] * 2, [None] * 2, [False] * 2]
         async with db.transaction():
-            await db.fetch(tables.END_MANY, payments, *values, town.gateway.clock.now())
+            await db.fetch(transition_sql.END_MANY, payments, *values, town.gateway.clock.now())
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)

@@ -16,7 +16,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.tables import MerchantRow
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
 
@@ -86,7 +86,9 @@ async def test_called_from_the_others_transaction_each_stays_at_home(
             assert await two.merchants.page(10) == [theirs]
             assert await one.merchants.get(theirs.merchant_id) is None
             wanted = PaymentRequest(amount=Kes(5), phone=Msisdn.parse("0711000071"))
-            asked = await two.payments.request(theirs.merchant_id, "sandbox", wanted, idempotency_key="from next door")
+            asked = await two.port(Payments).request(
+                theirs.merchant_id, "sandbox", wanted, idempotency_key="from next door"
+            )
         assert asked.payment.status == "pending"
         assert await one.db.fetchval("SELECT count(*) FROM payment") == 0
 

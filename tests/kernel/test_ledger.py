@@ -8,8 +8,8 @@ import pytest
 
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.invariants import INVARIANTS
-from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.ledger import Proof, read_ledger
+from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import running_gateway
 from tests.conftest import Town

@@ -11,6 +11,7 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.events import Event
 from mpesa_gateway.plugin import Job, Plugin, PluginRefused, load
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import PLUGINS
 
@@ -164,7 +165,7 @@ def test_two_plugins_that_provide_one_thing_are_refused() -> None:
     with pytest.raises(ValueError, match="two plugins provide Shop: enable only one of them"):
         gateway(*plugins)
     assert isinstance(gateway(plugins[0]).services.get(Shop), Shop)
-    assert isinstance(gateway(plugins[0]).one, Shop)
+    assert isinstance(gateway(plugins[0]).port(Shop), Shop)
     with pytest.raises(LookupError, match=r"no enabled plugin provides .*\.Shop: add the plugin that owns it"):
         gateway().services.get(Shop)
 
@@ -172,7 +173,7 @@ def test_two_plugins_that_provide_one_thing_are_refused() -> None:
 class Shop:
     """What a plugin provides."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Runtime) -> None:
         self.gateway = gateway
 
 

@@ -10,8 +10,9 @@ import valkey.asyncio
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.plugin import Job, Plugin
+from mpesa_gateway.queues import GatewayQueue
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway.worker import GatewayQueue, GatewayWorker
+from mpesa_gateway.worker import GatewayWorker
 
 done: list[str] = []
 
@@ -59,7 +60,7 @@ async def test_an_idle_worker_does_not_sit_out_its_wait_for_a_job(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Longer than any machine takes for the rest: a slot that sat it out would be seen.
-    monkeypatch.setattr("mpesa_gateway.worker._DEQUEUE", 60.0)
+    monkeypatch.setattr("mpesa_gateway.queues.DEQUEUE", 60.0)
     async with made(values, worker={"in_process": False, "grace": 120}).running() as gateway:
         assert await seconds_to_stop(*await working(gateway)) < 30
 

@@ -794,11 +794,11 @@ class Money(RuleBasedStateMachine):
         )
 
     async def _forge(self, checkout_request_id: str) -> None:
-        simulator = await self.stage.simulator_of(checkout_request_id)
-        push = await simulator.find(checkout_request_id)
+        world = await self.stage.world_of(checkout_request_id)
+        push = await world.prompts.find(checkout_request_id)
         self.known.forged.add(self.stage.product.subject(push["callback_url"]))
         amount = push["amount"] if self.confirm == "always" else push["amount"] + 7
-        assert await simulator.forge(checkout_request_id, checkout_request_id, amount, None) == 200
+        assert await world.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
 
     async def _deliver_and_die(self) -> None:
         """A worker is killed between the merchant's answer and its own note of it."""

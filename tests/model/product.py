@@ -23,9 +23,16 @@ from mpesa_gateway_callbacks.tokens import read_token
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.stk_results import StkResults
+from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_webhooks.deliveries import Deliveries
@@ -85,9 +92,16 @@ class Product:
         self.gateway = gateway
         self.db = gateway.db
         self._payments = services.get(PaymentService)
+        self._results = services.get(StkResults)
+        self._queries = services.get(StkQueries)
+        self._expiry = services.get(Expiry)
         self._checks = services.get(StatusChecks)
         self._refunds = services.get(RefundService)
+        self._refund_queries = services.get(RefundQueries)
+        self._refund_endings = services.get(RefundEndings)
         self._reconciliation = services.get(Reconciliation)
+        self._registrations = services.get(PullRegistrations)
+        self._settling = services.get(Settling)
         self._deliveries = services.get(Deliveries)
         self._endpoints = services.get(Endpoints)
         self._credentials = services.get(CredentialStore)
@@ -115,9 +129,11 @@ class Product:
 
     def confirm(self, when: str) -> None:
         """Set when reported successes are confirmed by STK query."""
-        self._payments._settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+        settings = msgspec.structs.replace(self._payments._settings, confirm=when)
+        for part in (self._payments, self._results, self._queries):
+            part._settings = settings
         # The judge's rules are read from the settings once.
-        self._payments._rules = self._payments._endings._rules = self._payments._settings.rules
+        self._results._rules = self._queries._rules = self._results._endings._rules = settings.rules
 
     def forget(self) -> None:
         """Forget what is kept in memory beside Postgres."""
@@ -160,7 +176,7 @@ class Product:
 
     async def ask_now(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
-        await self._payments.ask_now(caller.merchant_id, caller.env, payment_id)
+        await self._queries.ask_now(caller.merchant_id, caller.env, payment_id)
 
     async def check(self, caller: Caller, what: str) -> None:
         """POST /v1/payments/mpesa/check-status/{receipt or payment}."""
@@ -176,11 +192,11 @@ class Product:
 
     async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
         """POST /v1/refunds/{id}/query."""
-        await self._refunds.ask_now(caller.merchant_id, caller.env, refund_id)
+        await self._refund_queries.ask_now(caller.merchant_id, caller.env, refund_id)
 
     async def register(self, caller: Caller) -> None:
         """POST /v1/payments/mpesa/pull/register."""
-        await self._reconciliation.register(caller)
+        await self._registrations.register(caller)
 
     async def reconcile(self, caller: Caller) -> None:
         """A regular run of each of this merchant's receivers, those that it has left included."""
@@ -194,7 +210,7 @@ class Product:
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """POST …/statement-lines/{line}/assign, as the merchant."""
-        await self._reconciliation.assign(caller, line_id, payment_id)
+        await self._settling.assign(caller, line_id, payment_id)
 
     async def replay(self, caller: Caller, since: datetime) -> None:
         """Have every delivery sent again that was not taken."""
@@ -205,13 +221,13 @@ class Product:
 
     async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
-        await self._reconciliation.assign(caller, line_id, payment_id, by_operator=True)
+        await self._settling.assign(caller, line_id, payment_id, by_operator=True)
 
     async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
         """An operator, who has seen M-Pesa's portal, says what became of a refund."""
         outcome = "completed" if went_back else "failed"
         resolution = Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen")
-        await self._refunds.resolve(env, refund_id, resolution, "model")
+        await self._refund_endings.resolve(env, refund_id, resolution, "model")
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -258,11 +274,11 @@ class Product:
 
     async def ask_due(self, now: datetime) -> None:
         """What a worker would do about everything that is due, without the queue."""
-        await self._payments.end_due()
+        await self._expiry.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
-            await self._payments.ask(row["payment_id"])
+            await self._queries.ask(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
-            await self._refunds.ask(row["refund_id"])
+            await self._refund_queries.ask(row["refund_id"])
 
     def subject(self, address: str) -> str:
         """What an address that the gateway handed to Daraja is about."""

@@ -24,7 +24,10 @@ from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, gateway_values, listening
 from mpesa_gateway_payments.events import PaymentCompleted
-from mpesa_gateway_simulator.service import Simulator
+from mpesa_gateway_simulator.caller import CallbackCaller
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.validation import ReversalRequest
 from tests.model.product import REFUSED, Product
 from tests.model.wire import Act, MortalDatabase, Wire, live
@@ -112,8 +115,22 @@ class World:
     env: Env
     gateway: Gateway
     base: str
-    simulator: Simulator
     wipe: str = ""
+
+    @property
+    def caller(self) -> CallbackCaller:
+        """Calls back."""
+        return self.gateway.services.get(CallbackCaller)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The phones' prompts."""
+        return self.gateway.services.get(Prompts)
+
+    @property
+    def controls(self) -> Controls:
+        """What it is told to do."""
+        return self.gateway.services.get(Controls)
 
 
 @dataclass
@@ -209,7 +226,7 @@ class Stage:
         self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         for world in self.worlds.values():
-            world.simulator._session = cast(Any, Answering(world.simulator._session, base))
+            world.caller._session = cast(Any, Answering(world.caller._session, base))
         self._session = self.gateway.daraja._session
         await self._stack.enter_async_context(self.product.queued())
         await self._show_both_ledgers()
@@ -232,15 +249,15 @@ class Stage:
         )
         gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=SeededBytes())
         await self._serve(gateway, at)
-        simulator = gateway.services.get(Simulator)
-        assert simulator._dispatcher is not None
-        simulator._dispatcher.cancel()
+        dispatcher = gateway.services.get(CallbackCaller)._dispatcher
+        assert dispatcher is not None
+        dispatcher.cancel()
         if env == "live":
             for table, column in (("sim_callback", "callback_id"), ("sim_result", "result_id")):
                 await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
             # The two worlds' pushes to one phone in one second have handles of their own.
             await gateway.db.execute("ALTER SEQUENCE sim_handle START 501 RESTART")
-        return World(env, gateway, base, simulator, await _forgetting(gateway))
+        return World(env, gateway, base, await _forgetting(gateway))
 
     async def _show_both_ledgers(self) -> None:
         for table in _SIMULATED:
@@ -288,7 +305,7 @@ class Stage:
         await _wipe(self.gateway, self._wipe)
         for number, world in enumerate(self.worlds.values()):
             await _wipe(world.gateway, world.wipe)
-            await world.simulator.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
+            await world.controls.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
         await self.gateway.valkey.flushdb()
         self.product.forget()
         self.product.confirm(confirm)
@@ -345,27 +362,27 @@ class Stage:
     async def set_habit(self, operation: str, habit: str) -> None:
         """Change how an operation behaves, in both worlds."""
         for world in self.worlds.values():
-            await world.simulator.set_habit(operation, habit)
+            await world.controls.set_habit(operation, habit)
 
     async def set_fault(self, operation: str, fault: str) -> None:
         """Answer the next request of an operation with a fault, in each world."""
         for world in self.worlds.values():
-            await world.simulator.set_fault(operation, fault, 1)
+            await world.controls.set_fault(operation, fault, 1)
 
-    async def simulator_of(self, checkout_request_id: str) -> Simulator:
-        """The simulator that has this push."""
+    async def world_of(self, checkout_request_id: str) -> World:
+        """The world that has this push."""
         env = await self.db.fetchval("SELECT env FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
-        return self.worlds[env].simulator
+        return self.worlds[env]
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:
         """A finger answers an open prompt."""
-        await (await self.simulator_of(checkout_request_id)).answer(checkout_request_id, answer)
+        await (await self.world_of(checkout_request_id)).prompts.answer(checkout_request_id, answer)
 
     async def pass_time(self, seconds: float) -> None:
         """Time passes, and prompts that are not answered end."""
         self.clock.advance(seconds)
         for world in self.worlds.values():
-            await world.simulator._end_due()
+            await world.prompts.end_due()
 
     async def call_back(self, callback_id: int) -> int:
         """Daraja makes this call, owed or not; gives the HTTP status that it was answered with."""
@@ -375,13 +392,13 @@ class Stage:
             "JOIN sim_push USING (checkout_request_id) WHERE callback_id = $1",
             callback_id,
         )
-        return await world.simulator._send(row)
+        return await world.caller._send(row)
 
     async def send_result(self, result_id: int) -> int:
         """Daraja sends this result, owed or not; gives the HTTP status that it was answered with."""
         world = self.worlds["live" if result_id >= _LIVE_IDS else "sandbox"]
         (row,) = await world.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
-        return await world.simulator._send_result(row)
+        return await world.caller._send_result(row)
 
     async def call_back_all(self) -> None:
         """Daraja makes every call that it owes."""
@@ -400,7 +417,7 @@ class Stage:
 
     async def pay_by_hand(self, env: Env, **money: Any) -> str:
         """Somebody pays without a prompt; gives the receipt."""
-        return await self.worlds[env].simulator.add_money(**money)
+        return await self.worlds[env].prompts.add_money(**money)
 
     async def reverse_on_the_portal(self, receipt: str, amount: int, number: int) -> None:
         """A person sends money back by hand, past the gateway."""
@@ -415,7 +432,7 @@ class Stage:
             result_url="",
             timeout_url="",
         )
-        await self.worlds[row["env"]].simulator.results._carry_out(request, f"portal-{number}")
+        await self.worlds[row["env"]].gateway.services.get(Results)._carry_out(request, f"portal-{number}")
 
 
 async def _forgetting(gateway: Gateway) -> str:

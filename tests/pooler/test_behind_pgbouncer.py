@@ -12,8 +12,8 @@ from mpesa_gateway.config import DatabaseConfig, GatewayConfig
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database, PoolerInBetween, SearchPathLost
 from mpesa_gateway.db.migrator import migrate, pending
-from mpesa_gateway.doctor.observation import Examination, Level, Observation
 from mpesa_gateway.doctor.postgres import look_at_postgres
+from mpesa_gateway.observation import Examination, Level, Observation
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually, gateway_values
 from tests.pooler.conftest import Bouncing, prepare_role

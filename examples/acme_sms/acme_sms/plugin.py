@@ -4,24 +4,35 @@ from acme_sms.routes import list_texts
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import TextRow
 from acme_sms.texts import Texts
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Job, Plugin, Tables, on
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
 
-async def text_the_buyer(event: PaymentCompleted, gateway: Gateway) -> None:
+async def text_the_buyer(event: PaymentCompleted, gateway: Runtime) -> None:
     """After commit, at least once."""
-    await gateway.services.get(Texts).owe(event)
+    await gateway.port(Texts).owe(event)
 
 
-async def send(gateway: Gateway, *, payment_id: str) -> None:
+async def send(gateway: Runtime, *, payment_id: str) -> None:
     """Send one text."""
-    await gateway.services.get(Texts).send(payment_id)
+    await gateway.port(Texts).send(payment_id)
 
 
-async def sweep(gateway: Gateway) -> None:
+async def sweep(gateway: Runtime) -> None:
     """Send what is owed and due."""
-    await gateway.services.get(Texts).sweep()
+    await gateway.port(Texts).sweep()
+
+
+def _texts(gateway: Runtime) -> Texts:
+    return Texts(
+        gateway.settings(SmsSettings),
+        db=gateway.db,
+        clock=gateway.clock,
+        jobs=gateway.jobs,
+        payments=gateway.port(Payments),
+    )
 
 
 plugin = Plugin(
@@ -32,6 +43,6 @@ plugin = Plugin(
     routes=(list_texts,),
     jobs=(Job(send, timeout=30), Job(sweep, timeout=30, cron="* * * * *")),
     subscribers=(on(PaymentCompleted, text_the_buyer),),
-    provides=((Texts, Texts),),
+    provides=((Texts, _texts),),
     tables=Tables(models=(TextRow,), migrations="acme_sms.migrations"),
 )

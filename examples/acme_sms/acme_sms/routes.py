@@ -4,10 +4,9 @@ from datetime import datetime
 
 import msgspec
 from litestar import get
-from litestar.di import NamedDependency
 
 from acme_sms.texts import Texts
-from mpesa_gateway.app import Gateway
+from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.security.scopes import PaymentsRead
 
@@ -22,7 +21,7 @@ class TextView(msgspec.Struct, frozen=True):
 
 
 @get("/v1/sms")
-async def list_texts(caller: PaymentsRead, gateway: NamedDependency[Gateway]) -> Success[list[TextView]]:
+async def list_texts(caller: PaymentsRead, gateway: RuntimeDependency) -> Success[list[TextView]]:
     """Your buyers' texts in the key's env, newest first."""
-    rows = await gateway.services.get(Texts).list(caller.merchant_id, caller.env)
+    rows = await gateway.port(Texts).list(caller.merchant_id, caller.env)
     return Success(data=[TextView(row.payment_id, row.state, row.attempts, row.sent_at) for row in rows])

@@ -9,11 +9,13 @@ import structlog
 
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import CLAIM, DUE, END, TextRow
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
+from mpesa_gateway.queues import Jobs
 from mpesa_gateway_payments.api import Payments, PaymentView
 
 if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
     from mpesa_gateway_payments.events import PaymentCompleted
 
 log = structlog.get_logger(__name__)
@@ -28,9 +30,12 @@ class NotTaken(Exception):
 class Texts:
     """Runs as long as the gateway does: ``start`` and ``stop`` are the gateway's to call."""
 
-    def __init__(self, gateway: "Gateway") -> None:
-        self._gateway = gateway
-        self._settings = gateway.settings(SmsSettings)
+    def __init__(self, settings: SmsSettings, *, db: Database, clock: Clock, jobs: Jobs, payments: Payments) -> None:
+        self._settings = settings
+        self._db = db
+        self._clock = clock
+        self._jobs = jobs
+        self._payments = payments
         self._http: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
@@ -51,37 +56,37 @@ class Texts:
             merchant_id=event.merchant_id,
             env=event.env,
             state="owed",
-            due_at=self._gateway.clock.now(),
+            due_at=self._clock.now(),
         )
-        await self._gateway.db.run(TextRow.insert(row).on_conflict(action="DO NOTHING"))
-        await self._gateway.jobs.enqueue("acme_sms.send", payment_id=event.payment_id)
+        await self._db.run(TextRow.insert(row).on_conflict(action="DO NOTHING"))
+        await self._jobs.enqueue("acme_sms.send", payment_id=event.payment_id)
 
     async def send(self, payment_id: str) -> None:
         """Send the text of a payment if it is owed and due. What fails is due again later, until it is given up."""
-        now = self._gateway.clock.now()
+        now = self._clock.now()
         again = now + timedelta(seconds=self._settings.timeout + self._settings.pause)
-        claimed = await self._gateway.db.fetchrow(CLAIM, payment_id, now, again)
+        claimed = await self._db.fetchrow(CLAIM, payment_id, now, again)
         if claimed is None:
             return
-        payment = await self._gateway.services.get(Payments).find(payment_id)
+        payment = await self._payments.find(payment_id)
         try:
             await self._post(payment_id, payment)
         except NotTaken as problem:
             log.warning("text_not_taken", payment_id=payment_id, attempts=claimed["attempts"], error=str(problem))
             if claimed["attempts"] >= self._settings.give_up_after:
-                await self._gateway.db.execute(END, payment_id, "given_up", None)
+                await self._db.execute(END, payment_id, "given_up", None)
             return
-        await self._gateway.db.execute(END, payment_id, "sent", self._gateway.clock.now())
+        await self._db.execute(END, payment_id, "sent", self._clock.now())
 
     async def sweep(self) -> None:
         """Wake the job for every text that is due: what a crash, or an empty queue, has left behind."""
-        for row in await self._gateway.db.fetch(DUE, self._gateway.clock.now(), BATCH):
-            await self._gateway.jobs.enqueue("acme_sms.send", payment_id=row["payment_id"])
+        for row in await self._db.fetch(DUE, self._clock.now(), BATCH):
+            await self._jobs.enqueue("acme_sms.send", payment_id=row["payment_id"])
 
     async def list(self, merchant_id: str, env: Env) -> "list[TextRow]":
         """A merchant's newest texts of one env."""
         query = TextRow.objects().where(TextRow.merchant_id == merchant_id, TextRow.env == env)
-        return await self._gateway.db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
+        return await self._db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
 
     async def _post(self, payment_id: str, payment: PaymentView | None) -> None:
         if payment is None or not payment.phone.isdigit():

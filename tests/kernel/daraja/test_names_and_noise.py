@@ -12,7 +12,7 @@ import pytest
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown
-from mpesa_gateway.http.dns import Names
+from mpesa_gateway.dns import Names
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer

@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mpesa_gateway.app import KERNEL_JOBS, Gateway
+from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import outbox
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.outbox import NotInTransaction, Sweep
 from mpesa_gateway.events import Event, PublicEvent
+from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Plugin, inside, on
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway.worker import run_worker
@@ -49,7 +51,7 @@ class Ears:
         self.failures = 0
         self.hold: asyncio.Event | None = None
 
-    async def hear(self, event: BellRang, gateway: Gateway) -> None:
+    async def hear(self, event: BellRang, gateway: Runtime) -> None:
         """Remember it."""
         assert gateway.is_running
         self.heard.append(event)
@@ -289,7 +291,7 @@ async def test_what_nobody_hears_any_more_stays_owed(values: dict[str, Any]) -> 
 async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, Any]) -> None:
     refuses = False
 
-    async def book(event: BellRang, gateway: Gateway) -> None:
+    async def book(event: BellRang, gateway: Runtime) -> None:
         assert gateway.db.in_transaction
         await gateway.merchants.create(f"booked {event.times}", actor="test")
         if refuses:

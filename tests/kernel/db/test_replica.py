@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.replica import REST, Replica
-from mpesa_gateway.doctor.observation import Level
 from mpesa_gateway.doctor.replica import look_at_replica
 from mpesa_gateway.measures import REPLICA_READS
 from mpesa_gateway.meter import Meter
+from mpesa_gateway.observation import Level
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
 from mpesa_gateway.testing.pytest_plugin import Servers

@@ -16,8 +16,8 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.db.roles import quoted
-from mpesa_gateway.doctor.observation import Examination, Level
 from mpesa_gateway.doctor.postgres import look_at_postgres
+from mpesa_gateway.observation import Examination, Level
 from mpesa_gateway.owner import bring_up_to_date, make_running_role
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.secret import Secret

@@ -9,9 +9,10 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.doctor.examination import Seen, examine
-from mpesa_gateway.doctor.observation import Check, Examination, Level, Observation, ok, problem
 from mpesa_gateway.errors import NotFound
+from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, problem
 from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import running_gateway, shop
@@ -107,18 +108,18 @@ async def test_another_master_key_is_the_reason_that_nothing_starts(values: dict
     assert "master key is not the one" in next(one.text for one in seen if one.name == "gateway.starts")
 
 
-async def fine(_: Gateway, __: Examination) -> AsyncIterator[Observation]:
+async def fine(_: Runtime, __: Examination) -> AsyncIterator[Observation]:
     """As it should be."""
     yield ok("own.fine", "it is")
 
 
-async def breaks(_: Gateway, __: Examination) -> AsyncIterator[Observation]:
+async def breaks(_: Runtime, __: Examination) -> AsyncIterator[Observation]:
     """Sees one thing and breaks."""
     yield problem("own.seen", "call +254708374149 about it", "ring 0708374149")
     raise LookupError("254708374149")
 
 
-async def greets(_: Gateway, examination: Examination) -> AsyncIterator[Observation]:
+async def greets(_: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Looks at each merchant."""
     yield ok("own.greeting", f"hello {examination.one.name}")
 

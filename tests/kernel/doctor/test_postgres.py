@@ -12,8 +12,8 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import migrate
-from mpesa_gateway.doctor.observation import Examination, Observation
 from mpesa_gateway.doctor.postgres import look_at_postgres, see_connections, see_role, see_version
+from mpesa_gateway.observation import Examination, Observation
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually

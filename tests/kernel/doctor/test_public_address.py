@@ -11,10 +11,10 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.doctor import public_address
-from mpesa_gateway.doctor.observation import Examination, Observation
 from mpesa_gateway.doctor.public_address import look_at_public_address, see_form, see_resolution
 from mpesa_gateway.http import challenge
 from mpesa_gateway.http.health import Seen
+from mpesa_gateway.observation import Examination, Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
 from tests.authority import authority, for_host
 from tests.looking import OffClock, levels, seen_by

@@ -27,6 +27,7 @@ from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.limits import AUTH
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.api import Callbacks
 from tests.asgi import Headers, Said, ask
 from tests.conftest import Town
 from tests.routes import operations, whole_gateway
@@ -302,9 +303,11 @@ async def test_an_address_that_asks_too_fast_is_slowed_and_nobody_else_is(
         listed = "196.201.214.200"
         for _ in range(10):
             await door.ask("POST", "/v1/webhooks/mpesa", listed, body=[b"{}"])
-        token = door.gateway.callbacks.url_for(
-            "stk", env="sandbox", merchant_id="mer_" + "0" * 26, subject_id="pay_" + "0" * 26
-        ).removeprefix(door.base)
+        token = (
+            door.gateway.port(Callbacks)
+            .url_for("stk", env="sandbox", merchant_id="mer_" + "0" * 26, subject_id="pay_" + "0" * 26)
+            .removeprefix(door.base)
+        )
         for _ in range(10):
             await door.ask("POST", token, "203.0.113.200", body=[b"{}"])
         assert delays == []

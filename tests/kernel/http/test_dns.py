@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpesa_gateway.http.dns import Names, NamesResolver
+from mpesa_gateway.dns import Names, NamesResolver
 from mpesa_gateway.testing.serving import eventually
 from tests.name_server import (
     AAAA,
@@ -199,7 +199,7 @@ async def _was_asked(server: NameServer) -> bool:
 
 
 async def test_too_many_names_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpesa_gateway.http.dns._MOST", 3)
+    monkeypatch.setattr("mpesa_gateway.dns._MOST", 3)
     async with looking_up(never, timeout=1.0) as (names, _):
         waiting = [asyncio.create_task(names(f"{number}.example", 443)) for number in range(3)]
         await asyncio.sleep(0)

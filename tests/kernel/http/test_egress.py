@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3_future.util import parse_url
 
-from mpesa_gateway.http.dns import Names
+from mpesa_gateway.dns import Names
 from mpesa_gateway.http.egress import (
     Answer,
     Egress,

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway import concurrency as places
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.concurrency import aside
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http import place as places
 from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
-from mpesa_gateway.http.place import aside
-from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.security.scopes import PaymentsRead
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
-from mpesa_gateway_payments.many import Steps
+from mpesa_gateway_payments.service import PaymentService
 from tests.asgi import ask
 
 PATIENT = 3600.0
@@ -609,7 +609,7 @@ async def test_creates_leave_the_reserve_to_callbacks(values: dict[str, Any]) ->
 
     async with running_gateway(values | changes) as (gateway, _):
         async with hold(gateway, 3):
-            marks = asyncio.create_task(Steps(gateway).mark_sending("pay_none", 1))
+            marks = asyncio.create_task(gateway.services.get(PaymentService)._steps.mark_sending("pay_none", 1))
             outcomes = [asyncio.create_task(gateway.outcomes.record("ack", "pay_none", write)) for _ in range(3)]
             await asyncio.wait([marks, *outcomes], timeout=0.3)
             assert writing == 1

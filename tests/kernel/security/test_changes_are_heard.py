@@ -18,6 +18,7 @@ from mpesa_gateway.db.changes import Remembered
 from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, eventually
+from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
 
@@ -58,7 +59,7 @@ class Shop:
 
     @property
     def credentials(self) -> CredentialStore:
-        """Of all merchants."""
+        """Stores and retires credentials."""
         return self.gateway.services.get(CredentialStore)
 
     async def is_let_in(self) -> bool:
@@ -72,7 +73,7 @@ class Shop:
     async def is_configured(self) -> bool:
         """Whether there are credentials to pay with."""
         try:
-            await self.credentials.get(self.merchant_id, "sandbox")
+            await self.gateway.services.get(CredentialReader).get(self.merchant_id, "sandbox")
         except ProviderNotConfigured:
             return False
         return True
@@ -102,7 +103,7 @@ async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
         await eventually(lambda: is_hearing(gateway))
         for memory in (
             gateway.api_keys._known,  # pyright: ignore[reportPrivateUsage]
-            shop.credentials._usable,  # pyright: ignore[reportPrivateUsage]
+            shop.gateway.services.get(CredentialReader)._usable,  # pyright: ignore[reportPrivateUsage]
         ):
             memory._seconds = 86_400  # pyright: ignore[reportPrivateUsage]
         # The news of what was done until here comes round first.

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.client_ip import client_address, read_address, read_networks
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.client_ip import client_address, read_address, read_networks
 from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - a test may look behind the door
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop

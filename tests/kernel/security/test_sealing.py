@@ -13,6 +13,7 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig, SecurityConfig
 from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
 from mpesa_gateway.security.sealing import CannotOpen, Sealer, generate, sealer_for
 from mpesa_gateway.testing.serving import running_gateway, shop
+from mpesa_gateway_credentials.api import Credentials
 
 OLD, NEW = secrets.token_bytes(32), secrets.token_bytes(32)
 AAD = ("mer_1", "mpesa", "passkey")
@@ -96,4 +97,4 @@ async def test_everything_is_sealed_again_and_the_old_key_may_go(values: dict[st
     async with running_gateway(values | {"security": {"master_key": new}}) as (gateway, base):
         assert (await gateway.api_keys.authenticate(key)).env == "sandbox"
         merchant_id = (await gateway.api_keys.authenticate(key)).merchant_id
-        assert (await gateway.credentials.get(merchant_id, "sandbox")).shortcode == "174379"
+        assert (await gateway.port(Credentials).get(merchant_id, "sandbox")).shortcode == "174379"

@@ -16,8 +16,9 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.pages import unused
-from mpesa_gateway_callbacks.service import KEPT_OF_LARGER, CallbackInbox, Cut
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 
@@ -236,8 +237,8 @@ AMOUNTS = {"1,000.00": True, "1000.0": True, " 1000 ": True, "1 000": False, "KE
 async def test_amount_in_any_one_notation_completes_and_any_other_is_held_for_a_person(town: Town) -> None:
     for number, (written, is_read) in enumerate(AMOUNTS.items()):
         made = (await town.api.pay("254700000020", 1000, key=f"k{number}")).data
-        inbox = town.gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = town.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         assert (await post(town, f"/v1/cb{url.partition('/v1/cb')[2]}", raw=paid(made, amount=written))).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         if is_read:
@@ -256,8 +257,8 @@ async def test_body_beyond_the_bound_is_kept_in_part_told_and_not_answered_as_ac
         admin(gateway, base) as operator,
     ):
         made = (await api.pay("254700000020", 500, key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         path = url[url.index("/v1/cb") :]
         raw = paid(made).replace(b'{"Body"', b'{"x": "' + b"x" * MOST + b'", "Body"')
         announced = await api.call("POST", path, raw=raw)
@@ -316,8 +317,8 @@ async def test_beginning_is_kept_where_the_bound_for_all_is_the_larger_one(value
     values["callbacks"], values["http"] = {"max_body_bytes": 1000}, {"max_body_bytes": 2000}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", 500, key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         assert (await api.call("POST", url[url.index("/v1/cb") :], raw=b"x" * 2001)).status == 413
         row = await gateway.db.fetchrow("SELECT * FROM refused_callback")
         assert row is not None
@@ -328,8 +329,8 @@ async def test_what_follows_a_body_beyond_the_bound_is_no_request_of_its_own(val
     values["callbacks"] = {"max_body_bytes": MOST}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", 500, key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         inside = b"POST /v1/webhooks/mpesa HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
         raw = b" " * MOST + inside * 2_000
         parts = urlsplit(base)
@@ -358,10 +359,10 @@ KINDS: tuple[Kind, ...] = ("status", "reversal", "pull", "status-timeout", "reve
 
 
 async def test_body_of_another_kind_is_kept_at_its_token(town: Town) -> None:
-    inbox = town.gateway.services.get(CallbackInbox)
+    dispatcher = town.gateway.services.get(CallbackDispatcher)
     for kind in KINDS:
         made, _ = await asked(town, kind)
-        url = inbox.url_for(kind, env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        url = dispatcher.url_for(kind, env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         statuses = {(await post(town, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREAD.values()}
         found = await accepted(town, made["id"]) + [raw for _, raw in await refused(town, made["id"])]
         if kind.endswith("timeout"):

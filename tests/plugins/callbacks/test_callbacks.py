@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.money import Kes
 from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import ShapeRefused
 from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import laid_out
-from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
 from tests.conftest import Town
 
@@ -122,10 +123,10 @@ async def test_the_allowlist_can_be_asked_of_every_callback(values: dict[str, An
     values["callbacks"] = {"enforce_allowlist": "always", "allowlist": ["192.0.2.0/24"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]).removeprefix(
-            base
-        )
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for(
+            "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
+        ).removeprefix(base)
         assert (await api.call("POST", url, body(made["provider_ref"]))).status == 403
 
 
@@ -152,7 +153,7 @@ async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_
         # Its CheckoutRequestID becomes known only now.
         await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early', phone = '254711000001'")
         await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
-        await gateway.services.get(CallbackInbox).sweep()
+        await gateway.services.get(CallbackDispatcher).sweep()
         assert (await api.settled(made["id"]))["receipt"] == "EARLY00001"
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
 
@@ -167,7 +168,7 @@ async def test_an_early_callback_of_unknown_origin_is_confirmed_before_it_counts
         made = (await api.pay(ASKS, key="a")).data
         await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early', phone = '254711000001'")
         await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
-        await gateway.services.get(CallbackInbox).sweep()
+        await gateway.services.get(CallbackDispatcher).sweep()
         row = await gateway.db.fetchrow("SELECT status, receipt, claim, due_at <= now() AS is_due FROM payment")
         assert row is not None
         assert (row["status"], row["receipt"], row["is_due"]) == ("pending", None, True)
@@ -180,14 +181,14 @@ async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kep
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_nobody"))
-        inbox = gateway.services.get(CallbackInbox)
+        dispatcher = gateway.services.get(CallbackDispatcher)
         await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
-        assert await inbox.sweep() == 1
+        assert await dispatcher.sweep() == 1
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "waiting"
         await gateway.db.execute(
             "UPDATE callback SET due_at = now() - interval '1 s', received_at = now() - interval '49 hours'"
         )
-        await inbox.sweep()
+        await dispatcher.sweep()
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
 
 
@@ -246,7 +247,7 @@ WRAPPED = [(b"", b""), (b"\xef\xbb\xbf", b""), (b"", b"\r\n<!-- proxy -->")]
 
 
 async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(town: Town) -> None:
-    inbox = town.gateway.services.get(CallbackInbox)
+    operators = town.gateway.services.get(CallbackOperatorService)
     for number, ((old, new), (before, after)) in enumerate(itertools.product(BYTES, WRAPPED)):
         made, url = await asked(town, f"k{number}")
         said = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
@@ -260,7 +261,7 @@ async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(to
         assert "254700000020" not in shown
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
         # It goes through the pipeline again by its bytes.
-        assert (await inbox.replay(row["callback_id"], actor="test")).verdict == "applied"
+        assert (await operators.replay(row["callback_id"], actor="test")).verdict == "applied"
 
 
 async def test_numbers_of_a_callback_are_compared_as_numbers(town: Town) -> None:
@@ -335,9 +336,9 @@ async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable
     kept = [row["original"].encode() if row["body_bytes"] is None else row["body_bytes"] for row in rows]
     assert kept == bodies * 5
     assert {(row["reason"], row["is_trusted"], row["subject_id"]) for row in rows} == {("shape", True, made["id"])}
-    inbox = town.gateway.services.get(CallbackInbox)
+    operators = town.gateway.services.get(CallbackOperatorService)
     with pytest.raises(ShapeRefused):
-        await inbox.replay(rows[1]["refused_id"], actor="test")
+        await operators.replay(rows[1]["refused_id"], actor="test")
     # What a later parser can read goes through after all, by the bytes that came.
     paid = json.dumps(body(made["provider_ref"])).encode().replace(b"said", b"caf\xe9")
     await town.gateway.db.execute(
@@ -345,7 +346,7 @@ async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable
         rows[0]["refused_id"],
         paid,
     )
-    await inbox.replay(rows[0]["refused_id"], actor="test")
+    await operators.replay(rows[0]["refused_id"], actor="test")
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
 
@@ -353,13 +354,13 @@ async def test_refusals_of_strangers_are_bounded_and_push_out_none_at_a_valid_to
     values["callbacks"] = {"keep_refused": 2}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         for _ in range(5):
             await api.call("POST", url.removeprefix(base), raw=b"nonsense")
         for _ in range(5):
             await api.call("POST", "/v1/cb/stk/nonsense", raw=b"x" * 20_000)
-        await inbox.sweep()
+        await dispatcher.sweep()
         rows = await gateway.db.fetch("SELECT is_trusted, original, count(*) FROM refused_callback GROUP BY 1, 2")
         assert {(row["is_trusted"], row["original"], row["count"]) for row in rows} == {
             (True, "nonsense", 5),
@@ -491,5 +492,5 @@ async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         for _ in range(5):
             await api.call("POST", "/v1/cb/stk/nonsense", {})
-        await gateway.services.get(CallbackInbox).sweep()
+        await gateway.services.get(CallbackDispatcher).sweep()
         assert await gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 3

@@ -13,7 +13,7 @@ from typing import Any
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.forking import forks
 from tests.plugins.callbacks.test_callbacks import ASKS, body
 
@@ -60,10 +60,10 @@ class Terminal:
 
 async def kept(gateway: Gateway, api: Api, types: Callable[..., Any]) -> Terminal:
     """One callback of each kind: waiting, too large, unreadable, applied."""
-    inbox = gateway.services.get(CallbackInbox)
+    dispatcher = gateway.services.get(CallbackDispatcher)
     made, paid = (await api.pay(ASKS, key="a")).data, (await api.pay(ASKS, key="b")).data
     addresses = [
-        inbox.url_for("stk", env="sandbox", merchant_id=each["merchant_id"], subject_id=each["id"])
+        dispatcher.url_for("stk", env="sandbox", merchant_id=each["merchant_id"], subject_id=each["id"])
         for each in (made, paid)
     ]
     own, other = (url[url.index("/v1/cb") :] for url in addresses)

@@ -7,7 +7,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_callbacks.doctor import look_at_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import running_gateway, shop
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import CallbackRefused
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 
@@ -66,10 +68,10 @@ async def test_token_of_another_env_moves_nothing(values: dict[str, Any], forwar
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", key="a")).data
-        inbox = gateway.services.get(CallbackInbox)
-        good = inbox.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
+        dispatcher = gateway.services.get(CallbackDispatcher)
+        good = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         # One that we never hand out, and one that is made by hand.
-        live = inbox.url_for("stk", env="live", merchant_id=made["merchant_id"], subject_id=made["id"])
+        live = dispatcher.url_for("stk", env="live", merchant_id=made["merchant_id"], subject_id=made["id"])
         for url in (live, good.replace("/s-mer", "/l-mer"), live.replace("/l-mer", "/s-mer")):
             answer = await api.call(
                 "POST", url[url.index("/v1/cb") :], body(made["provider_ref"]), headers={"X-Forwarded-For": forwarded}

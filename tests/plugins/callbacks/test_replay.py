@@ -13,7 +13,7 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.errors import ShapeRefused
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 
@@ -47,15 +47,15 @@ async def world(town: Town, *besides: str) -> dict[str, list[Any]]:
 
 
 async def test_replay_of_a_refused_callback_completes_its_payment_once(town: Town) -> None:
-    inbox = town.gateway.services.get(CallbackInbox)
+    operators = town.gateway.services.get(CallbackOperatorService)
     made, refused_id = await unreadable(town, "a")
-    done = await inbox.replay(refused_id, actor="a person")
+    done = await operators.replay(refused_id, actor="a person")
     assert (done.verdict, done.was_done) == ("applied", False)
     assert (await town.api.settled(made["id"]))["status"] == "completed"
     await town.receiver.wait_for(1, kind="payment.completed")
     before = await world(town)
     for callback_id in (refused_id, done.callback_id, refused_id):
-        again = await inbox.replay(callback_id, actor="a person")
+        again = await operators.replay(callback_id, actor="a person")
         assert (again.callback_id, again.verdict, again.was_done) == (done.callback_id, "applied", True)
     assert await world(town) == before
     actions = [entry.action for entry in await town.gateway.audit.page(10, None, None, None)]
@@ -69,10 +69,10 @@ async def test_concurrent_replays_do_it_once(town: Town) -> None:
     async def hear(result: StkResulted) -> None:
         heard.append(result)
 
-    inbox = town.gateway.services.get(CallbackInbox)
+    operators = town.gateway.services.get(CallbackOperatorService)
     for number, code in enumerate((0, 1032)):
         made, refused_id = await unreadable(town, f"k{number}", code)
-        done = await asyncio.gather(*(inbox.replay(refused_id, actor=f"person {each}") for each in range(8)))
+        done = await asyncio.gather(*(operators.replay(refused_id, actor=f"person {each}") for each in range(8)))
         assert {each.verdict for each in done} == {"applied"}
         assert len({each.callback_id for each in done}) == 1
         rows = await town.gateway.db.fetch("SELECT * FROM callback WHERE subject_id = $1", made["id"])
@@ -99,8 +99,10 @@ async def test_concurrent_replays_of_a_waiting_callback_publish_it_once(values: 
         assert (await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early", 1032), headers=listed)).status == 200
         await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early'")
         callback_id = await gateway.db.fetchval("SELECT callback_id FROM callback WHERE verdict = 'waiting'")
-        inbox = gateway.services.get(CallbackInbox)
-        tasks = [asyncio.create_task(inbox.replay(callback_id, actor="a person"), context=Context()) for _ in range(8)]
+        operators = gateway.services.get(CallbackOperatorService)
+        tasks = [
+            asyncio.create_task(operators.replay(callback_id, actor="a person"), context=Context()) for _ in range(8)
+        ]
         done = await asyncio.gather(*tasks)
         assert {each.verdict for each in done} == {"applied"}
         assert [each.was_done for each in done].count(False) == 1
@@ -110,7 +112,7 @@ async def test_concurrent_replays_of_a_waiting_callback_publish_it_once(values: 
 
 
 async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
-    inbox = town.gateway.services.get(CallbackInbox)
+    operators = town.gateway.services.get(CallbackOperatorService)
     made, url = await asked(town, "a")
     other, _ = await asked(town, "b")
     assert (await post(town, url, body(other["provider_ref"]))).status == 403
@@ -130,13 +132,13 @@ async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
     ):
         for _ in range(2):
             with pytest.raises(kind):
-                await inbox.replay(ids[reason], actor="a person", vouches=vouches)
+                await operators.replay(ids[reason], actor="a person", vouches=vouches)
     assert await world(town) == before
-    done = await inbox.replay(ids["source"], actor="a person", vouches=True)
+    done = await operators.replay(ids["source"], actor="a person", vouches=True)
     assert (done.verdict, (await town.api.settled(made["id"]))["status"]) == ("applied", "completed")
     for missing in ("cbk_01jd0000000000000000000000", "ref_01jd0000000000000000000000", "pay_1", ""):
         with pytest.raises(NotFound):
-            await inbox.replay(missing, actor="a person")
+            await operators.replay(missing, actor="a person")
 
 
 def administrator(town: Town, env: Env) -> Any:

@@ -13,8 +13,8 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.daraja.signatures import HEADER, sign_with_passkey
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.signatures import HEADER, sign_with_passkey
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.asgi import ask

@@ -10,9 +10,11 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.plugin import Plugin, inside
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
@@ -33,7 +35,7 @@ class Pause:
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
-    async def hear(self, _: StkResulted, gateway: Gateway) -> None:
+    async def hear(self, _: StkResulted, gateway: Runtime) -> None:
         """Wait, the first time."""
         if not self.is_reached.is_set():
             if self._has_written:
@@ -116,7 +118,7 @@ async def answered(_: Gateway, api: Api, payment_id: str) -> None:
 async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
     """The payment's time is over."""
     async with gateway.db.transaction():
-        await Transitions(gateway).expire(payment_id)
+        await gateway.services.get(Transitions).expire(payment_id)
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
 
 

@@ -13,8 +13,9 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
+from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader
 from mpesa_gateway_credentials.schemas import MpesaFields
-from mpesa_gateway_credentials.service import SECRET_FIELDS, CredentialStore
+from mpesa_gateway_credentials.service import CredentialStore
 from tests.certificates import Issued, issue
 from tests.conftest import Town
 from tests.daraja import playing
@@ -353,7 +354,7 @@ async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_
             answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
             assert answer.status == 200, answer.body
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-            kept = await gateway.services.get(CredentialStore).get(merchant_id, env)
+            kept = await gateway.services.get(CredentialReader).get(merchant_id, env)
             assert kept.security_credential is not None
             assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
             shown = answer.data["config_summary"]
@@ -391,7 +392,7 @@ async def test_initiator_password_is_encrypted_with_an_expired_certificate_and_a
             answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
         assert answer.status == 200, answer.body
         merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-        kept = await gateway.services.get(CredentialStore).get(merchant_id, "sandbox")
+        kept = await gateway.services.get(CredentialReader).get(merchant_id, "sandbox")
         assert kept.security_credential is not None
         assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
         (warned,) = [entry for entry in logged if entry["event"] == "certificate_outside_its_time"]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, running_gateway, shop
 from mpesa_gateway_credentials.doctor import look_at_credentials

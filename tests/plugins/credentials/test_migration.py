@@ -9,7 +9,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import migrate
 from mpesa_gateway.errors import ProviderNotConfigured
-from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_credentials.reader import CredentialReader
 
 pytestmark = pytest.mark.as_owner
 
@@ -102,4 +102,4 @@ async def test_what_there_was_is_bound_to_shortcodes_without_secrets(settings: d
         )
         assert (kept["nominated_number"], kept["account_reference"]) == ("254708374149", "SHOP")
         with pytest.raises(ProviderNotConfigured, match="5123456 were retired and erased: store them again"):
-            await gateway.services.get(CredentialStore).of_shortcode(kept["shortcode_id"])
+            await gateway.services.get(CredentialReader).of_shortcode(kept["shortcode_id"])

@@ -10,7 +10,7 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_credentials.service import CredentialStore
+from mpesa_gateway_credentials.ownership import ReceiverOwnership
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.daraja import fault
 from tests.plugins.credentials.two_worlds import (
@@ -139,13 +139,13 @@ async def test_of_concurrent_first_calls_one_makes_the_owner(
 async def test_an_operator_lets_another_merchant_use_a_receiver(worlds: Worlds) -> None:
     one, two = await shops(worlds)
     assert await push(one) == 201
-    store = worlds.gateway.services.get(CredentialStore)
+    ownership = worlds.gateway.services.get(ReceiverOwnership)
     assert await push(two) == 409
-    await store.allow_use("600001", two.merchant_id, is_allowed=True, actor="test")
+    await ownership.allow_use("600001", two.merchant_id, is_allowed=True, actor="test")
     assert (await two.live.pay(PHONE, key="allowed")).status == 201
     # Statements stay the owner's.
     assert await register(two) == 409
-    await store.allow_use("600001", two.merchant_id, is_allowed=False, actor="test")
+    await ownership.allow_use("600001", two.merchant_id, is_allowed=False, actor="test")
     assert (await two.live.pay(PHONE, key="ended")).status == 409
     # What it asked for while it could is asked about on.
     payment_id = await worlds.gateway.db.fetchval(
@@ -153,15 +153,15 @@ async def test_an_operator_lets_another_merchant_use_a_receiver(worlds: Worlds) 
     )
     assert (await two.live.call("POST", f"/v1/payments/{payment_id}/query")).status == 200
     assert await owner_of(worlds) == one.merchant_id
-    users = {user.merchant_id: (user.is_owner, user.may_use) for user in await store.users("600001")}
+    users = {user.merchant_id: (user.is_owner, user.may_use) for user in await ownership.users("600001")}
     assert users == {one.merchant_id: (True, True), two.merchant_id: (False, False)}
 
 
 async def test_an_operator_moves_the_ownership(worlds: Worlds) -> None:
     one, two = await shops(worlds)
     assert await push(one) == 201
-    store = worlds.gateway.services.get(CredentialStore)
-    await store.move_receiver("600001", two.merchant_id, actor="test")
+    ownership = worlds.gateway.services.get(ReceiverOwnership)
+    await ownership.move_receiver("600001", two.merchant_id, actor="test")
     assert await owner_of(worlds) == two.merchant_id
     assert (await two.live.pay(PHONE, key="mine")).status == 201
     assert await register(two) == 200
@@ -176,16 +176,16 @@ async def test_an_operator_moves_the_ownership(worlds: Worlds) -> None:
 async def test_an_owner_is_a_merchant_with_credentials_for_the_number(worlds: Worlds) -> None:
     (one,) = await shops(worlds, 1)
     stranger = await worlds.account()
-    store = worlds.gateway.services.get(CredentialStore)
+    ownership = worlds.gateway.services.get(ReceiverOwnership)
     for act in (
-        store.move_receiver("600001", stranger.merchant_id, actor="test"),
-        store.allow_use("600001", stranger.merchant_id, is_allowed=True, actor="test"),
+        ownership.move_receiver("600001", stranger.merchant_id, actor="test"),
+        ownership.allow_use("600001", stranger.merchant_id, is_allowed=True, actor="test"),
     ):
         with pytest.raises(Conflict, match="no live credentials for 600001"):
             await act
     for number, merchant_id in (("600009", one.merchant_id), ("600001", "mer_nobody")):
         with pytest.raises(NotFound):
-            await store.move_receiver(number, merchant_id, actor="test")
+            await ownership.move_receiver(number, merchant_id, actor="test")
     assert await owner_of(worlds) is None
 
 
@@ -195,7 +195,7 @@ async def test_one_run_of_a_live_receiver_at_a_time_whoever_owns_it(worlds: Worl
     go = worlds.live.hold("pullquery")
     running = asyncio.create_task(one.live.call("POST", RECONCILE, {}))
     await worlds.live.asked_about("pullquery")
-    await worlds.gateway.services.get(CredentialStore).move_receiver("600001", two.merchant_id, actor="test")
+    await worlds.gateway.services.get(ReceiverOwnership).move_receiver("600001", two.merchant_id, actor="test")
     refused = await two.live.call("POST", RECONCILE, {})
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     go.set()
@@ -207,7 +207,7 @@ async def test_the_owners_run_completes_the_payments_of_a_user(worlds: Worlds) -
     """A user reads no statement: its lost callbacks are found by the owner's runs, and never paid to the owner."""
     one, two = await shops(worlds)
     assert await register(one) == 200
-    await worlds.gateway.services.get(CredentialStore).allow_use(
+    await worlds.gateway.services.get(ReceiverOwnership).allow_use(
         "600001", two.merchant_id, is_allowed=True, actor="test"
     )
     mine = (await one.live.pay(PHONE, key="mine")).data
@@ -234,7 +234,7 @@ async def test_the_owners_run_completes_the_payments_of_a_user(worlds: Worlds) -
 async def test_neither_the_owner_nor_a_user_of_a_receiver_assigns_the_others_money(worlds: Worlds) -> None:
     one, two = await shops(worlds)
     assert await register(one) == 200
-    allow = worlds.gateway.services.get(CredentialStore).allow_use
+    allow = worlds.gateway.services.get(ReceiverOwnership).allow_use
     await allow("600001", two.merchant_id, is_allowed=True, actor="test")
     mine = (await one.live.pay(PHONE, key="mine", reference="table 4")).data
     theirs = (await two.live.pay(PHONE, key="theirs", reference="table 4")).data

@@ -15,8 +15,9 @@ from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.plugins.credentials.two_worlds import PHONE, PROVIDERS, SPIKE_ARREST, Worlds, paid_for, put, two_worlds
 
@@ -177,7 +178,7 @@ async def test_a_retired_shortcode_is_asked_about_and_read_on(worlds: Worlds, ho
         answer = await shop.live.call("DELETE", f"{PROVIDERS}/mpesa")
         assert answer.data == {"deleted": True, "shortcode": till or "600001", "open": {"payments": 1, "refunds": 0}}
         assert (await shop.live.pay(PHONE, key="b")).error["code"] == "PROVIDER_NOT_CONFIGURED"
-    assert await worlds.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await worlds.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     (asked,) = worlds.live.of("stkquery")
     assert asked["BusinessShortCode"] == "600001"
     # By hand too, and its statement is read by regular runs.
@@ -376,28 +377,28 @@ async def test_another_process_hears_of_every_change_at_once(values: dict[str, A
     await put(shop.live, "live")
     (row,) = await shown(worlds)
     async with Gateway(GatewayConfig.from_values(values)).running() as beside:
-        store = beside.services.get(CredentialStore)
+        reader = beside.services.get(CredentialReader)
 
         async def hears() -> bool:
             return beside.changes.is_listening
 
         await eventually(hears)
-        for memory in (store._usable, store._by_id):  # pyright: ignore[reportPrivateUsage]
+        for memory in (reader._usable, reader._by_id):  # pyright: ignore[reportPrivateUsage]
             memory._seconds = 86_400  # pyright: ignore[reportPrivateUsage]
 
         async def passkey() -> tuple[str, str]:
-            default = await store.get(shop.merchant_id, "live")
-            return default.passkey.reveal(), (await store.of_shortcode(row["shortcode_id"])).passkey.reveal()
+            default = await reader.get(shop.merchant_id, "live")
+            return default.passkey.reveal(), (await reader.of_shortcode(row["shortcode_id"])).passkey.reveal()
 
         async def owner() -> Any:
-            return (await store.of_shortcode(row["shortcode_id"])).owner_id
+            return (await reader.of_shortcode(row["shortcode_id"])).owner_id
 
         async def number() -> str:
-            return (await store.get(shop.merchant_id, "live")).shortcode
+            return (await reader.get(shop.merchant_id, "live")).shortcode
 
         async def is_gone() -> bool:
             try:
-                await store.get(shop.merchant_id, "live")
+                await reader.get(shop.merchant_id, "live")
             except ProviderNotConfigured:
                 return True
             return False

@@ -19,10 +19,12 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.http.request_id import asked_by, current_request_id
 from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
-from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter, Reading
+from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter
+from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.plugin import Job, Plugin
+from mpesa_gateway.readings import Reading
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop
@@ -32,6 +34,7 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
@@ -406,12 +409,12 @@ async def test_what_is_read_is_kept_for_a_while_and_a_part_that_fails_takes_no_o
     looks = 0
     gauge = Gauge("mpesa_test_looks", "A test.")
 
-    async def look(_: Gateway) -> list[tuple[Gauge, tuple[str, ...], float]]:
+    async def look(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
         nonlocal looks
         looks += 1
         return [(gauge, (), looks)]
 
-    async def fail(_: Gateway) -> list[tuple[Gauge, tuple[str, ...], float]]:
+    async def fail(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
         raise LookupError("nothing to see")
 
     host = Plugin(
@@ -468,8 +471,8 @@ async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (payments.TALLIED_LATELY, (timedelta(hours=1),)),
-    "reasons by hour": (payments.TALLIED_REASONS_LATELY, (timedelta(hours=1),)),
+    "payments by hour": (tally_sql.TALLIED_LATELY, (timedelta(hours=1),)),
+    "reasons by hour": (tally_sql.TALLIED_REASONS_LATELY, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),

@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.pages import Role
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
@@ -105,7 +105,7 @@ async def test_who_vouches_for_the_source_vouches_for_nothing_else(desk: Desk) -
 async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpesa_gateway_callbacks.service.CallbackInbox._check_listed", let_in)
+    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", let_in)
     made = (await desk.api.pay("254711000001", key="order")).data
     await desk.api.settled(made["id"], "completed")
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_unknown", "ResultCode": 1, "ResultDesc": "x"}}}
@@ -140,9 +140,9 @@ async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
 
 
 async def test_callbacks_that_could_not_be_read_are_told_and_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpesa_gateway_callbacks.service.CallbackInbox._check_listed", let_in)
+    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", let_in)
     made = (await desk.api.pay("254711000006", key="order")).data
-    url = desk.gateway.services.get(CallbackInbox).url_for(
+    url = desk.gateway.services.get(CallbackDispatcher).url_for(
         "stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"]
     )
     path = url[url.index("/v1/cb") :]

@@ -12,7 +12,7 @@ async def test_somebody_or_nobody_can_log_in(town: Town) -> None:
     found = await seen_by(look_at_operators, town.gateway)
     assert levels(found) == {"ops.operators": "note"}
     assert "operators create" in (found["ops.operators"].fix or "")
-    operators = Operators(town.gateway)
+    operators = town.gateway.services.get(Operators)
     await operators.create("amina", Secret("correct horse battery"), role=Role.VIEWER, actor="test")
     assert levels(await seen_by(look_at_operators, town.gateway)) == {"ops.operators": "ok"}
     await operators.deactivate("amina", actor="test")

@@ -14,8 +14,8 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
+from mpesa_gateway.concurrency import Place, holding
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http.place import Place, holding
 from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Plugin, on
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.sandbox import make_certificate
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway
@@ -128,7 +128,7 @@ async def test_events_are_listed_by_kind_and_show_what_they_say(desk: Desk) -> N
 broken = True
 
 
-async def cope(_: PaymentCompleted, __: Gateway) -> None:
+async def cope(_: PaymentCompleted, __: Runtime) -> None:
     """A subscriber that fails until it is mended."""
     if broken:
         raise RuntimeError("no")

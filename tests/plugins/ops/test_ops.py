@@ -351,7 +351,7 @@ async def test_failed_jobs_are_found_newest_first_and_shown_as_text(home: House)
 async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
     home: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpesa_gateway.worker._FAILED_AT_MOST", 60)
+    monkeypatch.setattr("mpesa_gateway.queues._FAILED_AT_MOST", 60)
     queue = home.gateway.jobs.queues["default"]
     for number in range(70):
         job = Job("failing.fail", kwargs={"number": number}, key=f"job-{number}", queue=queue)
@@ -602,11 +602,12 @@ def test_a_password_is_asked_for_twice_and_never_shown() -> None:
 
 async def test_the_first_operator_is_made_once(settings: dict[str, Any]) -> None:
     async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
-        password = await gateway.ops.create_first("admin", actor="test")
+        password = await gateway.port(Operators).create_first("admin", actor="test")
+        assert password is not None
         assert len(password.reveal()) == 24
-        assert await gateway.ops.create_first("admin", actor="test") is None
+        assert await gateway.port(Operators).create_first("admin", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
             assert (await browser.signs_in("admin", password)).url == f"{base}/ops"
         with pytest.raises(Invalid, match="12 to 1024"):
-            await gateway.ops.create("ben", Secret("short"), role=Role.VIEWER, actor="test")
+            await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from mpesa_gateway.logs import mask
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.plugins.callbacks.test_callbacks import body
 from tests.plugins.ops.conftest import Desk
 
@@ -22,16 +22,16 @@ HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u202
 
 
 async def test_hostile_words_of_m_pesa_are_text_everywhere(desk: Desk) -> None:
-    inbox = desk.gateway.services.get(CallbackInbox)
+    dispatcher = desk.gateway.services.get(CallbackDispatcher)
     made = (await desk.api.pay("254700000006", key="order")).data
-    url = inbox.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"])
+    url = dispatcher.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"])
     said = body(made["provider_ref"], 1032)
     said["Body"]["stkCallback"] |= {"ResultDesc": HOSTILE, "MerchantRequestID": HOSTILE}
     with capture_logs() as logs:
         assert (await desk.api.call("POST", url[url.index("/v1/cb") :], said)).status == 200
         # At another token: refused and kept.
         other = (await desk.api.pay("254711000018", key="other")).data
-        wrong = inbox.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=other["id"])
+        wrong = dispatcher.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=other["id"])
         assert (await desk.api.call("POST", wrong[wrong.index("/v1/cb") :], said)).status == 403
     found = await desk.api.settled(made["id"], "failed")
     text = found["result_desc"]

@@ -146,11 +146,11 @@ async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> Non
             assert scope["type"] == "http"
             return here[0] if here else None
 
-        assert who is gateway.ops.host_login
+        assert who is gateway.port(Operators).host_login
         away = await browser.opens(follows=False)
         assert (away.status, away.headers["Location"]) == (303, "https://shop.example/login")
         # Our own passwords open nothing any more.
-        await gateway.ops.create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+        await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         assert "signed in where this gateway belongs" in (await browser.signs_in()).words
         here.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
         page = await browser.opens("/shelf")
@@ -173,7 +173,7 @@ async def nobody(_: Any) -> HostOperator | None:
 async def test_the_hosts_login_can_be_named_in_the_settings(plain: dict[str, Any]) -> None:
     plain["ops"] = {"login": "tests.plugins.ops.test_roles:nobody"}
     async with running_gateway(plain) as (gateway, base), Browser(f"{base}/ops") as browser:
-        assert gateway.ops.host_login is not None
+        assert gateway.port(Operators).host_login is not None
         page = await browser.opens(follows=False)
         assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
     gateway = Gateway(GatewayConfig.from_values(plain | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))

@@ -11,8 +11,8 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Town
 from tests.daraja import PROCESSING, Daraja, Said, fault, stk_callback, stk_result
 from tests.stored import WIPE, move_to
@@ -39,7 +39,7 @@ def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, An
 def stopped_clock(town: Town, monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """The gateway's time, which stands from now on: a rest of seconds lasts until the test moves it."""
     clock = SetClock(town.gateway.clock.now())
-    monkeypatch.setattr(town.gateway, "clock", clock)
+    monkeypatch.setattr(town.gateway.clock, "now", clock.now)
     return clock
 
 
@@ -130,11 +130,11 @@ async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at
     wait = await town.gateway.db.fetchval("SELECT due_at FROM payment") - stopped_clock.now()
     assert timedelta(seconds=5) <= wait <= timedelta(seconds=60), wait
     # While Daraja rests no question of this merchant is put, whoever wants it.
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
     assert len(daraja.of("stkquery")) == len(answers)
     stopped_clock.advance(wait)
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     assert len(daraja.of("stkquery")) == len(answers) + 1
 
 
@@ -145,7 +145,7 @@ async def test_does_not_exist_is_young_ignorance_until_the_window_has_passed(tow
         assert (await query(town, payment))["status"] == "pending"
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
     daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
-    await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     ended = await look(town, payment)
     assert (ended["status"], ended["failure_reason"], ended["timeline"][-1]["kind"]) == ("failed", "expired", "expired")
     assert await told(town, 1) == ["payment.failed"]
@@ -166,7 +166,7 @@ async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_
     newer = INITIATED["mpesa"] | {"passkey": "a-newer-passkey-of-the-same-shortcode"}
     await town.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": newer})
     assert await move_to(town.api, "600001") == {"payments": 1, "refunds": 0}
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     (sent,) = daraja.of("stkquery")
     assert sent["BusinessShortCode"] == "174379"
     signed = f"174379{newer['passkey']}{sent['Timestamp']}"
@@ -176,7 +176,7 @@ async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_
 async def test_credentials_that_were_erased_ask_nothing(town: Town, daraja: Daraja) -> None:
     payment = await asked(town)
     await town.gateway.db.execute(WIPE)
-    assert await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     assert (await look(town, payment))["status"] == "pending"
     assert daraja.of("stkquery") == []
 
@@ -221,7 +221,7 @@ REPORTS: tuple[tuple[dict[str, Any], bool], ...] = (
 
 @pytest.mark.parametrize("confirm", ["never", "mismatch", "always"])
 async def test_which_successes_are_confirmed_before_they_count(town: Town, daraja: Daraja, confirm: str) -> None:
-    service = town.gateway.services.get(PaymentService)
+    queries = town.gateway.services.get(StkQueries)
     for number, (said, fits) in enumerate(REPORTS):
         # The sweep may come by at any moment: its question waits as well.
         go = daraja.hold("stkquery")
@@ -233,7 +233,7 @@ async def test_which_successes_are_confirmed_before_they_count(town: Town, daraj
             daraja.say("stkquery", stk_result("0"))
             go.set()
             # It is due at once; here we do not wait for the sweep that finds it.
-            await service.ask(payment["id"])
+            await queries.ask(payment["id"])
             after = await town.api.settled(payment["id"], "completed")
         assert (after["status"], after["receipt"]) == ("completed", said.get("receipt")), said
         assert after["timeline"][-1]["cause"] == "callback"
@@ -274,7 +274,7 @@ async def test_a_success_that_mpesa_neither_confirms_nor_denies_waits_for_a_pers
     payment = await asked(town)
     await call_back(town, payment, 0)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now()")
-    await town.gateway.services.get(PaymentService).ask(payment["id"], is_forced=True)
+    await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
 
     async def is_held() -> Any:
         return (await look(town, payment))["mismatch"]
@@ -309,7 +309,7 @@ async def test_a_forged_success_does_not_swallow_the_true_one(town: Town, daraja
     await town.api.settled(payment["id"], "completed")
     # The first was confirmed; the second is offered again and told, since one charge has one receipt.
     await town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await town.gateway.services.get(CallbackInbox).sweep()
+    await town.gateway.services.get(CallbackDispatcher).sweep()
     after = await look(town, payment)
     assert (after["receipt"], after["mismatch"]["received_receipt"]) == ("FORGED0001", "TRUE000001")
     assert await told(town, 2) == ["payment.completed", "payment.mismatched"]
@@ -339,9 +339,9 @@ async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
     payment = await asked(town)
     await town.gateway.db.execute("UPDATE payment SET due_at = now() + interval '1 hour'")
     go = daraja.hold("stkquery")
-    service = town.gateway.services.get(PaymentService)
+    queries = town.gateway.services.get(StkQueries)
     await town.gateway.db.execute("UPDATE payment SET due_at = now() - interval '1 second'")
-    both = [asyncio.create_task(service.ask(payment["id"])) for _ in range(2)]
+    both = [asyncio.create_task(queries.ask(payment["id"])) for _ in range(2)]
     await daraja.asked_about("stkquery")
 
     async def one_is_done() -> bool:

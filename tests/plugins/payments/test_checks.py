@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.http.client_ip import read_networks
 from mpesa_gateway.testing.serving import INITIATED, Answer, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import change_credentials
@@ -476,8 +476,8 @@ async def test_an_answer_may_come_before_the_ack_with_a_token_and_without(town: 
     # Without a token: the specification's address, where only Daraja's ids say what it is about.
     url = f"{town.base}/v1/webhooks/mpesa/transactionstatus/result"
     await change_credentials(town.gateway, result_url=url)
-    inbox: Any = town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    verifier: Any = town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     other = await asked(town, key="other")
     daraja.say("transactionstatus", ack(77))
     go = daraja.hold("transactionstatus")
@@ -494,8 +494,8 @@ async def test_an_answer_may_come_before_the_ack_with_a_token_and_without(town: 
 
 
 async def test_status_result_is_taken_at_every_result_address(town: Town, daraja: Daraja) -> None:
-    inbox: Any = town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    verifier: Any = town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     specified = "/v1/webhooks/mpesa/reversal/"
     for number, path in enumerate(("{specified}result", "/v1/cb/reversal/{token}", "{specified}result/{token}")):
         payment = await asked(town, key=f"k{number}")
@@ -522,8 +522,8 @@ async def test_without_any_ids_nothing_can_be_known_and_nothing_is(town: Town, d
     payment = await asked(town)
     daraja.say("transactionstatus", (200, {"ConversationID": "AG_1", "ResponseCode": "0"}))
     await check(town, payment["id"])
-    inbox: Any = town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+    verifier: Any = town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     path = "/v1/webhooks/mpesa/transactionstatus/result"
     assert (await town.api.call("POST", path, says("Completed"))).status == 200
     assert (await look(town, payment))["status"] == "pending"

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.observation import Observation
 from mpesa_gateway_payments.doctor import look_at_payments
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by

@@ -10,7 +10,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Town
 from tests.daraja import PROCESSING, Daraja, Said, fault, result, stk_callback, stk_result
 
@@ -148,7 +148,7 @@ async def test_a_callback_that_nothing_proves_is_confirmed_before_it_counts(town
     assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming")
     daraja.say("stkquery", stk_result("0"))
     go.set()
-    await town.gateway.services.get(PaymentService).ask(payment["id"])
+    await town.gateway.services.get(StkQueries).ask(payment["id"])
     after = await town.api.settled(payment["id"], "completed")
     # M-Pesa says that it was paid, and not by which receipt.
     assert (after["receipt"], after["timeline"][-1]["cause"]) == (None, "stk_query")
@@ -204,7 +204,7 @@ class Desk:
         """Set the clock to when the payment is due, and ask; returns its age then."""
         due_at = await self.gateway.db.fetchval("SELECT due_at FROM payment")
         self.clock.advance(max(due_at - self.clock.now(), timedelta(0)))
-        await self.gateway.services.get(PaymentService).ask(self.payment["id"])
+        await self.gateway.services.get(StkQueries).ask(self.payment["id"])
         created_at = await self.gateway.db.fetchval("SELECT created_at FROM payment")
         return self.clock.now() - datetime.fromisoformat(str(created_at))
 
@@ -286,14 +286,14 @@ async def test_a_late_success_by_callback_without_a_receipt_is_asked_about(desk:
 
 
 async def test_the_sweep_asks_about_expired_and_pending_payments(desk: Desk, daraja: Daraja) -> None:
-    service = desk.gateway.services.get(PaymentService)
+    queries = desk.gateway.services.get(StkQueries)
     desk.clock.advance(timedelta(minutes=20))
     pending = (await desk.api.pay("254711000002", 700, key="b")).data
     desk.clock.advance(timedelta(minutes=1))
     shortcode_id = await desk.gateway.db.fetchval("SELECT shortcode_id FROM payment LIMIT 1")
     daraja.answers["stkquery"] = [stk_result("0"), stk_result("0")]
     before = len(daraja.of("stkquery"))
-    assert await service.ask_due(shortcode_id) == 2
+    assert await queries.ask_due(shortcode_id) == 2
     asked_about = [one["CheckoutRequestID"] for one in daraja.of("stkquery")[before:]]
     assert sorted(asked_about) == sorted([pending["provider_ref"], desk.payment["provider_ref"]])
     assert (await desk.look())["status"] == "completed"

@@ -13,7 +13,8 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.places import Places
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
-from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.daraja import Daraja, fault, stk_result
 
 pytestmark = pytest.mark.as_owner
@@ -26,7 +27,8 @@ class Shops:
     """A gateway without a worker, and the merchants that use it."""
 
     gateway: Gateway
-    service: PaymentService
+    expiry: Expiry
+    queries: StkQueries
     apis: list[Api]
 
     async def pay(self, count: int, api: int = 0) -> list[str]:
@@ -54,7 +56,7 @@ async def shops(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shops]
     }
     async with running_gateway(values) as (gateway, base), AsyncExitStack() as stack:
         apis = [await stack.enter_async_context(shop(gateway, base)) for _ in range(3)]
-        yield Shops(gateway, gateway.services.get(PaymentService), apis)
+        yield Shops(gateway, gateway.services.get(Expiry), gateway.services.get(StkQueries), apis)
 
 
 PAST = "expires_at = now() - interval '1 second'"
@@ -65,16 +67,16 @@ async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops,
     daraja.hold("stkquery")
     await shops.set("due_at = now() - interval '1 second'")
     (first, *_) = await shortcodes(shops)
-    asking = asyncio.create_task(shops.service.ask_due(first))
+    asking = asyncio.create_task(shops.queries.ask_due(first))
     await daraja.asked_about("stkquery", 2)
     await shops.set(PAST)
-    assert await shops.service.end_due() == 3
+    assert await shops.expiry.end_due() == 3
     assert await shops.statuses() == [("failed", "expired")] * 3
     kinds = await shops.gateway.db.fetch("SELECT kind FROM payment_step ORDER BY number DESC LIMIT 3")
     assert [row["kind"] for row in kinds] == ["expired"] * 3
     events = "SELECT count(*) FROM event WHERE kind = 'payment.failed'"
     assert await shops.gateway.db.fetchval(events) == 3
-    assert await shops.service.end_due() == 0
+    assert await shops.expiry.end_due() == 0
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 
@@ -111,7 +113,7 @@ async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for
     for begin, end in ((1, 5), (6, 504), (505, 10_504)):
         await shops.gateway.db.execute(TEN_THOUSAND, begin, end)
         asked.clear()
-        assert await shops.service.end_due() == end - begin + 1
+        assert await shops.expiry.end_due() == end - begin + 1
         counts.append(len(asked))
     few, many, all_of_them = counts
     assert few == many
@@ -138,7 +140,7 @@ async def test_end_due_holds_what_was_claimed_beside_those_that_expire(shops: Sh
     claim = 'claim = \'{"receipt": "TKN4A1B2C3"}\''
     await shops.gateway.db.execute(f"UPDATE payment SET {claim} WHERE payment_id = $1", claimed)  # noqa: S608 - ours
     await shops.set(PAST)
-    assert await shops.service.end_due() == 2
+    assert await shops.expiry.end_due() == 2
     rows = await shops.gateway.db.fetch("SELECT status, mismatch FROM payment ORDER BY payment_id")
     assert [tuple(row) for row in rows] == [("pending", "unconfirmed"), ("failed", None)]
 
@@ -156,11 +158,11 @@ async def test_end_due_skips_locked_payments_and_finds_them_later(shops: Shops) 
 
     holding = asyncio.create_task(hold())
     await held.wait()
-    assert await shops.service.end_due() == 1
+    assert await shops.expiry.end_due() == 1
     assert await shops.gateway.db.fetchval("SELECT status FROM payment WHERE payment_id = $1", second) == "failed"
     release.set()
     await holding
-    assert await shops.service.end_due() == 1
+    assert await shops.expiry.end_due() == 1
 
 
 async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Shops) -> None:
@@ -169,16 +171,16 @@ async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Sho
         f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> '{broken}')"
     )
     await shops.set(PAST)
-    await shops.service.end_due()
+    await shops.expiry.end_due()
     assert await shops.statuses() == [("pending", None), *[("failed", "expired")] * 3]
 
 
 async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(shops: Shops, daraja: Daraja) -> None:
     daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     assert (await shops.apis[0].pay(PHONE, 500, key="k")).status == 503
-    assert await shops.service.end_due() == 0
+    assert await shops.expiry.end_due() == 0
     await shops.set(f"due_at = now(), {PAST}")
-    assert await shops.service.end_due() == 1
+    assert await shops.expiry.end_due() == 1
     code = await shops.gateway.db.fetchval("SELECT result_code FROM payment")
     assert (code, await shops.statuses()) == ("unsent", [("failed", "not_sent")])
 
@@ -186,7 +188,7 @@ async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(sh
 async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> None:
     await shops.pay(2)
     await shops.set("due_at = now() - interval '1 hour'")
-    assert await shops.service.end_due() == 0
+    assert await shops.expiry.end_due() == 0
     assert await shops.statuses() == [("pending", None)] * 2
 
 
@@ -206,7 +208,7 @@ async def test_wake_due_wakes_one_job_for_each_shortcode_however_many_are_due(sh
     await shops.pay(1, api=1)
     await shops.set("due_at = now() - interval '1 second'")
     for _ in range(3):
-        assert await shops.service.wake_due() == 2
+        assert await shops.queries.wake_due() == 2
     # The same shortcodes are not added again and again.
     assert await shops.gateway.jobs.queues["daraja"].count("queued") == 2
 
@@ -217,15 +219,15 @@ async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, dara
     await shops.pay(3, api=1)
     await shops.set("due_at = now() - interval '1 second'")
     go = daraja.hold("stkquery")
-    hanging = asyncio.create_task(shops.service.ask_due(first))
+    hanging = asyncio.create_task(shops.queries.ask_due(first))
     await daraja.asked_about("stkquery", 2)
     # A second job of the same shortcode finds no place, claims nothing, and leaves all due.
-    assert await shops.service.ask_due(first) == 0
+    assert await shops.queries.ask_due(first) == 0
     still_due = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND due_at <= now()"
     assert await shops.gateway.db.fetchval(still_due, first) == 4
     del daraja.held["stkquery"]
     daraja.say("stkquery", *[stk_result("1032")] * 3)
-    assert await shops.service.ask_due(second) == 3
+    assert await shops.queries.ask_due(second) == 3
     ended = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND status = 'failed'"
     assert await shops.gateway.db.fetchval(ended, second) == 3
     go.set()
@@ -237,7 +239,7 @@ async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, da
     await shops.pay(6)
     await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", *[(503, b"")] * 6)
-    assert await shops.service.ask_due(first) == 2
+    assert await shops.queries.ask_due(first) == 2
     assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
 
 
@@ -252,7 +254,7 @@ async def test_ask_due_with_a_payment_that_cannot_be_changed_asks_about_the_othe
     await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", *[stk_result("1032")] * 5)
     with pytest.raises(asyncpg.CheckViolationError):
-        await shops.service.ask_due(first)
+        await shops.queries.ask_due(first)
     assert await shops.statuses() == [("pending", None), *[("failed", "cancelled_by_user")] * 4]
 
 
@@ -261,7 +263,7 @@ async def test_ask_due_goes_on_after_questions_that_daraja_refuses(shops: Shops,
     await shops.pay(5)
     await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", *[fault("400.002.02", "Invalid CheckoutRequestID", 400)] * 5)
-    assert await shops.service.ask_due(first) == 5
+    assert await shops.queries.ask_due(first) == 5
 
 
 async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_expires(
@@ -271,10 +273,10 @@ async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_
     await shops.pay(1)
     await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", (200, b"[" * 100_000))
-    assert await shops.service.ask_due(first) == 1
+    assert await shops.queries.ask_due(first) == 1
     assert await shops.statuses() == [("pending", None)]
     await shops.set(PAST)
-    assert await shops.service.end_due() == 1
+    assert await shops.expiry.end_due() == 1
 
 
 def test_take_bounds_all_and_each_and_silent_accounts_share_a_part() -> None:

@@ -25,7 +25,8 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     read_kind,
 )
-from mpesa_gateway_payments.judging import (
+from mpesa_gateway_payments.judging import judge, judge_choice
+from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
     Ask,
@@ -39,8 +40,6 @@ from mpesa_gateway_payments.judging import (
     Transaction,
     Unfit,
     Verdict,
-    judge,
-    judge_choice,
 )
 
 FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

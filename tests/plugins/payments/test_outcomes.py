@@ -9,16 +9,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from mpesa_gateway import outcomes
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.daraja.client import NotSent
 from mpesa_gateway.daraja.wire import StkAck
+from mpesa_gateway.db import outcomes
 from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.testing.serving import Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.daraja import Daraja, Said, fault, stk_callback
 
 pytestmark = pytest.mark.as_owner
@@ -40,9 +41,15 @@ class Shop:
     url: str
 
     @property
-    def payments(self) -> PaymentService:
-        """The use cases."""
-        return self.gateway.services.get(PaymentService)
+    def queries(self) -> StkQueries:
+        """Asks Daraja about payments."""
+        return self.gateway.services.get(StkQueries)
+
+    @property
+    def pusher(self) -> Any:
+        """Sends pushes and writes their outcomes."""
+        service: Any = self.gateway.services.get(PaymentService)
+        return service._pusher
 
     async def row(self, key: str = "a") -> Row:
         """The payment of a key."""
@@ -262,12 +269,10 @@ async def test_an_outcome_written_twice_is_written_once(counter: Shop) -> None:
     # As after a COMMIT whose answer was lost.
     assert (await counter.api.pay(f"{PHONE}0", 500, key="a")).status == 201
     row = await counter.row()
-    service: Any = counter.payments
-
     ack = StkAck(merchant_request_id="m-1", checkout_request_id="ws_CO_2", customer_message="")
     async with counter.gateway.db.transaction():
         credentials = await counter.gateway.services.get(Credentials).get(row["merchant_id"], "sandbox")
-        await service._write_accepted(row, ack, credentials)
+        await counter.pusher._write_accepted(row, ack, credentials)
     assert await counter.steps() == ["requested", "sent"]
 
 
@@ -280,7 +285,7 @@ async def test_no_call_to_daraja_is_made_inside_a_transaction(counter: Shop) -> 
         with pytest.raises(CalledInTransaction):
             await counter.gateway.daraja.verify(credentials.daraja)
         with pytest.raises(CalledInTransaction):
-            await counter.payments.ask("pay_1")
+            await counter.queries.ask("pay_1")
     assert counter.daraja.asked == []
 
 
@@ -309,10 +314,10 @@ async def test_what_was_cut_off_before_its_push_fails_as_not_sent_once_the_lease
         row = await counter.row()
         assert row["charge"] == "ready"
         # Nobody gives it up while its request may still be at work.
-        assert not await counter.payments.ask(row["payment_id"])
+        assert not await counter.queries.ask(row["payment_id"])
         await lease_ends(counter)
         if by == "sweep":
-            assert await counter.payments.ask(row["payment_id"])
+            assert await counter.queries.ask(row["payment_id"])
         else:
             again = await counter.api.pay(f"{PHONE}0", 500, key="a")
             assert (again.status, again.data["failure_reason"]) == (200, "not_sent")
@@ -337,7 +342,7 @@ async def test_what_may_have_been_sent_is_never_called_not_sent(
         row = await counter.row()
         assert row["charge"] == "sending"
         await lease_ends(counter)
-        assert await counter.payments.ask(row["payment_id"])
+        assert await counter.queries.ask(row["payment_id"])
         given_up = await counter.row()
         assert (given_up["status"], given_up["charge"]) == ("pending", "unknown")
         assert given_up["due_at"] == given_up["expires_at"]
@@ -358,9 +363,9 @@ async def test_money_for_a_push_whose_process_died_completes_the_expired_payment
         answer, (task,) = await pushing(counter, "a")
         row = await counter.row()
         await lease_ends(counter)
-        assert await counter.payments.ask(row["payment_id"])
+        assert await counter.queries.ask(row["payment_id"])
         await counter.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now()")
-        assert await counter.payments.ask(row["payment_id"])
+        assert await counter.queries.ask(row["payment_id"])
         assert (await counter.row())["failure_reason"] == "expired"
         await counter.call_back(row, stk_callback("ws_CO_9"))
         assert (await counter.row())["status"] == "completed"
@@ -388,10 +393,8 @@ async def test_late_repetition_of_an_unsent_outcome_releases_no_later_push(count
     assert (await counter.api.pay(f"{PHONE}0", 500, key="a")).status == 503
     first = await counter.row()
     answer, (task,) = await pushing(counter, "a")
-    service: Any = counter.payments
-
     async with counter.gateway.db.transaction():
-        await service._write_unsent(first, NotSent("spike arrest"))
+        await counter.pusher._write_unsent(first, NotSent("spike arrest"))
     assert (await counter.row())["charge"] == "sending"
     assert await counter.key_state() == "in_flight"
     assert (await counter.api.pay(f"{PHONE}0", 500, key="a")).status == 409

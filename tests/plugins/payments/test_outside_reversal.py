@@ -13,7 +13,7 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.codes import TransactionState, transaction_state
-from mpesa_gateway.doctor.invariant import Invariant
+from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables
@@ -313,7 +313,7 @@ async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt
 @initiated
 async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looked_after_the_first(town: Town) -> None:
     payment_id = await paid(town)
-    desk = PaymentDesk(town.gateway)
+    desk = town.gateway.services.get(PaymentDesk)
     for number, report in enumerate(
         (
             report_of(town, receipt=RECEIPT, amount=Kes(5)),
@@ -367,7 +367,7 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
 ) -> None:
     made, check_id, report = await asked_about(town, 1)
     paid = stk_callback(made["provider_ref"], receipt="RACE000001")
-    outside = OutsideReversals(town.gateway)
+    outside = town.gateway.services.get(OutsideReversals)
     if by == "callback" and first == "reversal":
         # The callback comes late.
         await call_back(town, "status", check_id, reversed_receipt(1))
@@ -396,7 +396,7 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
 async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
     town: Town,
 ) -> None:
-    outside = OutsideReversals(town.gateway)
+    outside = town.gateway.services.get(OutsideReversals)
     cases: tuple[tuple[TransactionState, ...], ...] = (("partially_reversed",), ("partially_reversed", "reversed"))
     for number, states in enumerate(cases):
         made, _, report = await asked_about(town, number)
@@ -415,7 +415,7 @@ async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_th
 @initiated
 async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:
     chance = random.Random(13)  # noqa: S311 - a test's order
-    outside, seen = OutsideReversals(town.gateway), Counter[str]()
+    outside, seen = town.gateway.services.get(OutsideReversals), Counter[str]()
     for number in range(40):
         made, check_id, report = await asked_about(town, number)
 
@@ -439,6 +439,6 @@ async def test_refund_under_way_is_left_to_itself_when_its_payment_was_called_re
     await call_back(town, "status", check_id, reversed_receipt(1))
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt="RACE000001"))
     assert (await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).status == 201
-    assert await OutsideReversals(town.gateway).take_noted() == 0
+    assert await town.gateway.services.get(OutsideReversals).take_noted() == 0
     assert await town.gateway.db.fetchval("SELECT count(*) FROM outgoing_receipt") == 0
     assert await told(town) == []

@@ -14,7 +14,8 @@ from mpesa_gateway.db import idempotency
 from mpesa_gateway.phone import Likeness, compare
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from mpesa_gateway_payments.service import PaymentService, own_reference
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.service import own_reference
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
 from mpesa_gateway_refunds.settings import RefundsSettings
@@ -192,7 +193,7 @@ async def test_time_ends_what_m_pesa_never_acknowledged(town: Town) -> None:
     made = await town.api.pay(PHONES + "018", key="unknown")
     assert made.data["provider_ref"] is None
     await town.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
-    await town.gateway.services.get(PaymentService).end_due()
+    await town.gateway.services.get(Expiry).end_due()
     ended = await town.api.settled(made.data["id"])
     assert (ended["status"], ended["failure_reason"]) == ("failed", "expired")
     assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
@@ -214,7 +215,7 @@ async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(tow
     assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
     (pending,) = (await town.api.call("GET", "/v1/payments")).data
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
-    await town.gateway.services.get(PaymentService).end_due()
+    await town.gateway.services.get(Expiry).end_due()
     ended = await town.api.settled(pending["id"])
     assert (ended["failure_reason"], ended["result_code"]) == ("not_sent", "unsent")
     again = await town.api.pay(PHONES + "016", key="unsent")

@@ -10,6 +10,7 @@ from mpesa_gateway.db.writes import joined
 from mpesa_gateway.testing.serving import running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
+from mpesa_gateway_payments import transition_sql
 from mpesa_gateway_webhooks import tables as webhooks
 from tests.plugins.payments.test_lists_at_size import FILL, MANY
 
@@ -17,17 +18,17 @@ pytestmark = pytest.mark.as_owner
 
 END = joined(
     (
-        (payments.END_MANY, 8, True),
-        (payments.END_STEPS, 5, False),
+        (transition_sql.END_MANY, 8, True),
+        (transition_sql.END_STEPS, 5, False),
         (outbox.INSERT_EVENTS, 7, False),
         (webhooks.FAN_OUT, 6, False),
-        (callbacks.KEEP_MANY, 15, True),
+        (callbacks.KEEP.sql, 15, True),
     )
 )
 """How callbacks end payments."""
 
 HOT = {
-    "insert": payments.INSERT_MANY,
+    "insert": payments.INSERT_MANY.sql,
     "accept": payments.ACCEPTED_MANY,
     "look": payments.FIND_MANY,
     "end": END,

@@ -16,11 +16,12 @@ from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.events import StkResulted
-from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
 pytestmark = pytest.mark.as_owner
@@ -88,6 +89,11 @@ class Street:
         """The use cases."""
         return self.gateway.services.get(PaymentService)
 
+    @property
+    def queries(self) -> StkQueries:
+        """Asks Daraja about payments."""
+        return self.gateway.services.get(StkQueries)
+
     async def asks(self, key: str = "a", **more: Any) -> dict[str, Any]:
         """A payment that Daraja has taken."""
         self.daraja.push.set()
@@ -101,8 +107,8 @@ class Street:
 
     def address(self, payment: dict[str, Any]) -> str:
         """Where Daraja calls back about it."""
-        inbox = self.gateway.services.get(CallbackInbox)
-        url = inbox.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
+        dispatcher = self.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
         return url.removeprefix(self.base)
 
     async def call_back(self, payment: dict[str, Any], content: dict[str, Any], path: str | None = None) -> None:
@@ -166,7 +172,7 @@ async def street(values: dict[str, Any]) -> AsyncGenerator[Street]:
 
 async def test_an_answer_without_an_amount_never_completes_what_is_held_for_its_amount(street: Street) -> None:
     payment = await street.asks()
-    asking = asyncio.create_task(street.payments.ask(payment["id"], is_forced=True))
+    asking = asyncio.create_task(street.queries.ask(payment["id"], is_forced=True))
     await street.daraja.asked.wait()
     await street.call_back(payment, paid("ws_CO_1", 501))
     street.daraja.query.set()
@@ -222,7 +228,7 @@ async def test_every_receipt_that_does_not_fit_is_told_and_none_twice(street: St
 async def test_a_late_receipt_from_another_phone_is_told(street: Street) -> None:
     payment = await street.asks()
     street.daraja.query.set()
-    await street.payments.ask(payment["id"], is_forced=True)
+    await street.queries.ask(payment["id"], is_forced=True)
     assert (await street.find(payment))["status"] == "completed"
     await street.call_back(payment, paid("ws_CO_1", PhoneNumber=254722000002))
     found = await street.find(payment)
@@ -254,7 +260,7 @@ async def test_a_payment_that_is_just_being_sent_again_is_not_given_up(values: d
             "due_at = $1, expires_at = $1",
             now,
         )
-        giving_up = asyncio.create_task(street.payments.ask(payment["id"]))
+        giving_up = asyncio.create_task(street.queries.ask(payment["id"]))
         await asyncio.sleep(0)
         # There is one connection: this gets it right after the first step of giving up, and before the second.
         later = now + timedelta(minutes=15)
@@ -280,7 +286,7 @@ async def test_a_payment_whose_ack_has_just_come_is_asked_about_and_not_given_up
         await db.execute(
             "UPDATE payment SET charge = 'unknown', checkout_request_id = NULL, due_at = $1, expires_at = $1", now
         )
-        giving_up = asyncio.create_task(street.payments.ask(payment["id"]))
+        giving_up = asyncio.create_task(street.queries.ask(payment["id"]))
         await asyncio.sleep(0)
         learnt = asyncio.create_task(db.execute(tables.LEARN_CHECKOUT, payment["id"], "m-1", "ws_CO_1"))
         assert await giving_up
@@ -289,7 +295,7 @@ async def test_a_payment_whose_ack_has_just_come_is_asked_about_and_not_given_up
         # The question that follows is the last one, and it is asked.
         street.daraja.query.set()
         await db.execute("UPDATE payment SET due_at = $1", now)
-        assert await street.payments.ask(payment["id"])
+        assert await street.queries.ask(payment["id"])
         assert (await street.find(payment))["status"] == "completed"
 
 
@@ -312,7 +318,7 @@ async def test_what_is_sent_late_has_its_whole_time(street: Street) -> None:
     assert await db.fetchval("SELECT due_at - updated_at FROM payment") == timedelta(seconds=30)
     street.daraja.says = PROCESSING
     street.daraja.query.set()
-    await street.payments.ask(payment["id"], is_forced=True)
+    await street.queries.ask(payment["id"], is_forced=True)
     # Counted from the push and not from the wish.
     due = await db.fetchval("SELECT due_at - (expires_at - interval '900 seconds') FROM payment")
     assert due == timedelta(seconds=30)
@@ -326,7 +332,7 @@ async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its
         payment = await street.asks()
         await street.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
         street.daraja.says = PROCESSING
-        asking = asyncio.create_task(street.payments.ask(payment["id"], is_forced=True))
+        asking = asyncio.create_task(street.queries.ask(payment["id"], is_forced=True))
         await street.daraja.asked.wait()
         await street.call_back(payment, paid("ws_CO_1"))
         street.daraja.query.set()
@@ -334,7 +340,7 @@ async def test_what_a_callback_left_to_confirm_during_the_last_question_gets_its
         found = await street.find(payment)
         assert (found["status"], found["mismatch"]) == ("pending", None)
         street.daraja.says = PAID
-        await street.payments.ask(payment["id"], is_forced=True)
+        await street.queries.ask(payment["id"], is_forced=True)
         assert (await street.find(payment))["receipt"] == "TKN4A1B2C3"
 
 
@@ -537,7 +543,7 @@ async def test_a_host_hears_of_an_odd_callback_once_and_of_a_refused_one_never(s
 async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(street: Street) -> None:
     payment = await street.asks()
     await street.gateway.db.execute(UNACKNOWLEDGED)
-    inbox, db = street.gateway.services.get(CallbackInbox), street.gateway.db
+    dispatcher, db = street.gateway.services.get(CallbackDispatcher), street.gateway.db
     await street.call_back(payment, paid("ws_CO_1"))
     await lose(street.gateway, UNPAID, UNTOLD, UNACKNOWLEDGED)
     await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
@@ -547,7 +553,7 @@ async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(st
         "now() - interval '2 seconds')",
         bytes(32),
     )
-    assert await inbox.sweep() == 2
+    assert await dispatcher.sweep() == 2
     assert (await street.find(payment))["status"] == "completed"
     rows = await db.fetch("SELECT verdict FROM callback ORDER BY callback_id = 'cbk_broken'")
     assert [row["verdict"] for row in rows] == ["applied", "waiting"]
@@ -562,6 +568,6 @@ async def test_a_payment_of_a_retired_shortcode_is_asked_about_with_its_own_cred
     stored = await street.api.call("PUT", "/v1/merchant/providers", other)
     assert stored.status == 200
     street.daraja.query.set()
-    assert await street.payments.ask(payment["id"], is_forced=True)
+    assert await street.queries.ask(payment["id"], is_forced=True)
     (question,) = street.script.of("/mpesa/stkpushquery/v1/query")
     assert json.loads(question.body)["BusinessShortCode"] == SANDBOX["mpesa"]["shortcode"]

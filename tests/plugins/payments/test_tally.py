@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_payments import tables
+from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally, Tallied
 from tests.conftest import Town
 
@@ -168,7 +168,7 @@ def _tally_sql(now: datetime) -> str:
     """The statement with its values in place, to be explained."""
     stamp = f"'{now.astimezone(UTC).isoformat()}'::timestamptz"
     values: dict[str, Any] = {"$1": stamp, "$2": stamp, "$3": "'{10,20,30,60,120}'"}
-    return re.sub(r"\$[123]", lambda found: values[found[0]], tables.TALLY)
+    return re.sub(r"\$[123]", lambda found: values[found[0]], tally_sql.TALLY)
 
 
 async def test_the_worker_counts_by_itself(town: Town) -> None:

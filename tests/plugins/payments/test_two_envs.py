@@ -16,10 +16,13 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
-from mpesa_gateway_payments.api import PaymentRequest
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_payments.api import PaymentRequest, Payments
+from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.daraja import Daraja, stk_callback
@@ -71,14 +74,14 @@ async def shop(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shop]:
 async def test_unknown_merchant_is_not_found(shop: Shop) -> None:
     for env in ENVS:
         with pytest.raises(NotFound, match="no such merchant"):
-            await shop.gateway.payments.request("mer_nobody", env, WISH, idempotency_key="order-1")
+            await shop.gateway.port(Payments).request("mer_nobody", env, WISH, idempotency_key="order-1")
     with pytest.raises(NotFound, match="no such merchant"):
         await shop.gateway.api_keys.create("mer_nobody", name="x", scopes=MERCHANT_SCOPES, env="live", actor="test")
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
     without = await shop.gateway.merchants.create("Without credentials", actor="test")
     with pytest.raises(ProviderNotConfigured):
-        await shop.gateway.payments.request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
+        await shop.gateway.port(Payments).request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
 
 
 async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:
@@ -164,13 +167,13 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
         with pytest.raises(NotFound):
             await shop.payments.get(shop.merchant_id, other, ids[env][0])
         with pytest.raises(NotFound):
-            await shop.payments.ask_now(shop.merchant_id, other, ids[env][0])
+            await shop.gateway.services.get(StkQueries).ask_now(shop.merchant_id, other, ids[env][0])
 
 
 async def test_an_event_says_the_env_of_its_payment_in_its_row_and_twice_in_its_body(shop: Shop) -> None:
     payments = {env: (await shop.pay(env))[0] for env in ENVS}
     await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
-    assert await shop.payments.end_due() == 2
+    assert await shop.gateway.services.get(Expiry).end_due() == 2
     for env, payment_id in payments.items():
         rows = await shop.gateway.db.fetch("SELECT env, body FROM event WHERE subject_id = $1", payment_id)
         (row,) = rows

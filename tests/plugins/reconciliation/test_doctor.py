@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import SANDBOX
 from mpesa_gateway_reconciliation.doctor import look_at_reconciliation
 from mpesa_gateway_reconciliation.service import Reconciliation

@@ -10,7 +10,7 @@ import pytest
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.settling import Settling
 from tests.conftest import Town
 from tests.daraja import Daraja, fault
 from tests.owner import as_owner
@@ -391,9 +391,9 @@ async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_th
         # An operator decides what a merchant cannot.
         line_id = found["WHOSE00003"]["id"]
         caller: Any = await _caller(town, mine[2]["merchant_id"])
-        service = town.gateway.services.get(Reconciliation)
-        assigned = await service.assign(caller, line_id, mine[2]["id"], reason="She called", by_operator=True)
-        assert (assigned.finding, (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
+        settling = town.gateway.services.get(Settling)
+        assigned = await settling.assign(caller, line_id, mine[2]["id"], reason="She called", by_operator=True)
+        assert (assigned["finding"], (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
 
 
 async def _caller(town: Town, merchant_id: str) -> Any:

@@ -13,7 +13,7 @@ from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, result, stk_callback
@@ -927,7 +927,7 @@ async def test_a_question_about_a_line_is_not_a_check_of_somebodys(town: Town, d
     await answer(town, daraja.of("transactionstatus")[0], "254711000001")
     assert await town.gateway.db.fetchval("SELECT count(*) FROM status_check") == 0
     assert (await look(town, payment))["status"] == "pending"
-    await town.gateway.services.get(CallbackInbox).sweep()
+    await town.gateway.services.get(CallbackDispatcher).sweep()
     rows = await town.gateway.db.fetch("SELECT verdict FROM callback WHERE kind = 'status'")
     assert [found["verdict"] for found in rows] == ["applied"]
 

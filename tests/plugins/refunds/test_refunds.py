@@ -13,7 +13,9 @@ from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
-from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
@@ -241,7 +243,7 @@ async def test_ack_of_a_reversal_that_cannot_be_written_is_answered_and_written_
 async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, 200, key="r")).data
-    db, service = desk.town.gateway.db, desk.town.gateway.services.get(RefundService)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
     # As a crash after the first commit leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -249,7 +251,7 @@ async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk
     )
     await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE key = 'r'")
     # The cron may be the one that asks.
-    await service.ask(refund["id"])
+    await queries.ask(refund["id"])
 
     async def has_failed() -> bool:
         return bool((await desk.refund(refund))["status"] == "failed")
@@ -528,8 +530,8 @@ async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: De
     payment_id = await desk.paid()
     url = f"{desk.town.base}/v1/webhooks/mpesa/reversal/result"
     await change_credentials(desk.town.gateway, result_url=url)
-    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *_loopback())
     desk.daraja.say("reversal", ack(77))
     go = desk.daraja.hold("reversal")
     asking = asyncio.create_task(desk.ask(payment_id))
@@ -549,8 +551,8 @@ SPECIFIED = "/v1/webhooks/mpesa/"
 
 async def test_reversal_result_without_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
     """The specification's one result_url is that of status queries, and Daraja posts reversals' results there too."""
-    inbox: Any = desk.town.gateway.services.get(CallbackInbox)
-    inbox._allowlist = (*inbox._allowlist, *_loopback())
+    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+    verifier._allowlist = (*verifier._allowlist, *_loopback())
     url = f"{desk.town.base}{SPECIFIED}transactionstatus/result"
     await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
     for number, where in enumerate(("transactionstatus/result", "reversal/result", "")):
@@ -614,7 +616,7 @@ async def test_reversal_result_with_a_token_is_taken_at_every_result_address(des
 
 
 def _loopback() -> tuple[Any, ...]:
-    from mpesa_gateway.http.client_ip import read_networks  # noqa: PLC0415
+    from mpesa_gateway.client_ip import read_networks  # noqa: PLC0415
 
     return read_networks(("127.0.0.0/8",), "test")
 
@@ -676,7 +678,7 @@ async def test_a_late_reversal_finds_its_money_promised_to_another_refund_and_wa
     # M-Pesa refuses the second one, of course; then the first gets what is its own.
     await desk.result(second, result("R000002"))
     await desk.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await desk.town.gateway.services.get(CallbackInbox).sweep()
+    await desk.town.gateway.services.get(CallbackDispatcher).sweep()
     assert ((await desk.refund(first))["status"], (await desk.refund(second))["status"]) == ("completed", "failed")
     assert (await desk.refund(first))["attention"] is None
     assert await desk.books(payment_id) == ("reversed", 500, 0)
@@ -862,7 +864,7 @@ async def test_what_was_never_sent_frees_the_money_and_the_key_may_try_again(des
 async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_last(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, key="r")).data
-    db, service = desk.town.gateway.db, desk.town.gateway.services.get(RefundService)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
     # As a crash between the reversal and its record leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'sending', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -879,11 +881,11 @@ async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_la
     for number in range(1, 4):
         await db.execute("UPDATE refund SET due_at = now()")
         # The cron may be the one that asks: then there is nothing left to do here.
-        await service.ask(refund["id"])
+        await queries.ask(refund["id"])
         found = await eventually(partial(asks, number))
         assert (len(found), found[-1]["TransactionID"]) == (number, RECEIPT)
     await db.execute("UPDATE refund SET due_at = now()")
-    await service.ask(refund["id"])
+    await queries.ask(refund["id"])
 
     async def is_noticed() -> bool:
         after = await desk.refund(refund)
@@ -891,7 +893,7 @@ async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_la
 
     assert await eventually(is_noticed)
     assert len(desk.daraja.of("transactionstatus")) == 3
-    assert await service.wake_due() == 0
+    assert await queries.wake_due() == 0
     assert len(desk.daraja.of("reversal")) == 1
     assert await desk.books(payment_id) == ("completed", 0, 500)
     (waiting,) = (await desk.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
@@ -1033,7 +1035,7 @@ async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_ret
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert answer.status == 200
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
-    await desk.town.gateway.services.get(RefundService).ask(refund["id"])
+    await desk.town.gateway.services.get(RefundQueries).ask(refund["id"])
     await desk.daraja.asked_about("transactionstatus", 2)
     assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
 

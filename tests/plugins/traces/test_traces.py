@@ -17,14 +17,15 @@ from opentelemetry.trace import ProxyTracerProvider
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.http.request_id import asked_by
+from mpesa_gateway.origin import asked_by
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, SANDBOX, Api, eventually, running_gateway, shop
 from mpesa_gateway.tracing import NOTHING, UNTRACED
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.service import CallbackInbox, Incoming
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_traces.measures import SPANS
 from tests.asgi import ask
 from tests.house.tree import ROOT

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from mpesa_gateway.doctor.observation import Observation
+from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_webhooks.doctor import look_at_endpoint, look_at_settings
 from tests.conftest import Town

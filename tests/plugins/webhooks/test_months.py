@@ -17,9 +17,9 @@ from mpesa_gateway.db import months
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration, migrate, pending
 from mpesa_gateway.db.months import FEW, Months, Part, forget_sql, months_from
-from mpesa_gateway.doctor.observation import Examination, Level, Observation
 from mpesa_gateway.doctor.postgres import look_at_postgres
 from mpesa_gateway.ids import Ids
+from mpesa_gateway.observation import Examination, Level, Observation
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.standing import ASTRAY, MONTHS, read_months
 from mpesa_gateway.testing.serving import eventually

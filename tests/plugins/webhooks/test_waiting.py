@@ -14,7 +14,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import running_gateway
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.desk import WebhookDesk
 from mpesa_gateway_webhooks.endpoints import Endpoints
@@ -225,7 +225,9 @@ async def test_a_failure_at_an_address_that_was_replaced_meanwhile_counts_for_no
     # As the worker that had been sending to the old address notes that it is gone.
     for due in (None, now + timedelta(hours=14)):
         await post.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old_url)
-        await post.db.execute(tables.ENDPOINT_ILL, row["endpoint_id"], now, 1, now + timedelta(hours=1), old_url)
+        await post.db.execute(
+            endpoint_tables.ENDPOINT_ILL, row["endpoint_id"], now, 1, now + timedelta(hours=1), old_url
+        )
         noted = await post.db.fetchrow("SELECT status, attempts, due_at FROM delivery")
         assert noted is not None
         assert tuple(noted) == ("pending", 0, now)

@@ -6,15 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env
-
-if TYPE_CHECKING:
-    from mpesa_gateway.app import Gateway
 
 
 class Level(StrEnum):
@@ -68,7 +65,7 @@ class Examination:
         return Level.PROBLEM if self.is_live else Level.NOTE
 
 
-Look = Callable[["Gateway", Examination], AsyncIterator[Observation]]
+Look = Callable[[Runtime, Examination], AsyncIterator[Observation]]
 
 
 @dataclass(frozen=True)

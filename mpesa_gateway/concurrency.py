@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-from mpesa_gateway.http.request_id import Message, Receive, Send
+from mpesa_gateway.asgi_types import Message, Receive, Send
 
 _SLOW = 0.05
 """Seconds after which a body that has not come, or an answer that was not taken, no longer counts as work."""

@@ -1,0 +1,113 @@
+"""What is erased: a payer's number in every form in which texts hold it, and the case that it is erased from."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.phone import Likeness, Msisdn, compare
+
+ERASED = "erased"
+"""What stands where the number was."""
+
+_READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
+"""Numbers with a point stay as they stand."""
+
+_PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
+"""A number, perhaps masked, at the beginning of a party as Daraja names them: ``2547****678 - JANE DOE``."""
+
+
+class Number:
+    """A phone number to erase, in every form in which it stands in texts.
+
+    Daraja's name of a push (CheckoutRequestID) has been seen to end in it. ``tag`` is what keeps such names apart once
+    the number is gone from them.
+    """
+
+    def __init__(self, phone: Msisdn, tag: str = "") -> None:
+        self.phone = phone
+        national = phone[3:]
+        self.forms = (str(phone), f"+{phone}", f"0{national}", national)
+        self._anywhere = re.compile(rf"(?<![0-9])(?:\+?254|0)?{national}(?![0-9])", re.ASCII)
+        self._in_handle = re.compile(rf"(ws_CO_[0-9]{{17}}){national}(?![0-9A-Za-z])", re.ASCII)
+        self._nameless = rf"\g<1>{ERASED}{tag}"
+
+    def is_in(self, text: str | None) -> bool:
+        """Whether the number stands in a text, whole or masked."""
+        return text is not None and self.without(text) != text
+
+    def is_in_json(self, text: str) -> bool:
+        """Whether the number stands anywhere in a JSON text."""
+        return self.without_in_json(text) != text
+
+    def without(self, text: str) -> str:
+        """The text with ``erased`` where the number was."""
+        party = _PARTY.match(text.strip())
+        if party is not None and (
+            party[0] in self.forms
+            or ("*" in party[0] and compare(party[0], self.phone) in {Likeness.PARTLY, Likeness.HIDDEN})
+        ):
+            # The name behind the number is the payer's too.
+            return ERASED
+        return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))
+
+    def without_in_json(self, text: str) -> str:
+        """A JSON text with ``erased`` for the number, wherever it stands: itself unchanged where it does not."""
+        try:
+            content = _READER.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self.without(text)
+        cleaned = self._cleaned(content)
+        return text if cleaned is content else msgspec.json.encode(cleaned).decode()
+
+    def _cleaned(self, value: Any) -> Any:
+        """The value itself where nothing is to be erased in it, else another one."""
+        if isinstance(value, str):
+            cleaned = self.without(value)
+            return value if cleaned == value else cleaned
+        if isinstance(value, int) and not isinstance(value, bool):
+            return ERASED if str(value) in self.forms else value
+        if isinstance(value, msgspec.Raw):
+            return ERASED if bytes(value).decode().partition(".")[0] in self.forms else value
+        if isinstance(value, list):
+            items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+            each = [self._cleaned(item) for item in items]
+            return items if all(new is old for new, old in zip(each, items, strict=True)) else each
+        if isinstance(value, dict):
+            pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
+            changed: dict[str, Any] = {}
+            for name, item in pairs.items():
+                cleaned = self.without(name)
+                while cleaned in changed:
+                    cleaned += "_"
+                changed[cleaned] = self._cleaned(item)
+            return pairs if all(changed.get(name, pairs) is pairs[name] for name in pairs) else changed
+        return value
+
+
+def may_be_handle(told: str, known: str) -> bool:
+    """Whether Daraja's name of a push is the one that we know, from which the payer's number may have been erased."""
+    before, erased, _ = known.partition(ERASED)
+    return told == known or (bool(erased) and told.startswith(before) and told[len(before) :].isdecimal())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that a payer did, such as a payment, and everything that is kept about it.
+
+    ``ids`` are our identifiers of it and of what belongs to it, and Daraja's. What changed at ``before`` or later is
+    too recent to be erased.
+    """
+
+    merchant_id: str
+    root: str
+    number: Number
+    before: datetime
+    ids: frozenset[str]
+
+    @property
+    def named(self) -> list[str]:
+        """The identifiers as Postgres takes them."""
+        return sorted(self.ids)

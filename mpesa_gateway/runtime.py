@@ -1,0 +1,124 @@
+"""What kernel classes, services, jobs and routes may use of a gateway: its parts by name, and the ports of plugins.
+
+A constructor that needs few parts names them; one that needs most takes the ``Runtime``. Ports are resolved where a
+plugin is put together (``Plugin.provides``), in jobs, routes, pages and commands, never inside a service.
+"""
+
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from mpesa_gateway.client_ip import Network
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.daraja.client import DarajaClient
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.changes import Changes
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.migrator import Migration
+from mpesa_gateway.db.months import Months
+from mpesa_gateway.db.outbox import Outbox
+from mpesa_gateway.db.outcomes import Outcomes
+from mpesa_gateway.db.replica import Replica
+from mpesa_gateway.dns import Names
+from mpesa_gateway.events import Event
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.meter import Meter
+from mpesa_gateway.queues import Job, Jobs
+from mpesa_gateway.security.api_keys import ApiKeys
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.limits import Limits
+from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway.security.vault import Vault
+from mpesa_gateway.tracing import Tracer
+
+S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
+
+
+class Load(Protocol):
+    """API calls in one process, by state."""
+
+    working: int
+    unanswered: int
+
+    @property
+    def waiting(self) -> int:
+        """Return how many wait for a place."""
+        ...
+
+
+class Runtime(Protocol):
+    """One gateway, as everything below its composition sees it. ``Gateway`` implements it."""
+
+    config: GatewayConfig
+    clock: Clock
+    ids: Ids
+    meter: Meter
+    tracer: Tracer
+    db: Database
+    reads: Asking
+    replica: Replica | None
+    months: Months
+    changes: Changes
+    migrations: list[Migration]
+    outbox: Outbox
+    outcomes: Outcomes
+    sealer: Sealer
+    vault: Vault
+    audit: Audit
+    merchants: Merchants
+    api_keys: ApiKeys
+    limits: Limits
+    trusted_proxies: Sequence[Network]
+    valkey: Any
+    jobs: Jobs
+    jobs_by_name: Mapping[str, Job]
+    names: Names
+    daraja: DarajaClient
+    is_draining: bool
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the gateway has started and has not begun to stop."""
+        ...
+
+    @property
+    def load(self) -> Load | None:
+        """Return the API calls of this process, None in one that serves no HTTP."""
+        ...
+
+    @property
+    def event_kinds(self) -> tuple[str, ...]:
+        """Return the names of all events that the enabled plugins publish."""
+        ...
+
+    def event_type(self, kind: str) -> type[Event]:
+        """Return the class of a published event. Raises LookupError when no enabled plugin publishes it."""
+        ...
+
+    def settings(self, kind: type[S]) -> S:
+        """Return a plugin's settings by their class. Raises KeyError when no enabled plugin has such settings."""
+        ...
+
+    def contributed(self, kind: type[T]) -> list[T]:
+        """Return what the enabled plugins contribute of this type in their order; of ``Plugin``, themselves."""
+        ...
+
+    def port(self, kind: type[T]) -> T:
+        """Return the provider of a port. Raises NotProvided when no enabled plugin provides it."""
+        ...
+
+    def port_if_provided(self, kind: type[T]) -> T | None:
+        """Return the provider of a port, None when no enabled plugin provides it."""
+        ...
+
+    def url(self, path: str) -> str:
+        """Return an address of ours as others reach it: ``public_url`` and the path."""
+        ...
+
+    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to its end what must not be torn apart, also when the caller hangs up; returns what it returns."""
+        ...

@@ -1,0 +1,144 @@
+"""A callback on its way in: the POST as it came, and the callback that passed every check."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from mpesa_gateway.daraja.wire import Contradictory, NotACallback, stored
+from mpesa_gateway.logs import trace
+from mpesa_gateway.origin import Origin
+from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.errors import DoubledRefused, ShapeRefused
+from mpesa_gateway_callbacks.kinds import Report, read_report
+from mpesa_gateway_callbacks.tokens import Subject
+
+log = structlog.get_logger(__name__)
+
+KEPT_OF_LARGER = 65_536
+"""Bytes that are stored of a body over the size limit."""
+
+_ON_EVENT_LOOP = 65_536
+"""Bytes up to which a body is read on the event loop; a larger one is read in a thread."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A body over the size limit, of which ``Incoming.body`` is the beginning.
+
+    ``length`` is the announced or read length in bytes; ``sha256`` covers the first ``read`` bytes.
+    """
+
+    length: int
+    read: int
+    sha256: bytes
+
+    @classmethod
+    def of(cls, read: bytes, length: int) -> "Cut":
+        """Describe a body of ``length`` bytes of which ``read`` was received."""
+        return cls(length, len(read), hashlib.sha256(read).digest())
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A POST as it came: ``source`` is the client's address, ``signature`` the header, None without one."""
+
+    kind: Kind
+    token: str | None
+    body: bytes
+    source: str
+    signature: str | None = None
+    cut: Cut | None = None
+    was_forwarded: bool = False
+    """True if ``source`` named another client in X-Forwarded-For, as a proxy does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """A callback that passed every check. ``subject`` is what its token was made for, None without a token."""
+
+    callback_id: str
+    incoming: Incoming
+    subject: Subject | None
+    report: Report
+    fingerprint: bytes
+    is_signed: bool
+    is_listed: bool
+    origin: Origin | None
+    """The request that brought it."""
+    text: str
+    """The body as it is shown and searched."""
+    raw: bytes | None
+    """The body's bytes where they cannot be restored from ``text``."""
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of its row that do not depend on its verdict."""
+        subject = self.subject
+        return {
+            "callback_id": self.callback_id,
+            "kind": self.incoming.kind,
+            "fingerprint": self.fingerprint,
+            "source": self.incoming.source,
+            "env": subject.env if subject else None,
+            "subject_id": subject.subject_id if subject else "",
+            "handle": self.report.handle,
+            "result_code": self.report.result_code,
+            "body": self.text,
+            "merchant_id": subject.merchant_id if subject else "",
+            "signature": "verified" if self.is_signed else "none",
+            "body_bytes": self.raw,
+        }
+
+    def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
+        """Return the fields that every event of a callback has."""
+        return {
+            "merchant_id": self.subject.merchant_id if self.subject else "",
+            "subject_id": self.subject.subject_id if self.subject else "",
+            "callback_id": self.callback_id,
+            "env": self.subject.env if self.subject else None,
+            "received_at": received_at,
+            "is_listed": self.is_listed,
+        }
+
+
+async def parse(incoming: Incoming, *, has_token: bool) -> tuple[Report, str, bytes | None]:
+    """Return the report, the text and, where the text does not restore them, the bytes of a body.
+
+    Raises DoubledRefused and ShapeRefused.
+    """
+
+    def work() -> tuple[Report, str, bytes | None]:
+        return (_read(incoming, has_token=has_token), *stored(incoming.body))
+
+    return work() if len(incoming.body) <= _ON_EVENT_LOOP else await asyncio.to_thread(work)
+
+
+async def storable(body: bytes) -> tuple[str, bytes | None]:
+    """Return the text of a body and, where the text does not restore them, its bytes."""
+    return stored(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(stored, body)
+
+
+def fingerprint_of(kind: str, subject_id: str, report: Report) -> bytes:
+    """Return what two equal callbacks share: the same request and the same content.
+
+    Different content about the same request is another callback: late proof of money counts. A callback at its
+    request's address differs from one without a token: the first may wait for what the second knows.
+    """
+    parts = (kind, report.handle, subject_id, *report.content)
+    return hashlib.sha256("\x1f".join(parts).encode()).digest()
+
+
+def _read(incoming: Incoming, *, has_token: bool) -> Report:
+    try:
+        return read_report(incoming.kind, incoming.body, has_token=has_token)
+    except Contradictory as problem:
+        raise DoubledRefused(f"not one statement: {problem}") from None
+    except NotACallback as problem:
+        raise ShapeRefused(f"not a callback of this kind: {problem}") from None
+    except Exception as problem:  # noqa: BLE001 - a bug in a reader must not lose the body: it is stored as refused
+        log.error("callback_not_read", kind=incoming.kind, exception=trace(problem))
+        raise ShapeRefused("not a callback that can be read") from None

@@ -1,0 +1,195 @@
+"""Publishes callbacks to their subscribers, and publishes the waiting ones again until a subscriber applies them."""
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any, Literal
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.wire import NotACallback
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.outbox import Outbox
+from mpesa_gateway.logs import trace
+from mpesa_gateway.pages import Moment
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.kinds import Make, Report, read_report
+from mpesa_gateway_callbacks.schemas import laid_out
+from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.tokens import Subject, make_token
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+
+log = structlog.get_logger(__name__)
+
+Verdict = Literal["waiting", "applied", "aside"]
+"""What became of a callback that is not written yet; ``aside``: it is published again alone."""
+
+RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
+"""Seconds until a waiting callback is published again; the last pause repeats until ``patience_hours`` are over."""
+
+_LEASE = timedelta(seconds=60)
+"""Time for which one sweep claims a waiting callback."""
+
+_SWEPT_AT_ONCE = 200
+
+
+class CallbackDispatcher:
+    """The port ``Callbacks``: the addresses of callbacks, their verdicts, and publishing them once or again."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        outbox: Outbox,
+        clock: Clock,
+        settings: CallbacksSettings,
+        verifier: CallbackVerifier,
+        token_key: Callable[[], bytes],
+        public_url: Callable[[str], str],
+    ) -> None:
+        """``token_key`` returns the key of the tokens; ``public_url`` the address under which a path is reached."""
+        self._db = db
+        self._outbox = outbox
+        self._clock = clock
+        self._settings = settings
+        self._verifier = verifier
+        self._token_key = token_key
+        self._public_url = public_url
+        self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
+        """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
+
+    # -- the port -------------------------------------------------------------------------------------------------
+
+    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
+        """Return the address to send to Daraja with one request; it contains no word that Daraja filters."""
+        token = make_token(self._token_key(), kind, Subject(env, merchant_id, subject_id))
+        return self._public_url(f"/v1/cb/{kind}/{token}")
+
+    async def mark_applied(self, callback_id: str) -> None:
+        """Record that a subscriber has used a callback."""
+        unwritten = self._unwritten.get()
+        if unwritten is not None and callback_id in unwritten:
+            unwritten[callback_id] = "applied"
+            return
+        await self._db.execute(tables.APPLIED, callback_id, self._clock.now())
+
+    def put_aside(self, callback_id: str) -> None:
+        """See the port. Raises KeyError for a callback that is published alone already."""
+        unwritten = self._unwritten.get()
+        if unwritten is None or callback_id not in unwritten:
+            raise KeyError(f"{callback_id} is not taken together with others")
+        unwritten[callback_id] = "aside"
+
+    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+        """See the port."""
+        return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
+
+    async def apply_waiting(self, handle: str) -> int:
+        """See the port."""
+        if not handle:
+            return 0
+        rows = await self._db.fetch(tables.WAITING_FOR, handle)
+        for row in rows:
+            await self.publish_again(row)
+        return len(rows)
+
+    async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> list[Moment]:
+        """See the port."""
+        rows = await self._db.fetch(tables.ABOUT, list(subject_ids), list(handles))
+        return [
+            Moment(
+                at=row["received_at"],
+                source=f"callback from {row['source']}",
+                state=row["verdict"],
+                text=f"{row['kind']}: result {row['result_code']}" + _repeated(row["repeats"]),
+                body=laid_out(row["body"]),
+                about=row["callback_id"],
+            )
+            for row in rows
+        ]
+
+    # -- publishing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def verdicts_noted_in(self, verdicts: dict[str, Verdict]) -> Generator[None]:
+        """Return a block in which verdicts on these callbacks change ``verdicts``: their rows are written later."""
+        token = self._unwritten.set(verdicts)
+        try:
+            yield
+        finally:
+            self._unwritten.reset(token)
+
+    async def publish(self, report: Report, row: Mapping[str, Any]) -> None:
+        """Publish a callback in the open transaction. One whose subscriber fails keeps waiting.
+
+        Raises AnotherSubject when a subscriber finds that the content is not about the token's subject.
+        """
+        if report.event is None:
+            await self.mark_applied(row["callback_id"])
+            return
+        await self._publish_event(report.event, row)
+        if report.otherwise is not None and not await self._is_applied(row["callback_id"]):
+            await self._publish_event(report.otherwise, row)
+
+    async def publish_again(self, row: Row) -> None:
+        """Publish a stored callback again in the open transaction; one that can never be used becomes unmatched."""
+        try:
+            body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
+            report = read_report(row["kind"], body, has_token=bool(row["subject_id"]))
+            await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
+        except AnotherSubject:
+            await self._db.execute(tables.GIVE_UP, row["callback_id"])
+        except NotACallback as problem:
+            # An earlier release may have accepted it: it must not stop the others.
+            log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
+
+    async def sweep(self) -> int:
+        """Publish again what is due, and delete refused callbacks over the limit; returns how many were published."""
+        now = self._clock.now()
+        rows = await self._db.fetch(tables.CLAIM_DUE, now, now + _LEASE, _SWEPT_AT_ONCE)
+        for row in rows:
+            async with self._db.transaction():
+                await self.publish_again(row)
+                if now - row["received_at"] > timedelta(hours=self._settings.patience_hours):
+                    await self._db.execute(tables.GIVE_UP, row["callback_id"])
+                else:
+                    pause = RETRY_PAUSES[min(int(row["tries"]), len(RETRY_PAUSES) - 1)]
+                    await self._db.execute(tables.PUT_OFF, row["callback_id"], now + timedelta(seconds=pause))
+        await self._db.execute(tables.FORGET_REFUSED, self._settings.keep_refused)
+        return len(rows)
+
+    async def _is_applied(self, callback_id: str) -> bool:
+        unwritten = self._unwritten.get()
+        if unwritten is not None and callback_id in unwritten:
+            return unwritten[callback_id] == "applied"
+        return bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
+
+    async def _publish_event(self, make: Make, row: Mapping[str, Any]) -> None:
+        event = make(
+            {
+                "merchant_id": row["merchant_id"],
+                "subject_id": row["subject_id"],
+                "callback_id": row["callback_id"],
+                "env": row["env"],
+                "received_at": row["received_at"],
+                "is_listed": row["is_listed"],
+            }
+        )
+        try:
+            async with self._db.savepoint():
+                await self._outbox.publish(event)
+        except AnotherSubject:
+            raise
+        except Exception as problem:  # noqa: BLE001 - any error of a subscriber leaves the callback waiting
+            unwritten = self._unwritten.get()
+            if unwritten is not None and row["callback_id"] in unwritten:
+                unwritten[row["callback_id"]] = "waiting"
+            log.error("callback_not_applied", callback_id=row["callback_id"], exception=trace(problem))
+
+
+def _repeated(repeats: int) -> str:
+    return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""

@@ -1,0 +1,244 @@
+"""Receives callbacks: verifies each, stores it once, and publishes it in the same transaction."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+
+import asyncpg
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
+from mpesa_gateway.db.outbox import Outbox
+from mpesa_gateway.db.writes import ChangedMeanwhile, Write
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.logs import trace
+from mpesa_gateway.meter import Meter
+from mpesa_gateway.origin import coming_from, current_origin, origins
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.together import Together
+from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
+from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
+from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
+from mpesa_gateway_callbacks.errors import CallbackRefused, SizeRefused
+from mpesa_gateway_callbacks.measures import CALLBACKS
+from mpesa_gateway_callbacks.refusals import RefusedCallbacks
+from mpesa_gateway_callbacks.tokens import Subject
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+
+log = structlog.get_logger(__name__)
+
+_STORED_ALONE: tuple[type[BaseException], ...] = (AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+"""Expected errors of a batch, after which each of its callbacks is stored alone."""
+
+
+class CallbackInbox:
+    """Stores and publishes verified callbacks, those that arrive together in one transaction."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        outbox: Outbox,
+        clock: Clock,
+        ids: Ids,
+        audit: Audit,
+        tracer: Tracer,
+        meter: Meter,
+        dedup: Dedup,
+        verifier: CallbackVerifier,
+        dispatcher: CallbackDispatcher,
+        refusals: RefusedCallbacks,
+    ) -> None:
+        self._db = db
+        self._outbox = outbox
+        self._clock = clock
+        self._ids = ids
+        self._audit = audit
+        self._tracer = tracer
+        self._meter = meter
+        self._dedup = dedup
+        self._verifier = verifier
+        self._dispatcher = dispatcher
+        self._refusals = refusals
+        self._repetitions = Repetitions(db)
+        self._batches: Together[Arrival, bool | None] = Together(
+            self._store_batch, told=partial(tracer.step, "postgres keep callback", POSTGRES, "client")
+        )
+
+    async def start(self) -> None:
+        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        await self._verifier.load_certificate()
+
+    async def stop(self) -> None:
+        """Finish the work that no caller waits for."""
+        await self._repetitions.stop()
+        await self._dedup.settle()
+
+    async def receive(self, incoming: Incoming) -> None:
+        """Verify a callback and store it; returns once it is committed.
+
+        Raises CallbackRefused, after storing it for the operator, and what asyncpg raises when Postgres is away.
+        """
+        subject: Subject | None = None
+        try:
+            if incoming.cut is not None:
+                raise SizeRefused("the body is too large to be a callback: its beginning is kept for the operator")
+            subject, kind = self._verifier.read_token(incoming)
+            incoming = replace(incoming, kind=kind)
+            if subject is not None:
+                self._tracer.concerns(subject.subject_id)
+            self._verifier.check_source(incoming, subject)
+            arrival = await self.prepare(incoming, subject)
+            # One that may be of two kinds is published alone.
+            is_new = None if arrival.report.otherwise else await self._batches.ask(arrival)
+            if is_new is None:
+                is_new = await self.store(arrival)
+        except CallbackRefused as refusal:
+            self._meter.count(CALLBACKS, incoming.kind, "refused", refusal.reason)
+            await self._refusals.store(incoming, subject, refusal)
+            raise
+        self._meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
+        if not is_new:
+            await self._audit_repeat(arrival)
+        log.info(
+            "callback_accepted",
+            kind=incoming.kind,
+            handle=arrival.report.handle,
+            result_code=arrival.report.result_code,
+        )
+
+    async def prepare(self, incoming: Incoming, subject: Subject | None) -> Arrival:
+        """Check a callback's signature and parse its body. Raises CallbackRefused."""
+        is_signed = await self._verifier.check_signature(incoming, subject)
+        report, text, raw = await parse(incoming, has_token=subject is not None)
+        return Arrival(
+            callback_id=self._ids.new("cbk"),
+            incoming=incoming,
+            subject=subject,
+            report=report,
+            fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", report),
+            is_signed=is_signed,
+            is_listed=self._verifier.is_listed(incoming.source),
+            origin=current_origin(self._tracer),
+            text=text,
+            raw=raw,
+        )
+
+    async def store(self, arrival: Arrival, *, counts: bool = True) -> bool:
+        """Store and publish one callback alone. Returns False for a duplicate, which is counted if ``counts``.
+
+        The callback's subject is locked before the callback is written, as in a batch: of two duplicates one waits
+        for the other, without a deadlock.
+        """
+        is_new = not await self._is_duplicate(arrival.fingerprint, counts=counts)
+        if is_new:
+            try:
+                await self._store_new(arrival)
+            except ChangedMeanwhile:
+                # Only the same callback, stored meanwhile, explains that.
+                if not await self._is_duplicate(arrival.fingerprint, counts=counts):
+                    raise
+                is_new = False
+        self._dedup.remember([arrival.fingerprint])
+        return is_new
+
+    async def _store_new(self, arrival: Arrival) -> None:
+        now = self._clock.now()
+        verdicts: dict[str, Verdict] = {arrival.callback_id: "waiting"}
+        with self._dispatcher.verdicts_noted_in(verdicts):
+            async with self._db.transaction():
+                await self._dispatcher.publish(arrival.report, arrival.event_fields(now))
+                await self._write([arrival], verdicts, now)
+
+    async def _is_duplicate(self, fingerprint: bytes, *, counts: bool) -> bool:
+        if counts:
+            return bool(await self._repetitions.count(Counter([fingerprint])))
+        return await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, fingerprint) is not None
+
+    # -- several at once ------------------------------------------------------------------------------------------
+
+    async def _store_batch(self, arrivals: Sequence[Arrival]) -> list[bool | None]:
+        """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.
+
+        An unusual callback, or one that would wait for a lock, is left to its caller, so that it delays no other.
+        """
+        seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
+        again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
+        # Of two equal ones in this batch Postgres decides which is the duplicate.
+        fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
+        # A batch runs outside its callers' contexts, and so without their right to the reserve.
+        with reserve(), self._jobs_by_origin(arrivals):
+            stored = await self._store_ordinary(list(fresh.values()))
+            repeated = await self._repetitions.count_where_possible(again) if again else set[bytes]()
+        self._dedup.remember([arrival.fingerprint for arrival in fresh.values() if arrival.callback_id in stored])
+        return [
+            True if arrival.callback_id in stored else False if arrival.fingerprint in repeated else None
+            for arrival in arrivals
+        ]
+
+    def _jobs_by_origin(self, arrivals: Sequence[Arrival]) -> AbstractContextManager[None]:
+        """Return a block whose jobs carry the request ids of the callbacks that cause them."""
+        if len(arrivals) == 1:
+            return coming_from(arrivals[0].origin, self._tracer)
+        return origins({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
+
+    async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:
+        """Publish and store callbacks in one transaction with two round trips, the inbox last.
+
+        Returns the ids that are stored: all but those put aside by a subscriber, and none if one is a duplicate.
+        """
+        if not arrivals:
+            return set()
+        now = self._clock.now()
+        events = [
+            arrival.report.event(arrival.event_fields(now)) for arrival in arrivals if arrival.report.event is not None
+        ]
+        if any(map(self._outbox.is_owed, events)):
+            # One that is put aside is published twice, and a subscriber after commit would be called twice.
+            return set()
+        verdicts: dict[str, Verdict] = {
+            arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
+        }
+        try:
+            with self._dispatcher.verdicts_noted_in(verdicts):
+                async with self._db.transaction():
+                    await self._outbox.publish_many(events)
+                    stored = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
+                    if stored:
+                        await self._write(stored, verdicts, now)
+        except _STORED_ALONE:
+            return set()
+        except UNREACHABLE:
+            raise
+        except Exception as problem:  # noqa: BLE001 - then each is stored alone: only one that no subscriber can use waits
+            log.error("callbacks_one_by_one", count=len(arrivals), exception=trace(problem))
+            return set()
+        return {arrival.callback_id for arrival in stored}
+
+    async def _write(self, arrivals: Sequence[Arrival], verdicts: Mapping[str, Verdict], now: datetime) -> None:
+        """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""
+        sql, *args = tables.KEEP.bind_rows(
+            [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
+            received_at=now,
+            due_at=now + timedelta(seconds=RETRY_PAUSES[0]),
+        )
+        await self._db.put_off(Write(sql, tuple(args), expects=len(arrivals)))
+
+    async def _audit_repeat(self, arrival: Arrival) -> None:
+        kind, subject, handle = arrival.incoming.kind, arrival.subject, arrival.report.handle
+        log.info("callback_repeated", kind=kind, handle=handle)
+        await self._audit.observe(
+            "callback.repeated",
+            merchant_id=subject.merchant_id if subject else None,
+            actor="callback",
+            subject_id=subject.subject_id if subject else None,
+            env=subject.env if subject else None,
+            detail={"kind": kind, "handle": handle},
+        )

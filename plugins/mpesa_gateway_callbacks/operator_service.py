@@ -1,0 +1,223 @@
+"""What operators do with callbacks: list them, read them, count those that need attention, and replay them."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.cursors import decode_position
+from mpesa_gateway.db.asking import Asking
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher
+from mpesa_gateway_callbacks.errors import SourceRefused, TokenRefused
+from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.kinds import kind_of
+from mpesa_gateway_callbacks.schemas import (
+    CallbackQuery,
+    CallbackView,
+    RefusedQuery,
+    RefusedView,
+    callback_view,
+    refused_view,
+)
+from mpesa_gateway_callbacks.tokens import Subject
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """The result of a replay: ``callback_id`` is the accepted callback; ``was_done`` if it had been used before."""
+
+    id: str
+    callback_id: str
+    verdict: str
+    was_done: bool
+
+
+class CallbackOperatorService:
+    """Reads and replays callbacks for the operators' pages, commands and routes."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        reads: Asking,
+        clock: Clock,
+        audit: Audit,
+        verifier: CallbackVerifier,
+        inbox: CallbackInbox,
+        dispatcher: CallbackDispatcher,
+    ) -> None:
+        """``reads`` answers the lists: a replica where there is one."""
+        self._db = db
+        self._reads = reads
+        self._clock = clock
+        self._audit = audit
+        self._verifier = verifier
+        self._inbox = inbox
+        self._dispatcher = dispatcher
+
+    # -- replaying ------------------------------------------------------------------------------------------------
+
+    async def replay(self, callback_id: str, *, actor: str, env: Env | None = None, vouches: bool = False) -> Replayed:
+        """Send a stored callback through the pipeline again, an accepted or a refused one.
+
+        With ``env`` only callbacks of that env are found. With ``vouches`` the caller vouches that a refused callback
+        came from Safaricom; signature, shape and subject are checked as always. A callback that was applied, or a
+        refused one that was accepted since, changes nothing. Raises NotFound, Conflict where it cannot be replayed,
+        and CallbackRefused.
+        """
+        if callback_id.startswith("ref_"):
+            return await self._replay_refused(callback_id, actor, env, vouches=vouches)
+        row = await self.find(callback_id)
+        _check_env(row, env)
+        async with self._db.transaction():
+            # Concurrent replays wait here, and find what the one before has done.
+            await self._db.execute(tables.ONE_AT_A_TIME, callback_id)
+            is_applied = bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
+            if not is_applied:
+                # The callback's subject is locked before the callback, as in every path.
+                await self._dispatcher.publish_again(row)
+                await self._db.execute(tables.WAKE, callback_id, self._clock.now() + timedelta(seconds=RETRY_PAUSES[0]))
+            await self._audit.record(
+                "callback.offered",
+                merchant_id=row["merchant_id"] or None,
+                actor=actor,
+                subject_id=callback_id,
+                env=row["env"],
+            )
+        verdict = str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
+        return Replayed(id=callback_id, callback_id=callback_id, verdict=verdict, was_done=is_applied)
+
+    async def _replay_refused(self, refused_id: str, actor: str, env: Env | None, *, vouches: bool) -> Replayed:
+        row = await self.find_refused(refused_id)
+        _check_env(row, env)
+        accepted_id, was_done = row["callback_id"], row["callback_id"] is not None
+        if accepted_id is None:
+            accepted_id = await self._accept_refused(row, vouches=vouches)
+        async with self._db.transaction():
+            changed = await self._db.fetchval(tables.REPLAYED, refused_id, self._clock.now(), accepted_id)
+            await self._audit.record(
+                "callback.replayed",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=refused_id,
+                env=row["env"],
+                detail={"kind": row["kind"], "reason": row["reason"], "callback_id": accepted_id}
+                | ({} if changed else {"again": True}),
+            )
+        accepted = await self.find(accepted_id)
+        return Replayed(id=refused_id, callback_id=accepted_id, verdict=accepted["verdict"], was_done=was_done)
+
+    async def _accept_refused(self, row: Row, *, vouches: bool) -> str:
+        """Check a refused callback again and store it as an accepted one; returns its new id."""
+        if (problem := not_replayable(row)) is not None:
+            raise Conflict(problem)
+        if row["reason"] == SourceRefused.reason and not vouches:
+            raise Conflict("it did not come from a listed address: an operator has to vouch for its source at /ops")
+        has_token = row["env"] is not None
+        subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
+        body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
+        kind = row["kind"] if has_token else kind_of(row["kind"], body)
+        incoming = Incoming(kind, None, body, row["source"], row["signature"])
+        if not vouches:
+            self._verifier.check_source(incoming, subject)
+        arrival = await self._inbox.prepare(incoming, subject)
+        if vouches:
+            arrival = replace(arrival, is_listed=True)
+        await self._inbox.store(arrival, counts=False)
+        accepted = await self._db.fetchrow(tables.FIND_BY_FINGERPRINT, arrival.fingerprint)
+        if accepted is None:
+            raise Conflict("it was not kept: look at the log")
+        return str(accepted["callback_id"])
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def find(self, callback_id: str) -> Row:
+        """Return one accepted callback. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND, callback_id)
+        if row is None:
+            raise NotFound("there is no such callback")
+        return row
+
+    async def find_refused(self, refused_id: str) -> Row:
+        """Return one refused callback. Raises NotFound."""
+        row = await self._db.fetchrow(tables.FIND_REFUSED, refused_id)
+        if row is None:
+            raise NotFound("there is no such refused callback")
+        return row
+
+    async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
+        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        rows = await self._accepted_rows(env, filters)
+        return page_of(
+            rows,
+            filters.limit,
+            env=env,
+            view=callback_view,
+            position=lambda row: (row["received_at"], row["callback_id"]),
+        )
+
+    async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
+        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        rows = await self._refused_rows(env, filters)
+        return page_of(
+            rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
+        )
+
+    async def rows(self, env: Env, filters: CallbackQuery) -> tuple[list[Row], list[Row]]:
+        """Return accepted and refused callbacks of ``env``, or of no env, each newest first."""
+        return await self._accepted_rows(env, filters), await self._refused_rows(env, filters)
+
+    async def count_unmatched(self, env: Env) -> int:
+        """Return how many callbacks of ``env``, or of no env, are unmatched."""
+        return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
+
+    async def count_refused(self, env: Env, within: timedelta) -> int:
+        """Return how many callbacks of ``env``, or of no env, were refused and not replayed; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._clock.now() - within, env))
+
+    async def count_unread(self, env: Env, within: timedelta) -> int:
+        """Return how many trusted callbacks of ``env``, or of no env, could not be read; 1,000 at most."""
+        return int(await self._db.fetchval(tables.COUNT_UNREAD, self._clock.now() - within, env))
+
+    async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
+        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
+        return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
+
+    async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
+        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
+
+
+def not_replayable(row: Row) -> str | None:
+    """Return why a refused callback cannot be replayed; None where it can."""
+    if row["reason"] == TokenRefused.reason:
+        return "its address was none of ours, so nothing proves what it is about"
+    if row["cut_read"] is not None:
+        return "it was not kept whole: it is larger than is taken"
+    if row["original"] is None:
+        return "it was not kept whole: it is too long, its number was erased, or it is from before it could be replayed"
+    return None
+
+
+def _bounds(env: Env, filters: RefusedQuery, at: Any, after: Any) -> tuple[Any, ...]:
+    return filters.limit + 1, at, after, env, filters.kind, filters.since, filters.until
+
+
+def _check_env(row: Row, env: Env | None) -> None:
+    """Raises NotFound for a callback of the other env, and Conflict in the sandbox for one that may be live."""
+    if env is None or row["env"] == env:
+        return
+    if row["env"] is not None:
+        raise NotFound("there is no such callback in this env")
+    if env == "sandbox":
+        raise Conflict("it names no env, so that it may be about live money: use a key of live")

@@ -1,0 +1,83 @@
+"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+
+from datetime import timedelta
+
+from mpesa_gateway.daraja.signatures import CallbackSecrets
+from mpesa_gateway.plugin import Provides
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.vault import CALLBACK_TOKENS
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_callbacks.dedup import Dedup
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_callbacks.refusals import RefusedCallbacks
+from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+
+
+def _verifier(gateway: Runtime) -> CallbackVerifier:
+    return CallbackVerifier(
+        settings=gateway.settings(CallbacksSettings),
+        daraja=gateway.config.daraja,
+        clock=gateway.clock,
+        token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
+        merchants=gateway.merchants,
+        secrets=gateway.port_if_provided(CallbackSecrets),
+    )
+
+
+def _dispatcher(gateway: Runtime) -> CallbackDispatcher:
+    return CallbackDispatcher(
+        db=gateway.db,
+        outbox=gateway.outbox,
+        clock=gateway.clock,
+        settings=gateway.settings(CallbacksSettings),
+        verifier=gateway.port(CallbackVerifier),
+        token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
+        public_url=gateway.url,
+    )
+
+
+def _inbox(gateway: Runtime) -> CallbackInbox:
+    verifier = gateway.port(CallbackVerifier)
+    return CallbackInbox(
+        db=gateway.db,
+        outbox=gateway.outbox,
+        clock=gateway.clock,
+        ids=gateway.ids,
+        audit=gateway.audit,
+        tracer=gateway.tracer,
+        meter=gateway.meter,
+        dedup=Dedup(
+            valkey=gateway.valkey,
+            prefix=gateway.config.valkey.prefix,
+            keep=timedelta(hours=gateway.settings(CallbacksSettings).dedup_hours),
+        ),
+        verifier=verifier,
+        dispatcher=gateway.port(CallbackDispatcher),
+        refusals=RefusedCallbacks(
+            db=gateway.db, clock=gateway.clock, ids=gateway.ids, audit=gateway.audit, verifier=verifier
+        ),
+    )
+
+
+def _operator_service(gateway: Runtime) -> CallbackOperatorService:
+    return CallbackOperatorService(
+        db=gateway.db,
+        reads=gateway.reads,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        verifier=gateway.port(CallbackVerifier),
+        inbox=gateway.port(CallbackInbox),
+        dispatcher=gateway.port(CallbackDispatcher),
+    )
+
+
+PROVIDES: Provides = (
+    (CallbackDispatcher, _dispatcher),
+    (Callbacks, lambda gateway: gateway.port(CallbackDispatcher)),
+    (CallbackVerifier, _verifier),
+    (CallbackInbox, _inbox),
+    (CallbackOperatorService, _operator_service),
+)

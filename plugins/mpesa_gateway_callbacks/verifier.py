@@ -1,0 +1,165 @@
+"""Checks where a callback comes from: the token in its address, its source address and its signature."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import get_args
+
+import structlog
+
+from mpesa_gateway.client_ip import read_address, read_networks, within
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.config import ConfigRefused, DarajaConfig
+from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
+from mpesa_gateway.daraja.signatures import (
+    CallbackSecrets,
+    is_signed_with_certificate,
+    is_signed_with_passkey,
+    read_signature,
+)
+from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway_callbacks.api import Kind
+from mpesa_gateway_callbacks.arrivals import Incoming
+from mpesa_gateway_callbacks.errors import SignatureRefused, SourceRefused, TokenRefused
+from mpesa_gateway_callbacks.kinds import RESULTS, kind_of, merged
+from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.tokens import Subject, read_token
+
+log = structlog.get_logger(__name__)
+
+_READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
+"""Pause between two attempts to read a certificate that cannot be used."""
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class CallbackVerifier:
+    """Verifies tokens, source addresses and signatures of callbacks. Stores nothing."""
+
+    def __init__(
+        self,
+        *,
+        settings: CallbacksSettings,
+        daraja: DarajaConfig,
+        clock: Clock,
+        token_key: Callable[[], bytes],
+        merchants: Merchants,
+        secrets: CallbackSecrets | None,
+    ) -> None:
+        """``token_key`` returns the key of the tokens; ``secrets`` is None where no plugin knows passkeys."""
+        self._settings = settings
+        self._daraja = daraja
+        self._clock = clock
+        self._token_key = token_key
+        self._merchants = merchants
+        self._secrets = secrets
+        self._allowlist = read_networks(settings.allowlist, "callbacks.allowlist")
+        self._certificate: Certificate | None = None
+        self._certificate_read_at: datetime | None = None
+
+    async def load_certificate(self) -> None:
+        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        try:
+            self._read_certificate()
+        except CertificateRefused as problem:
+            if self._settings.signature == "required" and await self._merchants.any_live():
+                raise ConfigRefused(f"callbacks.signature is `required`, and {problem}") from None
+            log.info("live_certificate_unavailable", problem=str(problem))
+
+    def is_known(self, path: str, source: str) -> bool:
+        """Return True if a callback comes from a listed address, or has one of our tokens in its path. No I/O."""
+        if self.is_listed(source):
+            return True
+        token, key = path.rpartition("/")[2], self._token_key()
+        return any(read_token(key, kind, token) is not None for kind in _KINDS)
+
+    def is_trusted(self, kind: Kind, token: str | None, source: str) -> bool:
+        """Return True if any body is stored whole: its token is one of ours, or its source is listed."""
+        return self.open_token(kind, token) is not None or self.is_listed(source)
+
+    def is_listed(self, source: str) -> bool:
+        """Return True if an address is on the allowlist."""
+        address = read_address(source)
+        return address is not None and within(address, self._allowlist)
+
+    def open_token(self, address: Kind, token: str | None) -> tuple[Subject, Kind] | None:
+        """Return a token's subject and kind; None without a valid one. A result's token fits every result address."""
+        if token is None:
+            return None
+        key = self._token_key()
+        others = RESULTS if address in RESULTS else ()
+        for kind in dict.fromkeys((address, *others)):
+            subject = read_token(key, kind, token)
+            if subject is not None:
+                return subject, merged(address, kind)
+        return None
+
+    def read_token(self, incoming: Incoming) -> tuple[Subject | None, Kind]:
+        """Return the token's subject, None without a token, and the kind of the callback.
+
+        Raises TokenRefused, and SourceRefused before it: where every source is checked, a stranger learns nothing
+        about tokens.
+        """
+        if self._settings.enforce_allowlist == "always":
+            self._check_listed(incoming.source)
+        if incoming.token is None:
+            return None, kind_of(incoming.kind, incoming.body)
+        found = self.open_token(incoming.kind, incoming.token)
+        if found is None:
+            raise TokenRefused("there is nothing at this address")
+        return found
+
+    def check_source(self, incoming: Incoming, subject: Subject | None) -> None:
+        """Raise SourceRefused for an unlisted source where the settings, or a missing token, require a listed one."""
+        mode = self._settings.enforce_allowlist
+        # Without a token the address is the only proof. A push can be queried later, a result cannot.
+        is_checked = mode != "never" and (subject is None or subject.env == "live")
+        if is_checked or (subject is None and incoming.kind in RESULTS):
+            self._check_listed(incoming.source)
+
+    async def check_signature(self, incoming: Incoming, subject: Subject | None) -> bool:
+        """Return True for a valid signature, False without one. Raises SignatureRefused for an invalid signature."""
+        if self._settings.signature == "off":
+            return False
+        if incoming.signature is None:
+            if self._settings.signature == "required":
+                raise SignatureRefused(f"the header {self._settings.signature_header} is required")
+            return False
+        signature = read_signature(incoming.signature)
+        if signature is None or not await self._is_signed(incoming.body, signature, subject):
+            raise SignatureRefused("the signature does not fit the body")
+        return True
+
+    def _check_listed(self, source: str) -> None:
+        if not self.is_listed(source):
+            raise SourceRefused("this address is not on the allowlist of Safaricom's addresses")
+
+    async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
+        if subject is not None and subject.env == "sandbox":
+            if self._secrets is None:
+                return False
+            passkeys = await self._secrets.passkeys_of(subject.merchant_id, subject.env)
+            return any(is_signed_with_passkey(passkey, body, signature) for passkey in passkeys)
+        # Without a token no merchant is known whose passkey it would be: only Safaricom's own key is left.
+        certificate = self._live_certificate()
+        return certificate is not None and is_signed_with_certificate(certificate, body, signature)
+
+    def _live_certificate(self) -> Certificate | None:
+        """Return the certificate while it is valid, then its successor as soon as one is found."""
+        now = self._clock.now()
+        if self._certificate is not None and self._certificate.not_before <= now < self._certificate.not_after:
+            return self._certificate
+        if self._certificate_read_at is None or now - self._certificate_read_at >= _READ_CERTIFICATE_AGAIN:
+            try:
+                self._read_certificate()
+            except CertificateRefused as problem:
+                log.warning("live_certificate_unavailable", problem=str(problem))
+        else:
+            self._certificate = None
+        return self._certificate
+
+    def _read_certificate(self) -> None:
+        """Raises CertificateRefused for a certificate that is not valid today."""
+        self._certificate, self._certificate_read_at = None, self._clock.now()
+        certificate = certificate_for(self._daraja, "live")
+        certificate.check_time(self._certificate_read_at)
+        self._certificate = certificate

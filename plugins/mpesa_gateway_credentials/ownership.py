@@ -1,0 +1,104 @@
+"""Decides which merchants may use a live receiver: its owner, and those that the host allows."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.changes import Changes
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway_credentials import tables
+
+_NO_CREDENTIALS = (
+    "this merchant has stored no live credentials for {}: it stores them first, with PUT /v1/merchant/providers"
+)
+
+
+@dataclass(frozen=True)
+class UseView:
+    """A merchant's right to a live receiver."""
+
+    merchant_id: str
+    name: str
+    is_owner: bool
+    may_use: bool
+    retired_at: datetime | None
+
+
+class ReceiverOwnership:
+    """Moves live receivers between merchants, and allows or ends their use by others."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        changes: Changes,
+        clock: Clock,
+        audit: Audit,
+        merchants: Merchants,
+    ) -> None:
+        self._db = db
+        self._changes = changes
+        self._clock = clock
+        self._audit = audit
+        self._merchants = merchants
+
+    async def move_receiver(self, number: str, merchant_id: str, *, actor: str) -> None:
+        """Make a merchant the owner of a live receiver. Raises NotFound."""
+        await self._merchants.require(merchant_id)
+        async with self._db.transaction():
+            receiver = await self._live_receiver(number)
+            if not await self._db.fetchval(tables.HAS_SHORTCODE, merchant_id, receiver["receiver_id"]):
+                raise Conflict(_NO_CREDENTIALS.format(number))
+            await self._db.execute(tables.MOVE_OWNER, receiver["receiver_id"], merchant_id)
+            await self._audit.record(
+                "receiver.moved",
+                merchant_id=merchant_id,
+                actor=actor,
+                subject_id=receiver["receiver_id"],
+                detail={"shortcode": number, "from": receiver["owner_id"]},
+            )
+        self._changes.tell("receiver", receiver["receiver_id"])
+
+    async def allow_use(self, number: str, merchant_id: str, *, is_allowed: bool, actor: str) -> None:
+        """Let a merchant push at a live receiver that another one owns, or end that. Raises NotFound and Conflict."""
+        await self._merchants.require(merchant_id)
+        now = self._clock.now()
+        async with self._db.transaction():
+            receiver = await self._live_receiver(number)
+            found = await self._db.fetchval(tables.ALLOW, merchant_id, receiver["receiver_id"], is_allowed, now)
+            if found is None:
+                raise Conflict(_NO_CREDENTIALS.format(number))
+            await self._audit.record(
+                "receiver.use_allowed" if is_allowed else "receiver.use_ended",
+                merchant_id=merchant_id,
+                actor=actor,
+                subject_id=receiver["receiver_id"],
+                detail={"shortcode": number},
+            )
+        self._changes.tell("credentials", merchant_id)
+        self._changes.tell("shortcode", found)
+
+    async def users(self, number: str) -> list[UseView]:
+        """The merchants that have, or had, live credentials for a receiver. Raises NotFound."""
+        rows = await self._db.fetch(tables.USERS, number)
+        if not rows:
+            raise NotFound(f"no merchant has stored live credentials for {number}")
+        return [
+            UseView(
+                row["merchant_id"],
+                row["name"],
+                is_owner=bool(row["is_owner"]),
+                may_use=row["is_owner"] is not False or row["is_allowed"],
+                retired_at=row["retired_at"],
+            )
+            for row in rows
+        ]
+
+    async def _live_receiver(self, number: str) -> Row:
+        row = await self._db.fetchrow(f"{tables.RECEIVER} FOR UPDATE", "live", number)
+        if row is None:
+            raise NotFound(f"no merchant has stored live credentials for {number}")
+        return row

@@ -1,0 +1,190 @@
+"""Opens the stored credentials of shortcodes, for other plugins and for the merchants that stored them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
+from mpesa_gateway.db.changes import Changes, Remembered
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import ProviderNotConfigured, ProviderUnavailable
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.scopes import Caller, Env, Scope, key_prefix
+from mpesa_gateway.security.sealing import Sealer
+from mpesa_gateway_credentials import tables
+from mpesa_gateway_credentials.api import MpesaCredentials, StatementSource
+from mpesa_gateway_credentials.schemas import Check, KeyView, MerchantView, MpesaSummary, ProviderView, Verification
+
+SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
+"""The fields that are sealed at rest and masked everywhere."""
+"""The fields that are sealed at rest and masked everywhere."""
+
+_OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
+
+
+def aad(merchant_id: str, env: str, number: str, field: str) -> tuple[str, ...]:
+    """Return what a secret field is sealed for."""
+    return (merchant_id, "mpesa", env, number, field)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The opened credentials of a shortcode that is not wiped, with its merchant's name."""
+
+    credentials: MpesaCredentials
+    merchant_name: str
+
+
+class CredentialReader:
+    """The ports ``Credentials`` and ``CallbackSecrets``: rows are remembered sealed, and opened for each call."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        changes: Changes,
+        audit: Audit,
+        merchants: Merchants,
+        sealer: Sealer,
+        daraja: DarajaClient,
+    ) -> None:
+        """``daraja`` returns the client of the running gateway."""
+        self._db = db
+        self._audit = audit
+        self._merchants = merchants
+        self._sealer = sealer
+        self._daraja = daraja
+        self._usable: Remembered[list[Row]] = Remembered(changes)
+        self._by_id: Remembered[Row] = Remembered(changes)
+        changes.on("credentials", self._usable.forget)
+        changes.on("shortcode", self._by_id.forget)
+        changes.on("receiver", self._usable.forget_all)
+        changes.on("receiver", self._by_id.forget_all)
+
+    async def get(self, merchant_id: str, env: Env, shortcode: str | None = None) -> MpesaCredentials:
+        """See the port."""
+        rows = await self._usable.get(merchant_id, lambda: self._db.fetch(tables.USABLE, merchant_id))
+        for row in rows or ():
+            is_meant = row["is_default"] if shortcode is None else row["number"] == shortcode
+            if row["env"] == env and is_meant:
+                return self._opened(row)
+        whose = "" if shortcode is None else f" of shortcode {shortcode}"
+        raise ProviderNotConfigured(
+            f"no M-Pesa credentials{whose} for {env} are stored: PUT /v1/merchant/providers with a key that starts "
+            f"with {key_prefix(env)}"
+        )
+
+    async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
+        """See the port."""
+        row = await self._by_id.get(shortcode_id, lambda: self._db.fetchrow(tables.FIND, shortcode_id))
+        if row is None:
+            raise ProviderNotConfigured("there is no such shortcode")
+        if row["wiped_at"] is not None:
+            raise ProviderNotConfigured(
+                f"the credentials of {row['env']} shortcode {row['number']} were retired and erased: store them again "
+                f"with PUT /v1/merchant/providers and a key that starts with {key_prefix(row['env'])}"
+            )
+        return self._opened(row)
+
+    async def accepted(self, credentials: MpesaCredentials) -> bool:
+        """See the port."""
+        if not credentials.wants_owner:
+            return credentials.is_owner
+        if await self._db.fetchval(tables.OWN, credentials.receiver_id, credentials.merchant_id) is None:
+            return bool(await self._db.fetchval(tables.OWNER, credentials.receiver_id) == credentials.merchant_id)
+        await self._audit.record(
+            "receiver.owned",
+            merchant_id=credentials.merchant_id,
+            actor="system",
+            subject_id=credentials.receiver_id,
+            detail={"env": credentials.env, "shortcode": credentials.shortcode},
+        )
+        return True
+
+    async def statement_sources(self) -> list[StatementSource]:
+        """See the port."""
+        rows = await self._db.fetch(tables.WITH_STATEMENTS)
+        return [
+            StatementSource(row["shortcode_id"], row["merchant_id"], row["env"], row["retired_at"] is not None)
+            for row in rows
+        ]
+
+    async def passkeys_of(self, merchant_id: str, env: Env) -> list[Secret]:
+        """The passkeys of the merchant's shortcodes in an env, retired ones too, the usable ones first."""
+        return [self._secret(row, "passkey") for row in await self._db.fetch(tables.PASSKEYS, merchant_id, env)]
+
+    async def providers(self, merchant_id: str, env: Env) -> list[ProviderView]:
+        """What is configured in an env, masked."""
+        try:
+            return [provider_view(await self.get(merchant_id, env))]
+        except ProviderNotConfigured:
+            return []
+
+    async def shortcodes(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
+        """The merchant's shortcodes in an env that have their secrets, the usable ones first."""
+        return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
+
+    async def page(self, before: str | None, limit: int) -> list[Stored]:
+        """All merchants' shortcodes that have their secrets, the newest first, from just before the one given."""
+        rows = await self._db.fetch(tables.LIST, before, limit)
+        return [Stored(self._opened(row), row["merchant_name"]) for row in rows]
+
+    async def verify(self, merchant_id: str, env: Env) -> Verification:
+        """Fetch a token with the default shortcode's keys and report what works.
+
+        Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
+        """
+        self._db.refuse_transaction("verifying credentials")
+        credentials = await self.get(merchant_id, env)
+        try:
+            await self._daraja.verify(credentials.daraja)
+        except Rejected as fault:
+            failed = Check(
+                name="credentials", ok=False, message=fault.meaning, mitigation=fault.mitigation, code=fault.code
+            )
+            return Verification(ok=False, checks=[failed])
+        except NotSent as fault:
+            raise ProviderUnavailable(
+                "M-Pesa could not be reached: try again", retry_after=fault.retry_after or 5, provider=fault.provider
+            ) from None
+        return Verification(
+            ok=True, checks=[Check(name="credentials", ok=True, message="M-Pesa gave an access token for these keys")]
+        )
+
+    async def me(self, caller: Caller) -> MerchantView:
+        """The merchant and its configuration in the env of the calling key."""
+        merchant = await self._merchants.require(caller.merchant_id)
+        return MerchantView(
+            id=merchant.merchant_id,
+            name=merchant.name,
+            env=caller.env,
+            is_active=merchant.is_active,
+            created_at=merchant.created_at,
+            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(map(Scope, caller.scopes))),
+            providers=[view.provider for view in await self.providers(caller.merchant_id, caller.env)],
+        )
+
+    def _opened(self, row: Row) -> MpesaCredentials:
+        values: dict[str, Any] = {name: row[name] for name in _OPENED}
+        for name in SECRET_FIELDS:
+            if values[name] is not None:
+                values[name] = self._secret(row, name)
+        if values["nominated_number"] is not None:
+            values["nominated_number"] = Msisdn(values["nominated_number"])
+        return MpesaCredentials(shortcode=row["number"], **values)
+
+    def _secret(self, row: Row, name: str) -> Secret:
+        bound = aad(row["merchant_id"], row["env"], row["number"], name)
+        return Secret(self._sealer.open(row[name], aad=bound))
+
+
+def provider_view(credentials: MpesaCredentials) -> ProviderView:
+    """As [spec] has it: with a till, ``shortcode`` is the store number."""
+    wire = {"shortcode": credentials.daraja.shortcode, "till_number": credentials.daraja.till_number}
+    values: dict[str, Any] = {}
+    for name in MpesaSummary.__struct_fields__:
+        value = wire[name] if name in wire else getattr(credentials, name)
+        values[name] = value.masked if isinstance(value, Secret | Msisdn) else value
+    return ProviderView(provider="mpesa", config_summary=MpesaSummary(**values))

@@ -1,0 +1,216 @@
+"""Sends the STK push of a payment and records its outcome: accepted, refused, not sent or unknown."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, cast
+
+import asyncpg
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected, StkAck
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
+from mpesa_gateway.db.outcomes import Outcomes
+from mpesa_gateway.errors import ProviderRejected, ProviderUnavailable
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.listing import find_payment
+from mpesa_gateway_payments.many import Accepted, Steps
+from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause, Charge
+from mpesa_gateway_payments.transitions import Transitions
+
+log = structlog.get_logger(__name__)
+
+_MARK_WITHIN = 5.0
+"""Seconds that committing the mark before a push may take; nothing is sent without it."""
+
+
+class StkPusher:
+    """Sends one push per payment. The mark is committed before the call, the outcome is written after it."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        settings: PaymentsSettings,
+        daraja: DarajaClient,
+        outcomes: Outcomes,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        steps: Steps,
+        moves: Transitions,
+        resting: RestingShortcodes,
+    ) -> None:
+        """``daraja`` returns the client of the running gateway."""
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._daraja = daraja
+        self._outcomes = outcomes
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._steps = steps
+        self._moves = moves
+        self._resting = resting
+
+    async def push(self, row: Row, credentials: MpesaCredentials) -> Row:
+        """Send the one STK push of a payment and record its outcome; returns the payment.
+
+        Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the push.
+        """
+        self._db.refuse_transaction("asking for a payment")
+        payment_id = row["payment_id"]
+        address = row["callback_url"] or self._callbacks.url_for(
+            "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id
+        )
+        try:
+            await self._daraja.prepare(credentials.daraja)
+            if not await self._mark_sending(row):
+                return await self._leave(row)
+            ack = await self._daraja.stk_push(
+                credentials.daraja,
+                amount=Kes(row["amount"]),
+                phone=Msisdn(row["phone"]),
+                callback_url=address,
+                account_reference=row["reference"],
+                description=row["description"],
+            )
+        except NotSent as fault:
+            self._resting.rest(row["shortcode_id"], fault)
+            await self._record("unsent", row, partial(self._write_unsent, row, fault))
+            raise ProviderUnavailable(
+                f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
+                retry_after=fault.retry_after or 5,
+                provider=fault.provider,
+            ) from None
+        except Rejected as fault:
+            await self._record("refusal", row, partial(self._write_refusal, row, fault))
+            raise ProviderRejected(
+                f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
+            ) from None
+        except OutcomeUnknown as fault:
+            return await self._record("unknown", row, partial(self._write_unknown, row, fault))
+        self._resting.wake(row["shortcode_id"])
+        handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
+        accepted = Accepted(
+            payment_id,
+            row["merchant_id"],
+            row["env"],
+            row["idempotency_key"],
+            ack,
+            is_named=row["callback_url"] is None,
+        )
+        return await self._record(
+            "ack",
+            row,
+            partial(self._write_accepted, row, ack, credentials),
+            # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+            at_once=None if credentials.wants_owner else partial(self._steps.accept, accepted),
+            known=handles,
+        )
+
+    async def _mark_sending(self, row: Row) -> bool:
+        """Commit that the push is about to be sent; False if the payment changed first: nothing may be sent.
+
+        Raises NotSent where Postgres cannot commit it.
+        """
+        try:
+            async with asyncio.timeout(_MARK_WITHIN):
+                return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
+        except (*UNREACHABLE, *OVERBURDENED) as problem:
+            log.warning("push_not_marked", payment_id=row["payment_id"], error=type(problem).__name__)
+            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+
+    async def _leave(self, row: Row) -> Row:
+        """A payment that is not to be pushed any more, as it is; its key is settled."""
+
+        async def write() -> Row:
+            await self._settle_key(row)
+            return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
+
+        return await self._record("key", row, write)
+
+    async def _record(
+        self,
+        what: str,
+        row: Row,
+        write: Callable[[], Awaitable[Row]],
+        *,
+        at_once: Callable[[], Awaitable[Row | None]] | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """Write an outcome of the push; returns the payment, with what is ``known`` where it will be written later."""
+        written = await self._outcomes.record(what, row["payment_id"], write, at_once=at_once)
+        # A view reads either in the same way.
+        return written if written is not None else cast("Row", dict(row) | dict(known or {}))
+
+    async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._clock.now()
+        await self._settle_key(row)
+        try:
+            async with self._db.savepoint():
+                due = now + timedelta(seconds=self._settings.ask_after[0])
+                taken = await self._db.fetchrow(
+                    tables.ACCEPTED, payment_id, ack.merchant_request_id, ack.checkout_request_id, now, due
+                )
+        except asyncpg.UniqueViolationError:
+            log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
+            why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
+            return await self._write_unknown(row, OutcomeUnknown(why))
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
+            log.error("acknowledgement_not_kept", payment_id=payment_id, error=type(problem).__name__)
+            return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
+        if taken is not None:
+            await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
+        # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+        await self._callbacks.apply_waiting(ack.checkout_request_id)
+        await self._credentials.accepted(credentials)
+        return await find_payment(self._db, merchant_id, row["env"], payment_id)
+
+    async def _write_unknown(self, row: Row, fault: OutcomeUnknown) -> Row:
+        payment_id, now = row["payment_id"], self._clock.now()
+        await self._settle_key(row)
+        if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
+            await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
+            log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
+        return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
+
+    async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
+        """Nothing was sent: the same key may try again, unless something says that there was a prompt after all."""
+        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._clock.now()
+        key, attempt = row["idempotency_key"], row["push_attempt"]
+        await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
+        due = now + timedelta(seconds=self._settings.unsent_after)
+        if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
+            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
+        found = await find_payment(self._db, merchant_id, row["env"], payment_id)
+        is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
+        if found["push_attempt"] == attempt and is_under_way:
+            return await self._write_unknown(row, OutcomeUnknown(fault.meaning, code=fault.code))
+        return found
+
+    async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
+        await self._settle_key(row)
+        await self._moves.fail(
+            row["payment_id"],
+            code=fault.code or "refused",
+            text=fault.meaning,
+            reason=fault.failure_reason,
+            cause=Cause.FAULT,
+            step="refused",
+            is_final=True,
+        )
+        return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
+
+    async def _settle_key(self, row: Row) -> None:
+        await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])

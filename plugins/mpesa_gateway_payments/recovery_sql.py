@@ -1,0 +1,74 @@
+"""Statements that match money to payments, and note money that was sent back outside the gateway."""
+
+MOST_CANDIDATES = 1000
+"""Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
+
+REVERSED_OUTSIDE = """
+UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
+    refunded = CASE WHEN $2 = 'whole' THEN amount ELSE refunded END,
+    status = CASE WHEN $2 = 'whole' THEN 'reversed' ELSE status END
+WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reserved = 0
+    AND (reversed_outside IS NULL OR (reversed_outside = 'part' AND $2 = 'whole'))
+RETURNING *
+"""
+
+NOTE_GONE = """
+INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
+ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
+    WHERE outgoing_receipt.payment_id IS NULL AND outgoing_receipt.is_part
+"""
+"""A payment that has the receipt may be committed at this moment: GONE_AND_PAID finds it afterwards."""
+
+GONE_AND_PAID = """
+SELECT payment.payment_id FROM outgoing_receipt AS gone
+    JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
+WHERE gone.payment_id IS NULL AND gone.noted_at >= $1
+ORDER BY gone.noted_at LIMIT 100
+"""
+
+TAKE_GONE = """
+DELETE FROM outgoing_receipt WHERE env = $1 AND receipt = $2 AND payment_id IS NULL RETURNING is_part
+"""
+"""Of two that find the same payment, one takes the note: the payment is locked before."""
+
+_FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
+    status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch"""
+
+NAMED = f"""
+SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE env = $1 AND received_receipt = ANY($2::text[])
+UNION ALL
+SELECT {_FACTS} FROM payment WHERE reference_is_ours AND reference = ANY($3::text[]) AND env = $1
+"""  # noqa: S608 - the columns above
+"""Payments of all merchants that have one of these receipts, or one of these references of our own."""
+
+CANDIDATES = f"""
+SELECT found.* FROM (
+    SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[])
+        AS t(number, value, since, likely, until)
+    LIMIT cardinality($2)
+) AS wanted CROSS JOIN LATERAL (
+    SELECT {_FACTS} FROM payment
+    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND receipt IS NULL
+        AND status IN ('pending', 'failed', 'completed') AND erased_at IS NULL
+        AND created_at BETWEEN wanted.since AND wanted.until
+    ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
+) AS found
+"""  # noqa: S608 - likewise
+"""Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
+
+FACTS_LOCKED = f"""
+SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE
+"""  # noqa: S608 - likewise
+
+RECEIPTS_KNOWN = """
+SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
+"""
+
+PAID_AT = """
+SELECT payment_id FROM payment WHERE env = $1 AND receipt = ANY($3::text[]) AND shortcode = $2
+ORDER BY payment_id LIMIT 1
+"""
+
+OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"

@@ -1,0 +1,251 @@
+"""Asks Daraja by STK query how pending payments stand, and takes the answers."""
+
+import asyncio
+import time
+from datetime import datetime, timedelta
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
+from mpesa_gateway.daraja.codes import Outcome
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.erasure import may_be_handle
+from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.places import Places
+from mpesa_gateway.queues import Jobs
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.stored import loads
+from mpesa_gateway.tracing import Tracer
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments import due_sql, tables
+from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.judging import judge, speaks_of
+from mpesa_gateway_payments.listing import find_payment
+from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.verdicts import payment_of
+
+log = structlog.get_logger(__name__)
+
+_ASKING = timedelta(seconds=60)
+"""Time for which one worker claims a payment while it asks Daraja."""
+
+_ASK_FOR = 20.0
+"""Seconds after which a shortcode's job begins no more queries: others have their turn."""
+
+_LAST_ASK = timedelta(seconds=45)
+"""How long before a payment's end the last query is sent: longer than a call to Daraja takes."""
+
+
+class StkQueries:
+    """Queries due payments, side by side within limits, and writes what the answers prove."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        settings: PaymentsSettings,
+        tracer: Tracer,
+        places: Places,
+        daraja: DarajaClient,
+        jobs: Jobs,
+        credentials: Credentials,
+        moves: Transitions,
+        expiry: Expiry,
+        unacknowledged: Unacknowledged,
+        resting: RestingShortcodes,
+    ) -> None:
+        """``daraja`` and ``jobs`` return those of the running gateway; ``places`` bounds the queries at one time."""
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._rules = settings.rules
+        self._tracer = tracer
+        self._places = places
+        self._daraja = daraja
+        self._jobs = jobs
+        self._credentials = credentials
+        self._moves = moves
+        self._expiry = expiry
+        self._unacknowledged = unacknowledged
+        self._resting = resting
+
+    async def wake_due(self) -> int:
+        """Wake one job for each shortcode with payments that are due; returns their count."""
+        rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
+        for row in rows:
+            shortcode_id = row["shortcode_id"]
+            await self._jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
+        return len(rows)
+
+    async def ask_due(self, shortcode_id: str) -> int:
+        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; returns their count.
+
+        What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
+        raised for one of the payments, after the others.
+        """
+        self._db.refuse_transaction("asking M-Pesa about payments")
+        count = 0
+        failed: list[BaseException] = []
+        with self._places.take(shortcode_id) as has_place:
+            until = time.monotonic() + _ASK_FOR
+            while has_place and time.monotonic() < until:
+                now = self._clock.now()
+                rows = await self._db.fetch(
+                    due_sql.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                )
+                asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
+                failed += [one for one in asked if one is not None]
+                count += len(rows)
+                rests = self._places.is_silent(shortcode_id) or self._resting.until(shortcode_id) is not None
+                if rests or len(rows) < self._settings.asks_at_once:
+                    break
+        if failed:
+            raise failed[0]
+        return count
+
+    async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
+        """Ask Daraja how a pending payment stands, or expire it once its time is up.
+
+        False when it is not due, has ended, or another worker is asking.
+        """
+        self._db.refuse_transaction("asking M-Pesa about a payment")
+        now = self._clock.now()
+        row = await self._db.fetchrow(due_sql.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
+        if row is None:
+            return False
+        await self._ask_claimed(row, now)
+        return True
+
+    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
+        """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
+        self._db.refuse_transaction("asking M-Pesa about a payment")
+        row = await find_payment(self._db, merchant_id, env, payment_id)
+        await self._credentials.of_shortcode(row["shortcode_id"])
+        is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
+        if not is_open or row["checkout_request_id"] is None:
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
+        await self.ask(payment_id, is_forced=True)
+
+    async def _ask_claimed(self, row: Row, now: datetime) -> None:
+        """Ask about a payment that is this worker's own for ``_ASKING``."""
+        payment_id = row["payment_id"]
+        structlog.contextvars.bind_contextvars(payment_id=payment_id)
+        self._tracer.concerns(payment_id)
+        if row["checkout_request_id"] is None:
+            await self._unacknowledged.close(payment_id, now)
+            return
+        try:
+            outcome, again_at = await self._ask_daraja(row)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes the job over asks at once.
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, now)
+            raise
+        async with self._db.transaction():
+            # Meanwhile a callback may have come, or have left something to confirm.
+            locked = await self._db.fetchrow(tables.LOCK, payment_id)
+            if locked is not None and again_at is not None and now < locked["expires_at"]:
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, again_at)
+            elif locked is not None:
+                await self._take_answer(locked, outcome, now)
+
+    async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
+        """What Daraja answered, or that it did not, about a locked payment."""
+        payment_id = row["payment_id"]
+        claim = None if row["claim"] is None else loads(row["claim"], Told)
+        is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
+        if outcome is not None and outcome.is_paid:
+            await self._take_paid(row, outcome, claim)
+        elif outcome is not None and not outcome.is_pending:
+            if claim is not None:
+                await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
+            await self._moves.fail(
+                payment_id,
+                code=outcome.code,
+                text=outcome.meaning,
+                reason=outcome.failure_reason,
+                cause=Cause.STK_QUERY,
+            )
+            if is_expired:
+                # M-Pesa has said how it ended. Its merchant knows that it failed.
+                await self._db.execute(due_sql.ASK_AGAIN, payment_id, None)
+        elif now < row["expires_at"]:
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._next_ask(row, now))
+        elif row["status"] == Status.PENDING.value or claim is not None:
+            await self._expiry.end(row)
+        elif is_expired:
+            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
+
+    async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
+        """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""
+        handle = Handle(row["payment_id"], row["checkout_request_id"])
+        if claim is None or not claim.is_proven:
+            told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+            evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        else:
+            told, cause = claim, Cause.CALLBACK
+            evidence = Evidence(
+                source=Source.STK_CALLBACK,
+                proof=Proof.CONFIRMED,
+                handle=handle,
+                receipt=claim.receipt,
+                amount=read_amount(claim.amount, claim.amount_text),
+                payer=claim.phone,
+            )
+        if claim is not None:
+            await self._moves.drop_claim(row["payment_id"], refuted=False)
+        await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
+
+    async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
+        """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
+        shortcode_id = row["shortcode_id"]
+        if (rests_until := self._resting.until(shortcode_id)) is not None:
+            return None, rests_until
+        try:
+            credentials = await self._credentials.of_shortcode(shortcode_id)
+            answer = await self._daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+        except NotSent as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
+            again_at = self._resting.rest(shortcode_id, fault)
+            log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
+            return None, again_at
+        except (OutcomeUnknown, Rejected) as fault:
+            self._places.note(shortcode_id, answered=fault.code is not None)
+            log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
+            return None, None
+        except ProviderNotConfigured:
+            log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
+            return None, None
+        self._places.note(shortcode_id, answered=True)
+        handle = Handle(row["payment_id"], answer.checkout_request_id)
+        named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+        # A success has to name the push: what is absent proves no payment.
+        is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
+        told, known = answer.merchant_request_id, row["merchant_request_id"]
+        is_other = told is not None and known is not None and not may_be_handle(told, known)
+        if is_named and not is_other and speaks_of(named, payment_of(row)):
+            return answer.outcome, None
+        log.error("stk_query_about_another_push", payment_id=row["payment_id"])
+        return None, None
+
+    def _next_ask(self, row: Row, now: datetime) -> datetime:
+        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
+        schedule = self._settings.ask_after
+        expires_at: datetime = row["expires_at"]
+        # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
+        pushed_at = max(row["created_at"], expires_at - timedelta(seconds=self._settings.expire_after))
+        age = (now - pushed_at).total_seconds()
+        later = next((pause for pause in schedule if pause > age), None)
+        at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
+        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
+        if last <= now:
+            return expires_at + _ASKING
+        return min(at, max(last, now + timedelta(seconds=1)))

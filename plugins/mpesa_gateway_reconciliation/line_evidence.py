@@ -1,0 +1,73 @@
+"""Reads statement lines as evidence for the judge of payments."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+from mpesa_gateway.daraja.wire import StatementLine
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.money import Kes
+from mpesa_gateway_payments.api import (
+    Direction,
+    Evidence,
+    Proof,
+    Receiver,
+    Source,
+    Zone,
+    in_zone,
+    is_negative,
+    possible,
+    read_amount,
+    read_kind,
+)
+from mpesa_gateway_reconciliation import tables
+
+
+async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
+    """The zone that the latest proofs of a shortcode agree in; None without one, and where they contradict."""
+    zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
+    return zones.pop() if len(zones) == 1 else None
+
+
+def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
+    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run.
+
+    A line without a readable time is kept at the end of the window, and as impossible: only its receipt or our own
+    reference settles it.
+    """
+    readings = in_zone(line.moments, zone) or (run["window_end"],)
+    if not line.moments:
+        return readings, False
+    found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
+    return found or readings, bool(found)
+
+
+def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
+    """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
+    direction, is_called_a_tills = read_kind(row["kind"])
+    values: dict[str, Any] = {
+        "source": Source.STATEMENT,
+        "proof": Proof.ANSWER if proof is Proof.WINDOW and row["answered_at"] is not None else proof,
+        "direction": Direction.OUT if row["is_to_us"] is False or is_negative(row["amount_text"]) else direction,
+        "receiver": Receiver(row["env"], row["shortcode"], is_called_a_tills and row["is_of_till"]),
+        "receipt": row["receipt"],
+        "reference": row["reference"],
+        "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
+        "payer": row["phone"],
+        "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
+        # Outside the window that was asked for, or in the future: a time that contradicts every payment.
+        "is_impossible": not row["is_timed"],
+    }
+    return Evidence(**values)
+
+
+_RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
+
+
+def named_receipts(row: Row) -> list[str]:
+    """What may be the receipt of the money that a reversal sent back; nothing for a line of another kind."""
+    kind = row["kind"] or ""
+    if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
+        return []
+    texts = (row["receipt"], row["reference"] or "", kind)
+    return sorted({found for text in texts for found in _RECEIPT.findall(text.upper())})

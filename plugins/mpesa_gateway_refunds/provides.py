@@ -1,0 +1,104 @@
+"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+
+from mpesa_gateway.places import Places
+from mpesa_gateway.plugin import Provides
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.api import Payments, RefundablePayments
+from mpesa_gateway_refunds.desk import RefundDesk
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_refunds.results import ReversalResults
+from mpesa_gateway_refunds.reversing import ReversalSender
+from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.settings import RefundsSettings
+
+_ASKED_EACH = 2
+"""Refunds of one merchant that one worker asks about at the same time."""
+
+
+def _service(gateway: Runtime) -> RefundService:
+    return RefundService(
+        db=gateway.db,
+        reads=gateway.reads,
+        clock=gateway.clock,
+        ids=gateway.ids,
+        settings=gateway.settings(RefundsSettings),
+        audit=gateway.audit,
+        outcomes=gateway.outcomes,
+        public_url=gateway.url,
+        see_through=gateway.see_through,
+        payments=gateway.port(RefundablePayments),
+        credentials=gateway.port(Credentials),
+        sender=gateway.port(ReversalSender),
+    )
+
+
+def _queries(gateway: Runtime) -> RefundQueries:
+    return RefundQueries(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(RefundsSettings),
+        tracer=gateway.tracer,
+        places=Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH),
+        daraja=gateway.daraja,
+        jobs=gateway.jobs,
+        callbacks=gateway.port(Callbacks),
+        credentials=gateway.port(Credentials),
+        endings=gateway.port(RefundEndings),
+        sender=gateway.port(ReversalSender),
+    )
+
+
+def _results(gateway: Runtime) -> ReversalResults:
+    return ReversalResults(
+        db=gateway.db,
+        clock=gateway.clock,
+        callbacks=gateway.port(Callbacks),
+        credentials=gateway.port(Credentials),
+        endings=gateway.port(RefundEndings),
+    )
+
+
+def _sender(gateway: Runtime) -> ReversalSender:
+    return ReversalSender(
+        db=gateway.db,
+        clock=gateway.clock,
+        settings=gateway.settings(RefundsSettings),
+        tracer=gateway.tracer,
+        daraja=gateway.daraja,
+        outcomes=gateway.outcomes,
+        callbacks=gateway.port(Callbacks),
+        endings=gateway.port(RefundEndings),
+    )
+
+
+def _endings(gateway: Runtime) -> RefundEndings:
+    return RefundEndings(
+        db=gateway.db,
+        clock=gateway.clock,
+        audit=gateway.audit,
+        outbox=gateway.outbox,
+        payments=gateway.port(RefundablePayments),
+    )
+
+
+def _desk(gateway: Runtime) -> RefundDesk:
+    return RefundDesk(
+        db=gateway.db,
+        reads=gateway.reads,
+        merchants=gateway.merchants,
+        payments=gateway.port(Payments),
+        refunds=gateway.port(RefundService),
+    )
+
+
+PROVIDES: Provides = (
+    (RefundService, _service),
+    (RefundQueries, _queries),
+    (ReversalResults, _results),
+    (ReversalSender, _sender),
+    (RefundEndings, _endings),
+    (RefundDesk, _desk),
+)

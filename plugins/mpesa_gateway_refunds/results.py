@@ -1,0 +1,180 @@
+"""Takes what M-Pesa reports about reversals: their results, and the answers to status queries."""
+
+from contextlib import suppress
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
+from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
+from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.api import Direction, read_direction
+from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.endings import CAME_IN, DONE, RefundEndings
+from mpesa_gateway_refunds.subjects import ABOUT_PAYMENT, ABOUT_REVERSAL
+
+log = structlog.get_logger(__name__)
+
+_NO_RECEIPT = "M-Pesa says that it is done, and does not name the transaction: look on its portal"
+_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
+_NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
+
+
+class ReversalResults:
+    """Moves refunds by their reversals' results and by the answers to status queries."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        endings: RefundEndings,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._endings = endings
+
+    async def take_result(self, result: ReversalResulted) -> None:
+        """Take a reversal's result inside the transaction that stores it. An unknown refund's result keeps waiting."""
+        row = await self._find(result)
+        if row is None:
+            return
+        if result.receipt is not None and result.receipt != row["receipt"]:
+            raise AnotherSubject("this result is about another payment's reversal")
+        if result.timed_out:
+            await self._db.execute(tables.ASK_NOW, row["refund_id"], self._clock.now())
+        elif result.is_final and not await self._end(row, result):
+            # Its money is promised to another refund: offered again until that one has ended.
+            return
+        await self._callbacks.mark_applied(result.callback_id)
+
+    async def take_status(self, result: StatusResulted) -> None:
+        """Take the answer to a status query about a refund inside the transaction that stores the callback."""
+        prefix, _, name = result.subject_id.partition("_")
+        if prefix not in {ABOUT_REVERSAL, ABOUT_PAYMENT}:
+            return
+        row = await self._db.fetchrow(tables.LOCK, f"{ABOUT_REVERSAL}_{name}")
+        if row is None:
+            return
+        if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":
+            # What was asked decides what the answer is about, unless it names the payment's own receipt.
+            if prefix == ABOUT_PAYMENT or result.receipt == row["receipt"]:
+                await self._take_answer_about_payment(row, result)
+            else:
+                await self._take_answer_about_reversal(row, result)
+        await self._callbacks.mark_applied(result.callback_id)
+
+    async def _end(self, row: Row, result: ReversalResulted) -> bool:
+        """What M-Pesa says is done. False when it cannot be taken yet."""
+        outcome = reversal_outcome(result.result_code, result.result_desc)
+        code, text = result.result_code, result.result_desc
+        if outcome.word == "reversed":
+            if result.amount_text is not None and result.amount != row["amount"]:
+                await self._endings.need_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+                return True
+            if result.receipt is None:
+                # The result of a payout or a balance query has no OriginalTransactionID.
+                await self._endings.need_attention(row, _NO_RECEIPT)
+                return True
+            return await self._endings.complete(row, outcome, code, text, result.reversal_receipt)
+        if row["status"] == "completed":
+            if outcome.word != "already_reversed":
+                await self._endings.need_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+        elif not outcome.is_known and row["status"] == "pending":
+            # An unknown code does not prove that no money went back: its amount stays reserved.
+            await self._endings.need_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
+        elif outcome.word != "already_reversed":
+            await self._endings.fail(row, outcome, code=code, text=text)
+        elif await self._says_how_much(row):
+            await self._db.execute(tables.VERIFY, row["refund_id"], code, text, self._clock.now())
+        else:
+            await self._endings.need_attention(row, _NOT_HOW_MUCH)
+        return True
+
+    async def _says_how_much(self, row: Row) -> bool:
+        """Return True if a payment that is reversed can only be so by the whole of this refund.
+
+        M-Pesa says that a payment was reversed, and not of which part it speaks.
+        """
+        return row["amount"] == row["payment_amount"] and not await self._db.fetchval(
+            tables.MAY_HAVE_GONE_BACK_IN_PART, row["payment_id"], row["refund_id"]
+        )
+
+    async def _take_answer_about_payment(self, row: Row, result: StatusResulted) -> None:
+        """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
+        state = transaction_state(result.transaction_status)
+        if result.receipt not in {None, row["receipt"]} or state == "pending":
+            return
+        is_verifying = row["reversal"] == "verifying"
+        if state == "partially_reversed":
+            # Of which refund the part is, M-Pesa does not say.
+            if is_verifying:
+                await self._endings.need_attention(row, _NOT_HOW_MUCH)
+            return
+        if not is_verifying and state != "reversed":
+            return
+        if result.receipt is None:
+            # It need not be about this payment.
+            await self._endings.need_attention(row, _NO_RECEIPT)
+            return
+        is_other_amount = result.amount_text is not None and result.amount != row["payment_amount"]
+        if is_other_amount or (is_verifying and state == "failed"):
+            of = "" if result.amount_text is None else f" of KES {result.amount_text}"
+            said = f"M-Pesa says {'both already reversed and ' if is_verifying else ''}{result.transaction_status}{of}"
+            await self._endings.need_attention(row, said)
+        elif not await self._says_how_much(row):
+            await self._endings.need_attention(row, _NOT_HOW_MUCH)
+        elif is_verifying:
+            await self._endings.complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
+        else:
+            await self._endings.complete(row, DONE, result.result_code, result.result_desc, None)
+
+    async def _take_answer_about_reversal(self, row: Row, result: StatusResulted) -> None:
+        """How the reversal itself stands, by the conversation that its ack named."""
+        state = transaction_state(result.transaction_status)
+        if state == "failed":
+            outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
+            await self._endings.fail(row, outcome, code=result.result_code, text=outcome.meaning)
+        elif state == "completed" and result.amount_text is not None and result.amount != row["amount"]:
+            await self._endings.need_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+        elif state == "completed" and result.receipt is None:
+            await self._endings.need_attention(row, _NO_RECEIPT)
+        elif state == "completed" and read_direction(result.payees, await self._numbers(row)) is Direction.IN:
+            await self._endings.need_attention(row, CAME_IN)
+        elif state == "completed":
+            await self._endings.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
+
+    async def _numbers(self, row: Row) -> set[str]:
+        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        numbers = {row["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            known = await self._credentials.of_shortcode(row["shortcode_id"])
+            numbers |= {known.shortcode, known.store_number or known.shortcode}
+        return numbers
+
+    async def _find(self, result: QueryResulted) -> Row | None:
+        if result.subject_id:
+            row = await self._db.fetchrow(tables.LOCK, result.subject_id)
+        else:
+            row = await self._db.fetchrow(
+                tables.LOCK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+            )
+        if row is None:
+            return None
+        if result.merchant_id and (result.merchant_id, result.env) != (row["merchant_id"], row["env"]):
+            raise AnotherSubject("this result is about a refund of another merchant or env")
+        pairs = (
+            (row["originator_conversation_id"], result.originator_conversation_id),
+            (row["conversation_id"], result.conversation_id),
+        )
+        known = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+        if known and all(ours != theirs for ours, theirs in known):
+            raise AnotherSubject("this result is about another refund than its address")
+        return row

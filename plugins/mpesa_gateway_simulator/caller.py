@@ -1,0 +1,228 @@
+"""Calls back: ends due prompts, posts the callbacks and results that are owed, and notes the answers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import niquests
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.dns import Names, NamesResolver
+from mpesa_gateway.logs import trace
+from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.callback_bodies import callback_body
+from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
+from mpesa_gateway_simulator.outcomes import by_name
+from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.settings import SimulatorSettings
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE = 50
+"""Callbacks under way at the same time."""
+
+_LONGEST_SLEEP = 0.25
+"""Seconds between looks for what is due, when nothing has woken us."""
+
+_LEASE = timedelta(seconds=20)
+_ANSWER_WITHIN = 10.0
+
+_HELD_BACK = 20.0
+"""Seconds that a push's answer is held back at most, for a callback that is to come first."""
+
+
+class CallbackCaller:
+    """Posts callbacks and results. Everything owed is a row, so that a restart goes on where a crash stopped."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        names: Names,
+        settings: SimulatorSettings,
+        chance: Chance,
+        prompts: Prompts,
+        pulse: Pulse,
+        diary: Diary,
+        due: DueSignal,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._names = names
+        self._settings = settings
+        self._chance = chance
+        self._prompts = prompts
+        self._pulse = pulse
+        self._diary = diary
+        self._due = due
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._session: niquests.AsyncSession | None = None
+
+    async def start(self) -> None:
+        """Begin to call back."""
+        session = niquests.AsyncSession(
+            # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
+            resolver=cast("Any", NamesResolver(self._names)),
+            retries=0,
+            disable_http3=True,
+            pool_maxsize=_AT_ONCE * 2,
+        )
+        session.trust_env = False
+        self._session = session
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def stop(self) -> None:
+        """Stop calling back; what is owed stays owed."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
+            self._dispatcher = None
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def send_results_now(self, result_ids: list[int]) -> None:
+        """Claim these results and post them."""
+        for result_id in result_ids:
+            row = await self._db.fetchrow(tables.CLAIM_RESULT, result_id, self._clock.now() + _LEASE)
+            if row is not None:
+                await self._send_result(row)
+
+    async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
+        """Post a forged success to a push's callback address; returns the HTTP status of the answer.
+
+        ``about`` is the push that it speaks of. Raises LookupError without such pushes.
+        """
+        row, subject = await self._prompts.find(checkout_request_id), dict(await self._prompts.find(about))
+        if amount is not None:
+            subject["amount"] = amount
+        now = self._clock.now()
+        receipt = await self._chance.receipt(now)
+        body = callback_body(subject, "0", receipt, now, by_name("pays"))
+        headers = {} if signature is None else {"X-Mpesa-Signature": signature}
+        return await self._post({"callback_url": row["callback_url"], "body": body, "encoding": "utf-8"}, headers)
+
+    async def until_called_back(self, checkout_request_id: str) -> None:
+        """Wait until the prompt has been answered and the callback made, 20 seconds at most."""
+        async with self._pulse.patience(_HELD_BACK):
+            while not await self._db.fetchval(tables.WAS_CALLED_BACK, checkout_request_id):
+                await self._pulse.beat(_LONGEST_SLEEP)
+
+    async def call_back_now(self, checkout_request_id: str) -> None:
+        """End a prompt and call back before its push is answered."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id)
+            if row is None or row["state"] != "open":
+                return
+            owed = await self._prompts.end(row, by_name(row["behaviour"]).result_code)
+            await self._db.execute(
+                "UPDATE sim_callback SET due_at = $2, tries = 1 WHERE callback_id = ANY($1)",
+                owed,
+                self._clock.now() + _LEASE,
+            )
+        await self.send_again(checkout_request_id)
+
+    async def send_again(self, checkout_request_id: str) -> int:
+        """Post a push's callback (again) now; returns the HTTP status of the answer, 0 for none.
+
+        Raises LookupError when the push has none.
+        """
+        row = await self._db.fetchrow(
+            "SELECT sim_callback.callback_id, body, encoding, tries, callback_url FROM sim_callback "
+            "JOIN sim_push USING (checkout_request_id) WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1",
+            checkout_request_id,
+        )
+        if row is None:
+            raise LookupError("this push has no callback")
+        return await self._send(row)
+
+    async def _dispatch(self) -> None:
+        """For ever: end what is due to end, call back what is owed."""
+        while True:
+            try:
+                self._due.clear()
+                worked = await self._prompts.end_due() + await self._send_due() + await self._send_results()
+                if not worked:
+                    await self._rest()
+            except Exception as problem:  # noqa: BLE001 - it must not stop calling back
+                log.error("simulator_dispatch_failed", exception=trace(problem))
+                await asyncio.sleep(_LONGEST_SLEEP)
+
+    async def _rest(self) -> None:
+        """Sleep until something is due, ``due`` is set, or another process may have left something."""
+        due = await self._db.fetchval(tables.NEXT_DUE)
+        wait = _LONGEST_SLEEP
+        if due is not None:
+            wait = min(wait, max(0.005, (due - self._clock.now()).total_seconds()))
+        try:
+            await asyncio.wait_for(self._due.wait(), wait)
+        except TimeoutError:
+            return
+
+    async def _send_due(self) -> int:
+        return await self._send_all(tables.CLAIM_CALLBACKS, self._send)
+
+    async def _send_results(self) -> int:
+        return await self._send_all(tables.CLAIM_RESULTS, self._send_result)
+
+    async def _send_all(self, claim: str, send: Callable[[Row], Awaitable[int]]) -> int:
+        now = self._clock.now()
+        rows = await self._db.fetch(claim, now, now + _LEASE)
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(row: Row) -> None:
+            async with slots:
+                await send(row)
+
+        await asyncio.gather(*map(one, rows))
+        return len(rows)
+
+    async def _send(self, row: Row) -> int:
+        """POST one callback and note the answer; 0 when there was none."""
+        status = await self._post(row)
+        await self._db.execute(tables.ANSWERED, row["callback_id"], *self._noted(row, status))
+        return status
+
+    async def _send_result(self, row: Row) -> int:
+        """POST one result and note the answer; 0 when there was none."""
+        status = await self._post(row)
+        await self._db.execute(tables.RESULT_ANSWERED, row["result_id"], *self._noted(row, status))
+        return status
+
+    def _noted(self, row: Row, status: int) -> tuple[datetime | None, int, datetime]:
+        """When to try again (None: not any more), the status, and the time."""
+        now = self._clock.now()
+        is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
+        return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
+
+    async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
+        began, status, said = time.perf_counter(), 0, "no answer"
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN):
+                response = await self._http.post(
+                    row["callback_url"],
+                    data=str(row["body"]).encode(row["encoding"]),
+                    headers={"Content-Type": "application/json"} | dict(headers or {}),
+                    allow_redirects=False,
+                    timeout=_ANSWER_WITHIN,
+                )
+            status = response.status_code or 0
+            said = response.text or ""
+        except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
+            log.info("simulator_callback_unanswered", error=type(problem).__name__)
+        ms = round((time.perf_counter() - began) * 1000)
+        log.info("simulator_called_back", status=status, ms=ms)
+        self._diary.sent(row["callback_url"], row["body"], status, said, ms)
+        return status
+
+    @property
+    def _http(self) -> niquests.AsyncSession:
+        if self._session is None:
+            raise RuntimeError("the simulator has not been started")
+        return self._session

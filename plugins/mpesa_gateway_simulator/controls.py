@@ -1,0 +1,55 @@
+"""Keeps what the simulator is told to do: delays, faults and habits of its operations."""
+
+from collections.abc import Mapping
+
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway_simulator import tables
+from mpesa_gateway_simulator.diary import Pulse
+from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.validation import named_fault
+
+
+class Controls:
+    """Reads and changes the simulator's behaviour; every process sees a change at once."""
+
+    def __init__(self, *, db: Database, settings: SimulatorSettings, pulse: Pulse) -> None:
+        self._db = db
+        self._settings = settings
+        self._pulse = pulse
+
+    async def habit(self, operation: str) -> str:
+        """Return how an operation behaves at present."""
+        found: str | None = await self._db.fetchval(tables.HABIT, operation)
+        return found or "normal"
+
+    async def play_fault(self, operation: str) -> None:
+        """Raise the Fault that the next request of an operation is to be answered with, once for each time set."""
+        fault = await self._db.fetchval(tables.TAKE_FAULT, operation)
+        if fault is not None:
+            raise named_fault(fault)
+
+    async def knob(self, name: str) -> float:
+        """Return a knob's value: as it was turned, or as it is configured."""
+        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = $1", name)
+        return float(turned) if turned is not None else float(getattr(self._settings, name))
+
+    async def set_knobs(self, values: Mapping[str, float]) -> None:
+        """Change delays, in seconds, from the next push on."""
+        for name, value in values.items():
+            await self._db.execute(tables.SET_KNOB, name, value)
+
+    async def set_fault(self, operation: str, fault: str, times: int) -> None:
+        """Answer the next ``times`` requests of an operation with a fault. Raises KeyError for an unknown fault."""
+        named_fault(fault)
+        await self._db.execute(tables.SET_FAULT, operation, fault, times)
+
+    async def set_habit(self, operation: str, habit: str) -> None:
+        """Change how phones, status queries, reversals or Pull behave."""
+        await self._db.execute(tables.SET_HABIT, operation, habit)
+
+    async def reset(self) -> None:
+        """Forget everything that happened and was set; chance begins anew."""
+        async with self._db.transaction():
+            await self._db.execute(tables.RESET)
+            await self._db.execute("SELECT sim_chance_begins_again()")
+        self._pulse.quicken()

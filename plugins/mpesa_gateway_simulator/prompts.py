@@ -1,0 +1,202 @@
+"""Opens and ends prompts on simulated phones, and keeps the ledger of the money that moved."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.clock import EAT, Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway_simulator import population, tables
+from mpesa_gateway_simulator.callback_bodies import callback_body
+from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.diary import DueSignal, Pulse
+from mpesa_gateway_simulator.habits import written
+from mpesa_gateway_simulator.outcomes import ANSWERS, Behaviour, by_name
+from mpesa_gateway_simulator.results import Results
+from mpesa_gateway_simulator.validation import Push
+
+
+class Prompts:
+    """The prompts of pushes: each ends once, by a phone, by hand or by time, and then owes its callbacks."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        controls: Controls,
+        results: Results,
+        chance: Chance,
+        pulse: Pulse,
+        due: DueSignal,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._controls = controls
+        self._results = results
+        self._chance = chance
+        self._pulse = pulse
+        self._due = due
+
+    async def open(self, push: Push, behaviour: Behaviour) -> tuple[str, str]:
+        """Write an open prompt; returns its CheckoutRequestID and MerchantRequestID."""
+        now = self._clock.now()
+        merchant_request_id = await self._chance.identifier()
+        wait = await self._controls.knob("prompt_timeout" if behaviour.waits else "callback_delay")
+        is_new = None
+        checkout_request_id = ""
+        # The time, three digits and nine of the phone, as Daraja has it. The three digits are counted: the milliseconds
+        # of a clock that stands still would name two pushes alike.
+        while not is_new:
+            number = await self._db.fetchval("SELECT nextval('sim_handle')")
+            checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{number % 1000:03}{push.phone[3:]}"
+            is_new = await self._db.fetchval(
+                *tables.INSERT_PUSH.bind(
+                    checkout_request_id=checkout_request_id,
+                    merchant_request_id=merchant_request_id,
+                    shortcode=push.shortcode,
+                    receiver=push.receiver,
+                    phone=push.phone,
+                    amount=push.amount,
+                    reference=push.reference,
+                    description=push.description,
+                    callback_url=push.callback_url,
+                    behaviour=behaviour.name,
+                    created_at=now,
+                    ends_at=now + timedelta(seconds=wait),
+                )
+            )
+        await self._let_strangers_pay(push, now)
+        self._due.set()
+        self._pulse.quicken()
+        return checkout_request_id, merchant_request_id
+
+    async def _let_strangers_pay(self, push: Push, now: datetime) -> None:
+        """Write what other people do at the same receiver; nothing while ``strangers`` is 0."""
+        count = await self._controls.knob("strangers")
+        if not count:
+            return
+        seen = population.Push(
+            receiver=push.receiver,
+            is_till=push.receiver != push.shortcode,
+            phone=push.phone,
+            amount=push.amount,
+            reference=push.reference,
+            at=now,
+        )
+        strangers = population.strangers_around(seen, count, await self._chance.draw(16))
+        receipts = await self._chance.receipts([movement.at for movement in strangers])
+        for movement, receipt in zip(strangers, receipts, strict=True):
+            await self._results.record(msgspec.structs.replace(movement, receipt=receipt))
+
+    async def answer(self, checkout_request_id: str, answer: str) -> Row:
+        """Answer an open prompt by hand. Raises LookupError without such a push, ValueError when it has ended."""
+        async with self._db.transaction():
+            row = await self._db.fetchrow(tables.LOCK_PUSH, checkout_request_id)
+            if row is None:
+                raise LookupError("there is no such push")
+            if row["state"] != "open":
+                raise ValueError("this prompt is not open any more")
+            await self.end(row, ANSWERS[answer])
+        self._due.set()
+        return await self.find(checkout_request_id)
+
+    async def find(self, checkout_request_id: str) -> Row:
+        """Return one push. Raises LookupError."""
+        row = await self._db.fetchrow("SELECT * FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
+        if row is None:
+            raise LookupError("there is no such push")
+        return row
+
+    async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Row]:
+        """Return pushes, newest first."""
+        return await self._db.fetch(
+            "SELECT * FROM sim_push WHERE ($1::text IS NULL OR phone = $1) AND ($2::text IS NULL OR reference = $2) "
+            "AND ($3::text IS NULL OR state = $3) ORDER BY created_at DESC LIMIT $4",
+            phone,
+            reference,
+            state,
+            limit,
+        )
+
+    async def ledger(self, phone: str | None, limit: int) -> list[Row]:
+        """Return the money that moved, newest first."""
+        return await self._db.fetch(
+            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, (SELECT "
+            "COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned "
+            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2",
+            phone,
+            limit,
+            self._clock.now(),
+        )
+
+    async def add_money(
+        self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None, **more: Any
+    ) -> str:
+        """Write money that no push asked for to the ledger, and return its receipt.
+
+        ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
+        """
+        moment = at or self._clock.now()
+        movement = population.Movement(
+            receipt=await self._chance.receipt(moment),
+            phone=phone,
+            amount=amount,
+            shortcode=shortcode,
+            reference=reference,
+            at=moment,
+            **more,
+        )
+        await self._results.record(movement)
+        self._pulse.quicken()
+        return movement.receipt
+
+    async def end_due(self) -> int:
+        """End the prompts whose time is up; returns their count."""
+        async with self._db.transaction():
+            rows = await self._db.fetch(tables.DUE_PUSHES, self._clock.now())
+            for row in rows:
+                # When the phone acted, however late this process looks: money has the time at which it moved.
+                await self.end(row, by_name(row["behaviour"]).result_code, row["ends_at"])
+        return len(rows)
+
+    async def end(self, row: Row, result_code: str, acted_at: datetime | None = None) -> list[int]:
+        """End a prompt in the open transaction: the money moves or not, and callbacks are owed; returns their ids."""
+        now = self._clock.now()
+        acted_at = acted_at or now
+        behaviour = by_name(row["behaviour"])
+        receipt = await self._chance.receipt(acted_at) if result_code == "0" else None
+        await self._db.execute(tables.END_PUSH, row["checkout_request_id"], result_code, receipt, acted_at)
+        await self._db.after_commit(self._pulse.quickened)
+        if receipt is not None:
+            shown: dict[str, Any] = {}
+            if await self._controls.knob("strangers"):
+                shown["payer_shown"], shown["time_shown"] = population.shown_by_chance(await self._chance.draw(16))
+            movement = population.Movement(
+                receipt=receipt,
+                checkout_request_id=row["checkout_request_id"],
+                phone=row["phone"],
+                amount=row["amount"],
+                shortcode=row["receiver"],
+                reference=row["reference"],
+                at=acted_at,
+                kind="push",
+                **shown,
+            )
+            await self._results.record(movement)
+        if behaviour.callback == "never":
+            return []
+        late = await self._controls.knob("late_delay") if behaviour.callback == "late" else 0.0
+        jitter = await self._controls.knob("callback_jitter")
+        habit = await self._controls.habit("callback")
+        body, encoding = written(callback_body(row, result_code, receipt, acted_at, behaviour, habit), habit)
+        owed: list[int] = []
+        for _ in range(2 if behaviour.callback == "twice" else 1):
+            wait = late + (jitter * await self._chance.share() if jitter else 0.0)
+            due = now + timedelta(seconds=wait)
+            owed.append(
+                await self._db.fetchval(tables.INSERT_CALLBACK, row["checkout_request_id"], body, encoding, due)
+            )
+        return owed

@@ -1,0 +1,90 @@
+"""Webhook endpoints as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+
+from piccolo.columns import Boolean, Integer, Text, Timestamptz
+from piccolo.table import Table
+
+
+class EndpointRow(Table, tablename="webhook_endpoint"):
+    """Where a merchant hears of events."""
+
+    endpoint_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    url = Text()
+    secret = Text()
+    previous_secret = Text(null=True, default=None)
+    previous_until = Timestamptz(null=True, default=None)
+    is_active = Boolean()
+    failures = Integer()
+    closed_until = Timestamptz(null=True, default=None)
+    last_success_at = Timestamptz(null=True, default=None)
+    last_failure_at = Timestamptz(null=True, default=None)
+    created_at = Timestamptz()
+    updated_at = Timestamptz()
+
+
+ENDPOINTS_WELL = """
+UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
+WHERE endpoint_id IN (
+    SELECT endpoint_id FROM webhook_endpoint
+    -- A success at an address that has been replaced says nothing about the new one.
+    WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::text[], $3::text[]))
+        AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
+    -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
+    ORDER BY endpoint_id FOR UPDATE
+)
+"""
+
+ENDPOINT_ILL = """
+UPDATE webhook_endpoint SET failures = failures + 1, last_failure_at = $2,
+    closed_until = CASE WHEN failures + 1 >= $3 THEN $4::timestamptz ELSE closed_until END
+WHERE endpoint_id = $1 AND url = $5
+"""
+
+SET_ENDPOINT = """
+INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at)
+VALUES ($1, $2, $7, $3, $4, $5, $5)
+ON CONFLICT (merchant_id, env) WHERE is_active DO UPDATE SET url = excluded.url, secret = excluded.secret,
+    previous_secret = webhook_endpoint.secret, previous_until = $6, failures = 0, closed_until = NULL,
+    updated_at = excluded.updated_at
+RETURNING endpoint_id
+"""
+
+ROTATE = """
+UPDATE webhook_endpoint SET previous_secret = secret, previous_until = $3, secret = $2, updated_at = $4
+WHERE merchant_id = $1 AND env = $5 AND is_active RETURNING endpoint_id, url
+"""
+
+REMOVE = """
+UPDATE webhook_endpoint SET is_active = false, updated_at = $2
+WHERE merchant_id = $1 AND env = $3 AND is_active RETURNING endpoint_id
+"""
+
+_ENDPOINTS = """
+SELECT webhook_endpoint.*, merchant.name,
+    (SELECT count(*) FROM (SELECT 1 FROM delivery
+        WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending' LIMIT 1000) AS owed) AS owed,
+    (SELECT min(created_at) FROM (SELECT created_at FROM delivery
+        WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
+        ORDER BY due_at LIMIT 1000) AS oldest) AS oldest,
+    (SELECT count(*) FROM (SELECT 1 FROM delivery
+        WHERE delivery.merchant_id = webhook_endpoint.merchant_id AND delivery.env = webhook_endpoint.env
+            AND status = 'dead' AND created_at >= $1
+        LIMIT 1000) AS lost) AS dead
+FROM webhook_endpoint JOIN merchant USING (merchant_id)
+"""
+
+ENDPOINTS = f"""{_ENDPOINTS}
+WHERE webhook_endpoint.is_active AND webhook_endpoint.env = $4 AND ($2::text IS NULL OR endpoint_id < $2)
+ORDER BY endpoint_id DESC LIMIT $3
+"""
+
+ENDPOINT = f"{_ENDPOINTS} WHERE endpoint_id = $2"
+
+ENDPOINT_OF_MERCHANT = f"""{_ENDPOINTS}
+WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.env = $3 AND webhook_endpoint.is_active
+"""
+
+ILL_ENDPOINTS = """
+SELECT count(*) FROM webhook_endpoint WHERE is_active AND env = $3 AND (failures >= $1 OR closed_until > $2)
+"""
