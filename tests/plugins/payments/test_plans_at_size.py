@@ -20,8 +20,8 @@ END = joined(
     (
         (transition_sql.END_MANY, 8, True),
         (transition_sql.END_STEPS, 5, False),
-        (outbox.INSERT_EVENTS, 7, False),
-        (webhooks.FAN_OUT, 6, False),
+        (outbox.INSERT_EVENTS, 8, False),
+        (webhooks.FAN_OUT, 7, False),
         (callbacks.KEEP.sql, 15, True),
     )
 )
