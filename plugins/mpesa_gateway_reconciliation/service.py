@@ -10,7 +10,7 @@ import structlog
 
 from mpesa_gateway.concurrency import aside
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.wire import StatementPage
+from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import checking
 from mpesa_gateway.logs import trace

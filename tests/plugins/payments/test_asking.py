@@ -252,7 +252,7 @@ async def test_a_success_whose_receipt_cannot_be_read_counts_once_mpesa_confirms
     assert (await look(town, payment))["status"] == "pending"
     daraja.say("stkquery", stk_result(code))
     go.set()
-    await town.gateway.services.get(PaymentService).ask(payment["id"])
+    await town.gateway.services.get(StkQueries).ask(payment["id"])
     after = await town.api.settled(payment["id"], status)
     assert (after["status"], after["receipt"]) == (status, None)
 
