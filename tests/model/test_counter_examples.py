@@ -7,7 +7,7 @@ import pytest
 from tests.model.choices import SILENT, Accident
 from tests.model.machine import Money
 from tests.model.stage import Stage
-from tests.model.wire import Fate, Plan
+from tests.model.wire import Act, Fate, Plan
 
 PAYER, ASKS, PAYS_UNSEEN, NEVER = "254711000101", "254700000020", "254700000021", "254700000006"
 
@@ -151,6 +151,16 @@ def acknowledgement_without_postgres() -> Money:
     return money
 
 
+def answer_without_postgres() -> Money:
+    """The connection to Postgres ends when the answer to an STK query comes: the job fails, the payment stays due."""
+    money = _begin()
+    _asks(money, SILENT)
+    money.time_passes(seconds=61)
+    answer = Plan(Fate.NO_POSTGRES, (Act.CANCEL, Act.PAY))
+    money.workers_work(habit="parameters_list", query="does_not_exist", status=Plan(), stkquery=answer)
+    return money
+
+
 def reversed_on_the_portal() -> Money:
     """E7: M-Pesa says that a payment was reversed, which the gateway did not ask for."""
     money = _begin()
@@ -206,6 +216,7 @@ STORIES: tuple[Callable[[], Money], ...] = (
     retry_after_a_move,
     paid_after_a_move,
     acknowledgement_without_postgres,
+    answer_without_postgres,
     reversed_on_the_portal,
     endpoint_removed,
     questions_that_hang,

@@ -45,6 +45,10 @@ def live() -> None:
     _is_dead.set(False)
 
 
+CONNECTION_ENDED = "connection was closed in the middle of operation"
+"""What asyncpg says of a connection that has ended."""
+
+
 class MortalDatabase(Database):
     """The way to Postgres, which whoever has died goes no more: what cleans up behind an exception is not done."""
 
@@ -57,7 +61,7 @@ class MortalDatabase(Database):
             raise ProcessDied
         if self.breaks:
             self.breaks -= 1
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            raise asyncpg.ConnectionDoesNotExistError(CONNECTION_ENDED)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Any]:
