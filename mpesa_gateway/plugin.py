@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
 from mpesa_gateway.meter import Counter, Histogram, Reading
 from mpesa_gateway.pages import NO_PAGES, Pages
+from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
 
 if TYPE_CHECKING:
     import click
@@ -31,6 +32,7 @@ GROUP = "mpesa_gateway.plugins"
 """The entry-point group in which installed plugins are found by name."""
 
 E = TypeVar("E", bound=Event)
+N = TypeVar("N", bound="Named")
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,7 +169,8 @@ class Plugin:
     summary: str
     requires: tuple[str, ...] = ()
     settings: type[msgspec.Struct] = NoSettings
-    scopes: tuple[str, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+    """What an API key may do with this plugin's routes. Each scope belongs to one plugin."""
     routes: tuple[Any, ...] = ()
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
@@ -277,6 +280,42 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
             if needed not in enabled:
                 raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
     return tuple(loaded)
+
+
+def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
+    """The scopes of these plugins and of the kernel. Raises PluginRefused where one is declared twice."""
+    return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
+
+
+class Named(Protocol):
+    """What a plugin declares under a name."""
+
+    @property
+    def name(self) -> str:
+        """Its name, of which there is one in a gateway."""
+        ...
+
+
+def declared(
+    what: str, plugins: Iterable[Plugin], brought: Callable[[Plugin], Iterable[N]], of_kernel: Iterable[N] = ()
+) -> dict[str, N]:
+    """What the plugins and the kernel declare of one thing, by name, in that order.
+
+    Raises PluginRefused for a name that is declared twice.
+    """
+    kernels = {value.name: value for value in of_kernel}
+    owners = dict.fromkeys(kernels, "the kernel")
+    found: dict[str, N] = {}
+    for plugin in plugins:
+        for value in brought(plugin):
+            if value.name in owners:
+                raise PluginRefused(
+                    f"{owners[value.name]} and plugin `{plugin.name}` declare the {what} `{value.name}`: rename it in "
+                    "one of them, or enable only one"
+                )
+            owners[value.name] = f"plugin `{plugin.name}`"
+            found[value.name] = value
+    return found | kernels
 
 
 def _check_queues(plugin: Plugin) -> None:

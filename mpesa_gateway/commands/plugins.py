@@ -98,7 +98,7 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
     settings: tuple[str, ...] = () if plugin.settings is NoSettings else plugin.settings.__struct_fields__
     return {
         "settings": [f"{plugin.name}.{name}" for name in settings],
-        "scopes": list(plugin.scopes),
+        "scopes": [scope.name for scope in plugin.scopes],
         "routes": [line for route in plugin.routes for line in _route(route)],
         "tables": [columns_of(table)[0] for table in plugin.tables.models] if plugin.tables else [],
         "jobs": [f"{plugin.job_name(job)} ({job.timeout} s)" for job in plugin.jobs],

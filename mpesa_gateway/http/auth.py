@@ -10,7 +10,7 @@ from litestar.routes import HTTPRoute
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.client_ip import CLIENT, client_address, neighbourhood
 from mpesa_gateway.security.limits import AUTH
-from mpesa_gateway.security.scopes import Caller, Scope
+from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -35,8 +35,11 @@ class RouteRefused(Exception):
     """A route says neither which scope its caller needs nor that it is public."""
 
 
-def mark_scopes(app: Litestar) -> None:
-    """Note on each route which scope its ``caller`` needs. Raises RouteRefused for a route that does not say."""
+def mark_scopes(app: Litestar, declared: Scopes) -> None:
+    """Note on each route which scope its ``caller`` needs.
+
+    Raises RouteRefused for a route that names no scope, or one that no enabled plugin declares.
+    """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
@@ -46,6 +49,11 @@ def mark_scopes(app: Litestar) -> None:
                 scope = next((item for item in caller.metadata if isinstance(item, Scope)), None)
                 if scope is None:
                     raise RouteRefused(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
+                if scope not in declared.all:
+                    raise RouteRefused(
+                        f"{handler}: no enabled plugin declares the scope `{scope}`: list it in the `scopes` of the "
+                        "plugin that brings the route, or let that plugin require the one that declares it"
+                    )
                 handler.opt[_SCOPE] = scope
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
                 raise RouteRefused(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
@@ -89,9 +97,9 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     except RateLimited:
         await gateway.audit.observe("key.limited", **who, detail=_asked(request))
         raise
-    if needed.value not in caller.scopes:
-        await gateway.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.value})
-        raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
+    if needed.name not in caller.scopes:
+        await gateway.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.name})
+        raise InsufficientScope(f"this API key lacks the scope {needed}: use a key that has it")
     return cast(Caller, caller)
 
 

@@ -37,6 +37,7 @@ from mpesa_gateway.http.components import Components, name_words, plain, refine
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
+from mpesa_gateway.security.scopes import Scopes
 
 ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"
 """What a route may say in its decorator besides what its signature says.
@@ -54,6 +55,9 @@ Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 4
 come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
 _KEY = "A key of the merchant who asks: `sk_test_…` or `sk_live_…`."
+
+SCOPE = {"$ref": "#/components/schemas/Scope"}
+"""The schema of a scope's name: `complete` lists the names."""
 
 _OWN_TAGS = {
     "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
@@ -138,6 +142,7 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components.schemas)
+    _name_scopes(schemas, app.state.gateway.scopes)
     names = Counter(handler.handler_name for _, handler in shown)
     for operation, handler in shown:
         _complete_operation(operation, handler, components)
@@ -164,6 +169,13 @@ def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
     document["info"]["license"] = {"name": said.terms_name, **terms}
 
 
+def _name_scopes(schemas: dict[str, Any], scopes: Scopes) -> None:
+    """Write which scopes there are, and which of them a key has that names none."""
+    schemas["Scope"] = {"title": "Scope", "description": "A right that an API key can carry.", "enum": scopes.names}
+    default = [scope.name for scope in scopes.of_merchants]
+    schemas["KeyCreate"]["properties"]["scopes"]["default"] = default
+
+
 def _tags(app: Litestar) -> dict[str, str]:
     """Every group of calls, with what the plugin that brings it says of itself."""
     found = dict(_OWN_TAGS)
@@ -186,7 +198,7 @@ def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, co
     scope = scope_of(handler)
     operation["security"] = [] if scope is None else [{"api_key": []}]
     if scope is not None:
-        operation["x-scope"] = scope.value
+        operation["x-scope"] = scope.name
     operation.pop("deprecated", None)
     _complete_parameters(operation, handler)
     _complete_body(operation, handler, components)

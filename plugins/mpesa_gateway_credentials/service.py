@@ -24,7 +24,7 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.readiness import Missing, missing_of
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import Caller, Env, Scope, key_prefix
+from mpesa_gateway.security.scopes import Caller, Env, key_prefix
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, OpenWork, StatementSource
 from mpesa_gateway_credentials.schemas import (
@@ -340,7 +340,7 @@ class CredentialStore:
             env=caller.env,
             is_active=merchant.is_active,
             created_at=merchant.created_at,
-            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(map(Scope, caller.scopes))),
+            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(caller.scopes)),
             providers=[view.provider for view in await self.providers(caller.merchant_id, caller.env)],
         )
 

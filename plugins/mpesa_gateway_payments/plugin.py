@@ -21,6 +21,7 @@ from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
 from mpesa_gateway_payments.routes import routes
+from mpesa_gateway_payments.scopes import PAYMENTS_READ, PAYMENTS_WRITE
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.tables import (
@@ -61,6 +62,7 @@ plugin = Plugin(
     summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
     requires=("credentials", "callbacks"),
     settings=PaymentsSettings,
+    scopes=(PAYMENTS_READ, PAYMENTS_WRITE),
     routes=routes,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

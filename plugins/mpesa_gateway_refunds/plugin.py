@@ -16,6 +16,7 @@ from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.routes import routes
+from mpesa_gateway_refunds.scopes import REFUNDS_READ, REFUNDS_WRITE
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
@@ -44,6 +45,7 @@ plugin = Plugin(
     summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
     requires=("credentials", "callbacks", "payments"),
     settings=RefundsSettings,
+    scopes=(REFUNDS_READ, REFUNDS_WRITE),
     routes=routes,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

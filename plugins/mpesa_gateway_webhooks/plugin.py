@@ -18,6 +18,7 @@ from mpesa_gateway_webhooks.measures import COUNTS, READINGS
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.routes import routes
+from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow, EndpointRow
 
@@ -41,6 +42,7 @@ plugin = Plugin(
     name="webhooks",
     summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
+    scopes=(WEBHOOKS_READ, WEBHOOKS_WRITE),
     routes=routes,
     jobs=(
         Job(deliver, timeout=90, queue="deliveries"),

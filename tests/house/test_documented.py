@@ -18,8 +18,7 @@ from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.errors import Code
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.measures import COUNTS
-from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.plugin import Plugin, scopes_of
 from mpesa_gateway.standing import READINGS
 from mpesa_gateway_metrics.exposition import UNREAD
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
@@ -179,7 +178,7 @@ def _observed() -> Iterator[str]:
 
 
 def test_every_scope_is_documented() -> None:
-    scopes = {scope.value for scope in Scope} | {scope for plugin in plugins() for scope in plugin.scopes}
+    scopes = {scope.name for scope in scopes_of(plugins()).all}
     assert {scope for scope in scopes if f"`{scope}`" not in docs()} == set()
 
 

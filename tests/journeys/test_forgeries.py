@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.security.scopes import Env, Scope
+from mpesa_gateway.security.scopes import ADMIN, Env
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -135,7 +135,7 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
         # A flood is counted and not kept: no more than so many in a second.
         await asyncio.sleep(1)
     assert await victim.state() == before
-    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as operator:
+    async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as operator:
         shown = (await operator.call("GET", "/v1/admin/callbacks/refused?limit=100")).data
         assert [(one["kind"], one["reason"]) for one in reversed(shown)] == expected
         assert {one["source"] for one in shown} == {"127.0.0.1"}

@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from acme_sms.texts import Texts
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.http.envelope import Success
-from mpesa_gateway.security.scopes import PaymentsRead
+from mpesa_gateway_payments.scopes import PaymentsRead
 
 
 class TextView(msgspec.Struct, frozen=True):

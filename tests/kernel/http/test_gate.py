@@ -19,9 +19,9 @@ from mpesa_gateway.http.gate import CROWDED, Gate, PriorityRefused
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import PaymentsRead
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.many import Steps
+from mpesa_gateway_payments.scopes import PaymentsRead
 from tests.asgi import ask
 
 PATIENT = 3600.0

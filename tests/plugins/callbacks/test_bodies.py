@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.pages import unused
@@ -63,7 +63,7 @@ async def send(base: str, path: str, head: str, content: bytes) -> Answer:
 @asynccontextmanager
 async def admin(gateway: Gateway, base: str) -> AsyncGenerator[Api]:
     """A client with a sandbox key that administers the gateway."""
-    async with shop(gateway, base, scopes=(Scope.ADMIN,), is_configured=False) as api:
+    async with shop(gateway, base, scopes=(ADMIN,), is_configured=False) as api:
         yield api
 
 

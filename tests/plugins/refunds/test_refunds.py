@@ -10,7 +10,7 @@ import pytest
 
 from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import CalledInTransaction
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Scope
+from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ, Caller
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks, Kind
 from mpesa_gateway_callbacks.service import CallbackInbox
@@ -325,7 +325,7 @@ async def test_a_payment_is_reversed_with_its_own_shortcode_whatever_the_default
 async def test_a_payment_of_the_other_environment_is_not_found(desk: Desk) -> None:
     payment_id = await desk.paid()
     _, secret = await desk.town.gateway.api_keys.create(
-        desk.merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+        desk.merchant_id, name="live", scopes=desk.town.gateway.scopes.of_merchants, env="live", actor="test"
     )
     live = Api(desk.town.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
@@ -1043,7 +1043,7 @@ async def test_who_asks_by_hand_hears_why_m_pesa_was_not_asked(desk: Desk) -> No
 async def test_a_person_decides_what_mpesa_never_answered_for(desk: Desk) -> None:
     payment_id = await desk.paid()
     lost, gone = (await desk.ask(payment_id, 100)).data, (await desk.ask(payment_id, 200)).data
-    scopes = (Scope.ADMIN, Scope.AUDIT_READ)
+    scopes = (ADMIN, AUDIT_READ)
     async with shop(desk.town.gateway, desk.town.base, scopes=scopes, is_configured=False) as admin:
 
         async def resolve(refund: Any, outcome: str, confirm: str | None = None) -> Answer:
@@ -1120,7 +1120,7 @@ async def test_a_decision_writes_its_audit_entry_last_so_that_nobody_waits_for_i
     refund = (await desk.ask(payment_id, 100)).data
     db = desk.town.gateway.db
     await db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
-    async with shop(desk.town.gateway, desk.town.base, scopes=(Scope.ADMIN,), is_configured=False) as admin:
+    async with shop(desk.town.gateway, desk.town.base, scopes=(ADMIN,), is_configured=False) as admin:
         pool: Any = db.engine.pool
         async with pool.acquire() as one, pool.acquire() as two:
             await one.execute("BEGIN")
