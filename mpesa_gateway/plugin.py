@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +17,7 @@ from mpesa_gateway.config import QUEUES, QueueName
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
+from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
 from mpesa_gateway.meter import Counter, Histogram, Reading
 from mpesa_gateway.pages import NO_PAGES, Pages
 from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
@@ -171,6 +173,8 @@ class Plugin:
     settings: type[msgspec.Struct] = NoSettings
     scopes: tuple[Scope, ...] = ()
     """What an API key may do with this plugin's routes. Each scope belongs to one plugin."""
+    id_prefixes: tuple[IdPrefix, ...] = ()
+    """What the identifiers of this plugin's objects begin with. Each prefix belongs to one plugin."""
     routes: tuple[Any, ...] = ()
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
@@ -285,6 +289,25 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
 def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
     """The scopes of these plugins and of the kernel. Raises PluginRefused where one is declared twice."""
     return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
+
+
+def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
+    """What identifiers begin with, by prefix.
+
+    Raises PluginRefused for one that is declared twice, that is not three lower-case letters, or that a plugin names
+    elsewhere without declaring it.
+    """
+    found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
+    for plugin in plugins:
+        for prefix in plugin.id_prefixes:
+            if re.fullmatch("[a-z]{3}", prefix.name) is None:
+                raise PluginRefused(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
+        named = [page.names for page in plugin.pages.pages]
+        named += [each.prefix for each in (*plugin.forgets, *plugin.months)]
+        for name in filter(None, named):
+            if name not in found:
+                raise PluginRefused(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")
+    return found
 
 
 class Named(Protocol):

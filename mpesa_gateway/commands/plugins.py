@@ -26,6 +26,7 @@ class PluginView(msgspec.Struct, frozen=True):
 _HEADINGS = {
     "settings": "settings",
     "scopes": "scope",
+    "id_prefixes": "id",
     "routes": "route",
     "tables": "table",
     "jobs": "job",
@@ -99,6 +100,7 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
     return {
         "settings": [f"{plugin.name}.{name}" for name in settings],
         "scopes": [scope.name for scope in plugin.scopes],
+        "id_prefixes": [f"{prefix.name}_… ({prefix.what})" for prefix in plugin.id_prefixes],
         "routes": [line for route in plugin.routes for line in _route(route)],
         "tables": [columns_of(table)[0] for table in plugin.tables.models] if plugin.tables else [],
         "jobs": [f"{plugin.job_name(job)} ({job.timeout} s)" for job in plugin.jobs],

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.http.request_id import Message
 from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import Callbacks
@@ -32,6 +33,7 @@ plugin = Plugin(
     name="callbacks",
     summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
     settings=CallbacksSettings,
+    id_prefixes=(IdPrefix("cbk", "callback"), IdPrefix("ref", "refused callback")),
     routes=routes,
     jobs=(Job(sweep, timeout=60, cron="* * * * * */5", queue="maintenance"),),
     publishes=(StkResulted, StatusResulted, ReversalResulted),

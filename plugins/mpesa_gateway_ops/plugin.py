@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.http.request_id import Message
 from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.pages import Pages
 from mpesa_gateway.plugin import Forgetting, Plugin, Tables
 from mpesa_gateway.secret import Secret
@@ -47,6 +48,7 @@ plugin = Plugin(
     name="ops",
     summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
+    id_prefixes=(IdPrefix("opr", "operator"),),
     routes=routes,
     provides=((Operators, Operators), (Sessions, Sessions), (Desk, Desk), (Frame, Frame), (Notes, Notes)),
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),

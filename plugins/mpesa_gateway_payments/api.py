@@ -34,7 +34,7 @@ from mpesa_gateway_payments.judging import (
     Unfit,
     Verdict,
 )
-from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
 
 __all__ = [
     "CLOCKS_DIFFER",
@@ -46,6 +46,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Mismatch",
+    "PaymentId",
     "PaymentRequest",
     "PaymentView",
     "PaymentWithTimeline",

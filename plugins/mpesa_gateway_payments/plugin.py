@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
@@ -63,6 +64,7 @@ plugin = Plugin(
     requires=("credentials", "callbacks"),
     settings=PaymentsSettings,
     scopes=(PAYMENTS_READ, PAYMENTS_WRITE),
+    id_prefixes=(IdPrefix("pay", "payment"), IdPrefix("chk", "status check")),
     routes=routes,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

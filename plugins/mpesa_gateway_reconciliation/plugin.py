@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_payments.api import UnallocatedMoney
@@ -39,6 +40,7 @@ plugin = Plugin(
     summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
     requires=("credentials", "callbacks", "payments"),
     settings=ReconciliationSettings,
+    id_prefixes=(IdPrefix("run", "reconciliation run"), IdPrefix("lin", "statement line")),
     routes=routes,
     jobs=(
         Job(reconcile, timeout=900, queue="daraja"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
@@ -46,6 +47,7 @@ plugin = Plugin(
     requires=("credentials", "callbacks", "payments"),
     settings=RefundsSettings,
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
+    id_prefixes=(IdPrefix("rfd", "refund"),),
     routes=routes,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
@@ -43,6 +44,7 @@ plugin = Plugin(
     summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
     scopes=(WEBHOOKS_READ, WEBHOOKS_WRITE),
+    id_prefixes=(IdPrefix("whe", "endpoint"), IdPrefix("dlv", "delivery"), IdPrefix("att", "attempt at a delivery")),
     routes=routes,
     jobs=(
         Job(deliver, timeout=90, queue="deliveries"),

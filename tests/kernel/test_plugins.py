@@ -12,7 +12,8 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.events import Event
 from mpesa_gateway.http.auth import RouteRefused
-from mpesa_gateway.plugin import Job, Plugin, PluginRefused, load
+from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, PluginRefused, load
 from mpesa_gateway.security.scopes import INJECTED, KERNEL_SCOPES, Caller, Scope
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import PLUGINS
@@ -178,6 +179,25 @@ def test_a_route_whose_scope_no_enabled_plugin_declares_is_refused() -> None:
     ):
         gateway(mute).asgi.build()
     gateway(mute, Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ,))).asgi.build()
+
+
+def test_an_id_prefix_belongs_to_one_plugin() -> None:
+    shop = Plugin(name="shop", summary="A shop.", id_prefixes=(IdPrefix("shp", "shop"),))
+    assert gateway(shop).id_prefixes["shp"].what == "shop"
+    assert set(gateway().id_prefixes) == {prefix.name for prefix in KERNEL_PREFIXES}
+    twin = Plugin(name="twin", summary="Another.", id_prefixes=(IdPrefix("shp", "ship"),))
+    with pytest.raises(PluginRefused, match="plugin `shop` and plugin `twin` declare the id prefix `shp`: rename it"):
+        gateway(shop, twin)
+    with pytest.raises(PluginRefused, match="the kernel and plugin `greedy` declare the id prefix `mer`"):
+        gateway(Plugin(name="greedy", summary="Ours.", id_prefixes=(IdPrefix("mer", "mermaid"),)))
+    with pytest.raises(PluginRefused, match="`long`: the id prefix `shop` must be three letters"):
+        gateway(Plugin(name="long", summary="Long.", id_prefixes=(IdPrefix("shop", "shop"),)))
+
+
+def test_a_prefix_that_is_named_and_not_declared_is_refused() -> None:
+    old = Forgetting("old shops", "DELETE FROM shop WHERE shop_id < $1", days=lambda _: 1, prefix="shp")
+    with pytest.raises(PluginRefused, match="plugin `shop` names the id prefix `shp`: list it in `id_prefixes`"):
+        gateway(Plugin(name="shop", summary="A shop.", forgets=(old,)))
 
 
 def test_two_events_of_one_kind_are_refused() -> None:
