@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 
 from mpesa_gateway.config import QUEUES, QueueName
+from mpesa_gateway.daraja.addresses import filtered_words
+from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
@@ -176,6 +178,8 @@ class Plugin:
     id_prefixes: tuple[IdPrefix, ...] = ()
     """What the identifiers of this plugin's objects begin with. Each prefix belongs to one plugin."""
     routes: tuple[Any, ...] = ()
+    callbacks: tuple[CallbackKind, ...] = ()
+    """Kinds of callbacks that Safaricom sends, for the plugin ``callbacks`` to take. Each belongs to one plugin."""
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
@@ -303,10 +307,35 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
             if re.fullmatch("[a-z]{3}", prefix.name) is None:
                 raise PluginRefused(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
         named = [page.names for page in plugin.pages.pages]
-        named += [each.prefix for each in (*plugin.forgets, *plugin.months)]
+        named += [each.prefix for each in plugin.forgets] + [each.prefix for each in plugin.months]
         for name in filter(None, named):
             if name not in found:
                 raise PluginRefused(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")
+    return found
+
+
+def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
+    """The kinds of callbacks, by name.
+
+    Raises PluginRefused for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
+    and a path that is no place of the specification's.
+    """
+    found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
+    paths: dict[str, str] = {}
+    for kind in found.values():
+        if re.fullmatch("[a-z][a-z-]{0,30}", kind.name) is None or filtered_words(kind.name):
+            raise PluginRefused(
+                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z and -, "
+                "without words that M-Pesa filters"
+            )
+        if kind.path is None:
+            continue
+        if kind.path and re.fullmatch("[a-z]+/[a-z]+", kind.path) is None:
+            raise PluginRefused(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
+        if (other := paths.setdefault(kind.path, kind.name)) != kind.name:
+            raise PluginRefused(
+                f"the callback kinds `{other}` and `{kind.name}` have one path: give one of them another"
+            )
     return found
 
 

@@ -15,7 +15,7 @@ from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.openapi import SCOPE
 from mpesa_gateway.http.pagination import decode_cursor, encode_cursor
 from mpesa_gateway.http.query import ListQuery, Moment, reads
-from mpesa_gateway.http.rules import elsewhere, matching
+from mpesa_gateway.http.rules import composed, elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
@@ -46,7 +46,9 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "name": elsewhere(**NAME.schema),
-        "scopes": elsewhere(items=SCOPE, minItems=1),
+        "scopes": composed(
+            lambda gateway: {"default": [scope.name for scope in gateway.scopes.of_merchants]}, items=SCOPE, minItems=1
+        ),
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "till",

@@ -8,7 +8,7 @@ _ID = "[0-9a-z]{26}"
 
 
 def id_field(prefix: str) -> Meta:
-    """Describe a field with such an identifier for the document: ``ItemId = Annotated[str, id_field(…)]``."""
+    """Describe a field that holds such an identifier, for the document: it annotates ``str``."""
     return Meta(extra_json_schema={"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]})
 
 

@@ -37,7 +37,6 @@ from mpesa_gateway.http.components import Components, name_words, plain, refine
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
-from mpesa_gateway.security.scopes import Scopes
 
 ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"
 """What a route may say in its decorator besides what its signature says.
@@ -45,7 +44,7 @@ ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "
 ``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
 follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
 ``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
-Idempotency-Key.
+Idempotency-Key. ``takes`` and ``described`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -139,13 +138,18 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     components = Components(
         [_body(handler) for _, handler in shown if _body(handler) is not None],
         [Failure, *(kind for _, handler in shown for kind in _answers(handler).values())],
+        app.state.gateway,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components.schemas)
-    _name_scopes(schemas, app.state.gateway.scopes)
+    schemas["Scope"] = {
+        "title": "Scope",
+        "description": "A right that an API key can carry.",
+        "enum": app.state.gateway.scopes.names,
+    }
     names = Counter(handler.handler_name for _, handler in shown)
     for operation, handler in shown:
-        _complete_operation(operation, handler, components)
+        _complete_operation(operation, handler, components, app.state.gateway)
         if "description" in operation:
             operation["description"] = plain(operation["description"])
         operation["summary"] = handler.handler_name.replace("_", " ").capitalize()
@@ -169,13 +173,6 @@ def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
     document["info"]["license"] = {"name": said.terms_name, **terms}
 
 
-def _name_scopes(schemas: dict[str, Any], scopes: Scopes) -> None:
-    """Write which scopes there are, and which of them a key has that names none."""
-    schemas["Scope"] = {"title": "Scope", "description": "A right that an API key can carry.", "enum": scopes.names}
-    default = [scope.name for scope in scopes.of_merchants]
-    schemas["KeyCreate"]["properties"]["scopes"]["default"] = default
-
-
 def _tags(app: Litestar) -> dict[str, str]:
     """Every group of calls, with what the plugin that brings it says of itself."""
     found = dict(_OWN_TAGS)
@@ -194,14 +191,16 @@ def _operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
                     yield route.path_format, method.lower(), handler
 
 
-def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
+def _complete_operation(
+    operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any
+) -> None:
     scope = scope_of(handler)
     operation["security"] = [] if scope is None else [{"api_key": []}]
     if scope is not None:
         operation["x-scope"] = scope.name
     operation.pop("deprecated", None)
-    _complete_parameters(operation, handler)
-    _complete_body(operation, handler, components)
+    _complete_parameters(operation, handler, gateway)
+    _complete_body(operation, handler, components, gateway)
     refusals = _refusals(handler)
     responses = operation["responses"]
     for status in [status for status in responses if int(status) >= 400]:
@@ -217,8 +216,8 @@ def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, co
         responses[str(status)] = refused
 
 
-def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
-    described: Mapping[str, Mapping[str, Any]] = handler.opt.get(DESCRIBED, {})
+def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, gateway: Any) -> None:
+    described: Mapping[str, Mapping[str, Any]] = _said(handler, DESCRIBED, gateway) or {}
     for parameter in operation.get("parameters", ()):
         parameter.pop("deprecated", None)
         if parameter["in"] == "path":
@@ -229,18 +228,24 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -
             parameter["example"] = "order-1041"
     filters = handler.resolve_dependencies().get("filters")
     if filters is not None:
-        operation.setdefault("parameters", []).extend(_filters(filters))
+        operation.setdefault("parameters", []).extend(_filters(filters, gateway))
     operation.setdefault("parameters", []).append(dict(_YOUR_REQUEST_ID))
 
 
-def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
-    taken: dict[str, Any] | None = handler.opt.get(TAKES)
+def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any) -> None:
+    taken: dict[str, Any] | None = _said(handler, TAKES, gateway)
     if taken is None:
         reference = components.reference(_body(handler))
         if reference is None:
             return
         taken = {"schema": reference}
     operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
+
+
+def _said(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
+    """What a route's decorator says under a name, drawn from the gateway where it says how."""
+    said = handler.opt.get(name)
+    return said(gateway) if callable(said) else said
 
 
 def _body(handler: HTTPRouteHandler) -> Any:
@@ -323,12 +328,12 @@ def _example(refusal: type[Refused]) -> dict[str, Any]:
     return {"success": False, "errors": [problem], "request_id": "req_01jdk3v8rc4x9m2q7ztbn5wgae"}
 
 
-def _filters(provide: Provide) -> list[dict[str, Any]]:
+def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
     """The query parameters that a list reads, each with its schema."""
     kind: type[msgspec.Struct] = provide.dependency.query_type  # type: ignore[attr-defined]
     _, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[kind.__name__]
-    refine(schema, kind)
+    refine(schema, kind, gateway)
     moments = {field.encode_name for field in msgspec.structs.fields(kind) if is_moment(field.type)}
     parameters: list[dict[str, Any]] = []
     for name, part in schema["properties"].items():

@@ -1,13 +1,12 @@
 """What is counted of callbacks, and how many wait."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
 from mpesa_gateway.meter import Counter, Gauge, Reading, Value
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import Kind
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -18,12 +17,14 @@ CALLBACKS = Counter(
     "mpesa_callbacks_total",
     "Callbacks by what became of them: accepted, repeated, or refused with a reason.",
     ("kind", "verdict", "reason"),
-    begins=tuple(
-        (kind, *rest)
-        for kind in get_args(Kind)
-        for rest in (("accepted", ""), ("repeated", ""), *(("refused", reason) for reason in REASONS))
-    ),
 )
+
+
+def combinations(kinds: Iterable[str]) -> list[tuple[str, ...]]:
+    """The labels of ``CALLBACKS`` for callbacks of these kinds."""
+    verdicts = (("accepted", ""), ("repeated", ""), *(("refused", reason) for reason in REASONS))
+    return [(kind, *verdict) for kind in kinds for verdict in verdicts]
+
 
 WAITING = Gauge(
     "mpesa_callbacks_waiting",

@@ -11,7 +11,6 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.commands import callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
-from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
 from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
 from mpesa_gateway_callbacks.measures import COUNTS, READINGS
@@ -36,7 +35,6 @@ plugin = Plugin(
     id_prefixes=(IdPrefix("cbk", "callback"), IdPrefix("ref", "refused callback")),
     routes=routes,
     jobs=(Job(sweep, timeout=60, cron="* * * * * */5", queue="maintenance"),),
-    publishes=(StkResulted, StatusResulted, ReversalResulted),
     provides=((CallbackInbox, CallbackInbox), (Callbacks, lambda gateway: gateway.services.get(CallbackInbox))),
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,

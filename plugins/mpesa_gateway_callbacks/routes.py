@@ -1,22 +1,23 @@
 """Where Safaricom posts: the specification's paths, and the neutral ones that our own requests hand out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.client_ip import read_address
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
-from mpesa_gateway_callbacks.api import AnotherSubject, Kind
-from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
+from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.errors import (
     DoubledRefused,
     ShapeRefused,
@@ -38,50 +39,35 @@ from mpesa_gateway_callbacks.settings import CallbacksSettings
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
-KINDS: dict[str, Kind] = {
-    "stk": "stk",
-    "status": "status",
-    "status-timeout": "status-timeout",
-    "reversal": "reversal",
-    "reversal-timeout": "reversal-timeout",
-    "pull": "pull",
-}
-"""The kinds by their place in the neutral addresses."""
 
-_SPECIFIED: dict[tuple[str, str], Kind] = {
-    ("transactionstatus", "result"): "status",
-    ("transactionstatus", "timeout"): "status-timeout",
-    ("reversal", "result"): "reversal",
-    ("reversal", "timeout"): "reversal-timeout",
-}
-"""The kinds by their place in the specification's addresses."""
+def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Gateway], dict[str, Any]]:
+    """The body at an address that takes such kinds, as the enabled plugins describe it."""
 
-_SUBJECT: dict[str, dict[str, Any]] = {
-    "subject": {"enum": sorted({subject for subject, _ in _SPECIFIED})},
-    "ending": {"enum": sorted({ending for _, ending in _SPECIFIED})},
-}
+    def compose(gateway: Gateway) -> dict[str, Any]:
+        kinds = [kind for kind in gateway.callback_kinds.values() if has_place(kind)]
+        schemas: list[Mapping[str, Any]] = []
+        for kind in kinds:
+            if kind.schema not in schemas:
+                schemas.append(kind.schema)
+        examples = {name: {"value": value} for kind in kinds for name, value in kind.examples.items()}
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas or [{"type": "object"}]}
+        return {"schema": schema, "examples": examples}
 
-_STK_EXAMPLE = {
-    "Body": {
-        "stkCallback": {
-            "MerchantRequestID": "29115-34620561-1",
-            "CheckoutRequestID": "ws_CO_191220191020363925",
-            "ResultCode": 1032,
-            "ResultDesc": "Request cancelled by user",
-        }
+    return compose
+
+
+def _subjects(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    """The two parts of the specification's addresses of results."""
+    found = [kind.path.split("/") for kind in gateway.callback_kinds.values() if kind.path]
+    return {
+        "subject": {"enum": sorted({subject for subject, _ in found})},
+        "ending": {"enum": sorted({ending for _, ending in found})},
     }
-}
 
-_RESULT_EXAMPLE = {
-    "Result": {
-        "ResultType": 0,
-        "ResultCode": 0,
-        "ResultDesc": "The service request is processed successfully.",
-        "OriginatorConversationID": "10571-7910404-1",
-        "ConversationID": "AG_20191219_00004e48cf7e3533f581",
-        "TransactionID": "NLJ41HAY6Q",
-    }
-}
+
+def _kinds(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    return {"kind": {"enum": sorted(gateway.callback_kinds)}}
+
 
 _CALLBACK: dict[str, Any] = {
     "status_code": 200,
@@ -91,7 +77,7 @@ _CALLBACK: dict[str, Any] = {
     "request_max_body_size": None,
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
-    "takes": {"schema": STK, "examples": {"stk": {"value": _STK_EXAMPLE}}},
+    "takes": _takes(lambda kind: kind.path == ""),
     "refuses": (
         SizeRefused,
         SourceRefused,
@@ -106,11 +92,9 @@ _CALLBACK: dict[str, Any] = {
 
 _REPLAY_REFUSES = (Conflict, SourceRefused, SignatureRefused, ShapeRefused, DoubledRefused, AnotherSubject)
 
-_RESULT: dict[str, Any] = _CALLBACK | {"takes": {"schema": RESULT, "examples": {"result": {"value": _RESULT_EXAMPLE}}}}
+_RESULT: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda kind: bool(kind.path))}
 
-_EITHER: dict[str, Any] = _CALLBACK | {
-    "takes": {"schema": ANY, "examples": {"stk": {"value": _STK_EXAMPLE}, "result": {"value": _RESULT_EXAMPLE}}}
-}
+_ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True)}
 
 
 def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
@@ -124,9 +108,9 @@ def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
 
 
 async def _take(
-    gateway: Gateway, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
+    gateway: Gateway, request: Request[Any, Any, Any], kind: str | None, token: str | None
 ) -> Response[bytes]:
-    if kind is None:
+    if kind is None or kind not in gateway.callback_kinds:
         raise NotFound("there is nothing at this address")
     inbox, settings = gateway.services.get(CallbackInbox), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
@@ -138,8 +122,14 @@ async def _take(
     # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
-    await inbox.receive(Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source)))
-    return Response(_ACCEPTED, media_type="application/json")
+    incoming = Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source))
+    answer = await inbox.receive(incoming)
+    return Response(_ACCEPTED if answer is None else msgspec.json.encode(answer), media_type="application/json")
+
+
+async def _take_at(gateway: Gateway, request: Request[Any, Any, Any], path: str, token: str | None) -> Response[bytes]:
+    """Take a callback at a path of the specification."""
+    return await _take(gateway, request, gateway.services.get(CallbackInbox).kinds.at(path), token)
 
 
 async def _read_body(
@@ -170,7 +160,7 @@ async def _read_body(
 @post("/v1/webhooks/mpesa", **_CALLBACK)
 async def stk_callback(gateway: NamedDependency[Gateway], request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
-    return await _take(gateway, request, "stk", None)
+    return await _take_at(gateway, request, "", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
@@ -178,10 +168,10 @@ async def stk_callback_with_token(
     gateway: NamedDependency[Gateway], request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
-    return await _take(gateway, request, "stk", token)
+    return await _take_at(gateway, request, "", token)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_subjects, **_RESULT)
 async def result_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -189,10 +179,10 @@ async def result_callback(
     ending: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None)
+    return await _take_at(gateway, request, f"{subject}/{ending}", None)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_subjects, **_RESULT)
 async def result_callback_with_token(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -201,10 +191,10 @@ async def result_callback_with_token(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, with the token of its request."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token)
+    return await _take_at(gateway, request, f"{subject}/{ending}", token)
 
 
-@post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
+@post("/v1/cb/{kind:str}/{token:str}", described=_kinds, **_ANY)
 async def neutral_callback(
     gateway: NamedDependency[Gateway],
     request: Request[Any, Any, Any],
@@ -212,7 +202,7 @@ async def neutral_callback(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A callback of any kind at the address that our own requests hand to Daraja."""
-    return await _take(gateway, request, KINDS.get(kind), token)
+    return await _take(gateway, request, kind, token)
 
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])

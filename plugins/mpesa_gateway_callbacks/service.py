@@ -9,7 +9,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 import structlog
@@ -39,7 +39,7 @@ from mpesa_gateway.services import NotProvided
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import AnotherSubject, Kind
+from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.dedup import Dedup
 from mpesa_gateway_callbacks.errors import (
     CallbackRefused,
@@ -50,8 +50,8 @@ from mpesa_gateway_callbacks.errors import (
     SourceRefused,
     TokenRefused,
 )
-from mpesa_gateway_callbacks.kinds import RESULTS, Make, Report, kind_of, merged, read_report
-from mpesa_gateway_callbacks.measures import CALLBACKS
+from mpesa_gateway_callbacks.kinds import Kinds, Make, Report
+from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -85,8 +85,6 @@ _SHOWN = 2048
 _REPLAYABLE = 16_384
 """Bytes of a stranger's callback beyond which it is not kept to be replayed."""
 
-_KINDS: tuple[Kind, ...] = get_args(Kind)
-
 _LOGGED_EVERY = 60.0
 """Seconds in which one refused callback is logged for each address and reason; the next line counts the others."""
 
@@ -98,7 +96,7 @@ _REFUSALS_A_SECOND = 20
 class Incoming:
     """A POST as it came: ``source`` is the client's address, ``signature`` the header, None without one."""
 
-    kind: Kind
+    kind: str
     token: str | None
     body: bytes
     source: str
@@ -186,6 +184,8 @@ class CallbackInbox:
         self._db = gateway.db
         self._reads = gateway.reads
         self._settings = gateway.settings(CallbacksSettings)
+        self.kinds = Kinds(gateway.callback_kinds)
+        gateway.meter.expect(CALLBACKS, combinations(self.kinds.names))
         self._allowlist = read_networks(self._settings.allowlist, "callbacks.allowlist")
         self._dedup = Dedup(gateway, timedelta(hours=self._settings.dedup_hours))
         self._kept: Together[_Arrival, bool | None] = Together(
@@ -216,8 +216,13 @@ class CallbackInbox:
             await asyncio.gather(self._counting, return_exceptions=True)
         await self._dedup.settle()
 
-    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """The address to give Daraja for one request; free of the words that Daraja's portal warns of."""
+    def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
+        """The address to give Daraja for one request; free of the words that Daraja's portal warns of.
+
+        Raises LookupError where no enabled plugin declares the kind.
+        """
+        if self.kinds.get(kind) is None:
+            raise LookupError(f"no enabled plugin declares the callback kind `{kind}`")
         token = make_token(self._gateway.vault.secret(CALLBACK_TOKENS), kind, Subject(env, merchant_id, subject_id))
         return self._gateway.url(f"/v1/cb/{kind}/{token}")
 
@@ -227,10 +232,10 @@ class CallbackInbox:
             return True
         key = self._gateway.vault.secret(CALLBACK_TOKENS)
         token = path.rpartition("/")[2]
-        return any(read_token(key, kind, token) is not None for kind in _KINDS)
+        return any(read_token(key, kind, token) is not None for kind in self.kinds.names)
 
-    async def receive(self, incoming: Incoming) -> None:
-        """Check a callback and keep it; returns only once it is committed.
+    async def receive(self, incoming: Incoming) -> Mapping[str, Any] | None:
+        """Check a callback and keep it; returns only once it is committed: what to answer, None for ``Accepted``.
 
         Raises CallbackRefused (kept, for the operator to see why), and what the database raises when it is away.
         """
@@ -258,13 +263,17 @@ class CallbackInbox:
         if not is_new:
             await self._audit_repeat(incoming, subject, report)
         log.info("callback_accepted", kind=incoming.kind, handle=report.handle, result_code=report.result_code)
+        taken = self.kinds.get(incoming.kind)
+        if taken is None or taken.answer is None or report.event is None:
+            return None
+        return await taken.answer(self._gateway, report.event(arrival.known(self._gateway.clock.now())))
 
-    def is_trusted(self, kind: Kind, token: str | None, source: str) -> bool:
+    def is_trusted(self, kind: str, token: str | None, source: str) -> bool:
         """Whether a body is kept whatever it is: it is for an address that we handed out, or from Safaricom's."""
         return self._opened(kind, token) is not None or self._is_listed(source)
 
     async def _arrival(self, incoming: Incoming, subject: Subject | None, *, is_signed: bool) -> "_Arrival":
-        read = partial(_read, incoming, has_token=subject is not None)
+        read = partial(self._read, incoming, has_token=subject is not None)
         if len(incoming.body) <= _IN_LINE:
             report, (text, raw) = read(), stored(incoming.body)
         else:
@@ -283,6 +292,17 @@ class CallbackInbox:
             text,
             raw,
         )
+
+    def _read(self, incoming: Incoming, *, has_token: bool) -> Report:
+        try:
+            return self.kinds.read(incoming.kind, incoming.body, has_token=has_token)
+        except Contradictory as problem:
+            raise DoubledRefused(f"not one statement: {problem}") from None
+        except NotACallback as problem:
+            raise ShapeRefused(f"not a callback of this kind: {problem}") from None
+        except Exception as problem:  # noqa: BLE001 - whatever is wrong with our reading, the body is kept
+            log.error("callback_not_read", kind=incoming.kind, exception=trace(problem))
+            raise ShapeRefused("not a callback that can be read") from None
 
     async def _keep_together(self, arrivals: Sequence["_Arrival"]) -> list[bool | None]:
         """Keep what came at the same time in one transaction. For each: True, False for a repetition, None for not yet.
@@ -476,7 +496,7 @@ class CallbackInbox:
 
     # -- who sends ------------------------------------------------------------------------------------------------
 
-    def _read_token(self, incoming: Incoming) -> tuple[Subject | None, Kind]:
+    def _read_token(self, incoming: Incoming) -> tuple[Subject | None, str]:
         """What the token was made for, None without one, and the kind of the callback.
 
         Raises TokenRefused, and SourceRefused before it: where every address is checked, a stranger learns nothing
@@ -485,29 +505,29 @@ class CallbackInbox:
         if self._settings.enforce_allowlist == "always":
             self._check_listed(incoming.source)
         if incoming.token is None:
-            return None, kind_of(incoming.kind, incoming.body)
+            return None, self.kinds.of_body(incoming.kind, incoming.body)
         found = self._opened(incoming.kind, incoming.token)
         if found is None:
             raise TokenRefused("there is nothing at this address")
         return found
 
-    def _opened(self, address: Kind, token: str | None) -> tuple[Subject, Kind] | None:
-        """What a token was made for; one of a result opens at every result address."""
+    def _opened(self, address: str, token: str | None) -> tuple[Subject, str] | None:
+        """What a token was made for; it opens at every address of its family."""
         if token is None:
             return None
         key = self._gateway.vault.secret(CALLBACK_TOKENS)
-        others = RESULTS if address in RESULTS else ()
-        for kind in dict.fromkeys((address, *others)):
+        for kind in self.kinds.family(address):
             subject = read_token(key, kind, token)
             if subject is not None:
-                return subject, merged(address, kind)
+                return subject, self.kinds.merged(address, kind)
         return None
 
     def _check_source(self, incoming: Incoming, subject: Subject | None) -> None:
         mode = self._settings.enforce_allowlist
-        # Without a token the address is all the proof there is. A push can still be asked about, a result cannot.
+        # Without a token the address is all the proof there is, unless Daraja can be asked.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
-        if is_checked or (subject is None and incoming.kind in RESULTS):
+        kind = self.kinds.get(incoming.kind)
+        if is_checked or (subject is None and not (kind is not None and kind.can_be_asked)):
             self._check_listed(incoming.source)
 
     def _check_listed(self, source: str) -> None:
@@ -569,7 +589,7 @@ class CallbackInbox:
     async def _offer_again(self, row: Row) -> None:
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-            report = read_report(row["kind"], body, has_token=bool(row["subject_id"]))
+            report = self.kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
             await self._offer(report, dict(row) | {"is_listed": self._is_listed(row["source"])})
         except AnotherSubject:
             await self._db.execute(tables.GIVE_UP, row["callback_id"])
@@ -586,8 +606,10 @@ class CallbackInbox:
             await self.mark_applied(row["callback_id"])
             return
         await self._publish(report.event, row)
-        if report.otherwise is not None and not await self._is_applied(row["callback_id"]):
-            await self._publish(report.otherwise, row)
+        for make in report.otherwise:
+            if await self._is_applied(row["callback_id"]):
+                break
+            await self._publish(make, row)
 
     async def _is_applied(self, callback_id: str) -> bool:
         unkept = self._unkept.get()
@@ -750,7 +772,7 @@ class CallbackInbox:
         known = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if known else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        kind = row["kind"] if known else kind_of(row["kind"], body)
+        kind = row["kind"] if known else self.kinds.of_body(row["kind"], body)
         incoming = Incoming(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._check_source(incoming, subject)
@@ -829,11 +851,13 @@ class CallbackInbox:
 
     async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
         at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self.kinds.check(filters.kind)
         query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
         return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
 
     async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
         at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self.kinds.check(filters.kind)
         return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
 
 
@@ -864,18 +888,6 @@ def _check_env(row: Row, env: Env | None) -> None:
 
 def _repeated(repeats: int) -> str:
     return f", came {repeats} more {'time' if repeats == 1 else 'times'}" if repeats else ""
-
-
-def _read(incoming: Incoming, *, has_token: bool) -> Report:
-    try:
-        return read_report(incoming.kind, incoming.body, has_token=has_token)
-    except Contradictory as problem:
-        raise DoubledRefused(f"not one statement: {problem}") from None
-    except NotACallback as problem:
-        raise ShapeRefused(f"not a callback of this kind: {problem}") from None
-    except Exception as problem:  # noqa: BLE001 - whatever is wrong with our reading, the body is kept
-        log.error("callback_not_read", kind=incoming.kind, exception=trace(problem))
-        raise ShapeRefused("not a callback that can be read") from None
 
 
 def _shown(body: bytes) -> str:

@@ -16,10 +16,10 @@ from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
     Direction,
     Evidence,

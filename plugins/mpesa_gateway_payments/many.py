@@ -18,9 +18,8 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, StkResulted
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
 from mpesa_gateway_payments.measures import count_ended

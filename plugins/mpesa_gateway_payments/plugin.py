@@ -5,16 +5,23 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
-from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries
+from mpesa_gateway_payments.callbacks import CALLBACKS
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.events import (
+    PaymentCompleted,
+    PaymentFailed,
+    PaymentMismatched,
+    PaymentReversed,
+    StatusResulted,
+    StkResulted,
+)
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
@@ -66,13 +73,14 @@ plugin = Plugin(
     scopes=(PAYMENTS_READ, PAYMENTS_WRITE),
     id_prefixes=(IdPrefix("pay", "payment"), IdPrefix("chk", "status check")),
     routes=routes,
+    callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
         Job(expire, timeout=120, cron="* * * * * */5", queue="maintenance"),
         Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
-    publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
+    publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched, StkResulted, StatusResulted),
     subscribers=(
         inside(StkResulted, take_stk_result, many=take_stk_results),
         inside(StatusResulted, take_status_result),

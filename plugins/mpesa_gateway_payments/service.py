@@ -35,11 +35,11 @@ from mpesa_gateway.privacy import may_be_handle
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.stored import loads
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.evidence import (
     Evidence,
     Handle,

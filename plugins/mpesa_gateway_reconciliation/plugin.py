@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
-from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_payments.api import UnallocatedMoney
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.callbacks import CALLBACKS
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
 from mpesa_gateway_reconciliation.doctor import CHECKS
@@ -42,6 +43,7 @@ plugin = Plugin(
     settings=ReconciliationSettings,
     id_prefixes=(IdPrefix("run", "reconciliation run"), IdPrefix("lin", "statement line")),
     routes=routes,
+    callbacks=CALLBACKS,
     jobs=(
         Job(reconcile, timeout=900, queue="daraja"),
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),

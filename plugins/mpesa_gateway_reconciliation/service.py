@@ -21,9 +21,9 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments.api import Zone
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.measures import RUNS

@@ -16,8 +16,7 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway_callbacks.api import Callbacks, Kind
-from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
     CLOCKS_DIFFER,
@@ -48,6 +47,7 @@ from mpesa_gateway_payments.api import (
     read_direction,
     read_kind,
 )
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 
@@ -196,7 +196,7 @@ class Settling:
             return
         callbacks = self._gateway.services.get(Callbacks)
 
-        def address(kind: Kind) -> str:
+        def address(kind: str) -> str:
             return callbacks.url_for(
                 kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
             )

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
-from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.callbacks import CALLBACKS
 from mpesa_gateway_refunds.desk import RefundDesk
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
-from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
@@ -49,11 +50,12 @@ plugin = Plugin(
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
     id_prefixes=(IdPrefix("rfd", "refund"),),
     routes=routes,
+    callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
-    publishes=(RefundFailed,),
+    publishes=(RefundFailed, ReversalResulted),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
     provides=((RefundService, RefundService), (RefundDesk, RefundDesk)),
     erasers=(REFUNDS,),

@@ -24,13 +24,14 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks, Kind
-from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
+from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
+from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Direction, RefundablePayments, read_direction
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
-from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.views import exported, view
@@ -274,7 +275,7 @@ class RefundService:
             raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
         return marked is not None
 
-    def _address(self, kind: Kind, credentials: MpesaCredentials, refund_id: str) -> str:
+    def _address(self, kind: str, credentials: MpesaCredentials, refund_id: str) -> str:
         return self._gateway.services.get(Callbacks).url_for(
             kind, env=credentials.env, merchant_id=credentials.merchant_id, subject_id=refund_id
         )

@@ -28,7 +28,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.api import Callbacks
 from tests.conftest import Town
 from tests.kernel.scripted import Asked, scripted, write, write_json
 
@@ -147,7 +147,7 @@ async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
     return made["id"], address(town, "stk", made["id"], made["merchant_id"])
 
 
-def address(town: Town, kind: Kind, subject_id: str, merchant_id: str) -> str:
+def address(town: Town, kind: str, subject_id: str, merchant_id: str) -> str:
     """Where Daraja posts a callback of this kind about this request."""
     url = town.gateway.services.get(Callbacks).url_for(
         kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
@@ -186,7 +186,7 @@ async def test_each_status_result_is_understood_as_documented(town: Town, name: 
     paid = await completed(town)
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
     await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
-    kind: Kind = "status-timeout" if name == "timeout" else "status"
+    kind: str = "status-timeout" if name == "timeout" else "status"
     url = address(town, kind, check["check_id"], paid["merchant_id"])
     assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
     found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
@@ -409,7 +409,7 @@ ODD: tuple[Any, ...] = (
     "SFC_IC0003",
     "R000001",
 )
-KINDS: tuple[Kind, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
+KINDS: tuple[str, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
 CALLBACKS = sorted({*STK, *STATUS, *REVERSAL})
 
 

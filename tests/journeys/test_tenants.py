@@ -370,7 +370,7 @@ async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_a
                     for body in bodies:
                         said = await call(gateway, each, target_of(each), headers, body)
                         assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
-                        assert f" {missing.value}:" in said.json["errors"][0]["message"]
+                        assert f" {missing.name}:" in said.json["errors"][0]["message"]
                         assert is_refusal(said)
                 for each in SCOPED:
                     if each.scope is not missing and each.method == "GET":

@@ -15,7 +15,6 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
-from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.pages import unused
 from mpesa_gateway_callbacks.service import KEPT_OF_LARGER, CallbackInbox, Cut
 from tests.conftest import Town
@@ -354,7 +353,7 @@ def test_cut_of_no_length_is_what_was_read() -> None:
     assert (cut.length, cut.read, cut.sha256) == (3, 3, hashlib.sha256(b"abc").digest())
 
 
-KINDS: tuple[Kind, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
+KINDS: tuple[str, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
 
 
 async def test_body_of_another_kind_is_kept_at_its_token(town: Town) -> None:

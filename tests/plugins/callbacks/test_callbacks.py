@@ -17,10 +17,10 @@ from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.money import Kes
 from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.errors import ShapeRefused
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
+from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
 
 pytestmark = pytest.mark.as_owner

@@ -12,8 +12,8 @@ from mpesa_gateway.security.scopes import ADMIN, Env
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.errors import ShapeRefused
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 

@@ -12,7 +12,7 @@ from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ, Caller
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
-from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
@@ -56,7 +56,7 @@ class Desk:
             key = f"refund-{self.keys}"
         return await self.town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": key} if key else {})
 
-    async def result(self, refund: Any, body: dict[str, Any], kind: Kind = "reversal") -> Answer:
+    async def result(self, refund: Any, body: dict[str, Any], kind: str = "reversal") -> Answer:
         """What M-Pesa says of a reversal, to the address that was made for it."""
         return await self.post(kind, refund["id"], body)
 
@@ -99,7 +99,7 @@ class Desk:
         heard = await self.town.told(len(kinds) + 1)
         assert [kind for kind in heard if kind != "payment.completed"] == sorted(kinds)
 
-    async def post(self, kind: Kind, subject_id: str, body: dict[str, Any]) -> Answer:
+    async def post(self, kind: str, subject_id: str, body: dict[str, Any]) -> Answer:
         url = self.town.gateway.services.get(Callbacks).url_for(
             kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id
         )
@@ -113,7 +113,7 @@ async def desk(town: Town, daraja: Daraja) -> Desk:
     return Desk(town, daraja)
 
 
-ADDRESSES: dict[str, Kind] = {"ResultURL": "reversal", "QueueTimeOutURL": "reversal-timeout"}
+ADDRESSES: dict[str, str] = {"ResultURL": "reversal", "QueueTimeOutURL": "reversal-timeout"}
 
 # -- asking for one -----------------------------------------------------------------------------------------------
 
