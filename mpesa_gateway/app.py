@@ -43,7 +43,17 @@ from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.outcomes import Outcomes
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
-from mpesa_gateway.plugin import Job, Plugin, PluginRefused, Subscriber, callback_kinds_of, load, prefixes_of, scopes_of
+from mpesa_gateway.plugin import (
+    Job,
+    Plugin,
+    PluginRefused,
+    Subscriber,
+    callback_kinds_of,
+    load,
+    operations_of,
+    prefixes_of,
+    scopes_of,
+)
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit, acting_from
@@ -175,6 +185,7 @@ class Gateway:
         self.scopes = scopes_of(self.plugins)
         self.id_prefixes = prefixes_of(self.plugins)
         self.callback_kinds = callback_kinds_of(self.plugins)
+        self.operations = operations_of(self.plugins)
         config.refuse_sections_except([plugin.name for plugin in self.plugins])
         self._settings = {plugin.settings: config.section(plugin.name, plugin.settings) for plugin in self.plugins}
         self.trusted_proxies = read_networks(config.security.trusted_proxies, "security.trusted_proxies")
@@ -324,6 +335,7 @@ class Gateway:
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
             lookup=self.names,
+            operations=self.operations,
         )
         await self.daraja.start()
         # First, and so the last to stop: what the others do until then is told.

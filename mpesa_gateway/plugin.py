@@ -16,6 +16,7 @@ import msgspec
 from mpesa_gateway.config import QUEUES, QueueName
 from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.daraja.callbacks import CallbackKind
+from mpesa_gateway.daraja.operations import Operation
 from mpesa_gateway.doctor.invariant import Invariant
 from mpesa_gateway.doctor.observation import Check
 from mpesa_gateway.events import Event
@@ -178,6 +179,8 @@ class Plugin:
     id_prefixes: tuple[IdPrefix, ...] = ()
     """What the identifiers of this plugin's objects begin with. Each prefix belongs to one plugin."""
     routes: tuple[Any, ...] = ()
+    operations: tuple[Operation[Any, Any], ...] = ()
+    """What this plugin asks Daraja. Each operation belongs to one plugin."""
     callbacks: tuple[CallbackKind, ...] = ()
     """Kinds of callbacks that Safaricom sends, for the plugin ``callbacks`` to take. Each belongs to one plugin."""
     jobs: tuple[Job, ...] = ()
@@ -337,6 +340,11 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
                 f"the callback kinds `{other}` and `{kind.name}` have one path: give one of them another"
             )
     return found
+
+
+def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
+    """What Daraja is asked, by name. Raises PluginRefused where two plugins declare one name."""
+    return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 class Named(Protocol):

@@ -34,10 +34,12 @@ from mpesa_gateway_payments.judging import (
     Unfit,
     Verdict,
 )
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "TRANSACTION_STATUS",
     "AlreadyKnown",
     "Ambiguous",
     "Ask",
@@ -62,6 +64,7 @@ __all__ = [
     "Source",
     "StatusQueries",
     "Transaction",
+    "TransactionStatus",
     "UnallocatedMoney",
     "Unfit",
     "Verdict",

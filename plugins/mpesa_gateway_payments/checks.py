@@ -32,6 +32,7 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
 )
 from mpesa_gateway_payments.judging import contradicts, payment_of
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
@@ -96,15 +97,15 @@ class StatusChecks:
     ) -> CheckStarted:
         outcomes = self._gateway.outcomes
         try:
-            ack = await self._gateway.daraja.transaction_status(
-                credentials.daraja,
-                initiator,
+            question = TransactionStatus(
+                initiator=initiator,
                 receipt=receipt,
                 conversation_id=None if receipt is not None else conversation_id,
                 result_url=credentials.result_url or self._address("status", credentials, check_id),
                 timeout_url=credentials.timeout_url or self._address("status-timeout", credentials, check_id),
                 remarks=f"status of {receipt or payment_id}",
             )
+            ack = await self._gateway.daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
         except DarajaFault as fault:
             await outcomes.record("status query fault", check_id, partial(self._write_fault, check_id, fault))
             raise refusal_of(fault) from None

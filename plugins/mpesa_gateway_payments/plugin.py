@@ -25,6 +25,7 @@ from mpesa_gateway_payments.events import (
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
+from mpesa_gateway_payments.operations import OPERATIONS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.refunding import PaymentRefunds
@@ -73,6 +74,7 @@ plugin = Plugin(
     scopes=(PAYMENTS_READ, PAYMENTS_WRITE),
     id_prefixes=(IdPrefix("pay", "payment"), IdPrefix("chk", "status check")),
     routes=routes,
+    operations=OPERATIONS,
     callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

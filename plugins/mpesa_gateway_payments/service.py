@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 import structlog
 
-from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected, StkAck
+from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
@@ -53,6 +53,7 @@ from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.judging import Confirm, Mismatch, judge, judge_other_push, payment_of, speaks_of
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
+from mpesa_gateway_payments.operations import STK_PUSH, STK_QUERY, StkAck, StkPush, StkQuery
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -308,14 +309,14 @@ class PaymentService:
             await self._gateway.daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
                 return await self._leave(row)
-            ack = await self._gateway.daraja.stk_push(
-                credentials.daraja,
+            push = StkPush(
                 amount=Kes(row["amount"]),
                 phone=Msisdn(row["phone"]),
                 callback_url=address,
                 account_reference=row["reference"],
                 description=row["description"],
             )
+            ack = await self._gateway.daraja.ask(STK_PUSH, credentials.daraja, push)
         except NotSent as fault:
             self._rest(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
@@ -673,7 +674,8 @@ class PaymentService:
         self._resting.pop(shortcode_id, None)
         try:
             credentials = await self._gateway.services.get(Credentials).of_shortcode(shortcode_id)
-            answer = await self._gateway.daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+            question = StkQuery(row["checkout_request_id"])
+            answer = await self._gateway.daraja.ask(STK_QUERY, credentials.daraja, question)
         except NotSent as fault:
             self._places.note(shortcode_id, answered=fault.code is not None)
             again_at = self._rest(shortcode_id, fault)

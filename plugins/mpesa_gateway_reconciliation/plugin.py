@@ -16,6 +16,7 @@ from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.needs import NEEDS
+from mpesa_gateway_reconciliation.operations import OPERATIONS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -43,6 +44,7 @@ plugin = Plugin(
     settings=ReconciliationSettings,
     id_prefixes=(IdPrefix("run", "reconciliation run"), IdPrefix("lin", "statement line")),
     routes=routes,
+    operations=OPERATIONS,
     callbacks=CALLBACKS,
     jobs=(
         Job(reconcile, timeout=900, queue="daraja"),

@@ -20,6 +20,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
     CLOCKS_DIFFER,
+    TRANSACTION_STATUS,
     AlreadyKnown,
     Ambiguous,
     Ask,
@@ -35,6 +36,7 @@ from mpesa_gateway_payments.api import (
     Settles,
     Source,
     Transaction,
+    TransactionStatus,
     Unfit,
     Verdict,
     Wanted,
@@ -206,15 +208,15 @@ class Settling:
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._db.execute(tables.ASKED, row["line_id"], now)
             self._gateway.tracer.begins(row["line_id"])
-            await self._gateway.daraja.transaction_status(
-                credentials.daraja,
-                initiator,
+            question = TransactionStatus(
+                initiator=initiator,
                 receipt=row["receipt"],
                 conversation_id=None,
                 result_url=address("status"),
                 timeout_url=address("status-timeout"),
                 remarks=f"status of {row['receipt']}",
             )
+            await self._gateway.daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
         except ProviderNotConfigured as problem:
             log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
         except DarajaFault as fault:

@@ -16,6 +16,7 @@ from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
+from mpesa_gateway_refunds.operations import REVERSAL
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.routes import routes
 from mpesa_gateway_refunds.scopes import REFUNDS_READ, REFUNDS_WRITE
@@ -50,6 +51,7 @@ plugin = Plugin(
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
     id_prefixes=(IdPrefix("rfd", "refund"),),
     routes=routes,
+    operations=(REVERSAL,),
     callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),

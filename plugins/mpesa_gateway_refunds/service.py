@@ -27,11 +27,18 @@ from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
-from mpesa_gateway_payments.api import Direction, RefundablePayments, read_direction
+from mpesa_gateway_payments.api import (
+    TRANSACTION_STATUS,
+    Direction,
+    RefundablePayments,
+    TransactionStatus,
+    read_direction,
+)
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
+from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.views import exported, view
@@ -245,15 +252,15 @@ class RefundService:
             if not await self._mark_sending(row):
                 # It was given up meanwhile, because this request took longer than its lease.
                 return await self._require(row["merchant_id"], row["env"], refund_id)
-            ack = await self._gateway.daraja.reverse(
-                credentials.daraja,
-                credentials.initiator_for("a refund"),
+            reversal = ReversalRequest(
+                initiator=credentials.initiator_for("a refund"),
                 receipt=row["receipt"],
                 amount=Kes(row["amount"]),
                 result_url=credentials.result_url or self._address("reversal", credentials, refund_id),
                 timeout_url=credentials.timeout_url or self._address("reversal-timeout", credentials, refund_id),
                 remarks=row["reason"] or f"Refund {refund_id[-12:]}",
             )
+            ack = await self._gateway.daraja.ask(REVERSAL, credentials.daraja, reversal)
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:
@@ -625,15 +632,15 @@ class RefundService:
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
-        await self._gateway.daraja.transaction_status(
-            credentials.daraja,
-            credentials.initiator_for("a refund"),
+        question = TransactionStatus(
+            initiator=credentials.initiator_for("a refund"),
             receipt=None if by_conversation else row["receipt"],
             conversation_id=row["originator_conversation_id"] if by_conversation else None,
             result_url=self._address("status", credentials, subject),
             timeout_url=self._address("status-timeout", credentials, subject),
             remarks=f"reversal of {row['receipt']}",
         )
+        await self._gateway.daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         schedule = self._settings.ask_after
