@@ -43,7 +43,7 @@ class Initiator:
 class Request(Protocol):
     """What is asked for."""
 
-    def body(self, credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
+    def body(self, credentials: DarajaCredentials, now: datetime, /) -> dict[str, Any]:
         """Return the JSON object to send. ``now`` is aware UTC."""
         ...
 
