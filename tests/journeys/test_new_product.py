@@ -34,7 +34,8 @@ class Office:
     async def sells(self, number: str) -> str:
         """Sell a ticket; gives the path at which Safaricom is to ask about it."""
         assert (await self.api.call("POST", "/v1/tickets", {"number": number})).status == 201
-        return urlsplit(json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]).path
+        url: str = json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]
+        return urlsplit(url).path
 
     async def asks(self, path: str, number: str, receipt: str) -> Answer:
         """Ask whether money for this account number is to be taken, as Safaricom does."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from litestar import post
@@ -133,7 +133,7 @@ async def sell_ticket(
         asked=0,
     )
     await gateway.db.run(Ticket.insert(row))
-    return Success(data=TicketView(cast("str", row.ticket_id), data.number))
+    return Success(data=TicketView(row.ticket_id, data.number))
 
 
 async def show_tickets(visit: Visit) -> Shown:
