@@ -35,6 +35,7 @@ from mpesa_gateway_payments.judging import (
     Verdict,
 )
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
+from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Source",
     "StatusQueries",
     "Transaction",
+    "TransactionState",
     "TransactionStatus",
     "UnallocatedMoney",
     "Unfit",
@@ -77,6 +79,7 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
+    "transaction_state",
 ]
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
-from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
@@ -35,6 +34,7 @@ from mpesa_gateway_payments.judging import contradicts, payment_of
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
+from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions

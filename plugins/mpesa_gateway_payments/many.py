@@ -10,7 +10,6 @@ import asyncpg
 import msgspec
 import structlog
 
-from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row, reserve
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
@@ -23,6 +22,7 @@ from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_
 from mpesa_gateway_payments.judging import Rules, Settles, judge, payment_of, speaks_of
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.operations import StkAck
+from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.views import event_fields

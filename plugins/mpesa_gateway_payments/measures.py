@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mpesa_gateway.clock import seconds_since
-from mpesa_gateway.daraja.codes import FAILURE_REASONS
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Reading, Value
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 from mpesa_gateway_payments.states import Status
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import daraja_timestamp
-from mpesa_gateway.daraja.codes import Outcome, stk_query_outcome
 from mpesa_gateway.daraja.exceptions import OutcomeUnknown, StillPending
 from mpesa_gateway.daraja.operations import (
     ACCEPTED,
@@ -23,6 +22,7 @@ from mpesa_gateway.daraja.operations import (
 from mpesa_gateway.daraja.wire import read_code, read_said, read_text
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_payments.result_codes import Outcome, stk_query_outcome
 
 
 class StkAck(msgspec.Struct, frozen=True, kw_only=True):

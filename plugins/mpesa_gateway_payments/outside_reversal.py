@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from mpesa_gateway.daraja.codes import TransactionState
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.events import PaymentReversed
+from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields

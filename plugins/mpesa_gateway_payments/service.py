@@ -15,7 +15,6 @@ import msgspec
 import structlog
 
 from mpesa_gateway.daraja.client import NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
@@ -54,6 +53,7 @@ from mpesa_gateway_payments.judging import Confirm, Mismatch, judge, judge_other
 from mpesa_gateway_payments.listing import export_payments, list_payments
 from mpesa_gateway_payments.many import OPERATION, Accepted, Endings, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.operations import STK_PUSH, STK_QUERY, StkAck, StkPush, StkQuery
+from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,

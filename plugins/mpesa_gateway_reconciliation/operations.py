@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK
 from mpesa_gateway.daraja.exceptions import OutcomeUnknown
 from mpesa_gateway.daraja.numerals import canonical
 from mpesa_gateway.daraja.operations import DarajaCredentials, Operation, response_code, response_text
@@ -17,6 +16,10 @@ from mpesa_gateway.daraja.wire import (
     says_no_transactions,
 )
 from mpesa_gateway.phone import Msisdn
+
+_OK = frozenset({"0", "1000"})
+_EMPTY = frozenset({"1001"})
+"""Pull's response codes: rows follow, and there are none (for a registration: done, and done before)."""
 
 _NOTHING_HERE = "404.002.01"
 """The error code with which Pull has been seen to say that it has no rows."""
@@ -69,7 +72,7 @@ def _read_registration(answer: Any) -> tuple[str, str]:
 def _read_page(answer: Any) -> StatementPage:
     """A page; one without lines where there is nothing."""
     page = read_statement(answer)
-    if page.rows == 0 and response_code(answer) not in PULL_OK and not _is_empty_statement(answer):
+    if page.rows == 0 and response_code(answer) not in _OK and not _is_empty_statement(answer):
         raise OutcomeUnknown("M-Pesa's answer is no statement")
     return page
 
@@ -79,10 +82,10 @@ def _is_empty_statement(answer: Any) -> bool:
     if read_statement(answer).rows:
         return False
     code, fault = response_code(answer), read_fault_body(answer)
-    if code in PULL_EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
+    if code in _EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
         return True
     said = f"{response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
-    return code not in PULL_OK and says_no_transactions(said)
+    return code not in _OK and says_no_transactions(said)
 
 
 PULL_REGISTER = Operation(
@@ -90,14 +93,14 @@ PULL_REGISTER = Operation(
     path="/pulltransactions/v1/register",
     request=PullRegistration,
     read=_read_registration,
-    accepts=PULL_OK | PULL_EMPTY,
+    accepts=_OK | _EMPTY,
 )
 PULL_QUERY = Operation(
     name="pull_query",
     path="/pulltransactions/v1/query",
     request=PullQuery,
     read=_read_page,
-    accepts=PULL_OK | PULL_EMPTY,
+    accepts=_OK | _EMPTY,
     recognises=_is_empty_statement,
 )
 OPERATIONS = (PULL_REGISTER, PULL_QUERY)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from mpesa_gateway.daraja.client import DarajaFault
-from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
@@ -48,6 +47,7 @@ from mpesa_gateway_payments.api import (
     read_amount,
     read_direction,
     read_kind,
+    transaction_state,
 )
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables

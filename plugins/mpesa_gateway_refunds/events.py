@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway_callbacks.events import QueryResulted
+from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 
 
 class RefundFailed(PublicEvent, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.daraja.codes import ReversalWord
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.fields import (
     Amount,
@@ -22,6 +21,7 @@ from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import PaymentId
+from mpesa_gateway_refunds.result_codes import ReversalWord
 
 RefundId = Annotated[str, id_field("rfd")]
 

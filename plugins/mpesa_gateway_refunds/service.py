@@ -11,7 +11,6 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
@@ -33,12 +32,14 @@ from mpesa_gateway_payments.api import (
     RefundablePayments,
     TransactionStatus,
     read_direction,
+    transaction_state,
 )
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
+from mpesa_gateway_refunds.result_codes import ReversalOutcome, reversal_outcome
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.views import exported, view

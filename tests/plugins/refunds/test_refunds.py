@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import asyncpg
 import pytest
 
-from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.db.engine import CalledInTransaction
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ, Caller
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.service import CallbackInbox
+from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
 from tests.conftest import Town
