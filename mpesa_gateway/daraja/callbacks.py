@@ -68,3 +68,5 @@ class CallbackKind:
     answer: Answer | None = None
     """What Safaricom is answered, also where the callback has come before; None for ``Accepted``. It is called after
     the callback is committed, and raises where there is no answer: HTTP 500."""
+    answer_schema: Mapping[str, Any] | None = None
+    """The answer in the OpenAPI document."""

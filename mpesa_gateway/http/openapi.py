@@ -38,13 +38,15 @@ from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
 
-ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"
+ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
+DESCRIBED, NEEDS_KEY = "described", "needs_key"
 """What a route may say in its decorator besides what its signature says.
 
 ``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
 follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
 ``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
-Idempotency-Key. ``takes`` and ``described`` may be functions of the gateway.
+Idempotency-Key; ``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and
+``or_answers`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -207,6 +209,9 @@ def _complete_operation(
         del responses[status]
     for status, kind in _answers(handler).items():
         responses[str(status)] = _success(status, kind, handler, components, responses.get(str(status)))
+    if others := _said(handler, OR_ANSWERS, gateway):
+        shown = responses["200"]["content"]["application/json"]
+        shown["schema"] = {"anyOf": [shown["schema"], *others]}
     for status in sorted({refusal.status for refusal in refusals}):
         refused = _failure([each for each in refusals if each.status == status], components)
         if status in _answers(handler):

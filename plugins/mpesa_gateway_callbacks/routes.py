@@ -56,6 +56,16 @@ def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Gateway], dic
     return compose
 
 
+def _answers(has_place: Callable[[CallbackKind], bool]) -> Callable[[Gateway], list[Mapping[str, Any]]]:
+    """What an address that takes such kinds answers beside ``Accepted``."""
+
+    def compose(gateway: Gateway) -> list[Mapping[str, Any]]:
+        kinds = [kind for kind in gateway.callback_kinds.values() if kind.answer is not None and has_place(kind)]
+        return [kind.answer_schema or {"type": "object"} for kind in kinds]
+
+    return compose
+
+
 def _subjects(gateway: Gateway) -> dict[str, dict[str, Any]]:
     """The two parts of the specification's addresses of results."""
     found = [kind.path.split("/") for kind in gateway.callback_kinds.values() if kind.path]
@@ -78,6 +88,7 @@ _CALLBACK: dict[str, Any] = {
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
     "takes": _takes(lambda kind: kind.path == ""),
+    "or_answers": _answers(lambda kind: kind.path == ""),
     "refuses": (
         SizeRefused,
         SourceRefused,
@@ -92,9 +103,12 @@ _CALLBACK: dict[str, Any] = {
 
 _REPLAY_REFUSES = (Conflict, SourceRefused, SignatureRefused, ShapeRefused, DoubledRefused, AnotherSubject)
 
-_RESULT: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda kind: bool(kind.path))}
+_RESULT: dict[str, Any] = _CALLBACK | {
+    "takes": _takes(lambda kind: bool(kind.path)),
+    "or_answers": _answers(lambda kind: bool(kind.path)),
+}
 
-_ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True)}
+_ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True), "or_answers": _answers(lambda _: True)}
 
 
 def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:

@@ -158,6 +158,7 @@ plugin = Plugin(
             event=TicketAsked,
             schema={"type": "object", "description": "Whether money for an account number is to be taken."},
             answer=_answer,
+            answer_schema={"type": "object", "required": ["ResultCode", "ResultDesc"]},
         ),
     ),
     publishes=(TicketAsked,),

@@ -1,4 +1,4 @@
-"""What M-Pesa's codes mean for a payment: each row of the table that integrations have learnt from, and what is done about it."""
+"""What M-Pesa's codes mean for a payment: each row of the table, and what is done about it."""
 
 import pytest
 from hypothesis import given
