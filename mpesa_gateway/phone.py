@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 _COUNTRY = "254"
 _MOST = 64
@@ -139,3 +139,16 @@ def mask_phones(text: str) -> str:
     """Mask every Kenyan mobile number that stands in a text, also at the end of Daraja's handle: ``2547****678``."""
     masked = _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)
     return _IN_HANDLE.sub(lambda found: f"{found[1]}****{found[3]}", masked) if "ws_CO_" in masked else masked
+
+
+def mask_within(value: Any) -> Any:
+    """Return plain values, such as a JSON document's, with every phone number in their texts and names masked."""
+    if isinstance(value, str):
+        return mask_phones(value)
+    if isinstance(value, dict):
+        pairs: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - of JSON
+        return {mask_within(name): mask_within(part) for name, part in pairs.items()}
+    if isinstance(value, list):
+        parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of JSON
+        return [mask_within(part) for part in parts]
+    return value

@@ -12,6 +12,7 @@ import structlog
 from argon2 import PasswordHasher
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from valkey.asyncio.connection import AbstractConnection
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.fixtures import Served
@@ -91,8 +92,15 @@ SELECT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
 
 
 def pytest_configure() -> None:
-    """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew."""
+    """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew.
+
+    Connections to Valkey do not tell which library they are of: that is two of the four commands that each begins with,
+    and a gateway makes forty of them.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    defaults = AbstractConnection.__init__.__kwdefaults__
+    assert {"lib_name", "lib_version"} <= set(defaults or {})
+    AbstractConnection.__init__.__kwdefaults__ = (defaults or {}) | {"lib_name": None, "lib_version": None}
 
 
 def pytest_collection_finish() -> None:

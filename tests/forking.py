@@ -284,6 +284,9 @@ def _run(
     os.environ.clear()
     os.environ.update(environ)
     time.tzset()
+    # What is there can be found, as where Python starts with it. It cannot take the place of what is imported.
+    added = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each and each not in sys.path]
+    sys.path[1:1] = added
     sys.argv = ["mpesa-gateway", *words]
     status: int | str | None = 0
     try:

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--flood", action="append", choices=names, help="these floods, by each route that is asked for")
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="these webhook hosts")
     parser.add_argument("--seconds", type=float, help="of each window with an attack (default: 8)")
-    parser.add_argument("--control", type=float, help="of each window without (default: 6)")
+    parser.add_argument("--control", type=float, help="of each window without (default: 5)")
     parser.add_argument("--rounds", type=int, help="windows with each attack (default: 2)")
     parser.add_argument("--report", type=Path, help="write the Markdown there, or into that file between its marks")
     return parser
@@ -89,8 +89,8 @@ def _plan(options: argparse.Namespace, parts: Sequence[str], routes: Sequence[st
         scenarios=scenarios if "egress" in parts else (),
         routes=routes,
         all_by=routes if options.flood else ["direct"],
-        seconds=options.seconds or (3.0 if is_quick else 8.0),
-        control=options.control or (2.0 if is_quick else 6.0),
+        seconds=options.seconds or (2.0 if is_quick else 8.0),
+        control=options.control or (1.5 if is_quick else 5.0),
         rounds=options.rounds or (1 if is_quick else 2),
     )
 

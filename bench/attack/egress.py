@@ -19,9 +19,9 @@ ATTACKERS = 4
 AT_ONCE = 4
 """Tests that each of them has begun at a time: as many as one merchant may."""
 
-_PAUSE = 2.0
-"""Seconds between the answer to a test and the next one: at most 8 tests a second in all, six times what the limit of
-four merchants admits (``webhooks.tests_per_minute``)."""
+_PAUSE = 3.0
+"""Seconds between the answer to a test and the next one: at most five tests a second in all, four times what the limit
+of four merchants admits (``webhooks.tests_per_minute``)."""
 
 _PAYMENT_EVERY = 4.0
 """Seconds between two payments of one merchant."""
@@ -32,6 +32,7 @@ SCENARIOS = {
     "many-names": "the same, with a new name for every test",
     "hang": "hosts that never answer",
     "drip": "answers of a byte each 100 ms",
+    "fast-drip": "answers of a byte each millisecond",
     "chunks": "answers in 70,000 chunks of one byte",
     "hints": "1,000 interim answers and no final one",
     "bad-chunk": "chunk header `ZZ`",

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import uvloop
 
@@ -39,13 +40,13 @@ class _SlowDns(asyncio.DatagramProtocol):
         asyncio.get_running_loop().call_later(_DNS_SECONDS, self._transport.sendto, answer, addr)  # type: ignore[attr-defined] # of a datagram transport
 
 
-async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
     writer.write(_OK + b"Content-Length: 100000\r\n\r\n")
     closed = asyncio.create_task(reader.read())
     while not closed.done():
         writer.write(b"x")
         await writer.drain()
-        await asyncio.wait([closed], timeout=0.1)
+        await asyncio.wait([closed], timeout=pause)
 
 
 async def _hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -60,7 +61,8 @@ async def _answer_well(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 _SLOWLY: dict[str, Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]] = {
-    "drip": _drip,
+    "drip": partial(_drip, pause=0.1),
+    "fast-drip": partial(_drip, pause=0.001),
     "hang": _hang,
 }
 

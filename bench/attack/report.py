@@ -104,8 +104,8 @@ class Report:
     def _smuggled(self) -> str:
         routes = list(dict.fromkeys(route for found in self._smuggling.values() for route in found))
         lines = [
-            "Smuggling: cases that were not withstood, of those tried. The judge counts the requests that reached the",
-            "application.",
+            "**Smuggling**: cases that were not withstood, of those tried. The judge counts the requests that reached",
+            "the application.",
             "",
             f"| server | {' | '.join(routes)} |",
             f"|---|{'---:|' * len(routes)}",
@@ -120,7 +120,7 @@ class Report:
 
     def _bounded(self) -> str:
         lines = [
-            f"Bounds that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
+            f"**Bounds** that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
             "where the server has such a setting.",
             "",
             f"| | {' | '.join(self._bounds)} |",

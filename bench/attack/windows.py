@@ -25,11 +25,8 @@ from mpesa_gateway.standalone.process import launch, stop
 QUIET = 0.2
 """Cores that other programs may take in a window. With more, what was measured is the machine as well."""
 
-_SETTLE = 1.0
+_SETTLE, _END = 1.0, 0.5
 """Seconds after an attack has begun, and after it has ended, until a window begins."""
-
-_WARM_UP = 8.0
-"""Seconds of creates before the first window of each route."""
 
 _PATIENCE = 30.0
 """Seconds that an attacker has to begin, and to end."""
@@ -127,7 +124,8 @@ class Measurement:
 
     async def _run(self, trials: Sequence[Trial], rounds: int, say: Callable[[str], None]) -> list[Outcome]:
         outcomes = [Outcome(trial) for trial in trials]
-        if not (await self._merchant.create(_WARM_UP)).per_second:
+        # A first window warms everything up.
+        if not (await self._merchant.create(self._control)).per_second:
             raise RuntimeError("the honest merchant creates nothing without any attack")
         before = await self._window(self._control, ())
         for number in range(rounds):
@@ -144,7 +142,7 @@ class Measurement:
         else:
             during, answers = await self._attacked(outcome.trial.command(self._port, _SETTLE + self._seconds))
             outcome.answers.update(answers)
-        await asyncio.sleep(_SETTLE)
+        await asyncio.sleep(_END)
         await self._merchant.is_answered()
         after = await self._window(self._control, ())
         outcome.rounds.append((before, during, after))

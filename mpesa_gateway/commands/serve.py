@@ -105,6 +105,11 @@ def connections_within_open_files(wanted: int) -> int:
     return min(wanted, possible)
 
 
+_IMPORTS = 60
+"""Seconds that a worker process may take until it answers its parent. One that still imports answers nothing: after
+uvicorn's 5 seconds a slow or busy machine would kill and replace its processes for ever."""
+
+
 def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfig:
     return ServerConfig(
         app,
@@ -114,6 +119,7 @@ def _uvicorn_config(app: Any, config: GatewayConfig, **more: Any) -> ServerConfi
         proxy_headers=False,
         limit_concurrency=connections_within_open_files(config.http.connections),
         timeout_keep_alive=75,
+        timeout_worker_healthcheck=_IMPORTS,
         timeout_graceful_shutdown=math.ceil(config.daraja.timeout) + _GRACE,
         **more,
     )

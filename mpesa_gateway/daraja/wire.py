@@ -2,8 +2,10 @@
 
 import json
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
@@ -36,7 +38,8 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
     """How a push ended.
 
     ``amount`` is in KES, None when absent or not whole; ``amount_text`` is what stood there. ``phone`` is digits or
-    masked, ``paid_at`` UTC (the wire has East Africa Time), each None when absent or unreadable.
+    masked, ``paid_at`` UTC (the wire has East Africa Time), each None when absent or unreadable. ``is_receipt_unread``
+    says that a receipt is stated and cannot be read.
     """
 
     merchant_request_id: str | None
@@ -48,6 +51,7 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
     receipt: str | None
     phone: str | None
     paid_at: datetime | None
+    is_receipt_unread: bool = False
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +86,8 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a Pull answer: money that came in, whoever asked for it.
 
     ``amount`` is in KES, None when it is not whole (``amount_text`` is what stood there). ``moments`` are the readings
-    of its time in UTC, the likelier first: Daraja's zone has been seen to be missing and to be wrong. ``phone`` is what
-    the row shows of the payer's number.
+    of its time in UTC, the likelier first: Daraja's zone has been seen to be missing and to be wrong. There are none of
+    a time that cannot be read. ``phone`` is what the row shows of the payer's number.
     """
 
     receipt: str
@@ -97,7 +101,10 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a statement: its readable lines, how many were unreadable, and how many rows it had at all."""
+    """One page of a statement: its readable lines, how many were unreadable, and how many rows it had at all.
+
+    Each receipt is there once. What two of its rows state differently is in none of them: neither row proves it.
+    """
 
     lines: tuple[StatementLine, ...]
     malformed: int
@@ -245,7 +252,10 @@ def read_stk_callback(body: bytes) -> StkCallback:
     if code is None:
         raise NotACallback("ResultCode is missing")
     items = _items(pairs)
+    if code == "0" and not ("amount" in items and "mpesareceiptnumber" in items):
+        items = _elsewhere(body) | items
     amount_text = _stated(items.get("amount"))
+    receipt = read_receipt(_text(items.get("mpesareceiptnumber")))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
@@ -253,9 +263,10 @@ def read_stk_callback(body: bytes) -> StkCallback:
         result_desc=read_said(callback, "ResultDesc", 500) or "",
         amount=read_amount(amount_text),
         amount_text=amount_text,
-        receipt=read_receipt(_text(items.get("mpesareceiptnumber"))),
+        receipt=receipt,
         phone=_digits(_text(items.get("phonenumber"))),
         paid_at=_moment(_text(items.get("transactiondate"))),
+        is_receipt_unread=receipt is None and _stated(items.get("mpesareceiptnumber")) is not None,
     )
 
 
@@ -358,7 +369,7 @@ _KNOWN_NAMES = {
 
 def read_statement(content: Any) -> StatementPage:
     """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
-    lines: list[StatementLine] = []
+    lines: dict[str, list[StatementLine]] = {}
     rows = malformed = 0
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
@@ -376,8 +387,36 @@ def read_statement(content: Any) -> StatementPage:
             if line is None:
                 malformed += 1
             else:
-                lines.append(line)
-    return StatementPage(lines=tuple(lines), malformed=malformed, rows=rows)
+                lines.setdefault(line.receipt, []).append(line)
+    return StatementPage(lines=tuple(_common(same) for same in lines.values()), malformed=malformed, rows=rows)
+
+
+def _common(rows: list[StatementLine]) -> StatementLine:
+    """What the rows of one receipt prove together. What only some of them state contradicts nothing."""
+    first = rows[0]
+    if all(row == first for row in rows):
+        return first
+    amount, amount_text = first.amount, first.amount_text
+    if len({row.amount_text if row.amount is None else row.amount for row in rows}) > 1:
+        amount = None
+        amount_text = f"one of {', '.join(sorted({row.amount_text for row in rows}))}"[:_SHOWN] + " KES"
+    timed = [row.moments for row in rows if row.moments]
+    return StatementLine(
+        receipt=first.receipt,
+        moments=tuple(at for at in timed[0] if all(at in moments for moments in timed)) if timed else (),
+        amount=amount,
+        amount_text=amount_text,
+        phone=_stated_alike([row.phone for row in rows]),
+        reference=_stated_alike([row.reference for row in rows]),
+        kind=_stated_alike([row.kind for row in rows]),
+        organisation=_stated_alike([row.organisation for row in rows]),
+    )
+
+
+def _stated_alike(texts: list[str | None]) -> str | None:
+    """The text that all agree in which state one, regardless of case and spaces; None where two differ."""
+    stated = [text for text in texts if text is not None]
+    return stated[0] if len({" ".join(text.split()).casefold() for text in stated}) == 1 else None
 
 
 def _rows_inside(value: Any) -> list[Any] | None:
@@ -403,7 +442,7 @@ def _statement_line(row: Any) -> StatementLine | None:
     receipt = read_receipt(_text(fields.get("transactionId")))
     amount_text = _stated(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
-    if receipt is None or amount_text is None or not moments:
+    if receipt is None or amount_text is None:
         return None
     return StatementLine(
         receipt=receipt,
@@ -422,8 +461,8 @@ _ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "bill
 
 
 def read_receipt(text: str | None) -> str | None:
-    """A receipt in its one form, capitals and digits; None for anything else."""
-    upper = (text or "").strip().upper()
+    """A receipt in its one form, capitals and digits of ASCII; None for anything else."""
+    upper = unicodedata.normalize("NFKC", text or "").strip().upper()
     return upper if _RECEIPT.match(upper) else None
 
 
@@ -467,6 +506,10 @@ _DAY_FIRST = re.compile(
 """How M-Pesa writes a time in results and on statements: ``19.12.2019 11:45:50``."""
 
 
+_HALF_DAY = re.compile(r"([0-9./-]{8,10}[ T])([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?) ?([AaPp])\.?[Mm]\.?\Z", re.ASCII)
+"""A time with half a day: ``19.12.2019 01:45:50 PM``."""
+
+
 def _read_date(text: str) -> datetime:
     """A time as M-Pesa has been seen to write it, with the zone that it states. Raises ValueError."""
     if text.isdigit():
@@ -475,6 +518,11 @@ def _read_date(text: str) -> datetime:
             raise ValueError("not YYYYMMDDHHmmss")
         return datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the caller adds the zone
     text = text.removesuffix("EAT").rstrip()
+    if found := _HALF_DAY.match(text):
+        date, hour, rest, half = found.groups()
+        if not 1 <= int(hour) <= 12:
+            raise ValueError("no hour of a half day")
+        text = f"{date}{int(hour) % 12 + (12 if half in 'pP' else 0):02}{rest}"
     if found := _DAY_FIRST.match(text):
         day, month, year, hours = found.groups()
         text = f"{year}-{month:0>2}-{day:0>2} {hours if hours[1] != ':' else '0' + hours}"
@@ -506,6 +554,63 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
 """The items that decide what was paid, in lower case."""
+
+
+def _elsewhere(body: bytes) -> dict[str, Any]:
+    """The items of a success that stand somewhere else or are called otherwise, by their usual names in lower case.
+
+    What is stated counts as stated wherever it stands: an amount that is overlooked would complete a payment of another
+    one. Raises Contradictory where an item has two values.
+    """
+    found: dict[str, Any] = {}
+    plain = body.lower()
+    if plain.isascii() and not any(part in plain for part in _SIGNS_OF_ITEMS):
+        return found
+    try:
+        waiting = deque[tuple[str, Any]]((("", read_json_noting(body)),))
+    except ValueError:
+        return found
+    while waiting:
+        name, value = waiting.popleft()
+        if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+            with suppress(ValueError):
+                value = read_json_noting(value.encode("utf-8", "surrogatepass"))
+        if isinstance(value, dict):
+            fields = cast("dict[str, Any]", value)
+            _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
+            waiting.extend(_named_fields(fields, name))
+        elif isinstance(value, list):
+            waiting.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+        elif (item := _item_called(name)) is not None and _stated(value) is not None:
+            if item in found and not is_same(found[item], value):
+                raise Contradictory(f"{item} is stated twice, with different values")
+            found[item] = value
+    return found
+
+
+def _named_fields(fields: dict[str, Any], around: str) -> list[tuple[str, Any]]:
+    """The values of an object with their names: one that holds the name of an item names all its other values."""
+    names = [
+        key for key, text in fields.items() if isinstance(text, str) and key != "ResultDesc" and _item_called(text)
+    ]
+    if names:
+        return [(fields[names[0]], value) for key, value in fields.items() if key not in names]
+    return [(key if _item_called(key) else around, value) for key, value in fields.items() if key != "ResultDesc"]
+
+
+def _item_called(name: str) -> str | None:
+    """The item that a name can only mean: ``TransAmount`` and ``amount`` are the amount. None for other names."""
+    if len(name) > _LONGEST_NAME:
+        return None
+    plain = _name(unicodedata.normalize("NFKC", name))
+    return next((item for part, item in _PARTS_OF_NAMES.items() if part in plain), None)
+
+
+_LONGEST_NAME = 40
+_PARTS_OF_NAMES = {"amount": "amount", "receipt": "mpesareceiptnumber"}
+_SIGNS_OF_ITEMS = (b"amount", b"receipt", b"\\u", b"\x00")
+"""Without one of these no name in a body of ASCII can be that of an item."""
+_AROUND_ITEMS = frozenset({"name", "key", "value", "item", "items", "callbackmetadata"})
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:

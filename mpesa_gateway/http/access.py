@@ -28,13 +28,13 @@ from mpesa_gateway.http.auth import count_failure
 from mpesa_gateway.http.client_ip import CLIENT, neighbourhood
 from mpesa_gateway.http.documents import PATHS, Documents
 from mpesa_gateway.http.errors import DATABASE_AWAY, NOT_ALLOWED, NOTHING_HERE, refuse
-from mpesa_gateway.http.gate import BUSY, CROWDED, RETRY_AFTER, Gate
+from mpesa_gateway.http.gate import BUSY, CALLER, CROWDED, RETRY_AFTER, Gate
 from mpesa_gateway.http.pacing import LONGEST, Pace
 from mpesa_gateway.http.request_id import KNOWN, SLOWED, Message, Receive, Send
 from mpesa_gateway.http.route_table import KnownRoute, RouteTable, Traits
 from mpesa_gateway.http.turns import Turns
 from mpesa_gateway.http.vouching import Voucher
-from mpesa_gateway.security.api_keys import HEADER_HINT, is_well_formed
+from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
 from mpesa_gateway.security.limits import AUTH
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Access:
         if traits.needs_key:
             if not is_known:
                 await self._authenticate(scope, key)
+            scope[CALLER] = id_of(key)
             await self._api(scope, receive, send)
             return
         if not is_known and _has_body(scope):

@@ -9,6 +9,7 @@ from litestar.routes import HTTPRoute
 
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.client_ip import CLIENT, client_address, neighbourhood
+from mpesa_gateway.http.query import reads_query, refuse_query
 from mpesa_gateway.security.limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
@@ -29,6 +30,7 @@ BODY_BYTES = "body_bytes"
 """``body_bytes=4096`` in a public route's decorator: how large a body it takes from callers who are not known."""
 
 _SCOPE = "mpesa_gateway_scope"
+_TAKES_QUERY = "mpesa_gateway_takes_query"
 
 
 class RouteRefused(Exception):
@@ -55,6 +57,7 @@ def mark_scopes(app: Litestar, declared: Scopes) -> None:
                         "plugin that brings the route, or let that plugin require the one that declares it"
                     )
                 handler.opt[_SCOPE] = scope
+                handler.opt[_TAKES_QUERY] = reads_query(handler)
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
                 raise RouteRefused(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
 
@@ -72,10 +75,12 @@ def _is_own(handler: HTTPRouteHandler) -> bool:
 async def admit(request: Request[Any, Any, Any]) -> None:
     """Let in who may call this route, before anything of the request is read.
 
-    Raises InvalidKey, InsufficientScope, TooManyFailures or RateLimited.
+    Raises InvalidKey, InsufficientScope, TooManyFailures, RateLimited, or Invalid for a parameter that nothing reads.
     """
     if (needed := scope_of(request.route_handler)) is not None:
         request.state.caller = await _authenticate(request, needed)
+        if not request.route_handler.opt[_TAKES_QUERY]:
+            refuse_query(request)
 
 
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:

@@ -4,8 +4,9 @@ A call beyond that waits a moment for its turn, or is told to come back: half an
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,6 +24,9 @@ from mpesa_gateway.http.request_id import ASGIApp, Message, Receive, Send
 
 log = structlog.get_logger(__name__)
 
+CALLER = "mpesa_gateway_key_id"
+"""In the scope: whose call it is, by the id of the API key, so that one of them leaves places to the others."""
+
 CROWDED = "mpesa_gateway_crowded"
 """In the scope: whether the server has more connections than it is to serve."""
 
@@ -37,6 +41,14 @@ BUSY = "the gateway is busy, and nothing was done: try again, with the same Idem
 
 class PriorityRefused(Exception):
     """An ordinary route lies below a route with priority, and would be let in like it."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """A call that waits; ``comes`` says whether its turn has come."""
+
+    who: str
+    comes: asyncio.Future[bool]
 
 
 class Gate:
@@ -55,7 +67,9 @@ class Gate:
         self._queue, self._wait = config.queue, config.wait
         self._has_priority = priority
         self._is_draining = is_draining
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._each = max(1, self._most // 2)
+        self._begun: Counter[str] = Counter()
+        self._waiting: deque[_Turn] = deque()
         self._said_at = -_SAY_AGAIN
         self.working = 0
         """Calls that are worked on at this moment."""
@@ -80,28 +94,33 @@ class Gate:
             with reserve():
                 await self._app(scope, receive, send)
             return
-        if not await self._enter():
+        who = str(scope.get(CALLER, ""))
+        if not await self._enter(who):
             await self._turn_away(send)
             return
-        with holding(Place(self)) as place:
-            await self._app(scope, place.receiving(receive), place.sending(send))
+        try:
+            with holding(Place(self)) as place:
+                await self._app(scope, place.receiving(receive), place.sending(send))
+        finally:
+            self._end_share(who)
 
-    async def _enter(self) -> bool:
+    async def _enter(self, who: str) -> bool:
         """Take a place, now or within the time that one may wait; gives whether there was one."""
-        if self._has_room and not self._waiting:
-            self._begin()
+        if self._has_room and not self._waiting and self._has_share(who):
+            self._begin(who)
             return True
-        if len(self._waiting) >= self._queue:
+        if len(self._waiting) >= self._queue and not self._make_room(who):
             return False
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        turn = _Turn(who, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._let_in()
-        limit = asyncio.get_running_loop().call_later(self._wait, _give_up, turn)
+        limit = asyncio.get_running_loop().call_later(self._wait, _give_up, turn.comes)
         try:
-            return await turn
+            return await turn.comes
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():
+            if turn.comes.done() and not turn.comes.cancelled() and turn.comes.result():
                 self.end(is_working=True)
+                self._end_share(who)
             raise
         finally:
             limit.cancel()
@@ -112,9 +131,37 @@ class Gate:
     def _has_room(self) -> bool:
         return self.working < self._at_once and self.unanswered < self._most
 
-    def _begin(self) -> None:
+    def _has_share(self, who: str) -> bool:
+        """Whether a caller has begun less than half of what the process may have begun: the rest is for others."""
+        return not who or self._begun[who] < self._each
+
+    def _make_room(self, who: str) -> bool:
+        """Turn away the last call of the caller who has most of them waiting, for one who has fewer."""
+        waiting = Counter(turn.who for turn in self._waiting if turn.who and not turn.comes.done())
+        if not who or not waiting:
+            return False
+        greediest, most = waiting.most_common(1)[0]
+        if waiting[who] + 1 >= most:
+            return False
+        last = next(turn for turn in reversed(self._waiting) if turn.who == greediest and not turn.comes.done())
+        self._waiting.remove(last)
+        last.comes.set_result(False)
+        return True
+
+    def _begin(self, who: str) -> None:
         self.working += 1
         self.unanswered += 1
+        if who:
+            self._begun[who] += 1
+
+    def _end_share(self, who: str) -> None:
+        """A caller's call has been answered: its next one may begin."""
+        if not who:
+            return
+        self._begun[who] -= 1
+        if not self._begun[who]:
+            del self._begun[who]
+        self._let_in()
 
     def end(self, *, is_working: bool) -> None:
         """A call has been answered: who has waited longest takes its place."""
@@ -132,11 +179,15 @@ class Gate:
         self.working += 1
 
     def _let_in(self) -> None:
-        while self._waiting and self._has_room:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._begin()
-                turn.set_result(True)
+        while self._has_room:
+            able = [turn for turn in self._waiting if not turn.comes.done() and self._has_share(turn.who)]
+            if not able:
+                return
+            # Who has begun least is next, and of equals who came first: one caller's crowd delays itself.
+            turn = min(able, key=lambda each: self._begun[each.who] if each.who else 0)
+            self._waiting.remove(turn)
+            self._begin(turn.who)
+            turn.comes.set_result(True)
 
     async def _turn_away(self, send: Send) -> None:
         self.turned_away += 1

@@ -272,7 +272,8 @@ def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
 def _refusals(handler: HTTPRouteHandler) -> list[type[Refused]]:
     found: list[type[Refused]] = [*handler.opt.get(REFUSES, ())]
     if scope_of(handler) is not None:
-        found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures]
+        # Invalid: a parameter that the call does not take.
+        found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, Invalid]
         if handler.http_methods & {"POST", "PUT", "PATCH"}:
             found += [UnsupportedMediaType]
     if _body(handler) is not None or TAKES in handler.opt:

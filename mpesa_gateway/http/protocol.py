@@ -41,6 +41,9 @@ _GRACE = 5.0
 _LINGER = 2.0
 """Seconds that a refused client has to read the refusal, before the connection is closed."""
 
+_DISCARDED = 131_072
+"""Bytes that are discarded with a refusal and after it. A client that sends more waits until the connection closes."""
+
 _HELD = 65_536
 """Bytes of later requests that are held while an earlier one is worked on. Beyond them the client is not read."""
 
@@ -263,6 +266,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read as far as the next request may be passed on. What follows a refusal is discarded."""
         if not self._is_open:
+            self._discard(len(data))
             return
         self._read += data
         self._go_on()
@@ -440,6 +444,7 @@ class Connection(asyncio.Protocol):
         """Read no more of this connection, and answer why, unless the request has its answer or the start of one."""
         has_begun, is_in_body = self.is_answering, self._next != self._head
         self._is_over = True
+        self._left = len(self._read)
         self._read.clear()
         for name in ("head", "body"):
             self._wait_no_more(name)
@@ -448,6 +453,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         else:
             self._say_and_close(refusal)
+
+    def _discard(self, count: int) -> None:
+        """Count what is discarded with a refusal: reading it costs as much as reading a request."""
+        self._left += count
+        if self._left > _DISCARDED and "linger" in self._timers:
+            self._transport.pause_reading()
 
     def _detach(self, exc: Exception | None) -> None:
         """Tell uvicorn, once, that the connection is lost. It tells the application, and writes nothing more."""
@@ -477,6 +488,7 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         self._crowd.move(self, "head")
         self._wait("linger", _LINGER, self._transport.close)
+        self._discard(0)
 
     def _head_is_late(self) -> None:
         if self._read or self._left:

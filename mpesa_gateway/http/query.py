@@ -1,11 +1,14 @@
 """The filters of a list: declared as a struct, read from the query string, shown in the OpenAPI document."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
+from litestar.params import CookieParameter, HeaderParameter
 
 from mpesa_gateway.http.reading import read_query
 
@@ -41,3 +44,35 @@ def reads(kind: type[Q]) -> Provide:
 
     provide.query_type = kind  # type: ignore[attr-defined]  # read again when the OpenAPI document is drawn
     return Provide(provide)
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a route takes that declares no filters: nothing, so that no parameter is thought to have had an effect."""
+
+
+def reads_query(handler: BaseRouteHandler) -> bool:
+    """Whether a route takes parameters: by filters of ours, or by parameters of its own signature as Litestar has them.
+
+    A route that reads ``request.query_params`` says ``reads_query=True`` in its decorator.
+    """
+    given = handler.resolve_dependencies()
+    if handler.opt.get("reads_query") or any(hasattr(each.dependency, "query_type") for each in given.values()):
+        return True
+    paths = {name for path in handler.paths for name in _IN_PATH.findall(path)}
+    return any(
+        name not in paths | _NOT_QUERY | set(given)
+        and not isinstance(part.kwarg_definition, HeaderParameter | CookieParameter)
+        for name, part in handler.parsed_fn_signature.parameters.items()
+    )
+
+
+def refuse_query(request: Request[Any, Any, Any]) -> None:
+    """Raise Invalid with one problem for each parameter that was sent to a route which takes none."""
+    if request.scope["query_string"]:
+        read_params(request, NoQuery)
+
+
+_NOT_QUERY = frozenset({"body", "caller", "cookies", "data", "headers", "request", "scope", "socket", "state"})
+"""Names of parameters that Litestar fills from elsewhere."""
+
+_IN_PATH = re.compile(r"\{(\w+)(?::\w+)?\}")

@@ -133,7 +133,8 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     found: dict[str, Any] = {}
     unknown = [name for name in values if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
-        checks.fail(name[:64], f"unknown parameter: remove it (known: {', '.join(sorted(fields))})")
+        known = f"known: {', '.join(sorted(fields))}" if fields else "none is taken here"
+        checks.fail(name[:64], f"unknown parameter: remove it ({known})")
     for name, field in fields.items():
         texts = values.get(name, ("",))
         if len(texts) != 1:

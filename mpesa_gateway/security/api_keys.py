@@ -37,6 +37,12 @@ def is_well_formed(text: str) -> bool:
     return _KEY.match(text) is not None
 
 
+def id_of(text: str | None) -> str:
+    """The id that stands in an API key, empty where the text could be none of ours. It is not a secret."""
+    found = _KEY.match(text or "")
+    return "" if found is None else f"key_{found[2]}"
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """An API key as it may be shown: never the secret."""
 

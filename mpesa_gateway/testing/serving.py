@@ -58,8 +58,9 @@ def gateway_values(database_url: str, valkey_url: str, **changes: Any) -> dict[s
         "database": database_settings(database_url) | {"pool_max": 10},
         "valkey": {"url": valkey_url},
         "security": {"master_key": generate()},
-        # Each slot has a connection: a test needs few, and pays for all of them at its start.
-        "worker": {"in_process": True, "grace": 5, "deliveries": 5, "daraja": 5, "maintenance": 3, "default": 3},
+        # Each slot has a connection: a test needs few, and pays for all of them at its start. Maintenance has one for
+        # each cron.
+        "worker": {"in_process": True, "grace": 5, "deliveries": 2, "daraja": 3, "maintenance": 3, "default": 1},
         "limits": {"requests_per_second": 10_000, "burst": 20_000},
         "http": {"anonymous_per_second": 10_000},
         "simulator": {"callback_delay": 0.05, "strict": True},

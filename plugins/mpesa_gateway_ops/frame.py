@@ -61,7 +61,7 @@ class Frame:
             values["panels"], values["moments"] = await asyncio.gather(
                 self._panels(visit, page.place, about, values), self._moments(page.place, about)
             )
-        return html.answer(self._render(found.plugin, shown, values), status=status)
+        return html.answer(_as_seen(visit, self._render(found.plugin, shown, values)), status=status)
 
     def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
         """The page that says why not: in the frame for who is signed in, by itself for others."""
@@ -72,7 +72,7 @@ class Frame:
         visit = Visit(gateway=self._gateway, visitor=session.visitor, values={}, env=env_of(connection))
         values = self._values(connection, session, visit, None)
         text = self._templates.get_template("refusal.html").render(values | said)
-        return html.answer(text, status=status)
+        return html.answer(_as_seen(visit, text), status=status)
 
     def alone(
         self,
@@ -190,3 +190,11 @@ class Frame:
     def _render(self, plugin: str, shown: Shown, values: Mapping[str, Any]) -> str:
         template = self._templates.get_template(f"{plugin}/{shown.template}")
         return template.render(dict(values) | dict(shown.values))
+
+
+def _as_seen(visit: Visit, text: str) -> str:
+    """A whole page as its visitor sees it: for a viewer every payer's number in it is masked, wherever it stands.
+
+    Numbers also stand where no template expects one: in Daraja's handle, as a reference, in metadata.
+    """
+    return mask_phones(text) if visit.visitor.role is Role.VIEWER else text

@@ -72,6 +72,7 @@ def _read_stk(body: bytes) -> CallbackContent:
         "receipt": result.receipt,
         "phone": result.phone,
         "paid_at": result.paid_at,
+        "is_receipt_unread": result.is_receipt_unread,
     }
     same = (result.result_code, result.receipt or "", result.amount_text or "", result.phone or "")
     return CallbackContent(result.checkout_request_id or "", result.result_code, same, fields)

@@ -9,7 +9,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
-from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.phone import Msisdn, mask_phones, mask_within
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
 from mpesa_gateway_payments.service import PaymentService
@@ -69,7 +69,7 @@ def list_(
                 payment.amount,
                 Msisdn(payment.phone).masked,
                 payment.receipt,
-                payment.reference,
+                mask_phones(payment.reference),
             )
             for payment in found
         ],
@@ -118,7 +118,8 @@ def query(session: Session, payment_id: str, *, as_json: bool) -> None:
 
 
 def _masked(payment: PaymentView) -> dict[str, Any]:
-    """A payment as plain values, times as text, the payer's number by its ends."""
+    """A payment as plain values, times as text, and the payer's number by its ends wherever it stands."""
     values: dict[str, Any] = msgspec.to_builtins(payment)
     values |= {name: rfc3339(value) for name in values if (value := getattr(payment, name)) and name.endswith("_at")}
-    return values | {"phone": Msisdn(payment.phone).masked}
+    masked: dict[str, Any] = mask_within(values | {"phone": Msisdn(payment.phone).masked})
+    return masked

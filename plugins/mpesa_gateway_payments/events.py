@@ -159,7 +159,7 @@ class StkResulted(CallbackEvent, frozen=True, kw_only=True):
     """Daraja told how an STK push ended.
 
     ``amount`` is in KES, None when absent or unreadable (then ``amount_text`` says what stood there). ``phone`` is as
-    received: whole, masked, or None.
+    received: whole, masked, or None. ``is_receipt_unread`` says that a receipt is stated and cannot be read.
     """
 
     kind: ClassVar[str] = "callback.stk_resulted"
@@ -171,6 +171,7 @@ class StkResulted(CallbackEvent, frozen=True, kw_only=True):
     receipt: str | None
     phone: str | None
     paid_at: datetime | None
+    is_receipt_unread: bool = False
 
 
 class StatusResulted(QueryResulted, frozen=True, kw_only=True):

@@ -81,7 +81,8 @@ class Evidence:
 
     ``amount`` is in KES, the text where it is no whole number, None where none is stated. ``payer`` is the number as
     shown: whole, masked, cut or a digest. ``time`` has the possible readings of the money's time, in UTC;
-    ``is_impossible`` says that a time is stated and that none of its readings is possible.
+    ``is_impossible`` says that a time is stated and that none of its readings is possible, ``is_receipt_unread`` that a
+    receipt is stated and cannot be read.
     """
 
     source: Source
@@ -95,6 +96,7 @@ class Evidence:
     payer: str | None = None
     time: tuple[datetime, ...] = ()
     is_impossible: bool = False
+    is_receipt_unread: bool = False
 
 
 def read_callback(result: StkResulted) -> Evidence:
@@ -108,6 +110,7 @@ def read_callback(result: StkResulted) -> Evidence:
         amount=read_amount(result.amount, result.amount_text),
         payer=result.phone,
         time=() if result.paid_at is None else (result.paid_at,),
+        is_receipt_unread=result.is_receipt_unread,
     )
 
 

@@ -293,14 +293,26 @@ def _identified(  # noqa: PLR0911 - one return for each rule
     if receiver is None or (evidence.source is Source.STATUS_QUERY and not is_in):
         # A status answer names its receiver by the credit party.
         return NotOurs()
+    owner = _owner_of_reference(evidence, receiver, payments)
+    if owner is None:
+        return None
+    if not is_in or evidence.amount is None or receipt is None:
+        return Ambiguous((owner.payment_id,))
+    # A second payment under a reference that has been paid is a mismatch: its merchant is told.
+    return _accepted(evidence, owner, "reference", rules)
+
+
+def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterable[Payment]) -> Payment | None:
+    """The payment whose own reference a report has; None where another payment with that reference can have its money.
+
+    A merchant may give the reference of an earlier payment to a later one, as shops do that copy it into a retry.
+    """
     reference = normalised(evidence.reference)
-    for payment in payments:
-        if payment.reference_is_ours and normalised(payment.reference) == reference and _is_at(payment, receiver):
-            if not is_in or evidence.amount is None or receipt is None or payment.receipt is not None:
-                # A second payment under a reference that has been paid is money that was not asked for.
-                return Ambiguous((payment.payment_id,))
-            return _accepted(evidence, payment, "reference", rules)
-    return None
+    alike = [one for one in payments if normalised(one.reference) == reference and _is_at(one, receiver)]
+    owner = next((one for one in alike if one.reference_is_ours), None)
+    if owner is None or any(one.payment_id != owner.payment_id and _may_be_for(evidence, one) for one in alike):
+        return None
+    return owner
 
 
 def _judge_by_rule(
@@ -353,7 +365,8 @@ def _accepted(  # noqa: PLR0911 - likewise
 def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, is_asked_for: bool) -> bool:
     if evidence.proof is Proof.CONFIRMED:
         return False
-    if evidence.proof is Proof.NONE or rules.confirm == "always":
+    if evidence.proof is Proof.NONE or rules.confirm == "always" or evidence.is_receipt_unread:
+        # A receipt that cannot be read may be that of other money: M-Pesa's own answer about the push decides.
         return True
     if payment.failure_reason == "expired" and evidence.receipt is None:
         # M-Pesa has said nothing yet: its own answer decides.
@@ -395,7 +408,8 @@ def judge_choice(  # noqa: PLR0911 - likewise
         return Unfit(payment_id, "receiver")
     if chosen.receipt is not None:
         return Unfit(payment_id, "paid")
-    if isinstance(verdict, Ambiguous) and verdict.payment_ids != (payment_id,) and _is_own(evidence, everything):
+    owner = _owner_of_reference(evidence, evidence.receiver, everything)
+    if isinstance(verdict, Ambiguous) and verdict.payment_ids != (payment_id,) and owner is not None:
         return Unfit(payment_id, "another")
     if not by_operator:
         if evidence.direction is not Direction.IN or not _may_be_for(evidence, chosen):
@@ -403,12 +417,6 @@ def judge_choice(  # noqa: PLR0911 - likewise
         if any(one.merchant_id != chosen.merchant_id and _may_be_for(evidence, one) for one in everything):
             return Unfit(payment_id, "merchant")
     return _accepted(evidence, chosen, "hand", rules)
-
-
-def _is_own(evidence: Evidence, payments: Iterable[Payment]) -> bool:
-    """Whether the reference of a report is our own of one of these payments."""
-    reference = normalised(evidence.reference)
-    return any(one.reference_is_ours and normalised(one.reference) == reference for one in payments)
 
 
 def with_part_of_statement(evidence: Evidence) -> Evidence:

@@ -80,8 +80,9 @@ def _filters(visit: Visit) -> DeskFilters:
     text = filters.search or ""
     if _phone(text) is not None:
         raise Invalid.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
-    if text:
-        _refuse_number(visit, "search", text)
+    for name, given in (("search", text), ("reference", filters.reference or "")):
+        if given:
+            _refuse_number(visit, name, given)
     return filters
 
 
@@ -116,7 +117,7 @@ async def look_for(visit: Visit) -> Done:
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.services.get(PaymentDesk)
     phone, text = visit.text("phone"), query.get("search", "")
-    for name, typed in (("phone", phone), ("search", text)):
+    for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
         _refuse_number(visit, name, typed)
     if phone:
         try:

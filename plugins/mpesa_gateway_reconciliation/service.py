@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.wire import StatementLine, StatementPage
+from mpesa_gateway.daraja.wire import StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.envelope import Meta, Page
@@ -336,9 +336,7 @@ class Reconciliation:
     async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
         """Write a page's lines, each once. Returns how many of them this run had not seen."""
         now = self._gateway.clock.now()
-        # One receipt twice on one page would be two rows for one insert.
-        lines: dict[str, StatementLine] = {line.receipt: line for line in page.lines}
-        kept = list(lines.values())
+        kept = page.lines
         times = [kept_times(line, run, zone, now) for line in kept]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)

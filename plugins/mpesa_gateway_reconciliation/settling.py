@@ -363,8 +363,14 @@ async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
 
 
 def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
-    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run."""
-    readings = in_zone(line.moments, zone)
+    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run.
+
+    A line without a readable time is kept at the end of the window, and as impossible: only its receipt or our own
+    reference settles it.
+    """
+    readings = in_zone(line.moments, zone) or (run["window_end"],)
+    if not line.moments:
+        return readings, False
     found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
     return found or readings, bool(found)
 

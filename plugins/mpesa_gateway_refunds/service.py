@@ -485,12 +485,15 @@ class RefundService:
 
         False when the payment has no money left for it, which another refund may still free.
         """
+        shown = None if receipt == row["receipt"] else receipt
         if row["status"] == "completed":
+            known = row["reversal_receipt"]
+            if known is not None and shown not in {None, known}:
+                await self._needs_attention(row, f"M-Pesa gives it a second receipt, {shown}: look on its portal")
             return True
         now = self._gateway.clock.now()
         payments = self._gateway.services.get(RefundablePayments)
         payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
-        shown = None if receipt == row["receipt"] else receipt
         if shown is not None and await payments.has_paid(row["env"], shown):
             await self._needs_attention(row, _CAME_IN)
             return True

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,28 @@ async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
     assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
 
 
+async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
+    key, phone = "sk_test_" + "0123456789abcdef" * 3, "254700000123"
+
+    async def ask_all() -> None:
+        for method, path in (
+            ("GET", f"/v1/payments?phone={phone}"),
+            ("GET", f"/v1/payments?search=%2B{phone}&limit=1"),
+            ("GET", f"/v1/payments/?x=/v1/cb/stk/a.{phone}"),
+            ("GET", f"/v1/refunds?payment_id={key}"),
+            ("POST", f"/v1/payments?phone={phone}"),
+        ):
+            await front.call(method, path, source=STRANGER, key=key)
+
+    await ask_all()
+    # What a proxy says of a gateway that is away.
+    await front.gateway.stop()
+    await ask_all()
+    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/payments" in said
+    assert [secret for secret in (phone, key, key[-40:]) if secret in said] == []
+
+
 async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
     asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
@@ -268,31 +290,48 @@ async def test_what_is_too_large_is_refused(front: Front) -> None:
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
 async def test_the_body_of_an_upgrade_is_a_body_and_no_callback(front: Front, upgrade: str) -> None:
+    """Whatever becomes of the answer to the first, a callback in its body would be refused, and kept, with our name."""
     evil = smuggling.forged()
-    for key, code in ((None, 401), ("sk_test_" + "0" * 48, 401)):
-        head = smuggling.post(
-            "Connection: Upgrade",
-            f"Upgrade: {upgrade}",
-            f"Content-Length: {len(evil)}",
-            "Connection: close",
-            *([] if key is None else [f"X-API-Key: {key}"]),
-        )
-        answer = await asyncio.to_thread(_send, front.port, head, evil)
-        assert answer.count(b"HTTP/1.1 ") == 1
-        assert answer.startswith(f"HTTP/1.1 {code} ".encode())
-    assert await refused(front.gateway) == []
+    last = b"GET /health/live HTTP/1.1\r\nHost: pay.example.co.ke\r\nConnection: close\r\n\r\n"
+    wrong = f"X-API-Key: sk_test_{'0' * 48}"
+    # In one segment with the head, right after it, and when the first request has been answered.
+    for pause in (None, *([0.0, 0.001, 0.003, 0.01] * 3), 0.1):
+        for key in ([], [wrong]):
+            head = smuggling.post("Connection: Upgrade", f"Upgrade: {upgrade}", f"Content-Length: {len(evil)}", *key)
+            segments = (head + evil, last) if pause is None else (head, evil, last)
+            answer = await asyncio.to_thread(_send, front.port, *segments, pause=pause or 0.0)
+            assert re.match(rb"HTTP/1.1 4(01|29) ", answer), answer
+            assert answer.count(b"HTTP/1.1 ") <= 2
+    # What would have come before this one has come.
+    await front.call("POST", "/v1/cb/stk/sometoken", source=NEIGHBOUR, body={"Body": {}})
+    assert [source for source, _ in await refused(front.gateway)] == [NEIGHBOUR]
 
 
-def _send(port: int, *segments: bytes) -> bytes:
-    """What is answered to these segments until the connection ends."""
+def _send(port: int, *segments: bytes, pause: float) -> bytes:
+    """What is answered to these segments, so many seconds apart, until the connection ends."""
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
-        for segment in segments:
-            line.sendall(segment)
-            time.sleep(0.1)
-        while part := line.recv(65_536):
-            said += part
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            for segment in segments:
+                line.sendall(segment)
+                time.sleep(pause)
+            while part := line.recv(65_536):
+                said += part
     return said
+
+
+def test_the_ingress_controller_logs_no_addresses() -> None:
+    """Its format is the cluster's, and has the whole request line: the token of a callback, and filters."""
+    ingresses = (DEPLOY / "kubernetes/ingress.yaml").read_text().split("\n---\n")
+    assert len(ingresses) == 2
+    assert ['enable-access-log: "false"' in ingress for ingress in ingresses] == [True, True]
+
+
+def test_nginx_writes_no_whole_address_to_its_error_log() -> None:
+    """A line about a gateway that is away has the request line: one setting for the whole server keeps it out."""
+    conf = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
+    assert re.findall(r"^( *)error_log \S+ (\w+);", conf, re.MULTILINE) == [("  ", "crit")]
 
 
 def test_nginx_takes_what_the_gateway_takes() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forking import forks
 from tests.house.tree import ROOT
 
 PACKAGE = ROOT / "examples" / "acme_sms"
@@ -39,14 +40,8 @@ def test_what_is_installed_is_the_package_and_one_entry_point(site: Path) -> Non
 @pytest.mark.parametrize("is_enabled", [False, True])
 def test_the_command_lists_it_with_what_it_provides_and_needs(site: Path, tmp_path: Path, *, is_enabled: bool) -> None:
     names = "credentials,callbacks,payments" + (",acme_sms" if is_enabled else "")
-    done = subprocess.run(
-        [sys.executable, "-m", "mpesa_gateway.cli", "plugins", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=environment(site, MPESA_GATEWAY_PLUGINS=names),
-    )
+    environ = environment(site, MPESA_GATEWAY_PLUGINS=names)
+    done = forks.run(("plugins", "--json"), folder=tmp_path, environ=environ, reads="", patience=60)
     assert done.returncode == 0, done.stderr
     (found,) = (each for each in json.loads(done.stdout)["plugins"] if each["name"] == "acme_sms")
     assert found == {

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import asyncpg
 import msgspec
+from saq.job import Status
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch
@@ -248,6 +249,8 @@ class Product:
             for task in slots:
                 task.cancel()
             await asyncio.gather(*slots, return_exceptions=True)
+            for worker in self._workers:
+                await _give_up_active(worker.queue)
 
     async def deliver(self, delivery_ids: Sequence[str]) -> None:
         """Send these deliveries."""
@@ -267,6 +270,17 @@ class Product:
         found = read_token(self.gateway.vault.secret(CALLBACK_TOKENS), kind, token)
         assert found is not None
         return found.subject_id
+
+
+async def _give_up_active(queue: Any) -> None:
+    """End jobs that a slot had taken when it was cancelled, as the next worker does once their time is over.
+
+    No time passes for SAQ here. What a job was about is due again by Postgres.
+    """
+    names = [name.decode() for name in await queue.redis.lrange(queue.namespace("active"), 0, -1)]
+    for job in await queue.jobs(map(queue.job_key_from_id, names)) if names else []:
+        if job is not None:
+            await job.finish(Status.COMPLETE)
 
 
 def _json(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,18 +42,6 @@ class Host:
 
     def types(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end; ``reads`` is what it finds on its standard input."""
-        if "PYTHONPATH" in self.outside:
-            # It imports something else than the process that is forked has imported.
-            return subprocess.run(
-                [*COMMAND, *words],
-                cwd=self.folder,
-                env=self._environ,
-                capture_output=True,
-                input=reads,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
         return forks.run(words, folder=self.folder, environ=self._environ, reads=reads, patience=PATIENCE)
 
     def asks(self, *words: str) -> subprocess.CompletedProcess[str]:

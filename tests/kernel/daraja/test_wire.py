@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.wire import (
     Contradictory,
     Doubled,
@@ -100,6 +101,88 @@ def test_success_without_metadata_is_still_success(metadata: Any) -> None:
     found = read(CallbackMetadata=metadata)
     assert (found.result_code, found.checkout_request_id) == ("0", "ws_CO_191220191020363925")
     assert (found.amount, found.receipt, found.phone, found.paid_at) == (None,) * 4
+
+
+def elsewhere(amount: Any) -> list[Any]:
+    """Successes whose amount and receipt stand where they usually do not."""
+    items = [{"Name": "Amount", "Value": amount}, {"Name": "MpesaReceiptNumber", "Value": "SKE52PAWR9"}]
+    named = {one["Name"]: one["Value"] for one in items}
+    lower = [{key.lower(): value for key, value in one.items()} for one in items]
+    metadata: list[Any] = [
+        {"Item": lower},
+        {"Item": [{"NAME": one["Name"], "VALUE": one["Value"]} for one in items]},
+        {"Item": [{"Key": one["Name"], "Value": one["Value"]} for one in items]},
+        {"Item": [{"name": one["Name"].lower(), "value": one["Value"]} for one in items]},
+        {"Item": [{"Name": "TransAmount", "Value": amount}, items[1]]},
+        {"Item": [{"Name": "\uff21mount", "Value": amount}, items[1]]},
+        {"Item": named},
+        {"item": items},
+        {"Items": items},
+        {"Item": json.dumps(items)},
+        named,
+        json.dumps({"Item": items}),
+        json.dumps(named),
+    ]
+    bodies = [callback(CallbackMetadata=one) for one in metadata]
+    bodies.append(callback(CallbackMetadata=None, callbackMetadata={"Item": items}))
+    bodies.append(callback(CallbackMetadata=None, **named))
+    beside = callback(CallbackMetadata=None)
+    beside["Body"]["CallbackMetadata"] = {"Item": items}
+    return [*bodies, beside]
+
+
+@pytest.mark.parametrize("at", range(len(elsewhere(0))))
+def test_read_stk_callback_amount_that_stands_elsewhere_is_stated(at: int) -> None:
+    """An amount that is overlooked would complete a payment of another amount."""
+    for amount, read_as in ((500, Kes(500)), ("500.00", Kes(500)), (5, Kes(5)), ("five", None), ({"KES": 5}, Kes(5))):
+        found = read_stk_callback(json.dumps(elsewhere(amount)[at]).encode())
+        assert (found.amount, found.receipt) == (read_as, "SKE52PAWR9")
+        assert found.amount_text == ("5" if isinstance(amount, dict) else str(amount))
+
+
+@pytest.mark.parametrize("at", range(len(elsewhere(0))))
+def test_read_stk_callback_amount_that_stands_elsewhere_empty_is_absent(at: int) -> None:
+    for amount in (None, "", " "):
+        found = read_stk_callback(json.dumps(elsewhere(amount)[at]).encode())
+        assert (found.amount, found.amount_text) == (None, None)
+
+
+def test_read_stk_callback_two_amounts_elsewhere_are_contradictory() -> None:
+    for metadata in (
+        {"Item": [{"name": "Amount", "value": 5}, {"name": "Amount", "value": 500}]},
+        {"amount": 5, "AMOUNT": 500},
+        {"Item": [{"Name": "TransAmount", "Value": 5}, {"Name": "OrigAmount", "Value": 500}]},
+    ):
+        with pytest.raises(Contradictory, match="amount"):
+            read(CallbackMetadata=metadata)
+    raw = json.dumps(callback(CallbackMetadata={"amount": 7})).replace('"amount": 7', '"amount": 5, "amount": 500')
+    with pytest.raises(Contradictory, match="amount"):
+        read_stk_callback(raw.encode())
+
+
+def test_read_stk_callback_what_is_said_of_an_amount_is_none() -> None:
+    found = read(CallbackMetadata=None, ResultDesc="The amount was paid, receipt follows")
+    assert (found.amount_text, found.receipt) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "stated", ["SKE52\u200bPAWR9", "SKE52-PAWR9", "SKE52PAWR9 or SKE52PAWR8", ["SKE52PAWR9"], {"Value": 1}, True]
+)
+def test_read_stk_callback_receipt_that_cannot_be_read_is_stated_all_the_same(stated: Any) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == (None, True)
+
+
+@pytest.mark.parametrize("stated", ["SKE52PAWR9", " ske52pawr9 ", "\uff33\uff2b\uff2552PAWR9"])
+def test_read_stk_callback_receipt_is_read_in_any_width_and_case(stated: str) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == ("SKE52PAWR9", False)
+
+
+@pytest.mark.parametrize("stated", [None, "", " "])
+def test_read_stk_callback_empty_receipt_is_not_stated(stated: str | None) -> None:
+    found = read(CallbackMetadata={"Item": [ITEMS[0], {"Name": "MpesaReceiptNumber", "Value": stated}]})
+    assert (found.receipt, found.is_receipt_unread) == (None, False)
 
 
 def test_a_single_item_may_stand_where_a_list_is_usual() -> None:
@@ -630,6 +713,72 @@ def test_read_statement_unreadable_row_is_counted_and_skipped() -> None:
     assert (line.amount, line.phone) == (100, "254711000001")
 
 
+ROW = {
+    "transactionId": "TKN4A1B2C3",
+    "trxDate": "2026-11-23 13:15:12",
+    "msisdn": "254711000001",
+    "transactiontype": "c2b-pay-bill-debit",
+    "billreference": "table 4",
+    "amount": "500",
+}
+
+
+def lines_of(*rows: Any) -> Any:
+    """The lines of a page of these rows."""
+    return read_statement({"Response": [list(rows)]}).lines
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"amount": "5"}, "amount"),
+        ({"amount": "KES 500"}, "amount"),
+        ({"billreference": "table 5"}, "reference"),
+        ({"msisdn": "254711000002"}, "phone"),
+        ({"msisdn": "2547****001"}, "phone"),
+        ({"transactiontype": "Pay Bill Reversal"}, "kind"),
+        ({"trxDate": "2026-11-23 14:15:12"}, "moments"),
+    ],
+)
+def test_read_statement_what_rows_of_one_receipt_state_differently_is_absent(change: Any, lost: str) -> None:
+    whole = lines_of(ROW)[0]
+    for rows in ((ROW, ROW | change), (ROW | change, ROW), (ROW, ROW | change, ROW)):
+        (line,) = lines_of(*rows)
+        for name in ("moments", "amount", "phone", "reference", "kind"):
+            assert getattr(line, name) == (getattr(whole, name) if name != lost else () if name == "moments" else None)
+        assert (line.amount_text == "500") == (lost != "amount")
+
+
+@pytest.mark.parametrize(
+    "change", [{"amount": 500.0}, {"billreference": " TABLE  4"}, {"msisdn": ""}, {"trxDate": ROW["trxDate"] + "Z"}]
+)
+def test_read_statement_rows_of_one_receipt_that_agree_are_one_line(change: Any) -> None:
+    whole = lines_of(ROW)[0]
+    for rows in ((ROW, ROW | change), (ROW | change, ROW)):
+        (line,) = lines_of(*[{name: str(value) for name, value in one.items()} for one in rows])
+        assert (line.amount, line.phone, line.moments) == (whole.amount, whole.phone, whole.moments)
+        assert line.reference is not None
+        assert line.reference.split()[-1] == "4"
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"),
+    [
+        ("23-11-2026 01:15:12 PM", 13),
+        ("23.11.2026 1:15:12pm", 13),
+        ("2026-11-23 01:15:12 p.m.", 13),
+        ("23/11/2026 01:15:12 AM", 1),
+        ("23/11/2026 12:15:12 AM", 0),
+        ("23/11/2026 12:15:12 PM", 12),
+        ("23/11/2026 13:15:12 PM", None),
+        ("23/11/2026 00:15:12 AM", None),
+    ],
+)
+def test_read_moments_half_a_day(text: str, hour: int | None) -> None:
+    expected = () if hour is None else (datetime(2026, 11, 23, hour, 15, 12, tzinfo=EAT).astimezone(UTC),)
+    assert read_moments(text) == expected
+
+
 NO_TRANSACTIONS = [
     "No transactions",
     "Nothing could be fetched: this shortcode has not got any transactions.",
@@ -964,3 +1113,10 @@ def test_stored_gives_the_bytes_back(body: bytes) -> None:
     assert (text.encode() if raw is None else raw) == body
     assert "\x00" not in text
     assert text == decoded(body)
+
+
+@given(ODD)
+def test_read_stk_callback_any_metadata_is_read_or_contradictory(metadata: Any) -> None:
+    with suppress(Contradictory):
+        found = read(CallbackMetadata=metadata)
+        assert found.result_code == "0"

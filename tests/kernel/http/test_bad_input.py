@@ -278,6 +278,23 @@ def placed(operation: Operation, *segments: bytes) -> bytes:
     return b"/".join(next_one() if part.startswith("{") else part.encode() for part in operation.path.split("/"))
 
 
+@pytest.mark.parametrize("query", [b"never=5", b"%6eever", b"never=", b"never=1&never=2", b"a=b&never=5"])
+def test_a_parameter_that_a_call_does_not_take_is_refused_by_name(house: House, query: bytes) -> None:
+    """Whoever asks for a part of a refund in the address would otherwise send all of it back."""
+    for each in TAKEN:
+        if each.scope is None:
+            continue
+        said = house.say(each, placed(each, b"x") + b"?" + query, ((b"content-type", b"application/json"),), (b"{}",))
+        assert said.status == 422, (str(each), said)
+        problems = said.json["errors"]
+        assert ("never", True) in [(one.get("field"), "unknown parameter" in one["message"]) for one in problems], each
+
+
+def test_a_question_mark_alone_is_no_parameter(house: House) -> None:
+    for query in (b"?", b"?&&"):
+        assert house.say(operation("GET /v1/merchant/me"), b"/v1/merchant/me" + query).status == 200
+
+
 @pytest.mark.parametrize("operation", [each for each in TAKEN if each.parameters], ids=str)
 def test_any_part_of_a_path(house: House, operation: Operation) -> None:
     for segment in SEGMENTS:

@@ -222,6 +222,31 @@ async def test_a_large_pipeline_is_not_read_while_a_request_is_worked_on() -> No
         streams[1].transport.abort()
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 65_536, 431),
+        (b"no http\r\n\r\n", 400),
+        (smuggling.post("Transfer-Encoding: chunked") + b"ZZ\r\n", 400),
+    ],
+)
+async def test_little_is_read_after_a_refusal(sent: bytes, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is discarded costs the processor as well: a client could send for as long as it is let linger."""
+    monkeypatch.setattr("mpesa_gateway.http.protocol._LINGER", 1.0)
+    async with served() as site:
+        reader, writer = await site.connect()
+        writer.write(sent)
+        assert await status((reader, writer)) == expected
+        writer.write(b"x" * 64_000_000)
+        unsent = 64_000_000
+        async with asyncio.timeout(PATIENCE):
+            while not writer.transport.is_closing():
+                unsent = writer.transport.get_write_buffer_size()
+                await asyncio.sleep(0.01)
+        assert unsent > 48_000_000
+        assert await is_closed((reader, writer))
+
+
 async def test_an_early_answer_leaves_the_rest_of_the_body_unread_by_the_next_request() -> None:
     body = get("/forged") * 3
     async with served() as site:

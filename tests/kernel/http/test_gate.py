@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
@@ -15,7 +17,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.http import place as places
-from mpesa_gateway.http.gate import CROWDED, Gate, PriorityRefused
+from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
 from mpesa_gateway.http.place import aside
 from mpesa_gateway.http.request_id import Message, Receive, Send
 from mpesa_gateway.plugin import Plugin
@@ -102,9 +104,9 @@ class Street:
             is_draining=lambda: self.is_draining,
         )
 
-    def come(self, *paths: str) -> list[Visit]:
-        """Requests, one after the other."""
-        return [Visit(self.gate, path) for path in paths]
+    def come(self, *paths: str, who: str = "") -> list[Visit]:
+        """Requests, one after the other; ``who`` is the key that they all show."""
+        return [Visit(self.gate, path, **{CALLER: who}) for path in paths]
 
     async def settled(self) -> tuple[int, int, int]:
         """Calls in work, begun and unanswered, and waiting, once nothing moves any more."""
@@ -210,6 +212,94 @@ async def test_calls_that_wait_for_others_are_bounded_too() -> None:
     mpesa.set()
     await street.finish("/1", "/2", "/3", "/4")
     assert [await visit.status() for visit in (*begun, waits)] == [200] * 4
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for() -> None:
+    street = Street(at_once=2, unanswered=6, queue=4)
+    others = asyncio.Event()
+
+    async def work(_: str, __: Receive, ___: Send) -> None:
+        with aside():
+            await others.wait()
+
+    street.desk.work = work
+    greedy = street.come("/1", "/2", "/3", "/4", "/5", who="greedy")
+    assert await street.settled() == (0, 3, 2)
+    # The greedy calls that wait keep nobody out, though room is left for none of them.
+    modest = street.come("/a", "/b", who="modest")
+    assert await street.settled() == (0, 5, 2)
+    assert street.desk.begun == ["/1", "/2", "/3", "/a", "/b"]
+    others.set()
+    await street.finish("/1", "/2", "/3", "/4", "/5", "/a", "/b")
+    assert [await visit.status() for visit in (*greedy, *modest)] == [200] * 7
+    assert await street.settled() == (0, 0, 0)
+    # Nothing is left of the shares.
+    again = street.come("/1", "/2", "/3", who="greedy")
+    assert [await visit.status() for visit in again] == [200] * 3
+
+
+async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn_is_theirs() -> None:
+    street = Street(at_once=2, queue=4)
+    greedy = street.come("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
+    assert await greedy[6].status() == 503
+    assert await street.settled() == (2, 2, 4)
+    (modest,) = street.come("/a", who="modest")
+    # The last of the crowd is turned away, as it would have been with one more in front.
+    assert await greedy[5].status() == 503
+    assert await street.settled() == (2, 2, 4)
+    await street.finish("/1")
+    assert street.desk.begun == ["/1", "/2", "/a"]
+    # Whoever has no key to tell them by displaces nobody.
+    (nobody,) = street.come("/n")
+    await street.settled()
+    await street.finish("/2", "/3", "/4", "/5", "/a", "/n")
+    assert [await visit.status() for visit in (*greedy[:5], modest, nobody)] == [200] * 7
+    assert await street.settled() == (0, 0, 0)
+
+
+async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
+    street = Street(at_once=1, unanswered=2, queue=4)
+    for _ in range(3):
+        begun, waits = street.come("/1", "/2", who="one")
+        await street.settled()
+        waits.task.cancel()
+        begun.task.cancel()
+        assert await street.settled() == (0, 0, 0)
+    (last,) = street.come("/3", who="one")
+    await street.finish("/3")
+    assert await last.status() == 200
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=24),
+    st.integers(1, 4),
+    st.integers(1, 8),
+    st.integers(0, 6),
+)
+async def test_shares_hold_whoever_comes_and_goes(
+    steps: list[tuple[str, bool]], at_once: int, unanswered: int, queue: int
+) -> None:
+    street = Street(at_once=at_once, unanswered=unanswered, queue=queue)
+    visits: list[tuple[str, str, Visit]] = []
+    for number, (who, comes) in enumerate(steps):
+        if comes or not visits:
+            path = f"/{number}"
+            visits.append((who, path, street.come(path, who=who)[0]))
+        else:
+            street.desk.step(visits[number % len(visits)][1]).set()
+        working, begun, waiting = await street.settled()
+        assert working <= at_once
+        assert begun <= unanswered
+        assert waiting <= queue
+        open_ones = [
+            name for name, path, _ in visits if path in street.desk.begun and not street.desk.step(path).is_set()
+        ]
+        assert all(open_ones.count(name) <= max(1, unanswered // 2) for name in "abc")
+    for _, path, _ in visits:
+        street.desk.step(path).set()
+    assert {await visit.status() for _, _, visit in visits} <= {200, 503}
     assert await street.settled() == (0, 0, 0)
 
 

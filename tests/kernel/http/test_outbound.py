@@ -45,8 +45,9 @@ WHOLE = [
 def test_whole_answer_is_read_however_it_is_cut(data: bytes, status: int, body: bytes, is_reusable: bool) -> None:
     for size in (len(data), 7, 1):
         parts = _cut(data, size)
-        rest = b"".join(parts[900:])
-        reader = read(*parts[:900], *([rest] if rest else []), ends=False)
+        most = READS - 50
+        rest = b"".join(parts[most:])
+        reader = read(*parts[:most], *([rest] if rest else []), ends=False)
         assert (reader.status, reader.body, reader.is_done, reader.is_reusable) == (status, body, True, is_reusable)
 
 
@@ -291,7 +292,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
         ticking.cancel()
     assert [isinstance(each, Answer) and each.status for each in said] == [200] * 5
     # Measured at 4 ms; the longest gap at one answer was 400 to 700 ms.
-    assert max(gaps) < 0.1
+    assert max(gaps) < 0.05
 
 
 async def test_headers_without_end_are_read_up_to_their_bound() -> None:

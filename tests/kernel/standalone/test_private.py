@@ -81,6 +81,10 @@ def test_nobody_else_reads_what_the_servers_write() -> None:
         os.umask(before)
 
 
+def _is_postgres(_: int) -> SimpleNamespace:
+    return SimpleNamespace(pw_name="postgres")
+
+
 @pytest.mark.parametrize(
     ("accounts", "whom"),
     [(["root", "nobody", "mpesa-gateway"], "mpesa-gateway"), (["root", "nobody"], "nobody"), (["root"], "nobody")],
@@ -94,7 +98,7 @@ def test_postgres_runs_as_a_user_of_its_own_where_root_has_made_one(
         assert EmbeddedPostgres(folder).user == whom
         # What is there already keeps its owner.
         (folder / "postgres").mkdir()
-        monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="postgres"))
+        monkeypatch.setattr(pwd, "getpwuid", _is_postgres)
         assert EmbeddedPostgres(folder).user == "postgres"
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from mpesa_gateway.pages import Role
 from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments.desk import PaymentDesk
 from tests.browsing import Browser
 from tests.plugins.ops.conftest import Desk
@@ -28,9 +29,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-async def _paid(desk: Desk) -> None:
+async def _paid(desk: Desk, reference: str = "ORDER 1") -> None:
     """A payment of the right number, which stands in its key and in Daraja's handle too."""
-    made = await desk.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT))
+    made = await desk.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), reference=reference)
     await desk.api.settled(made.data["id"])
     await desk.gateway.db.execute(
         "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1", made.data["id"], SPELLINGS["handle"](RIGHT)
@@ -54,7 +55,14 @@ def act_path(act: str) -> str:
     return {"look": "/payments/look", "find": "/find"}[act]
 
 
-IN_ALL_SPELLINGS = ("/payments?search={}", "/payments/newer?search={}&env=sandbox", "look search", "find text")
+IN_ALL_SPELLINGS = (
+    "/payments?search={}",
+    "/payments/newer?search={}&env=sandbox",
+    "/payments?reference={}",
+    "look search",
+    "look reference",
+    "find text",
+)
 WHOLE = (
     "/payments?phone={}",
     "/payments?search={}&status=completed&min_amount=500&max_amount=500",
@@ -62,6 +70,7 @@ WHOLE = (
     "/payments/newer?phone={}&env=sandbox",
     "/payments?payer={}",
     "/payments?cursor={}",
+    "/payments?reference={}&status=completed",
     "/payments?count=true&search={}",
     "/payments?sort=phone&search={}",
     "/audit?subject={}",
@@ -70,7 +79,7 @@ WHOLE = (
 
 
 async def test_a_viewer_learns_no_number_by_any_way_of_searching(desk: Desk) -> None:
-    await _paid(desk)
+    await _paid(desk, reference=RIGHT)
     told: list[str] = []
     async with desk.browser(Role.VIEWER) as browser:
         token = (await browser.opens("/payments")).field("form_token")
@@ -113,3 +122,40 @@ async def test_a_viewer_searches_by_all_else_and_is_told_why_not_by_number(desk:
         # What an operator has sealed, a viewer can follow: it says no more than the list.
         sealed = desk.gateway.services.get(PaymentDesk).seal_payer(Msisdn(RIGHT))
         assert row["payment_id"] in (await browser.opens(f"/payments?payer={sealed}")).text
+
+
+async def test_a_viewer_sees_no_whole_number_on_any_page_wherever_it_stands(desk: Desk) -> None:
+    places = {
+        "reference": RIGHT,
+        "description": "+254711000001",
+        "metadata": {"payer": RIGHT, RIGHT: "0711000001", "call": "or 0711000001!"},
+    }
+    made = (await desk.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), **places)).data
+    await desk.api.settled(made["id"])
+    # Our simulator writes handles as Daraja does; this holds it to that.
+    assert made["provider_ref"].endswith(RIGHT[3:])
+    refund = (await desk.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "reason": f"ask {RIGHT}"})).data
+    await eventually(lambda: _is_refunded(desk, refund["id"]))
+    async with desk.browser(Role.VIEWER) as browser:
+        seen: set[str] = set()
+        next_ones: list[str] = [""]
+        while next_ones:
+            path = next_ones.pop()
+            seen.add(path)
+            page = await browser.opens(path)
+            assert page.status == 200, path
+            assert "711000001" not in page.text, path
+            next_ones += _LINKS.findall(page.text) if len(seen) < 80 else []
+            next_ones = [one for one in dict.fromkeys(next_ones) if one not in seen]
+    assert f"/payments/{made['id']}" in seen
+    assert any(path.startswith("/callbacks/cbk_") for path in seen)
+    assert any(path.startswith("/events/evt_") for path in seen)
+    async with desk.browser(Role.OPERATOR) as browser:
+        assert made["provider_ref"] in (await browser.opens(f"/payments/{made['id']}")).text
+
+
+async def _is_refunded(desk: Desk, refund_id: str) -> bool:
+    return bool((await desk.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == "completed")
+
+
+_LINKS = re.compile(r'href="(?:\.\./)*ops(/(?!live|sandbox|queues|logout)[^"#&]*)"')

@@ -240,6 +240,22 @@ async def test_which_successes_are_confirmed_before_they_count(town: Town, daraj
     assert len(daraja.of("stkquery")) == expected
 
 
+@pytest.mark.parametrize("confirm", ["never"])
+@pytest.mark.parametrize(("code", "status"), [("0", "completed"), ("1032", "failed")])
+async def test_a_success_whose_receipt_cannot_be_read_counts_once_mpesa_confirms_it(
+    town: Town, daraja: Daraja, code: str, status: str
+) -> None:
+    go = daraja.hold("stkquery")
+    payment = await asked(town)
+    await call_back(town, payment, 0, receipt="TKN-\u200b4A1B2C3", phone=254711000001)
+    assert (await look(town, payment))["status"] == "pending"
+    daraja.say("stkquery", stk_result(code))
+    go.set()
+    await town.gateway.services.get(PaymentService).ask(payment["id"])
+    after = await town.api.settled(payment["id"], status)
+    assert (after["status"], after["receipt"]) == (status, None)
+
+
 @pytest.mark.parametrize("confirm", ["always"])
 async def test_a_success_that_mpesa_denies_moves_nothing(town: Town, daraja: Daraja) -> None:
     payment = await asked(town)

@@ -70,6 +70,21 @@ async def test_payments_are_listed_shown_and_asked_about(database_url: str, valk
         assert (status, "no such payment" in err) == (1, True)
 
 
+async def test_no_whole_number_is_printed_wherever_it_stands(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    phone = "254711000001"
+    async with desk(database_url, valkey_url, tmp_path) as (api, types):
+        metadata = {"payer": phone, phone: "0711000001"}
+        made = (await api.pay(phone, 5, key=f"order-{phone}", reference=phone, metadata=metadata)).data
+        assert made["provider_ref"].endswith(phone[3:])
+        await api.settled(made["id"])
+        for words in (("list",), ("list", "--json"), ("show", made["id"]), ("show", made["id"], "--json")):
+            status, out, err = await types("payments", *words)
+            assert (status, made["id"] in out) == (0, True), err
+            assert "711000001" not in out, words
+
+
 async def test_a_lost_payment_is_found_by_reconciling_now(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     async with desk(database_url, valkey_url, tmp_path) as (api, types):
         (await api.call("POST", "/v1/payments/mpesa/pull/register")).data  # noqa: B018 - raises when refused

@@ -149,6 +149,8 @@ TILL_PAYMENT = payment(shortcode=TILL.number, reference=OWN, reference_is_ours=T
 CANCELLED: dict[str, Any] = {"status": "failed", "outcome_is_final": True}
 TIMED_OUT: dict[str, Any] = {"status": "failed"}
 PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
+FIRST_OF_TWO = payment(reference=OWN, reference_is_ours=True)
+SECOND_OF_TWO = payment(payment_id="pay_2", reference=OWN)
 BY_RULE = Settles("pay_1", "rule")
 ONE = ("pay_1",)
 BOTH = ("pay_1", "pay_2")
@@ -234,11 +236,50 @@ CASES: list[Case] = [
     ("with another amount", line(reference=OWN, amount=Kes(5)),
      [payment(reference=OWN, reference_is_ours=True)], [], Mismatch("pay_1", "amount", "reference")),
     ("paid already, under our reference", line(reference=OWN),
+     [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Mismatch("pay_1", "receipt", "reference")),
+    ("paid already, under our reference, another amount", line(reference=OWN, amount=Kes(5)),
+     [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Mismatch("pay_1", "amount", "reference")),
+    ("paid already, under our reference, an unreadable amount", line(reference=OWN, amount="KSh 700"),
+     [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Mismatch("pay_1", "amount", "reference")),
+    ("sent back, under our reference", line(reference=OWN), [payment(reference=OWN, reference_is_ours=True,
+     **PAID | {"status": "reversed"})], [], Mismatch("pay_1", "receipt", "reference")),
+    ("paid already, under our reference, an unknown kind", line(reference=OWN, direction=None),
      [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Ambiguous(ONE)),
+    ("paid already, under our reference, no amount", line(reference=OWN, amount=None),
+     [payment(reference=OWN, reference_is_ours=True, **PAID)], [], Ambiguous(ONE)),
+    ("paid already with it, under our reference", line(reference=OWN), [payment(reference=OWN, reference_is_ours=True,
+     **PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
+    ("told of already, under our reference", line(reference=OWN), [payment(reference=OWN, reference_is_ours=True,
+     received_receipt=RECEIPT, mismatch="receipt", **PAID)], [], Mismatch("pay_1", "receipt", "receipt", is_new=False)),
     ("our own reference without a receipt", line(reference=OWN, receipt=None),
      [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
     ("at another receiver", line(reference=OWN, receiver=TILL),
      [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
+    # -- our own reference, which its shop has given to a later payment too
+    ("shared, the first cancelled", line(reference=OWN), [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [],
+     Settles("pay_2", "rule")),
+    ("shared, the first paid", line(reference=OWN), [replace(FIRST_OF_TWO, **PAID), SECOND_OF_TWO], [],
+     Settles("pay_2", "rule")),
+    ("shared, the second paid without a receipt", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, status="completed")], [], Settles("pay_2", "rule")),
+    ("shared, on a part of the statement", line(reference=OWN, proof=Proof.PAGE),
+     [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [], Ambiguous(BOTH)),
+    ("shared, both open", line(reference=OWN), [FIRST_OF_TWO, SECOND_OF_TWO], [], Ambiguous(BOTH)),
+    ("shared, both open, another amount", line(reference=OWN, amount=Kes(900)),
+     [FIRST_OF_TWO, replace(SECOND_OF_TWO, amount=900)], [], Settles("pay_2", "rule")),
+    ("shared, another merchant's", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, merchant_id="mer_2")], [],
+     Settles("pay_2", "rule")),
+    ("shared, of another case", line(reference=OWN),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, reference=OWN.lower())], [],
+     Settles("pay_2", "rule")),
+    ("shared, of another payer", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, phone="254799999999")], [],
+     Settles("pay_1", "reference")),
+    ("shared, the second paid", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, **PAID)], [],
+     Settles("pay_1", "reference")),
+    ("shared, the second at another receiver", line(reference=OWN),
+     [FIRST_OF_TWO, replace(SECOND_OF_TWO, shortcode="600000")], [],
+     Settles("pay_1", "reference")),
     # -- our own push
     ("a callback", callback(), [P], [], Settles("pay_1", "push")),
     ("without metadata", callback(receipt=None, amount=None, payer=None), [P], [], Settles("pay_1", "push")),
@@ -248,6 +289,9 @@ CASES: list[Case] = [
     ("at another address", callback(handle=Handle("pay_2", "ws_CO_1")), [P], [], NotOurs()),
     ("from a listed address", callback(proof=Proof.LISTED, handle=Handle(None, "ws_CO_1")), [P], [],
      Settles("pay_1", "push")),
+    ("a receipt that cannot be read", callback(receipt=None, is_receipt_unread=True), [P], [], Confirm("pay_1")),
+    ("such a receipt, held", callback(receipt=None, is_receipt_unread=True), [payment(mismatch="amount")], [],
+     Mismatch("pay_1", "unconfirmed", "push")),
     ("from anywhere", callback(proof=Proof.NONE, handle=Handle(None, "ws_CO_1")), [P], [], Confirm("pay_1")),
     ("from anywhere, failed", callback(proof=Proof.NONE, handle=Handle(None, "ws_CO_1")), [payment(**CANCELLED)], [],
      Confirm("pay_1")),
@@ -354,6 +398,8 @@ CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | Unfit, Verd
      Unfit("pay_1", "another"), Unfit("pay_1", "another")),
     ("own reference of a paid one", line(reference=OWN), P, [replace(THEIRS, reference=OWN, reference_is_ours=True,
      **PAID)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+    ("a shared own reference", line(reference=OWN), SECOND_OF_TWO, [FIRST_OF_TWO], Settles("pay_2", "hand"),
+     Settles("pay_2", "hand")),
     ("another reference", line(reference="table 5"), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
     ("another payer", line(payer="254799999999"), P, [], Unfit("pay_1", "differs"),
      Settles("pay_1", "hand", is_other_payer=True)),
@@ -672,3 +718,32 @@ def test_a_report_that_the_wrong_zone_shifts_completes_nothing_by_the_rule(
     both = replace(report, time=(report.time[0], report.time[0] + timedelta(hours=3)))
     found = judge(both, [paid, *books])
     assert not (isinstance(found, Settles) and found.by == "rule")
+
+
+STATES = st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}, {"mismatch": "phone"}])
+
+
+@FAST
+@given(
+    STATES,
+    STATES,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "payer": st.sampled_from([PHONE, "2547****001", "254799999999", None]),
+            "amount": st.sampled_from([Kes(700), Kes(5), "x", None]),
+            "proof": st.sampled_from([Proof.PAGE, Proof.ANSWER]),
+            "direction": st.none(),
+        },
+    ),
+)
+def test_money_under_a_shared_reference_is_the_first_payments_only_where_it_can_be_no_others(
+    first: dict[str, Any], second: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """Otherwise one receipt would complete the first, and what M-Pesa answers about its push the second."""
+    payments = [replace(FIRST_OF_TWO, **first), replace(SECOND_OF_TWO, **second)]
+    report = line(**{"reference": OWN} | changes)
+    verdict = judge(report, payments)
+    if isinstance(judge(report, payments[1:]), Settles):
+        assert not isinstance(verdict, Settles) or verdict.payment_id == "pay_2"
+    assert judge(report, payments[::-1]) == verdict

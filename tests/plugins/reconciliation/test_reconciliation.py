@@ -305,8 +305,47 @@ async def test_rows_come_in_several_lists_and_a_malformed_one_spoils_nothing(tow
     lists = [[row("ROW0000001")], [], "text", None, [[row("row0000002")]], [*broken, row("ROW0000003")], broken[0]]
     daraja.say("pullquery", page(lists=lists), NOTHING)
     found = (await town.api.call("POST", RUN, {})).data
-    assert (found["status"], found["lines"], found["malformed"]) == ("completed", 3, len(broken) + 1)
-    assert sorted(await rows_of(town, found)) == ["ROW0000001", "ROW0000002", "ROW0000003"]
+    assert (found["status"], found["lines"], found["malformed"]) == ("completed", 5, len(broken) - 1)
+    # A time that cannot be read spoils no line either.
+    timeless = ["ROW0000009", "ROW0000012"]
+    assert sorted(await rows_of(town, found)) == ["ROW0000001", "ROW0000002", "ROW0000003", *timeless]
+
+
+async def test_a_line_without_a_readable_time_is_shown_and_only_our_own_reference_settles_it(
+    town: Town, daraja: Daraja
+) -> None:
+    payment, other = await asked(town), await asked(town, key="other", reference="table 4")
+    lines = [
+        row("TIMELESS01", reference=payment["reference"], at="half past nine"),
+        row("TIMELESS02", reference="table 4", at="13/13/2026 30:00"),
+    ]
+    found = await run(town, daraja, *lines)
+    assert (found["recovered"], found["not_found"], found["malformed"]) == (1, 1, 0)
+    assert (await look(town, payment))["receipt"] == "TIMELESS01"
+    assert (await look(town, other))["status"] == "pending"
+    shown = (await rows_of(town, found))["TIMELESS02"]
+    assert (shown["finding"], shown["at"]) == ("not_found", found["end"])
+    # Once its time can be read it is a line like any other.
+    found = await run(town, daraja, row("TIMELESS02", reference="table 4"))
+    assert (await look(town, other))["receipt"] == "TIMELESS02"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+async def test_rows_of_one_receipt_that_contradict_each_other_on_a_page_complete_nothing(
+    town: Town, daraja: Daraja, turned: bool
+) -> None:
+    first, second, third = [await asked(town, key=f"k{number}") for number in range(3)]
+    pairs = [
+        (row("TWOAMOUNTS", 5, reference=first["reference"]), row("TWOAMOUNTS", reference=first["reference"])),
+        (row("TWONAMES01", reference=second["reference"]), row("TWONAMES01", reference=third["reference"])),
+        (row("TWOKINDS01", reference=third["reference"]),
+         row("TWOKINDS01", reference=third["reference"], transactiontype="Pay Bill Reversal")),
+    ]  # fmt: skip
+    found = await run(town, daraja, *[one for pair in pairs for one in (reversed(pair) if turned else pair)])
+    assert (found["lines"], found["recovered"], found["mismatched"]) == (3, 0, 1)
+    assert {(await look(town, payment))["status"] for payment in (first, second, third)} == {"pending"}
+    (mismatch,) = await mismatches(town, first)
+    assert mismatch == ("amount", "TWOAMOUNTS")
 
 
 async def test_a_line_is_kept_once_however_often_it_is_read(town: Town, daraja: Daraja) -> None:
@@ -572,6 +611,14 @@ async def test_without_an_initiator_an_ambiguous_line_waits_for_a_person(town: T
     assert (found["status"], found["ambiguous"], daraja.of("transactionstatus")) == ("completed", 1, [])
 
 
+async def mismatches(town: Town, payment: Any) -> list[Any]:
+    """What the merchant was told of a payment as ``payment.mismatched``: what of, and the receipt."""
+    told = [
+        event["data"] for event in (await town.api.call("GET", "/v1/events")).data if event["type"].endswith("ched")
+    ]
+    return [(said["mismatch"], said["received_receipt"]) for said in told if said["payment_id"] == payment["id"]]
+
+
 async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_no_other_payment(
     town: Town, daraja: Daraja
 ) -> None:
@@ -580,11 +627,61 @@ async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_n
     await call_back(town, paid, receipt="FIRST00001")
     other = await asked(town, key="other")
     found = await run(town, daraja, row("SECOND0001", reference=paid["reference"]))
-    assert found["ambiguous"] == 1
-    for question in daraja.of("transactionstatus"):
-        await answer(town, question, "254711000001")
+    assert found["mismatched"] == 1
+    assert daraja.of("transactionstatus") == []
     assert (await look(town, other))["status"] == "pending"
     assert (await look(town, paid))["receipt"] == "FIRST00001"
+    # It is told once, however often it is read; another receipt is told too.
+    lines = [row(receipt, reference=paid["reference"]) for receipt in ("FIRST00001", "SECOND0001", "THIRD00001")]
+    for _ in range(2):
+        await run(town, daraja, *lines)
+    assert sorted(await mismatches(town, paid)) == [("receipt", "SECOND0001"), ("receipt", "THIRD00001")]
+    assert await mismatches(town, other) == []
+
+
+@pytest.mark.parametrize("code", [1032, 1037, None])
+@pytest.mark.parametrize("is_asked_first", [True, False])
+async def test_money_under_a_reference_that_the_shop_copied_into_a_retry_pays_once(
+    town: Town, daraja: Daraja, code: int | None, is_asked_first: bool
+) -> None:
+    """The retry's prompt is paid and its callback lost: the statement shows the reference of the payment before."""
+    first = await asked(town, key="first")
+    if code is not None:
+        await call_back(town, first, code=code)
+    retry = await asked(town, key="retry", reference=first["reference"])
+    line = row("PAIDONCE01", reference=first["reference"])
+
+    async def ask() -> None:
+        daraja.say(
+            "stkquery", (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": retry["provider_ref"]})
+        )
+        await town.api.call("POST", f"/v1/payments/{retry['id']}/query")
+
+    if is_asked_first:
+        await ask()
+    await run(town, daraja, line)
+    if not is_asked_first:
+        await ask()
+    paid = [one for one in (first, retry) if (await look(town, one))["status"] == "completed"]
+    assert [one["id"] for one in paid] == [retry["id"]]
+    assert (await look(town, first))["receipt"] is None
+    if code == 1032:
+        assert (await look(town, retry))["receipt"] == "PAIDONCE01"
+
+
+async def test_two_receipts_under_one_reference_of_ours_on_one_page_are_one_payment_and_one_mismatch(
+    town: Town, daraja: Daraja
+) -> None:
+    payment = await asked(town)
+    lines = [row(receipt, reference=payment["reference"]) for receipt in ("FIRST00001", "SECOND0001")]
+    found = await run(town, daraja, *lines)
+    assert (found["recovered"], found["mismatched"]) == (1, 1)
+    kept = (await look(town, payment))["receipt"]
+    (other,) = {"FIRST00001", "SECOND0001"} - {kept}
+    assert await mismatches(town, payment) == [("receipt", other)]
+    # What comes by callback of the receipt that was told is told no more.
+    await call_back(town, payment, receipt=other)
+    assert await mismatches(town, payment) == [("receipt", other)]
 
 
 async def test_two_merchants_with_one_shortcode_never_take_each_others_money(town: Town, daraja: Daraja) -> None:

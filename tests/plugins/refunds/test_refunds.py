@@ -637,6 +637,21 @@ async def test_a_result_that_comes_again_or_changes_its_mind_moves_nothing_twice
     await desk.told("payment.reversed")
 
 
+async def test_second_receipt_for_a_refund_that_is_completed_is_left_to_a_person(desk: Desk) -> None:
+    """Two reversals of one refund may have sent its money back twice."""
+    payment_id = await desk.paid()
+    part = (await desk.ask(payment_id, 200)).data
+    for _ in range(2):
+        await desk.done(part)
+        assert (await desk.refund(part))["attention"] is None
+    await desk.done(part, receipt="TKN9REV002")
+    after = await desk.refund(part)
+    assert (after["status"], after["reversal_receipt"]) == ("completed", REVERSAL)
+    assert "TKN9REV002" in after["attention"]
+    assert await desk.books(payment_id) == ("partially_reversed", 200, 0)
+    await desk.told("payment.reversed")
+
+
 async def test_a_refund_that_failed_and_that_mpesa_carried_out_after_all_is_completed(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, 200)).data

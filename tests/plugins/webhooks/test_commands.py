@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -71,11 +70,12 @@ class Desk:
                 assert await process.wait() == 0
         finally:
             if process.returncode is None:
-                process.kill()
+                # It passes this on to the fork, unlike SIGKILL.
+                process.terminate()
                 await process.wait()
 
     async def _start(self, *words: str) -> Process:
-        command = (sys.executable, "-m", "mpesa_gateway.cli", "--config", str(self.config), "webhooks", *words)
+        command = (str(forks.command() / "mpesa-gateway"), "--config", str(self.config), "webhooks", *words)
         return await asyncio.create_subprocess_exec(*command, env=_environ(), stdout=PIPE, stderr=PIPE)
 
 
