@@ -31,7 +31,17 @@ from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
-from mpesa_gateway.plugin import Monthly, Plugin, PluginRefused, Subscriber, load
+from mpesa_gateway.plugin import (
+    Monthly,
+    Plugin,
+    PluginRefused,
+    Subscriber,
+    callback_kinds_of,
+    load,
+    operations_of,
+    prefixes_of,
+    scopes_of,
+)
 from mpesa_gateway.queues import Job, Jobs, connect
 from mpesa_gateway.runtime import Load, Runtime
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -73,20 +83,20 @@ class Gateway:
 
         Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
         """
-        for name in ("database", "valkey"):
-            if getattr(config, name).url is None:
-                raise ConfigRefused(
-                    f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
-                    "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
-                )
+        _refuse_unset(config)
         self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
         self.plugins = load(config.plugins, plugins)
+        self.scopes = scopes_of(self.plugins)
+        self.id_prefixes = prefixes_of(self.plugins)
+        self.callback_kinds = callback_kinds_of(self.plugins)
+        self.operations = operations_of(self.plugins)
         config.refuse_sections_except([plugin.name for plugin in self.plugins])
         self._settings = {plugin.settings: config.section(plugin.name, plugin.settings) for plugin in self.plugins}
-        proxies = config.security.trusted_proxies
-        self.trusted_proxies: Sequence[Network] = read_networks(proxies, "security.trusted_proxies")
+        self.trusted_proxies: Sequence[Network] = read_networks(
+            config.security.trusted_proxies, "security.trusted_proxies"
+        )
         self.sealer = sealer_for(config.security)
         self.meter = Meter()
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
@@ -108,10 +118,7 @@ class Gateway:
         self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
-        self.services = Services()
-        for plugin in self.plugins:
-            for port, factory in plugin.provides:
-                self.services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        self.services = self._offered()
         self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
         self.db.tracer = self.tracer
         self._event_types = _event_types(self.plugins)
@@ -146,6 +153,7 @@ class Gateway:
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
             lookup=self.names,
+            operations=self.operations,
         )
         self.migrations: list[Migration] = find("kernel", "mpesa_gateway.db.migrations") + [
             migration
@@ -164,6 +172,14 @@ class Gateway:
         self.asgi = Door(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
+
+    def _offered(self) -> Services:
+        """The ports of the plugins, each made when it is first asked for."""
+        services = Services()
+        for plugin in self.plugins:
+            for port, factory in plugin.provides:
+                services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        return services
 
     @property
     def load(self) -> Load | None:
@@ -365,6 +381,15 @@ class Gateway:
         """Workers for the jobs of these queues, those of ``worker.queues`` by default. The gateway must be started."""
         chosen = self.config.worker.queues if queues is None else queues
         return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})
+
+
+def _refuse_unset(config: GatewayConfig) -> None:
+    for name in ("database", "valkey"):
+        if getattr(config, name).url is None:
+            raise ConfigRefused(
+                f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
+                "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
+            )
 
 
 def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:

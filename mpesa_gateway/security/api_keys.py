@@ -101,7 +101,7 @@ class ApiKeys:
             merchant_id=merchant_id,
             name=name,
             env=env,
-            scopes=tuple(sorted(scope.value for scope in scopes)),
+            scopes=tuple(sorted(scope.name for scope in scopes)),
             created_at=self._clock.now(),
             expires_at=expires_at,
         )

@@ -16,8 +16,8 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Moment
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import AnotherSubject, Kind
-from mpesa_gateway_callbacks.kinds import Make, Report, read_report
+from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.kinds import Kinds, Make, Report
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, make_token
@@ -48,6 +48,7 @@ class CallbackDispatcher:
         clock: Clock,
         settings: CallbacksSettings,
         verifier: CallbackVerifier,
+        kinds: Kinds,
         token_key: Callable[[], bytes],
         public_url: Callable[[str], str],
     ) -> None:
@@ -57,6 +58,7 @@ class CallbackDispatcher:
         self._clock = clock
         self._settings = settings
         self._verifier = verifier
+        self._kinds = kinds
         self._token_key = token_key
         self._public_url = public_url
         self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
@@ -64,8 +66,13 @@ class CallbackDispatcher:
 
     # -- the port -------------------------------------------------------------------------------------------------
 
-    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """Return the address to send to Daraja with one request; it contains no word that Daraja filters."""
+    def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
+        """Return the address to send to Daraja with one request; it contains no word that Daraja filters.
+
+        Raises LookupError where no enabled plugin declares the kind.
+        """
+        if self._kinds.get(kind) is None:
+            raise LookupError(f"no enabled plugin declares the callback kind `{kind}`")
         token = make_token(self._token_key(), kind, Subject(env, merchant_id, subject_id))
         return self._public_url(f"/v1/cb/{kind}/{token}")
 
@@ -132,14 +139,16 @@ class CallbackDispatcher:
             await self.mark_applied(row["callback_id"])
             return
         await self._publish_event(report.event, row)
-        if report.otherwise is not None and not await self._is_applied(row["callback_id"]):
-            await self._publish_event(report.otherwise, row)
+        for make in report.otherwise:
+            if await self._is_applied(row["callback_id"]):
+                break
+            await self._publish_event(make, row)
 
     async def publish_again(self, row: Row) -> None:
         """Publish a stored callback again in the open transaction; one that can never be used becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-            report = read_report(row["kind"], body, has_token=bool(row["subject_id"]))
+            report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
             await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
         except AnotherSubject:
             await self._db.execute(tables.GIVE_UP, row["callback_id"])

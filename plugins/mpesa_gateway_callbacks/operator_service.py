@@ -18,7 +18,7 @@ from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher
 from mpesa_gateway_callbacks.errors import SourceRefused, TokenRefused
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_callbacks.kinds import kind_of
+from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -54,6 +54,7 @@ class CallbackOperatorService:
         verifier: CallbackVerifier,
         inbox: CallbackInbox,
         dispatcher: CallbackDispatcher,
+        kinds: Kinds,
     ) -> None:
         """``reads`` answers the lists: a replica where there is one."""
         self._db = db
@@ -63,6 +64,7 @@ class CallbackOperatorService:
         self._verifier = verifier
         self._inbox = inbox
         self._dispatcher = dispatcher
+        self._kinds = kinds
 
     # -- replaying ------------------------------------------------------------------------------------------------
 
@@ -125,7 +127,7 @@ class CallbackOperatorService:
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        kind = row["kind"] if has_token else kind_of(row["kind"], body)
+        kind = row["kind"] if has_token else self._kinds.of_body(row["kind"], body)
         incoming = Incoming(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._verifier.check_source(incoming, subject)
@@ -155,7 +157,7 @@ class CallbackOperatorService:
         return row
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
-        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
         rows = await self._accepted_rows(env, filters)
         return page_of(
             rows,
@@ -166,7 +168,7 @@ class CallbackOperatorService:
         )
 
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
-        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
         rows = await self._refused_rows(env, filters)
         return page_of(
             rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
@@ -190,11 +192,13 @@ class CallbackOperatorService:
 
     async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
         at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self._kinds.check(filters.kind)
         query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
         return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
 
     async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
         at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self._kinds.check(filters.kind)
         return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
 
 

@@ -1,5 +1,6 @@
 """The credentials plugin, declared."""
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
 from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
@@ -20,6 +21,7 @@ plugin = Plugin(
     name="credentials",
     summary="Keeps the credentials of merchants' shortcodes, sealed at rest, and who owns which receiver.",
     settings=CredentialsSettings,
+    id_prefixes=(IdPrefix("shc", "shortcode"), IdPrefix("rcv", "receiver")),
     routes=routes,
     provides=PROVIDES,
     tables=Tables(

@@ -11,7 +11,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
-from mpesa_gateway.security.scopes import Caller, Env, Scope, key_prefix
+from mpesa_gateway.security.scopes import Caller, Env, key_prefix
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, StatementSource
@@ -162,7 +162,7 @@ class CredentialReader:
             env=caller.env,
             is_active=merchant.is_active,
             created_at=merchant.created_at,
-            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(map(Scope, caller.scopes))),
+            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(caller.scopes)),
             providers=[view.provider for view in await self.providers(caller.merchant_id, caller.env)],
         )
 

@@ -4,7 +4,6 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import ReversalOutcome
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.errors import Conflict, NotFound
@@ -17,6 +16,7 @@ from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.schemas import RefundView, Resolution
 from mpesa_gateway_refunds.views import view
 

@@ -16,6 +16,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.api import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.errors import RefundEnded
@@ -138,15 +139,15 @@ class RefundQueries:
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
-        await self._daraja.transaction_status(
-            credentials.daraja,
-            credentials.initiator_for("a refund"),
+        question = TransactionStatus(
+            initiator=credentials.initiator_for("a refund"),
             receipt=None if by_conversation else row["receipt"],
             conversation_id=row["originator_conversation_id"] if by_conversation else None,
             result_url=callback_url(self._callbacks, "status", credentials, subject),
             timeout_url=callback_url(self._callbacks, "status-timeout", credentials, subject),
             remarks=f"reversal of {row['receipt']}",
         )
+        await self._daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         schedule = self._settings.ask_after

@@ -5,15 +5,17 @@ from contextlib import suppress
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
+from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Direction, read_direction
+from mpesa_gateway_payments.api import Direction, read_direction, transaction_state
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import CAME_IN, DONE, RefundEndings
+from mpesa_gateway_refunds.events import ReversalResulted
+from mpesa_gateway_refunds.result_codes import ReversalOutcome, reversal_outcome
 from mpesa_gateway_refunds.subjects import ABOUT_PAYMENT, ABOUT_REVERSAL
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,6 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import Ack, DarajaClient, DarajaFault, NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.codes import ReversalOutcome
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
 from mpesa_gateway.db.outcomes import Outcomes
@@ -22,6 +21,8 @@ from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
+from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.subjects import callback_url
 
@@ -70,9 +71,8 @@ class ReversalSender:
             if not await self._mark_sending(row):
                 # The refund was closed, because this request took longer than its lease.
                 return await find_refund(self._db, row["merchant_id"], row["env"], refund_id)
-            ack = await self._daraja.reverse(
-                credentials.daraja,
-                credentials.initiator_for("a refund"),
+            reversal = ReversalRequest(
+                initiator=credentials.initiator_for("a refund"),
                 receipt=row["receipt"],
                 amount=Kes(row["amount"]),
                 result_url=credentials.result_url or callback_url(self._callbacks, "reversal", credentials, refund_id),
@@ -80,6 +80,7 @@ class ReversalSender:
                 or callback_url(self._callbacks, "reversal-timeout", credentials, refund_id),
                 remarks=row["reason"] or f"Refund {refund_id[-12:]}",
             )
+            ack = await self._daraja.ask(REVERSAL, credentials.daraja, reversal)
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:

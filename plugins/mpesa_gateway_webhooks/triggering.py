@@ -13,7 +13,6 @@ import niquests
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, NotSo
 from mpesa_gateway_webhooks import tables
@@ -80,7 +79,7 @@ class Trigger:
         key, secret = await self._runtime.api_keys.create(
             self._merchant.merchant_id,
             name="webhooks trigger",
-            scopes=MERCHANT_SCOPES,
+            scopes=self._runtime.scopes.of_merchants,
             env="sandbox",
             expires_at=self._runtime.clock.now() + _KEY_LIVES,
             actor=self._actor,
