@@ -107,7 +107,7 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A flood is counted and not kept, and this is one.
-    monkeypatch.setattr("mpesa_gateway_callbacks.service._REFUSALS_A_SECOND", 1000)
+    monkeypatch.setattr("mpesa_gateway_callbacks.refusals._STORED_A_SECOND", 1000)
     victim = await Victim.of(town)
     before = await victim.state()
     expected: list[tuple[str, str]] = []
