@@ -496,8 +496,12 @@ class Database(Asking):
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
-    async def run(self, query: Awaitable[T]) -> T:
-        """Run a query of Piccolo's in this database, whatever other gateways this process has."""
+    async def run(self, query: Any) -> Any:
+        """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
+
+        It runs in this database, whatever other gateways the process has. ``Any``: Piccolo leaves the types of most
+        queries open.
+        """
         token = _meant.set(self)
         try:
             return await query

@@ -205,14 +205,8 @@ class Endpoints:
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _find(self, merchant_id: str, env: Env) -> dict[str, Any]:
-        row = await self._db.run(
-            EndpointRow.select(*SHOWN)
-            .where(
-                EndpointRow.merchant_id == merchant_id,
-                EndpointRow.env == env,
-                EndpointRow.is_active.eq(True),  # noqa: FBT003 - Piccolo's own word
-            )
-            .first()
+        row: dict[str, Any] | None = await self._db.run(
+            EndpointRow.select(*SHOWN).where(*active_of(merchant_id, env)).first()
         )
         if row is None:
             raise _none_set(env)
