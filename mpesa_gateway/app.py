@@ -17,6 +17,7 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import Outbox
@@ -55,7 +56,7 @@ Handler = Callable[[E], Awaitable[None]]
 _LAST = 5.0
 """Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
 
-KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
+KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow, EventRow, EventTaskRow)
 
 
 class Gateway:
