@@ -40,7 +40,14 @@ from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.sealing import sealer_for
-from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
+from mpesa_gateway.security.tables import (
+    ApiKeyRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    AuditRow,
+    GatewaySecretRow,
+    MerchantRow,
+)
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
 from mpesa_gateway.tracing import UNTRACED, Tracer
@@ -56,7 +63,16 @@ Handler = Callable[[E], Awaitable[None]]
 _LAST = 5.0
 """Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
 
-KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow, EventRow, EventTaskRow)
+KERNEL_TABLES = (
+    MerchantRow,
+    ApiKeyRow,
+    AuditRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    GatewaySecretRow,
+    EventRow,
+    EventTaskRow,
+)
 
 
 class Gateway:

@@ -199,6 +199,7 @@ _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 _ISOLATION: Literal["read_committed"] = "read_committed"
 """Of our transactions, as asyncpg calls it: BEGIN says so, whatever the default is."""
 
+# raw SQL: catalog - where a connection leads.
 _WHERE = """
 SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
     current_database() AS name,
@@ -360,6 +361,9 @@ _meant: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", def
 
 class _Whichever:
     """What a bound table has for an engine: that of the gateway which is meant, or the only one that runs."""
+
+    engine_type = "postgres"
+    """Piccolo asks while it builds a query; whose query it is shows when the query runs."""
 
     def __init__(self, table: type[Table]) -> None:
         self._table = table

@@ -16,6 +16,8 @@ REASONS: dict[str, re.Pattern[str] | None] = {
     "hot path": None,
     "replica": None,
     "declared": None,
+    "own connection": None,
+    "any table": re.compile(r"\b(FROM|UPDATE|INTO) \{\}"),
     "lock": re.compile(r"\bFOR (NO KEY )?(UPDATE|SHARE)\b|\bLOCK TABLE\b|advisory"),
     "data-modifying CTE": re.compile(r"\bWITH\b.*\b(INSERT INTO|UPDATE|DELETE FROM)\b"),
     "aggregate": re.compile(
@@ -34,39 +36,12 @@ REASONS: dict[str, re.Pattern[str] | None] = {
 
 A ``declared`` statement is a value of a plugin, such as an invariant. A ``hot path`` runs for each request, callback,
 delivery or look-up of a key: Piccolo's builder costs about half of asyncpg's speed. ``replica``: the builder asks the
-primary. ``join``: Piccolo joins along its foreign keys, and these tables declare none.
+primary. ``own connection``: no table is bound to it. ``join``: Piccolo joins along its foreign keys, and these tables
+declare none.
 """
 
 NOT_YET = frozenset(
     {
-        "mpesa_gateway/clock_keeper.py",
-        "mpesa_gateway/db/engine.py",
-        "mpesa_gateway/db/idempotency.py",
-        "mpesa_gateway/db/invariants.py",
-        "mpesa_gateway/db/lists.py",
-        "mpesa_gateway/db/migrator.py",
-        "mpesa_gateway/db/months.py",
-        "mpesa_gateway/db/outbox.py",
-        "mpesa_gateway/db/replica.py",
-        "mpesa_gateway/db/roles.py",
-        "mpesa_gateway/db/writes.py",
-        "mpesa_gateway/doctor/api_keys.py",
-        "mpesa_gateway/doctor/ledger.py",
-        "mpesa_gateway/doctor/master_key.py",
-        "mpesa_gateway/doctor/pooler.py",
-        "mpesa_gateway/doctor/postgres.py",
-        "mpesa_gateway/doctor/replica.py",
-        "mpesa_gateway/http/health.py",
-        "mpesa_gateway/owner.py",
-        "mpesa_gateway/privacy.py",
-        "mpesa_gateway/retention.py",
-        "mpesa_gateway/security/api_keys.py",
-        "mpesa_gateway/security/audit.py",
-        "mpesa_gateway/security/merchants.py",
-        "mpesa_gateway/security/rotation.py",
-        "mpesa_gateway/security/tables.py",
-        "mpesa_gateway/security/vault.py",
-        "mpesa_gateway/testing/databases.py",
         "plugins/mpesa_gateway_callbacks/invariants.py",
         "plugins/mpesa_gateway_callbacks/tables.py",
         "plugins/mpesa_gateway_payments/check_sql.py",
@@ -86,7 +61,7 @@ NOT_YET = frozenset(
 )
 """Files whose statements have not been looked at yet. No file is added."""
 
-LEAST_BUILT = 59
+LEAST_BUILT = 70
 """Builder queries that there are at least."""
 
 _STATEMENT = re.compile(
@@ -220,7 +195,7 @@ def statements(module: ast.Module) -> Iterator[Line]:
 
 def _text(node: ast.AST) -> str:
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(each) or "x" for each in node.values)
+        return "".join(_text(each) or "{}" for each in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
