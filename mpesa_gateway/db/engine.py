@@ -1,7 +1,7 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -24,6 +24,9 @@ from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 log = structlog.get_logger(__name__)
 
 Row: TypeAlias = asyncpg.Record
+Found: TypeAlias = Row | Mapping[str, Any]
+"""A row, as asyncpg or as Piccolo returns it."""
+
 AfterCommit = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 

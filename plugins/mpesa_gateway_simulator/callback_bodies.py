@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway_simulator.outcomes import RESULT_TEXTS, Behaviour
-from mpesa_gateway_simulator.tables import Found
 
 
 def callback_body(

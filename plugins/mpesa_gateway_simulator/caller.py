@@ -10,7 +10,7 @@ import niquests
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.dns import Names, NamesResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
@@ -20,7 +20,7 @@ from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
 from mpesa_gateway_simulator.outcomes import by_name
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.settings import SimulatorSettings
-from mpesa_gateway_simulator.tables import CallbackRow, Found, ResultRow
+from mpesa_gateway_simulator.tables import CallbackRow, ResultRow
 
 log = structlog.get_logger(__name__)
 

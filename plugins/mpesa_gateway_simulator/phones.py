@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import cast
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.prompts import Prompts
-from mpesa_gateway_simulator.tables import Found, HandRow, PushRow
+from mpesa_gateway_simulator.tables import HandRow, PushRow
 
 PIN = "1234"
 """Every simulated phone's PIN; any other one is wrong."""

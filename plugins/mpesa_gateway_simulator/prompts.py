@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.callback_bodies import callback_body
 from mpesa_gateway_simulator.chance import Chance
@@ -15,7 +15,7 @@ from mpesa_gateway_simulator.diary import DueSignal, Pulse
 from mpesa_gateway_simulator.habits import written
 from mpesa_gateway_simulator.outcomes import ANSWERS, Behaviour, by_name
 from mpesa_gateway_simulator.results import Results
-from mpesa_gateway_simulator.tables import Found, PushRow
+from mpesa_gateway_simulator.tables import PushRow
 from mpesa_gateway_simulator.validation import Push
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance, receipt_day
 from mpesa_gateway_simulator.controls import Controls
@@ -19,7 +19,7 @@ from mpesa_gateway_simulator.population import (
     Movement,
 )
 from mpesa_gateway_simulator.settings import SimulatorSettings
-from mpesa_gateway_simulator.tables import Found, PushRow, ResultRow, ReversalRow, TransactionRow
+from mpesa_gateway_simulator.tables import PushRow, ResultRow, ReversalRow, TransactionRow
 from mpesa_gateway_simulator.validation import (
     Fault,
     Garbage,

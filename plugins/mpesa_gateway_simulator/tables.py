@@ -1,16 +1,9 @@
 """The simulator's memory as Piccolo knows it, and the named queries on it; the migrations say the rest."""
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
-
 from piccolo.columns import BigInt, BigSerial, Boolean, DoublePrecision, Integer, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.named import Named
-
-Found: TypeAlias = Row | Mapping[str, Any]
-"""A row, as asyncpg or as Piccolo returns it."""
 
 
 class PushRow(Table, tablename="sim_push"):

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from mpesa_gateway_simulator.tables import Found
+from mpesa_gateway.db.engine import Found
 
 
 class OutcomeView(msgspec.Struct, frozen=True):

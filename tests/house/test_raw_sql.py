@@ -42,8 +42,6 @@ declare none.
 
 NOT_YET = frozenset(
     {
-        "plugins/mpesa_gateway_callbacks/invariants.py",
-        "plugins/mpesa_gateway_callbacks/tables.py",
         "plugins/mpesa_gateway_payments/check_sql.py",
         "plugins/mpesa_gateway_payments/due_sql.py",
         "plugins/mpesa_gateway_payments/erasure_sql.py",
