@@ -17,6 +17,7 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import Outbox
@@ -49,7 +50,14 @@ from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.sealing import sealer_for
-from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
+from mpesa_gateway.security.tables import (
+    ApiKeyRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    AuditRow,
+    GatewaySecretRow,
+    MerchantRow,
+)
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
 from mpesa_gateway.tracing import UNTRACED, Tracer
@@ -65,7 +73,16 @@ Handler = Callable[[E], Awaitable[None]]
 _LAST = 5.0
 """Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
 
-KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
+KERNEL_TABLES = (
+    MerchantRow,
+    ApiKeyRow,
+    AuditRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    GatewaySecretRow,
+    EventRow,
+    EventTaskRow,
+)
 
 
 class Gateway:

@@ -13,7 +13,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import LIVE, Failed, Session, actor, env_of, pass_session, read_time
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Refused
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, not_replayable
@@ -211,12 +211,12 @@ async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_
     return sorted(found, key=lambda each: (each.received_at, each.callback_id), reverse=True)[: query.limit]
 
 
-async def _find(gateway: Gateway, callback_id: str) -> Row:
+async def _find(gateway: Gateway, callback_id: str) -> Found:
     operators = gateway.port(CallbackOperatorService)
     return await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
 
 
-def _kept(callback_id: str, row: Row) -> _Kept:
+def _kept(callback_id: str, row: Found) -> _Kept:
     is_refused = callback_id.startswith("ref_")
     state = row["verdict"] if not is_refused else "replayed" if row["callback_id"] else f"refused: {row['reason']}"
     return _Kept(
@@ -232,7 +232,7 @@ def _kept(callback_id: str, row: Row) -> _Kept:
     )
 
 
-def _details(callback_id: str, row: Row, *, unmasked: bool) -> dict[str, Any]:
+def _details(callback_id: str, row: Found, *, unmasked: bool) -> dict[str, Any]:
     """What is shown of a callback. Its handle and its body can hold a payer's number."""
     kept = _kept(callback_id, row)
     found = dict(zip(_HEADINGS, kept.cells, strict=True))

@@ -10,7 +10,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Moment
@@ -20,6 +20,7 @@ from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.kinds import Kinds, Make, Report
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.tables import CallbackRow
 from mpesa_gateway_callbacks.tokens import Subject, make_token
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
@@ -144,14 +145,14 @@ class CallbackDispatcher:
                 break
             await self._publish_event(make, row)
 
-    async def publish_again(self, row: Row) -> None:
+    async def publish_again(self, row: Found) -> None:
         """Publish a stored callback again in the open transaction; one that can never be used becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
             report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
             await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
         except AnotherSubject:
-            await self._db.execute(tables.GIVE_UP, row["callback_id"])
+            await self._give_up(row["callback_id"])
         except NotACallback as problem:
             # An earlier release may have accepted it: it must not stop the others.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
@@ -164,12 +165,20 @@ class CallbackDispatcher:
             async with self._db.transaction():
                 await self.publish_again(row)
                 if now - row["received_at"] > timedelta(hours=self._settings.patience_hours):
-                    await self._db.execute(tables.GIVE_UP, row["callback_id"])
+                    await self._give_up(row["callback_id"])
                 else:
                     pause = RETRY_PAUSES[min(int(row["tries"]), len(RETRY_PAUSES) - 1)]
-                    await self._db.execute(tables.PUT_OFF, row["callback_id"], now + timedelta(seconds=pause))
+                    await self._change_waiting(row["callback_id"], {CallbackRow.due_at: now + timedelta(seconds=pause)})
         await self._db.execute(tables.FORGET_REFUSED, self._settings.keep_refused)
         return len(rows)
+
+    async def _give_up(self, callback_id: str) -> None:
+        await self._change_waiting(callback_id, {CallbackRow.verdict: "unmatched", CallbackRow.due_at: None})
+
+    async def _change_waiting(self, callback_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(
+            CallbackRow.update(values).where(CallbackRow.callback_id == callback_id, CallbackRow.verdict == "waiting")
+        )
 
     async def _is_applied(self, callback_id: str) -> bool:
         unwritten = self._unwritten.get()

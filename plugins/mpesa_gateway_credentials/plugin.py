@@ -14,6 +14,7 @@ from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
+# raw SQL: declared - the sealed column names a part of its key.
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
 
 

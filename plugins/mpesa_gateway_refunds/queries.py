@@ -7,7 +7,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.places import Places
@@ -24,6 +24,7 @@ from mpesa_gateway_refunds.listing import find_refund
 from mpesa_gateway_refunds.reversing import ReversalSender
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.subjects import callback_url, subjects_of
+from mpesa_gateway_refunds.tables import RefundRow, pending
 
 log = structlog.get_logger(__name__)
 
@@ -89,9 +90,14 @@ class RefundQueries:
         self._db.refuse_transaction("asking M-Pesa about a refund")
         now = self._clock.now()
         leased_until = now + _ASKING
-        row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
-        if row is None:
+        claimed: list[Found] = await self._db.run(
+            RefundRow.update({RefundRow.asked: RefundRow.asked + 1, RefundRow.due_at: leased_until})
+            .where(*pending(refund_id), RefundRow.due_at <= now)
+            .returning(*RefundRow.all_columns())
+        )
+        if not claimed:
             return False
+        (row,) = claimed
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._tracer.concerns(refund_id)
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
@@ -130,10 +136,10 @@ class RefundQueries:
         row = await find_refund(self._db, merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
-        await self._db.execute(tables.ASK_BY_HAND, refund_id, self._clock.now())
+        await self._db.run(RefundRow.update({RefundRow.due_at: self._clock.now()}).where(*pending(refund_id)))
         await self.ask(refund_id, is_forced=True)
 
-    async def _question(self, row: Row) -> None:
+    async def _question(self, row: Found) -> None:
         """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
         credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
@@ -149,6 +155,6 @@ class RefundQueries:
         )
         await self._daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
 
-    def _next_ask(self, row: Row, now: datetime) -> datetime:
+    def _next_ask(self, row: Found, now: datetime) -> datetime:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])

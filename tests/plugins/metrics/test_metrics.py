@@ -480,7 +480,7 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "waiting callbacks": (callbacks.COUNT_WAITING, ("'live'",)),
     "unmatched callbacks": (callbacks.COUNT_UNMATCHED, ("'live'",)),
     "open refunds": (refunds.COUNT_OPEN, ("'live'",)),
-    "held refunds": (refunds.COUNT_WAITING, ("ARRAY['live']",)),
+    "held refunds": (str(refunds.waiting_of("live")), ()),
     "unexplained lines": (reconciliation.COUNT_UNRESOLVED_BY_FINDING, ()),
     "unread statements": (reconciliation.COUNT_FAILING, ("ARRAY['live']",)),
 }
