@@ -35,9 +35,9 @@ from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
     Monthly,
     Plugin,
-    PluginRefused,
     Subscriber,
     callback_kinds_of,
+    event_types_of,
     load,
     operations_of,
     prefixes_of,
@@ -100,7 +100,7 @@ class Gateway:
 
         Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
         """
-        _refuse_unset(config)
+        config.refuse_unset()
         self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
@@ -138,7 +138,7 @@ class Gateway:
         self.services = self._offered()
         self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
         self.db.tracer = self.tracer
-        self._event_types = _event_types(self.plugins)
+        self._event_types = event_types_of(self.plugins)
         self.jobs_by_name: Mapping[str, Job] = KERNEL_JOBS | {
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
         }
@@ -398,22 +398,3 @@ class Gateway:
         """Workers for the jobs of these queues, those of ``worker.queues`` by default. The gateway must be started."""
         chosen = self.config.worker.queues if queues is None else queues
         return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})
-
-
-def _refuse_unset(config: GatewayConfig) -> None:
-    for name in ("database", "valkey"):
-        if getattr(config, name).url is None:
-            raise ConfigRefused(
-                f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
-                "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
-            )
-
-
-def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:
-    found: dict[str, type[Event]] = {}
-    for plugin in plugins:
-        for event in plugin.publishes:
-            other = found.setdefault(event.kind, event)
-            if other is not event:
-                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
-    return found

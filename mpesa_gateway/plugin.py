@@ -318,6 +318,17 @@ def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
+def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
+    """The published events, by name. Raises PluginRefused where two plugins publish different events by one name."""
+    found: dict[str, type[Event]] = {}
+    for plugin in plugins:
+        for event in plugin.publishes:
+            other = found.setdefault(event.kind, event)
+            if other is not event:
+                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
+    return found
+
+
 class Named(Protocol):
     """What a plugin declares under a name."""
 

@@ -397,7 +397,7 @@ class Audit:
     async def _kept(self) -> timedelta | None:
         """For how long the log was kept at least, by the setting and by what Postgres has noted; None for ever."""
         policy = await self._db.run(AuditPolicyRow.select().first())
-        days = [policy["least_days"], self._keep_days]
+        days = [None if policy is None else policy["least_days"], self._keep_days]
         return timedelta(days=min(number for number in days if number)) if any(days) else None
 
 
