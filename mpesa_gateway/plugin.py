@@ -297,14 +297,14 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
-        if re.fullmatch("[a-z][a-z-]{0,30}", kind.name) is None or filtered_words(kind.name):
+        if re.fullmatch("[a-z][a-z0-9-]{0,30}", kind.name) is None or filtered_words(kind.name):
             raise PluginRefused(
-                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z and -, "
+                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z, 0-9 and -, "
                 "without words that M-Pesa filters"
             )
         if kind.path is None:
             continue
-        if kind.path and re.fullmatch("[a-z]+/[a-z]+", kind.path) is None:
+        if kind.path and re.fullmatch("[a-z0-9]+/[a-z0-9]+", kind.path) is None:
             raise PluginRefused(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
         if (other := paths.setdefault(kind.path, kind.name)) != kind.name:
             raise PluginRefused(
