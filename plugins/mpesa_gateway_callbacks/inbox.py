@@ -16,7 +16,7 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.together import Together
@@ -26,7 +26,7 @@ from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
 from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
-from mpesa_gateway_callbacks.errors import CallbackRefused, SizeRefused
+from mpesa_gateway_callbacks.errors import CallbackRefused, KindRefused, SizeRefused
 from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
@@ -94,6 +94,8 @@ class CallbackInbox:
         try:
             if incoming.cut is not None:
                 raise SizeRefused("the body is too large to be a callback: its beginning is kept for the operator")
+            if self._kinds.get(incoming.kind) is None:
+                raise KindRefused("there is nothing at this address")
             subject, kind = self._verifier.read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
@@ -105,7 +107,8 @@ class CallbackInbox:
             if is_new is None:
                 is_new = await self.store(arrival)
         except CallbackRefused as refusal:
-            self._meter.count(CALLBACKS, incoming.kind, "refused", refusal.reason)
+            kind = OTHER if self._kinds.get(incoming.kind) is None else incoming.kind
+            self._meter.count(CALLBACKS, kind, "refused", refusal.reason)
             await self._refusals.store(incoming, subject, refusal)
             raise
         self._meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
