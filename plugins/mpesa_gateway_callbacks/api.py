@@ -42,6 +42,11 @@ class Callbacks(Protocol):
         """Say, in the subscriber's transaction, that a callback has done its work."""
         ...
 
+    @property
+    def is_batch(self) -> bool:
+        """True while callbacks that arrived together are published: if that fails, each is published alone."""
+        ...
+
     def put_aside(self, callback_id: str) -> None:
         """Say, while several callbacks are taken at once, that this one is to be offered by itself afterwards."""
         ...

@@ -212,9 +212,9 @@ class CallbackInbox:
             arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
         }
         try:
-            with self._dispatcher.verdicts_noted_in(verdicts):
+            with self._dispatcher.verdicts_noted_in(verdicts, is_batch=True):
                 async with self._db.transaction():
-                    await self._outbox.publish_many(events)
+                    await self._outbox.publish(events)
                     stored = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
                     if stored:
                         await self._write(stored, verdicts, now)

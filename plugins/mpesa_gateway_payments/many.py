@@ -272,7 +272,7 @@ class Endings:
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
             for (row, _, _), change in zip(plain, changes, strict=True)
         ]
-        await self._outbox.publish_many(events)
+        await self._outbox.publish(events)
 
         async def ended() -> None:
             for (row, _, _), change in zip(plain, changes, strict=True):

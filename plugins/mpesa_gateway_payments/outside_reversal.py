@@ -52,14 +52,16 @@ class OutsideReversals:
         await self._moves.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
         await self._outbox.publish(
-            PaymentReversed(
-                **event_fields(reversed_),
-                refund_id=None,
-                refund_amount=amount,
-                refunded_amount=Kes(reversed_["refunded"]).wire,
-                reversal_receipt=reversal_receipt,
-                origin="mpesa",
-            )
+            [
+                PaymentReversed(
+                    **event_fields(reversed_),
+                    refund_id=None,
+                    refund_amount=amount,
+                    refunded_amount=Kes(reversed_["refunded"]).wire,
+                    reversal_receipt=reversal_receipt,
+                    origin="mpesa",
+                )
+            ]
         )
         log.error("payment_reversed_outside", payment_id=row["payment_id"], of=of)
         return True

@@ -95,8 +95,12 @@ class StkResults:
             await self._callbacks.mark_applied(result.callback_id)
 
     async def take_results(self, results: Sequence[StkResulted]) -> None:
-        """Take several callbacks of one transaction; the unusual ones among them are put aside."""
-        await self._endings.take(results)
+        """Take callbacks inside the transaction that stores them; of a batch the unusual ones are put aside."""
+        if self._callbacks.is_batch:
+            await self._endings.take(results)
+            return
+        for result in results:
+            await self.take_result(result)
 
     async def _take_other_push(self, row: Row, evidence: Evidence, result: StkResulted, outcome: Outcome) -> None:
         """A callback that names another push than the one we know. Raises AnotherSubject for one that is not ours.

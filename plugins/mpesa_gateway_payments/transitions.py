@@ -142,7 +142,7 @@ class Transitions:
             await self._learn_receipt(payment_id, told, cause, now, other_phone)
             return False
         await self.step(payment_id, now, "completed", cause, told.code, told.text)
-        await self._outbox.publish(PaymentCompleted(**event_fields(row)))
+        await self._outbox.publish([PaymentCompleted(**event_fields(row))])
         await self._count(row, None, now)
         if other_phone:
             await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
@@ -196,7 +196,7 @@ class Transitions:
         if row is None:
             return False
         await self.step(payment_id, now, step, cause, code, text)
-        await self._outbox.publish(PaymentFailed(**event_fields(row)))
+        await self._outbox.publish([PaymentFailed(**event_fields(row))])
         await self._count(row, reason, now)
         log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
         return True
@@ -225,7 +225,7 @@ class Transitions:
             UNSENT,
             EXPIRED,
         )
-        await self._outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
+        await self._outbox.publish([PaymentFailed(**event_fields(row)) for row in rows])
 
         async def ended() -> None:
             for row in rows:
@@ -355,13 +355,15 @@ class Transitions:
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
         await self.step(payment_id, now, row["status"], cause, None, detail)
         await self._outbox.publish(
-            PaymentReversed(
-                **event_fields(row),
-                refund_id=reversal.refund_id,
-                refund_amount=reversal.amount.wire,
-                refunded_amount=Kes(row["refunded"]).wire,
-                reversal_receipt=reversal.receipt,
-            )
+            [
+                PaymentReversed(
+                    **event_fields(row),
+                    refund_id=reversal.refund_id,
+                    refund_amount=reversal.amount.wire,
+                    refunded_amount=Kes(row["refunded"]).wire,
+                    reversal_receipt=reversal.receipt,
+                )
+            ]
         )
         log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
 
@@ -379,4 +381,4 @@ class Transitions:
             received_amount=amount,
             received_receipt=receipt,
         )
-        await self._outbox.publish(event)
+        await self._outbox.publish([event])

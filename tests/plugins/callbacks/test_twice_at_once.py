@@ -1,7 +1,7 @@
 """One callback that comes twice in the same moment: whoever is first, it counts once, and neither waits for ever."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -35,7 +35,7 @@ class Pause:
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
-    async def hear(self, _: StkResulted, gateway: Runtime) -> None:
+    async def hear(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
         """Wait, the first time."""
         if not self.is_reached.is_set():
             if self._has_written:
