@@ -24,11 +24,14 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     read_kind,
 )
-from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
+from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
+from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
 from mpesa_gateway_payments.verdicts import AlreadyKnown, Ambiguous, Ask, Mismatch, Settles, Transaction, Unfit, Verdict
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "TRANSACTION_STATUS",
     "AlreadyKnown",
     "Ambiguous",
     "Ask",
@@ -37,6 +40,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Mismatch",
+    "PaymentId",
     "PaymentRequest",
     "PaymentView",
     "PaymentWithTimeline",
@@ -52,6 +56,8 @@ __all__ = [
     "Source",
     "StatusQueries",
     "Transaction",
+    "TransactionState",
+    "TransactionStatus",
     "UnallocatedMoney",
     "Unfit",
     "Verdict",
@@ -64,6 +70,7 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
+    "transaction_state",
 ]
 
 

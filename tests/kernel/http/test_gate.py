@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -21,8 +21,8 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import PaymentsRead
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
+from mpesa_gateway_payments.scopes import PaymentsRead
 from mpesa_gateway_payments.service import PaymentService
 from tests.asgi import ask
 
@@ -609,7 +609,8 @@ async def test_creates_leave_the_reserve_to_callbacks(values: dict[str, Any]) ->
 
     async with running_gateway(values | changes) as (gateway, _):
         async with hold(gateway, 3):
-            marks = asyncio.create_task(gateway.services.get(PaymentService)._steps.mark_sending("pay_none", 1))
+            steps = cast(Any, gateway.services.get(PaymentService))._steps
+            marks = asyncio.create_task(steps.mark_sending("pay_none", 1))
             outcomes = [asyncio.create_task(gateway.outcomes.record("ack", "pay_none", write)) for _ in range(3)]
             await asyncio.wait([marks, *outcomes], timeout=0.3)
             assert writing == 1
