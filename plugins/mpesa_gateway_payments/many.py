@@ -265,9 +265,15 @@ class Endings:
         told = {name: [change[name] for change in changes] for name in _TOLD}
         ends = Write(transition_sql.END_MANY, (ids, *told.values(), now), expects=len(ids))
         await self._db.put_off(ends)
-        await self._db.put_off(
-            Write(transition_sql.END_STEPS, (ids, told["status"], told["result_code"], told["result_desc"], now))
-        )
+        # A completion is in the payment's own columns; a failure is a step, as a later completion replaces its columns.
+        failed = [
+            change | {"payment_id": one}
+            for one, change in zip(ids, changes, strict=True)
+            if change["failure_reason"] is not None
+        ]
+        if failed:
+            columns = ([change[name] for change in failed] for name in ("payment_id", "result_code", "result_desc"))
+            await self._db.put_off(Write(transition_sql.FAILED_STEPS, (*columns, now)))
         events: list[PaymentEvent] = [
             (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
             for (row, _, _), change in zip(plain, changes, strict=True)

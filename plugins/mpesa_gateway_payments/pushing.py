@@ -160,7 +160,7 @@ class StkPusher:
         try:
             async with self._db.savepoint():
                 due = now + timedelta(seconds=self._settings.ask_after[0])
-                taken = await self._db.fetchrow(
+                await self._db.execute(
                     tables.ACCEPTED, payment_id, ack.merchant_request_id, ack.checkout_request_id, now, due
                 )
         except asyncpg.UniqueViolationError:
@@ -170,8 +170,6 @@ class StkPusher:
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
             log.error("acknowledgement_not_kept", payment_id=payment_id, error=type(problem).__name__)
             return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
-        if taken is not None:
-            await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
         await self._callbacks.apply_waiting(ack.checkout_request_id)
         await self._credentials.accepted(credentials)

@@ -50,7 +50,9 @@ class PaymentRow(Table, tablename="payment"):
     expires_at = Timestamptz()
     created_at = Timestamptz()
     updated_at = Timestamptz()
+    accepted_at = Timestamptz(null=True, default=None)
     completed_at = Timestamptz(null=True, default=None)
+    completed_by = Text(null=True, default=None)
     erased_at = Timestamptz(null=True, default=None)
 
 
@@ -103,7 +105,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """One entry of a payment's timeline."""
+    """One entry of a payment's timeline that its own columns do not say: ``payment_timeline`` has all of them."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -115,20 +117,14 @@ class PaymentStepRow(Table, tablename="payment_step"):
 
 
 INSERT = Named("""
-WITH made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id, charge)
-    VALUES ($payment_id, $merchant_id, $env, 'mpesa', $shortcode, $amount, 'KES', $phone, $reference,
-        $reference_is_ours, $description, $callback_url, $metadata::text::jsonb, $idempotency_key, $due_at, $expires_at,
-        $created_at, $created_at, $shortcode_id, 'ready')
-    ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
-    RETURNING *
-), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
-    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
-)
-SELECT * FROM made
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
+    updated_at, shortcode_id, charge)
+VALUES ($payment_id, $merchant_id, $env, 'mpesa', $shortcode, $amount, 'KES', $phone, $reference,
+    $reference_is_ours, $description, $callback_url, $metadata::text::jsonb, $idempotency_key, $due_at, $expires_at,
+    $created_at, $created_at, $shortcode_id, 'ready')
+ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
+RETURNING *
 """)
 """Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
 
@@ -148,21 +144,16 @@ WITH asked AS (
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($payment_id)
-), {idempotency.CLAIMED}, made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id, charge)
-    SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
-        shortcode_id, 'ready'
-    FROM asked JOIN claimed USING (subject_id)
-    ORDER BY subject_id
-    RETURNING *
-), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
-    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
-)
-SELECT * FROM made
+), {idempotency.CLAIMED}
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
+    updated_at, shortcode_id, charge)
+SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
+    description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+    shortcode_id, 'ready'
+FROM asked JOIN claimed USING (subject_id)
+ORDER BY subject_id
+RETURNING *
 """)  # noqa: S608 - put together from constants
 
 NOTHING_KNOWN = """
@@ -197,7 +188,8 @@ RETURNING payment_id
 """  # noqa: S608 - the clause above
 
 ACCEPTED = """
-UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
+UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, accepted_at = $4,
+    updated_at = $4,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz
         WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
             THEN COALESCE(due_at, $5::timestamptz)
@@ -217,12 +209,9 @@ WITH told AS (
         JOIN payment ON payment.payment_id = told.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL
     ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
-), {idempotency.SETTLED}, step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM free
-)
+), {idempotency.SETTLED}
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
-    checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
+    checkout_request_id = free.checkout_request_id, accepted_at = $6::timestamptz, updated_at = $6::timestamptz,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz
         WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
             THEN COALESCE(due_at, $7::timestamptz)
@@ -300,8 +289,9 @@ UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 A
 """  # noqa: S608 - likewise
 
 TIMELINE = """
-SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
+SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
+"""The view adds what the payment's own columns say to the stored steps."""
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
 
@@ -314,7 +304,7 @@ WITH lately AS (
     ORDER BY created_at DESC, payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
-    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
+    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
     (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above

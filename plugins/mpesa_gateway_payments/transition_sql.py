@@ -10,7 +10,7 @@ RETURNING payment_id
 COMPLETE = """
 UPDATE payment SET status = 'completed', receipt = $2, result_code = $3, result_desc = $4, failure_reason = NULL,
     mismatch = COALESCE($5, mismatch), received_phone = COALESCE($6, received_phone),
-    completed_at = $7, updated_at = $7, due_at = NULL, claim = NULL
+    completed_at = $7, completed_by = $9, updated_at = $7, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND status = ANY($8::text[])
     AND (status <> 'failed' OR $2::text IS NOT NULL OR NOT outcome_is_final)
 RETURNING *
@@ -32,8 +32,9 @@ RETURNING *
 
 HOLD = """
 UPDATE payment SET mismatch = $2, received_amount = $3, received_receipt = $4, received_phone = $5,
-    result_code = CASE WHEN status = 'failed' THEN result_code ELSE $6 END,
-    result_desc = CASE WHEN status = 'failed' THEN result_desc ELSE $7 END,
+    -- Of a payment that has ended they say how it ended.
+    result_code = CASE WHEN status = 'pending' THEN $6 ELSE result_code END,
+    result_desc = CASE WHEN status = 'pending' THEN $7 ELSE result_desc END,
     is_mismatch_of_paid = receipt IS NOT NULL AND $2 IN ('amount', 'receipt'), looked_after_at = NULL,
     updated_at = $8, due_at = NULL, claim = NULL
 WHERE payment_id = $1 AND (mismatch IS NULL OR mismatch = 'phone')
@@ -91,7 +92,8 @@ SELECT * FROM reversed
 END_MANY = """
 UPDATE payment SET status = told.status, receipt = told.receipt, result_code = told.result_code,
     result_desc = told.result_desc, failure_reason = told.failure_reason,
-    completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END, updated_at = $8::timestamptz,
+    completed_at = CASE WHEN told.status = 'completed' THEN $8::timestamptz END,
+    completed_by = CASE WHEN told.status = 'completed' THEN 'callback' END, updated_at = $8::timestamptz,
     outcome_is_final = told.outcome_is_final, due_at = NULL
 FROM (
     SELECT * FROM (
@@ -111,10 +113,10 @@ WHERE payment.ctid = told.place AND payment.status = 'pending' AND mismatch IS N
 RETURNING payment.payment_id
 """
 
-END_STEPS = """
+FAILED_STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-SELECT payment_id, $5::timestamptz, status, 'callback', result_code, result_desc
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, status, result_code, result_desc)
+SELECT payment_id, $4::timestamptz, 'failed', 'callback', result_code, result_desc
+FROM unnest($1::text[], $2::text[], $3::text[]) AS told(payment_id, result_code, result_desc)
 RETURNING payment_id
 """
 

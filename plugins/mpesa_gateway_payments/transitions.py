@@ -1,4 +1,4 @@
-"""Moves payments: the one place where a status changes, each time with its event and its step in one transaction."""
+"""Moves payments: the one place where a status changes, each time with its event in one transaction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,11 +137,11 @@ class Transitions:
             other_phone,
             now,
             sources(Status.COMPLETED, has_receipt=told.receipt is not None, is_final=False),
+            cause.value,
         )
         if row is None:
             await self._learn_receipt(payment_id, told, cause, now, other_phone)
             return False
-        await self.step(payment_id, now, "completed", cause, told.code, told.text)
         await self._outbox.publish([PaymentCompleted(**event_fields(row))])
         await self._count(row, None, now)
         if other_phone:
@@ -370,7 +370,7 @@ class Transitions:
     # -- what is written besides ----------------------------------------------------------------------------------
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        """Add an entry to a payment's timeline."""
+        """Add an entry that a payment's own columns do not say to its timeline."""
         await self._db.put_off(Write(transition_sql.STEP, (payment_id, at, kind, cause.value, code, detail)))
 
     async def _publish_mismatch(self, row: Row, of: str, amount: str | None, receipt: str | None) -> None:

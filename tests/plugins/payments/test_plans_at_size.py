@@ -19,7 +19,7 @@ pytestmark = pytest.mark.as_owner
 END = joined(
     (
         (transition_sql.END_MANY, 8, True),
-        (transition_sql.END_STEPS, 5, False),
+        (transition_sql.FAILED_STEPS, 4, False),
         (outbox.INSERT_EVENTS, 8, False),
         (webhooks.FAN_OUT, 7, False),
         (callbacks.KEEP.sql, 15, True),
