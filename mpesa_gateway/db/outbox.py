@@ -139,10 +139,6 @@ class Outbox:
             raise ValueError(f"subscriber {subscriber.name} is registered twice: give each handler a name of its own")
         self._subscribers.append(subscriber)
 
-    def is_owed(self, event: Event) -> bool:
-        """Whether a subscriber has to hear of such an event after commit."""
-        return any(not subscriber.inside and isinstance(event, subscriber.event) for subscriber in self._subscribers)
-
     async def publish(self, events: Sequence[E]) -> list[E]:
         """Write events in the open transaction; returns them with their ids and times.
 

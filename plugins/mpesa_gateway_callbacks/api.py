@@ -47,10 +47,6 @@ class Callbacks(Protocol):
         """True while callbacks that arrived together are published: if that fails, each is published alone."""
         ...
 
-    def put_aside(self, callback_id: str) -> None:
-        """Say, while several callbacks are taken at once, that this one is to be offered by itself afterwards."""
-        ...
-
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:
         """Those of these handles of Daraja's under which callbacks wait."""
         ...

@@ -26,8 +26,8 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 log = structlog.get_logger(__name__)
 
-Verdict = Literal["waiting", "applied", "aside"]
-"""What became of a callback that is not written yet; ``aside``: it is published again alone."""
+Verdict = Literal["waiting", "applied"]
+"""What became of a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
 """Seconds until a waiting callback is published again; the last pause repeats until ``patience_hours`` are over."""
@@ -90,13 +90,6 @@ class CallbackDispatcher:
     def is_batch(self) -> bool:
         """See the port."""
         return self._is_batch.get()
-
-    def put_aside(self, callback_id: str) -> None:
-        """See the port. Raises KeyError for a callback that is published alone already."""
-        unwritten = self._unwritten.get()
-        if unwritten is None or callback_id not in unwritten:
-            raise KeyError(f"{callback_id} is not taken together with others")
-        unwritten[callback_id] = "aside"
 
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:
         """See the port."""

@@ -17,6 +17,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import check_sql, tables
+from mpesa_gateway_payments.decisions import NotPaid, result_of
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
@@ -315,8 +316,7 @@ class StatusChecks:
         if asked_about.is_open and contradicts(evidence, asked_about):
             log.error("status_answer_of_other_money", payment_id=payment["payment_id"])
             return "not_ours"
-        has_failed = await self._moves.fail(
-            payment["payment_id"],
+        report = NotPaid(
             code=result.result_code,
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
@@ -324,6 +324,7 @@ class StatusChecks:
             # What the answer does not state proves nothing for good.
             is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
         )
+        has_failed = result_of(await self._moves.take(payment, report)) == "failed"
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import asyncpg
 import msgspec
@@ -12,24 +12,13 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
-from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
-from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES, Tracer
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_payments import tables, transition_sql
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, StkResulted
-from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
-from mpesa_gateway_payments.judging import judge, speaks_of
-from mpesa_gateway_payments.measures import count_ended
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.operations import StkAck
-from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause, Status
-from mpesa_gateway_payments.verdicts import Rules, Settles, payment_of
-from mpesa_gateway_payments.views import event_fields
 
 log = structlog.get_logger(__name__)
 
@@ -197,113 +186,6 @@ class Steps:
         if row is None:
             raise RuntimeError(f"{payment_id} is gone")
         return row
-
-
-_TOLD = ("status", "receipt", "result_code", "result_desc", "failure_reason", "outcome_is_final")
-"""What ``END_MANY`` takes of each payment, in this order."""
-
-
-class Endings:
-    """What callbacks do to payments, for several at once: one trip to look, one to write, whatever their number.
-
-    Nothing is locked in between. A payment that somebody else has changed by then lets the whole of the transaction
-    fail, and its callbacks are offered one by one.
-    """
-
-    def __init__(
-        self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules, callbacks: Callbacks
-    ) -> None:
-        self._db = db
-        self._clock = clock
-        self._outbox = outbox
-        self._meter = meter
-        self._callbacks = callbacks
-        self._rules = rules
-
-    async def take(self, results: Sequence[StkResulted]) -> None:
-        """Take results in the open transaction. The odd ones are put aside, to be offered one by one."""
-        by_payment = {result.subject_id: result for result in results if result.subject_id}
-        plain: list[tuple[Row, StkResulted, Outcome]] = []
-        for row in await self._db.look(tables.FIND_MANY, list(by_payment)):
-            result = by_payment[row["payment_id"]]
-            outcome = stk_outcome(result.result_code, result.result_desc)
-            if self._is_plain(row, result, outcome):
-                plain.append((row, result, outcome))
-        taken = {result.callback_id for _, result, _ in plain}
-        for result in results:
-            if result.callback_id not in taken:
-                self._callbacks.put_aside(result.callback_id)
-        if plain:
-            await self._end(plain)
-
-    def _is_plain(self, row: Row, result: StkResulted, outcome: Outcome) -> bool:
-        """Whether a payment simply ends: everything fits, and nothing has happened to it but its push.
-
-        What ``END_MANY`` does not look at again is told once for each payment.
-        """
-        if (
-            row["status"] != Status.PENDING.value
-            or row["mismatch"] is not None
-            or row["claim"] is not None
-            or (row["merchant_id"], row["env"]) != (result.merchant_id, result.env)
-            or row["checkout_request_id"] is None
-            or result.checkout_request_id is None
-            or outcome.is_pending
-            or has_receipt_of_unknown(result, outcome)
-        ):
-            return False
-        evidence, payment = read_callback(result), payment_of(row)
-        if not outcome.is_paid:
-            return evidence.proof is not Proof.NONE and speaks_of(evidence, payment)
-        verdict = judge(evidence, (payment,), rules=self._rules)
-        return isinstance(verdict, Settles) and not verdict.is_other_payer and evidence.amount is not None
-
-    async def _end(self, plain: Sequence[tuple[Row, StkResulted, Outcome]]) -> None:
-        now = self._clock.now()
-        changes = [_change(result, outcome, now) for _, result, outcome in plain]
-        ids = [row["payment_id"] for row, _, _ in plain]
-        told = {name: [change[name] for change in changes] for name in _TOLD}
-        ends = Write(transition_sql.END_MANY, (ids, *told.values(), now), expects=len(ids))
-        await self._db.put_off(ends)
-        # A completion is in the payment's own columns; a failure is a step, as a later completion replaces its columns.
-        failed = [
-            change | {"payment_id": one}
-            for one, change in zip(ids, changes, strict=True)
-            if change["failure_reason"] is not None
-        ]
-        if failed:
-            columns = ([change[name] for change in failed] for name in ("payment_id", "result_code", "result_desc"))
-            await self._db.put_off(Write(transition_sql.FAILED_STEPS, (*columns, now)))
-        events: list[PaymentEvent] = [
-            (PaymentFailed if change["failure_reason"] else PaymentCompleted)(**event_fields(dict(row) | change))
-            for (row, _, _), change in zip(plain, changes, strict=True)
-        ]
-        await self._outbox.publish(events)
-
-        async def ended() -> None:
-            for (row, _, _), change in zip(plain, changes, strict=True):
-                reason = change["failure_reason"]
-                count_ended(self._meter, row, reason, now)
-                word = "payment_completed" if reason is None else "payment_failed"
-                log.info(word, payment_id=row["payment_id"], cause=Cause.CALLBACK.value, reason=reason)
-
-        # Not before: it may turn out that somebody else has ended one of them.
-        await self._db.after_commit(ended)
-        for _, result, _ in plain:
-            await self._callbacks.mark_applied(result.callback_id)
-
-
-def _change(result: StkResulted, outcome: Outcome, now: datetime) -> dict[str, Any]:
-    return {
-        "status": (Status.COMPLETED if outcome.is_paid else Status.FAILED).value,
-        "receipt": result.receipt if outcome.is_paid else None,
-        "result_code": result.result_code,
-        "result_desc": result.result_desc,
-        "failure_reason": None if outcome.is_paid else outcome.failure_reason,
-        "outcome_is_final": not outcome.is_paid and outcome.is_final,
-        "completed_at": now if outcome.is_paid else None,
-        "updated_at": now,
-    }
 
 
 def metadata_json(metadata: Mapping[str, str] | None) -> str:

@@ -9,7 +9,7 @@ from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, S
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.many import Endings, Steps
+from mpesa_gateway_payments.many import Steps
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -58,22 +58,7 @@ def _service(gateway: Runtime) -> PaymentService:
 
 
 def _stk_results(gateway: Runtime) -> StkResults:
-    settings = gateway.settings(PaymentsSettings)
-    return StkResults(
-        db=gateway.db,
-        clock=gateway.clock,
-        settings=settings,
-        callbacks=gateway.port(Callbacks),
-        moves=gateway.port(Transitions),
-        endings=Endings(
-            db=gateway.db,
-            clock=gateway.clock,
-            outbox=gateway.outbox,
-            meter=gateway.meter,
-            rules=settings.rules,
-            callbacks=gateway.port(Callbacks),
-        ),
-    )
+    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), moves=gateway.port(Transitions))
 
 
 def _stk_queries(gateway: Runtime) -> StkQueries:
@@ -109,7 +94,13 @@ def _unacknowledged(gateway: Runtime) -> Unacknowledged:
 
 
 def _transitions(gateway: Runtime) -> Transitions:
-    return Transitions(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, meter=gateway.meter)
+    return Transitions(
+        db=gateway.db,
+        clock=gateway.clock,
+        outbox=gateway.outbox,
+        meter=gateway.meter,
+        rules=gateway.settings(PaymentsSettings).rules,
+    )
 
 
 def _outside_reversals(gateway: Runtime) -> OutsideReversals:

@@ -20,6 +20,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.decisions import NotPaid
 from mpesa_gateway_payments.listing import find_payment
 from mpesa_gateway_payments.many import Accepted, Steps
 from mpesa_gateway_payments.operations import STK_PUSH, StkAck, StkPush
@@ -200,8 +201,7 @@ class StkPusher:
 
     async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
         await self._settle_key(row)
-        await self._moves.fail(
-            row["payment_id"],
+        report = NotPaid(
             code=fault.code or "refused",
             text=fault.meaning,
             reason=fault.failure_reason,
@@ -209,6 +209,9 @@ class StkPusher:
             step="refused",
             is_final=True,
         )
+        locked = await self._db.fetchrow(tables.LOCK, row["payment_id"])
+        if locked is not None:
+            await self._moves.take(locked, report)
         return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:

@@ -240,10 +240,13 @@ UPDATE payment SET merchant_request_id = COALESCE(merchant_request_id, $2), chec
 WHERE payment_id = $1 AND checkout_request_id IS NULL
 """
 
-LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
+_VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
-FIND_MANY = """
-SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
+LOCK = f"{_VERSIONED} payment WHERE payment_id = $1 FOR UPDATE"
+"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read."""
+
+FIND_MANY = f"""
+{_VERSIONED} (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
 """``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
@@ -253,8 +256,15 @@ IS_CHECKOUT_OF_ANOTHER = """
 SELECT true FROM payment WHERE checkout_request_id = $1 AND env = $2 AND payment_id <> $3
 """
 
-LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 ORDER BY payment_id LIMIT 2 FOR UPDATE"
-"""For a callback that does not say its env. Two rows: one push of each env has that handle."""
+FIND_BY_CHECKOUT = f"""
+{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
+    JOIN payment USING (checkout_request_id)
+"""
+"""For callbacks that do not say their env. Two rows of one handle: a push of each env has it."""
+
+LOCK_MANY = f"{FIND_MANY} ORDER BY payment_id FOR UPDATE OF payment"
+LOCK_BY_CHECKOUT = f"{FIND_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
+"""In the order of their ids, so that two transactions wait for each other and not in a ring."""
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment

@@ -14,6 +14,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.decisions import TimeUp
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
@@ -118,7 +120,9 @@ async def answered(_: Gateway, api: Api, payment_id: str) -> None:
 async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
     """The payment's time is over."""
     async with gateway.db.transaction():
-        await gateway.services.get(Transitions).expire(payment_id)
+        row = await gateway.db.fetchrow(tables.LOCK, payment_id)
+        assert row is not None
+        await gateway.services.get(Transitions).take(row, TimeUp())
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
 
 

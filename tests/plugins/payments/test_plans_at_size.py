@@ -18,8 +18,8 @@ pytestmark = pytest.mark.as_owner
 
 END = joined(
     (
-        (transition_sql.END_MANY, 8, True),
-        (transition_sql.FAILED_STEPS, 4, False),
+        (transition_sql.CHANGE, len(transition_sql.WRITTEN), True),
+        (transition_sql.STEPS, 6, False),
         (outbox.INSERT_EVENTS, 8, False),
         (webhooks.FAN_OUT, 7, False),
         (callbacks.KEEP.sql, 15, True),
