@@ -37,7 +37,7 @@ def create_script(merchant_id: str) -> str:
     """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
     number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
     due = _one("now() + interval '10 minutes'", "timestamptz")
-    sql, *given = payments.INSERT_MANY.bind(
+    sql, *given = payments.INSERT.bind(
         payment_id=_one(payment_id),
         merchant_id=_one(f"'{merchant_id}'"),
         env=_one("'sandbox'"),
@@ -59,9 +59,9 @@ def create_script(merchant_id: str) -> str:
         shortcode_id=_one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
     )
     insert = _filled(sql, given)
-    marked = _filled(payments.SENDING_MANY, [_one(payment_id), _one("1", "integer")])
+    marked = _filled(payments.SENDING, [_one(payment_id), _one("1", "integer")])
     accepted = _filled(
-        payments.ACCEPTED_MANY,
+        payments.ACCEPTED,
         [
             _one(payment_id),
             _one(f"'{merchant_id}'"),
@@ -151,7 +151,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     ]
     all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
     values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]
-    look = _filled(payments.FIND_MANY, [_one(payment_id)])
+    look = _filled(payments.READ, [_one(payment_id)])
     return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))
 
 

@@ -263,7 +263,7 @@ class StatusChecks:
                     await self._outside.note(check["env"], evidence.receipt, state)
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
-            payment = await self._db.fetchrow(tables.LOCK, settled.payment_id)
+            payment = await self._db.fetchrow(tables.LOCK, [settled.payment_id])
         if payment is None:
             return "not_ours"
         await self._outside.take(payment, state, Cause.STATUS_QUERY, text)
@@ -308,7 +308,7 @@ class StatusChecks:
                 tables.FIND_BY_RECEIPT, check["merchant_id"], check["env"], evidence.receipt
             )
             payment_id = None if known is None else known["payment_id"]
-        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, payment_id)
+        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, [payment_id])
 
     async def _fail(self, payment: Row, evidence: Evidence, result: StatusResulted) -> str:
         """M-Pesa says that no money moved. Returns the finding."""

@@ -89,7 +89,7 @@ class OutsideReversals:
         count = 0
         for row in rows:
             async with self._db.transaction():
-                payment = await self._db.fetchrow(tables.LOCK, row["payment_id"])
+                payment = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
                 if payment is None or payment["receipt"] is None:
                     continue
                 note = await self._db.fetchrow(recovery_sql.TAKE_GONE, payment["env"], payment["receipt"])

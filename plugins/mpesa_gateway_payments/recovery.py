@@ -137,7 +137,7 @@ class PaymentRecovery:
         if receiver is None or report.receipt is None:
             return Settled("not_found")
         found = await self._db.fetchrow(recovery_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
-        row = None if found is None else await self._db.fetchrow(tables.LOCK, found["payment_id"])
+        row = None if found is None else await self._db.fetchrow(tables.LOCK, [found["payment_id"]])
         if row is None:
             return Settled("not_found")
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
@@ -178,7 +178,7 @@ class PaymentRecovery:
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:
-        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        row = await self._db.fetchrow(tables.LOCK, [payment_id])
         if row is None:
             raise NotFound("there is no such payment")
         facts.replace(payment_of(row))
@@ -194,7 +194,7 @@ class PaymentRecovery:
             await self._fetch_candidates(facts, env, ours)
         pushed = [report.handle.payment_id for report in reports if report.handle and report.handle.payment_id]
         if pushed:
-            self._note(facts, await self._db.fetch(tables.FIND_MANY, pushed))
+            self._note(facts, await self._db.fetch(tables.READ, pushed))
         return facts
 
     async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:

@@ -150,7 +150,7 @@ class StkQueries:
             raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
-            locked = await self._db.fetchrow(tables.LOCK, payment_id)
+            locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(due_sql.ASK_AGAIN, payment_id, again_at)
             elif locked is not None:

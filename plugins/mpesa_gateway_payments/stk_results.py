@@ -59,7 +59,7 @@ class StkResults:
         ids = sorted({result.subject_id for result in results if result.subject_id})
         handles = sorted({result.checkout_request_id or "" for result in results if not result.subject_id})
         known: dict[str, list[Row]] = {}
-        for row in await read(tables.FIND_MANY if is_batch else tables.LOCK_MANY, ids) if ids else ():
+        for row in await read(tables.READ if is_batch else tables.LOCK, ids) if ids else ():
             known[row["payment_id"]] = [row]
         for row in (
             await read(tables.FIND_BY_CHECKOUT if is_batch else tables.LOCK_BY_CHECKOUT, handles) if handles else ()

@@ -116,21 +116,9 @@ class PaymentStepRow(Table, tablename="payment_step"):
     detail = Text()
 
 
-INSERT = Named("""
-INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-    reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-    updated_at, shortcode_id, charge)
-VALUES ($payment_id, $merchant_id, $env, 'mpesa', $shortcode, $amount, 'KES', $phone, $reference,
-    $reference_is_ours, $description, $callback_url, $metadata::text::jsonb, $idempotency_key, $due_at, $expires_at,
-    $created_at, $created_at, $shortcode_id, 'ready')
-ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
-RETURNING *
-""")
-"""Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
-
 FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
-INSERT_MANY = Named(f"""
+INSERT = Named(f"""
 WITH asked AS (
     SELECT * FROM unnest($payment_id::text[], $merchant_id::text[], $env::text[], $shortcode::text[],
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
@@ -168,7 +156,7 @@ WHERE payment_id = $1 AND charge = 'released' AND {NOTHING_KNOWN}
 RETURNING *
 """  # noqa: S608 - the clause above
 
-SENDING_MANY = f"""
+SENDING = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
@@ -181,33 +169,18 @@ RETURNING payment.payment_id
 """  # noqa: S608 - the clause above
 """Committed before each push: without it, nothing was sent. A row that another session has locked is passed over."""
 
-SENDING = f"""
-UPDATE payment SET charge = 'sending' WHERE payment_id = $1 AND push_attempt = $2 AND charge = 'ready'
-    AND {NOTHING_KNOWN}
-RETURNING payment_id
-"""  # noqa: S608 - the clause above
-
-ACCEPTED = """
-UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, accepted_at = $4,
-    updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz
-        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
-            THEN COALESCE(due_at, $5::timestamptz)
-        ELSE due_at END
-WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
-RETURNING *
-"""
-
-ACCEPTED_MANY = f"""
+ACCEPTED = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
-    -- What another session has locked, the key or the payment, is written by itself afterwards.
-    SELECT told.* FROM told JOIN unlocked ON unlocked.subject_id = told.payment_id
+    -- What another session has locked, the key or the payment, is written alone afterwards. A key may be forgotten.
+    SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
         JOIN payment ON payment.payment_id = told.payment_id
-    WHERE charge <> 'accepted' AND erased_at IS NULL
+    WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
+        SELECT 1 FROM idempotency_key AS known WHERE known.merchant_id = told.merchant_id
+            AND known.env = told.env AND known.key = told.idempotency_key))
     ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
 ), {idempotency.SETTLED}
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
@@ -242,14 +215,13 @@ WHERE payment_id = $1 AND checkout_request_id IS NULL
 
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
-LOCK = f"{_VERSIONED} payment WHERE payment_id = $1 FOR UPDATE"
-"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read."""
-
-FIND_MANY = f"""
+READ = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
-"""``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
+"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
+
+``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
 row of a list that it does not know, and not ten, and so keep the plan. Making one takes up to 4 ms."""
 
 IS_CHECKOUT_OF_ANOTHER = """
@@ -262,7 +234,7 @@ FIND_BY_CHECKOUT = f"""
 """
 """For callbacks that do not say their env. Two rows of one handle: a push of each env has it."""
 
-LOCK_MANY = f"{FIND_MANY} ORDER BY payment_id FOR UPDATE OF payment"
+LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
 LOCK_BY_CHECKOUT = f"{FIND_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
 """In the order of their ids, so that two transactions wait for each other and not in a ring."""
 

@@ -141,7 +141,7 @@ class Transitions:
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
         """
         now = self._clock.now()
-        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        row = await self._db.fetchrow(tables.LOCK, [payment_id])
         if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
         left = row["amount"] - row["refunded"] - row["refund_reserved"]

@@ -67,7 +67,7 @@ class Unacknowledged:
             merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
             leased_until = await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
             # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
-            row = await self._db.fetchrow(tables.LOCK, payment_id)
+            row = await self._db.fetchrow(tables.LOCK, [payment_id])
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
@@ -101,7 +101,7 @@ class Unacknowledged:
             )
         if now >= row["expires_at"]:
             # As it is after the outcome was written.
-            locked = await self._db.fetchrow(tables.LOCK, payment_id)
+            locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None:
                 await self._moves.take(locked, TimeUp())
         elif row["claim"] is None:

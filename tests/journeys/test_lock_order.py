@@ -358,7 +358,7 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     async def end(payments: list[str], receipts: list[str]) -> None:
         now = town.gateway.clock.now()
         async with db.transaction():
-            rows = {row["payment_id"]: dict(row) for row in await db.fetch(tables.FIND_MANY, payments)}
+            rows = {row["payment_id"]: dict(row) for row in await db.fetch(tables.READ, payments)}
             paid = {"status": "completed", "completed_at": now, "completed_by": "callback", "due_at": None}
             changed = [rows[one] | paid | {"receipt": receipt} for one, receipt in zip(payments, receipts, strict=True)]
             columns = ([row[name] for row in changed] for name in transition_sql.WRITTEN)

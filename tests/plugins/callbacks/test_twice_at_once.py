@@ -120,7 +120,7 @@ async def answered(_: Gateway, api: Api, payment_id: str) -> None:
 async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
     """The payment's time is over."""
     async with gateway.db.transaction():
-        row = await gateway.db.fetchrow(tables.LOCK, payment_id)
+        row = await gateway.db.fetchrow(tables.LOCK, [payment_id])
         assert row is not None
         await gateway.services.get(Transitions).take(row, TimeUp())
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"

@@ -381,7 +381,7 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
     async def take(side: str, chosen: list[tuple[int, int]]) -> list[str]:
         async with db.transaction():
             wanted = sorted({ids[side][index] for _, index in chosen})
-            known = {row["payment_id"]: row for row in await db.fetch(tables.LOCK_MANY, wanted)}
+            known = {row["payment_id"]: row for row in await db.fetch(tables.LOCK, wanted)}
             decided = await moves.take_together(
                 [(known[ids[side][index]], reported(number, index, side, merchant_id)) for number, index in chosen]
             )

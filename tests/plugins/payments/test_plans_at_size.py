@@ -28,9 +28,9 @@ END = joined(
 """How callbacks end payments."""
 
 HOT = {
-    "insert": payments.INSERT_MANY.sql,
-    "accept": payments.ACCEPTED_MANY,
-    "look": payments.FIND_MANY,
+    "insert": payments.INSERT.sql,
+    "accept": payments.ACCEPTED,
+    "look": payments.READ,
     "end": END,
     "claim": webhooks.CLAIM,
     "delivered": webhooks.DELIVERED,

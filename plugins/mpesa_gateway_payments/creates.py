@@ -1,4 +1,4 @@
-"""Takes many payments one step further at once, where nothing about them is odd; the odd ones go one by one."""
+"""Writes the steps of creates, those that come at the same time by one statement; a locked row is written alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
 from mpesa_gateway.env import Env
 from mpesa_gateway.together import Together
@@ -68,8 +69,8 @@ _SINGLY: tuple[type[BaseException], ...] = (
 """Why a batch of acknowledgements was not written, with nothing wrong in the program."""
 
 
-class Steps:
-    """The two steps of a create, each one statement for all payments that are at it: half of a busy process's work."""
+class CreateSteps:
+    """The steps of a create, each one statement for all payments that are at it."""
 
     def __init__(
         self, *, db: Database, clock: Clock, tracer: Tracer, settings: PaymentsSettings, callbacks: Callbacks
@@ -90,7 +91,7 @@ class Steps:
         )
 
     async def insert(self, wanted: Wanted) -> Row | None:
-        """Claim the key and write the payment; None, with nothing done, where the key has been seen before."""
+        """Claim the key and write the payment; None, with nothing done, where the key has been used before."""
         return await self._inserts.ask(wanted)
 
     async def mark_sending(self, payment_id: str, push_attempt: int) -> bool:
@@ -99,16 +100,17 @@ class Steps:
 
     async def _mark(self, pushes: Sequence[tuple[str, int]]) -> list[bool | Exception]:
         # Not from the reserve: a push that cannot be marked is not sent, and callbacks need those connections.
-        rows = await self._db.fetch(tables.SENDING_MANY, [one for one, _ in pushes], [number for _, number in pushes])
+        rows = await self._db.fetch(tables.SENDING, [one for one, _ in pushes], [number for _, number in pushes])
         marked = {row["payment_id"] for row in rows}
-        # Another session has the row of the others, or they have changed: each by itself tells which.
-        return [payment_id in marked or await self._mark_one(payment_id, number) for payment_id, number in pushes]
+        # Another session has locked the others, or they have changed.
+        return [payment_id in marked or await self._mark_alone(payment_id, number) for payment_id, number in pushes]
 
-    async def _mark_one(self, payment_id: str, push_attempt: int) -> bool | Exception:
+    async def _mark_alone(self, payment_id: str, push_attempt: int) -> bool | Exception:
         try:
             async with self._db.transaction():
                 await self._db.execute("SET LOCAL lock_timeout = 500")
-                return await self._db.fetchval(tables.SENDING, payment_id, push_attempt) is not None
+                await self._db.fetchrow(tables.LOCK, [payment_id])
+                return bool(await self._db.fetch(tables.SENDING, [payment_id], [push_attempt]))
         except (*UNREACHABLE, *OVERBURDENED) as problem:
             return cast("Exception", problem)
 
@@ -116,12 +118,14 @@ class Steps:
         """Write that Daraja took the push; None where that has to be done by itself."""
         return await self._acks.ask(accepted)
 
-    async def _insert(self, wanted: Sequence[Wanted]) -> list[Row | None]:
+    async def _insert(self, wanted: Sequence[Wanted]) -> list[Row | Exception | None]:
         try:
             rows = await self._insert_rows(wanted)
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError):
-            # Something is wrong with one of them: each by itself then, so that it spoils no others.
-            return [None] * len(wanted)
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError) as problem:
+            if len(wanted) == 1:
+                return [problem]
+            # Something is wrong with one of them: each alone, so that it spoils no others.
+            return [(await self._insert([one]))[0] for one in wanted]
         made = {row["payment_id"]: row for row in rows}
         return [made.get(one.payment_id) for one in wanted]
 
@@ -138,25 +142,35 @@ class Steps:
             }
             for one in wanted
         ]
-        return await self._db.fetch(*tables.INSERT_MANY.bind_rows(rows))
+        return await self._db.fetch(*tables.INSERT.bind_rows(rows))
+
+    async def accept_alone(self, accepted: Accepted) -> None:
+        """Write it in the open transaction, waiting for locks: first the key's, then the payment's."""
+        key, merchant_id, env = accepted.idempotency_key, accepted.merchant_id, accepted.env
+        await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
+        await self._db.fetchrow(tables.LOCK, [accepted.payment_id])
+        await self._write_accepted([accepted])
+
+    async def _write_accepted(self, accepted: Sequence[Accepted]) -> list[Row]:
+        now = self._clock.now()
+        return await self._db.fetch(
+            tables.ACCEPTED,
+            [one.payment_id for one in accepted],
+            [one.merchant_id for one in accepted],
+            [one.idempotency_key for one in accepted],
+            [one.ack.merchant_request_id for one in accepted],
+            [one.ack.checkout_request_id for one in accepted],
+            now,
+            now + timedelta(seconds=self._settings.ask_after[0]),
+            [one.env for one in accepted],
+        )
 
     async def _accept(self, accepted: Sequence[Accepted]) -> list[Row | None]:
-        now = self._clock.now()
         try:
             with reserve():
-                rows = await self._db.fetch(
-                    tables.ACCEPTED_MANY,
-                    [one.payment_id for one in accepted],
-                    [one.merchant_id for one in accepted],
-                    [one.idempotency_key for one in accepted],
-                    [one.ack.merchant_request_id for one in accepted],
-                    [one.ack.checkout_request_id for one in accepted],
-                    now,
-                    now + timedelta(seconds=self._settings.ask_after[0]),
-                    [one.env for one in accepted],
-                )
+                rows = await self._write_accepted(accepted)
         except _SINGLY as problem:
-            # Each by itself then, so that one spoils no others.
+            # Each alone then, so that one spoils no others.
             log.info("acks_one_by_one", count=len(accepted), error=type(problem).__name__)
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
@@ -180,9 +194,9 @@ class Steps:
         async with self._db.transaction():
             await self._db.execute("SET LOCAL lock_timeout = 500")
             # The payment before its callbacks, as everywhere, so that nobody waits in a ring.
-            await self._db.fetchrow(tables.LOCK, payment_id)
+            await self._db.fetchrow(tables.LOCK, [payment_id])
             await self._callbacks.apply_waiting(handle)
-            row = await self._db.fetchrow(tables.LOCK, payment_id)
+            row = await self._db.fetchrow(tables.LOCK, [payment_id])
         if row is None:
             raise RuntimeError(f"{payment_id} is gone")
         return row
