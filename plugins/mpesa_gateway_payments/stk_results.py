@@ -37,37 +37,47 @@ class StkResults:
         a sandbox and a live payment have. Payments are locked, those of a batch only while they are written: the batch
         fails if one of them has changed by then, or is locked elsewhere. Raises AnotherSubject.
         """
-        reports: list[tuple[Row, StkCallback]] = []
-        for row, result in await self._find(results):
-            reports.append((row, StkCallback(result, names_another=await self._names_another(row, result))))
         if self._callbacks.is_batch:
+            reports = await self._reports(results)
             for (_, report), decisions in zip(reports, await self._moves.take_together(reports), strict=True):
                 await self._finish(report.result, decisions)
             return
-        for row, report in reports:
-            try:
-                decisions = await self._moves.take(row, report)
-            except asyncpg.UniqueViolationError as problem:
-                if problem.constraint_name != _HANDLE:
-                    raise
-                raise AnotherSubject("this callback is about another payment than its address") from None
-            await self._finish(report.result, decisions)
+        for result in results:
+            for row, report in await self._reports([result]):
+                await self._finish(result, await self._take(row, report))
+
+    async def _take(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
+        try:
+            return await self._moves.take(row, report)
+        except asyncpg.UniqueViolationError as problem:
+            if problem.constraint_name != _HANDLE:
+                raise
+            raise AnotherSubject("this callback is about another payment than its address") from None
+
+    async def _reports(self, results: Sequence[StkResulted]) -> list[tuple[Row, StkCallback]]:
+        return [
+            (row, StkCallback(result, names_another=await self._names_another(row, result)))
+            for row, result in await self._find(results)
+        ]
 
     async def _find(self, results: Sequence[StkResulted]) -> list[tuple[Row, StkResulted]]:
         """The payments that callbacks are about, as they are now: locked, or only read for a batch."""
-        read, is_batch = (self._db.look, True) if self._callbacks.is_batch else (self._db.fetch, False)
         ids = sorted({result.subject_id for result in results if result.subject_id})
         handles = sorted({result.checkout_request_id or "" for result in results if not result.subject_id})
-        known: dict[str, list[Row]] = {}
-        for row in await read(tables.READ if is_batch else tables.LOCK, ids) if ids else ():
-            known[row["payment_id"]] = [row]
-        for row in (
-            await read(tables.FIND_BY_CHECKOUT if is_batch else tables.LOCK_BY_CHECKOUT, handles) if handles else ()
-        ):
-            known.setdefault(row["checkout_request_id"], []).append(row)
+        if self._callbacks.is_batch:
+            named = await self._db.look(tables.READ, ids) if ids else []
+            alike = await self._db.look(tables.READ_BY_CHECKOUT, handles) if handles else []
+        else:
+            named = await self._db.fetch(tables.LOCK, ids) if ids else []
+            alike = await self._db.fetch(tables.LOCK_BY_CHECKOUT, handles) if handles else []
+        by_id = {row["payment_id"]: [row] for row in named}
+        by_handle: dict[str | None, list[Row]] = {}
+        for row in alike:
+            by_handle.setdefault(row["checkout_request_id"], []).append(row)
         found: list[tuple[Row, StkResulted]] = []
         for result in results:
-            rows = known.get(result.subject_id or result.checkout_request_id or "", ())
+            has_token = bool(result.subject_id)
+            rows = by_id.get(result.subject_id, ()) if has_token else by_handle.get(result.checkout_request_id, ())
             if len(rows) == 1:
                 found.append((rows[0], result))
             else:

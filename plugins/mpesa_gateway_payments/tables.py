@@ -228,14 +228,14 @@ IS_CHECKOUT_OF_ANOTHER = """
 SELECT true FROM payment WHERE checkout_request_id = $1 AND env = $2 AND payment_id <> $3
 """
 
-FIND_BY_CHECKOUT = f"""
+READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
     JOIN payment USING (checkout_request_id)
 """
 """For callbacks that do not say their env. Two rows of one handle: a push of each env has it."""
 
 LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
-LOCK_BY_CHECKOUT = f"{FIND_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
+LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
 """In the order of their ids, so that two transactions wait for each other and not in a ring."""
 
 OPEN_OF_SHORTCODES = """

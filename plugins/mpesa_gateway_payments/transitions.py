@@ -18,7 +18,15 @@ from mpesa_gateway.meter import Meter
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.changes import Change, Step
-from mpesa_gateway_payments.decisions import Complete, Decision, LearnReceipt, Report, decide, without_receipt
+from mpesa_gateway_payments.decisions import (
+    Complete,
+    Decision,
+    LearnHandle,
+    LearnReceipt,
+    Report,
+    decide,
+    without_receipt,
+)
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.measures import count_ended
@@ -41,6 +49,13 @@ class Reversal:
     receipt: str | None
 
 
+def _may_clash(decision: Decision) -> bool:
+    """Return True if a decision writes what is unique among payments."""
+    if isinstance(decision, Complete | LearnReceipt):
+        return decision.told.receipt is not None
+    return isinstance(decision, LearnHandle)
+
+
 class Transitions:
     """Every way a payment can go. Each needs an open transaction."""
 
@@ -54,10 +69,11 @@ class Transitions:
     async def take(self, row: Row, report: Report) -> tuple[Decision, ...]:
         """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
 
-        A receipt that another payment has is a mismatch: the same money cannot pay twice.
+        A receipt that another payment has is a mismatch: the same money cannot pay twice. Raises UniqueViolationError
+        for a CheckoutRequestID that another payment has.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
-        if not any(isinstance(one, Complete | LearnReceipt) and one.told.receipt is not None for one in decisions):
+        if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
         try:

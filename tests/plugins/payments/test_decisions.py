@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.money import Kes
 from mpesa_gateway.stored import dumps
+from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_payments import tables, verdicts
 from mpesa_gateway_payments.changes import Change
 from mpesa_gateway_payments.decisions import (
@@ -34,6 +35,7 @@ from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, Payme
 from mpesa_gateway_payments.evidence import Told
 from mpesa_gateway_payments.result_codes import stk_query_outcome
 from mpesa_gateway_payments.states import Cause, Charge, Status
+from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import Payment, Rules
 from tests.conftest import Town
@@ -220,34 +222,33 @@ def applied(one: Payment, decisions: tuple[Decision, ...]) -> Change:
     return change
 
 
+def standing_with(standing: str, mismatch: str | None, claim: Told | None) -> Payment:
+    """One of the table's payments, with a mismatch and a claim."""
+    changes: dict[str, Any] = {"mismatch": mismatch, "claim": claim}
+    return payment(**STANDINGS[standing] | {name: value for name, value in changes.items() if value is not None})
+
+
+def stating(code: str, handle: str, amount: Kes | None, *, has_token: bool, **changes: Any) -> StkCallback:
+    """A callback that states these."""
+    text = None if amount is None else str(int(amount))
+    return StkCallback(callback(code, has_token=has_token, handle=handle, amount=amount, amount_text=text, **changes))
+
+
 payments = st.builds(
-    lambda standing, mismatch, claim: payment(
-        **(STANDINGS[standing] | ({"mismatch": mismatch} if mismatch else {}) | ({"claim": claim} if claim else {}))
-    ),
+    standing_with,
     st.sampled_from(sorted(STANDINGS)),
     st.sampled_from([None, "phone", "amount", "receipt", "unconfirmed"]),
     st.sampled_from([None, TOLD, Told(receipt=OTHER, is_proven=False)]),
 )
 callbacks = st.builds(
-    lambda code, has_token, handle, amount, receipt, phone, is_listed: StkCallback(
-        callback(
-            code,
-            has_token=has_token,
-            handle=handle,
-            amount=amount,
-            amount_text=None if amount is None else str(int(amount)),
-            receipt=receipt,
-            phone=phone,
-            is_listed=is_listed,
-        )
-    ),
+    stating,
     st.sampled_from(["0", "1", "1032", "1037", "777", "4999"]),
-    st.booleans(),
     st.sampled_from([HANDLE, "ws_CO_2"]),
     st.sampled_from([Kes(500), Kes(50), None]),
-    st.sampled_from([RECEIPT, OTHER, None]),
-    st.sampled_from([PHONE, "254722000002", "2547*****001", None]),
-    st.booleans(),
+    has_token=st.booleans(),
+    receipt=st.sampled_from([RECEIPT, OTHER, None]),
+    phone=st.sampled_from([PHONE, "254722000002", "2547*****001", None]),
+    is_listed=st.booleans(),
 )
 reports = st.one_of(callbacks, st.sampled_from([REPORTS[name] for name in sorted(REPORTS)]))
 all_rules = st.sampled_from([Rules(), Rules(confirm="mismatch"), Rules(confirm="always")])
@@ -400,3 +401,22 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
     assert happened == {"payment.completed", "payment.failed", "payment.mismatched"}
     # The webhooks' rows are written with the events.
     assert all(row["events"] == row["owed"] for row in left)
+
+
+@pytest.mark.as_owner
+@pytest.mark.parametrize("code", ["0", "1032"])
+async def test_a_callback_with_the_handle_of_another_payment_is_refused(town: Town, code: str) -> None:
+    db, results = town.gateway.db, town.gateway.services.get(StkResults)
+    merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
+    known, unknown = [row["payment_id"] for row in await db.fetch(FILL, merchant_id, "c", 2, town.gateway.clock.now())]
+    await db.execute("UPDATE payment SET charge = 'unknown', checkout_request_id = NULL WHERE payment_id = $1", unknown)
+    result = callback(code, handle="ws_CO_c0", subject_id=unknown, merchant_id=merchant_id)
+
+    async def take() -> None:
+        async with db.transaction():
+            await results.take_results([result])
+
+    with pytest.raises(AnotherSubject):
+        await take()
+    rows = await db.fetch("SELECT DISTINCT status FROM payment WHERE payment_id = ANY($1::text[])", [known, unknown])
+    assert [row["status"] for row in rows] == ["pending"]
