@@ -77,17 +77,12 @@ def on(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subs
     return Subscriber(event, handler)
 
 
-def inside(
-    event: type[E],
-    handler: Callable[[E, Runtime], Awaitable[None]],
-    *,
-    many: Callable[[Sequence[E], Runtime], Awaitable[None]] | None = None,
-) -> Subscriber:
+def inside(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
     """Take part in the publisher's transaction: for rows that must exist exactly if the event does.
 
-    ``many`` does the same as ``handler`` for each of several events, in fewer trips to Postgres.
+    ``handler`` receives the events that are published together: usually one.
     """
-    return Subscriber(event, handler, inside=True, many=many)
+    return Subscriber(event, handler, inside=True)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class CallbackInbox:
     async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:
         """Publish and store callbacks in one transaction with two round trips, the inbox last.
 
-        Returns the ids that are stored: all but those put aside by a subscriber, and none if one is a duplicate.
+        Returns their ids: none where one is a duplicate, or where a subscriber cannot take them together.
         """
         if not arrivals:
             return set()
@@ -208,19 +208,14 @@ class CallbackInbox:
         events = [
             arrival.report.event(arrival.event_fields(now)) for arrival in arrivals if arrival.report.event is not None
         ]
-        if any(map(self._outbox.is_owed, events)):
-            # One that is put aside is published twice, and a subscriber after commit would be called twice.
-            return set()
         verdicts: dict[str, Verdict] = {
             arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
         }
         try:
-            with self._dispatcher.verdicts_noted_in(verdicts):
+            with self._dispatcher.verdicts_noted_in(verdicts, is_batch=True):
                 async with self._db.transaction():
-                    await self._outbox.publish_many(events)
-                    stored = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
-                    if stored:
-                        await self._write(stored, verdicts, now)
+                    await self._outbox.publish(events)
+                    await self._write(arrivals, verdicts, now)
         except _STORED_ALONE:
             return set()
         except UNREACHABLE:
@@ -228,7 +223,7 @@ class CallbackInbox:
         except Exception as problem:  # noqa: BLE001 - then each is stored alone: only one that no subscriber can use waits
             log.error("callbacks_one_by_one", count=len(arrivals), exception=trace(problem))
             return set()
-        return {arrival.callback_id for arrival in stored}
+        return {arrival.callback_id for arrival in arrivals}
 
     async def _write(self, arrivals: Sequence[Arrival], verdicts: Mapping[str, Verdict], now: datetime) -> None:
         """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""

@@ -12,7 +12,7 @@ import pytest
 
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_payments import transition_sql
+from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
@@ -356,9 +356,13 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
         await owner.execute(SLOWLY)
 
     async def end(payments: list[str], receipts: list[str]) -> None:
-        values: list[list[Any]] = [["completed"] * 2, receipts, ["0"] * 2, [""] * 2, [None] * 2, [False] * 2]
+        now = town.gateway.clock.now()
         async with db.transaction():
-            await db.fetch(transition_sql.END_MANY, payments, *values, town.gateway.clock.now())
+            rows = {row["payment_id"]: dict(row) for row in await db.fetch(tables.READ, payments)}
+            paid = {"status": "completed", "completed_at": now, "completed_by": "callback", "due_at": None}
+            changed = [rows[one] | paid | {"receipt": receipt} for one, receipt in zip(payments, receipts, strict=True)]
+            columns = ([row[name] for row in changed] for name in transition_sql.WRITTEN)
+            await db.fetch(transition_sql.CHANGE, *columns)
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)
