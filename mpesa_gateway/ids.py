@@ -1,9 +1,12 @@
 """Names for our objects: a prefix that says what it is, then time and chance, so that newer sorts later."""
 
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from uuid import UUID
 
 from mpesa_gateway.clock import Clock
 
@@ -37,7 +40,7 @@ KERNEL_PREFIXES = (
 
 
 class Ids:
-    """Makes identifiers such as ``pay_01jd…``: 48 bits of milliseconds, 80 bits of chance."""
+    """Makes identifiers such as ``pay_01jd…``: 48 bits of milliseconds, 16 bits for the prefix, 64 bits of chance."""
 
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
@@ -45,14 +48,73 @@ class Ids:
 
     def new(self, prefix: str) -> str:
         """A new identifier with this prefix, 26 characters after the underscore."""
-        milliseconds = int(self._clock.now().timestamp() * 1000)
-        return f"{prefix}_{base32(milliseconds, 10)}{base32(int.from_bytes(self._random_bytes(10), 'big'), 16)}"
+        return _spell(prefix, self._clock.now(), int.from_bytes(self._random_bytes(8), "big"))
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """What every identifier with this prefix that was made before ``moment`` is less than, and no later one."""
-        return f"{prefix}_{base32(int(moment.timestamp() * 1000), 10)}"
+        """The least identifier with this prefix that is made at ``moment``: all made before it are less."""
+        return _spell(prefix, moment, 0)
 
     def token(self, size: int = 32) -> bytes:
         """``size`` unguessable bytes."""
         return self._random_bytes(size)
+
+
+def _spell(prefix: str, moment: datetime, chance: int) -> str:
+    milliseconds = int(moment.timestamp() * 1000)
+    return _written(prefix, milliseconds << 80 | _tag(prefix) << 64 | chance)
+
+
+def renamed(identifier: str, prefix: str) -> str:
+    """The identifier of the same moment and chance under another prefix; raises ValueError for what is no identifier."""
+    uuid = uuid_of(identifier)
+    if uuid in {NO_ROW, _NIL}:
+        raise ValueError("this is no identifier of ours")
+    return _written(prefix, int.from_bytes(uuid, "big") & ~(0xFFFF << 64) | _tag(prefix) << 64)
+
+
+# -- in Postgres --------------------------------------------------------------------------------------------------
+
+NO_ROW = b"\xff" * 16
+"""The UUID that no row has: what text that is no identifier of ours is looked up as."""
+
+_NIL = b"\x00" * 16
+"""The UUID before all others: where a walk over identifiers begins, from the empty text."""
+
+_TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+_ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
+_PAIRS = tuple(base32(number, 2) for number in range(1024))
+_SHIFTS = tuple(range(120, -1, -10))
+
+
+def _tag(prefix: str) -> int:
+    first, second, third = (ord(letter) - 96 for letter in prefix)
+    return first << 10 | second << 5 | third
+
+
+@lru_cache
+def _prefix(tag: int) -> str | None:
+    letters = [tag >> shift & 31 for shift in (10, 5, 0)]
+    return "".join(chr(96 + letter) for letter in letters) if all(0 < one < 27 for one in letters) else None
+
+
+def uuid_of(text: str) -> bytes:
+    """The 16 bytes of an identifier as Postgres stores it; ``NO_ROW`` for text that is no identifier of ours."""
+    found = _ID.match(text)
+    if found is None:
+        return NO_ROW if text else _NIL
+    number = int(text[4:].translate(_TO_DIGITS), 32)
+    return number.to_bytes(16, "big") if number >> 64 & 0xFFFF == _tag(found[1]) else NO_ROW
+
+
+def id_of(uuid: bytes) -> str:
+    """The identifier of 16 bytes from Postgres; a UUID that is none of ours as UUIDs are written."""
+    number = int.from_bytes(uuid, "big")
+    prefix = _prefix(number >> 64 & 0xFFFF)
+    if prefix is None:
+        return str(UUID(bytes=bytes(uuid)))
+    return _written(prefix, number)
+
+
+def _written(prefix: str, number: int) -> str:
+    return f"{prefix}_{''.join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])}"

@@ -57,9 +57,9 @@ WHERE delivery_id > 'dlv_' || $1 AND delivery_id < 'dlv_' || $1 || 'z' AND url L
 _CLEAR = """
 WITH cleared AS (
     UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-    WHERE merchant_id = ANY($1::text[]) AND status = 'pending'
+    WHERE merchant_id = ANY($1::uuid[]) AND status = 'pending'
 )
-UPDATE webhook_endpoint SET failures = 0, closed_until = NULL WHERE merchant_id = ANY($1::text[])
+UPDATE webhook_endpoint SET failures = 0, closed_until = NULL WHERE merchant_id = ANY($1::uuid[])
 """
 
 

@@ -14,6 +14,7 @@ from piccolo.table import Table
 
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Question
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.dsn import read_dsn
@@ -448,7 +449,7 @@ class Database(Asking):
                 min_size=least,
                 max_size=most,
                 max_inactive_connection_lifetime=300.0,
-                init=self._look_at_pooled,
+                init=self._set_up,
                 reset=leave_as_it_is,
                 connection_class=CheckedConnection,
             )
@@ -463,6 +464,7 @@ class Database(Asking):
                 **self._direct, connection_class=CheckedConnection
             )
         try:
+            await read_ids(connection)
             await look_at(connection, self.schema, may_be_pooled=False)
         except BaseException:
             connection.terminate()
@@ -482,8 +484,9 @@ class Database(Asking):
         finally:
             await connection.close(timeout=_FAREWELL)
 
-    async def _look_at_pooled(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
-        """Once for each connection of the pool: does it lead where we think?"""
+    async def _set_up(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
+        """Once for each connection of the pool: does it lead where we think, and how do identifiers travel?"""
+        await read_ids(connection)
         await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:

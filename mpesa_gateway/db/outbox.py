@@ -34,15 +34,15 @@ PAUSES = (5, 30, 120, 600, 1800, 3600)
 # raw SQL: hot path - each event is stored, claimed and settled.
 INSERT_EVENTS = """
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-SELECT event_id, kind, NULLIF(merchant_id, ''), env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
 RETURNING event_id
 """
 
 INSERT_TASKS = """
 INSERT INTO event_task (event_id, subscriber, due_at)
-SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
 RETURNING event_id
 """
 
@@ -173,9 +173,9 @@ class Outbox:
             args = (
                 [event.event_id for event in events],
                 [event.kind for event in events],
-                [event.merchant_id for event in events],
+                [event.merchant_id or None for event in events],
                 [event.env for event in events],
-                [event.subject_id for event in events],
+                [event.subject_id or None for event in events],
                 [event.occurred_at for event in events],
                 [dumps(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],

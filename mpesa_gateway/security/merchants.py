@@ -87,7 +87,7 @@ class Merchants:
         """The names of these merchants, by id."""
         # raw SQL: array - any number of ids in one statement.
         rows = await self._db.fetch(
-            "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::text[])", list(set(merchant_ids))
+            "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::uuid[])", list(set(merchant_ids))
         )
         return {row["merchant_id"]: row["name"] for row in rows}
 

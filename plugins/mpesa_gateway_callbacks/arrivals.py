@@ -86,11 +86,11 @@ class Arrival:
             "fingerprint": self.fingerprint,
             "source": self.incoming.source,
             "env": subject.env if subject else None,
-            "subject_id": subject.subject_id if subject else "",
+            "subject_id": subject.subject_id if subject else None,
             "handle": self.report.handle,
             "result_code": self.report.result_code,
             "body": self.text,
-            "merchant_id": subject.merchant_id if subject else "",
+            "merchant_id": subject.merchant_id if subject else None,
             "signature": "verified" if self.is_signed else "none",
             "body_bytes": self.raw,
         }

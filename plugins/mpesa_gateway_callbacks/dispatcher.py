@@ -189,8 +189,8 @@ class CallbackDispatcher:
     async def _publish_event(self, make: Make, row: Mapping[str, Any]) -> None:
         event = make(
             {
-                "merchant_id": row["merchant_id"],
-                "subject_id": row["subject_id"],
+                "merchant_id": row["merchant_id"] or "",
+                "subject_id": row["subject_id"] or "",
                 "callback_id": row["callback_id"],
                 "env": row["env"],
                 "received_at": row["received_at"],

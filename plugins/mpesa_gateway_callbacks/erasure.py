@@ -34,12 +34,12 @@ async def _find_refused(gateway: Runtime, merchant_id: str, number: Number, afte
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The callbacks of the case, locked, and what they are about."""
-    rows = await gateway.db.fetch(tables.OF_CASE, case.named)
+    rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
     return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
 
 
 async def _objects(gateway: Runtime, case: Case) -> str | None:
-    for row in await gateway.db.fetch(tables.OF_CASE, case.named):
+    for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         if row["verdict"] == "waiting":
             return f"{row['callback_id']} has been received and could not be used yet"
         if row["verdict"] == "unmatched" and row["received_at"] >= case.before:
@@ -52,7 +52,7 @@ async def _objects(gateway: Runtime, case: Case) -> str | None:
 
 async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     count = 0
-    for row in await gateway.db.fetch(tables.OF_CASE, case.named):
+    for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         body, handle = case.number.without_in_json(row["body"]), case.number.without(row["handle"])
         if (body, handle) != (row["body"], row["handle"]):
             # From the old fingerprint the number could be found again, by trying all that there are.

@@ -66,8 +66,8 @@ SELECT callback_id, kind, fingerprint, $received_at::timestamptz, source, env, s
     CASE WHEN is_applied THEN 'applied' ELSE 'waiting' END,
     CASE WHEN is_applied THEN $received_at::timestamptz END,
     CASE WHEN NOT is_applied THEN $due_at::timestamptz END
-FROM unnest($callback_id::text[], $kind::text[], $fingerprint::bytea[], $source::text[], $env::text[],
-    $subject_id::text[], $handle::text[], $result_code::text[], $body::text[], $merchant_id::text[],
+FROM unnest($callback_id::uuid[], $kind::text[], $fingerprint::bytea[], $source::text[], $env::text[],
+    $subject_id::uuid[], $handle::text[], $result_code::text[], $body::text[], $merchant_id::uuid[],
     $signature::text[], $is_applied::boolean[], $body_bytes::bytea[])
     AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
     is_applied, body_bytes)
@@ -127,7 +127,7 @@ _SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, res
 
 _ABOUT = """
 SELECT {0} FROM (
-    SELECT * FROM callback WHERE subject_id = ANY($1::text[]) AND subject_id <> ''
+    SELECT * FROM callback WHERE subject_id = ANY($1::uuid[])
     UNION
     SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
     ORDER BY received_at, callback_id LIMIT 100
@@ -210,20 +210,19 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 
 OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
-WHERE callback_id = ANY($1::text[]) OR (subject_id = ANY($1::text[]) AND subject_id <> '')
-    OR (handle = ANY($1::text[]) AND handle <> '')
+WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[]) OR (handle = ANY($2::text[]) AND handle <> '')
 FOR UPDATE
 """
 
 WITH_NUMBER = """
-SELECT callback_id, CASE WHEN merchant_id IN ($1, '') AND body LIKE $2 THEN body END AS body
+SELECT callback_id, CASE WHEN COALESCE(merchant_id = $1, true) AND body LIKE $2 THEN body END AS body
 FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
 """Looks at the next so many, and gives what those say that it may stand in."""
 
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
-WHERE (subject_id = ANY($1::text[]) OR refused_id = ANY($1::text[])) AND original IS NOT NULL
+WHERE (subject_id = ANY($1::uuid[]) OR refused_id = ANY($1::uuid[])) AND original IS NOT NULL
 FOR UPDATE
 """
 

@@ -113,5 +113,5 @@ WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
 LIST = """
 SELECT shortcode.*, receiver.number, receiver.owner_id, merchant.name AS merchant_name
 FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
-WHERE wiped_at IS NULL AND ($1::text IS NULL OR shortcode_id < $1) ORDER BY shortcode_id DESC LIMIT $2
+WHERE wiped_at IS NULL AND ($1::uuid IS NULL OR shortcode_id < $1) ORDER BY shortcode_id DESC LIMIT $2
 """

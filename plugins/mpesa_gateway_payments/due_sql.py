@@ -31,7 +31,7 @@ RETURNING *
 """
 
 _PAST_THEIR_TIME = """
-status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::text[])
+status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::uuid[])
     AND charge NOT IN ('ready', 'sending')
 """
 

@@ -60,7 +60,7 @@ SELECT found.* FROM (
 """Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
 
 FACTS_LOCKED = f"""
-SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id FOR UPDATE
+SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id FOR UPDATE
 """  # noqa: S608 - likewise
 
 RECEIPTS_KNOWN = """

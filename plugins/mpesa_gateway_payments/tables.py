@@ -120,11 +120,11 @@ FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND ide
 
 INSERT = Named(f"""
 WITH asked AS (
-    SELECT * FROM unnest($payment_id::text[], $merchant_id::text[], $env::text[], $shortcode::text[],
+    SELECT * FROM unnest($payment_id::uuid[], $merchant_id::uuid[], $env::text[], $shortcode::text[],
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
         $callback_url::text[], $metadata::text[], $idempotency_key::text[], $fingerprint::bytea[],
         $leased_until::timestamptz[], $due_at::timestamptz[], $expires_at::timestamptz[], $asked_at::timestamptz[],
-        $operation::text[], $shortcode_id::text[])
+        $operation::text[], $shortcode_id::uuid[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id)
@@ -158,7 +158,7 @@ RETURNING *
 
 SENDING = f"""
 WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
+    SELECT * FROM unnest($1::uuid[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
     SELECT payment_id FROM told JOIN payment USING (payment_id, push_attempt)
     WHERE charge = 'ready' AND {NOTHING_KNOWN}
@@ -171,7 +171,7 @@ RETURNING payment.payment_id
 
 ACCEPTED = f"""
 WITH told AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $8::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
@@ -216,7 +216,7 @@ WHERE payment_id = $1 AND checkout_request_id IS NULL
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
 READ = f"""
-{_VERSIONED} (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
+{_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
 """``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
@@ -240,7 +240,7 @@ LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF paymen
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
-WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::text[])
+WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
 """Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""

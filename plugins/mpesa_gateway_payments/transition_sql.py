@@ -28,7 +28,8 @@ _COLUMNS = {
 WRITTEN = ("payment_id", "version", *_COLUMNS)
 """The columns that ``CHANGE`` takes of each payment, in this order."""
 
-_ARRAYS = ", ".join(f"${number}::{_COLUMNS.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
+_TYPES = _COLUMNS | {"payment_id": "uuid"}
+_ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _SET = ", ".join(f"{name} = told.{name}{'::jsonb' if name == 'claim' else ''}" for name in _COLUMNS)
 
 CHANGE = f"""
@@ -52,13 +53,13 @@ RETURNING payment.payment_id
 
 STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[])
+SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[])
 RETURNING payment_id
 """
 
 MISMATCHES = """
 SELECT payment_id, array_agg(detail) AS details FROM payment_step
-WHERE payment_id = ANY($1::text[]) AND kind = 'mismatched' GROUP BY payment_id
+WHERE payment_id = ANY($1::uuid[]) AND kind = 'mismatched' GROUP BY payment_id
 """
 
 RESERVE = """

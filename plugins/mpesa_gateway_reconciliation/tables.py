@@ -126,7 +126,7 @@ BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND sta
 
 KEEP_LINES = Named("""
 WITH given AS (
-    SELECT * FROM unnest($line_id::text[], $receipt::text[], $likely::timestamptz[], $other::timestamptz[],
+    SELECT * FROM unnest($line_id::uuid[], $receipt::text[], $likely::timestamptz[], $other::timestamptz[],
         $amount::integer[], $amount_text::text[], $phone::text[], $reference::text[], $kind::text[],
         $organisation::text[], $is_timed::boolean[])
         AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
@@ -194,7 +194,7 @@ PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = 
 FOUND_MANY = """
 WITH open AS (
     SELECT line_id FROM statement_line
-    WHERE line_id = ANY($1::text[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+    WHERE line_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
 ), found AS (
     UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
 )
@@ -203,12 +203,12 @@ UPDATE reconciliation_line SET finding = CASE
     WHEN (SELECT payment_id FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) IS NOT NULL
         THEN 'already_known'
     ELSE (SELECT s.finding FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) END
-WHERE run_id = $3 AND line_id = ANY($1::text[])
+WHERE run_id = $3 AND line_id = ANY($1::uuid[])
 """
 
 FOUND = """
 UPDATE statement_line SET finding = $2, payment_id = $3,
-    settled_at = CASE WHEN $3::text IS NOT NULL THEN $4::timestamptz END
+    settled_at = CASE WHEN $3::uuid IS NOT NULL THEN $4::timestamptz END
 WHERE line_id = $1
 RETURNING *
 """
@@ -279,7 +279,7 @@ ORDER BY line_id LIMIT $4
 """
 
 LINES_OF_CASE = """
-SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[]) FOR UPDATE
+SELECT * FROM statement_line WHERE line_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[]) FOR UPDATE
 """
 
 ERASE = """

@@ -7,6 +7,7 @@ import structlog
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.ids import renamed
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials
@@ -64,10 +65,10 @@ class ReversalResults:
 
     async def take_status(self, result: StatusResulted) -> None:
         """Take the answer to a status query about a refund inside the transaction that stores the callback."""
-        prefix, _, name = result.subject_id.partition("_")
+        prefix = result.subject_id.partition("_")[0]
         if prefix not in {ABOUT_REVERSAL, ABOUT_PAYMENT}:
             return
-        row = await self._db.fetchrow(tables.LOCK, f"{ABOUT_REVERSAL}_{name}")
+        row = await self._db.fetchrow(tables.LOCK, renamed(result.subject_id, ABOUT_REVERSAL))
         if row is None:
             return
         if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":

@@ -1,5 +1,6 @@
 """What the callbacks about a refund are addressed to: its reversal, or the payment that it sends back."""
 
+from mpesa_gateway.ids import renamed
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import MpesaCredentials
 
@@ -9,7 +10,7 @@ ABOUT_REVERSAL, ABOUT_PAYMENT = "rfd", "rfp"
 
 def subjects_of(refund_id: str) -> list[str]:
     """Return the subjects of a refund's callbacks: the refund, and the queries about its payment."""
-    return [refund_id, f"{ABOUT_PAYMENT}_{refund_id.partition('_')[2]}"]
+    return [refund_id, renamed(refund_id, ABOUT_PAYMENT)]
 
 
 def callback_url(callbacks: Callbacks, kind: str, credentials: MpesaCredentials, subject_id: str) -> str:

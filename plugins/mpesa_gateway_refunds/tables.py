@@ -110,7 +110,7 @@ SELECT refund_id, merchant_id FROM (
 WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
 """
 
-OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) FOR UPDATE"
+OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::uuid[]) OR refund_id = ANY($1::uuid[]) FOR UPDATE"
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -119,13 +119,13 @@ FROM (SELECT created_at FROM refund WHERE env = $1 AND due_at IS NOT NULL ORDER 
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM refund
-WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::text[])
+WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
 """Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
 
 PAGE = """
-SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::uuid IS NULL OR payment_id = $3)
     AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
     AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
     AND ($8::timestamptz IS NULL OR (created_at, refund_id) < ($8, $9))
@@ -133,7 +133,7 @@ ORDER BY created_at DESC, refund_id DESC LIMIT $10
 """
 
 COUNT = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
+SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::uuid IS NULL OR payment_id = $3)
     AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
     AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
 """

@@ -44,7 +44,7 @@ UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at =
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
     -- A success at an address that has been replaced says nothing about the new one.
-    WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::text[], $3::text[]))
+    WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::uuid[], $3::text[]))
         AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
     -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
     ORDER BY endpoint_id FOR UPDATE
@@ -81,7 +81,7 @@ FROM webhook_endpoint JOIN merchant USING (merchant_id)
 """
 
 ENDPOINTS = f"""{_ENDPOINTS}
-WHERE webhook_endpoint.is_active AND webhook_endpoint.env = $4 AND ($2::text IS NULL OR endpoint_id < $2)
+WHERE webhook_endpoint.is_active AND webhook_endpoint.env = $4 AND ($2::uuid IS NULL OR endpoint_id < $2)
 ORDER BY endpoint_id DESC LIMIT $3
 """
 

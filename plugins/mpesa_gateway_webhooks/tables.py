@@ -64,7 +64,7 @@ INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, even
 SELECT delivery_id, event_id, endpoint_id, made.merchant_id, made.env, event_type, payment_id,
     CASE WHEN endpoint_id IS NULL THEN 'waiting' ELSE 'pending' END, CASE WHEN endpoint_id IS NOT NULL THEN at END, at
 FROM (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::timestamptz[])
         AS t(delivery_id, event_id, merchant_id, env, event_type, payment_id, at)
     LIMIT cardinality($1)
 ) AS made LEFT JOIN webhook_endpoint ON webhook_endpoint.merchant_id = made.merchant_id
@@ -90,8 +90,8 @@ RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchan
 """
 
 CLAIM = _CLAIM.format(
-    "(SELECT unnest($1::text[]) AS delivery_id LIMIT cardinality($1)) AS these JOIN delivery USING (delivery_id)"
-    " WHERE endpoint_id <> ALL($4::text[])",
+    "(SELECT unnest($1::uuid[]) AS delivery_id LIMIT cardinality($1)) AS these JOIN delivery USING (delivery_id)"
+    " WHERE endpoint_id <> ALL($4::uuid[])",
     "",
 )
 
@@ -99,7 +99,7 @@ CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY d
 
 HAND_BACK = """
 UPDATE delivery SET leased_until = NULL
-FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
+FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
 WHERE delivery_id = id AND status = 'pending' AND leased_until = until
 """
 
@@ -128,7 +128,7 @@ INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VAL
 
 DELIVERED = """
 WITH taken AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::integer[], $5::text[])
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::text[])
         AS t(attempt_id, id, status, ms, answer)
     LIMIT cardinality($1)
 ), tried AS (
@@ -152,13 +152,13 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
-FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
+FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
 WHERE delivery_id = id AND status = 'pending'
 """
 
 MAKE_WAIT = """
 UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
 """
 
 MAKE_ORPHANS_WAIT = """
@@ -215,7 +215,7 @@ RETURNING delivery.delivery_id, status
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
 """
 
 
@@ -242,17 +242,17 @@ RETURNING delivery_id
 """
 
 OWED_OF_CASE = """
-SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::text[]) AND status = 'pending' LIMIT 1
+SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status = 'pending' LIMIT 1
 """
 
 ATTEMPTS_OF_CASE = """
-SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::text[])
+SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
 """
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
 WHERE merchant_id = $1 AND env = $6 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[])
-    AND event_id <> ALL($4::text[])
+    AND event_id <> ALL($4::uuid[])
 ORDER BY occurred_at, event_id LIMIT $5
 """
 

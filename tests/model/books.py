@@ -9,10 +9,10 @@ from bench.chaos.truth import CHECKS, TAKEN, truth
 _TRUTH = f"""
 WITH {truth(has_worlds=True)}, forged AS (
     -- A liar may plant a receipt, which no query confirms; never money.
-    SELECT payment_id FROM push WHERE payment_id = ANY($1::text[]) AND result_code = '0'
+    SELECT payment_id FROM push WHERE payment_id = ANY($1::uuid[]) AND result_code = '0'
 ), by_hand AS (
     -- Lines that a merchant or an operator put on a payment, which no evidence spoke against.
-    SELECT unnest($3::text[]) AS payment_id
+    SELECT unnest($3::uuid[]) AS payment_id
 ), clock AS (
     SELECT $2::timestamptz AS now
 ), went_back AS (
@@ -166,7 +166,7 @@ SETTLED: dict[str, str] = {
     """,
     "stuck: a payment that nobody ends": """
         SELECT payment_id FROM payment p WHERE status = 'pending' AND NOT (
-            mismatch IS NOT NULL AND (payment_id = ANY($1::text[])
+            mismatch IS NOT NULL AND (payment_id = ANY($1::uuid[])
                 OR EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.received_receipt)))
     """,
     "stuck: a success that is neither confirmed nor denied": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",

@@ -1,22 +1,42 @@
+-- Identifiers are uuids here, and text such as pay_01jd… everywhere else: 48 bits of milliseconds, one bit that is 0,
+-- 15 bits that spell the prefix, 64 bits of chance. mpesa_gateway/ids.py does the same.
+CREATE FUNCTION id_text(id uuid) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT concat(chr(96 + substring(bits FROM 50 FOR 5)::integer), chr(96 + substring(bits FROM 55 FOR 5)::integer),
+        chr(96 + substring(bits FROM 60 FOR 5)::integer), '_', (
+            SELECT string_agg(substr('0123456789abcdefghjkmnpqrstvwxyz',
+                substring(B'00' || bits FROM 5 * place + 1 FOR 5)::integer + 1, 1), '' ORDER BY place)
+            FROM generate_series(0, 25) AS place))
+    FROM (SELECT ('x' || replace(id::text, '-', ''))::bit(128) AS bits) AS each
+$$;
+CREATE FUNCTION id_uuid(id text) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT string_agg(to_hex(substring(bits FROM 4 * place + 3 FOR 4)::integer), '' ORDER BY place)::uuid
+    FROM (
+        SELECT string_agg((strpos('0123456789abcdefghjkmnpqrstvwxyz', substr(id, place, 1)) - 1)::bit(5)::text, ''
+            ORDER BY place)::bit(130) AS bits
+        FROM generate_series(5, 30) AS place
+    ) AS each, generate_series(0, 31) AS place
+$$;
+
 CREATE TABLE gateway_secret (
     name text PRIMARY KEY,
     sealed text NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT gateway_secret_is_sealed CHECK (sealed LIKE 'v1.%')
 );
 
 CREATE TABLE merchant (
-    merchant_id text COLLATE "C" PRIMARY KEY,
+    merchant_id uuid PRIMARY KEY,
     name text NOT NULL CHECK (name <> ''),
-    env text NOT NULL DEFAULT 'sandbox' CHECK (env IN ('sandbox', 'live')),
     is_active boolean NOT NULL DEFAULT true,
     created_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL
+    updated_at timestamptz NOT NULL,
+    envs text[] NOT NULL DEFAULT '{}' CHECK (envs <@ '{live,sandbox}')
 );
-CREATE INDEX merchant_live ON merchant (merchant_id) WHERE env = 'live';
+CREATE INDEX merchant_live ON merchant (merchant_id) WHERE 'live' = ANY (envs);
 
 CREATE TABLE api_key (
-    key_id text COLLATE "C" PRIMARY KEY,
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    key_id uuid PRIMARY KEY,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     name text NOT NULL,
     digest bytea NOT NULL CHECK (length(digest) = 32),
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -29,46 +49,53 @@ CREATE TABLE api_key (
 CREATE INDEX api_key_merchant ON api_key (merchant_id, created_at DESC, key_id DESC);
 
 CREATE TABLE idempotency_key (
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
     state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
-    subject_id text COLLATE "C" NOT NULL,
+    subject_id uuid NOT NULL,
     leased_until timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
-    PRIMARY KEY (merchant_id, key)
+    env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    operation text NOT NULL DEFAULT '',
+    PRIMARY KEY (merchant_id, env, key)
 );
+CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
 CREATE TABLE event (
-    event_id text COLLATE "C" PRIMARY KEY,
-    kind text NOT NULL,
-    merchant_id text COLLATE "C" REFERENCES merchant,
-    subject_id text COLLATE "C" NOT NULL,
+    event_id uuid PRIMARY KEY,
+    kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
+    merchant_id uuid REFERENCES merchant,
+    subject_id uuid,
     occurred_at timestamptz NOT NULL,
     is_public boolean NOT NULL,
-    payload jsonb NOT NULL,
+    payload jsonb NOT NULL CHECK (jsonb_typeof(payload) = 'object'),
     body text,
-    CHECK (is_public = (body IS NOT NULL)),
-    CHECK (merchant_id IS NOT NULL OR NOT is_public)
+    env text,
+    CONSTRAINT event_check CHECK (is_public = (body IS NOT NULL)),
+    CONSTRAINT event_check1 CHECK (merchant_id IS NOT NULL OR (NOT is_public)),
+    CONSTRAINT event_env_check CHECK (env IN ('sandbox', 'live') AND (NOT (is_public AND env IS NULL))),
+    CONSTRAINT event_public_has_a_subject CHECK (NOT is_public OR subject_id IS NOT NULL)
 );
-CREATE INDEX event_merchant ON event (merchant_id, occurred_at DESC, event_id DESC) WHERE is_public;
-CREATE INDEX event_merchant_kind ON event (merchant_id, kind, occurred_at DESC, event_id DESC) WHERE is_public;
 CREATE INDEX event_subject ON event (subject_id, occurred_at);
+CREATE INDEX event_newest ON event (merchant_id, env, occurred_at DESC, event_id DESC) WHERE is_public;
+CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, occurred_at DESC, event_id DESC) WHERE is_public;
 
 CREATE TABLE event_task (
-    event_id text COLLATE "C" NOT NULL REFERENCES event,
+    event_id uuid NOT NULL REFERENCES event,
     subscriber text NOT NULL,
     due_at timestamptz NOT NULL,
-    attempts integer NOT NULL DEFAULT 0,
+    attempts integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     leased_until timestamptz,
     last_error text,
     done_at timestamptz,
+    CONSTRAINT event_task_done_is_not_leased CHECK (done_at IS NULL OR leased_until IS NULL),
     PRIMARY KEY (event_id, subscriber)
 );
 CREATE INDEX event_task_due ON event_task (due_at) WHERE done_at IS NULL;
 
 CREATE TABLE audit_entry (
-    number bigint PRIMARY KEY,
+    number bigint PRIMARY KEY CHECK (number > 0),
     entry_id text COLLATE "C" NOT NULL UNIQUE,
     at timestamptz NOT NULL,
     merchant_id text COLLATE "C",
@@ -76,7 +103,298 @@ CREATE TABLE audit_entry (
     action text NOT NULL,
     subject_id text COLLATE "C",
     detail text NOT NULL,
-    previous_digest bytea NOT NULL,
-    digest bytea NOT NULL CHECK (length(digest) = 32)
+    previous_digest bytea NOT NULL CHECK (length(previous_digest) = 32),
+    digest bytea NOT NULL CHECK (length(digest) = 32),
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT audit_entry_says_what CHECK (actor <> '' AND action <> '')
 );
 CREATE INDEX audit_entry_merchant ON audit_entry (merchant_id, number DESC);
+CREATE INDEX audit_entry_action ON audit_entry (action, number DESC);
+CREATE INDEX audit_entry_subject ON audit_entry (subject_id, number DESC) WHERE subject_id IS NOT NULL;
+
+CREATE TABLE audit_checkpoint (
+    is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
+    number bigint NOT NULL CHECK (number > 0),
+    digest bytea NOT NULL CHECK (length(digest) = 32)
+);
+
+CREATE TABLE audit_policy (
+    is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
+    keep_days integer NOT NULL CHECK (keep_days >= 0),
+    least_days integer NOT NULL CHECK (least_days > 0)
+);
+
+CREATE FUNCTION refuse_rewriting() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is not changed so: %', TG_ARGV[0], TG_ARGV[1]
+        USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+END
+$$;
+
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME
+        USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+END
+$$;
+
+-- Tells every process what has changed of what it may remember for a moment: `topic:key` on the schema's own channel.
+CREATE FUNCTION tell_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify(
+        TG_TABLE_SCHEMA || '_changed', TG_ARGV[0] || ':' || id_text((to_jsonb(OLD) ->> TG_ARGV[1])::uuid)
+    );
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION refuse_change_but_by_audit_cut() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF COALESCE(current_setting('mpesa_gateway.audit_cut', true), '') = '' THEN
+        RAISE EXCEPTION '% is append-only: only audit_cut() lets its beginning go', TG_TABLE_NAME
+            USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN COALESCE(NEW, OLD);
+END
+$$;
+
+-- Ends a statement that found other rows than the process which sent it had looked at: somebody was faster.
+CREATE FUNCTION written_as_expected(written bigint, expected bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    IF written <> expected THEN
+        RAISE EXCEPTION 'wrote % rows instead of %: somebody else was faster', written, expected
+            USING ERRCODE = 'MG001';
+    END IF;
+    RETURN written;
+END
+$$;
+
+-- For tables whose rows name another row: an AFTER trigger refuse_another_env('payment', 'payment_id') ends the
+-- statement where the row with that id is of another env.
+CREATE FUNCTION refuse_another_env() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    named uuid := to_jsonb(NEW) ->> TG_ARGV[1];
+    its text;
+BEGIN
+    IF named IS NOT NULL THEN
+        EXECUTE format('SELECT env FROM %I WHERE %I = $1', TG_ARGV[0], TG_ARGV[1]) INTO its USING named;
+        IF its IS DISTINCT FROM NEW.env THEN
+            RAISE EXCEPTION '% of % belongs to a % of %', TG_TABLE_NAME, NEW.env, TG_ARGV[0], its
+                USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- What was recorded at this moment or later is kept.
+CREATE FUNCTION audit_kept_since() RETURNS timestamptz LANGUAGE sql AS $$
+    SELECT CASE keep_days WHEN 0 THEN '-infinity' ELSE clock_timestamp() - make_interval(days => keep_days) END
+    FROM audit_policy
+$$;
+
+-- Adds an entry to the chain, and gives its number. The digest is that of the entry's JSON, as `Audit.verify` makes it.
+CREATE FUNCTION audit_write(
+    entry_id text, at timestamptz, merchant_id text, actor text, action text, subject_id text, detail text
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    previous record;
+    entry_number bigint;
+    content text;
+BEGIN
+    -- One chain means one writer at a time; the lock goes with the transaction.
+    PERFORM pg_advisory_xact_lock(6066773084971159533);
+    SELECT number, digest INTO previous FROM audit_entry ORDER BY number DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT number, digest INTO previous FROM audit_checkpoint;
+    END IF;
+    entry_number := COALESCE(previous.number, 0) + 1;
+    content := concat('[', entry_number,
+        ',', to_json(entry_id),
+        ',', to_json(to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+        ',', COALESCE(to_json(merchant_id)::text, 'null'),
+        ',', to_json(actor),
+        ',', to_json(action),
+        ',', COALESCE(to_json(subject_id)::text, 'null'),
+        ',', to_json(detail), ']');
+    INSERT INTO audit_entry (number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest)
+    VALUES (entry_number, entry_id, at, merchant_id, actor, action, subject_id, detail,
+        COALESCE(previous.digest, decode(repeat('00', 32), 'hex')),
+        sha256(COALESCE(previous.digest, decode(repeat('00', 32), 'hex')) || convert_to(content, 'UTF8')));
+    RETURN entry_number;
+END
+$$;
+
+-- The one way in which the role that runs the gateway adds an entry. What is let go, Postgres itself says.
+CREATE FUNCTION audit_append(
+    entry_id text, at timestamptz, merchant_id text, actor text, action text, subject_id text, detail text
+) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF action LIKE 'audit.%' THEN
+        RAISE EXCEPTION '% is written by audit_announce_cut() and `mpesa-gateway migrate` only', action
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN audit_write(entry_id, at, merchant_id, actor, action, subject_id, detail);
+END
+$$;
+
+-- Says in the log which unbroken stretch from its beginning has been kept long enough; gives the last number of it, and
+-- NULL where there is nothing new to say.
+CREATE FUNCTION audit_announce_cut(entry_id text) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    days integer;
+    before timestamptz;
+    young bigint;
+    last_old record;
+    announced bigint;
+BEGIN
+    SELECT keep_days INTO STRICT days FROM audit_policy;
+    IF days = 0 THEN
+        RETURN NULL;
+    END IF;
+    before := audit_kept_since();
+    SELECT number INTO young FROM audit_entry WHERE recorded_at >= before ORDER BY number LIMIT 1;
+    SELECT number, digest INTO last_old FROM audit_entry
+    WHERE number < COALESCE(young, 9223372036854775807) ORDER BY number DESC LIMIT 1;
+    IF last_old.number IS NULL THEN
+        RETURN NULL;
+    END IF;
+    PERFORM pg_advisory_xact_lock(6066773084971159533);
+    SELECT (detail::jsonb ->> 'through')::bigint INTO announced FROM audit_entry
+    WHERE action = 'audit.cut' ORDER BY number DESC LIMIT 1;
+    IF announced >= last_old.number THEN
+        RETURN NULL;
+    END IF;
+    PERFORM audit_write(entry_id, clock_timestamp(), NULL, 'retention', 'audit.cut', NULL,
+        format('{"before":"%s","days":%s,"digest":"%s","through":%s}',
+            to_char(before AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), days,
+            encode(last_old.digest, 'hex'), last_old.number));
+    RETURN last_old.number;
+END
+$$;
+
+-- The one way in which entries go: the oldest, up to the one that the log's own newest entry about a cut names.
+CREATE FUNCTION audit_cut() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    through bigint;
+    since timestamptz := audit_kept_since();
+    last_gone bigint;
+    is_young boolean;
+    gone bigint := 0;
+BEGIN
+    SELECT (detail::jsonb ->> 'through')::bigint INTO through FROM audit_entry
+    WHERE action = 'audit.cut' ORDER BY number DESC LIMIT 1;
+    -- One at a time; whoever comes second finds nothing to do.
+    IF through IS NULL OR NOT pg_try_advisory_xact_lock(hashtextextended('mpesa_gateway.audit_cut', 0)) THEN
+        RETURN 0;
+    END IF;
+    SELECT max(number), bool_or(recorded_at >= since) INTO last_gone, is_young
+    FROM (SELECT number, recorded_at FROM audit_entry WHERE number <= through ORDER BY number LIMIT 500) oldest;
+    IF last_gone IS NULL OR is_young THEN
+        RETURN 0;
+    END IF;
+    PERFORM set_config('mpesa_gateway.audit_cut', last_gone::text, true);
+    INSERT INTO audit_checkpoint (number, digest) SELECT number, digest FROM audit_entry WHERE number = last_gone
+    ON CONFLICT (is_the_only_one) DO UPDATE SET number = excluded.number, digest = excluded.digest;
+    DELETE FROM audit_entry WHERE number <= last_gone;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    PERFORM set_config('mpesa_gateway.audit_cut', '', true);
+    RETURN gone;
+END
+$$;
+
+-- Whoever writes the table itself, as its owner can: the time is Postgres', and what is young is neither announced nor
+-- let go. An owner can switch triggers off, and so can a superuser; nobody else can.
+CREATE FUNCTION audit_entry_comes() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    since timestamptz := audit_kept_since();
+BEGIN
+    NEW.recorded_at := clock_timestamp();
+    IF NEW.action = 'audit.cut' AND EXISTS (
+        SELECT FROM audit_entry
+        WHERE number <= (NEW.detail::jsonb ->> 'through')::bigint AND recorded_at >= since
+    ) THEN
+        RAISE EXCEPTION 'what was recorded within retention.audit_days is not let go'
+            USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION audit_entry_goes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF COALESCE(current_setting('mpesa_gateway.audit_cut', true), '') = '' OR OLD.recorded_at >= audit_kept_since() THEN
+        RAISE EXCEPTION '% is append-only: only audit_cut() lets its beginning go', TG_TABLE_NAME
+            USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN OLD;
+END
+$$;
+
+CREATE TRIGGER merchant_told AFTER DELETE OR UPDATE OF is_active, envs ON merchant
+    FOR EACH ROW
+    EXECUTE FUNCTION tell_change('merchant', 'merchant_id');
+
+CREATE TRIGGER api_key_told AFTER DELETE
+    OR UPDATE OF merchant_id, digest, env, scopes, expires_at, revoked_at ON api_key
+    FOR EACH ROW
+    EXECUTE FUNCTION tell_change('api_key', 'key_id');
+
+CREATE TRIGGER idempotency_key_settled_for_good AFTER UPDATE OF state ON idempotency_key
+    FOR EACH ROW WHEN (OLD.state = 'settled' AND NEW.state = 'released')
+    EXECUTE FUNCTION refuse_rewriting('a settled key', 'free again, it would send a second time');
+CREATE TRIGGER idempotency_key_one_subject AFTER UPDATE OF merchant_id, env, key, operation, fingerprint,
+    subject_id ON idempotency_key
+    FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env
+    OR OLD.key IS DISTINCT FROM NEW.key OR OLD.operation IS DISTINCT FROM NEW.operation
+    OR OLD.fingerprint IS DISTINCT FROM NEW.fingerprint OR OLD.subject_id IS DISTINCT FROM NEW.subject_id)
+    EXECUTE FUNCTION refuse_rewriting('what a key stands for', 'one key, one payment');
+
+CREATE TRIGGER event_not_deleted BEFORE DELETE ON event
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER event_never_emptied BEFORE TRUNCATE ON event
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER event_append_only BEFORE UPDATE OF event_id, kind, merchant_id, env, subject_id, occurred_at,
+    is_public ON event
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
+
+CREATE TRIGGER audit_entry_never_emptied BEFORE TRUNCATE ON audit_entry
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_entry_append_only BEFORE UPDATE ON audit_entry
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_entry_comes BEFORE INSERT ON audit_entry
+    FOR EACH ROW
+    EXECUTE FUNCTION audit_entry_comes();
+CREATE TRIGGER audit_entry_not_deleted BEFORE DELETE ON audit_entry
+    FOR EACH ROW
+    EXECUTE FUNCTION audit_entry_goes();
+
+CREATE TRIGGER audit_checkpoint_not_written BEFORE INSERT OR DELETE OR UPDATE ON audit_checkpoint
+    FOR EACH ROW
+    EXECUTE FUNCTION refuse_change_but_by_audit_cut();
+CREATE TRIGGER audit_checkpoint_never_emptied BEFORE TRUNCATE ON audit_checkpoint
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION refuse_change();
+
+INSERT INTO audit_policy (keep_days, least_days) VALUES (2557, 2557);
+
+DO $$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN
+        SELECT oid::regprocedure AS name FROM pg_proc
+        WHERE pronamespace = current_schema()::regnamespace AND proname IN (
+            'audit_kept_since', 'audit_write', 'audit_append', 'audit_announce_cut', 'audit_cut', 'audit_entry_comes',
+            'audit_entry_goes', 'refuse_another_env')
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', each.name, current_schema());
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', each.name);
+    END LOOP;
+END
+$$;

@@ -1,11 +1,11 @@
 CREATE TABLE callback (
-    callback_id text COLLATE "C" PRIMARY KEY,
-    kind text NOT NULL CHECK (kind IN ('stk')),
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
+    callback_id uuid PRIMARY KEY,
+    kind text NOT NULL,
+    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32) UNIQUE,
     received_at timestamptz NOT NULL,
     source text NOT NULL,
     env text CHECK (env IN ('sandbox', 'live')),
-    subject_id text COLLATE "C" NOT NULL,
+    subject_id uuid,
     handle text NOT NULL,
     result_code text NOT NULL,
     body text NOT NULL,
@@ -14,21 +14,49 @@ CREATE TABLE callback (
     applied_at timestamptz,
     tries integer NOT NULL DEFAULT 0,
     due_at timestamptz,
-    CHECK ((verdict = 'applied') = (applied_at IS NOT NULL)),
-    CHECK ((verdict = 'waiting') = (due_at IS NOT NULL)),
-    UNIQUE (fingerprint)
+    merchant_id uuid,
+    signature text NOT NULL DEFAULT 'none' CHECK (signature IN ('none', 'verified')),
+    body_bytes bytea,
+    CONSTRAINT callback_check CHECK ((verdict = 'applied') = (applied_at IS NOT NULL)),
+    CONSTRAINT callback_check1 CHECK ((verdict = 'waiting') = (due_at IS NOT NULL)),
+    CONSTRAINT callback_counts_check CHECK (repeats >= 0 AND tries >= 0),
+    CONSTRAINT callback_env_is_its_tokens CHECK ((subject_id IS NULL) = (env IS NULL)),
+    CONSTRAINT callback_merchant_is_its_tokens CHECK (subject_id IS NOT NULL OR merchant_id IS NULL)
 );
-CREATE INDEX callback_subject ON callback (subject_id, received_at) WHERE subject_id <> '';
+CREATE INDEX callback_subject ON callback (subject_id, received_at) WHERE subject_id IS NOT NULL;
 CREATE INDEX callback_handle ON callback (handle, received_at) WHERE handle <> '';
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
-CREATE INDEX callback_received ON callback (received_at DESC, callback_id DESC);
+CREATE INDEX callback_unapplied ON callback (received_at DESC, callback_id DESC) WHERE verdict <> 'applied';
+CREATE INDEX callback_newest ON callback (env, received_at DESC, callback_id DESC);
 
 CREATE TABLE refused_callback (
-    refused_id text COLLATE "C" PRIMARY KEY,
-    kind text NOT NULL,
+    refused_id uuid PRIMARY KEY,
+    kind text NOT NULL CHECK (kind <> ''),
     at timestamptz NOT NULL,
     source text NOT NULL,
     reason text NOT NULL,
-    body text NOT NULL CHECK (length(body) <= 2048)
+    body text NOT NULL CHECK (length(body) <= 2048),
+    merchant_id uuid,
+    subject_id uuid,
+    env text CHECK (env IN ('sandbox', 'live')),
+    original text,
+    signature text,
+    replayed_at timestamptz,
+    callback_id uuid REFERENCES callback,
+    body_bytes bytea,
+    is_trusted boolean NOT NULL DEFAULT false,
+    cut_length bigint,
+    cut_read bigint,
+    cut_sha256 bytea,
+    was_forwarded boolean NOT NULL DEFAULT false,
+    CONSTRAINT refused_callback_cut_counts CHECK (cut_read >= 0 AND cut_length >= cut_read AND length(cut_sha256) = 32),
+    CONSTRAINT refused_callback_cut_is_whole CHECK (num_nulls(cut_length, cut_read, cut_sha256) IN (0, 3)),
+    CONSTRAINT refused_callback_says_why CHECK (reason <> '')
 );
 CREATE INDEX refused_callback_at ON refused_callback (at DESC, refused_id DESC);
+CREATE INDEX refused_callback_merchant ON refused_callback (merchant_id, at DESC, refused_id DESC);
+CREATE INDEX refused_callback_became ON refused_callback (callback_id) WHERE callback_id IS NOT NULL;
+CREATE INDEX refused_callback_subject ON refused_callback (subject_id) WHERE subject_id IS NOT NULL;
+CREATE INDEX refused_callback_of_strangers ON refused_callback (at DESC, refused_id DESC) WHERE NOT is_trusted;
+CREATE INDEX refused_callback_unread ON refused_callback (at DESC, refused_id DESC)
+    WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind');

@@ -1,5 +1,5 @@
 CREATE TABLE pull_registration (
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,
     response_code text NOT NULL,
@@ -9,8 +9,8 @@ CREATE TABLE pull_registration (
 );
 
 CREATE TABLE reconciliation_run (
-    run_id text COLLATE "C" PRIMARY KEY,
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    run_id uuid PRIMARY KEY,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,
     cause text NOT NULL CHECK (cause IN ('cron', 'manual')),
@@ -29,23 +29,29 @@ CREATE TABLE reconciliation_run (
     error text,
     started_at timestamptz NOT NULL,
     finished_at timestamptz,
-    CHECK (window_start < window_end),
-    CHECK ((status = 'running') = (finished_at IS NULL)),
-    CHECK ((status = 'running') = (lease_until IS NOT NULL)),
-    CHECK ((status = 'failed') = (error IS NOT NULL))
+    receiver_id uuid NOT NULL REFERENCES receiver,
+    CONSTRAINT reconciliation_run_check CHECK (window_start < window_end),
+    CONSTRAINT reconciliation_run_check1 CHECK ((status = 'running') = (finished_at IS NULL)),
+    CONSTRAINT reconciliation_run_check2 CHECK ((status = 'running') = (lease_until IS NOT NULL)),
+    CONSTRAINT reconciliation_run_check3 CHECK ((status = 'failed') = (error IS NOT NULL)),
+    CONSTRAINT reconciliation_run_counts_check
+        CHECK (LEAST(pages, lines, malformed, already_known, recovered, not_found, mismatched, ambiguous) >= 0
+        AND (((((already_known + recovered) + not_found) + mismatched) + ambiguous) <= lines))
 );
-CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (merchant_id) WHERE status = 'running';
-CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, started_at DESC, run_id DESC);
-CREATE INDEX reconciliation_run_reached ON reconciliation_run (merchant_id, window_end DESC) WHERE status = 'completed';
+CREATE INDEX reconciliation_run_reached_by_cron ON reconciliation_run (merchant_id, env, shortcode, window_end DESC)
+    WHERE status = 'completed' AND cause = 'cron';
+CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (receiver_id, (CASE env
+    WHEN 'live' THEN receiver_id ELSE merchant_id END)) WHERE status = 'running';
+CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, started_at DESC, run_id DESC);
 
 CREATE TABLE statement_line (
-    line_id text COLLATE "C" PRIMARY KEY,
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    line_id uuid PRIMARY KEY,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,
-    receipt text COLLATE "C" NOT NULL,
+    receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     moments timestamptz[] NOT NULL CHECK (cardinality(moments) BETWEEN 1 AND 2),
-    amount integer,
+    amount integer CHECK (amount >= 0),
     amount_text text NOT NULL,
     phone text,
     reference text,
@@ -53,22 +59,44 @@ CREATE TABLE statement_line (
     organisation text,
     finding text NOT NULL DEFAULT 'new'
         CHECK (finding IN ('new', 'already_known', 'recovered', 'not_found', 'mismatched', 'ambiguous')),
-    payment_id text COLLATE "C" REFERENCES payment,
-    check_id text COLLATE "C",
+    payment_id uuid REFERENCES payment,
+    check_id uuid,
     created_at timestamptz NOT NULL,
     settled_at timestamptz,
-    CHECK ((payment_id IS NOT NULL) = (finding IN ('already_known', 'recovered', 'mismatched'))),
+    set_aside_at timestamptz,
+    set_aside_by text,
+    set_aside_reason text,
+    asked_at timestamptz,
+    is_timed boolean NOT NULL DEFAULT true,
+    zone text CHECK (zone IN ('eat', 'utc')),
+    answered_at timestamptz,
+    is_to_us boolean,
+    is_of_till boolean NOT NULL DEFAULT false,
+    CONSTRAINT statement_line_check
+        CHECK ((payment_id IS NOT NULL) = (finding IN ('already_known', 'recovered', 'mismatched'))),
+    CONSTRAINT statement_line_set_aside_says_why
+        CHECK ((num_nulls(set_aside_at, set_aside_by, set_aside_reason) IN (0, 3)) AND set_aside_reason <> ''),
+    CONSTRAINT statement_line_settled_with_its_payment CHECK ((settled_at IS NULL) = (payment_id IS NULL)),
     UNIQUE (merchant_id, env, receipt)
 );
-CREATE INDEX statement_line_open ON statement_line (merchant_id, env, amount)
-    WHERE finding IN ('new', 'not_found', 'ambiguous');
 CREATE INDEX statement_line_payment ON statement_line (payment_id) WHERE payment_id IS NOT NULL;
+CREATE INDEX statement_line_phone ON statement_line (merchant_id, phone) WHERE payment_id IS NULL AND phone IS NOT NULL;
+CREATE INDEX statement_line_unresolved ON statement_line (merchant_id, env, created_at DESC, line_id DESC)
+    WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
+CREATE INDEX statement_line_zone ON statement_line (env, shortcode, line_id DESC) WHERE zone IS NOT NULL;
+CREATE INDEX statement_line_unallocated ON statement_line (env, shortcode, amount, created_at)
+    WHERE finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL;
 
 CREATE TABLE reconciliation_line (
-    run_id text COLLATE "C" NOT NULL REFERENCES reconciliation_run,
-    line_id text COLLATE "C" NOT NULL REFERENCES statement_line,
+    run_id uuid NOT NULL REFERENCES reconciliation_run,
+    line_id uuid NOT NULL REFERENCES statement_line,
     finding text NOT NULL
         CHECK (finding IN ('new', 'already_known', 'recovered', 'not_found', 'mismatched', 'ambiguous')),
     PRIMARY KEY (run_id, line_id)
 );
 CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding, line_id);
+CREATE INDEX reconciliation_line_line ON reconciliation_line (line_id);
+
+CREATE TRIGGER statement_line_env_is_its_payments AFTER INSERT OR UPDATE OF env, payment_id ON statement_line
+    FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL)
+    EXECUTE FUNCTION refuse_another_env('payment', 'payment_id');

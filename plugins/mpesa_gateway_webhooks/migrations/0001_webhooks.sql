@@ -1,6 +1,6 @@
 CREATE TABLE webhook_endpoint (
-    endpoint_id text COLLATE "C" PRIMARY KEY,
-    merchant_id text COLLATE "C" NOT NULL REFERENCES merchant,
+    endpoint_id uuid PRIMARY KEY,
+    merchant_id uuid NOT NULL REFERENCES merchant,
     url text NOT NULL CHECK (length(url) <= 2048),
     secret text NOT NULL,
     previous_secret text,
@@ -12,18 +12,23 @@ CREATE TABLE webhook_endpoint (
     last_failure_at timestamptz,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
-    CHECK ((previous_secret IS NULL) = (previous_until IS NULL))
+    env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    CONSTRAINT webhook_endpoint_check CHECK ((previous_secret IS NULL) = (previous_until IS NULL)),
+    CONSTRAINT webhook_endpoint_secrets_are_sealed CHECK (secret LIKE 'v1.%'
+        AND COALESCE(previous_secret LIKE 'v1.%', true)),
+    CONSTRAINT webhook_endpoint_url_is_web CHECK (url ~ '^https?://'),
+    CONSTRAINT webhook_endpoint_of_its_env UNIQUE (endpoint_id, env)
 );
-CREATE UNIQUE INDEX webhook_endpoint_active ON webhook_endpoint (merchant_id) WHERE is_active;
+CREATE UNIQUE INDEX webhook_endpoint_active ON webhook_endpoint (merchant_id, env) WHERE is_active;
 
 CREATE TABLE delivery (
-    delivery_id text COLLATE "C" PRIMARY KEY,
-    event_id text COLLATE "C" NOT NULL REFERENCES event,
-    endpoint_id text COLLATE "C" NOT NULL REFERENCES webhook_endpoint,
-    merchant_id text COLLATE "C" NOT NULL,
+    delivery_id uuid PRIMARY KEY,
+    event_id uuid NOT NULL REFERENCES event,
+    endpoint_id uuid,
+    merchant_id uuid NOT NULL,
     event_type text NOT NULL,
-    payment_id text COLLATE "C" NOT NULL,
-    status text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'delivered', 'dead', 'cancelled')),
+    payment_id uuid NOT NULL,
+    status text NOT NULL DEFAULT 'pending' CHECK (status IN ('waiting', 'pending', 'delivered', 'dead', 'cancelled')),
     attempts integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     tried integer NOT NULL DEFAULT 0 CHECK (tried >= 0),
     due_at timestamptz,
@@ -33,25 +38,36 @@ CREATE TABLE delivery (
     last_error text,
     created_at timestamptz NOT NULL,
     delivered_at timestamptz,
-    UNIQUE (event_id, endpoint_id),
-    CHECK ((status = 'pending') = (due_at IS NOT NULL)),
-    CHECK (status <> 'delivered' OR delivered_at IS NOT NULL)
+    env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    CONSTRAINT delivery_check CHECK ((status = 'pending') = (due_at IS NOT NULL)),
+    CONSTRAINT delivery_leased_while_pending CHECK (leased_until IS NULL OR status = 'pending'),
+    CONSTRAINT delivery_pending_to_an_endpoint CHECK (status <> 'pending' OR endpoint_id IS NOT NULL),
+    CONSTRAINT delivery_was_taken CHECK (((status = 'delivered') = (delivered_at IS NOT NULL))
+        AND (status <> 'delivered' OR ((last_status BETWEEN 200 AND 299)))),
+    CONSTRAINT delivery_endpoint_of_its_env
+        FOREIGN KEY (endpoint_id, env) REFERENCES webhook_endpoint(endpoint_id, env),
+    UNIQUE (event_id, endpoint_id)
 );
 CREATE INDEX delivery_due ON delivery (due_at) WHERE status = 'pending';
 CREATE INDEX delivery_owed ON delivery (endpoint_id, due_at) WHERE status = 'pending';
-CREATE INDEX delivery_merchant ON delivery (merchant_id, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_merchant_status ON delivery (merchant_id, status, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_merchant_type ON delivery (merchant_id, event_type, created_at DESC, delivery_id DESC);
 CREATE INDEX delivery_payment ON delivery (payment_id, created_at DESC, delivery_id DESC);
+CREATE INDEX delivery_merchant ON delivery (merchant_id, env, created_at DESC, delivery_id DESC);
+CREATE INDEX delivery_merchant_status ON delivery (merchant_id, env, status, created_at DESC, delivery_id DESC);
+CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, created_at DESC, delivery_id DESC);
+CREATE INDEX delivery_waiting ON delivery (merchant_id, env, created_at) WHERE status = 'waiting';
 
 CREATE TABLE attempt (
-    attempt_id text COLLATE "C" PRIMARY KEY,
-    delivery_id text COLLATE "C" NOT NULL REFERENCES delivery,
+    attempt_id uuid PRIMARY KEY,
+    delivery_id uuid NOT NULL REFERENCES delivery,
     at timestamptz NOT NULL,
     status integer,
-    ms integer,
+    ms integer CHECK (ms >= 0),
     error text,
     answer text NOT NULL DEFAULT '' CHECK (length(answer) <= 1024),
-    CHECK ((status IS NULL) = (error IS NOT NULL))
+    CONSTRAINT attempt_check CHECK ((status IS NULL) = (error IS NOT NULL))
 );
 CREATE INDEX attempt_delivery ON attempt (delivery_id, at, attempt_id);
+
+CREATE TRIGGER webhook_endpoint_stays_in_its_env AFTER UPDATE OF merchant_id, env ON webhook_endpoint
+    FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env)
+    EXECUTE FUNCTION refuse_rewriting('whose endpoint it is', 'set another one');

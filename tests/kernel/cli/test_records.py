@@ -60,7 +60,7 @@ async def _share(url: str, owner_id: str, user_id: str) -> None:
         "INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey, "
         "is_default, created_at, updated_at) "
         "SELECT 'shc_' || merchant_id, merchant_id, 'live', 'rcv_1', 'v1.a', 'v1.a', 'v1.a', true, now(), now() "
-        "FROM unnest($1::text[]) AS merchant_id",
+        "FROM unnest($1::uuid[]) AS merchant_id",
         [owner_id, user_id],
     )
     await connection.close()

@@ -342,7 +342,7 @@ SELECT to_jsonb(payment) - ARRAY['payment_id', 'idempotency_key', 'merchant_requ
         WHERE payment_step.payment_id = payment.payment_id ORDER BY number) AS steps,
     ARRAY(SELECT kind FROM event WHERE subject_id = payment.payment_id ORDER BY kind) AS events,
     ARRAY(SELECT event_type FROM delivery WHERE delivery.payment_id = payment.payment_id ORDER BY event_type) AS owed
-FROM payment WHERE payment_id = ANY($1::text[]) ORDER BY payment_id
+FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id
 """
 
 
@@ -418,5 +418,5 @@ async def test_a_callback_with_the_handle_of_another_payment_is_refused(town: To
 
     with pytest.raises(AnotherSubject):
         await take()
-    rows = await db.fetch("SELECT DISTINCT status FROM payment WHERE payment_id = ANY($1::text[])", [known, unknown])
+    rows = await db.fetch("SELECT DISTINCT status FROM payment WHERE payment_id = ANY($1::uuid[])", [known, unknown])
     assert [row["status"] for row in rows] == ["pending"]

@@ -27,7 +27,7 @@ FROM event JOIN webhook_endpoint USING (merchant_id)
 RETURNING delivery_id
 """
 
-NOT_DELIVERED = "SELECT count(*) FROM delivery WHERE delivery_id = ANY($1::text[]) AND status <> 'delivered'"
+NOT_DELIVERED = "SELECT count(*) FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status <> 'delivered'"
 
 
 async def owe(gateway: Gateway, api: Api, count: int, letter: str, *, ago: float = 1.0) -> list[str]:

@@ -1,1 +1,0 @@
-ALTER TABLE status_check ADD COLUMN reference text COLLATE "C";

@@ -1,2 +1,0 @@
--- payment_newest does what it did.
-DROP INDEX CONCURRENTLY IF EXISTS payment_merchant;
