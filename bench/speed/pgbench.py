@@ -56,7 +56,7 @@ def create_script(merchant_id: str) -> str:
         expires_at=due,
         asked_at=_one("now()", "timestamptz"),
         operation=_one("'payments.request'"),
-        shortcode_id=_one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
+        shortcode_id=_one(f"(SELECT shortcode_id FROM shortcode WHERE merchant_id = '{merchant_id}' ORDER BY shortcode_id LIMIT 1)"),  # noqa: S608 - an id of ours
     )
     insert = _filled(sql, given)
     marked = _filled(payments.SENDING, [_one(payment_id), _one("1", "integer")])

@@ -45,7 +45,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     receipt, result_code, result_desc, failure_reason, refunded, due_at, expires_at, created_at, updated_at,
     completed_at)
 SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), amount, 'KES',
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), amount, 'KES',
     '2547' || lpad(((n * 7919) % 200000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN upper(lpad(to_hex(n), 12, 'X')) ELSE 'ORDER' || n % 50000 END, n % 10 < 7, 'Payment',
     jsonb_build_object('order', n::text), 'seed-' || n, status, 'accepted', 'm-seed-' || n, 'ws_CO_seed' || n,
@@ -116,7 +116,7 @@ WITH made AS (
         reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id,
         due_at, expires_at, created_at, updated_at)
     SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254708374149', 'R' || n, false,
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254708374149', 'R' || n, false,
         'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
         now() + interval '1 day', now(), now()
     FROM generate_series(1, $3::bigint) AS n

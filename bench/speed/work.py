@@ -26,7 +26,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id, due_at,
     expires_at, created_at, updated_at)
 SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254708374149',
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254708374149',
     $3 || lpad(n::text, 5, '0'), true, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n,
     now() + interval '1 day', now() + interval '1 day', now(), now()
 FROM generate_series(1, $4::bigint) AS n

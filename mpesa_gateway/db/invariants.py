@@ -24,7 +24,7 @@ INVARIANTS = (
         name="subscribers_are_called",
         sentence="No subscriber of an event waits to be called",
         sql="""
-            SELECT event_id || ' ' || subscriber FROM event_task
+            SELECT id_text(event_id) || ' ' || subscriber FROM event_task
             WHERE done_at IS NULL AND due_at < $1 AND (leased_until IS NULL OR leased_until < $1)
         """,
         grace=timedelta(minutes=10),

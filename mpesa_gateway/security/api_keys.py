@@ -24,7 +24,7 @@ from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
 log = structlog.get_logger(__name__)
 
-_KEY = re.compile(r"sk_(live|test)_([0-9a-z]{16})([0-9a-z]{32})\Z", re.ASCII)
+_KEY = re.compile(r"sk_(live|test)_([0-9a-z]{26})([0-9a-z]{22})\Z", re.ASCII)
 _TOUCH_EVERY = timedelta(minutes=1)
 
 _MOST = 10_000
@@ -95,10 +95,10 @@ class ApiKeys:
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, Secret]:
         """A new key and its secret, which is shown now or never. Raises NotFound without such a merchant."""
-        handle = base32(int.from_bytes(self._ids.token(10), "big"), 16)
-        text = key_prefix(env) + handle + base32(int.from_bytes(self._ids.token(20), "big"), 32)
+        key_id = self._ids.new("key")
+        text = key_prefix(env) + key_id.removeprefix("key_") + base32(int.from_bytes(self._ids.token(14), "big"), 22)
         key = ApiKey(
-            key_id=f"key_{handle}",
+            key_id=key_id,
             merchant_id=merchant_id,
             name=name,
             env=env,

@@ -84,10 +84,10 @@ INVARIANTS = (
         sql="""
             SELECT payment_id FROM payment
             WHERE status IN ('pending', 'failed') AND mismatch IS NULL AND claim IS NULL
-                AND (EXISTS (SELECT 1 FROM callback WHERE subject_id = payment_id AND subject_id <> ''
+                AND (EXISTS (SELECT 1 FROM callback WHERE subject_id = payment_id
                         AND kind = 'stk' AND result_code = '0' AND verdict = 'applied')
                     OR EXISTS (SELECT 1 FROM callback WHERE handle = checkout_request_id AND handle <> ''
-                        AND subject_id = '' AND kind = 'stk' AND result_code = '0' AND verdict = 'applied'))
+                        AND subject_id IS NULL AND kind = 'stk' AND result_code = '0' AND verdict = 'applied'))
                 AND NOT EXISTS (SELECT 1 FROM payment_step WHERE payment_step.payment_id = payment.payment_id
                     AND payment_step.kind = 'unconfirmed')
         """,
@@ -112,7 +112,7 @@ INVARIANTS = (
                     = (payment.merchant_id, payment.env, payment.idempotency_key)
             WHERE idempotency_key.subject_id <> payment.payment_id AND operation IN ('', 'payment')
             UNION ALL
-            SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'pay~_%' ESCAPE '~'
+            SELECT subject_id FROM idempotency_key WHERE has_prefix(subject_id, 'pay')
                 AND NOT EXISTS (SELECT 1 FROM payment WHERE payment_id = subject_id)
         """,
     ),

@@ -67,7 +67,7 @@ INVARIANTS = (
             WHERE subject_id <> refund_id OR (reversal IN ('accepted', 'unknown', 'refused') AND state <> 'settled')
                 OR (state = 'released' AND reversal <> 'unsent')
             UNION ALL
-            SELECT subject_id FROM idempotency_key WHERE subject_id LIKE 'rfd~_%' ESCAPE '~'
+            SELECT subject_id FROM idempotency_key WHERE has_prefix(subject_id, 'rfd')
                 AND NOT EXISTS (SELECT 1 FROM refund WHERE refund_id = subject_id)
         """,
     ),

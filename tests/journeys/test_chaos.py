@@ -230,8 +230,8 @@ NAMES = {
     "told": """(SELECT event_id FROM event WHERE kind = 'payment.completed' AND subject_id =
         (SELECT payment_id FROM payment WHERE status = 'completed' ORDER BY payment_id LIMIT 1))""",
     "push": "(SELECT min(checkout_request_id) FROM sim_push)",
-    "callback": "(SELECT min(callback_id) FROM callback)",
-    "run": "(SELECT min(run_id) FROM reconciliation_run)",
+    "callback": "(SELECT callback_id FROM callback ORDER BY callback_id LIMIT 1)",
+    "run": "(SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)",
 }
 """Rows that the forgeries below speak of."""
 

@@ -186,7 +186,7 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
             "delivery_id": delivery["id"],
             "event_id": delivery["event_id"],
             "callback_id": await gateway.db.fetchval(
-                "SELECT max(callback_id) FROM callback WHERE merchant_id = $1", me["id"]
+                "SELECT callback_id FROM callback WHERE merchant_id = $1 ORDER BY callback_id DESC LIMIT 1", me["id"]
             ),
             "proof": payment["receipt"],
             "phone": phone,

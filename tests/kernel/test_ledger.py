@@ -20,7 +20,7 @@ pytestmark = pytest.mark.as_owner
 BENDINGS = {
     "kernel.subscribers_are_called": """
         INSERT INTO event_task (event_id, subscriber, due_at) VALUES ('evt_1', 'me', now() - interval '11 minutes')
-        RETURNING event_id || ' ' || subscriber
+        RETURNING id_text(event_id) || ' ' || subscriber
     """,
     "kernel.audit_chain": """
         UPDATE audit_entry SET actor = 'nobody' WHERE number = 2 RETURNING 'audit entry 2 was changed or removed'

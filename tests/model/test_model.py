@@ -170,7 +170,7 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
             started_at, lease_until, receiver_id)
         SELECT 'run_1', merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour', created_at,
-            created_at, (SELECT min(receiver_id) FROM receiver) FROM refund
+            created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
     """,
     "stuck: a callback that nobody has used": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL

@@ -16,6 +16,14 @@ CREATE FUNCTION id_uuid(id text) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARA
         FROM generate_series(5, 30) AS place
     ) AS each, generate_series(0, 31) AS place
 $$;
+-- What the tables store: an id of ours, and in a primary key one with the table's prefix.
+CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT get_byte(uuid_send(id), 6) BETWEEN 1 AND 127
+$$;
+CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT get_byte(uuid_send(id), 6) << 8 | get_byte(uuid_send(id), 7)
+        = (ascii(prefix) & 31) << 10 | (ascii(substr(prefix, 2)) & 31) << 5 | (ascii(substr(prefix, 3)) & 31)
+$$;
 
 CREATE TABLE gateway_secret (
     name text PRIMARY KEY,
@@ -25,7 +33,7 @@ CREATE TABLE gateway_secret (
 );
 
 CREATE TABLE merchant (
-    merchant_id uuid PRIMARY KEY,
+    merchant_id uuid PRIMARY KEY CHECK (has_prefix(merchant_id, 'mer')),
     name text NOT NULL CHECK (name <> ''),
     is_active boolean NOT NULL DEFAULT true,
     created_at timestamptz NOT NULL,
@@ -35,7 +43,7 @@ CREATE TABLE merchant (
 CREATE INDEX merchant_live ON merchant (merchant_id) WHERE 'live' = ANY (envs);
 
 CREATE TABLE api_key (
-    key_id uuid PRIMARY KEY,
+    key_id uuid PRIMARY KEY CHECK (has_prefix(key_id, 'key')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     name text NOT NULL,
     digest bytea NOT NULL CHECK (length(digest) = 32),
@@ -53,7 +61,7 @@ CREATE TABLE idempotency_key (
     key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
     state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
-    subject_id uuid NOT NULL,
+    subject_id uuid NOT NULL CHECK (is_id(subject_id)),
     leased_until timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -63,10 +71,10 @@ CREATE TABLE idempotency_key (
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
 CREATE TABLE event (
-    event_id uuid PRIMARY KEY,
+    event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
     merchant_id uuid REFERENCES merchant,
-    subject_id uuid,
+    subject_id uuid CHECK (is_id(subject_id)),
     occurred_at timestamptz NOT NULL,
     is_public boolean NOT NULL,
     payload jsonb NOT NULL CHECK (jsonb_typeof(payload) = 'object'),

@@ -1,5 +1,5 @@
 CREATE TABLE receiver (
-    receiver_id uuid PRIMARY KEY,
+    receiver_id uuid PRIMARY KEY CHECK (has_prefix(receiver_id, 'rcv')),
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     number text COLLATE "C" NOT NULL CHECK (number ~ '^[0-9]{5,7}$'),
     kind text NOT NULL CHECK (kind IN ('paybill', 'till')),
@@ -11,7 +11,7 @@ CREATE TABLE receiver (
 );
 
 CREATE TABLE shortcode (
-    shortcode_id uuid PRIMARY KEY,
+    shortcode_id uuid PRIMARY KEY CHECK (has_prefix(shortcode_id, 'shc')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     provider text NOT NULL DEFAULT 'mpesa' CHECK (provider = 'mpesa'),

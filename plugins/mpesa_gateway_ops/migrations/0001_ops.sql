@@ -1,5 +1,5 @@
 CREATE TABLE ops_operator (
-    operator_id uuid PRIMARY KEY,
+    operator_id uuid PRIMARY KEY CHECK (has_prefix(operator_id, 'opr')),
     name text COLLATE "C" NOT NULL CHECK ((length(name) BETWEEN 1 AND 64) AND (name = lower(name))) UNIQUE,
     password_hash text NOT NULL,
     is_active boolean NOT NULL DEFAULT true,
@@ -19,7 +19,7 @@ CREATE INDEX ops_session_operator ON ops_session (operator_id);
 CREATE INDEX ops_session_expiry ON ops_session (expires_at);
 
 CREATE TABLE ops_note (
-    note_id uuid PRIMARY KEY,
+    note_id text COLLATE "C" PRIMARY KEY,
     owner text COLLATE "C" NOT NULL,
     sealed text NOT NULL,
     created_at timestamptz NOT NULL

@@ -1,5 +1,5 @@
 CREATE TABLE payment (
-    payment_id uuid PRIMARY KEY,
+    payment_id uuid PRIMARY KEY CHECK (has_prefix(payment_id, 'pay')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     provider text NOT NULL CHECK (provider = 'mpesa'),
@@ -111,7 +111,7 @@ CREATE UNIQUE INDEX payment_step_change ON payment_step (payment_id, (CASE
     END)) WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed');
 
 CREATE TABLE status_check (
-    check_id uuid PRIMARY KEY,
+    check_id uuid PRIMARY KEY CHECK (has_prefix(check_id, 'chk')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,

@@ -9,7 +9,7 @@ CREATE TABLE pull_registration (
 );
 
 CREATE TABLE reconciliation_run (
-    run_id uuid PRIMARY KEY,
+    run_id uuid PRIMARY KEY CHECK (has_prefix(run_id, 'run')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,
@@ -45,7 +45,7 @@ CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (rece
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, started_at DESC, run_id DESC);
 
 CREATE TABLE statement_line (
-    line_id uuid PRIMARY KEY,
+    line_id uuid PRIMARY KEY CHECK (has_prefix(line_id, 'lin')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     shortcode text NOT NULL,
@@ -60,7 +60,7 @@ CREATE TABLE statement_line (
     finding text NOT NULL DEFAULT 'new'
         CHECK (finding IN ('new', 'already_known', 'recovered', 'not_found', 'mismatched', 'ambiguous')),
     payment_id uuid REFERENCES payment,
-    check_id uuid,
+    check_id uuid CHECK (is_id(check_id)),
     created_at timestamptz NOT NULL,
     settled_at timestamptz,
     set_aside_at timestamptz,

@@ -1,5 +1,5 @@
 CREATE TABLE refund (
-    refund_id uuid PRIMARY KEY,
+    refund_id uuid PRIMARY KEY CHECK (has_prefix(refund_id, 'rfd')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     payment_id uuid NOT NULL REFERENCES payment,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),

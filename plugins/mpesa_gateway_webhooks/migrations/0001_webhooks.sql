@@ -1,5 +1,5 @@
 CREATE TABLE webhook_endpoint (
-    endpoint_id uuid PRIMARY KEY,
+    endpoint_id uuid PRIMARY KEY CHECK (has_prefix(endpoint_id, 'whe')),
     merchant_id uuid NOT NULL REFERENCES merchant,
     url text NOT NULL CHECK (length(url) <= 2048),
     secret text NOT NULL,
@@ -22,12 +22,12 @@ CREATE TABLE webhook_endpoint (
 CREATE UNIQUE INDEX webhook_endpoint_active ON webhook_endpoint (merchant_id, env) WHERE is_active;
 
 CREATE TABLE delivery (
-    delivery_id uuid PRIMARY KEY,
+    delivery_id uuid PRIMARY KEY CHECK (has_prefix(delivery_id, 'dlv')),
     event_id uuid NOT NULL REFERENCES event,
     endpoint_id uuid,
-    merchant_id uuid NOT NULL,
+    merchant_id uuid NOT NULL CHECK (is_id(merchant_id)),
     event_type text NOT NULL,
-    payment_id uuid NOT NULL,
+    payment_id uuid NOT NULL CHECK (is_id(payment_id)),
     status text NOT NULL DEFAULT 'pending' CHECK (status IN ('waiting', 'pending', 'delivered', 'dead', 'cancelled')),
     attempts integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     tried integer NOT NULL DEFAULT 0 CHECK (tried >= 0),
@@ -57,7 +57,7 @@ CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, c
 CREATE INDEX delivery_waiting ON delivery (merchant_id, env, created_at) WHERE status = 'waiting';
 
 CREATE TABLE attempt (
-    attempt_id uuid PRIMARY KEY,
+    attempt_id uuid PRIMARY KEY CHECK (has_prefix(attempt_id, 'att')),
     delivery_id uuid NOT NULL REFERENCES delivery,
     at timestamptz NOT NULL,
     status integer,

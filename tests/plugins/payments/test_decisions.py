@@ -329,7 +329,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     reference, reference_is_ours, description, idempotency_key, charge, merchant_request_id, checkout_request_id,
     due_at, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad($2 || n::text, 26, '0'), $1::text, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254711000001', 'order', false,
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254711000001', 'order', false,
     'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text, 'ws_CO_' || $2 || n::text, $4::timestamptz,
     $4, $4::timestamptz - interval '1 hour', $4
 FROM generate_series(0, $3::integer - 1) AS n

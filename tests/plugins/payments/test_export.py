@@ -19,7 +19,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode), 1 + i % 100, 'KES', '254711000001',
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 1 + i % 100, 'KES', '254711000001',
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - i * interval '1 second', now()
 FROM generate_series($2::int, $3::int) AS i
 """

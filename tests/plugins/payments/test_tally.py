@@ -20,7 +20,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     reference_is_ours, description, idempotency_key, status, failure_reason, receipt, completed_at, expires_at,
     created_at, updated_at, due_at)
 SELECT 'pay_' || lpad($2, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode), $3, 'KES', '254711000001', 'ROW', false,
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), $3, 'KES', '254711000001', 'ROW', false,
     'Payment', $2, $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
 """
 
@@ -29,7 +29,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode), 5, 'KES', '254711000001', 'ROW' || i, false,
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 5, 'KES', '254711000001', 'ROW' || i, false,
     'Payment', 'many-' || i, 'failed', 'expired', now(), now() - (30000 - i) * interval '1 minute',
     now() - (30000 - i) * interval '1 minute'
 FROM generate_series(1, 30000) AS i

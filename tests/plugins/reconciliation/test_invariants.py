@@ -21,13 +21,13 @@ BENDINGS = {
     """,
     "reconciliation.runs_add_up": """
         UPDATE reconciliation_run SET already_known = already_known + 1 WHERE run_id = (
-            SELECT min(run_id) FROM reconciliation_run) RETURNING run_id;
+            SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1) RETURNING run_id;
         UPDATE reconciliation_line SET finding = 'new' WHERE (run_id, line_id) = (
             SELECT max(run_id), min(line_id) FROM reconciliation_line) RETURNING run_id
     """,
     "reconciliation.env_is_its_runs": """
         WITH moved AS (
-            UPDATE reconciliation_run SET env = 'live' WHERE run_id = (SELECT min(run_id) FROM reconciliation_run)
+            UPDATE reconciliation_run SET env = 'live' WHERE run_id = (SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)
             RETURNING run_id
         )
         SELECT line_id FROM reconciliation_line JOIN moved USING (run_id) JOIN statement_line USING (line_id)

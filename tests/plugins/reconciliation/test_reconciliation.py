@@ -489,7 +489,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode), 500, 'KES', '2547' || (22000000 + i)::text,
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 500, 'KES', '2547' || (22000000 + i)::text,
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - interval '1 minute', now()
 FROM generate_series(1, 400) AS i
 """

@@ -13,14 +13,14 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     reference_is_ours, description, idempotency_key, status, receipt, expires_at, created_at, updated_at, completed_at,
     refund_reserved)
 SELECT 'pay_1', merchant_id, 'sandbox', 'mpesa', '174379',
-    (SELECT min(shortcode_id) FROM shortcode), 500, 'KES', '254711000001', 'ROW', false, 'Payment', 'k',
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254711000001', 'ROW', false, 'Payment', 'k',
     'completed', 'TKN4A1B2C3', now(), now(), now(), now(), 100
 FROM merchant;
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, status, reversal, outcome,
     due_at, completed_at, created_at, updated_at, shortcode_id)
 SELECT 'rfd_' || status, merchant_id, 'pay_1', 'sandbox', 100, 500, 'TKN4A1B2C3', status, reversal, outcome,
     CASE WHEN status = 'pending' THEN now() END, CASE WHEN status = 'completed' THEN now() END, now(), now(),
-    (SELECT min(shortcode_id) FROM shortcode)
+    (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1)
 FROM merchant, (VALUES ('pending', 'accepted', NULL), ('completed', 'ended', 'reversed'), ('failed', 'ended', 'other'))
     AS given(status, reversal, outcome);
 """
