@@ -1,0 +1,19 @@
+"""Identifiers that a test chooses itself: those of the product are made of time and chance."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from mpesa_gateway.ids import Ids, id_of, uuid_of
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def identifier(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:
+    """Return the identifier with this prefix, time and number: the greater of two numbers sorts later."""
+    least = int.from_bytes(uuid_of(Ids.least(prefix, at)), "big")
+    return id_of((least + number).to_bytes(16, "big"))
+
+
+def literal(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:
+    """Return the same identifier as it is written in SQL, in quotes."""
+    return f"'{UUID(bytes=uuid_of(identifier(prefix, number, at=at)))}'"
