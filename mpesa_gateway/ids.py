@@ -4,13 +4,15 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from uuid import UUID
 
 from mpesa_gateway.clock import Clock
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 def base32(number: int, length: int) -> str:
@@ -52,7 +54,7 @@ class Ids:
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """The least identifier with this prefix that is made at ``moment``: all made before it are less."""
+        """The least identifier with this prefix of the millisecond of ``moment``: all made in earlier ones are less."""
         return _spell(prefix, moment, 0)
 
     def token(self, size: int = 32) -> bytes:
@@ -61,7 +63,7 @@ class Ids:
 
 
 def _spell(prefix: str, moment: datetime, chance: int) -> str:
-    milliseconds = int(moment.timestamp() * 1000)
+    milliseconds = (moment - _EPOCH) // _MILLISECOND
     return _written(prefix, milliseconds << 80 | _tag(prefix) << 64 | chance)
 
 
@@ -94,7 +96,7 @@ def _tag(prefix: str) -> int:
 
 @lru_cache
 def _prefix(tag: int) -> str | None:
-    letters = [tag >> shift & 31 for shift in (10, 5, 0)]
+    letters = [tag >> 10, tag >> 5 & 31, tag & 31]
     return "".join(chr(96 + letter) for letter in letters) if all(0 < one < 27 for one in letters) else None
 
 

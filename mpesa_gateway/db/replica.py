@@ -16,6 +16,7 @@ import structlog
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Connection, Question, Row
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.engine import (
     UNREACHABLE,
     Database,
@@ -281,7 +282,7 @@ class Replica(Asking):
         return at
 
     async def _introduce(self, connection: Connection) -> None:
-        """Once for each new connection: is this a standby of our primary? Raises Unfit."""
+        """Once for each new connection: is this a standby of our primary? Raises Unfit. Sets how identifiers travel."""
         try:
             await look_at(connection, self._schema, may_be_pooled=False)
         except (PoolerInBetween, SearchPathLost):
@@ -294,6 +295,7 @@ class Replica(Asking):
                 "refused", "it copies another Postgres than the one at database.url, or leads to another database"
             )
         await self._at(connection)
+        await read_ids(connection)
 
     # -- from one question to the next ----------------------------------------------------------------------------
 

@@ -1,0 +1,267 @@
+"""Identifiers: text such as ``pay_01jd…`` in Python, a ``uuid`` in Postgres, the same order in both."""
+
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.clock import SetClock
+from mpesa_gateway.db.codecs import read_ids
+from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.migrator import find, migrate
+from mpesa_gateway.ids import NO_ROW, Ids, base32, id_of, renamed, uuid_of
+from mpesa_gateway.testing.serving import running_gateway
+from tests.identifiers import identifier
+
+NOON = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
+NOTHING = UUID(bytes=NO_ROW)
+NIL = UUID(int=0)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PREFIXES = st.text(LETTERS, min_size=3, max_size=3)
+MOMENTS = st.datetimes(datetime(1970, 1, 2), datetime(9999, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - made aware
+CHANCE = st.binary(min_size=8, max_size=8) | st.sampled_from([bytes(8), b"\xff" * 8])
+
+IN_POSTGRES = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def made(prefix: str, moment: datetime, chance: bytes) -> str:
+    """Return the identifier that ``Ids.new`` makes at this moment with this chance."""
+    return Ids(SetClock(moment), lambda _: chance).new(prefix)
+
+
+IDS = st.builds(made, PREFIXES, MOMENTS, CHANCE)
+MANY = st.lists(IDS, min_size=1, max_size=20)
+
+GOOD = identifier("pay", 31, at=NOON)
+UNFIT = [
+    GOOD[:-1],
+    GOOD + "0",
+    "rfd" + GOOD[3:],
+    GOOD.upper(),
+    "PAY" + GOOD[3:],
+    GOOD[:4] + GOOD[4:].upper(),
+    *(GOOD[:-1] + letter for letter in "iloulILOU-_ \n"),
+    GOOD[:4] + "8" + GOOD[5:],
+    GOOD.replace("_", "-"),
+    GOOD[4:],
+    "pay_",
+    "pay",
+    " ",
+    "\0",
+    f" {GOOD}",
+    f"{GOOD}\n",
+    f"{GOOD} ",
+    GOOD[:-1] + "\u0661",
+    "pa1" + GOOD[3:],
+    "\u00e9" * 30,
+    str(UUID(bytes=uuid_of(GOOD))),
+    str(NOTHING),
+    str(NIL),
+    "%",
+    "' OR true --",
+    "x" * 100_000,
+]
+"""Text that is no identifier of ours, most of it nearly one."""
+
+
+@pytest.fixture
+async def kernel(db: Database) -> Database:
+    """A database with the kernel's tables and functions."""
+    await migrate(db, find("kernel", "mpesa_gateway.db.migrations"))
+    return db
+
+
+# -- in Python ----------------------------------------------------------------------------------------------------
+
+
+@given(PREFIXES, MOMENTS, CHANCE)
+def test_id_of_time_and_chance_is_its_16_bytes_and_back(prefix: str, moment: datetime, chance: bytes) -> None:
+    text = made(prefix, moment, chance)
+    uuid = uuid_of(text)
+    assert (len(text), text[:4], len(uuid), id_of(uuid)) == (30, f"{prefix}_", 16, text)
+    assert int.from_bytes(uuid[:6], "big") == (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    assert uuid[8:] == chance
+    assert text[4:] == base32(int.from_bytes(uuid, "big"), 26)
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_id_of_any_bytes_is_an_id_of_these_bytes_or_a_hyphenated_uuid_that_names_no_row(uuid: bytes) -> None:
+    text = id_of(uuid)
+    assert (uuid_of(text), text[3]) == (uuid, "_") or (uuid_of(text), text) == (NO_ROW, str(UUID(bytes=uuid)))
+
+
+@given(st.text(max_size=40) | st.text("pay_0123456789abcdefghjkmnpqrstvwxyz", min_size=29, max_size=31))
+def test_uuid_of_any_text_is_of_this_very_text_or_names_no_row(text: str) -> None:
+    uuid = uuid_of(text)
+    assert uuid in {NO_ROW, bytes(16)} or id_of(uuid) == text
+    assert (uuid == bytes(16)) == (text == "")
+
+
+@pytest.mark.parametrize("text", UNFIT, ids=range(len(UNFIT)))
+def test_uuid_of_text_that_is_no_id_names_no_row(text: str) -> None:
+    assert uuid_of(text) == NO_ROW
+    with pytest.raises(ValueError, match="no identifier"):
+        renamed(text, "evt")
+
+
+@given(PREFIXES, MOMENTS, CHANCE, CHANCE)
+def test_least_is_between_what_was_made_before_and_what_is_made_then(
+    prefix: str, moment: datetime, before: bytes, then: bytes
+) -> None:
+    moment = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    least = Ids.least(prefix, moment)
+    assert made(prefix, moment - timedelta(milliseconds=1), before) < least <= made(prefix, moment, then)
+    assert least == made(prefix, moment, bytes(8))
+
+
+@given(IDS, PREFIXES)
+def test_renamed_keeps_moment_and_chance(text: str, prefix: str) -> None:
+    other = renamed(text, prefix)
+    assert other.startswith(f"{prefix}_")
+    assert (uuid_of(other)[:6], uuid_of(other)[8:]) == (uuid_of(text)[:6], uuid_of(text)[8:])
+    assert renamed(other, text[:3]) == text
+
+
+@given(IDS, IDS)
+def test_ids_of_one_prefix_sort_as_their_bytes(one: str, other: str) -> None:
+    other = renamed(other, one[:3])
+    assert (one < other) == (uuid_of(one) < uuid_of(other))
+
+
+def test_renamed_refuses_the_empty_text() -> None:
+    with pytest.raises(ValueError, match="no identifier"):
+        renamed("", "evt")
+
+
+# -- through Postgres ---------------------------------------------------------------------------------------------
+
+
+@IN_POSTGRES
+@given(ids=MANY)
+async def test_every_id_comes_back_from_postgres_as_it_went(db: Database, ids: list[str]) -> None:
+    with_none: list[str | None] = [*ids, None]
+    row = await db.fetchrow(
+        "SELECT $1::uuid AS one, $2::uuid[] AS many, $3::uuid AS nothing, ROW($1::uuid, $2::uuid[]) AS both,"
+        " ARRAY[$2::uuid[], $2::uuid[]] AS nested, '{}'::uuid[] AS none",
+        ids[0],
+        with_none,
+        None,
+    )
+    assert row is not None
+    assert tuple(row) == (ids[0], with_none, None, (ids[0], with_none), [with_none, with_none], [])
+
+
+@IN_POSTGRES
+@given(ids=MANY)
+async def test_postgres_sorts_ids_as_their_text_within_a_prefix(db: Database, ids: list[str]) -> None:
+    ours = [renamed(one, ids[0][:3]) for one in ids]
+    rows = await db.fetch("SELECT id FROM unnest($1::uuid[]) AS id ORDER BY id", ours)
+    assert [row["id"] for row in rows] == sorted(ours)
+    assert await db.fetchval("SELECT bool_and($2 < id) FROM unnest($1::uuid[]) AS id", ours, "") is True
+
+
+@IN_POSTGRES
+@given(ids=MANY)
+async def test_functions_of_postgres_read_and_write_ids_as_python_does(kernel: Database, ids: list[str]) -> None:
+    rows = await kernel.fetch(
+        "SELECT id::text, id_text(id) AS text, id_uuid(id_text(id)) AS again, is_id(id) AS is_id,"
+        " has_prefix(id, substr(id_text(id), 1, 3)) AS has_prefix, has_prefix(id, $2) AS has_other"
+        " FROM unnest($1::uuid[]) AS id",
+        ids,
+        "pay",
+    )
+    assert [tuple(row) for row in rows] == [
+        (str(UUID(bytes=uuid_of(one))), one, one, True, True, one.startswith("pay_")) for one in ids
+    ]
+
+
+async def test_functions_of_postgres_give_null_for_null_and_nothing_that_is_stored(kernel: Database) -> None:
+    row = await kernel.fetchrow("SELECT id_text(NULL), id_uuid(NULL), is_id(NULL), has_prefix(NULL, 'pay')")
+    assert row is not None
+    assert tuple(row) == (None, None, None, None)
+    for uuid in (NOTHING, NIL):
+        assert await kernel.fetchval(f"SELECT is_id('{uuid}') OR has_prefix('{uuid}', 'pay')") is False
+
+
+async def test_text_that_is_no_id_finds_nothing_and_is_stored_nowhere(kernel: Database) -> None:
+    merchant = identifier("mer", at=NOON)
+    insert = "INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ($1, 'Shop', now(), now())"
+    await kernel.execute(insert, merchant)
+    for unfit in [*UNFIT, "", identifier("pay", at=NOON)]:
+        assert await kernel.fetchval("SELECT count(*) FROM merchant WHERE merchant_id = $1", unfit) == 0
+        assert await kernel.fetchval("SELECT count(*) FROM merchant WHERE merchant_id = ANY($1::uuid[])", [unfit]) == 0
+        with pytest.raises(asyncpg.CheckViolationError, match="merchant_merchant_id_check"):
+            await kernel.execute(insert, unfit)
+    assert await kernel.fetchval("SELECT merchant_id FROM merchant WHERE merchant_id > $1", "") == merchant
+
+
+async def test_connection_of_its_own_and_a_pooled_one_take_and_give_text(db: Database, database_url: str) -> None:
+    connection = await db.connect()
+    plain = await asyncpg.connect(database_url)
+    try:
+        assert await connection.fetchval("SELECT $1::uuid", GOOD) == GOOD
+        assert await plain.fetchval(f"SELECT '{UUID(bytes=uuid_of(GOOD))}'::uuid") == UUID(bytes=uuid_of(GOOD))
+        await read_ids(plain)
+        assert await plain.fetchval("SELECT $1::uuid", GOOD) == GOOD
+    finally:
+        await plain.close()
+        await connection.close()
+
+
+# -- what the tables store ----------------------------------------------------------------------------------------
+
+
+COLUMNS = """
+SELECT class.relname AS name, attname AS name_of_column, EXISTS (
+        SELECT FROM pg_constraint WHERE conrelid = class.oid AND contype = 'p' AND conkey = ARRAY[attnum]
+    ) AS is_key, EXISTS (
+        SELECT FROM pg_constraint WHERE conrelid = class.oid AND contype = 'f' AND conkey @> ARRAY[attnum]
+    ) AS has_foreign_key, ARRAY(
+        SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint
+        WHERE conrelid = class.oid AND contype = 'c' AND conkey = ARRAY[attnum]
+    ) AS checks
+FROM pg_class AS class JOIN pg_attribute ON attrelid = class.oid
+WHERE class.relnamespace = current_schema()::regnamespace AND class.relkind IN ('r', 'p') AND atttypid = 'uuid'::regtype
+    AND attnum > 0 AND NOT attisdropped
+ORDER BY relname, attname
+"""
+
+
+@pytest.fixture
+async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
+    """A gateway with the tables of all plugins."""
+    async with running_gateway(values | {"worker": {"in_process": False}}) as (found, _):
+        yield found
+
+
+async def refuse(db: Database, column: str, checks: Sequence[str], value: str) -> bool:
+    """Whether one of the CHECKs of a column refuses this value, which is a uuid as SQL writes it."""
+    passes = " AND ".join(f"({check})" for check in checks) or "true"
+    found = await db.fetchval(f"SELECT ({passes}) IS FALSE FROM (SELECT '{value}'::uuid AS {column}) AS row_of_it")
+    assert isinstance(found, bool)
+    return found
+
+
+async def test_every_uuid_column_stores_ids_only_and_a_key_those_of_its_prefix(gateway: Gateway) -> None:
+    columns = await gateway.db.fetch(COLUMNS)
+    own_keys: list[str] = []
+    for table, column, is_key, has_foreign_key, checks in columns:
+        place = f"{table}.{column}"
+        if is_key and not has_foreign_key:
+            own_keys.append(place)
+            known = [
+                one
+                for one in sorted(gateway.id_prefixes)
+                if not await refuse(gateway.db, column, checks, str(UUID(bytes=uuid_of(identifier(one)))))
+            ]
+            assert len(known) == 1, f"{place} stores ids with the prefixes {known}"
+        for value in (NOTHING, NIL):
+            assert has_foreign_key or await refuse(gateway.db, column, checks, str(value)), f"{place} stores {value}"
+    assert {"merchant.merchant_id", "event.event_id", "payment.payment_id", "refund.refund_id"} <= set(own_keys)
