@@ -1,5 +1,6 @@
 """Identifiers that a test chooses itself: those of the product are made of time and chance."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -12,6 +13,11 @@ def identifier(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:
     """Return the identifier with this prefix, time and number: the greater of two numbers sorts later."""
     least = int.from_bytes(uuid_of(Ids.least(prefix, at)), "big")
     return id_of((least + number).to_bytes(16, "big"))
+
+
+def identifiers(prefix: str, numbers: Iterable[int]) -> list[str]:
+    """Return the identifiers with this prefix and these numbers."""
+    return [identifier(prefix, number) for number in numbers]
 
 
 def literal(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.engine import Row
 
 
@@ -19,6 +20,7 @@ async def as_owner(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]
         url.reveal(), server_settings={"search_path": config.schema}
     )
     try:
+        await read_ids(connection)
         yield connection
     finally:
         await connection.close()

@@ -11,16 +11,18 @@ from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_callbacks.doctor import look_at_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM
+from tests.identifiers import identifier, literal
 from tests.looking import levels, seen_by
 
-KEPT = """
+KEPT = f"""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
     subject_id, env, merchant_id)
-VALUES ($1, 'stk', sha256($1::text::bytea), now() - interval '2 hours', $2, '', '0', '{}', now(), 'pay_1', $3, 'mer_1')
-"""
+VALUES ($1, 'stk', sha256(uuid_send($1)), now() - interval '2 hours', $2, '', '0', '{{}}', now(), {literal("pay")}, $3,
+    {literal("mer")})
+"""  # noqa: S608 - ids that the test chose
 REFUSED = """
 INSERT INTO refused_callback (refused_id, kind, at, source, reason, body)
-SELECT 'ref_' || $1 || $2 || n, 'stk', now(), $1, $2, '' FROM generate_series(1, $3::int) AS n
+SELECT id, 'stk', now(), $1, $2, '' FROM unnest($3::uuid[]) AS id
 """
 
 
@@ -69,14 +71,16 @@ async def sources(gateway: Gateway) -> Observation:
 
 async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, "196.201.214.200", "token", 3)
-        await gateway.db.execute(KEPT, "cbk_1", "127.0.0.1", "sandbox")
+        await gateway.db.execute(
+            REFUSED, "196.201.214.200", "token", [identifier("ref", number) for number in range(3)]
+        )
+        await gateway.db.execute(KEPT, identifier("cbk", 1), "127.0.0.1", "sandbox")
         # The simulator is no proxy.
         assert (await sources(gateway)).level == "note"
-        await gateway.db.execute(KEPT, "cbk_2", "196.201.214.200", "live")
+        await gateway.db.execute(KEPT, identifier("cbk", 2), "196.201.214.200", "live")
         found = await sources(gateway)
         assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
-        await gateway.db.execute(REFUSED, "10.0.0.7", "source", 2)
+        await gateway.db.execute(REFUSED, "10.0.0.7", "source", [identifier("ref", number) for number in range(2)])
         found = await sources(gateway)
         # It has named nobody: to trust it helps in nothing, and lets whoever is there pose as Safaricom.
         assert (found.level, "10.0.0.7" in found.text, "add" in (found.fix or "")) == ("warning", True, False)
@@ -101,7 +105,7 @@ OUTSIDE = (
 @pytest.mark.parametrize("source", OUTSIDE)
 async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], source: str) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, source, "source", 2)
+        await gateway.db.execute(REFUSED, source, "source", [identifier("ref", number) for number in range(2)])
         await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true")
         found = await sources(gateway)
         assert "trusted_proxies" not in f"{found.fix}"
@@ -135,15 +139,15 @@ async def test_who_says_for_whom_it_asks_is_known_for_a_proxy(
 async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": DarajaConfig().sandbox_url}
     async with running_gateway(values | {"worker": {"in_process": False}, "daraja": daraja}) as (gateway, _):
-        await gateway.db.execute(KEPT, "cbk_1", "10.0.0.7", "sandbox")
+        await gateway.db.execute(KEPT, identifier("cbk", 1), "10.0.0.7", "sandbox")
         assert (await sources(gateway)).level == "warning"
 
 
 async def test_what_was_refused_and_what_waits(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, "41.90.0.1", "token", 3)
-        await gateway.db.execute(REFUSED, "41.90.0.1", "source", 1)
-        await gateway.db.execute(KEPT, "cbk_1", "196.201.214.200", "live")
+        await gateway.db.execute(REFUSED, "41.90.0.1", "token", [identifier("ref", number) for number in range(3)])
+        await gateway.db.execute(REFUSED, "41.90.0.1", "source", [identifier("ref", number) for number in range(1)])
+        await gateway.db.execute(KEPT, identifier("cbk", 1), "196.201.214.200", "live")
         found = await seen_by(look_at_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
         assert "3 for their token, 1 for their source" in found["callbacks.refused"].text

@@ -2,20 +2,24 @@
 
 from mpesa_gateway_callbacks.plugin import plugin
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import each_is_noticed, lay_bare
 
-ROWS = """
+ROWS = f"""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
     subject_id)
-SELECT 'cbk_' || number, 'pull', sha256(number::text::bytea), now(), '192.0.2.1', '', '0', '{}', now(), ''
-FROM generate_series(1, 3) AS number
-"""
+SELECT callback_id, 'pull', sha256(uuid_send(callback_id)), now(), '192.0.2.1', '', '0', '{{}}', now(), NULL
+FROM (VALUES ({literal("cbk", 1)}::uuid), ({literal("cbk", 2)}), ({literal("cbk", 3)})) AS given(callback_id)
+"""  # noqa: S608 - ids that the test chose
 
 BENDINGS = {
-    "callbacks.waiting_is_due": "UPDATE callback SET due_at = NULL WHERE callback_id = 'cbk_1' RETURNING callback_id",
-    "callbacks.nothing_overdue": """
-        UPDATE callback SET due_at = now() - interval '11 minutes' WHERE callback_id = 'cbk_2' RETURNING callback_id
-    """,
+    "callbacks.waiting_is_due": f"""
+        UPDATE callback SET due_at = NULL WHERE callback_id = {literal("cbk", 1)} RETURNING callback_id
+    """,  # noqa: S608 - ids that the test chose
+    "callbacks.nothing_overdue": f"""
+        UPDATE callback SET due_at = now() - interval '11 minutes' WHERE callback_id = {literal("cbk", 2)}
+        RETURNING callback_id
+    """,  # noqa: S608 - ids that the test chose
 }
 
 

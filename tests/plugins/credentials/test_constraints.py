@@ -4,13 +4,14 @@ import pytest
 
 from tests.conftest import Town
 from tests.constraints import added, refusals
+from tests.identifiers import literal
 
 UPDATE = "UPDATE shortcode SET %s"
 
 CASES = {
     "receiver_sandbox_has_no_owner": ["UPDATE receiver SET owner_id = (SELECT merchant_id FROM merchant)"],
     "receiver_env_number_key": [
-        "INSERT INTO receiver SELECT 'rcv_2', env, number, kind, owner_id, created_at FROM receiver"
+        f"INSERT INTO receiver SELECT {literal('rcv', 2)}, env, number, kind, owner_id, created_at FROM receiver"  # noqa: S608 - ids that the test chose
     ],
     "shortcode_is_sealed": [
         UPDATE % f"{field} = 'in clear'"
@@ -26,29 +27,28 @@ CASES = {
         "security_credential = NULL"
     ],
     "shortcode_retired_is_no_default": [UPDATE % "retired_at = now()"],
-    "shortcode_is_of_one_receiver": [UPDATE % "receiver_id = 'rcv_1'"],
+    "shortcode_is_of_one_receiver": [UPDATE % f"receiver_id = {literal('rcv', 1)}"],
     "shortcode_receiver_id_env_fkey": [UPDATE % "env = 'live'"],
     "shortcode_default": [
-        """INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey,
+        f"""INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey,
             is_default, created_at, updated_at)
-        SELECT 'shc_1', merchant_id, env, 'rcv_1', consumer_key, consumer_secret, passkey, true, now(), now()
-        FROM shortcode""",
+        SELECT {literal("shc")}, merchant_id, env, {literal("rcv", 1)}, consumer_key, consumer_secret, passkey, true, now(),
+            now()
+        FROM shortcode""",  # noqa: S608 - ids that the test chose
     ],
     "shortcode_not_deleted": ["DELETE FROM shortcode"],
 }
 
 
 def test_every_rule_has_a_statement_that_breaks_it() -> None:
-    told = {"shortcode_told", "receiver_told"}
-    rules = added("mpesa_gateway_credentials.migrations", "0004_receivers_and_shortcodes.sql") - told
-    assert rules <= set(CASES)
+    assert set(CASES) >= added("mpesa_gateway_credentials.migrations")
 
 
 @pytest.mark.usefixtures("initiated")
 async def test_the_table_refuses_what_must_not_be(town: Town) -> None:
     db = town.gateway.db
     await db.execute(
-        "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
-        "VALUES ('rcv_1', 'sandbox', '600001', 'paybill', now())"
+        "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "  # noqa: S608 - ids that the test chose
+        f"VALUES ({literal('rcv', 1)}, 'sandbox', '600001', 'paybill', now())"
     )
     assert await refusals(db, CASES) == {}

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from mpesa_gateway_webhooks import tables as webhooks
 from tests.asgi import ask
 from tests.certificates import issue
 from tests.house.tree import ROOT
+from tests.identifiers import identifier
 from tests.journeys.site import running_site, until_up
 
 TOKEN = "a-token-for-prometheus"
@@ -177,9 +179,9 @@ async def test_what_waits_in_the_sandbox_is_not_counted_as_live(watched: Watched
     await watched.api.pay("254700000020", key="held")
     db = watched.gateway.db
     await db.execute("UPDATE payment SET mismatch = 'amount', received_amount = '5', due_at = now()")
-    for verdict in ("waiting", "unmatched"):
-        for env in ("sandbox", None):
-            await db.execute(CALLBACK, f"{verdict}-{env}", verdict, env)
+    subject = identifier("pay"), identifier("mer")
+    for number, (verdict, env) in enumerate(product(("waiting", "unmatched"), ("sandbox", None))):
+        await db.execute(CALLBACK, identifier("cbk", number), verdict, env, *subject)
     samples = await watched.samples()
     counts = ("mpesa_payments_open", "mpesa_payments_held", "mpesa_callbacks_waiting", "mpesa_callbacks_unmatched")
     seen = {env: [value(samples, name, env=env) for name in counts] for env in ENVS}
@@ -190,8 +192,8 @@ async def test_what_waits_in_the_sandbox_is_not_counted_as_live(watched: Watched
 CALLBACK = """
 INSERT INTO callback (callback_id, kind, env, handle, result_code, subject_id, merchant_id, fingerprint, source, body,
     verdict, received_at, due_at)
-VALUES ($1::text, 'stk', $3::text, $1::text, '0', coalesce($3::text, ''), coalesce($3::text, ''),
-    sha256($1::text::bytea), '127.0.0.1', '{}', $2::text, now(),
+VALUES ($1, 'stk', $3::text, id_text($1), '0', CASE WHEN $3 IS NOT NULL THEN $4::uuid END,
+    CASE WHEN $3 IS NOT NULL THEN $5::uuid END, sha256(uuid_send($1)), '127.0.0.1', '{}', $2::text, now(),
     CASE WHEN $2::text = 'waiting' THEN now() + interval '1 day' END)
 """
 

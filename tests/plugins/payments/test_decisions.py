@@ -39,6 +39,7 @@ from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import Payment, Rules
 from tests.conftest import Town
+from tests.identifiers import identifiers
 
 FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -328,11 +329,11 @@ FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, phone,
     reference, reference_is_ours, description, idempotency_key, charge, merchant_request_id, checkout_request_id,
     due_at, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad($2 || n::text, 26, '0'), $1::text, 'sandbox', 'mpesa', '174379',
-    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254711000001', 'order', false,
-    'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text, 'ws_CO_' || $2 || n::text, $4::timestamptz,
-    $4, $4::timestamptz - interval '1 hour', $4
-FROM generate_series(0, $3::integer - 1) AS n
+SELECT id, $1, 'sandbox', 'mpesa', '174379',
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
+    '254711000001', 'order', false, 'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text, 'ws_CO_' || $2 || n::text,
+    $4::timestamptz, $4, $4::timestamptz - interval '1 hour', $4
+FROM (SELECT id, number - 1 AS n FROM unnest($3::uuid[]) WITH ORDINALITY AS given(id, number)) AS numbered
 RETURNING payment_id
 """
 
@@ -346,11 +347,16 @@ FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id
 """
 
 
+def named_for(side: str, count: int) -> list[str]:
+    """The ids of so many payments of one side."""
+    return identifiers("pay", range(ord(side) * 100, ord(side) * 100 + count))
+
+
 def reported(number: int, index: int, side: str, merchant_id: str) -> Report:
     """The report of this number about a payment of one side: the same for both, but for what has to be unique."""
     named: dict[str, Any] = {
         "merchant_id": merchant_id,
-        "subject_id": f"pay_{(side + str(index)).rjust(26, '0')}",
+        "subject_id": named_for(side, index + 1)[index],
         "handle": f"ws_CO_{side}{index}",
     }
     receipt = f"R{side.upper()}{number:04}{index:02}"
@@ -376,7 +382,8 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
     monkeypatch.setattr(moves, "_clock", clock)
     merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
     ids = {
-        side: [row["payment_id"] for row in await db.fetch(FILL, merchant_id, side, 30, clock.now())] for side in "ab"
+        side: [row["payment_id"] for row in await db.fetch(FILL, merchant_id, side, named_for(side, 30), clock.now())]
+        for side in "ab"
     }
 
     async def take(side: str, chosen: list[tuple[int, int]]) -> list[str]:
@@ -408,7 +415,9 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
 async def test_a_callback_with_the_handle_of_another_payment_is_refused(town: Town, code: str) -> None:
     db, results = town.gateway.db, town.gateway.services.get(StkResults)
     merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
-    known, unknown = [row["payment_id"] for row in await db.fetch(FILL, merchant_id, "c", 2, town.gateway.clock.now())]
+    known, unknown = [
+        row["payment_id"] for row in await db.fetch(FILL, merchant_id, "c", named_for("c", 2), town.gateway.clock.now())
+    ]
     await db.execute("UPDATE payment SET charge = 'unknown', checkout_request_id = NULL WHERE payment_id = $1", unknown)
     result = callback(code, handle="ws_CO_c0", subject_id=unknown, merchant_id=merchant_id)
 

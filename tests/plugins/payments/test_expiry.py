@@ -16,6 +16,7 @@ from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.daraja import Daraja, fault, stk_result
+from tests.identifiers import identifiers
 
 pytestmark = pytest.mark.as_owner
 
@@ -85,11 +86,11 @@ TEN_THOUSAND = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, phone,
     reference, reference_is_ours, description, idempotency_key, status, charge, checkout_request_id, expires_at, due_at,
     created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), merchant_id, 'sandbox', 'mpesa', shortcode, shortcode_id, 500, 'KES',
+SELECT id, merchant_id, 'sandbox', 'mpesa', shortcode, shortcode_id, 500, 'KES',
     '2547' || (22000000 + i)::text, 'ROW' || i, false, 'Payment', 'fill-' || i, 'pending',
     CASE WHEN i % 3 = 0 THEN 'released' ELSE 'accepted' END, CASE WHEN i % 3 = 0 THEN NULL ELSE 'ws_CO_fill_' || i END,
     now() - interval '1 second', now() - interval '1 second', now() - interval '20 minutes', now()
-FROM payment CROSS JOIN generate_series($1::integer, $2::integer) AS i
+FROM payment CROSS JOIN unnest($1::uuid[], $2::integer[]) AS given(id, i)
 WHERE idempotency_key = '0-0'
 """
 
@@ -111,7 +112,8 @@ async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for
         monkeypatch.setattr(asyncpg.Connection, name, run)
     counts: list[int] = []
     for begin, end in ((1, 5), (6, 504), (505, 10_504)):
-        await shops.gateway.db.execute(TEN_THOUSAND, begin, end)
+        numbers = list(range(begin, end + 1))
+        await shops.gateway.db.execute(TEN_THOUSAND, identifiers("pay", numbers), numbers)
         asked.clear()
         assert await shops.expiry.end_due() == end - begin + 1
         counts.append(len(asked))

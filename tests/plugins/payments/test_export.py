@@ -11,6 +11,7 @@ import pytest
 from mpesa_gateway.http.csv import cell
 from mpesa_gateway.testing.serving import eventually, shop
 from tests.conftest import Town
+from tests.identifiers import identifiers
 
 pytestmark = pytest.mark.as_owner
 
@@ -18,11 +19,17 @@ FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+SELECT id, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 1 + i % 100, 'KES', '254711000001',
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - i * interval '1 second', now()
-FROM generate_series($2::int, $3::int) AS i
+FROM unnest($2::uuid[], $3::int[]) AS given(id, i)
 """
+
+
+async def fill(town: Town, merchant_id: str, first: int, last: int) -> None:
+    """Write failed payments with these numbers, the lowest the newest."""
+    numbers = range(first, last + 1)
+    await town.gateway.db.execute(FILL, merchant_id, identifiers("pay", numbers), list(numbers))
 
 
 async def exported(town: Town, query: str = "", path: str = "/v1/payments/export") -> list[dict[str, str]]:
@@ -39,7 +46,7 @@ async def merchant_of(town: Town) -> str:
 
 
 async def test_the_file_has_the_rows_of_the_list_over_several_pages(town: Town) -> None:
-    await town.gateway.db.execute(FILL, await merchant_of(town), 1, 2500)
+    await fill(town, await merchant_of(town), 1, 2500)
     made = (await town.api.pay("254711000018", 60, key="one", reference="table 4")).data
     await town.api.settled(made["id"], "completed")
     rows = await exported(town)
@@ -54,7 +61,7 @@ async def test_the_file_has_the_rows_of_the_list_over_several_pages(town: Town) 
 
 
 async def test_its_filters_are_those_of_the_list(town: Town) -> None:
-    await town.gateway.db.execute(FILL, await merchant_of(town), 1, 300)
+    await fill(town, await merchant_of(town), 1, 300)
     assert len(await exported(town, "?min_amount=51&max_amount=60")) == 30
     assert [row["reference"] for row in await exported(town, "?reference=ROW7")] == ["ROW7"]
     for query, field in (("?min_amount=many", "min_amount"), ("?limit=5", "limit"), ("?phone=12", "phone")):
@@ -63,7 +70,7 @@ async def test_its_filters_are_those_of_the_list(town: Town) -> None:
 
 
 async def test_another_merchants_rows_are_not_in_it(town: Town) -> None:
-    await town.gateway.db.execute(FILL, await merchant_of(town), 1, 3)
+    await fill(town, await merchant_of(town), 1, 3)
     async with shop(town.gateway, town.base) as other:
         answer = await other.download("/v1/payments/export")
         assert len((answer.content or b"").decode().splitlines()) == 1
@@ -83,9 +90,9 @@ async def test_what_a_merchant_wrote_comes_back_whole(town: Town) -> None:
 
 async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(town: Town) -> None:
     merchant_id = await merchant_of(town)
-    await town.gateway.db.execute(FILL, merchant_id, 1, 5_000)
+    await fill(town, merchant_id, 1, 5_000)
     assert len(await exported(town)) == 5_000
-    await town.gateway.db.execute(FILL, merchant_id, 5_001, 60_000)
+    await fill(town, merchant_id, 5_001, 60_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     count = 0
     async with town.api.streaming("/v1/payments/export") as chunks:
@@ -105,7 +112,7 @@ async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(t
 
 
 async def test_a_file_that_fails_in_the_middle_breaks_off_and_never_looks_whole(town: Town) -> None:
-    await town.gateway.db.execute(FILL, await merchant_of(town), 1, 60_000)
+    await fill(town, await merchant_of(town), 1, 60_000)
     async with town.api.streaming("/v1/payments/export") as chunks:
         taken = [await anext(chunks)]
         await town.gateway.db.execute("ALTER TABLE payment RENAME TO payment_gone")

@@ -6,6 +6,7 @@ import pytest
 
 from mpesa_gateway_payments.plugin import plugin
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import broken, each_is_noticed, lay_bare
 
 initiated = pytest.mark.usefixtures("initiated")
@@ -13,14 +14,16 @@ initiated = pytest.mark.usefixtures("initiated")
 PAID, DECLINED, ASKED, ELSEWHERE = "25471100000", "254700000001", "254700000020", "254700000011"
 
 BENDINGS = {
-    "payments.change_has_one_event": """
-        INSERT INTO event SELECT 'evt_1', 'payment.completed', merchant_id, payment_id, now(), false, '{}', NULL, env
+    "payments.change_has_one_event": f"""
+        INSERT INTO event SELECT {literal("evt", 1)}, 'payment.completed', merchant_id, payment_id, now(), false,
+            '{{}}', NULL, env
         FROM payment WHERE idempotency_key = 'paid-1' RETURNING subject_id;
-        INSERT INTO event SELECT 'evt_2', 'payment.failed', merchant_id, payment_id, now(), false, '{}', NULL, env
+        INSERT INTO event SELECT {literal("evt", 2)}, 'payment.failed', merchant_id, payment_id, now(), false,
+            '{{}}', NULL, env
         FROM payment WHERE idempotency_key = 'asked-1' RETURNING subject_id;
         DELETE FROM event USING payment WHERE subject_id = payment_id AND idempotency_key = 'paid-2'
         AND kind = 'payment.completed' RETURNING payment_id
-    """,
+    """,  # noqa: S608 - ids that the test chose
     "payments.status_is_its_timelines": """
         UPDATE payment SET status = 'reversed' WHERE idempotency_key = 'paid-3' RETURNING payment_id;
         UPDATE payment SET status = 'failed', failure_reason = 'other', due_at = NULL
@@ -45,7 +48,7 @@ BENDINGS = {
     "payments.success_counts": """
         UPDATE callback SET result_code = '0' FROM payment
         WHERE subject_id = payment_id AND idempotency_key = 'declined-2' RETURNING payment_id;
-        UPDATE callback SET result_code = '0', subject_id = '' FROM payment
+        UPDATE callback SET result_code = '0', subject_id = NULL FROM payment
         WHERE subject_id = payment_id AND idempotency_key = 'declined-3' RETURNING payment_id
     """,
     "payments.pending_is_due": """
@@ -55,12 +58,12 @@ BENDINGS = {
         UPDATE payment SET due_at = now() - interval '11 minutes', claim = '{}', checkout_request_id = NULL
         WHERE idempotency_key = 'asked-5' RETURNING payment_id
     """,
-    "payments.key_names_its_payment": """
-        UPDATE idempotency_key SET key = 'unknown', subject_id = 'pay_nowhere'
+    "payments.key_names_its_payment": f"""
+        UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("pay", 1)}
         WHERE key = 'paid-9' RETURNING subject_id;
-        UPDATE idempotency_key SET subject_id = 'something else' FROM payment
+        UPDATE idempotency_key SET subject_id = {literal("pay", 2)} FROM payment
         WHERE key = idempotency_key AND key = 'paid-10' RETURNING payment_id
-    """,
+    """,  # noqa: S608 - ids that the test chose
     "payments.key_is_settled": """
         UPDATE idempotency_key SET state = 'in_flight' FROM payment
         WHERE key = idempotency_key AND key = 'paid-11' RETURNING payment_id;

@@ -13,6 +13,7 @@ from mpesa_gateway.db.lists import Position
 from mpesa_gateway.http.reading import read_query
 from mpesa_gateway_payments.listing import page_sql
 from mpesa_gateway_payments.schemas import PaymentFilters
+from tests.identifiers import identifier, literal
 
 pytestmark = pytest.mark.as_owner
 
@@ -30,13 +31,13 @@ All that half of the filters let through are many times more, so whoever reads t
 """
 
 # A minute apart, the newest last. One in 50 is of more than 100,000; 80 % are paid, 15 % failed, 2 % pending.
-FILL = """
+FILL = f"""
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, charge, merchant_request_id, checkout_request_id, receipt,
     failure_reason, refunded, due_at, expires_at, created_at, updated_at, completed_at)
-SELECT 'pay_' || lpad(n::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
-    $3::text,
+SELECT overlay({literal("pay")} PLACING lpad(to_hex(n), 12, '0') FROM 25)::uuid, $1, 'sandbox', 'mpesa', '174379',
+    $3::uuid,
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN 'OWN' || lpad(n::text, 9, '0') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',
@@ -51,7 +52,7 @@ FROM (SELECT n, timestamptz '2026-01-01T00:00:00Z' + n * interval '1 minute' AS 
         ELSE 'pending' END AS status,
     (1 + (n * 104729) % 10000 + CASE WHEN n % 50 = 0 THEN 100000 ELSE 0 END)::integer AS amount
     FROM generate_series(1, $2::bigint) AS n) AS made
-"""
+"""  # noqa: S608 - ids that the test chose
 
 WEEK = {"since": "2026-02-01T00:00:00Z", "until": "2026-02-08T00:00:00Z"}
 KNOWN = 31_000
@@ -152,15 +153,15 @@ def complaints(plan: dict[str, Any]) -> list[str]:
     return found
 
 
-SHORTCODE = """
+SHORTCODE = f"""
 WITH received AS (
     INSERT INTO receiver (receiver_id, env, number, kind, created_at)
-    VALUES ('rcv_1', 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id
+    VALUES ({literal("rcv")}, 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id
 )
 INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey,
     is_default, created_at, updated_at)
-SELECT 'shc_1', $1, 'sandbox', receiver_id, 'v1.a', 'v1.a', 'v1.a', true, now(), now() FROM received
-"""
+SELECT {literal("shc")}, $1, 'sandbox', receiver_id, 'v1.a', 'v1.a', 'v1.a', true, now(), now() FROM received
+"""  # noqa: S608 - ids that the test chose
 
 
 async def test_no_page_reads_or_sorts_more_than_a_little(values: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ async def test_no_page_reads_or_sorts_more_than_a_little(values: dict[str, Any])
         db = gateway.db
         merchant_id = (await gateway.merchants.create("Large", actor="test")).merchant_id
         await db.execute(SHORTCODE, merchant_id)
-        await db.execute(FILL, merchant_id, MANY, "shc_1")
+        await db.execute(FILL, merchant_id, MANY, identifier("shc"))
         await db.execute("VACUUM (ANALYZE) payment")
         found: dict[str, list[str]] = {}
         deep_pages = 0

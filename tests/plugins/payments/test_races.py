@@ -22,6 +22,7 @@ from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proo
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
+from tests.identifiers import identifier
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
 
 pytestmark = pytest.mark.as_owner
@@ -383,8 +384,8 @@ async def test_what_waits_to_be_confirmed_is_told_when_other_money_comes_first(
         assert (found["status"], (found["mismatch"] or {}).get("of")) == (status, mismatch)
         assert await street.gateway.db.fetchval("SELECT claim IS NULL FROM payment")
         rows = await street.gateway.db.fetch(
-            "SELECT body::jsonb->'data'->>'mismatch' AS of, body::jsonb->'data'->>'received_receipt' AS receipt FROM event "
-            "WHERE kind = 'payment.mismatched' ORDER BY event_id"
+            "SELECT body::jsonb->'data'->>'mismatch' AS of, body::jsonb->'data'->>'received_receipt' AS receipt "
+            "FROM event WHERE kind = 'payment.mismatched' ORDER BY event_id"
         )
         assert sorted((row["of"], row["receipt"]) for row in rows) == sorted(told)
 
@@ -550,13 +551,14 @@ async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(st
     await db.execute("UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = now() - interval '1 second'")
     await db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, due_at) VALUES ('cbk_broken', 'stk', $1, now(), '127.0.0.1', '', 'x', '0', '{', "
+        "body, due_at) VALUES ($2, 'stk', $1, now(), '127.0.0.1', NULL, 'x', '0', '{', "
         "now() - interval '2 seconds')",
         bytes(32),
+        identifier("cbk"),
     )
     assert await dispatcher.sweep() == 2
     assert (await street.find(payment))["status"] == "completed"
-    rows = await db.fetch("SELECT verdict FROM callback ORDER BY callback_id = 'cbk_broken'")
+    rows = await db.fetch("SELECT verdict FROM callback ORDER BY callback_id = $1", identifier("cbk"))
     assert [row["verdict"] for row in rows] == ["applied", "waiting"]
 
 

@@ -11,6 +11,7 @@ from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally, Tallied
 from tests.conftest import Town
+from tests.identifiers import identifier, identifiers
 
 pytestmark = pytest.mark.as_owner
 
@@ -19,20 +20,20 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, receipt, completed_at, expires_at,
     created_at, updated_at, due_at)
-SELECT 'pay_' || lpad($2, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+SELECT $2, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), $3, 'KES', '254711000001', 'ROW', false,
-    'Payment', $2, $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
+    'Payment', id_text($2), $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
 """
 
 MANY = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+SELECT id, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 5, 'KES', '254711000001', 'ROW' || i, false,
     'Payment', 'many-' || i, 'failed', 'expired', now(), now() - (30000 - i) * interval '1 minute',
     now() - (30000 - i) * interval '1 minute'
-FROM generate_series(1, 30000) AS i
+FROM unnest($2::uuid[]) WITH ORDINALITY AS given(id, i)
 """
 
 
@@ -47,12 +48,12 @@ class Books:
     async def write(self, at: datetime, amount: int, status: str, waits: float = 5, reason: str | None = None) -> str:
         """One payment; gives its id."""
         self._number += 1
-        name, is_paid = f"{self._number:026d}", status == "completed"
+        payment_id, is_paid = identifier("pay", self._number), status == "completed"
         ended = at + timedelta(seconds=waits) if is_paid else None
         receipt = f"TALLY{self._number:05d}" if is_paid else None
         db = self._town.gateway.db
-        await db.execute(FILL, self._merchant_id, name, amount, status, reason, receipt, at, ended)
-        return f"pay_{name}"
+        await db.execute(FILL, self._merchant_id, payment_id, amount, status, reason, receipt, at, ended)
+        return payment_id
 
 
 async def counted(town: Town) -> Tallied:
@@ -140,7 +141,7 @@ async def test_what_did_not_change_is_not_read(town: Town) -> None:
     """With many payments stored, by the plan: changed payments by their time, each hour by its merchant's index."""
     db, now = town.gateway.db, town.gateway.clock.now()
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    await db.execute(MANY, merchant_id)
+    await db.execute(MANY, merchant_id, identifiers("pay", range(30_000)))
     await db.execute("ANALYZE payment")
     rows = await db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now - timedelta(minutes=5)))
     plan = "\n".join(row[0] for row in rows)

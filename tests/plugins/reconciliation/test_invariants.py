@@ -4,6 +4,7 @@ import pytest
 
 from mpesa_gateway_reconciliation.plugin import plugin
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import each_is_noticed, lay_bare
 
 initiated = pytest.mark.usefixtures("initiated")
@@ -23,23 +24,24 @@ BENDINGS = {
         UPDATE reconciliation_run SET already_known = already_known + 1 WHERE run_id = (
             SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1) RETURNING run_id;
         UPDATE reconciliation_line SET finding = 'new' WHERE (run_id, line_id) = (
-            SELECT max(run_id), min(line_id) FROM reconciliation_line) RETURNING run_id
+            SELECT run_id, line_id FROM reconciliation_line ORDER BY run_id DESC, line_id LIMIT 1) RETURNING run_id
     """,
     "reconciliation.env_is_its_runs": """
         WITH moved AS (
-            UPDATE reconciliation_run SET env = 'live' WHERE run_id = (SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)
+            UPDATE reconciliation_run SET env = 'live'
+            WHERE run_id = (SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)
             RETURNING run_id
         )
         SELECT line_id FROM reconciliation_line JOIN moved USING (run_id) JOIN statement_line USING (line_id)
         WHERE statement_line.env = 'sandbox'
     """,
-    "reconciliation.runs_end": """
+    "reconciliation.runs_end": f"""
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
             lease_until, started_at, receiver_id)
-        SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(),
+        SELECT {literal("run")}, merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(),
             now() - interval '31 minutes', now(), receiver_id
         FROM merchant, receiver RETURNING run_id
-    """,
+    """,  # noqa: S608 - ids that the test chose
 }
 
 

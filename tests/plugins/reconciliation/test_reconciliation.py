@@ -16,6 +16,7 @@ from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, result, stk_callback
+from tests.identifiers import identifiers
 from tests.owner import as_owner
 from tests.stored import change_credentials, default_shortcode, move_to
 
@@ -488,17 +489,17 @@ FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT 'pay_' || lpad(i::text, 26, '0'), $1, 'sandbox', 'mpesa', '174379',
+SELECT id, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 500, 'KES', '2547' || (22000000 + i)::text,
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(), now() - interval '1 minute', now()
-FROM generate_series(1, 400) AS i
+FROM unnest($2::uuid[]) WITH ORDINALITY AS given(id, i)
 """
 
 
 async def test_a_busy_shop_with_one_price_is_not_guessed_for_nor_overlooked(town: Town, daraja: Daraja) -> None:
     """Four hundred others have not paid their KES 500 today: the one who did is found among them."""
     first = await asked(town, key="first", reference="table 4")
-    await town.gateway.db.execute(FILL, first["merchant_id"])
+    await town.gateway.db.execute(FILL, first["merchant_id"], identifiers("pay", range(400)))
     second = await asked(town, key="second", reference="table 4")
     await town.gateway.db.execute(
         "UPDATE payment SET created_at = now() - interval '10 minutes' WHERE payment_id = $1", first["id"]

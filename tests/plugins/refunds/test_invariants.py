@@ -7,6 +7,7 @@ import pytest
 from mpesa_gateway.testing.serving import INITIATED, eventually
 from mpesa_gateway_refunds.plugin import plugin
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import each_is_noticed, lay_bare
 
 initiated = pytest.mark.usefixtures("initiated")
@@ -40,16 +41,16 @@ BENDINGS = {
     "refunds.env_is_its_refunds": """
         UPDATE idempotency_key SET env = 'live' WHERE key = 'refund silent-1' RETURNING subject_id
     """,
-    "refunds.key_names_its_refund": """
-        UPDATE idempotency_key SET key = 'unknown', subject_id = 'rfd_nowhere' WHERE key = 'refund back-7'
+    "refunds.key_names_its_refund": f"""
+        UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("rfd", 1)} WHERE key = 'refund back-7'
         RETURNING subject_id;
-        UPDATE idempotency_key SET subject_id = 'something else' FROM refund
+        UPDATE idempotency_key SET subject_id = {literal("rfd", 2)} FROM refund
         WHERE key = idempotency_key AND key = 'refund back-8' RETURNING refund_id;
         UPDATE idempotency_key SET state = 'in_flight' FROM refund
         WHERE key = idempotency_key AND key = 'refund silent-2' RETURNING refund_id;
         UPDATE idempotency_key SET state = 'released' FROM refund
         WHERE key = idempotency_key AND key = 'refund never-3' RETURNING refund_id
-    """,
+    """,  # noqa: S608 - ids that the test chose
 }
 
 

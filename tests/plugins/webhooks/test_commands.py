@@ -22,6 +22,7 @@ from mpesa_gateway.standalone.settings import write_config
 from mpesa_gateway.testing.receiver import Received, Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values, running_gateway, shop
 from tests.forking import forks
+from tests.identifiers import identifier
 
 PATIENCE = 60.0
 
@@ -165,18 +166,20 @@ async def test_a_program_that_is_not_there_is_said_and_the_next_event_comes(desk
 
 async def test_an_event_that_is_committed_late_is_forwarded_once(desk: Desk) -> None:
     """It is stamped inside its transaction: later ones may be seen before it."""
+    late = identifier("evt")
     async with desk.listening("--forward-to", desk.program.url) as process:
         await desk.gets("trigger", "webhook.test")
         first = await line_of(process)
         await desk.gateway.db.execute(
             "INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body) "
-            "SELECT 'evt_late', kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', true, payload, "
-            "replace(body, event_id, 'evt_late') FROM event WHERE kind = 'webhook.test'"
+            "SELECT $1::uuid, kind, merchant_id, env, subject_id, occurred_at - interval '5 seconds', true, payload, "
+            "replace(body, id_text(event_id), id_text($1)) FROM event WHERE kind = 'webhook.test'",
+            late,
         )
-        assert "evt_late" in await line_of(process)
+        assert late in await line_of(process)
         last = await desk.gets("trigger", "webhook.test")
         assert last["event_id"] in await line_of(process)
-    assert first.split()[2] not in {"evt_late", last["event_id"]}
+    assert first.split()[2] not in {late, last["event_id"]}
     assert len(desk.program.received) == 3
 
 

@@ -7,6 +7,7 @@ from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_webhooks.doctor import look_at_endpoint, look_at_settings
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.looking import levels, only_merchant, seen_by
 
 
@@ -19,8 +20,8 @@ async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str
 async def copy_to_live(town: Town) -> None:
     """A live endpoint, and live deliveries, like those of the sandbox."""
     await town.gateway.db.execute(
-        "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "
-        "updated_at) SELECT 'whe_live', merchant_id, 'live', url, secret, failures, closed_until, created_at, "
+        "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "  # noqa: S608 - ids that the test chose
+        f"updated_at) SELECT {literal('whe')}, merchant_id, 'live', url, secret, failures, closed_until, created_at, "
         "updated_at FROM webhook_endpoint"
     )
 

@@ -3,6 +3,7 @@
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_webhooks.plugin import plugin
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import broken, each_is_noticed, lay_bare
 
 BENDINGS = {
@@ -10,16 +11,16 @@ BENDINGS = {
         DELETE FROM delivery USING payment WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-1'
         RETURNING event_id
     """,
-    "webhooks.delivery_is_its_events": """
-        UPDATE delivery SET merchant_id = 'mer_other' FROM payment
+    "webhooks.delivery_is_its_events": f"""
+        UPDATE delivery SET merchant_id = {literal("mer")} FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-2' RETURNING delivery_id;
         UPDATE delivery SET event_type = 'payment.failed' FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-3' RETURNING delivery_id;
-        UPDATE delivery SET payment_id = 'pay_other' FROM payment
+        UPDATE delivery SET payment_id = {literal("pay")} FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-4' RETURNING delivery_id;
         UPDATE delivery SET env = 'live' FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-6' RETURNING delivery_id
-    """,
+    """,  # noqa: S608 - ids that the test chose
     "webhooks.nothing_overdue": """
         UPDATE delivery SET status = 'pending', due_at = now() - interval '11 minutes' FROM payment
         WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-5' RETURNING delivery_id

@@ -4,26 +4,28 @@ import asyncio
 from typing import Any
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.ids import renamed
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.jobs import deliver
 from mpesa_gateway_webhooks.lanes import ROOM, Lanes
+from tests.identifiers import identifiers
 
-# $1 merchant, $2 how many, $3 a letter for their ids, $4 how many seconds ago they fell due.
+# $1 merchant, $2 events, $3 deliveries, $4 payments, $5 how many seconds ago they fell due.
 OWE = """
-WITH event AS (
+WITH owed AS (
+    SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS t(event_id, delivery_id, payment_id, n)
+), event AS (
     INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-    SELECT 'evt_' || $3::text || lpad(n::text, 25, '0'), 'payment.completed', $1, 'sandbox', 'pay_' || $3::text || n,
-        now(), true, '{}', '{"n": ' || n || '}'
-    FROM generate_series(1, $2::bigint) AS n
+    SELECT event_id, 'payment.completed', $1, 'sandbox', payment_id, now(), true, '{}', '{"n": ' || n || '}' FROM owed
     RETURNING event_id, merchant_id, subject_id
 )
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, due_at, created_at)
-SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, env, 'payment.completed', subject_id,
-    now() - $4::float * interval '1 second', now()
-FROM event JOIN webhook_endpoint USING (merchant_id)
+SELECT delivery_id, event_id, endpoint_id, merchant_id, env, 'payment.completed', subject_id,
+    now() - $5::float * interval '1 second', now()
+FROM event JOIN owed USING (event_id) JOIN webhook_endpoint USING (merchant_id)
 RETURNING delivery_id
 """
 
@@ -33,7 +35,9 @@ NOT_DELIVERED = "SELECT count(*) FROM delivery WHERE delivery_id = ANY($1::uuid[
 async def owe(gateway: Gateway, api: Api, count: int, letter: str, *, ago: float = 1.0) -> list[str]:
     """Deliveries to the shop that fell due so many seconds ago, and that nobody was woken for."""
     merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-    return [row["delivery_id"] for row in await gateway.db.fetch(OWE, merchant_id, count, letter, ago)]
+    numbers = range(ord(letter) * 1000, ord(letter) * 1000 + count)
+    ids = [identifiers(prefix, numbers) for prefix in ("evt", "dlv", "pay")]
+    return [row["delivery_id"] for row in await gateway.db.fetch(OWE, merchant_id, *ids, ago)]
 
 
 async def all_delivered(gateway: Gateway, ids: list[str]) -> bool:
@@ -69,7 +73,7 @@ async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later
             await deliver(gateway, delivery_ids=first)
             await eventually(lambda: all_delivered(gateway, first))
         sent = [received.headers["webhook-id"] for received in hanging.received]
-        assert sorted(sent) == sorted([*begun, *("evt_" + delivery_id[4:] for delivery_id in first)])
+        assert sorted(sent) == sorted([*begun, *(renamed(delivery_id, "evt") for delivery_id in first)])
 
 
 async def test_many_jobs_claim_in_few_round_trips(values: dict[str, Any]) -> None:
