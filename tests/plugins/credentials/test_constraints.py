@@ -32,8 +32,8 @@ CASES = {
     "shortcode_default": [
         f"""INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey,
             is_default, created_at, updated_at)
-        SELECT {literal("shc")}, merchant_id, env, {literal("rcv", 1)}, consumer_key, consumer_secret, passkey, true, now(),
-            now()
+        SELECT {literal("shc")}, merchant_id, env, {literal("rcv", 1)}, consumer_key, consumer_secret, passkey, true,
+            now(), now()
         FROM shortcode""",  # noqa: S608 - ids that the test chose
     ],
     "shortcode_not_deleted": ["DELETE FROM shortcode"],
