@@ -61,7 +61,7 @@ BENDINGS = {
     "payments.key_names_its_payment": f"""
         UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("pay", 1)}
         WHERE key = 'paid-9' RETURNING subject_id;
-        UPDATE idempotency_key SET subject_id = {literal("pay", 2)} FROM payment
+        UPDATE idempotency_key SET subject_id = {literal("run")} FROM payment
         WHERE key = idempotency_key AND key = 'paid-10' RETURNING payment_id
     """,  # noqa: S608 - ids that the test chose
     "payments.key_is_settled": """

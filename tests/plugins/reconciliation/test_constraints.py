@@ -53,6 +53,6 @@ def test_every_rule_has_a_statement_that_breaks_it() -> None:
 
 
 async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
-    await town.api.pay("254700000020")
+    await town.api.pay("254700000020", key="one")
     await town.gateway.db.execute(ROWS)
     assert await refusals(town.gateway.db, CASES) == {}

@@ -44,7 +44,7 @@ BENDINGS = {
     "refunds.key_names_its_refund": f"""
         UPDATE idempotency_key SET key = 'unknown', subject_id = {literal("rfd", 1)} WHERE key = 'refund back-7'
         RETURNING subject_id;
-        UPDATE idempotency_key SET subject_id = {literal("rfd", 2)} FROM refund
+        UPDATE idempotency_key SET subject_id = {literal("run")} FROM refund
         WHERE key = idempotency_key AND key = 'refund back-8' RETURNING refund_id;
         UPDATE idempotency_key SET state = 'in_flight' FROM refund
         WHERE key = idempotency_key AND key = 'refund silent-2' RETURNING refund_id;

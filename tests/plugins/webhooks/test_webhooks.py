@@ -309,7 +309,7 @@ BEGIN
     RAISE EXCEPTION 'no room for this one';
 END
 $$;
-CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (NEW.delivery_id = '{}')
+CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (id_text(NEW.delivery_id) = '{}')
     EXECUTE FUNCTION refuse_note()
 """
 
