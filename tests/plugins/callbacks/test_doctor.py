@@ -11,7 +11,7 @@ from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_callbacks.doctor import look_at_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM
-from tests.identifiers import identifier, literal
+from tests.identifiers import identifier, identifiers, literal
 from tests.looking import levels, seen_by
 
 KEPT = f"""
@@ -71,16 +71,14 @@ async def sources(gateway: Gateway) -> Observation:
 
 async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(
-            REFUSED, "196.201.214.200", "token", [identifier("ref", number) for number in range(3)]
-        )
+        await gateway.db.execute(REFUSED, "196.201.214.200", "token", identifiers("ref", range(3)))
         await gateway.db.execute(KEPT, identifier("cbk", 1), "127.0.0.1", "sandbox")
         # The simulator is no proxy.
         assert (await sources(gateway)).level == "note"
         await gateway.db.execute(KEPT, identifier("cbk", 2), "196.201.214.200", "live")
         found = await sources(gateway)
         assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
-        await gateway.db.execute(REFUSED, "10.0.0.7", "source", [identifier("ref", number) for number in range(2)])
+        await gateway.db.execute(REFUSED, "10.0.0.7", "source", identifiers("ref", range(3, 5)))
         found = await sources(gateway)
         # It has named nobody: to trust it helps in nothing, and lets whoever is there pose as Safaricom.
         assert (found.level, "10.0.0.7" in found.text, "add" in (found.fix or "")) == ("warning", True, False)
@@ -105,7 +103,7 @@ OUTSIDE = (
 @pytest.mark.parametrize("source", OUTSIDE)
 async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], source: str) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, source, "source", [identifier("ref", number) for number in range(2)])
+        await gateway.db.execute(REFUSED, source, "source", identifiers("ref", range(2)))
         await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true")
         found = await sources(gateway)
         assert "trusted_proxies" not in f"{found.fix}"
@@ -145,8 +143,8 @@ async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(
 
 async def test_what_was_refused_and_what_waits(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, "41.90.0.1", "token", [identifier("ref", number) for number in range(3)])
-        await gateway.db.execute(REFUSED, "41.90.0.1", "source", [identifier("ref", number) for number in range(1)])
+        await gateway.db.execute(REFUSED, "41.90.0.1", "token", identifiers("ref", range(3)))
+        await gateway.db.execute(REFUSED, "41.90.0.1", "source", identifiers("ref", range(3, 4)))
         await gateway.db.execute(KEPT, identifier("cbk", 1), "196.201.214.200", "live")
         found = await seen_by(look_at_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
