@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
+from mpesa_gateway.ids import id_of, uuid_of
 from mpesa_gateway_credentials.reader import aad
 from tests.asgi import Said, ask
 from tests.routes import Operation, operations_of
@@ -19,6 +21,8 @@ from tests.routes import Operation, operations_of
 OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
 
 _ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
+
+_UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 _OF_NO_WORLD = ("mer", "key", "aud", "ref", "rcv")
 """Prefixes of ids that both worlds may show: a merchant and its audit entries belong to none, a key id is a handle."""
@@ -48,7 +52,7 @@ async def rows_of(db: Database) -> dict[str, list[str]]:
             f"SELECT (to_jsonb(each) - '{_LEFT_OUT.get(name, '{}')}'::text[])::text AS text "  # noqa: S608 - from the catalogue
             f"FROM {name} AS each ORDER BY 1"
         )
-        found[name] = [row["text"] for row in rows]
+        found[name] = [_spelt(row["text"]) for row in rows]
     return found
 
 
@@ -70,7 +74,7 @@ async def mirror(gateway: Gateway, merchant_id: str) -> None:
         await db.execute("SET LOCAL session_replication_role = replica")
         for name in sorted(chosen):
             for row in await db.fetch(f"SELECT to_jsonb(each)::text AS text FROM {name} AS each"):  # noqa: S608 - from the catalogue
-                text: str = row["text"]
+                text = _spelt(row["text"])
                 if '"env": "live"' not in text:
                     await db.execute(
                         f"INSERT INTO {name} OVERRIDING SYSTEM VALUE "  # noqa: S608 - likewise
@@ -100,6 +104,16 @@ async def _seal_again(gateway: Gateway) -> None:
                 )
 
 
+def _spelt(text: str) -> str:
+    """A row's JSON with each identifier as it is written outside Postgres."""
+    return _UUID.sub(lambda found: id_of(UUID(found[0]).bytes), text)
+
+
+def _stored(value: Any) -> Any:
+    """A column's value with an identifier as Postgres writes it."""
+    return str(UUID(bytes=uuid_of(value))) if isinstance(value, str) and _ID.fullmatch(value) else value
+
+
 def _in_live(text: str, merchant_id: str) -> str:
     def moved(found: re.Match[str]) -> str:
         return found[0] if found[0] == merchant_id else f"{found[0][:-4]}zzzz"
@@ -118,7 +132,7 @@ def _in_live(text: str, merchant_id: str) -> str:
             row[name] = value.replace('"env":"sandbox"', '"env":"live"')
         elif isinstance(value, dict) and "env" in value:
             row[name] = value | {"env": "live"}
-    return json.dumps(row)
+    return json.dumps({name: _stored(value) for name, value in row.items()})
 
 
 @dataclass

@@ -16,6 +16,7 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, signed_in
+from tests.identifiers import identifier
 from tests.plugins.ops.conftest import Desk
 from tests.stored import WIPE
 
@@ -144,8 +145,8 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
         event = PaymentCompleted(
             merchant_id=merchant.merchant_id,
             env="sandbox",
-            subject_id="pay_00000000000000000000000000",
-            payment_id="pay_00000000000000000000000000",
+            subject_id=identifier("pay"),
+            payment_id=identifier("pay"),
             amount="1.00",
             currency="KES",
             provider="mpesa",
