@@ -27,6 +27,7 @@ from mpesa_gateway.env import Env
 from tests.identifiers import identifier
 
 MERCHANT, OTHER_MERCHANT = identifier("mer", 1), identifier("mer", 2)
+REFUND = identifier("rfd")
 PAYMENTS = [identifier("pay", number) for number in range(30)]
 
 NOW = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
@@ -181,9 +182,9 @@ async def test_a_key_of_another_operation_is_refused_and_the_operation_named(sho
     if end is not None:
         await end(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     with pytest.raises(KeyMismatch, match=rf"was used for a payment \({PAYMENTS[1]}\), and this request is a refund") as refused:
-        await ask(shops, "rfd_1", operation="refund")
+        await ask(shops, REFUND, operation="refund")
     assert refused.value.status == 422
-    assert (await ask(shops, "rfd_1", operation="refund", env="live")).is_ours
+    assert (await ask(shops, REFUND, operation="refund", env="live")).is_ours
 
 
 @pytest.mark.parametrize("commits", [True, False])
