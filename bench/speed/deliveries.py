@@ -32,7 +32,7 @@ _OWED = """
 WITH event AS (
     INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
     SELECT 'evt_' || id, 'payment.completed', ($3::text[])[1 + n % cardinality($3::text[])], 'sandbox', 'pay_' || id,
-        now(), true, '{}',
+        now(), true, NULL,
         '{"id": "evt_' || id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}'
     FROM (SELECT n, $1 || lpad(n::text, 8, '0') AS id FROM generate_series(1, $2::bigint) AS n) AS made
     RETURNING event_id, merchant_id, subject_id
