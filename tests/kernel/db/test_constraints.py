@@ -61,6 +61,9 @@ CASES = {
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {PAYMENT}, now(), false, '{{}}', '{{}}')",
     ],
     "event_check1": [EVENT + f"({OTHER_EVENT}, 'a.b', NULL, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}')"],
+    "event_payload_unless_public": [
+        EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {PAYMENT}, now(), false, NULL, NULL)"
+    ],
     "event_env_check": [
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, NULL, {PAYMENT}, now(), true, '{{}}', '{{}}')",
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'test', {PAYMENT}, now(), false, '{{}}', NULL)",
