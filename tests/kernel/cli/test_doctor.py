@@ -143,7 +143,8 @@ def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:
     host.gets("merchants", "list")
     in_database(
         host,
-        f"INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({literal('evt')}, 'me', now() - interval '5 minutes')",
+        "INSERT INTO event_task (event_id, subscriber, due_at) "
+        f"VALUES ({literal('evt')}, 'me', now() - interval '5 minutes')",
     )
     assert host.types("doctor", "--ledger").returncode == 0
     assert host.types("doctor", "--ledger", "--grace", "2").returncode == 1

@@ -181,7 +181,9 @@ async def test_a_key_of_another_operation_is_refused_and_the_operation_named(sho
     await ask(shops, PAYMENTS[1])
     if end is not None:
         await end(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
-    with pytest.raises(KeyMismatch, match=rf"was used for a payment \({PAYMENTS[1]}\), and this request is a refund") as refused:
+    with pytest.raises(
+        KeyMismatch, match=rf"was used for a payment \({PAYMENTS[1]}\), and this request is a refund"
+    ) as refused:
         await ask(shops, REFUND, operation="refund")
     assert refused.value.status == 422
     assert (await ask(shops, REFUND, operation="refund", env="live")).is_ours
