@@ -26,8 +26,8 @@ CALLBACKS = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, body,
     verdict, applied_at, due_at)
 SELECT (left($1::uuid::text, 24) || lpad(to_hex(number), 12, '0'))::uuid, 'stk',
-    sha256(($1::uuid::text || number || $4)::bytea), $2::timestamptz, '127.0.0.1', NULL, '', '0', '{}', $4::text, CASE WHEN $4 = 'applied' THEN $2::timestamptz END,
-    CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
+    sha256(($1::uuid::text || number || $4)::bytea), $2::timestamptz, '127.0.0.1', NULL, '', '0', '{}', $4::text,
+    CASE WHEN $4 = 'applied' THEN $2::timestamptz END, CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
 FROM generate_series($5::integer + 1, $5 + $3::integer) number
 """
 

@@ -143,7 +143,7 @@ def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:
     host.gets("merchants", "list")
     in_database(
         host,
-        "INSERT INTO event_task (event_id, subscriber, due_at) "
+        "INSERT INTO event_task (event_id, subscriber, due_at) "  # noqa: S608 - our own
         f"VALUES ({literal('evt')}, 'me', now() - interval '5 minutes')",
     )
     assert host.types("doctor", "--ledger").returncode == 0
