@@ -37,11 +37,11 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
     done: dict[str, int] = {}
     for column in columns:
         count, after = 0, ""
-        aad = ", ".join(f"({expression})::text" for expression in column.aad)
+        aad = ", ".join(column.aad)
         # raw SQL: any table - each that declares a sealed column.
         # Table and column names come from the plugins' own declarations, never from a caller.
         select = (
-            f"SELECT {column.key} AS key, {column.column} AS sealed, ARRAY[{aad}] AS aad FROM {column.table} "  # noqa: S608
+            f"SELECT {column.key} AS key, {column.column} AS sealed, {aad} FROM {column.table} "  # noqa: S608
             f"WHERE {column.key} > $1 AND {column.column} IS NOT NULL ORDER BY {column.key} LIMIT {_BATCH}"
         )
         update = f"UPDATE {column.table} SET {column.column} = $3 WHERE {column.key} = $1 AND {column.column} = $2"  # noqa: S608
@@ -50,7 +50,7 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
             for row in rows:
                 if sealer.is_current(row["sealed"]):
                     continue
-                aad_values = tuple(row["aad"])
+                aad_values = tuple(str(value) for value in tuple(row)[2:])
                 sealed = sealer.seal(sealer.open(row["sealed"], aad=aad_values), aad=aad_values)
                 changed = await db.execute(update, row["key"], row["sealed"], sealed)
                 count += changed == "UPDATE 1"

@@ -21,6 +21,7 @@ from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.scopes import PAYMENTS_WRITE
 from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
+from tests.identifiers import identifier
 from tests.ledger import broken
 from tests.looking import levels, seen_by
 
@@ -104,8 +105,11 @@ async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[
         await eventually(lambda: thanks(api))
         assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "ok"}
         assert await broken(gateway) == {}
-        await gateway.db.execute("INSERT INTO thank VALUES ('pay_unpaid', 'mer_1', 'sandbox', 'x', now())")
-        assert await broken(gateway) == {"thanks.paid_first": ("pay_unpaid",)}
+        unpaid = identifier("pay")
+        await gateway.db.execute(
+            "INSERT INTO thank SELECT $1, merchant_id, 'sandbox', 'x', now() FROM merchant", unpaid
+        )
+        assert await broken(gateway) == {"thanks.paid_first": (unpaid,)}
 
 
 async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
@@ -135,16 +139,20 @@ async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_give
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
         applied = await gateway.db.fetch("SELECT number, name FROM migration WHERE owner = 'thanks'")
         assert [tuple(row) for row in applied] == [(1, "0001_thanks.sql")]
-        await gateway.db.execute(
-            "INSERT INTO thank VALUES ('old', 'mer_1', 'live', 'x', now() - interval '2 years'), "
-            "('new', 'mer_1', 'live', 'x', now())"
-        )
+        await gateway.merchants.create("Duka", actor="test")
+        old, new = identifier("pay", 1), identifier("pay", 2)
+        for payment_id, age in ((old, "2 years"), (new, "1 second")):
+            await gateway.db.execute(
+                "INSERT INTO thank SELECT $1, merchant_id, 'live', 'x', now() - $2::text::interval FROM merchant",
+                payment_id,
+                age,
+            )
         (enqueue,) = re.findall(r'jobs\.enqueue\("([\w.]+)"\)', GUIDE.read_text(encoding="utf-8"))
         assert gateway.jobs_by_name[enqueue].cron is not None
         assert await gateway.jobs.enqueue(enqueue)
 
         async def is_forgotten() -> bool:
-            return bool(await gateway.db.fetchval("SELECT array_agg(payment_id) = '{new}' FROM thank"))
+            return [row["payment_id"] for row in await gateway.db.fetch("SELECT payment_id FROM thank")] == [new]
 
         await eventually(is_forgotten)
 

@@ -13,15 +13,18 @@ from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import running_gateway
 from tests.conftest import Town
+from tests.identifiers import literal
 from tests.ledger import broken, each_is_noticed, lay_bare
 
 pytestmark = pytest.mark.as_owner
 
+EVENT = literal("evt")
+
 BENDINGS = {
-    "kernel.subscribers_are_called": """
-        INSERT INTO event_task (event_id, subscriber, due_at) VALUES ('evt_1', 'me', now() - interval '11 minutes')
+    "kernel.subscribers_are_called": f"""
+        INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({EVENT}, 'me', now() - interval '11 minutes')
         RETURNING id_text(event_id) || ' ' || subscriber
-    """,
+    """,  # noqa: S608 - our own
     "kernel.audit_chain": """
         UPDATE audit_entry SET actor = 'nobody' WHERE number = 2 RETURNING 'audit entry 2 was changed or removed'
     """,

@@ -10,9 +10,11 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.retention import KERNEL_FORGETS, Retention
 from mpesa_gateway.testing.serving import eventually
+from tests.identifiers import identifier
 
 pytestmark = pytest.mark.as_owner
 
@@ -23,9 +25,9 @@ ROWS = 100_000
 CALLBACKS = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, body,
     verdict, applied_at, due_at)
-SELECT $1 || lpad(number::text, 16, '0'), 'stk', sha256(($1 || number || $4)::bytea), $2::timestamptz, '127.0.0.1', '',
-    '', '0', '{}', $4::text, CASE WHEN $4 = 'applied' THEN $2::timestamptz END,
-    CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
+SELECT (left($1::uuid::text, 24) || lpad(to_hex(number), 12, '0'))::uuid, 'stk',
+    sha256(($1::uuid::text || number || $4)::bytea), $2::timestamptz, '127.0.0.1', NULL, '', '0', '{}', $4::text,
+    CASE WHEN $4 = 'applied' THEN $2::timestamptz END, CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
 FROM generate_series($5::integer + 1, $5 + $3::integer) number
 """
 
@@ -46,12 +48,13 @@ async def other(gateway: Gateway, database_url: str) -> AsyncGenerator["asyncpg.
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         database_url, server_settings={"search_path": gateway.config.database.schema}
     )
+    await read_ids(connection)
     yield connection
     await connection.close()
 
 
 async def receive(gateway: Gateway, days: int, count: int, verdict: str = "applied") -> str:
-    """Put callbacks into the inbox that came so many days ago; gives what their identifiers begin with."""
+    """Put callbacks into the inbox that came so many days ago; gives an identifier that is less than theirs."""
     at = NOW - timedelta(days=days)
     prefix = Ids.least("cbk", at)
     there: int = await gateway.db.fetchval("SELECT count(*) FROM callback")
@@ -62,7 +65,7 @@ async def receive(gateway: Gateway, days: int, count: int, verdict: str = "appli
 async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_between(
     gateway: Gateway, other: "asyncpg.Connection[Any]"
 ) -> None:
-    prefix = await receive(gateway, 200, ROWS)
+    old = await receive(gateway, 200, ROWS)
     young = await receive(gateway, 100, 10)
     left: list[int] = []
 
@@ -79,7 +82,7 @@ async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_betwee
     assert counts["callbacks"] == ROWS
     assert left == list(range(ROWS - BATCH, -1, -BATCH))
     assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 10
-    assert prefix < young
+    assert old < young
 
 
 async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway: Gateway) -> None:
@@ -95,7 +98,7 @@ async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway:
             await gateway.db.execute("SET LOCAL enable_sort = off")
             rows = await gateway.db.fetch(f"EXPLAIN {forgetting.sql}", oldest, BATCH)
         plans[forgetting.what] = "\n".join(row[0] for row in rows)
-    assert len(plans) == 8
+    assert len(plans) == 9
     assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
     # What still names a row is looked up by the row.
     assert "refused_callback_became" in plans["callbacks"]
@@ -128,12 +131,13 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
     ):
         await gateway.db.execute(
             "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, "
-            "created_at) VALUES ($1, 'sandbox', $2, sha256('a'), $3, 'own_1', $4, $5)",
+            "created_at) VALUES ($1, 'sandbox', $2, sha256('a'), $3, $6, $4, $5)",
             merchant_id,
             key,
             state,
             until,
             old + timedelta(days=2) if key == "young" else old,
+            identifier("own"),
         )
     assert (await Retention(gateway).forget())["idempotency keys"] == 2
     rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
@@ -142,12 +146,13 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
 
 async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -> None:
     at = NOW - timedelta(days=31)
-    event_id = Ids.least("evt", at) + "0" * 16
+    event_id = Ids.least("evt", at)
     await gateway.db.execute(
         "INSERT INTO event (event_id, kind, subject_id, occurred_at, is_public, payload) "
-        "VALUES ($1, 'own.done', 'own_1', $2, false, '{}')",
+        "VALUES ($1, 'own.done', $3, $2, false, '{}')",
         event_id,
         at,
+        identifier("own"),
     )
     await gateway.db.execute(
         "INSERT INTO event_task (event_id, subscriber, due_at, done_at) "
@@ -169,9 +174,10 @@ async def test_lines_that_a_statement_may_show_again_are_not_forgotten(values: d
 async def test_what_somebody_has_locked_is_passed_over_and_goes_another_night(
     gateway: Gateway, other: "asyncpg.Connection[Any]"
 ) -> None:
-    prefix = await receive(gateway, 200, 2 * BATCH)
+    await receive(gateway, 200, 2 * BATCH)
+    fourth = identifier("cbk", 4, at=NOW - timedelta(days=200))
     async with other.transaction():
-        await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", f"{prefix}{4:016}")
+        await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", fourth)
         # Were it to wait for these three rows, which are the oldest, it would never end.
         assert (await Retention(gateway).forget())["callbacks"] == 2 * BATCH - 3
     assert (await Retention(gateway).forget())["callbacks"] == 3
@@ -216,7 +222,7 @@ async def test_what_postgres_has_no_time_for_is_left_to_the_next_night(
     await receive(gateway, 200, 5)
     await gateway.db.execute(
         "INSERT INTO refused_callback (refused_id, kind, at, source, reason, body) VALUES ($1, 'stk', $2, '', 'x', '')",
-        Ids.least("ref", NOW - timedelta(days=60)) + "0" * 16,
+        Ids.least("ref", NOW - timedelta(days=60)),
         NOW - timedelta(days=60),
     )
     await other.execute(

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.security.sealing import generate
+from tests.identifiers import literal
 from tests.kernel.cli.terminal import Host, address_of, is_refused, until
 
 pytestmark = pytest.mark.as_owner
@@ -142,7 +143,8 @@ def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:
     host.gets("merchants", "list")
     in_database(
         host,
-        "INSERT INTO event_task (event_id, subscriber, due_at) VALUES ('evt_1', 'me', now() - interval '5 minutes')",
+        "INSERT INTO event_task (event_id, subscriber, due_at) "  # noqa: S608 - our own
+        f"VALUES ({literal('evt')}, 'me', now() - interval '5 minutes')",
     )
     assert host.types("doctor", "--ledger").returncode == 0
     assert host.types("doctor", "--ledger", "--grace", "2").returncode == 1

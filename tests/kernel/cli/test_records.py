@@ -7,8 +7,13 @@ from pathlib import Path
 
 import asyncpg
 
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.security.sealing import generate
+from tests.identifiers import identifier
 from tests.kernel.cli.terminal import Host, address_of, is_refused
+
+PENDING = identifier("pay", 2)
+"""A payment whose payer is still to answer."""
 
 
 def test_a_merchant_from_first_to_last(host: Host) -> None:
@@ -51,17 +56,21 @@ def test_an_operator_decides_about_a_live_receiver(host: Host) -> None:
 async def _share(url: str, owner_id: str, user_id: str) -> None:
     """A live receiver that one merchant owns, with credentials of two."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
+    await read_ids(connection)
     await connection.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, owner_id, created_at) "
-        "VALUES ('rcv_1', 'live', '600001', 'paybill', $1, now())",
+        "VALUES ($2, 'live', '600001', 'paybill', $1, now())",
         owner_id,
+        identifier("rcv"),
     )
     await connection.execute(
         "INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, consumer_key, consumer_secret, passkey, "
         "is_default, created_at, updated_at) "
-        "SELECT 'shc_' || merchant_id, merchant_id, 'live', 'rcv_1', 'v1.a', 'v1.a', 'v1.a', true, now(), now() "
-        "FROM unnest($1::uuid[]) AS merchant_id",
+        "SELECT shortcode_id, merchant_id, 'live', $3, 'v1.a', 'v1.a', 'v1.a', true, now(), now() "
+        "FROM unnest($1::uuid[], $2::uuid[]) AS t(merchant_id, shortcode_id)",
         [owner_id, user_id],
+        [identifier("shc", 1), identifier("shc", 2)],
+        identifier("rcv"),
     )
     await connection.close()
 
@@ -134,14 +143,14 @@ def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
     rehearsed = host.gets(*erase, "--dry-run").splitlines()
     assert [line.strip() for line in rehearsed] == [
         "1 payments would be erased",
-        "left pay_pending: the payment is pending",
+        f"left {PENDING}: the payment is pending",
     ]
     assert host.gets(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
-    assert host.gets(*erase, "--yes").strip() == "left pay_pending: the payment is pending"
+    assert host.gets(*erase, "--yes").strip() == f"left {PENDING}: the payment is pending"
     assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
     for words in (("-",), ()):
         read = host.types("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
-        assert (read.returncode, read.stdout.strip()) == (0, "left pay_pending: the payment is pending"), words
+        assert (read.returncode, read.stdout.strip()) == (0, f"left {PENDING}: the payment is pending"), words
     unread = host.types("privacy", "erase", "0711", "--yes")
     assert (unread.returncode, "send a Kenyan mobile number" in unread.stderr) == (2, True)
     assert is_refused(host.types(*erase, "--before", "2999-01-01", "--yes"), 1, "at least 48 hours ago")
@@ -152,23 +161,28 @@ def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
 async def _pay(url: str, merchant_id: str) -> None:
     """A payment of long ago, and one that is pending."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
+    await read_ids(connection)
     await connection.execute(
         "WITH made AS (INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
-        "VALUES ('rcv_1', 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id) "
+        "VALUES ($2, 'sandbox', '174379', 'paybill', now()) RETURNING receiver_id) "
         "INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, is_default, created_at, updated_at, "
-        "retired_at, wiped_at) SELECT 'shc_1', $1, 'sandbox', receiver_id, false, now(), now(), now(), now() FROM made",
+        "retired_at, wiped_at) SELECT $3, $1, 'sandbox', receiver_id, false, now(), now(), now(), now() FROM made",
         merchant_id,
+        identifier("rcv"),
+        identifier("shc"),
     )
     await connection.execute(
         "INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, "
         "phone, reference, "
         "reference_is_ours, description, idempotency_key, status, failure_reason, due_at, expires_at, created_at, "
-        "updated_at) SELECT 'pay_' || status, $1, 'sandbox', 'mpesa', '174379', 'shc_1', 500, 'KES', "
+        "updated_at) SELECT payment_id, $1, 'sandbox', 'mpesa', '174379', $2, 500, 'KES', "
         "'254711000001', 'REF', "
         "false, 'Payment', status, status, CASE status WHEN 'failed' THEN 'other' END, "
         "CASE status WHEN 'pending' THEN now() END, now(), now() - interval '9 days', now() - interval '9 days' "
-        "FROM unnest(ARRAY['failed', 'pending']) status",
+        "FROM unnest($3::uuid[], ARRAY['failed', 'pending']) AS t(payment_id, status)",
         merchant_id,
+        identifier("shc"),
+        [identifier("pay"), PENDING],
     )
     await connection.close()
 

@@ -24,7 +24,7 @@ INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({HEARD}, 'me', now());
 SELECT audit_write('aud_1', now(), NULL, 'me', 'x', NULL, '{{}}');
-"""
+"""  # noqa: S608 - our own
 
 KEY = (
     "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at) "
@@ -44,7 +44,7 @@ CASES = {
         KEY + f"({SHOP}, 'sandbox', 'other', sha256('a'), 'in_flight', {NOTHING}, now(), now())"
     ],
     "idempotency_key_one_subject": [
-        f"UPDATE idempotency_key SET subject_id = {OTHER_PAYMENT}",
+        f"UPDATE idempotency_key SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
         "UPDATE idempotency_key SET fingerprint = sha256('b')",
         "UPDATE idempotency_key SET key = 'other'",
         "UPDATE idempotency_key SET env = 'live'",
@@ -61,6 +61,9 @@ CASES = {
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {PAYMENT}, now(), false, '{{}}', '{{}}')",
     ],
     "event_check1": [EVENT + f"({OTHER_EVENT}, 'a.b', NULL, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}')"],
+    "event_payload_unless_public": [
+        EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'sandbox', {PAYMENT}, now(), false, NULL, NULL)"
+    ],
     "event_env_check": [
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, NULL, {PAYMENT}, now(), true, '{{}}', '{{}}')",
         EVENT + f"({OTHER_EVENT}, 'a.b', {SHOP}, 'test', {PAYMENT}, now(), false, '{{}}', NULL)",
@@ -73,9 +76,9 @@ CASES = {
     ],
     "event_append_only": [
         "UPDATE event SET kind = 'payment.failed'",
-        f"UPDATE event SET event_id = {OTHER_EVENT}",
+        f"UPDATE event SET event_id = {OTHER_EVENT}",  # noqa: S608 - our own
         "UPDATE event SET merchant_id = NULL, is_public = false, body = NULL",
-        f"UPDATE event SET subject_id = {OTHER_PAYMENT}",
+        f"UPDATE event SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
         "UPDATE event SET occurred_at = now()",
         "UPDATE event SET env = 'live'",
     ],

@@ -24,6 +24,11 @@ from mpesa_gateway.db.idempotency import (
 )
 from mpesa_gateway.db.migrator import find, migrate
 from mpesa_gateway.env import Env
+from tests.identifiers import identifier
+
+MERCHANT, OTHER_MERCHANT = identifier("mer", 1), identifier("mer", 2)
+REFUND = identifier("rfd")
+PAYMENTS = [identifier("pay", number) for number in range(30)]
 
 NOW = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -72,7 +77,9 @@ async def shops(db: Database) -> Database:
     await migrate(db, find("kernel", "mpesa_gateway.db.migrations"))
     await db.execute(
         "INSERT INTO merchant (merchant_id, name, created_at, updated_at) "
-        "VALUES ('mer_1', 'One', now(), now()), ('mer_2', 'Two', now(), now())"
+        "VALUES ($1, 'One', now(), now()), ($2, 'Two', now(), now())",
+        MERCHANT,
+        OTHER_MERCHANT,
     )
     return db
 
@@ -83,7 +90,7 @@ async def ask(
     *,
     at: datetime = NOW,
     body: bytes = bytes(32),
-    merchant: str = "mer_1",
+    merchant: str = MERCHANT,
     env: Env = "sandbox",
     operation: str = "payment",
 ) -> Claim:
@@ -103,81 +110,83 @@ async def ask(
 
 
 async def test_who_comes_first_acts_and_who_repeats_waits_then_learns_the_outcome(shops: Database) -> None:
-    assert await ask(shops, "pay_1") == Claim("pay_1", is_ours=True)
+    assert await ask(shops, PAYMENTS[1]) == Claim(PAYMENTS[1], is_ours=True)
     with pytest.raises(KeyInProgress) as waits:
-        await ask(shops, "pay_2", at=NOW + LEASE - timedelta(microseconds=1))
+        await ask(shops, PAYMENTS[2], at=NOW + LEASE - timedelta(microseconds=1))
     assert (waits.value.status, waits.value.retry_after) == (409, 1)
     assert waits.value.problems[0].retryable is True
-    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
-    assert await ask(shops, "pay_3") == Claim("pay_1", is_ours=False)
+    await settle(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
+    assert await ask(shops, PAYMENTS[3]) == Claim(PAYMENTS[1], is_ours=False)
 
 
 async def test_a_lease_that_ran_out_gives_the_first_subject_and_never_a_second_try(shops: Database) -> None:
-    await ask(shops, "pay_1")
+    await ask(shops, PAYMENTS[1])
     for late in (LEASE, timedelta(days=400)):
-        assert await ask(shops, "pay_2", at=NOW + late) == Claim("pay_1", is_ours=False)
+        assert await ask(shops, PAYMENTS[2], at=NOW + late) == Claim(PAYMENTS[1], is_ours=False)
 
 
 async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Database) -> None:
-    await ask(shops, "pay_1")
-    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
+    await ask(shops, PAYMENTS[1])
+    await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     later = NOW + timedelta(seconds=10)
-    assert await ask(shops, "pay_2", at=later) == Claim("pay_1", is_ours=True)
+    assert await ask(shops, PAYMENTS[2], at=later) == Claim(PAYMENTS[1], is_ours=True)
     with pytest.raises(KeyInProgress):
-        await ask(shops, "pay_3", at=later + LEASE - timedelta(seconds=1))
+        await ask(shops, PAYMENTS[3], at=later + LEASE - timedelta(seconds=1))
 
 
 async def test_another_body_is_refused_whatever_became_of_the_first(shops: Database) -> None:
     async def is_refused() -> None:
         with pytest.raises(KeyMismatch) as refused:
-            await ask(shops, "pay_2", body=b"x" * 32)
+            await ask(shops, PAYMENTS[2], body=b"x" * 32)
         assert refused.value.status == 422
 
-    await ask(shops, "pay_1")
+    await ask(shops, PAYMENTS[1])
     await is_refused()
-    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
+    await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     await is_refused()
-    assert await ask(shops, "pay_1") == Claim("pay_1", is_ours=True)
-    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
+    assert await ask(shops, PAYMENTS[1]) == Claim(PAYMENTS[1], is_ours=True)
+    await settle(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     await is_refused()
 
 
 async def test_what_is_settled_is_never_released(shops: Database) -> None:
-    await ask(shops, "pay_1")
-    await settle(shops, merchant_id="mer_1", env="sandbox", key="order 1")
-    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
-    assert await ask(shops, "pay_2") == Claim("pay_1", is_ours=False)
+    await ask(shops, PAYMENTS[1])
+    await settle(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
+    await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
+    assert await ask(shops, PAYMENTS[2]) == Claim(PAYMENTS[1], is_ours=False)
 
 
 async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
-    assert (await ask(shops, "pay_1")).is_ours
-    assert await ask(shops, "pay_2", merchant="mer_2", body=b"x" * 32) == Claim("pay_2", is_ours=True)
-    await settle(shops, merchant_id="mer_2", env="sandbox", key="order 1")
+    assert (await ask(shops, PAYMENTS[1])).is_ours
+    assert await ask(shops, PAYMENTS[2], merchant=OTHER_MERCHANT, body=b"x" * 32) == Claim(PAYMENTS[2], is_ours=True)
+    await settle(shops, merchant_id=OTHER_MERCHANT, env="sandbox", key="order 1")
     with pytest.raises(KeyInProgress):
-        await ask(shops, "pay_3")
+        await ask(shops, PAYMENTS[3])
 
 
 async def test_each_env_has_keys_of_its_own(shops: Database) -> None:
-    assert (await ask(shops, "pay_1")).is_ours
-    assert await ask(shops, "pay_2", env="live") == Claim("pay_2", is_ours=True)
-    await settle(shops, merchant_id="mer_1", env="live", key="order 1")
-    await release(shops, merchant_id="mer_1", env="live", key="order 1")
-    assert await ask(shops, "pay_3", env="live") == Claim("pay_2", is_ours=False)
+    assert (await ask(shops, PAYMENTS[1])).is_ours
+    assert await ask(shops, PAYMENTS[2], env="live") == Claim(PAYMENTS[2], is_ours=True)
+    await settle(shops, merchant_id=MERCHANT, env="live", key="order 1")
+    await release(shops, merchant_id=MERCHANT, env="live", key="order 1")
+    assert await ask(shops, PAYMENTS[3], env="live") == Claim(PAYMENTS[2], is_ours=False)
     with pytest.raises(KeyInProgress):
-        await ask(shops, "pay_4")
-    await forget(shops, merchant_id="mer_1", env="live", key="order 1")
-    assert await ask(shops, "pay_5", env="live") == Claim("pay_5", is_ours=True)
+        await ask(shops, PAYMENTS[4])
+    await forget(shops, merchant_id=MERCHANT, env="live", key="order 1")
+    assert await ask(shops, PAYMENTS[5], env="live") == Claim(PAYMENTS[5], is_ours=True)
 
 
 @pytest.mark.parametrize("end", [settle, release, None])
 async def test_a_key_of_another_operation_is_refused_and_the_operation_named(shops: Database, end: Any) -> None:
-    await ask(shops, "pay_1")
+    await ask(shops, PAYMENTS[1])
     if end is not None:
-        await end(shops, merchant_id="mer_1", env="sandbox", key="order 1")
-    with pytest.raises(KeyMismatch, match=r"was used for a payment \(pay_1\), and this request is a refund") as refused:
-        await ask(shops, "rfd_1", operation="refund")
+        await end(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
+    with pytest.raises(
+        KeyMismatch, match=rf"was used for a payment \({PAYMENTS[1]}\), and this request is a refund"
+    ) as refused:
+        await ask(shops, REFUND, operation="refund")
     assert refused.value.status == 422
-    assert (await ask(shops, "rfd_1", operation="refund", env="live")).is_ours
+    assert (await ask(shops, REFUND, operation="refund", env="live")).is_ours
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -189,7 +198,7 @@ async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_roll
 
     async def first() -> None:
         async with shops.transaction():
-            assert (await ask(shops, "pay_0")).is_ours
+            assert (await ask(shops, PAYMENTS[0])).is_ours
             took.set()
             await go_on.wait()
             if not commits:
@@ -197,7 +206,7 @@ async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_roll
 
     leading = asyncio.create_task(first())
     await took.wait()
-    others = [asyncio.create_task(ask(shops, f"pay_{number}")) for number in range(1, 9)]
+    others = [asyncio.create_task(ask(shops, one)) for one in PAYMENTS[1:9]]
     finished, _ = await asyncio.wait(others, timeout=0.5)
     assert not finished
     go_on.set()
@@ -208,11 +217,11 @@ async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_roll
     assert len(won) == (0 if commits else 1)
     assert all(one.is_ours for one in won)
     kept = await shops.fetchval("SELECT array_agg(subject_id) FROM idempotency_key")
-    assert kept == (["pay_0"] if commits else [won[0].subject_id])
+    assert kept == ([PAYMENTS[0]] if commits else [won[0].subject_id])
 
 
 async def test_a_released_key_has_one_winner_among_many(shops: Database) -> None:
-    await ask(shops, "pay_0")
-    await release(shops, merchant_id="mer_1", env="sandbox", key="order 1")
-    ends = await asyncio.gather(*(ask(shops, f"pay_{number}") for number in range(30)), return_exceptions=True)
-    assert [end for end in ends if not isinstance(end, KeyInProgress)] == [Claim("pay_0", is_ours=True)]
+    await ask(shops, PAYMENTS[0])
+    await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
+    ends = await asyncio.gather(*(ask(shops, one) for one in PAYMENTS), return_exceptions=True)
+    assert [end for end in ends if not isinstance(end, KeyInProgress)] == [Claim(PAYMENTS[0], is_ours=True)]

@@ -244,7 +244,7 @@ async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
 async def refuse(db: Database, column: str, checks: Sequence[str], value: str) -> bool:
     """Whether one of the CHECKs of a column refuses this value, which is a uuid as SQL writes it."""
     passes = " AND ".join(f"({check})" for check in checks) or "true"
-    found = await db.fetchval(f"SELECT ({passes}) IS FALSE FROM (SELECT '{value}'::uuid AS {column}) AS row_of_it")
+    found = await db.fetchval(f"SELECT ({passes}) IS FALSE FROM (SELECT '{value}'::uuid AS {column}) AS each")  # noqa: S608
     assert isinstance(found, bool)
     return found
 

@@ -23,6 +23,9 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway.worker import run_worker
+from tests.identifiers import identifier
+
+DOOR = identifier("dor")
 
 
 class BellRang(Event, frozen=True, kw_only=True):
@@ -90,12 +93,12 @@ WORKING: dict[str, Any] = {"worker": {"in_process": True, "grace": 5}}
 async def ring(gateway: Gateway, times: int = 1) -> BellRang:
     """Ring, in a transaction of its own."""
     async with gateway.db.transaction():
-        return (await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=times)]))[0]
+        return (await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=times)]))[0]
 
 
 async def test_amounts_and_phone_numbers_are_heard_as_they_were_published(values: dict[str, Any]) -> None:
     ears = Ears()
-    rang = BellRang(merchant_id="", subject_id="door_1", alms=Kes(70), caller=Msisdn("254711000001"))
+    rang = BellRang(merchant_id="", subject_id=DOOR, alms=Kes(70), caller=Msisdn("254711000001"))
     async with house(values, ears, **WORKING) as gateway:
         async with gateway.db.transaction():
             (published,) = await gateway.outbox.publish([rang])
@@ -145,7 +148,7 @@ async def done(gateway: Gateway) -> bool:
 async def test_an_event_without_its_change_is_refused(values: dict[str, Any]) -> None:
     async with house(values, Ears()) as gateway:
         with pytest.raises(NotInTransaction, match=r"publish bell\.rang inside the transaction"):
-            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1")])
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR)])
         assert await gateway.db.fetchval("SELECT count(*) FROM event") == 0
 
 
@@ -154,14 +157,14 @@ async def test_what_committed_is_heard_once_and_what_rolled_back_never(values: d
 
     async def ring_and_fail(gateway: Gateway) -> None:
         async with gateway.db.transaction():
-            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=7)])
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=7)])
             raise KeyError
 
     async with house(values, ears, **WORKING) as gateway:
         with pytest.raises(KeyError):
             await ring_and_fail(gateway)
         async with gateway.db.transaction():
-            (published,) = await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=2)])
+            (published,) = await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=2)])
             await asyncio.sleep(0.3)
             assert ears.heard == []
         # Sooner than the sweeper would have found it: the wake-up came with the commit.
@@ -301,7 +304,7 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
     async def act(gateway: Gateway) -> None:
         async with gateway.db.transaction():
             await gateway.merchants.create("the change itself", actor="test")
-            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=4)])
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=4)])
 
     async def names(gateway: Gateway) -> set[str]:
         return {merchant.name for merchant in await gateway.merchants.page(10)}
@@ -328,7 +331,7 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
         merchant = await gateway.merchants.create("Shop", actor="test")
         async with gateway.db.transaction():
             (made,) = await gateway.outbox.publish(
-                [DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id="door_1")]
+                [DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id=DOOR)]
             )
         row = await gateway.db.fetchrow("SELECT kind, is_public, body FROM event")
         assert row is not None
@@ -336,7 +339,7 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
         at = f"{made.occurred_at:%Y-%m-%dT%H:%M:%S.%fZ}"
         assert row["body"] == (
             f'{{"id":"{made.event_id}","type":"door.opened","env":"live","created_at":"{at}",'
-            f'"data":{{"env":"live","door":"door_1"}}}}'
+            f'"data":{{"env":"live","door":"{DOOR}"}}}}'
         )
         assert await gateway.db.fetchval("SELECT count(*) FROM event_task") == 0
 

@@ -22,6 +22,7 @@ from mpesa_gateway.standalone.postgres import EmbeddedPostgres
 from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway.testing.standby import Standby, database_of, on, running_primary, running_standby
+from tests.identifiers import identifier
 
 _IS_REPLICA = "SELECT pg_is_in_recovery()"
 
@@ -150,6 +151,13 @@ async def test_each_way_to_ask_is_answered_by_the_replica(pair: Pair) -> None:
         assert [tuple(row) for row in await ask(sql, 1)] == [(1, "paid", True)]
     assert tuple(await pair.replica.fetchrow(sql, 1) or ()) == (1, "paid", True)
     assert await pair.replica.fetchval("SELECT note FROM till WHERE pg_is_in_recovery()") == "paid"
+
+
+async def test_identifiers_are_text_at_the_replica_too(pair: Pair) -> None:
+    payment_id = identifier("pay")
+    row = await pair.replica.fetchrow(f"{_IS_REPLICA}, $1::uuid, $2::uuid[]", payment_id, [payment_id])
+    assert row is not None
+    assert tuple(row) == (True, payment_id, [payment_id])
 
 
 async def test_a_transaction_sees_what_it_has_written_itself(pair: Pair) -> None:

@@ -89,7 +89,7 @@ async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], mon
         assert entered == []
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
         # Its share is counted for the key.
-        assert entered == [f"key_{(door.api.key or '').split('_')[2][:16]}"]
+        assert entered == [f"key_{(door.api.key or '').split('_')[2][:26]}"]
 
 
 async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_key_passes(

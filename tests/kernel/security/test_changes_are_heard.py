@@ -15,6 +15,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.changes import Remembered
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, eventually
@@ -118,6 +119,7 @@ async def quietly(shop: Shop, sql: str, value: str) -> None:
     assert config.url is not None
     connection = await asyncpg.connect(config.url.reveal(), server_settings={"search_path": config.schema})
     try:
+        await read_ids(connection)
         await connection.execute("SET session_replication_role = replica")
         await connection.execute(sql, value)
     finally:
