@@ -19,7 +19,6 @@ from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
-from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.db.replica import Replica
@@ -33,7 +32,6 @@ from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
-    Monthly,
     Plugin,
     Subscriber,
     callback_kinds_of,
@@ -118,7 +116,6 @@ class Gateway:
         self.meter = Meter()
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
         self.db = Database(config.database)
-        self.months = Months(self.db, self.clock, self.contributed(Monthly))
         self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
         self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
@@ -288,8 +285,6 @@ class Gateway:
             await self._clock_keeper.start()
         if migrate_first:
             await self._bring_up_to_date()
-            # A start waits for nobody: a worker will do it at night.
-            await self.months.prepare(tries=1)
         elif missing := await pending(self.db, self.migrations):
             raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
         self.db.bind(

@@ -66,7 +66,7 @@ def _spell(prefix: str, moment: datetime, chance: int) -> str:
 
 
 def renamed(identifier: str, prefix: str) -> str:
-    """The identifier of the same moment and chance under another prefix; raises ValueError for what is no identifier."""
+    """Return the identifier of the same moment and chance under another prefix. Raises ValueError for other text."""
     uuid = uuid_of(identifier)
     if uuid in {NO_ROW, _NIL}:
         raise ValueError("this is no identifier of ours")

@@ -1,4 +1,4 @@
-"""The kernel's own jobs: the outbox's events, what is forgotten at night, and the next months' partitions."""
+"""The kernel's own jobs: the outbox's events, and what is deleted at night."""
 
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.queues import Job
@@ -16,11 +16,6 @@ async def forget(runtime: Runtime) -> None:
     await Retention(runtime).forget()
 
 
-async def make_months(runtime: Runtime) -> None:
-    """Make the next months' partitions of tables by month."""
-    await runtime.months.prepare()
-
-
 async def sweep_events(runtime: Runtime) -> None:
     """Hand owed events to their subscribers again."""
     await runtime.outbox.sweep()
@@ -32,6 +27,4 @@ KERNEL_JOBS: dict[str, Job] = {
     "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10", queue="maintenance"),
     # In the middle of the night in East Africa. What an hour is not enough for is left to the next night.
     "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *", queue="maintenance"),
-    # Three months ahead: many a night may be missed.
-    "kernel.make_months": Job(make_months, timeout=300, cron="47 22 * * *", queue="maintenance"),
 }

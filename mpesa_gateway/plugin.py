@@ -17,7 +17,6 @@ from mpesa_gateway.config import QUEUES, HasSettings
 from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.operations import Operation
-from mpesa_gateway.db.months import Monthly
 from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
@@ -44,7 +43,6 @@ __all__ = [
     "Forgetting",
     "Found",
     "Job",
-    "Monthly",
     "NoSettings",
     "Plugin",
     "PluginRefused",
@@ -151,8 +149,6 @@ class Plugin:
     tables: Tables | None = None
     forgets: tuple[Forgetting, ...] = ()
     """What is deleted, night by night, once it has been kept long enough."""
-    months: tuple[Monthly, ...] = ()
-    """Tables that have a partition for each month, which is dropped whole once it has been kept long enough."""
     erasers: tuple[Eraser, ...] = ()
     """How a payer's phone number is erased from what this plugin keeps."""
     commands: tuple[click.Command, ...] = ()
@@ -176,7 +172,7 @@ class Plugin:
     def contributions(self) -> tuple[Any, ...]:
         """What ``gateway.contributed`` gathers by type."""
         sealed = () if self.tables is None else self.tables.sealed
-        return (self, *self.contributes, *self.forgets, *self.months, *self.erasers, *sealed)
+        return (self, *self.contributes, *self.forgets, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
         """What the queue calls a job: ``webhooks.deliver``."""
@@ -276,7 +272,7 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
             if re.fullmatch("[a-z]{3}", prefix.name) is None:
                 raise PluginRefused(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
         named = [page.names for page in plugin.pages.pages]
-        named += [each.prefix for each in plugin.forgets] + [each.prefix for each in plugin.months]
+        named += [each.prefix for each in plugin.forgets]
         for name in filter(None, named):
             if name not in found:
                 raise PluginRefused(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")

@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from mpesa_gateway.db.engine import OVERBURDENED
-from mpesa_gateway.plugin import Forgetting, Monthly
+from mpesa_gateway.plugin import Forgetting
 from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -51,10 +51,7 @@ class Retention:
         self._settings = runtime.config.retention
 
     async def forget(self) -> dict[str, int]:
-        """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was.
-
-        Tables by month lose whole months first, which are counted apart: nobody reads how many rows were in them.
-        """
+        """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was."""
         counts: dict[str, int] = {}
         forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(Forgetting)]
         for forgetting in forgettings:
@@ -63,14 +60,6 @@ class Retention:
                 continue
             oldest = self._runtime.ids.least(forgetting.prefix, before) if forgetting.prefix else before
             counts[forgetting.what] = await self._repeat(forgetting.what, partial(self._batch, forgetting.sql, oldest))
-        for monthly in self._runtime.contributed(Monthly):
-            before = self._before(monthly.days(self._runtime))
-            if before is None:
-                continue
-            months = self._runtime.months
-            counts[f"{monthly.what}: months"] = await months.drop(monthly, before)
-            batch = partial(months.forget, monthly, before, self._settings.batch)
-            counts[monthly.what] = await self._repeat(monthly.what, batch)
         if await self._may_cut():
             await self._runtime.audit.announce_cut()
             counts["audit entries"] = await self._repeat("audit entries", self._runtime.audit.cut)

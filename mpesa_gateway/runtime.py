@@ -19,7 +19,6 @@ from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration
-from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.db.replica import Replica
@@ -64,7 +63,6 @@ class Runtime(Protocol):
     db: Database
     reads: Asking
     replica: Replica | None
-    months: Months
     changes: Changes
     migrations: list[Migration]
     outbox: Outbox

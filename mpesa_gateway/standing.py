@@ -19,8 +19,6 @@ POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
 MIGRATIONS = Gauge(
     "mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell."
 )
-MONTHS = Gauge("mpesa_months_missing", "Partitions for this month or the next that tables by month lack.")
-ASTRAY = Gauge("mpesa_months_astray", "Tables by month that hold rows for which there was no partition.")
 REPLICA = Gauge("mpesa_replica_unfit", "Whether the settings name a replica of Postgres that cannot be read from now.")
 REPLICA_LAG = Gauge(
     "mpesa_replica_lag_seconds",
@@ -58,15 +56,6 @@ async def read_postgres(runtime: Runtime) -> Sequence[Value]:
     except Exception:  # noqa: BLE001 - whatever a driver raises, it is not there
         return [(POSTGRES, (), 0), (MIGRATIONS, (), -1)]
     return [(POSTGRES, (), 1), (MIGRATIONS, (), missing)]
-
-
-async def read_months(runtime: Runtime) -> Sequence[Value]:
-    """Whether tables by month have their months."""
-    tables = await runtime.months.look()
-    return [
-        (MONTHS, (), sum(len(table.missing) for table in tables)),
-        (ASTRAY, (), sum(table.has_astray for table in tables)),
-    ]
 
 
 async def read_replica(runtime: Runtime) -> Sequence[Value]:
@@ -130,7 +119,6 @@ def _certificates(runtime: Runtime) -> Iterator[Value]:
 READINGS = (
     Reading((BUILD,), read_build),
     Reading((POSTGRES, MIGRATIONS), read_postgres),
-    Reading((MONTHS, ASTRAY), read_months),
     Reading((REPLICA, REPLICA_LAG), read_replica),
     Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
     Reading((CALLS, TOKENS, TOKEN_AGE), read_process),

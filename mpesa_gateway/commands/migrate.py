@@ -42,8 +42,6 @@ async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
     try:
         if check:
             return await pending(gateway.db, gateway.migrations)
-        applied = await bring_up_to_date(gateway)
-        await gateway.months.prepare()
-        return applied
+        return await bring_up_to_date(gateway)
     finally:
         await gateway.db.stop()

@@ -15,7 +15,7 @@ Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
 READ_ONLY = ("migration", "audit_entry", "audit_checkpoint", "audit_policy")
 """Tables of the kernel that the running role only reads. What it adds to the audit log goes through a function."""
 
-CALLED = ("audit_append", "audit_announce_cut", "audit_cut", "make_month", "drop_month", "month_bounds")
+CALLED = ("audit_append", "audit_announce_cut", "audit_cut")
 """Functions that the running role calls by name, and that are closed to PUBLIC."""
 
 # raw SQL: catalog - roles and functions.
@@ -38,8 +38,8 @@ SELECT current_user AS role,
 async def grant(connection: Connection, schema: str, role: str) -> None:
     """Let a role run the gateway in this schema: read and change rows, call our functions, and nothing else.
 
-    ``connection`` is the owner's. What the owner makes later is granted too, such as the partition of a month. Does
-    nothing for the owner itself. Raises InsufficientPrivilegeError for a connection of another role.
+    ``connection`` is the owner's. What the owner makes later is granted too. Does nothing for the
+    owner itself. Raises InsufficientPrivilegeError for a connection of another role.
     """
     if role == await connection.fetchval("SELECT current_user"):
         return

@@ -8,7 +8,6 @@ import asyncpg
 from mpesa_gateway.clock import SharedClock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
 from mpesa_gateway.db.migrator import MigrationRefused, pending
-from mpesa_gateway.db.months import Monthly, Months
 from mpesa_gateway.db.roles import STANDING
 from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
 from mpesa_gateway.doctor.replica import look_at_replica
@@ -70,8 +69,6 @@ async def look_at_postgres(gateway: Runtime, db: Database, examination: Examinat
     async for observation in look_at_replica(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)
-    for observation in await _months(gateway, db):
-        yield observation
     yield await _clock(gateway, db)
 
 
@@ -169,35 +166,6 @@ async def _migrations(gateway: Runtime, db: Database) -> Observation:
         f"{len(missing)} of {len(gateway.migrations)} migrations are not applied ({names}{more})",
         "run `mpesa-gateway migrate`",
     )
-
-
-async def _months(gateway: Runtime, db: Database) -> Sequence[Observation]:
-    """Whether tables by month have their months."""
-    tables = gateway.contributed(Monthly)
-    found: list[Observation] = []
-    for standing in await Months(db, gateway.clock, tables).look():
-        table = standing.table
-        if standing.missing:
-            found.append(
-                warning(
-                    "postgres.months",
-                    f"{table} has no partition for {' and '.join(standing.missing)}: such rows go to {table}_rest, and "
-                    "are deleted one by one later",
-                    "run `mpesa-gateway migrate`; a worker does it every night, and its "
-                    "log says `month_put_off` where it could not",
-                )
-            )
-        elif standing.has_astray:
-            found.append(
-                note(
-                    "postgres.months",
-                    f"{table}_rest has rows: they came when their month had no partition, or by a clock that was wrong",
-                    "nothing has to be done: the nights take them along with their time (docs/scaling.md)",
-                )
-            )
-        else:
-            found.append(ok("postgres.months", f"{table} has the partitions of this month and the next"))
-    return found
 
 
 async def _clock(gateway: Runtime, db: Database) -> Observation:

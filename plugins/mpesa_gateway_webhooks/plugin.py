@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
 from mpesa_gateway_webhooks.deliveries import Deliveries
@@ -21,7 +21,7 @@ from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
+from mpesa_gateway_webhooks.tables import FORGET_ATTEMPTS, AttemptRow, DeliveryRow
 
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
@@ -61,11 +61,10 @@ plugin = Plugin(
     invariants=INVARIANTS,
     counts=COUNTS,
     readings=READINGS,
-    months=(
-        Monthly(
+    forgets=(
+        Forgetting(
             "attempts at delivery",
-            table="attempt",
-            key="attempt_id",
+            FORGET_ATTEMPTS,
             prefix="att",
             days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
         ),

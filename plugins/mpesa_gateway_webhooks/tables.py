@@ -241,6 +241,12 @@ WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_act
 RETURNING delivery_id
 """
 
+FORGET_ATTEMPTS = """
+DELETE FROM attempt WHERE attempt_id IN (
+    SELECT attempt_id FROM attempt WHERE attempt_id < $1 ORDER BY attempt_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
 OWED_OF_CASE = """
 SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status = 'pending' LIMIT 1
 """

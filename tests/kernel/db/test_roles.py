@@ -87,10 +87,6 @@ REFUSED = [
     "SELECT audit_append('aud_1', now(), NULL, 'retention', 'audit.cut', NULL, '{\"through\":3}')",
     "SELECT audit_append('aud_1', now(), NULL, 'owner', 'audit.keeping', NULL, '{\"days\":1}')",
     "SELECT audit_write('aud_1', now(), NULL, 'retention', 'audit.cut', NULL, '{\"through\":3}')",
-    # Other tables are no months.
-    "SELECT make_month('audit_entry', 'aud', now(), 10)",
-    "SELECT make_month('pg_class', 'aud', now(), 10)",
-    "SELECT make_month('attempt', '''; DROP TABLE payment; --', now(), 10)",
     # It becomes no other role.
     "SET ROLE mpesa",
     "SET SESSION AUTHORIZATION mpesa",
@@ -127,15 +123,6 @@ async def test_what_would_undo_the_records_is_refused(gateway: Gateway) -> None:
     assert let_by == []
     assert await gateway.db.fetch("SELECT * FROM audit_entry ORDER BY number") == before
     assert await gateway.audit.verify() == 3
-
-
-@pytest.mark.parametrize(
-    "statement", ["SELECT drop_month('payment', 'payment')", "SELECT drop_month('attempt', 'payment')"]
-)
-async def test_no_table_but_a_month_is_dropped(gateway: Gateway, statement: str) -> None:
-    assert await gateway.db.fetchval(statement) is False
-    assert await gateway.db.fetchval("SELECT drop_month('attempt', 'attempt_rest')") is False
-    assert await gateway.db.fetchval("SELECT to_regclass('payment') IS NOT NULL")
 
 
 async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gateway) -> None:

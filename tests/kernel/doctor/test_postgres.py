@@ -98,7 +98,7 @@ async def test_as_it_should_be(gateway: Gateway) -> None:
     await apply_migrations(gateway)
     assert levels(await seen(gateway)) == {
         f"postgres.{name}": "ok"
-        for name in ("reachable", "version", "durable", "connections", "migrations", "months", "clock")
+        for name in ("reachable", "version", "durable", "connections", "migrations", "clock")
     } | {"postgres.role": "warning"}
 
 
