@@ -21,8 +21,8 @@ CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL S
     SELECT get_byte(uuid_send(id), 6) BETWEEN 1 AND 127
 $$;
 CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT get_byte(uuid_send(id), 6) << 8 | get_byte(uuid_send(id), 7)
-        = (ascii(prefix) & 31) << 10 | (ascii(substr(prefix, 2)) & 31) << 5 | (ascii(substr(prefix, 3)) & 31)
+    SELECT ((get_byte(uuid_send(id), 6) << 8) | get_byte(uuid_send(id), 7))
+        = (((ascii(prefix) & 31) << 10) | ((ascii(substr(prefix, 2)) & 31) << 5) | (ascii(substr(prefix, 3)) & 31))
 $$;
 
 CREATE TABLE gateway_secret (
