@@ -128,7 +128,7 @@ INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VAL
 
 DELIVERED = """
 WITH taken AS (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::text[])
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[])
         AS t(attempt_id, id, status, ms, answer)
     LIMIT cardinality($1)
 ), tried AS (
