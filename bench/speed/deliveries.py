@@ -27,7 +27,8 @@ _WARM_UP = 200
 _PATIENCE = 120.0
 """Seconds after which a round that has not ended is given up."""
 
-# $1 the ids' common part in hexadecimal, $2 how many, $3 the merchants: an event and its delivery each, to each merchant in turn.
+# $1 the ids' common part in hexadecimal, $2 how many, $3 the merchants: an event and its delivery each, to each
+# merchant in turn.
 _OWED = f"""
 WITH made AS (
     SELECT n, ($1 || lpad(n::text, 8, '0'))::uuid AS payment_id,

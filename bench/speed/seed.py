@@ -122,8 +122,9 @@ WITH made AS (
         reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id,
         due_at, expires_at, created_at, updated_at, accepted_at)
     SELECT ($2 || lpad(n::text, 8, '0'))::uuid, $1, 'sandbox', 'mpesa', '174379',
-    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254708374149', 'R' || n, false,
-        'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
+        (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
+        '254708374149', 'R' || n, false, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n,
+        now() + interval '1 day',
         now() + interval '1 day', now(), now(), now()
     FROM generate_series(1, $3::bigint) AS n
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at

@@ -101,9 +101,9 @@ SABOTAGE: dict[str, str] = {
     "refunds: more is promised than came in": f"""
         INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, due_at,
             created_at, updated_at, shortcode_id)
-        SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at, created_at,
-            created_at, shortcode_id FROM refund
-    """,
+        SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at,
+            created_at, created_at, shortcode_id FROM refund
+    """,  # noqa: S608 - an id of ours
     "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
     "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
     "refunds: what is set aside is not what is under way": """
@@ -145,10 +145,11 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
         UPDATE sim_reversal SET originator_conversation_id = 'portal-1';
         INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, asked_for, created_at, state,
             finished_at, transaction_status, finding)
-        SELECT overlay(payment_id::text PLACING substr({literal("chk")}, 15, 4) FROM 15)::uuid, merchant_id, env, shortcode, payment_id, id_text(payment_id), created_at, 'answered',
+        SELECT overlay(payment_id::text PLACING substr({literal("chk")}, 15, 4) FROM 15)::uuid, merchant_id, env,
+            shortcode, payment_id, id_text(payment_id), created_at, 'answered',
             created_at, 'Reversed', 'reversed' FROM payment;
         DELETE FROM event WHERE kind = 'payment.reversed'
-    """,
+    """,  # noqa: S608 - an id of ours
     "lost: money that stands nowhere": """
         INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
         FROM sim_transaction LIMIT 1
@@ -170,9 +171,9 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
     "stuck: a reconciliation": f"""
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
             started_at, lease_until, receiver_id)
-        SELECT {literal("run")}, merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour', created_at,
-            created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
-    """,
+        SELECT {literal("run")}, merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour',
+            created_at, created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
+    """,  # noqa: S608 - an id of ours
     "stuck: a callback that nobody has used": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL
     """,
