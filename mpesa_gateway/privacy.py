@@ -86,10 +86,10 @@ async def _owed(runtime: Runtime, case: Case) -> str | None:
 async def _erase_events(runtime: Runtime, case: Case) -> dict[str, int]:
     count = 0
     for row in await runtime.db.fetch(EVENTS_OF, case.named):
-        payload = case.number.without_in_json(row["payload"])
-        body = None if row["body"] is None else case.number.without_in_json(row["body"])
-        if (payload, body) != (row["payload"], row["body"]):
-            await runtime.db.execute(CHANGE_EVENT, row["event_id"], payload, body)
+        was = (row["payload"], row["body"])
+        now = tuple(None if text is None else case.number.without_in_json(text) for text in was)
+        if now != was:
+            await runtime.db.execute(CHANGE_EVENT, row["event_id"], *now)
             count += 1
     return {"events": count}
 

@@ -20,6 +20,16 @@ def loads(text: str, kind: type[T]) -> T:
     return msgspec.json.decode(text, type=kind, dec_hook=_read)
 
 
+def plain(value: Any) -> Any:
+    """A struct as the dictionaries, lists, texts and numbers that its JSON has."""
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def restore(value: Any, kind: type[T]) -> T:
+    """The struct that ``plain`` made this of. Raises msgspec.ValidationError for anything else."""
+    return msgspec.convert(value, kind, dec_hook=_read)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Kes):
         return int(value)

@@ -7,12 +7,16 @@ import asyncpg
 
 from mpesa_gateway.db.engine import Database
 
-_ADDED = re.compile(r"(?:ADD CONSTRAINT|CREATE TRIGGER|CREATE UNIQUE INDEX) ([a-z_]+)")
+_ADDED = re.compile(r"^\s*(?:CONSTRAINT|CREATE TRIGGER|CREATE UNIQUE INDEX) ([a-z0-9_]+)", re.MULTILINE)
 
 
-def added(package: str, migration: str) -> set[str]:
-    """The names of the constraints, triggers and unique indexes that a migration adds."""
-    return set(_ADDED.findall((files(package) / migration).read_text(encoding="utf-8")))
+def added(package: str) -> set[str]:
+    """Return the names of the constraints, triggers and unique indexes that an owner's one migration states.
+
+    Keys, foreign keys and the CHECKs of one column that have no name there are left out.
+    """
+    (migration,) = (one for one in files(package).iterdir() if one.name.endswith(".sql"))
+    return set(_ADDED.findall(migration.read_text(encoding="utf-8")))
 
 
 async def refusals(db: Database, cases: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -91,7 +91,7 @@ FROM generate_series(1, $2::bigint) AS n
         """
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
 SELECT ID[evt], CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay],
-    AT, true, '{"seeded": true}', repeat('x', 400)
+    AT, true, NULL, repeat('x', 700)
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),

@@ -15,7 +15,7 @@ from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """What happened, as subscribers read it (``payload``) and as webhooks carry it (``body``)."""
+    """What happened, as webhooks carry it (``body``), and what subscribers read besides (``payload``)."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -24,7 +24,7 @@ class EventRow(Table, tablename="event"):
     subject_id = Text()
     occurred_at = Timestamptz()
     is_public = Boolean()
-    payload = JSONB()
+    payload = JSONB(null=True, default=None)
     body = Text(null=True, default=None)
 
 

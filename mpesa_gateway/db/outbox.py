@@ -9,13 +9,13 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
-from mpesa_gateway.stored import dumps, loads
+from mpesa_gateway.stored import dumps, plain, restore
 from mpesa_gateway.tracing import Tracer
 
 log = structlog.get_logger(__name__)
@@ -38,6 +38,10 @@ SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NU
 FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
 RETURNING event_id
+"""
+
+FIND_EVENT = """
+SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body FROM event WHERE event_id = $1
 """
 
 INSERT_TASKS = """
@@ -177,7 +181,7 @@ class Outbox:
                 [event.env for event in events],
                 [event.subject_id or None for event in events],
                 [event.occurred_at for event in events],
-                [dumps(event) for event in events],
+                [_payload(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
             await self._db.put_off(Write(INSERT_EVENTS, args))
@@ -211,11 +215,11 @@ class Outbox:
         attempts = await self._db.fetchval(CLAIM_TASK, event_id, subscriber_name, now, now + LEASE)
         if attempts is None:
             return False
-        row = await self._db.fetchrow("SELECT kind, payload FROM event WHERE event_id = $1", event_id)
+        row = await self._db.fetchrow(FIND_EVENT, event_id)
         if row is None:
             return False
         try:
-            event = loads(row["payload"], self._event_type(row["kind"]))
+            event = _event(row, self._event_type(row["kind"]))
             await subscriber.handler(event, self._context)
         except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
@@ -264,3 +268,25 @@ def public_body(event: PublicEvent) -> str:
             "data": {"env": event.env} | event.data(),
         }
     ).decode()
+
+
+_COLUMNS = frozenset(Event.__struct_fields__)
+"""What every event has, each in a column of its own."""
+
+
+def _payload(event: Event) -> str | None:
+    """The fields that neither a column nor the webhook's body has, as JSON; None where there are none."""
+    fields: dict[str, Any] = {name: value for name, value in plain(event).items() if name not in _COLUMNS}
+    if isinstance(event, PublicEvent):
+        data = event.data()
+        fields = {name: value for name, value in fields.items() if name not in data or data[name] != value}
+    return dumps(fields) if fields or not isinstance(event, PublicEvent) else None
+
+
+def _event(row: Row, kind: type[E]) -> E:
+    """The event that a row stores. Raises msgspec.ValidationError where this release cannot read it."""
+    data = {} if row["body"] is None else msgspec.json.decode(row["body"])["data"]
+    payload = {} if row["payload"] is None else msgspec.json.decode(row["payload"])
+    columns = {name: row[name] for name in _COLUMNS}
+    columns |= {"merchant_id": row["merchant_id"] or "", "subject_id": row["subject_id"] or ""}
+    return restore(data | payload | columns, kind)

@@ -33,7 +33,8 @@ INVARIANTS = (
         sentence="A refund that went through has exactly one event payment.reversed",
         sql="""
             SELECT refund_id FROM refund LEFT JOIN event ON event.subject_id = refund.payment_id
-                AND event.kind = 'payment.reversed' AND event.payload ->> 'refund_id' = refund.refund_id
+                AND event.kind = 'payment.reversed'
+                AND event.body::jsonb -> 'data' ->> 'refund_id' = id_text(refund.refund_id)
             WHERE status = 'completed' GROUP BY refund_id HAVING count(event_id) <> 1
         """,
     ),

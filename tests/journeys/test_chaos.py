@@ -390,7 +390,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"untold: Money that is not what was asked for was told to the merchant, not so"},
     ),
     "a refund that nobody heard of": (
-        ["DELETE FROM event WHERE kind = 'payment.reversed' AND payload->>'refund_id' = id_text({refund})"],
+        ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
         {"untold: A refund that went through has exactly one event payment.reversed, not so"},
     ),
     "rows that nothing looks at": (

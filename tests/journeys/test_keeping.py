@@ -133,7 +133,7 @@ async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
         "UPDATE payment SET checkout_request_id = $2 WHERE checkout_request_id = $1",
         "UPDATE callback SET handle = replace(handle, $1, $2), body = replace(body, $1, $2)",
-        "UPDATE event SET payload = replace(payload::text, $1, $2)::jsonb, body = replace(body, $1, $2)",
+        "UPDATE event SET body = replace(body, $1, $2)",
     ):
         await db.execute(change, payment["provider_ref"], name)
     return name

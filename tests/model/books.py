@@ -97,7 +97,8 @@ ALWAYS: dict[str, str] = {
     """,
     "events: money in an event that is not the payment's": """
         SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
-        WHERE e.payload ->> 'amount' <> p.amount || '.00' OR e.payload ->> 'payment_id' <> id_text(p.payment_id)
+        WHERE e.body::jsonb -> 'data' ->> 'amount' <> p.amount || '.00'
+            OR e.body::jsonb -> 'data' ->> 'payment_id' <> id_text(p.payment_id)
     """,
     "events: not exactly one delivery": """
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)

@@ -120,7 +120,7 @@ SABOTAGE: dict[str, str] = {
         UPDATE refund SET status = 'failed', outcome = 'other', completed_at = NULL, reversal_receipt = NULL
     """,
     "events: money in an event that is not the payment's": """
-        UPDATE event SET payload = jsonb_set(payload, '{amount}', '"1.00"')
+        UPDATE event SET body = jsonb_set(body::jsonb, '{data,amount}', '"1.00"')::text WHERE is_public
     """,
     "events: not exactly one delivery": "DELETE FROM attempt; DELETE FROM delivery",
     "stuck: nobody will look at it again": """

@@ -21,8 +21,8 @@ CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL S
     SELECT get_byte(uuid_send(id), 6) BETWEEN 1 AND 127
 $$;
 CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT ((get_byte(uuid_send(id), 6) << 8) | get_byte(uuid_send(id), 7))
-        = (((ascii(prefix) & 31) << 10) | ((ascii(substr(prefix, 2)) & 31) << 5) | (ascii(substr(prefix, 3)) & 31))
+    SELECT (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
+        ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31))
 $$;
 
 CREATE TABLE gateway_secret (
@@ -77,12 +77,13 @@ CREATE TABLE event (
     subject_id uuid CHECK (is_id(subject_id)),
     occurred_at timestamptz NOT NULL,
     is_public boolean NOT NULL,
-    payload jsonb NOT NULL CHECK (jsonb_typeof(payload) = 'object'),
+    payload jsonb CHECK (jsonb_typeof(payload) = 'object'),
     body text,
     env text,
     CONSTRAINT event_check CHECK (is_public = (body IS NOT NULL)),
-    CONSTRAINT event_check1 CHECK (merchant_id IS NOT NULL OR (NOT is_public)),
+    CONSTRAINT event_check1 CHECK (merchant_id IS NOT NULL OR NOT is_public),
     CONSTRAINT event_env_check CHECK (env IN ('sandbox', 'live') AND (NOT (is_public AND env IS NULL))),
+    CONSTRAINT event_payload_unless_public CHECK (payload IS NOT NULL OR is_public),
     CONSTRAINT event_public_has_a_subject CHECK (NOT is_public OR subject_id IS NOT NULL)
 );
 CREATE INDEX event_subject ON event (subject_id, occurred_at);

@@ -36,7 +36,7 @@ CREATE TABLE shortcode (
     CONSTRAINT shortcode_initiator_is_whole CHECK ((initiator IS NULL) = (security_credential IS NULL)),
     CONSTRAINT shortcode_is_sealed CHECK (consumer_key LIKE 'v1.%' AND consumer_secret LIKE 'v1.%'
         AND passkey LIKE 'v1.%' AND security_credential LIKE 'v1.%'),
-    CONSTRAINT shortcode_retired_is_no_default CHECK (retired_at IS NULL OR (NOT is_default)),
+    CONSTRAINT shortcode_retired_is_no_default CHECK (retired_at IS NULL OR NOT is_default),
     CONSTRAINT shortcode_secrets_until_wiped CHECK ( CASE
         WHEN wiped_at IS NULL THEN num_nulls(consumer_key, consumer_secret, passkey) = 0
         ELSE num_nonnulls(consumer_key, consumer_secret, passkey, security_credential) = 0 END),

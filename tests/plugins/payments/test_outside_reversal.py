@@ -104,8 +104,8 @@ async def violations(town: Town, *invariants: Invariant) -> list[str]:
 
 async def told(town: Town) -> list[dict[str, Any]]:
     """What the merchant was told of reversals."""
-    rows = await town.gateway.db.fetch("SELECT payload FROM event WHERE kind = 'payment.reversed' ORDER BY event_id")
-    return [msgspec.json.decode(row["payload"]) for row in rows]
+    rows = await town.gateway.db.fetch("SELECT body FROM event WHERE kind = 'payment.reversed' ORDER BY event_id")
+    return [msgspec.json.decode(row["body"])["data"] for row in rows]
 
 
 @initiated

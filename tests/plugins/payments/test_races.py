@@ -220,7 +220,7 @@ async def test_every_receipt_that_does_not_fit_is_told_and_none_twice(street: St
     told = [step["detail"] for step in found["timeline"] if step["kind"] == "mismatched"]
     assert len(told) == 2
     rows = await street.gateway.db.fetch(
-        "SELECT payload->>'received_receipt' AS receipt FROM event WHERE kind = 'payment.mismatched' "
+        "SELECT body::jsonb->'data'->>'received_receipt' AS receipt FROM event WHERE kind = 'payment.mismatched' "
         "ORDER BY occurred_at, event_id"
     )
     assert [row["receipt"] for row in rows] == ["FIRST00001", "SECOND0002", "THIRD00003"]
@@ -383,7 +383,7 @@ async def test_what_waits_to_be_confirmed_is_told_when_other_money_comes_first(
         assert (found["status"], (found["mismatch"] or {}).get("of")) == (status, mismatch)
         assert await street.gateway.db.fetchval("SELECT claim IS NULL FROM payment")
         rows = await street.gateway.db.fetch(
-            "SELECT payload->>'mismatch' AS of, payload->>'received_receipt' AS receipt FROM event "
+            "SELECT body::jsonb->'data'->>'mismatch' AS of, body::jsonb->'data'->>'received_receipt' AS receipt FROM event "
             "WHERE kind = 'payment.mismatched' ORDER BY event_id"
         )
         assert sorted((row["of"], row["receipt"]) for row in rows) == sorted(told)

@@ -22,7 +22,7 @@ BENDINGS = {
         UPDATE refund SET env = 'live' WHERE idempotency_key = 'refund back-5' RETURNING refund_id
     """,
     "refunds.completed_was_told": """
-        UPDATE event SET payload = payload || '{"refund_id": "rfd_other"}' FROM refund
+        UPDATE event SET body = replace(body, '"rfd_', '"rfx_') FROM refund
         WHERE subject_id = payment_id AND kind = 'payment.reversed' AND idempotency_key = 'refund back-6'
         RETURNING refund_id
     """,
