@@ -1,6 +1,6 @@
 CREATE TABLE acme_sms_text (
-    payment_id text PRIMARY KEY,
-    merchant_id text NOT NULL,
+    payment_id uuid PRIMARY KEY,
+    merchant_id uuid NOT NULL,
     env text NOT NULL,
     state text NOT NULL CHECK (state IN ('owed', 'sent', 'given_up')),
     attempts integer NOT NULL DEFAULT 0,
