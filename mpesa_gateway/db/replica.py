@@ -16,6 +16,7 @@ import structlog
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Connection, Question, Row
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.engine import (
     UNREACHABLE,
     Database,
@@ -282,6 +283,7 @@ class Replica(Asking):
 
     async def _introduce(self, connection: Connection) -> None:
         """Once for each new connection: is this a standby of our primary? Raises Unfit."""
+        await read_ids(connection)
         try:
             await look_at(connection, self._schema, may_be_pooled=False)
         except (PoolerInBetween, SearchPathLost):
