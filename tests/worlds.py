@@ -6,18 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
+from mpesa_gateway.ids import id_of, uuid_of
 from mpesa_gateway_credentials.reader import aad
 from tests.asgi import Said, ask
 from tests.routes import Operation, operations_of
 
 OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
 
+_UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
 
 _OF_NO_WORLD = ("mer", "key", "aud", "ref", "rcv")
@@ -40,7 +43,10 @@ WHERE contype = 'f' AND connamespace = current_schema()::regnamespace AND conpar
 
 
 async def rows_of(db: Database) -> dict[str, list[str]]:
-    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has."""
+    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has.
+
+    Identifiers are as the API writes them.
+    """
     found: dict[str, list[str]] = {}
     for table in await db.fetch(_TABLES):
         name = table["name"]
@@ -48,7 +54,7 @@ async def rows_of(db: Database) -> dict[str, list[str]]:
             f"SELECT (to_jsonb(each) - '{_LEFT_OUT.get(name, '{}')}'::text[])::text AS text "  # noqa: S608 - from the catalogue
             f"FROM {name} AS each ORDER BY 1"
         )
-        found[name] = [row["text"] for row in rows]
+        found[name] = [_UUID.sub(lambda uuid: id_of(UUID(uuid[0]).bytes), row["text"]) for row in rows]
     return found
 
 
@@ -101,10 +107,14 @@ async def _seal_again(gateway: Gateway) -> None:
 
 
 def _in_live(text: str, merchant_id: str) -> str:
-    def moved(found: re.Match[str]) -> str:
-        return found[0] if found[0] == merchant_id else f"{found[0][:-4]}zzzz"
+    stays = {merchant_id, str(UUID(bytes=uuid_of(merchant_id)))}
 
-    row: dict[str, Any] = json.loads(_ID.sub(moved, text))
+    def moved(found: re.Match[str]) -> str:
+        # An identifier ends in the same bits, as text and as a UUID.
+        end = "fffff" if "-" in found[0] else "zzzz"
+        return found[0] if found[0] in stays else found[0][: -len(end)] + end
+
+    row: dict[str, Any] = json.loads(_UUID.sub(moved, _ID.sub(moved, text)))
     for name, value in row.items():
         if name == "env" and value is not None:
             row[name] = "live"
