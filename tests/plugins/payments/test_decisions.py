@@ -330,8 +330,8 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     due_at, expires_at, created_at, updated_at)
 SELECT 'pay_' || lpad($2 || n::text, 26, '0'), $1::text, 'sandbox', 'mpesa', '174379',
     (SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = $1), 500, 'KES', '254711000001', 'order', false,
-    'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text, 'ws_CO_' || $2 || n::text, $4::timestamptz,
-    $4, $4::timestamptz - interval '1 hour', $4
+    'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text, 'ws_CO_' || $2 || n::text,
+    $4::timestamptz + interval '1 hour', $4::timestamptz + interval '1 hour', $4::timestamptz - interval '1 hour', $4
 FROM generate_series(0, $3::integer - 1) AS n
 RETURNING payment_id
 """
