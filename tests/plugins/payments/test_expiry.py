@@ -171,7 +171,7 @@ async def test_end_due_skips_locked_payments_and_finds_them_later(shops: Shops) 
 async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Shops) -> None:
     broken, *_ = await shops.pay(4)
     await shops.gateway.db.execute(
-        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> '{broken}')"
+        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> id_uuid('{broken}'))"
     )
     await shops.set(PAST)
     await shops.expiry.end_due()
@@ -252,7 +252,7 @@ async def test_ask_due_with_a_payment_that_cannot_be_changed_asks_about_the_othe
     first, *_ = await shortcodes(shops)
     broken, *_ = await shops.pay(5)
     await shops.gateway.db.execute(
-        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> '{broken}')"
+        f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> id_uuid('{broken}'))"
     )
     await shops.set("due_at = now() - interval '1 second'")
     daraja.say("stkquery", *[stk_result("1032")] * 5)

@@ -19,6 +19,7 @@ from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import MOVES, Status, may_move, sources
 from mpesa_gateway_refunds.settings import RefundsSettings
 from tests.conftest import Town
+from tests.identifiers import identifier
 
 PHONES = "254700000"
 
@@ -141,7 +142,7 @@ async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None
                     key="one",
                     operation="payment",
                     fingerprint=bytes(32),
-                    subject_id=f"pay_{number}",
+                    subject_id=identifier("pay", number),
                     now=now,
                     lease=timedelta(seconds=30),
                 )
