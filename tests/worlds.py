@@ -20,9 +20,8 @@ from tests.routes import Operation, operations_of
 
 OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
 
-_ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
-
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+_ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
 
 _OF_NO_WORLD = ("mer", "key", "aud", "ref", "rcv")
 """Prefixes of ids that both worlds may show: a merchant and its audit entries belong to none, a key id is a handle."""
@@ -44,7 +43,10 @@ WHERE contype = 'f' AND connamespace = current_schema()::regnamespace AND conpar
 
 
 async def rows_of(db: Database) -> dict[str, list[str]]:
-    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has."""
+    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has.
+
+    Identifiers are as the API writes them.
+    """
     found: dict[str, list[str]] = {}
     for table in await db.fetch(_TABLES):
         name = table["name"]
@@ -52,7 +54,7 @@ async def rows_of(db: Database) -> dict[str, list[str]]:
             f"SELECT (to_jsonb(each) - '{_LEFT_OUT.get(name, '{}')}'::text[])::text AS text "  # noqa: S608 - from the catalogue
             f"FROM {name} AS each ORDER BY 1"
         )
-        found[name] = [_spelt(row["text"]) for row in rows]
+        found[name] = [_UUID.sub(lambda uuid: id_of(UUID(uuid[0]).bytes), row["text"]) for row in rows]
     return found
 
 
@@ -74,7 +76,7 @@ async def mirror(gateway: Gateway, merchant_id: str) -> None:
         await db.execute("SET LOCAL session_replication_role = replica")
         for name in sorted(chosen):
             for row in await db.fetch(f"SELECT to_jsonb(each)::text AS text FROM {name} AS each"):  # noqa: S608 - from the catalogue
-                text = _spelt(row["text"])
+                text: str = row["text"]
                 if '"env": "live"' not in text:
                     await db.execute(
                         f"INSERT INTO {name} OVERRIDING SYSTEM VALUE "  # noqa: S608 - likewise
@@ -104,21 +106,15 @@ async def _seal_again(gateway: Gateway) -> None:
                 )
 
 
-def _spelt(text: str) -> str:
-    """A row's JSON with each identifier as it is written outside Postgres."""
-    return _UUID.sub(lambda found: id_of(UUID(found[0]).bytes), text)
-
-
-def _stored(value: Any) -> Any:
-    """A column's value with an identifier as Postgres writes it."""
-    return str(UUID(bytes=uuid_of(value))) if isinstance(value, str) and _ID.fullmatch(value) else value
-
-
 def _in_live(text: str, merchant_id: str) -> str:
-    def moved(found: re.Match[str]) -> str:
-        return found[0] if found[0] == merchant_id else f"{found[0][:-4]}zzzz"
+    stays = {merchant_id, str(UUID(bytes=uuid_of(merchant_id)))}
 
-    row: dict[str, Any] = json.loads(_ID.sub(moved, text))
+    def moved(found: re.Match[str]) -> str:
+        # An identifier ends in the same bits, as text and as a UUID.
+        end = "fffff" if "-" in found[0] else "zzzz"
+        return found[0] if found[0] in stays else found[0][: -len(end)] + end
+
+    row: dict[str, Any] = json.loads(_UUID.sub(moved, _ID.sub(moved, text)))
     for name, value in row.items():
         if name == "env" and value is not None:
             row[name] = "live"
@@ -132,7 +128,7 @@ def _in_live(text: str, merchant_id: str) -> str:
             row[name] = value.replace('"env":"sandbox"', '"env":"live"')
         elif isinstance(value, dict) and "env" in value:
             row[name] = value | {"env": "live"}
-    return json.dumps({name: _stored(value) for name, value in row.items()})
+    return json.dumps(row)
 
 
 @dataclass

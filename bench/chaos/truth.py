@@ -13,7 +13,8 @@ OWN_REFERENCE = 12
 _TRUTH = """
 push AS (
     -- Tokens spell two letters otherwise, so that no address has a word that M-Pesa filters.
-    SELECT *, 'pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{{26}})'), 'io', 'xm') AS payment_id
+    SELECT *,
+        id_uuid('pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{{26}})'), 'io', 'xm')) AS payment_id
     FROM sim_push
 ), paid AS (
     SELECT * FROM payment WHERE status IN ('completed', 'reversed', 'partially_reversed')
@@ -77,7 +78,8 @@ CHECKS: dict[str, str] = {
     for sentence, what in TAKEN.items()
 } | {
     ONE_RECEIPT: """
-        SELECT min(payment_id) FROM payment WHERE receipt IS NOT NULL GROUP BY env, receipt HAVING count(*) > 1
+        SELECT (array_agg(payment_id ORDER BY payment_id))[1] FROM payment WHERE receipt IS NOT NULL
+        GROUP BY env, receipt HAVING count(*) > 1
     """
 }
 """What must select nothing at any moment, after `truth`."""

@@ -34,7 +34,7 @@ OUR_OWN: dict[str, str] = {
     "untold: an event that says another amount or receipt than the payment": """
         SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
         WHERE (e.body::jsonb->'data'->>'amount')::numeric <> p.amount OR (e.kind = 'payment.completed'
-            AND e.body::jsonb->'data'->>'receipt' IS NOT NULL AND e.body::jsonb->'data'->>'receipt' IS DISTINCT FROM p.receipt)
+            AND e.body::jsonb->'data'->>'receipt' <> COALESCE(p.receipt, ''))
     """,
     "untold: an event without its delivery": """
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
@@ -235,13 +235,13 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
     """What merchants were answered is what is in the books."""
     findings.note("doubled: one key was answered with two objects", shop.conflicts)
     findings.note("unexplained: an answer that nothing broken explains", shop.unexplained)
-    rows = await gateway.db.fetch("SELECT idempotency_key, payment_id FROM payment")
+    rows = await gateway.db.fetch("SELECT idempotency_key, id_text(payment_id) AS payment_id FROM payment")
     known = {row["idempotency_key"]: row["payment_id"] for row in rows}
     findings.note(
         "lost: a payment that a merchant was told of",
         [key for key, payment_id in shop.payments.items() if payment_id is not None and known.get(key) != payment_id],
     )
-    rows = await gateway.db.fetch("SELECT idempotency_key, refund_id FROM refund")
+    rows = await gateway.db.fetch("SELECT idempotency_key, id_text(refund_id) AS refund_id FROM refund")
     known = {row["idempotency_key"]: row["refund_id"] for row in rows}
     findings.note(
         "lost: a refund that a merchant was told of",
@@ -252,7 +252,7 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
 async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
     """Every event reached the merchant, under one id and in the same words, signed; and how long the longest took."""
     taken = endpoint.taken()
-    rows = await gateway.db.fetch("SELECT event_id, body FROM event WHERE is_public")
+    rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, body FROM event WHERE is_public")
     bodies = {row["event_id"]: row["body"].encode() for row in rows}
     findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in taken])
     findings.note(
@@ -272,7 +272,7 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
     )
     findings.note("unexplained: a request at another address of the merchant's", endpoint.strayed)
     moved = await gateway.db.fetch(
-        "SELECT e.event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
+        "SELECT id_text(e.event_id) AS event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
         "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed' WHERE t.kind = 'push'"
     )

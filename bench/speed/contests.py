@@ -13,7 +13,7 @@ import asyncpg
 
 from bench.speed import thin
 from bench.speed.load import request, write_requests
-from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem
+from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem, nth_id
 from bench.speed.site import Contestant, Site, load
 from mpesa_gateway.cursors import encode_position
 from mpesa_gateway_callbacks.tokens import Subject, make_token
@@ -134,8 +134,7 @@ class Contests:
     def _callbacks(self, stem: str) -> Iterator[bytes]:
         key = bytes.fromhex(self._shop.callback_secret)
         for number in range(1, self._effort.most + 1):
-            payment_id = f"{stem}{number:08}"
-            token = make_token(key, "stk", Subject("sandbox", self._shop.merchant_id, payment_id))
+            token = make_token(key, "stk", Subject("sandbox", self._shop.merchant_id, nth_id(stem, number)))
             yield request("POST", f"/v1/cb/stk/{token}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
 
     def thin_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
@@ -216,7 +215,7 @@ SELECT created_at, payment_id FROM (
 
 def _result(checkout_request_id: str, seed: str) -> bytes:
     """A successful result as Daraja posts it. The receipt is made from the end of the seed."""
-    receipt = ("B" + seed[6:12] + seed[-8:].rjust(8, "0")).upper().replace("_", "0")
+    receipt = ("B" + seed[16:22] + seed[-8:]).upper()
     items = {
         "Amount": 500.0,
         "MpesaReceiptNumber": receipt,

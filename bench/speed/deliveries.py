@@ -8,7 +8,7 @@ from typing import Any
 from bench.speed.contests import Measure
 from bench.speed.double import HOSTS
 from bench.speed.load import call
-from bench.speed.seed import connect, id_stem
+from bench.speed.seed import connect, id_stem, tag
 from bench.speed.site import Contestant, Site
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
@@ -27,31 +27,39 @@ _WARM_UP = 200
 _PATIENCE = 120.0
 """Seconds after which a round that has not ended is given up."""
 
-# $1 the ids' common part, $2 how many, $3 the merchants: an event and its delivery each, to each merchant in turn.
-_OWED = """
-WITH event AS (
+# $1 the ids' common part in hexadecimal, $2 how many, $3 the merchants: an event and its delivery each, to each
+# merchant in turn.
+_OWED = f"""
+WITH made AS (
+    SELECT n, ($1 || lpad(n::text, 8, '0'))::uuid AS payment_id,
+        (overlay($1 PLACING '{tag("evt")}' FROM 13) || lpad(n::text, 8, '0'))::uuid AS event_id,
+        (overlay($1 PLACING '{tag("dlv")}' FROM 13) || lpad(n::text, 8, '0'))::uuid AS delivery_id,
+        ($3::uuid[])[1 + n % cardinality($3::uuid[])] AS merchant_id
+    FROM generate_series(1, $2::bigint) AS n
+), event AS (
     INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-    SELECT 'evt_' || id, 'payment.completed', ($3::text[])[1 + n % cardinality($3::text[])], 'sandbox', 'pay_' || id,
-        now(), true, NULL,
-        '{"id": "evt_' || id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}'
-    FROM (SELECT n, $1 || lpad(n::text, 8, '0') AS id FROM generate_series(1, $2::bigint) AS n) AS made
-    RETURNING event_id, merchant_id, subject_id
+    SELECT event_id, 'payment.completed', merchant_id, 'sandbox', payment_id, now(), true, NULL,
+        '{{"id": "' || event_id || '", "type": "payment.completed", "data": "' || repeat('x', 400) || '"}}'
+    FROM made
 )
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, due_at, created_at)
-SELECT 'dlv_' || substr(event_id, 5), event_id, endpoint_id, merchant_id, env, 'payment.completed', subject_id, now(),
-    now()
-FROM event JOIN webhook_endpoint USING (merchant_id) WHERE is_active
+SELECT delivery_id, event_id, endpoint_id, merchant_id, env, 'payment.completed', payment_id, now(), now()
+FROM made JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
+"""  # noqa: S608 - digits of ours
+
+_OF_ROUND = f"""
+delivery_id BETWEEN (overlay($1 PLACING '{tag("dlv")}' FROM 13) || '00000000')::uuid
+    AND (overlay($1 PLACING '{tag("dlv")}' FROM 13) || 'ffffffff')::uuid AND url LIKE '%/hook'
 """
 
 # $1 the ids' common part: how long after they were due those that were taken had been taken.
-_TOOK = """
+_TOOK = f"""
 SELECT count(*) FILTER (WHERE status = 'delivered') AS delivered,
     coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY delivered_at - delivery.created_at), '0') AS p50,
     coalesce(percentile_disc(0.99) WITHIN GROUP (ORDER BY delivered_at - delivery.created_at), '0') AS p99
-FROM delivery JOIN webhook_endpoint USING (endpoint_id)
-WHERE delivery_id > 'dlv_' || $1 AND delivery_id < 'dlv_' || $1 || 'z' AND url LIKE '%/hook'
-"""
+FROM delivery JOIN webhook_endpoint USING (endpoint_id) WHERE {_OF_ROUND}
+"""  # noqa: S608 - the clause above
 
 # What the dead are still owed is taken away, so that no round has anything of the one before it.
 _CLEAR = """
@@ -95,23 +103,23 @@ class DeliveryRounds:
                 [await self._merchant(gateway, host, self._site.double, "/hook") for host in HOSTS[DEAD:]],
                 [await self._merchant(gateway, HOSTS[number], *self._dead(number)) for number in range(DEAD)],
             )
-        crowd, stem = self._crowd, id_stem()[4:]
+        crowd, stem = self._crowd, id_stem()
         await self._clear()
         worker = self._site.worker()
         try:
-            await self._owe(gateway, stem + "0", _WARM_UP, crowd.healthy, each)
+            await self._owe(gateway, id_stem(), _WARM_UP, crowd.healthy, each)
             await self._until(worker, await self._hooks() + _WARM_UP)
             before = self._site.cpu() | {"app": worker.cpu()}
             arrived = await self._hooks()
             merchants = crowd.healthy + (crowd.dead if has_dead else [])
             owed = self._count * len(merchants) // len(crowd.healthy)
             began = time.perf_counter()
-            await self._owe(gateway, stem + "1", owed, merchants, each)
-            healthy = await self._healthy(stem + "1")
+            await self._owe(gateway, stem, owed, merchants, each)
+            healthy = await self._healthy(stem)
             await self._until(worker, arrived + healthy)
             seconds = time.perf_counter() - began
             after = self._site.cpu() | {"app": worker.cpu()}
-            p50, p99 = await self._noted(stem + "1", healthy)
+            p50, p99 = await self._noted(stem, healthy)
         finally:
             worker.stop()
         await self._clear()
@@ -140,8 +148,7 @@ class DeliveryRounds:
 
     async def _healthy(self, stem: str) -> int:
         (row,) = await self._ask(
-            "SELECT count(*) FROM delivery JOIN webhook_endpoint USING (endpoint_id) "
-            "WHERE delivery_id > 'dlv_' || $1 AND delivery_id < 'dlv_' || $1 || 'z' AND url LIKE '%/hook'",
+            f"SELECT count(*) FROM delivery JOIN webhook_endpoint USING (endpoint_id) WHERE {_OF_ROUND}",  # noqa: S608 - the clause above
             stem,
         )
         return int(row[0])

@@ -20,7 +20,7 @@ _ROUNDS = 9
 
 _SOME_PAYMENT = """
 SELECT payment_id, receipt, reference FROM payment
-WHERE merchant_id = $1 AND receipt IS NOT NULL AND payment_id > 'pay_00' ORDER BY payment_id LIMIT 1 OFFSET 1000
+WHERE merchant_id = $1 AND receipt IS NOT NULL ORDER BY payment_id LIMIT 1 OFFSET 1000
 """
 
 

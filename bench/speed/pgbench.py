@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.speed.contests import Effort
-from bench.speed.seed import SEED_PENDING, Shop, connect, id_stem
+from bench.speed.seed import SEED_PENDING, Shop, connect, id_stem, tag
 from bench.speed.site import Site
 from mpesa_gateway.db import outbox
 from mpesa_gateway.db.writes import joined
+from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments import transition_sql
@@ -33,13 +34,18 @@ def _one(expression: str, kind: str = "text") -> str:
     return f"ARRAY[{expression}]::{kind}[]"
 
 
+def _uuid(identifier: str) -> str:
+    return f"'{uuid_of(identifier).hex()}'"
+
+
 def create_script(merchant_id: str) -> str:
     """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
-    number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
+    number, merchant = "lpad((:n)::text, 19, '0')", _uuid(merchant_id)
+    payment_id = f"('{id_stem()[:16]}' || lpad(to_hex((:n)::bigint), 16, '0'))::uuid"
     due = _one("now() + interval '10 minutes'", "timestamptz")
     sql, *given = payments.INSERT.bind(
-        payment_id=_one(payment_id),
-        merchant_id=_one(f"'{merchant_id}'"),
+        payment_id=_one(payment_id, "uuid"),
+        merchant_id=_one(merchant, "uuid"),
         env=_one("'sandbox'"),
         shortcode=_one("'174379'"),
         amount=_one("500", "integer"),
@@ -56,15 +62,18 @@ def create_script(merchant_id: str) -> str:
         expires_at=due,
         asked_at=_one("now()", "timestamptz"),
         operation=_one("'payments.request'"),
-        shortcode_id=_one(f"(SELECT shortcode_id FROM shortcode WHERE merchant_id = '{merchant_id}' ORDER BY shortcode_id LIMIT 1)"),  # noqa: S608 - an id of ours
+        shortcode_id=_one(
+            f"(SELECT shortcode_id FROM shortcode WHERE merchant_id = {merchant} LIMIT 1)",  # noqa: S608 - an id of ours
+            "uuid",
+        ),
     )
     insert = _filled(sql, given)
-    marked = _filled(payments.SENDING, [_one(payment_id), _one("1", "integer")])
+    marked = _filled(payments.SENDING, [_one(payment_id, "uuid"), _one("1", "integer")])
     accepted = _filled(
         payments.ACCEPTED,
         [
-            _one(payment_id),
-            _one(f"'{merchant_id}'"),
+            _one(payment_id, "uuid"),
+            _one(merchant, "uuid"),
             _one(f"'pgbench-' || {number}"),
             _one(f"'m-' || {number}"),
             _one(f"'ws_CO_p' || {number}"),
@@ -78,12 +87,17 @@ def create_script(merchant_id: str) -> str:
 
 def callback_script(merchant_id: str, stem: str, each: int) -> str:
     """What a callback does to Postgres: one look, and one statement that ends the payment and tells of it."""
-    payment_id = f"'{stem}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
-    number = f"'{stem[6:]}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
+    digits, merchant = f"lpad((:client_id * {each} + :k)::text, 8, '0')", _one(_uuid(merchant_id), "uuid")
+    number = f"'{stem}' || {digits}"
+
+    def named(prefix: str) -> str:
+        return f"('{stem[:12]}{tag(prefix)}{stem[16:]}' || {digits})::uuid"
+
+    payment_id = named("pay")
     known = f"(SELECT %s FROM payment WHERE payment_id = {payment_id})"  # noqa: S608 - an id of ours
     nothing, now = _one("NULL"), _one("now()", "timestamptz")
     completed = dict.fromkeys(transition_sql.WRITTEN, nothing) | {
-        "payment_id": _one(payment_id),
+        "payment_id": _one(payment_id, "uuid"),
         "version": _one(known % "xmin::text"),
         "status": _one("'completed'"),
         "charge": _one("'accepted'"),
@@ -102,16 +116,16 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         "completed_by": _one("'callback'"),
     }
     keep, *kept = callbacks.KEEP.bind(
-        callback_id=_one(f"'cbk_' || {number}"),
+        callback_id=_one(named("cbk"), "uuid"),
         kind=_one("'stk'"),
         fingerprint=_one(f"sha256((({number}))::bytea)", "bytea"),
         source=_one("'127.0.0.1'"),
         env=_one("'sandbox'"),
-        subject_id=_one(payment_id),
+        subject_id=_one(payment_id, "uuid"),
         handle=_one(f"'ws_CO_' || {number}"),
         result_code=_one("'0'"),
         body=_one(_BODY),
-        merchant_id=_one(f"'{merchant_id}'"),
+        merchant_id=merchant,
         signature=_one("'none'"),
         received_at="now()",
         due_at="now() + interval '5 seconds'",
@@ -123,11 +137,11 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         (
             outbox.INSERT_EVENTS,
             [
-                _one(f"'evt_' || {number}"),
+                _one(named("evt"), "uuid"),
                 _one("'payment.completed'"),
-                _one(f"'{merchant_id}'"),
+                merchant,
                 _one("'sandbox'"),
-                _one(payment_id),
+                _one(payment_id, "uuid"),
                 _one("now()", "timestamptz"),
                 _one('\'{"kind": "payment.completed"}\''),
                 _one(_BODY),
@@ -137,12 +151,12 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         (
             webhooks.FAN_OUT,
             [
-                _one(f"'dlv_' || {number}"),
-                _one(f"'evt_' || {number}"),
-                _one(f"'{merchant_id}'"),
+                _one(named("dlv"), "uuid"),
+                _one(named("evt"), "uuid"),
+                merchant,
                 _one("'sandbox'"),
                 _one("'payment.completed'"),
-                _one(payment_id),
+                _one(payment_id, "uuid"),
                 _one("now()", "timestamptz"),
             ],
             False,
@@ -151,7 +165,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     ]
     all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
     values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]
-    look = _filled(payments.READ, [_one(payment_id)])
+    look = _filled(payments.READ, [_one(payment_id, "uuid")])
     return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))
 
 

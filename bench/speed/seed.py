@@ -1,8 +1,11 @@
 """Puts payments into the databases by SQL, each with all that a finished payment leaves: a million in two minutes."""
 
+import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -10,6 +13,8 @@ import msgspec
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.codecs import read_ids
+from mpesa_gateway.ids import Ids, id_of, uuid_of
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.testing.serving import INITIATED
@@ -19,19 +24,19 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 
 _ACTOR = "cli:bench"
 
-# What stands for it in the statements below. An id has 26 characters that sort by time, as our ids do, and two noughts
-# before everything that the gateway itself makes.
-_MEANINGS = {
-    "ID[": "'",
-    "]ID": "_00' || lpad(to_hex(1700000000000 + n * 31536), 11, '0') || lpad(to_hex(n), 13, '0')",
-    "AT": "now() - interval '365 days' + n * (interval '365 days' / $2::bigint)",
-}
+_AT = "now() - interval '365 days' + n * (interval '365 days' / $2::bigint)"
+_ID = re.compile(r"ID\[([a-z]{3})\]")
+
+
+def tag(prefix: str) -> str:
+    """The four hexadecimal digits that spell a prefix in the identifiers that begin with it."""
+    return uuid_of(Ids.least(prefix, datetime.fromtimestamp(0, UTC))).hex()[12:16]
 
 
 def _spelt(sql: str) -> str:
-    for short, long in _MEANINGS.items():
-        sql = sql.replace(short, long)
-    return sql
+    """The statement with SQL for ``AT`` and ``ID[...]``: ids sort by time and are less than what the gateway makes."""
+    made = "(lpad(to_hex(1700000000000 + n * 31536), 12, '0') || '{}' || lpad(to_hex(n), 16, '0'))::uuid"
+    return _ID.sub(lambda found: made.format(tag(found[1])), sql.replace("AT", _AT))
 
 
 # $1 merchant, $2 how many.
@@ -43,8 +48,8 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, metadata, idempotency_key, status, charge, merchant_request_id, checkout_request_id,
     receipt, result_code, result_desc, failure_reason, refunded, due_at, expires_at, created_at, updated_at,
-    completed_at)
-SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379',
+    accepted_at, completed_at, completed_by)
+SELECT ID[pay], $1::uuid, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), amount, 'KES',
     '2547' || lpad(((n * 7919) % 200000)::text, 8, '0'),
     CASE WHEN n % 10 < 7 THEN upper(lpad(to_hex(n), 12, 'X')) ELSE 'ORDER' || n % 50000 END, n % 10 < 7, 'Payment',
@@ -55,7 +60,8 @@ SELECT ID[pay]ID, $1::text, 'sandbox', 'mpesa', '174379',
     CASE WHEN status = 'failed' THEN 'cancelled_by_user' END,
     CASE WHEN status = 'reversed' THEN amount ELSE 0 END,
     CASE WHEN status = 'pending' THEN now() + interval '10 years' END, at, at, at,
-    CASE WHEN status IN ('completed', 'reversed') THEN at + interval '20 seconds' END
+    at + interval '1 second', CASE WHEN status IN ('completed', 'reversed') THEN at + interval '20 seconds' END,
+    CASE WHEN status IN ('completed', 'reversed') THEN 'callback' END
 FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 < 95 THEN 'failed'
         WHEN n % 100 < 98 THEN 'reversed' ELSE 'pending' END AS status,
     (1 + (n * 104729) % 10000 + CASE WHEN n % 50 = 0 THEN 100000 ELSE 0 END)::integer AS amount
@@ -66,7 +72,7 @@ FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 <
         "idempotency_key",
         """
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT $1, 'sandbox', 'seed-' || n, 'payment', sha256(n::text::bytea), 'settled', ID[pay]ID, AT, AT
+SELECT $1, 'sandbox', 'seed-' || n, 'payment', sha256(n::text::bytea), 'settled', ID[pay], AT, AT
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
@@ -75,7 +81,7 @@ FROM generate_series(1, $2::bigint) AS n
         """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     verdict, applied_at, merchant_id)
-SELECT ID[cbk]ID, 'stk', sha256(('c' || n)::bytea), AT, '127.0.0.1', 'sandbox', ID[pay]ID, 'ws_CO_seed' || n,
+SELECT ID[cbk], 'stk', sha256(('c' || n)::bytea), AT, '127.0.0.1', 'sandbox', ID[pay], 'ws_CO_seed' || n,
     '0', repeat('x', 400), 'applied', AT, $1
 FROM generate_series(1, $2::bigint) AS n
 """,
@@ -84,7 +90,7 @@ FROM generate_series(1, $2::bigint) AS n
         "event",
         """
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
-SELECT ID[evt]ID, CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay]ID,
+SELECT ID[evt], CASE WHEN n % 100 < 82 THEN 'payment.completed' ELSE 'payment.failed' END, $1, 'sandbox', ID[pay],
     AT, true, NULL, repeat('x', 700)
 FROM generate_series(1, $2::bigint) AS n
 """,
@@ -93,8 +99,8 @@ FROM generate_series(1, $2::bigint) AS n
         "delivery",
         """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, attempts,
-    created_at, delivered_at)
-SELECT ID[dlv]ID, ID[evt]ID, endpoint_id, $1, env, 'payment.completed', ID[pay]ID, 'delivered', 1, AT, AT
+    last_status, created_at, delivered_at)
+SELECT ID[dlv], ID[evt], endpoint_id, $1, env, 'payment.completed', ID[pay], 'delivered', 1, 200, AT, AT
 FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoint.merchant_id = $1
 """,
     ),
@@ -102,28 +108,29 @@ FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoin
         "attempt",
         """
 INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer)
-SELECT ID[att]ID, ID[dlv]ID, AT, 200, 12, NULL, 'ok' FROM generate_series(1, $2::bigint) AS n
-WHERE $1::text IS NOT NULL
+SELECT ID[att], ID[dlv], AT, 200, 12, NULL, 'ok' FROM generate_series(1, $2::bigint) AS n
+WHERE $1::uuid IS NOT NULL
 """,
     ),
 )
 
-# $1 merchant, $2 the ids' common part, $3 how many: payments whose push Daraja has taken a moment ago.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 how many: payments whose push Daraja has taken a moment ago.
 SEED_PENDING = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
         reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id,
-        due_at, expires_at, created_at, updated_at)
-    SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254708374149', 'R' || n, false,
-        'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n, now() + interval '1 day',
-        now() + interval '1 day', now(), now()
+        due_at, expires_at, created_at, updated_at, accepted_at)
+    SELECT ($2 || lpad(n::text, 8, '0'))::uuid, $1, 'sandbox', 'mpesa', '174379',
+        (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
+        '254708374149', 'R' || n, false, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n,
+        now() + interval '1 day',
+        now() + interval '1 day', now(), now(), now()
     FROM generate_series(1, $3::bigint) AS n
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 )
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, env, idempotency_key, 'payment', sha256(payment_id::bytea), 'settled', payment_id, created_at,
+SELECT merchant_id, env, idempotency_key, 'payment', sha256(uuid_send(payment_id)), 'settled', payment_id, created_at,
     created_at
 FROM made
 """
@@ -154,9 +161,12 @@ class Shop:
 
 
 async def connect(url: str, schema: str | None = None) -> Any:
-    """A connection for seeding: what it writes need not survive a crash at once."""
+    """A connection for seeding, with ids as text: what it writes need not survive a crash at once."""
     settings = {"search_path": schema} if schema else {}
-    return await asyncpg.connect(url, server_settings=settings | {"synchronous_commit": "off", "timezone": "UTC"})
+    settings |= {"synchronous_commit": "off", "timezone": "UTC"}
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(url, server_settings=settings)
+    await read_ids(connection)
+    return connection
 
 
 async def create_database(url: str, name: str) -> bool:
@@ -205,8 +215,7 @@ async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
                 await connection.execute(f"DROP INDEX {row['indexname']}")
             await connection.execute(_spelt(sql), merchant_id, payments)
             for row in plain:
-                # Of a table by month Postgres names only the uppermost of its indexes.
-                await connection.execute(row["indexdef"].replace(" ON ONLY ", " ON "))
+                await connection.execute(row["indexdef"])
             await connection.execute(f"VACUUM (FREEZE, ANALYZE) {table}")
     finally:
         await connection.close()
@@ -224,5 +233,10 @@ async def seed_plain(url: str, statements: Sequence[tuple[str, tuple[Any, ...]]]
 
 
 def id_stem() -> str:
-    """The common part of the ids of one round, which no other round has: with eight digits behind it, an id."""
-    return "pay_02" + secrets.token_hex(8)
+    """The common part of the payments' ids of one round, which no other round has: 24 of a UUID's 32 digits."""
+    return f"{time.time_ns() // 1_000_000:012x}{tag('pay')}{secrets.token_hex(4)}"
+
+
+def nth_id(stem: str, number: int) -> str:
+    """The id that ``number``, of eight digits, makes of a stem."""
+    return id_of(bytes.fromhex(f"{stem}{number:08}"))

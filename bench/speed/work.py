@@ -18,17 +18,18 @@ _PATIENCE = 300.0
 _LOOK = 0.2
 """Seconds between two looks at a process's memory."""
 
-# $1 merchant, $2 the ids' common part, $3 that of the references, $4 how many: payments whose callback was lost, and
-# that their reference, which is ours, tells.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 how many: payments whose callback
+# was lost, and that their reference, which is ours, tells.
 _LOST = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, metadata, idempotency_key, charge, merchant_request_id, checkout_request_id, due_at,
-    expires_at, created_at, updated_at)
-SELECT $2 || lpad(n::text, 8, '0'), $1, 'sandbox', 'mpesa', '174379',
-    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES', '254708374149',
-    $3 || lpad(n::text, 5, '0'), true, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n, 'ws_CO_' || $2 || n,
-    now() + interval '1 day', now() + interval '1 day', now(), now()
+    expires_at, created_at, updated_at, accepted_at)
+SELECT ($2 || lpad(n::text, 8, '0'))::uuid, $1, 'sandbox', 'mpesa', '174379',
+    (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
+    '254708374149', $3 || lpad(n::text, 5, '0'), true, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n,
+    'ws_CO_' || $2 || n,
+    now() + interval '1 day', now() + interval '1 day', now(), now(), now()
 FROM generate_series(1, $4::bigint) AS n
 RETURNING reference
 """

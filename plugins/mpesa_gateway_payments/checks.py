@@ -9,7 +9,7 @@ import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found, Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.runtime import Runtime
@@ -38,6 +38,7 @@ from mpesa_gateway_payments.recovery import PaymentRecovery
 from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
 
@@ -79,19 +80,19 @@ class StatusChecks:
         initiator = credentials.initiator_for("a status check")
         check_id, now = self._runtime.ids.new("chk"), self._runtime.clock.now()
         payment_id = None if payment is None else payment["payment_id"]
-        await self._db.execute(
-            *check_sql.INSERT_CHECK.bind(
-                check_id=check_id,
-                merchant_id=merchant_id,
-                env=credentials.env,
-                shortcode=credentials.shortcode,
-                payment_id=payment_id,
-                receipt=receipt,
-                asked_for=what[:64],
-                reference=reference,
-                created_at=now,
-            )
+        check = StatusCheckRow(
+            check_id=check_id,
+            merchant_id=merchant_id,
+            env=credentials.env,
+            shortcode=credentials.shortcode,
+            payment_id=payment_id,
+            receipt=receipt,
+            asked_for=what[:64],
+            reference=reference,
+            state="sending",
+            created_at=now,
         )
+        await self._db.run(StatusCheckRow.insert(check))
         self._runtime.tracer.begins(check_id)
         # A caller that hangs up must not tear the question from its record.
         return await self._runtime.see_through(
@@ -134,12 +135,20 @@ class StatusChecks:
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
         """A check with its answer, as far as it has come. Raises NotFound."""
-        row = await self._db.fetchrow(check_sql.FIND_CHECK, merchant_id, env, check_id)
+        row = await self._db.run(
+            StatusCheckRow.select()
+            .where(
+                StatusCheckRow.check_id == check_id,
+                StatusCheckRow.merchant_id == merchant_id,
+                StatusCheckRow.env == env,
+            )
+            .first()
+        )
         if row is None:
             raise NotFound("there is no such status check")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
-    async def _credentials_of(self, merchant_id: str, env: Env, payment: Row | None) -> MpesaCredentials:
+    async def _credentials_of(self, merchant_id: str, env: Env, payment: Found | None) -> MpesaCredentials:
         """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
         port = self._credentials
         if payment is not None:
@@ -148,7 +157,7 @@ class StatusChecks:
         credentials.check_use()
         return credentials
 
-    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Row | None, str | None, str | None]:
+    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Found | None, str | None, str | None]:
         """The payment where we know it, its receipt, and the conversation of its push."""
         if _PAYMENT_ID.match(what):
             payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
@@ -160,7 +169,15 @@ class StatusChecks:
         receipt = read_receipt(what)
         if receipt is None:
             raise Invalid.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
-        return await self._db.fetchrow(tables.FIND_BY_RECEIPT, merchant_id, env, receipt), receipt, None
+        return await self._paid_by(merchant_id, env, receipt), receipt, None
+
+    async def _paid_by(self, merchant_id: str, env: Env, receipt: str) -> Found | None:
+        row: Found | None = await self._db.run(
+            PaymentRow.select()
+            .where(PaymentRow.env == env, PaymentRow.receipt == receipt, PaymentRow.merchant_id == merchant_id)
+            .first()
+        )
+        return row
 
     def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
         return self._callbacks.url_for(
@@ -184,7 +201,16 @@ class StatusChecks:
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
         ended = None if state == "unknown" else self._runtime.clock.now()
-        await self._db.execute(check_sql.CHECK_FAILED, check_id, state, fault.code, fault.meaning, ended)
+        await self._db.run(
+            StatusCheckRow.update(
+                {
+                    StatusCheckRow.state: state,
+                    StatusCheckRow.result_code: fault.code,
+                    StatusCheckRow.result_desc: fault.meaning,
+                    StatusCheckRow.finished_at: ended,
+                }
+            ).where(StatusCheckRow.check_id == check_id, StatusCheckRow.state == "sending")
+        )
 
     # -- the answer -----------------------------------------------------------------------------------------------
 
@@ -211,15 +237,17 @@ class StatusChecks:
         await self._callbacks.mark_applied(result.callback_id)
 
     async def _finish(self, check: Row, state: str, result: StatusResulted, finding: str | None, now: datetime) -> None:
-        await self._db.execute(
-            check_sql.CHECK_FINISHED,
-            check["check_id"],
-            state,
-            result.result_code,
-            result.result_desc,
-            result.transaction_status,
-            finding,
-            now,
+        await self._db.run(
+            StatusCheckRow.update(
+                {
+                    StatusCheckRow.state: state,
+                    StatusCheckRow.result_code: result.result_code,
+                    StatusCheckRow.result_desc: result.result_desc,
+                    StatusCheckRow.transaction_status: result.transaction_status,
+                    StatusCheckRow.finding: finding,
+                    StatusCheckRow.finished_at: now,
+                }
+            ).where(StatusCheckRow.check_id == check["check_id"], StatusCheckRow.state != "answered")
         )
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
@@ -303,10 +331,8 @@ class StatusChecks:
         payment_id = check["payment_id"]
         if evidence.direction is Direction.OUT:
             return None
-        if payment_id is None:
-            known = await self._db.fetchrow(
-                tables.FIND_BY_RECEIPT, check["merchant_id"], check["env"], evidence.receipt
-            )
+        if payment_id is None and evidence.receipt is not None:
+            known = await self._paid_by(check["merchant_id"], check["env"], evidence.receipt)
             payment_id = None if known is None else known["payment_id"]
         return None if payment_id is None else await self._db.fetchrow(tables.LOCK, [payment_id])
 

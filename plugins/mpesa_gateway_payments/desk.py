@@ -4,27 +4,32 @@ import base64
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from piccolo.columns.combination import WhereRaw
+
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
-from mpesa_gateway_payments import check_sql, tables
+from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
 from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import exported
 
 _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
+_MOST_CHECKS = 50
+"""Status checks that are shown of one payment, the first ones."""
 
 
 class DeskFilters(PaymentFilters, frozen=True, kw_only=True):
@@ -114,7 +119,7 @@ class PaymentDesk:
 
     async def get(self, payment_id: str) -> Row:
         """A payment of whichever merchant. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+        row = await self._db.fetchrow(tables.READ, [payment_id])
         if row is None:
             raise NotFound("there is no such payment")
         return row
@@ -125,15 +130,24 @@ class PaymentDesk:
 
     async def checks(self, payment_id: str) -> list[CheckView]:
         """What M-Pesa was asked about it with status queries."""
-        rows = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
+        rows = await self._checks_of(payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
         """Daraja's own names for the payment's push and its status queries."""
         row = await self.get(payment_id)
-        asked = await self._db.fetch(check_sql.CHECKS_OF, payment_id)
+        asked = await self._checks_of(payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
         return [handle for handle in known if handle]
+
+    async def _checks_of(self, payment_id: str) -> list[Found]:
+        rows: list[Found] = await self._db.run(
+            StatusCheckRow.select()
+            .where(StatusCheckRow.payment_id == payment_id)
+            .order_by(StatusCheckRow.created_at)
+            .limit(_MOST_CHECKS)
+        )
+        return rows
 
     async def query(self, payment_id: str) -> str:
         """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
@@ -155,10 +169,15 @@ class PaymentDesk:
             raise Invalid.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
         now = self._clock.now()
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.LOOK_AFTER, payment_id, now)
-            if row is None:
+            rows: list[Found] = await self._db.run(
+                PaymentRow.update({PaymentRow.looked_after_at: now, PaymentRow.updated_at: now})
+                .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.WAITS_FOR_A_PERSON))
+                .returning(PaymentRow.merchant_id, PaymentRow.env, PaymentRow.mismatch, PaymentRow.reversed_outside)
+            )
+            if not rows:
                 await self.get(payment_id)
                 raise Conflict("this payment does not wait for a person")
+            (row,) = rows
             await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
             await self._audit.record(
                 "payment.looked_after",

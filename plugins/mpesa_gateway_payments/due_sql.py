@@ -1,8 +1,19 @@
-"""Statements that find and claim payments which are due to be asked about, or whose time is up."""
+"""Statements that find and claim payments which are due to be asked about, or have expired."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from piccolo.columns.combination import Where, WhereRaw
+
+from mpesa_gateway.db.engine import Database, Found
+from mpesa_gateway_payments.tables import PaymentRow
+
+# raw SQL: join - the shortcodes with due payments, each found in the index.
+# raw SQL: lock - several workers claim payments at once.
 
 DUE_SHORTCODES = """
 WITH RECURSIVE open AS (
-    -- From one shortcode with open payments to the next, along the index: many of one are not read for it.
+    -- Steps through the index from one shortcode to the next, and does not read all payments of each.
     (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
     UNION ALL
     SELECT (SELECT payment.shortcode_id FROM payment
@@ -17,55 +28,76 @@ SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
 ) AS oldest
 ORDER BY oldest.due_at
 """
-"""A shortcode is an account at Daraja; each has its own questions."""
+"""A shortcode is an account at Daraja. Each is asked by a job of its own."""
 
 CLAIM_DUE_OF = """
 UPDATE payment SET due_at = $3, asked = asked + 1
 WHERE payment_id IN (
     SELECT payment_id FROM payment
     WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
-    -- Those that expired wait for those that have not: after an outage there may be thousands.
+    -- Expired payments come last: after an outage there may be thousands.
     ORDER BY status = 'failed' AND claim IS NULL, due_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 RETURNING *
 """
 
-_PAST_THEIR_TIME = """
-status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::uuid[])
+LOCK_EXPIRED = """
+SELECT payment.*, payment.xmin::text AS version FROM payment
+WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::uuid[])
     AND charge NOT IN ('ready', 'sending')
-"""
-
-_VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM payment"
-
-EXPIRED = f"SELECT * FROM payment WHERE {_PAST_THEIR_TIME} ORDER BY expires_at LIMIT $2"  # noqa: S608 - the clause above
-
-LOCK_EXPIRED = f"""
-{_VERSIONED} WHERE {_PAST_THEIR_TIME}
 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
-"""After an outage thousands are past their time. What is locked elsewhere is found by the next run."""
+"""After an outage thousands have expired. The next run finds those that another session has locked."""
 
-ABANDONED = """
-SELECT payment_id FROM payment
-WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND charge IN ('ready', 'sending')
-    AND checkout_request_id IS NULL AND due_at <= $2
-ORDER BY expires_at LIMIT $3
-"""
-"""Payments whose push has no record after the lease of their key; ``expires_at`` counts from the same moment."""
+_IS_WAITING = WhereRaw("status = 'pending' AND mismatch IS NULL")
+"""The predicate of the index ``payment_expiry``. Text, because a generic plan does not match parameters with it."""
 
-LOCK_ONE_EXPIRED = f"""
-{_VERSIONED} WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
-FOR UPDATE SKIP LOCKED
-"""
+_IS_ASKED_ABOUT = WhereRaw(
+    "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
+)
 
-_ASKED_ABOUT = "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
 
-CLAIM_DUE = f"""
-UPDATE payment SET due_at = $3, asked = asked + 1
-WHERE payment_id = $1 AND {_ASKED_ABOUT} AND (due_at <= $2 OR $4) AND mismatch IS NULL
-RETURNING *
-"""  # noqa: S608 - the clause above
+async def find_abandoned(db: Database, begun_before: datetime, now: datetime, limit: int) -> Sequence[str]:
+    """Return the ids of payments whose push has no record after the lease of their key, the oldest first.
 
-ASK_AGAIN = f"""
-UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND {_ASKED_ABOUT} AND due_at IS NOT NULL
-"""  # noqa: S608 - likewise
+    ``expires_at`` counts from the same moment as the lease.
+    """
+    rows: list[Found] = await db.run(
+        PaymentRow.select(PaymentRow.payment_id)
+        .where(
+            _IS_WAITING,
+            PaymentRow.expires_at <= begun_before,
+            PaymentRow.charge.is_in(["ready", "sending"]),
+            PaymentRow.checkout_request_id.is_null(),
+            PaymentRow.due_at <= now,
+        )
+        .order_by(PaymentRow.expires_at)
+        .limit(limit)
+    )
+    return [row["payment_id"] for row in rows]
+
+
+async def claim_due(db: Database, payment_id: str, now: datetime, until: datetime, *, is_forced: bool) -> Found | None:
+    """Claim a payment until ``until`` to ask about it; returns it, None if it is not due. ``is_forced`` claims any."""
+    conditions: list[Where | WhereRaw] = [
+        PaymentRow.payment_id == payment_id,
+        _IS_ASKED_ABOUT,
+        PaymentRow.mismatch.is_null(),
+    ]
+    if not is_forced:
+        conditions.append(PaymentRow.due_at <= now)
+    rows: list[Found] = await db.run(
+        PaymentRow.update({PaymentRow.due_at: until, PaymentRow.asked: PaymentRow.asked + 1})
+        .where(*conditions)
+        .returning(*PaymentRow.all_columns())
+    )
+    return rows[0] if rows else None
+
+
+async def ask_again(db: Database, payment_id: str, at: datetime | None) -> None:
+    """Set when a payment is asked about next, None for never."""
+    await db.run(
+        PaymentRow.update({PaymentRow.due_at: at}).where(
+            PaymentRow.payment_id == payment_id, _IS_ASKED_ABOUT, PaymentRow.due_at.is_not_null()
+        )
+    )

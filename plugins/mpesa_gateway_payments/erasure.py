@@ -1,6 +1,7 @@
 """Erases a payer's phone number from payments that have ended: who paid goes, what was paid stays."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.erasure import ERASED, Case, Number
@@ -9,12 +10,14 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import erasure_sql
 from mpesa_gateway_payments.desk import waits_for_a_person
 from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusCheckRow
 
 _PAGE = 100
 
 _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
 """Where else in a payment the number may stand: in what the merchant wrote, and in Daraja's own words and names."""
 
+_TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for")
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
 
 
@@ -55,16 +58,14 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     payments = 0
     for row in await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named):
         is_payers = row["phone"] == case.number.phone
-        cleaned = {name: row[name] and without(row[name]) for name in _TEXTS} | {
+        cleaned: dict[Any, Any] = {name: row[name] and without(row[name]) for name in _TEXTS} | {
             "phone": ERASED if is_payers else row["phone"],
             "erased_at": gateway.clock.now() if is_payers else row["erased_at"],
             "received_phone": None if case.number.is_in(row["received_phone"]) else row["received_phone"],
             "metadata": case.number.without_in_json(row["metadata"]),
         }
         if any(cleaned[name] != row[name] for name in cleaned):
-            await gateway.db.execute(
-                erasure_sql.ERASE, row["payment_id"], *(cleaned[name] for name in erasure_sql.ERASED)
-            )
+            await gateway.db.run(PaymentRow.update(cleaned).where(PaymentRow.payment_id == row["payment_id"]))
             # The number could be found again from the fingerprint of the request, by trying all that there are.
             await idempotency.forget(
                 gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
@@ -72,15 +73,15 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
             payments += 1
     for step in await gateway.db.fetch(erasure_sql.STEPS_OF_CASE, case.named):
         if case.number.is_in(step["detail"]):
-            await gateway.db.execute(
-                erasure_sql.ERASE_STEP, step["payment_id"], step["number"], without(step["detail"])
+            await gateway.db.run(
+                PaymentStepRow.update({PaymentStepRow.detail: without(step["detail"])}).where(
+                    PaymentStepRow.payment_id == step["payment_id"], PaymentStepRow.number == step["number"]
+                )
             )
     for check in await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named):
-        texts = [check["result_desc"], check["reference"], check["asked_for"]]
-        if any(case.number.is_in(text) for text in texts):
-            await gateway.db.execute(
-                erasure_sql.ERASE_CHECK, check["check_id"], *(text and without(text) for text in texts)
-            )
+        if any(case.number.is_in(check[name]) for name in _TEXTS_OF_CHECK):
+            texts: dict[Any, Any] = {name: check[name] and without(check[name]) for name in _TEXTS_OF_CHECK}
+            await gateway.db.run(StatusCheckRow.update(texts).where(StatusCheckRow.check_id == check["check_id"]))
     return {"payments": payments}
 
 

@@ -1,4 +1,8 @@
-"""Statements that erase who paid."""
+"""Statements that find what names a payer."""
+
+# raw SQL: join - a payer's number in two columns, each with its index.
+# raw SQL: lock - a case's payments do not change while it is erased.
+# raw SQL: array - the rows of a case's ids.
 
 FIND_OF_PAYER = """
 SELECT payment_id FROM payment
@@ -13,26 +17,3 @@ LOCK_OF_CASE = "SELECT * FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER B
 CHECKS_OF_CASE = "SELECT * FROM status_check WHERE payment_id = ANY($1::uuid[]) OR check_id = ANY($1::uuid[])"
 
 STEPS_OF_CASE = "SELECT payment_id, number, detail FROM payment_step WHERE payment_id = ANY($1::uuid[])"
-
-ERASED = (
-    "phone",
-    "erased_at",
-    "received_phone",
-    "reference",
-    "description",
-    "result_desc",
-    "callback_url",
-    "checkout_request_id",
-    "metadata",
-)
-
-ERASE = """
-UPDATE payment SET phone = $2, erased_at = $3, received_phone = $4, reference = $5, description = $6, result_desc = $7,
-    callback_url = $8, checkout_request_id = $9, metadata = $10::text::jsonb
-WHERE payment_id = $1
-"""
-"""Takes what ``ERASED`` names, in this order."""
-
-ERASE_STEP = "UPDATE payment_step SET detail = $3 WHERE payment_id = $1 AND number = $2"
-
-ERASE_CHECK = "UPDATE status_check SET result_desc = $2, reference = $3, asked_for = $4 WHERE check_id = $1"

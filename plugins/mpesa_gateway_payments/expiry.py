@@ -71,19 +71,22 @@ class Expiry:
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
         """End a batch one by one; adds those that cannot be ended to ``failed``."""
-        rows = await self._db.fetch(due_sql.EXPIRED, self._clock.now(), _BATCH, failed)
-        for row in rows:
+        for count in range(_BATCH):
+            row: Row | None = None
             try:
                 async with self._db.transaction():
-                    locked = await self._db.fetchrow(due_sql.LOCK_ONE_EXPIRED, row["payment_id"], self._clock.now())
-                    if locked is not None:
-                        await self.end(locked)
+                    row = await self._db.fetchrow(due_sql.LOCK_EXPIRED, self._clock.now(), 1, failed)
+                    if row is None:
+                        return count, False
+                    await self.end(row)
             except UNREACHABLE:
                 raise
-            except Exception as problem:  # noqa: BLE001 - the others do not wait for it
+            except Exception as problem:
+                if row is None:
+                    raise
                 failed.append(row["payment_id"])
                 log.error("payment_not_expired", payment_id=row["payment_id"], exception=trace(problem))
-        return len(rows), len(rows) == _BATCH
+        return _BATCH, True
 
     async def end(self, row: Row) -> None:
         """End a locked, pending payment whose time is up, in the open transaction."""

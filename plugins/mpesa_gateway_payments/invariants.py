@@ -1,8 +1,10 @@
-"""What always holds in the books of payments, besides what Postgres itself refuses."""
+"""Invariants of payments that no constraint of Postgres enforces."""
 
 from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
+
+# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
 
 INVARIANTS = (
     Invariant(
@@ -47,7 +49,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="completed_has_its_time",
-        sentence="A payment that was paid has its time of completion, and no other has",
+        sentence="A paid payment has its time of completion, and no other payment has one",
         sql="""
             SELECT payment_id FROM payment
             WHERE (status IN ('completed', 'reversed', 'partially_reversed')) <> (completed_at IS NOT NULL)
@@ -63,7 +65,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="refunds_fit",
-        sentence="Never more goes back than came in, and only of what came in",
+        sentence="Refunds of a payment never exceed its amount, and only a paid payment has refunds",
         sql="""
             SELECT payment_id FROM payment
             WHERE refunded + refund_reserved > amount OR refunded < 0 OR refund_reserved < 0
@@ -80,7 +82,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="success_counts",
-        sentence="A payment that M-Pesa reported as paid is completed, held, being confirmed, or was refuted",
+        sentence="A payment that M-Pesa reported as paid is completed, mismatched, being confirmed or refuted",
         sql="""
             SELECT payment_id FROM payment
             WHERE status IN ('pending', 'failed') AND mismatch IS NULL AND claim IS NULL
@@ -94,18 +96,18 @@ INVARIANTS = (
     ),
     Invariant(
         name="pending_is_due",
-        sentence="A payment that is pending has a time when it is looked at again, or waits for a person",
+        sentence="A pending payment has the time of its next check, or needs review",
         sql="SELECT payment_id FROM payment WHERE status = 'pending' AND due_at IS NULL AND mismatch IS NULL",
     ),
     Invariant(
         name="nothing_overdue",
-        sentence="No payment waits to be asked about",
+        sentence="No payment is overdue for a status query",
         sql="SELECT payment_id FROM payment WHERE due_at < $1",
         grace=timedelta(minutes=10),
     ),
     Invariant(
         name="key_names_its_payment",
-        sentence="An Idempotency-Key stands for the payment that was made with it",
+        sentence="An Idempotency-Key names the payment that was created with it",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
                 ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)
@@ -118,7 +120,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="key_is_settled",
-        sentence="An Idempotency-Key whose payment was sent is settled; one that is free again sent nothing",
+        sentence="The Idempotency-Key of a payment that was sent is settled, and a released key sent nothing",
         sql="""
             SELECT payment_id FROM payment JOIN idempotency_key
                 ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)

@@ -60,11 +60,11 @@ async def read_lately(gateway: Runtime) -> Sequence[Value]:
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     values: list[Value] = []
     for window, back in _WINDOWS.items():
-        rows = await gateway.db.fetch(tally_sql.TALLIED_LATELY, this_hour - back)
+        rows = await gateway.db.fetch(tally_sql.TALLIED_BY_ENV, this_hour - back)
         known = {row["env"]: row for row in rows}
         for env in ENVS:
             values += _window(env, window, known.get(env))
-        reasons = await gateway.db.fetch(tally_sql.TALLIED_REASONS_LATELY, this_hour - back)
+        reasons = await gateway.db.fetch(tally_sql.TALLIED_REASONS, this_hour - back)
         values += [(FAILED, (row["env"], window, row["reason"]), row["count"]) for row in reasons]
     return values
 

@@ -267,7 +267,7 @@ class PaymentService:
 
     async def find(self, payment_id: str) -> PaymentView | None:
         """See the port."""
-        row = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+        row = await self._db.fetchrow(tables.READ, [payment_id])
         return None if row is None else view(row)
 
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:

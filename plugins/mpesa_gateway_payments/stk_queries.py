@@ -8,7 +8,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.erasure import may_be_handle
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.places import Places
@@ -118,7 +118,7 @@ class StkQueries:
         """
         self._db.refuse_transaction("asking M-Pesa about a payment")
         now = self._clock.now()
-        row = await self._db.fetchrow(due_sql.CLAIM_DUE, payment_id, now, now + _ASKING, is_forced)
+        row = await due_sql.claim_due(self._db, payment_id, now, now + _ASKING, is_forced=is_forced)
         if row is None:
             return False
         await self._ask_claimed(row, now)
@@ -134,7 +134,7 @@ class StkQueries:
             raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
         await self.ask(payment_id, is_forced=True)
 
-    async def _ask_claimed(self, row: Row, now: datetime) -> None:
+    async def _ask_claimed(self, row: Found, now: datetime) -> None:
         """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
@@ -146,13 +146,13 @@ class StkQueries:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # We are told to stop: who takes the job over asks at once.
-            await self._db.execute(due_sql.ASK_AGAIN, payment_id, now)
+            await due_sql.ask_again(self._db, payment_id, now)
             raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
-                await self._db.execute(due_sql.ASK_AGAIN, payment_id, again_at)
+                await due_sql.ask_again(self._db, payment_id, again_at)
             elif locked is not None:
                 await self._take_answer(locked, outcome, now)
 
@@ -164,15 +164,15 @@ class StkQueries:
             await self._moves.take(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
                 # M-Pesa has said how it ended. Its merchant knows that it failed.
-                await self._db.execute(due_sql.ASK_AGAIN, payment_id, None)
+                await due_sql.ask_again(self._db, payment_id, None)
         elif now < row["expires_at"]:
-            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._next_ask(row, now))
+            await due_sql.ask_again(self._db, payment_id, self._next_ask(row, now))
         elif row["status"] == Status.PENDING.value or row["claim"] is not None:
             await self._expiry.end(row)
         elif is_expired:
-            await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
+            await due_sql.ask_again(self._db, payment_id, self._expiry.next_ask(row, now))
 
-    async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
+    async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
         shortcode_id = row["shortcode_id"]
         if (rests_until := self._resting.until(shortcode_id)) is not None:

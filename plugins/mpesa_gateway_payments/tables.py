@@ -1,4 +1,4 @@
-"""Payments as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+"""The tables of payments for Piccolo, and statements on them; the migrations define the constraints."""
 
 from piccolo.columns import JSONB, Array, BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -8,7 +8,7 @@ from mpesa_gateway.db.named import Named
 
 
 class PaymentRow(Table, tablename="payment"):
-    """A merchant wants an amount from a payer."""
+    """A merchant's request for an amount from a payer, and its outcome."""
 
     payment_id = Text(primary_key=True)
     merchant_id = Text()
@@ -57,7 +57,7 @@ class PaymentRow(Table, tablename="payment"):
 
 
 class PaymentTallyRow(Table, tablename="payment_tally"):
-    """How one merchant's payments of one hour did, counted beside them."""
+    """Counts of one merchant's payments of one hour."""
 
     hour = Timestamptz(primary_key=True)
     merchant_id = Text()
@@ -105,7 +105,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """One entry of a payment's timeline that its own columns do not say: ``payment_timeline`` has all of them."""
+    """One stored step of a payment's timeline. The view ``payment_timeline`` adds those that its columns state."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -115,6 +115,11 @@ class PaymentStepRow(Table, tablename="payment_step"):
     result_code = Text(null=True, default=None)
     detail = Text()
 
+
+# raw SQL: hot path - what each payment takes: its create, its push, its callback and its read.
+# raw SQL: lock - a payment is locked before it is judged.
+# raw SQL: expression - when a payment whose outcome is unknown is asked about.
+# raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
 FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
@@ -128,7 +133,7 @@ WITH asked AS (
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id)
-    -- What was noted about an old payment's key has been let go, the payment never is.
+    -- The record of an old payment's key has been deleted; a payment is never deleted.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($payment_id)
@@ -148,7 +153,7 @@ NOTHING_KNOWN = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
     AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
-"""Nothing says that a prompt was shown or that money moved. Only then may a push be sent, or sent again."""
+"""No report says that a prompt was shown or that money moved. A push is sent, or sent again, only while this holds."""
 
 RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
@@ -167,7 +172,7 @@ WITH told AS (
 UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.payment_id
 """  # noqa: S608 - the clause above
-"""Committed before each push: without it, nothing was sent. A row that another session has locked is passed over."""
+"""Committed before each push: without it, nothing was sent. Skips rows that another session has locked."""
 
 ACCEPTED = f"""
 WITH told AS (
@@ -175,7 +180,7 @@ WITH told AS (
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
-    -- What another session has locked, the key or the payment, is written alone afterwards. A key may be forgotten.
+    -- A key or payment that another session has locked is written alone afterwards. Old keys have no row.
     SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
         JOIN payment ON payment.payment_id = told.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
@@ -195,7 +200,7 @@ RETURNING payment.*
 
 RELEASE_PUSH = f"""
 UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
-    -- What was never sent ends when it may no longer be sent.
+    -- A payment that was never sent expires when it may no longer be sent.
     expires_at = $4
 WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
 RETURNING *
@@ -208,11 +213,6 @@ WHERE payment_id = $1 AND charge IN ('ready', 'sending', 'released')
 RETURNING *
 """
 
-LEARN_CHECKOUT = """
-UPDATE payment SET merchant_request_id = COALESCE(merchant_request_id, $2), checkout_request_id = $3
-WHERE payment_id = $1 AND checkout_request_id IS NULL
-"""
-
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
 READ = f"""
@@ -221,40 +221,34 @@ READ = f"""
 """
 """``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
 
-``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
-row of a list that it does not know, and not ten, and so keep the plan. Making one takes up to 4 ms."""
-
-IS_CHECKOUT_OF_ANOTHER = """
-SELECT true FROM payment WHERE checkout_request_id = $1 AND env = $2 AND payment_id <> $3
-"""
+``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. With it Postgres expects one row of an
+unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 ms."""
 
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
     JOIN payment USING (checkout_request_id)
 """
-"""For callbacks that do not say their env. Two rows of one handle: a push of each env has it."""
+"""For callbacks that do not state their env. A handle can have two rows, one of each env."""
 
 LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
 LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
-"""In the order of their ids, so that two transactions wait for each other and not in a ring."""
+"""Locks in the order of ids, so that two transactions cannot deadlock."""
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
 WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
-"""Payments that are asked about, or wait for a person. Served by payment_due and payment_held."""
+"""Payments with a status query due, or that need review. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
-
-FIND_ANY = "SELECT * FROM payment WHERE payment_id = $1"
 
 WAITS_FOR_A_PERSON = """
 looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
-"""A report of another amount is settled only by the same receipt, reported later for the amount that was asked for."""
+"""A report of another amount is settled only by a later report of the same receipt with the requested amount."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -266,18 +260,10 @@ FROM (
 
 COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
 
-LOOK_AFTER = f"""
-UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 AND {WAITS_FOR_A_PERSON} RETURNING *
-"""  # noqa: S608 - likewise
-
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
-"""The view adds what the payment's own columns say to the stored steps."""
-
-FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
-
-RELEARN_CHECKOUT = "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1"
+"""The view adds the steps that the payment's columns state to the stored ones."""
 
 EXAMINE = f"""
 WITH lately AS (

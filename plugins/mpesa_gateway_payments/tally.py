@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from piccolo.query.functions import Max
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway_payments import tally_sql
+from mpesa_gateway_payments.tables import PaymentTallyRow
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +91,7 @@ class PaymentTally:
         Two at once count the same, and so does one that is repeated.
         """
         now = self._clock.now()
-        last = await self._db.fetchval(tally_sql.TALLIED_AT)
+        last = await self._counted_at()
         since = now - _FIRST if last is None else last - _LATE
         tag = await self._db.execute(tally_sql.TALLY, since, now, list(WAITS))
         counted = int(tag.rpartition(" ")[2])
@@ -102,9 +104,10 @@ class PaymentTally:
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)
         first = today - DAY * (DAYS - 1)
-        if not await self._db.fetchval(tally_sql.TALLIED_ANY, env, first):
-            return None
+        counted_at = await self._counted_at()
         rows = await self._db.fetch(tally_sql.TALLIED, env, first)
+        if not rows or counted_at is None:
+            return None
         known = {
             row["hour"].astimezone(EAT): Figures(
                 since=row["hour"].astimezone(EAT),
@@ -128,7 +131,15 @@ class PaymentTally:
             hours=[known.get(hour, Figures(since=hour)) for hour in hours],
             days=list(days.values()),
             reasons=[
-                (row["reason"], row["count"]) for row in await self._db.fetch(tally_sql.TALLIED_REASONS, env, first)
+                (row["reason"], row["count"])
+                for row in await self._db.fetch(tally_sql.TALLIED_REASONS, first)
+                if row["env"] == env
             ],
-            counted_at=await self._db.fetchval(tally_sql.TALLIED_AT),
+            counted_at=counted_at,
         )
+
+    async def _counted_at(self) -> datetime | None:
+        """When payments were counted last."""
+        row = await self._db.run(PaymentTallyRow.select(Max(PaymentTallyRow.counted_at)).first())
+        found: datetime | None = row["max"]
+        return found

@@ -1,6 +1,7 @@
 """Statements that count payments by hour, and read the counts."""
 
-TALLIED_AT = "SELECT counted_at FROM payment_tally ORDER BY counted_at DESC LIMIT 1"
+# raw SQL: upsert - each hour is counted and written in one statement.
+# raw SQL: aggregate - the hours of several merchants are added up.
 
 TALLY = """
 WITH changed AS (
@@ -39,8 +40,6 @@ ON CONFLICT (hour, merchant_id, env) DO UPDATE SET asked = EXCLUDED.asked, paid 
 WHERE known.counted_at <= EXCLUDED.counted_at
 """
 
-TALLIED_ANY = "SELECT EXISTS (SELECT 1 FROM payment_tally WHERE env = $1 AND hour >= $2)"
-
 TALLIED = """
 SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned, ARRAY[sum(waits[1])::bigint, sum(waits[2])::bigint,
@@ -48,19 +47,14 @@ SELECT hour, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)
 FROM payment_tally WHERE env = $1 AND hour >= $2 GROUP BY hour
 """
 
-TALLIED_LATELY = """
+TALLIED_BY_ENV = """
 SELECT env, sum(asked)::bigint AS asked, sum(paid)::bigint AS paid, sum(failed)::bigint AS failed,
     sum(taken)::bigint AS taken, sum(returned)::bigint AS returned
 FROM payment_tally WHERE hour >= $1 GROUP BY env
 """
 
-TALLIED_REASONS_LATELY = """
+TALLIED_REASONS = """
 SELECT env, key AS reason, sum(value::bigint)::bigint AS count
 FROM payment_tally CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE hour >= $1 GROUP BY env, key
-"""
-
-TALLIED_REASONS = """
-SELECT key AS reason, sum(value::bigint)::bigint AS count
-FROM payment_tally CROSS JOIN LATERAL jsonb_each_text(reasons) WHERE env = $1 AND hour >= $2
-GROUP BY key ORDER BY count DESC, key
+ORDER BY count DESC, key
 """

@@ -42,16 +42,15 @@ class Unacknowledged:
         now = self._clock.now()
         # The lease and the payment's time begin at the same moment.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
-        rows = await self._db.fetch(due_sql.ABANDONED, begun_before, now, _AT_MOST)
         closed = 0
-        for row in rows:
+        for payment_id in await due_sql.find_abandoned(self._db, begun_before, now, _AT_MOST):
             try:
                 async with self._db.transaction():
                     await self._db.execute("SET LOCAL lock_timeout = 500")
-                    await self.close(row["payment_id"], now)
+                    await self.close(payment_id, now)
                 closed += 1
             except OVERBURDENED as problem:
-                log.info("payment_not_closed", payment_id=row["payment_id"], error=type(problem).__name__)
+                log.info("payment_not_closed", payment_id=payment_id, error=type(problem).__name__)
         return closed
 
     async def close(self, payment_id: str, now: datetime) -> Row | None:
@@ -61,7 +60,7 @@ class Unacknowledged:
         done but to set the time of the next look.
         """
         async with self._db.transaction():
-            found = await self._db.fetchrow(tables.FIND_ANY, payment_id)
+            found = await self._db.fetchrow(tables.READ, [payment_id])
             if found is None:
                 return None
             merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
@@ -71,9 +70,9 @@ class Unacknowledged:
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
-                await self._db.execute(due_sql.ASK_AGAIN, payment_id, leased_until)
+                await due_sql.ask_again(self._db, payment_id, leased_until)
             elif row["charge"] == Charge.RELEASED.value and now < row["expires_at"]:
-                await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])
+                await due_sql.ask_again(self._db, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 report = NotPaid(
@@ -87,7 +86,7 @@ class Unacknowledged:
                 await self._moves.take(row, report)
             else:
                 await self._close_unknown(row, now)
-            return await self._db.fetchrow(tables.FIND_ANY, payment_id)
+            return await self._db.fetchrow(tables.READ, [payment_id])
 
     async def _close_unknown(self, row: Row, now: datetime) -> None:
         payment_id = row["payment_id"]
@@ -105,4 +104,4 @@ class Unacknowledged:
             if locked is not None:
                 await self._moves.take(locked, TimeUp())
         elif row["claim"] is None:
-            await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])
+            await due_sql.ask_again(self._db, payment_id, row["expires_at"])

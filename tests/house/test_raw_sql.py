@@ -42,14 +42,8 @@ declare none.
 
 NOT_YET = frozenset(
     {
-        "plugins/mpesa_gateway_payments/check_sql.py",
-        "plugins/mpesa_gateway_payments/due_sql.py",
-        "plugins/mpesa_gateway_payments/erasure_sql.py",
-        "plugins/mpesa_gateway_payments/invariants.py",
         "plugins/mpesa_gateway_payments/listing.py",
         "plugins/mpesa_gateway_payments/recovery_sql.py",
-        "plugins/mpesa_gateway_payments/tables.py",
-        "plugins/mpesa_gateway_payments/tally_sql.py",
         "plugins/mpesa_gateway_payments/transition_sql.py",
         "plugins/mpesa_gateway_reconciliation/invariants.py",
         "plugins/mpesa_gateway_reconciliation/tables.py",
@@ -57,7 +51,7 @@ NOT_YET = frozenset(
 )
 """Files whose statements have not been looked at yet. No file is added."""
 
-LEAST_BUILT = 70
+LEAST_BUILT = 114
 """Builder queries that there are at least."""
 
 _STATEMENT = re.compile(

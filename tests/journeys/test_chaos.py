@@ -27,6 +27,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.standalone.process import launch
 from mpesa_gateway.testing.serving import INITIATED, eventually, running_gateway, shop
 from tests.forking import forks
+from tests.identifiers import literal
 
 pytestmark = pytest.mark.as_owner
 
@@ -308,7 +309,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"invented: paid with a reversal"},
     ),
     "a second payment for one key": (
-        [copy("payment", "kept.payment_id = {failed}", payment_id="'pay_copy'")],
+        [copy("payment", "kept.payment_id = {failed}", payment_id=literal("pay"))],
         {"doubled: two payments for one Idempotency-Key"},
     ),
     "a second prompt": (
@@ -343,7 +344,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         },
     ),
     "a refund too many": (
-        [copy("refund", "kept.refund_id = {refund}", refund_id="'rfd_copy'", amount="300000")],
+        [copy("refund", "kept.refund_id = {refund}", refund_id=literal("rfd"), amount="300000")],
         {
             "lost: What a payment has refunded and set aside are the sums of its refunds, not so",
             "doubled: completed refunds and reversals differ in number",
@@ -366,7 +367,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         },
     ),
     "an event too many": (
-        [copy("event", "kept.event_id = {told}", event_id="'evt_copy'")],
+        [copy("event", "kept.event_id = {told}", event_id=literal("evt"))],
         {
             "untold: Every change of a payment's status has exactly one event, and every such event its change, not so",
             "untold: an event without its delivery",
@@ -389,7 +390,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"untold: Money that is not what was asked for was told to the merchant, not so"},
     ),
     "a refund that nobody heard of": (
-        ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = {refund}"],
+        ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
         {"untold: A refund that went through has exactly one event payment.reversed, not so"},
     ),
     "rows that nothing looks at": (

@@ -255,7 +255,7 @@ async def add_what_a_release_may_add(gateway: Gateway) -> None:
         gateway,
         [
             "".join(f"ALTER TABLE {row['tablename']} {add};\n" for row in tables if row["tablename"] != "migration"),
-            'CREATE TABLE next_table (payment_id text COLLATE "C" REFERENCES payment)',
+            "CREATE TABLE next_table (payment_id uuid REFERENCES payment)",
             "CREATE INDEX CONCURRENTLY next_index ON payment (next_word, amount)",
             "ALTER TABLE payment ADD CONSTRAINT next_rule CHECK (amount > 0 OR next_flag) NOT VALID",
             "ALTER TABLE payment VALIDATE CONSTRAINT next_rule",

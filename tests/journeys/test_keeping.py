@@ -3,14 +3,16 @@
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from mpesa_gateway.clock import SetClock
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.errors import Invalid, NotFound
-from mpesa_gateway.ids import Ids
+from mpesa_gateway.ids import uuid_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser, Plugin
 from mpesa_gateway.privacy import Erasure, Privacy
@@ -21,6 +23,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_ga
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.conftest import Town
 from tests.daraja import stk_callback
+from tests.identifiers import identifier
 from tests.ledger import broken
 from tests.owner import as_owner
 
@@ -87,10 +90,11 @@ async def erase(town: Town, **options: Any) -> Erasure:
 async def standing(town: Town, *, but: str = "") -> list[str]:
     """Every row in which the number, or the name that Daraja puts beside it, still stands."""
     db, found = town.gateway.db, list[str]()
+    others = str(UUID(bytes=uuid_of(but)))
     tables = await db.fetch(TABLES)
     for name in (row["relname"] for row in tables if not row["relname"].startswith("sim_")):
         rows = await db.fetch(f"SELECT t::text AS row FROM {name} t WHERE t::text ~ $1", f"{PAYER[3:]}|JANE")  # noqa: S608
-        found += [f"{name}: {row['row']}" for row in rows if not but or but not in row["row"]]
+        found += [f"{name}: {row['row']}" for row in rows if not but or others not in row["row"]]
     return found
 
 
@@ -140,9 +144,9 @@ async def receive_unmatched(town: Town, days: int) -> None:
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', "
-        "$3, 'unmatched')",
-        f"{Ids.least('cbk', at)}{days:016}",
+        "body, verdict) VALUES ($1, 'stk', sha256(uuid_send($1)), $2, '127.0.0.1', NULL, 'ws_CO_0', '0', $3, "
+        "'unmatched')",
+        identifier("cbk", days, at=at),
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
     )
@@ -360,6 +364,7 @@ async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database
     later(town, timedelta(hours=60))
     schema = {"search_path": town.gateway.config.database.schema}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
+    await read_ids(other)
     async with other.transaction():
         await other.execute("SELECT FROM callback WHERE subject_id = $1 FOR UPDATE", busy["id"])
         done = await erase(town)

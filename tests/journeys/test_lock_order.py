@@ -186,7 +186,9 @@ class Paths:
         """A callback that came before we could know what it is about, offered by a person."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        callback_id = await self.town.gateway.db.fetchval("SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 1")
+        callback_id = await self.town.gateway.db.fetchval(
+            "SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 1"
+        )
         await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
         await self.town.gateway.services.get(CallbackDispatcher).sweep()
 

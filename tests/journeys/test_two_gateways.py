@@ -19,6 +19,7 @@ from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_k
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
+from tests.identifiers import identifier
 
 
 @asynccontextmanager
@@ -123,7 +124,9 @@ async def test_what_still_runs_while_one_is_stopped_writes_nothing_next_door(
                 await two.db.execute("UPDATE merchant SET name = 'Seen'")
                 began.set()
                 await stopping.wait()
-                await two.db.run(MerchantRow.insert(MerchantRow(**row | {"merchant_id": "mer_late", "name": "Late"})))
+                await two.db.run(
+                    MerchantRow.insert(MerchantRow(**row | {"merchant_id": identifier("mer"), "name": "Late"}))
+                )
                 update = cast(Any, MerchantRow.update)
                 found = await two.db.run(update({MerchantRow.name: "Renamed"}, force=True).returning(MerchantRow.name))
                 assert [each["name"] for each in found] == ["Renamed", "Renamed"]

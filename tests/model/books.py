@@ -9,10 +9,10 @@ from bench.chaos.truth import CHECKS, TAKEN, truth
 _TRUTH = f"""
 WITH {truth(has_worlds=True)}, forged AS (
     -- A liar may plant a receipt, which no query confirms; never money.
-    SELECT payment_id FROM push WHERE payment_id = ANY($1::uuid[]) AND result_code = '0'
+    SELECT payment_id FROM push WHERE payment_id IN (SELECT id_uuid(unnest($1::text[]))) AND result_code = '0'
 ), by_hand AS (
     -- Lines that a merchant or an operator put on a payment, which no evidence spoke against.
-    SELECT unnest($3::uuid[]) AS payment_id
+    SELECT id_uuid(unnest($3::text[])) AS payment_id
 ), clock AS (
     SELECT $2::timestamptz AS now
 ), went_back AS (
@@ -120,7 +120,7 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT delivery_id FROM delivery, clock WHERE due_at > now + interval '16 minutes'
         UNION ALL SELECT callback_id FROM callback, clock WHERE due_at > now + interval '61 minutes'
         UNION ALL SELECT run_id FROM reconciliation_run, clock WHERE lease_until > now + interval '16 minutes'
-        UNION ALL SELECT key FROM idempotency_key, clock
+        UNION ALL SELECT subject_id FROM idempotency_key, clock
             WHERE state = 'in_flight' AND leased_until > now + interval '16 minutes'
     """,
     "keys: free to send again what has been sent": """
@@ -167,7 +167,7 @@ SETTLED: dict[str, str] = {
     """,
     "stuck: a payment that nobody ends": """
         SELECT payment_id FROM payment p WHERE status = 'pending' AND NOT (
-            mismatch IS NOT NULL AND (payment_id = ANY($1::uuid[])
+            mismatch IS NOT NULL AND (payment_id IN (SELECT id_uuid(unnest($1::text[])))
                 OR EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.received_receipt)))
     """,
     "stuck: a success that is neither confirmed nor denied": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",
@@ -182,7 +182,7 @@ SETTLED: dict[str, str] = {
 
 def _all(checks: dict[str, str]) -> str:
     selects = [
-        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', found.* FROM ({sql}) found"  # noqa: S608 - our own
+        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', what::text FROM ({sql}) found (what)"  # noqa: S608 - our own
         for sentence, sql in checks.items()
     ]
     # What a check does not need must be named all the same: Postgres wants to know the type of each value.
@@ -237,7 +237,7 @@ SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id A
             WHEN 'masked' THEN left(moved.phone, 5) = left(p.phone, 5) AND right(moved.phone, 3) = right(p.phone, 3)
             WHEN 'partial' THEN left(moved.phone, 6) = left(p.phone, 6) AND right(moved.phone, 3) = right(p.phone, 3)
             ELSE moved.phone = p.phone END)
-FROM payment p, sim_transaction moved WHERE p.payment_id = $1 AND moved.receipt = $2
+FROM payment p, sim_transaction moved WHERE p.payment_id = id_uuid($1) AND moved.receipt = $2
 """  # noqa: S608 - our own
 """Whether nothing that a statement shows speaks against a person's decision: the money was made for no other payment,
 came in, is of this world, receiver and amount, and its payer can be the payment's."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.identifiers import literal
 from tests.model import books
 from tests.model.machine import Money
 from tests.model.stage import Stage
@@ -97,12 +98,12 @@ SABOTAGE: dict[str, str] = {
         UPDATE payment SET status = 'failed', failure_reason = 'other', receipt = NULL, completed_at = NULL
         WHERE status = 'completed'
     """,
-    "refunds: more is promised than came in": """
+    "refunds: more is promised than came in": f"""
         INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, due_at,
             created_at, updated_at, shortcode_id)
-        SELECT 'rfd_2', merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at, created_at,
-            created_at, shortcode_id FROM refund
-    """,
+        SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at,
+            created_at, created_at, shortcode_id FROM refund
+    """,  # noqa: S608 - an id of ours
     "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
     "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
     "refunds: what is set aside is not what is under way": """
@@ -140,14 +141,15 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
         ALTER TABLE payment DROP CONSTRAINT IF EXISTS payment_accepted_has_its_ids;
         UPDATE payment SET checkout_request_id = NULL
     """,
-    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
+    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": f"""
         UPDATE sim_reversal SET originator_conversation_id = 'portal-1';
         INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, asked_for, created_at, state,
             finished_at, transaction_status, finding)
-        SELECT 'chk_' || payment_id, merchant_id, env, shortcode, payment_id, payment_id, created_at, 'answered',
+        SELECT overlay(payment_id::text PLACING substr({literal("chk")}, 15, 4) FROM 15)::uuid, merchant_id, env,
+            shortcode, payment_id, id_text(payment_id), created_at, 'answered',
             created_at, 'Reversed', 'reversed' FROM payment;
         DELETE FROM event WHERE kind = 'payment.reversed'
-    """,
+    """,  # noqa: S608 - an id of ours
     "lost: money that stands nowhere": """
         INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
         FROM sim_transaction LIMIT 1
@@ -166,12 +168,12 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
     """,
     "stuck: a delivery": "SELECT 1",
     "stuck: a subscriber": "SELECT 1",
-    "stuck: a reconciliation": """
+    "stuck: a reconciliation": f"""
         INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end,
             started_at, lease_until, receiver_id)
-        SELECT 'run_1', merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour', created_at,
-            created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
-    """,
+        SELECT {literal("run")}, merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour',
+            created_at, created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
+    """,  # noqa: S608 - an id of ours
     "stuck: a callback that nobody has used": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL
     """,

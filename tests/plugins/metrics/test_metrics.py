@@ -473,8 +473,8 @@ async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (tally_sql.TALLIED_LATELY, (timedelta(hours=1),)),
-    "reasons by hour": (tally_sql.TALLIED_REASONS_LATELY, (timedelta(hours=1),)),
+    "payments by hour": (tally_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
+    "reasons by hour": (tally_sql.TALLIED_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),

@@ -332,7 +332,8 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
 SELECT id, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
     '254711000001', 'order', false, 'Payment', $2 || n::text, 'accepted', 'm-' || $2 || n::text,
-    'ws_CO_' || $2 || n::text, $4::timestamptz, $4, $4::timestamptz - interval '1 hour', $4
+    'ws_CO_' || $2 || n::text, $4::timestamptz + interval '1 hour', $4::timestamptz + interval '1 hour',
+    $4::timestamptz - interval '1 hour', $4
 FROM (SELECT id, number - 1 AS n FROM unnest($3::uuid[]) WITH ORDINALITY AS given(id, number)) AS numbered
 RETURNING payment_id
 """
