@@ -68,7 +68,8 @@ SELECT json_build_object(
     'refunds', (SELECT json_agg(json_build_object('id', id_text(refund_id), 'merchant', id_text(merchant_id),
         'env', env) ORDER BY created_at, refund_id) FROM refund),
     'lines', (SELECT json_agg(json_build_object('id', id_text(line_id), 'receipt', receipt,
-        'merchant', id_text(merchant_id), 'env', env) ORDER BY receipt, line_id) FROM statement_line WHERE payment_id IS NULL),
+        'merchant', id_text(merchant_id), 'env', env) ORDER BY receipt, line_id)
+        FROM statement_line WHERE payment_id IS NULL),
     'open', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push
         WHERE state = 'open'),
     'pushes', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push),
