@@ -34,7 +34,8 @@ OUR_OWN: dict[str, str] = {
     "untold: an event that says another amount or receipt than the payment": """
         SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
         WHERE (e.body::jsonb->'data'->>'amount')::numeric <> p.amount OR (e.kind = 'payment.completed'
-            AND e.body::jsonb->'data'->>'receipt' <> COALESCE(p.receipt, ''))
+            AND e.body::jsonb->'data'->>'receipt' IS NOT NULL
+            AND e.body::jsonb->'data'->>'receipt' IS DISTINCT FROM p.receipt)
     """,
     "untold: an event without its delivery": """
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)

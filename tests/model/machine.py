@@ -60,15 +60,16 @@ _MOVES = {
 
 _SEEN = """
 SELECT json_build_object(
-    'payments', (SELECT json_agg(json_build_object('id', payment_id, 'key', idempotency_key, 'status', status,
-        'merchant', merchant_id, 'env', env, 'due', due_at,
+    'payments', (SELECT json_agg(json_build_object('id', id_text(payment_id), 'key', idempotency_key, 'status', status,
+        'merchant', id_text(merchant_id), 'env', env, 'due', due_at,
         'receipt', receipt, 'steps', (SELECT json_agg(kind ORDER BY at, rank, number) FROM payment_timeline s
             WHERE s.payment_id = payment.payment_id)) ORDER BY created_at, idempotency_key) FROM payment),
-    'events', (SELECT json_agg(event_id ORDER BY occurred_at, event_id) FROM event),
-    'refunds', (SELECT json_agg(json_build_object('id', refund_id, 'merchant', merchant_id, 'env', env)
-        ORDER BY created_at, refund_id) FROM refund),
-    'lines', (SELECT json_agg(json_build_object('id', line_id, 'receipt', receipt, 'merchant', merchant_id, 'env', env)
-        ORDER BY receipt, line_id) FROM statement_line WHERE payment_id IS NULL),
+    'events', (SELECT json_agg(id_text(event_id) ORDER BY occurred_at, event_id) FROM event),
+    'refunds', (SELECT json_agg(json_build_object('id', id_text(refund_id), 'merchant', id_text(merchant_id),
+        'env', env) ORDER BY created_at, refund_id) FROM refund),
+    'lines', (SELECT json_agg(json_build_object('id', id_text(line_id), 'receipt', receipt,
+        'merchant', id_text(merchant_id), 'env', env) ORDER BY receipt, line_id)
+        FROM statement_line WHERE payment_id IS NULL),
     'open', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push
         WHERE state = 'open'),
     'pushes', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push),

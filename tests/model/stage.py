@@ -90,7 +90,7 @@ class SeededBytes:
         """``size`` bytes, 32 at most."""
         self._drawn, self._since = self._drawn + 1, self._since + 1
         some = hashlib.sha256(f"{self._seed}|{self._since}".encode()).digest()
-        tail = self._drawn.to_bytes(4, "big") if size > 8 else b""
+        tail = self._drawn.to_bytes(4, "big") if size >= 8 else b""
         return some[: size - len(tail)] + tail
 
 
