@@ -223,7 +223,8 @@ async def read_rows(connection: Any, table: str) -> Rows:
     async def keep(data: bytes) -> None:
         content.extend(data)
 
-    await connection.copy_from_query(f"SELECT {names} FROM {table} ORDER BY tableoid, ctid", output=keep)
+    query = f'SELECT {names} FROM "{table}" ORDER BY tableoid, ctid'  # noqa: S608 - names of the catalog
+    await connection.copy_from_query(query, output=keep)
     found.fields = [line.split("\t") for line in content.decode().split("\n")[:-1]]
     return found
 
@@ -371,6 +372,6 @@ async def multiply(connection: Any, templates: Templates, tables: Sequence[str],
     """
     async with connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")
-        await connection.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
+        await connection.execute("TRUNCATE " + ", ".join(f'"{table}"' for table in tables) + " CASCADE")
         for table in tables:
             await templates.write(connection, table, copies)

@@ -22,6 +22,9 @@ PER_PAYMENT = {
 GROWS = 0.05
 """Rows per payment from which on a table counts."""
 
+_LEAST = 10
+"""Rows below which a table does not count: some have one for each hour."""
+
 _TABLES = """
 SELECT relname FROM pg_class
 WHERE relnamespace = $1::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY relname
@@ -42,7 +45,8 @@ WHERE c.relnamespace = $1::regnamespace AND c.relkind = 'r'
 GROUP BY root.relname
 """
 _INDEXES = """
-SELECT root.relname AS table_name, COALESCE(parent.relname, i.relname) AS name, sum(pg_relation_size(i.oid))::bigint AS bytes
+SELECT root.relname AS table_name, COALESCE(parent.relname, i.relname) AS name,
+    sum(pg_relation_size(i.oid))::bigint AS bytes
 FROM pg_index x
 JOIN pg_class i ON i.oid = x.indexrelid AND i.relkind = 'i'
 LEFT JOIN pg_inherits hi ON hi.inhrelid = i.oid LEFT JOIN pg_class parent ON parent.oid = hi.inhparent
@@ -85,7 +89,7 @@ async def count_rows(connection: Any) -> dict[str, int]:
 
 def growing(before: dict[str, int], after: dict[str, int], payments: int) -> list[str]:
     """The tables that have got at least `GROWS` rows for each payment."""
-    return [name for name, rows in after.items() if rows - before.get(name, 0) >= payments * GROWS]
+    return [name for name, rows in after.items() if rows - before.get(name, 0) >= max(_LEAST, payments * GROWS)]
 
 
 async def measure(connection: Any, tables: list[str]) -> dict[str, Table]:
