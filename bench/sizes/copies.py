@@ -6,7 +6,6 @@ or one of its rows is replaced everywhere in a copy, in bodies as well.
 
 import math
 import re
-from base64 import b32encode
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,23 +30,25 @@ _RECEIPT = re.compile(r"[A-Z][A-L][1-9A-V][0-9A-Z]{7}")
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
-_TO_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _CROCKFORD.encode())
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 _DAY = timedelta(days=1)
 _TIMES = {"timestamptz"}
 _NUMBERS = {"int2", "int4", "int8"}
 
 
-@dataclass(frozen=True)
 class Copy:
     """One copy of the sample: its number from 0, and by how much its times differ from those of the sample."""
 
-    number: int
-    shift: timedelta
+    def __init__(self, number: int, shift: timedelta) -> None:
+        self.number = number
+        self.shift = shift
+        self.milliseconds = shift // timedelta(milliseconds=1)
+        digest = blake2b(number.to_bytes(8, "big")).digest()
+        self._masks = {size: int.from_bytes(digest[:size], "big") for size in range(65)}
 
-    @property
-    def milliseconds(self) -> int:
-        """The shift in milliseconds."""
-        return self.shift // timedelta(milliseconds=1)
+    def differ(self, number: int, size: int) -> int:
+        """Another number of ``size`` bytes for each number: chance stays chance."""
+        return number ^ self._masks[size]
 
 
 class Word:
@@ -67,41 +68,53 @@ class Word:
     def _renew(self, copy: Copy) -> str:
         raise NotImplementedError
 
-    def _chance(self, copy: Copy, size: int) -> bytes:
-        return blake2b(self.text.encode(), digest_size=size, key=copy.number.to_bytes(8, "big")).digest()
-
 
 class _Id(Word):
-    """``pay_…``: 48 bits of milliseconds, 80 bits of chance."""
+    """``pay_…``: 48 bits of milliseconds, and chance, which stays: no two copies have the same milliseconds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._milliseconds = 0
+        for digit in text[4:14]:
+            self._milliseconds = self._milliseconds * 32 + _CROCKFORD.index(digit)
 
     def _renew(self, copy: Copy) -> str:
-        milliseconds = 0
-        for digit in self.text[4:14]:
-            milliseconds = milliseconds * 32 + _CROCKFORD.index(digit)
-        number = milliseconds + copy.milliseconds << 80 | int.from_bytes(self._chance(copy, 10), "big")
-        return self.text[:4] + b32encode((number << 30).to_bytes(20, "big"))[:26].translate(_TO_CROCKFORD).decode()
+        when = self._milliseconds + copy.milliseconds
+        high = f"{_PAIRS[when >> 40]}{_PAIRS[when >> 30 & 1023]}{_PAIRS[when >> 20 & 1023]}"
+        return f"{self.text[:4]}{high}{_PAIRS[when >> 10 & 1023]}{_PAIRS[when & 1023]}{self.text[14:]}"
 
 
 class _TimedUuid(Word):
-    """An id of ours as `uuid`: 48 bits of milliseconds, 16 bits that name its kind, 64 bits of chance."""
+    """An id of ours as `uuid`: 48 bits of milliseconds, 16 bits that name its kind, 64 bits of chance, which stay."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._milliseconds = int(text[:8] + text[9:13], 16)
 
     def _renew(self, copy: Copy) -> str:
-        digits = self.text.replace("-", "")
-        digits = f"{int(digits[:12], 16) + copy.milliseconds:012x}{digits[12:16]}{self._chance(copy, 8).hex()}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        when = f"{self._milliseconds + copy.milliseconds:012x}"
+        return f"{when[:8]}-{when[8:]}{self.text[13:]}"
 
 
 class _Hexadecimal(Word):
     """Hexadecimal digits that mean nothing: a random UUID, a MerchantRequestID."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        parts = text.split("-")
+        ends = [sum(map(len, parts[: place + 1])) for place in range(len(parts))]
+        self._places = list(zip([0, *ends], ends, strict=False))
+        self._size = ends[-1] // 2
+        self._chance = int("".join(parts), 16)
+
     def _renew(self, copy: Copy) -> str:
-        digits = iter(self._chance(copy, 16).hex())
-        return "".join(one if one == "-" else next(digits) for one in self.text)
+        digits = f"{copy.differ(self._chance, self._size):0{self._size * 2}x}"
+        return "-".join(digits[begin:end] for begin, end in self._places)
 
 
 class _Phone(Word):
     def _renew(self, copy: Copy) -> str:
-        payer = int.from_bytes(self._chance(copy, 8), "big") % _PAYERS
+        payer = copy.differ(int(self.text), 8) % _PAYERS
         return f"2547{payer * 449 + 10_000_000:08}"
 
 
@@ -170,9 +183,15 @@ class _Number(Word):
 
 
 class _Bytes(Word):
+    """A digest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._digits = len(text) - 3
+        self._chance = int(text[3:] or "0", 16)
+
     def _renew(self, copy: Copy) -> str:
-        size = (len(self.text) - 3) // 2
-        return self.text[:3] + (self._chance(copy, min(size, 64)) * (size // 64 + 1))[:size].hex()
+        return self.text[:3] + f"{copy.differ(self._chance, min(64, self._digits // 2)):0{self._digits}x}"
 
 
 def _mixed(number: int, bits: int) -> int:
@@ -264,24 +283,24 @@ class Templates:
         async def lines() -> AsyncGenerator[bytes]:
             for number in range(copies):
                 copy = Copy(number, each * (number + 1 - copies))
-                yield "".join(
-                    part if isinstance(part, str) else part.of(copy) for parts in templates for part in parts
-                ).encode()
+                yield "".join([text % tuple([word.of(copy) for word in words]) for text, words in templates]).encode()
 
         await connection.copy_to_table(
             table, source=lines(), columns=[column.name for column in rows.columns], schema_name=SCHEMA
         )
 
-    def _templates(self, rows: Rows) -> list[list[str | Word]]:
+    def _templates(self, rows: Rows) -> list[tuple[str, list[Word]]]:
+        """Each row as a text with ``%s`` for each word that a copy replaces, and these words."""
         spans = [self._span(rows, place) for place in range(len(rows.columns))]
-        templates: list[list[str | Word]] = []
+        templates: list[tuple[str, list[Word]]] = []
         for fields in rows.fields:
             parts: list[str | Word] = []
             for column, span, text in zip(rows.columns, spans, fields, strict=True):
                 parts += self._parts(column, span, text)
                 parts.append("\t")
             parts[-1] = "\n"
-            templates.append(parts)
+            text = "".join("%s" if isinstance(part, Word) else part.replace("%", "%%") for part in parts)
+            templates.append((text, [part for part in parts if isinstance(part, Word)]))
         return templates
 
     def _parts(self, column: Column, span: int, text: str) -> list[str | Word]:
