@@ -267,6 +267,7 @@ class Templates:
         self._known = known
         self._now = now
         self._words: dict[str, Word] = {}
+        self._templates: dict[str, list[tuple[str, list[Word]]]] = {}
         self._whole: set[str] = set()
         for rows in sample.values():
             for fields in rows.fields:
@@ -276,20 +277,23 @@ class Templates:
 
     async def write(self, connection: Any, table: str, copies: int) -> None:
         """Insert the copies of a table's rows in the order of their times, the newest at the sample's own time."""
-        rows = self._sample[table]
-        templates = self._templates(rows)
         each = _SPREAD / copies
 
-        async def lines() -> AsyncGenerator[bytes]:
+        async def content() -> AsyncGenerator[bytes]:
             for number in range(copies):
-                copy = Copy(number, each * (number + 1 - copies))
-                yield "".join([text % tuple([word.of(copy) for word in words]) for text, words in templates]).encode()
+                yield self.lines(table, Copy(number, each * (number + 1 - copies)))
 
-        await connection.copy_to_table(
-            table, source=lines(), columns=[column.name for column in rows.columns], schema_name=SCHEMA
-        )
+        columns = [column.name for column in self._sample[table].columns]
+        await connection.copy_to_table(table, source=content(), columns=columns, schema_name=SCHEMA)
 
-    def _templates(self, rows: Rows) -> list[tuple[str, list[Word]]]:
+    def lines(self, table: str, copy: Copy) -> bytes:
+        """One copy of a table's rows, as COPY reads them."""
+        if table not in self._templates:
+            self._templates[table] = self._prepare(self._sample[table])
+        lines = [text % tuple([word.of(copy) for word in words]) for text, words in self._templates[table]]
+        return "".join(lines).encode()
+
+    def _prepare(self, rows: Rows) -> list[tuple[str, list[Word]]]:
         """Each row as a text with ``%s`` for each word that a copy replaces, and these words."""
         spans = [self._span(rows, place) for place in range(len(rows.columns))]
         templates: list[tuple[str, list[Word]]] = []
