@@ -6,6 +6,7 @@ or one of its rows is replaced everywhere in a copy, in bodies as well.
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -51,7 +52,7 @@ class Copy:
         return number ^ self._masks[size]
 
 
-class Word:
+class Word(ABC):
     """A piece of a row that each copy has a value of its own for."""
 
     def __init__(self, text: str) -> None:
@@ -65,8 +66,9 @@ class Word:
             self._number, self._value = copy.number, self._renew(copy)
         return self._value
 
+    @abstractmethod
     def _renew(self, copy: Copy) -> str:
-        raise NotImplementedError
+        """The value in this copy."""
 
 
 class _Id(Word):
