@@ -118,6 +118,10 @@ docs: ready
 bench *options: ready
     .venv/bin/python -m bench.speed {{ options }}
 
+# Measure what a completed STK payment costs in Postgres, by table and index: docs/performance.md
+sizes *options: ready
+    .venv/bin/python -m bench.sizes {{ options }}
+
 # Measure webhooks and expiry while every question to M-Pesa hangs: docs/performance.md
 bench-isolation *options: ready
     .venv/bin/python -m bench.isolation {{ options }}

@@ -1,0 +1,1 @@
+"""What a completed payment costs in Postgres."""
