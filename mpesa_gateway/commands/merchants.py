@@ -44,8 +44,8 @@ def create(session: Session, name: str, *, as_json: bool) -> None:
 def list_(session: Session, limit: int, *, as_json: bool) -> None:
     """List merchants, newest first."""
 
-    async def work(gateway: Gateway) -> list[Merchant]:
-        return await gateway.merchants.page(limit)
+    async def work(gateway: Gateway) -> Sequence[Merchant]:
+        return (await gateway.merchants.page(limit)).rows
 
     show(
         ("merchant_id", "name", "envs", "active", "created_at"),

@@ -2,7 +2,7 @@
 
 from mpesa_gateway.db.named import Named
 
-CHECKS_OF = "SELECT * FROM status_check WHERE payment_id = $1 ORDER BY created_at LIMIT 50"
+CHECKS_OF = "SELECT * FROM status_check WHERE payment_id = $1 ORDER BY check_id LIMIT 50"
 
 INSERT_CHECK = Named("""
 INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, receipt, asked_for, reference, created_at)
@@ -39,5 +39,5 @@ DELETE FROM status_check WHERE check_id IN (
 
 LOCK_CHECK_BY_HANDLE = """
 SELECT * FROM status_check WHERE originator_conversation_id = $1 OR ($1::text IS NULL AND conversation_id = $2)
-ORDER BY created_at DESC LIMIT 1 FOR UPDATE
+ORDER BY check_id DESC LIMIT 1 FOR UPDATE
 """

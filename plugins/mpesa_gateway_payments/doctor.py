@@ -15,7 +15,9 @@ _ENOUGH = 5
 async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Whether callbacks come, and whether money waits for a person."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.env)
+    row = await gateway.db.fetchrow(
+        tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _LATELY), examination.env
+    )
     if row is None:
         return
     if row["ended"] >= _ENOUGH and row["by_callback"] == 0:

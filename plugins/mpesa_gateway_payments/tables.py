@@ -282,8 +282,8 @@ RELEARN_CHECKOUT = "UPDATE payment SET checkout_request_id = $2 WHERE payment_id
 EXAMINE = f"""
 WITH lately AS (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND env = $3 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
-    ORDER BY created_at DESC, payment_id DESC LIMIT 50
+    WHERE merchant_id = $1 AND env = $3 AND payment_id >= $2 AND charge = 'accepted' AND status <> 'pending'
+    ORDER BY payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
     (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
