@@ -1,5 +1,7 @@
 """``mpesa-gateway merchants``: the accounts that own keys, payments and endpoints."""
 
+from collections.abc import Sequence
+
 import rich_click as click
 
 from mpesa_gateway.app import Gateway

@@ -1,4 +1,4 @@
-"""Long lists in the order of their ids, which begin with their time: one statement, one kind of cursor, for all of them."""
+"""Long lists in the order of their ids, which begin with their time: one way to page through all of them."""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence

@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Collection
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -16,7 +15,6 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env, Environment
 from mpesa_gateway.security.tables import MerchantRow
-
 
 _MERCHANTS = Listing(table="merchant", key="merchant_id", prefix="mer", of_merchants=False)
 

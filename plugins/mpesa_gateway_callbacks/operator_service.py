@@ -1,16 +1,17 @@
 """What operators do with callbacks: list them, read them, count those that need attention, and replay them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables

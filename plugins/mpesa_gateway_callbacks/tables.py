@@ -146,14 +146,24 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
 UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
 """Refused callbacks from Safaricom, or to our own addresses, that could not be read. The condition of an index."""
 
-_OF_ENV = ("env = {}", "env IS NULL")
-"""Those of one env, and those without a token, which belong to none."""
-
-REFUSED = Listing(table="refused_callback", key="refused_id", prefix="ref", of_env=_OF_ENV, of_merchants=False)
+REFUSED = Listing(
+    table="refused_callback",
+    key="refused_id",
+    prefix="ref",
+    of_env=("(env = {} OR env IS NULL)",),
+    of_merchants=False,
+)
+"""Those of one env, and those without a token, which belong to none. Their primary key serves both."""
 
 ACCEPTED = Listing(
-    table="callback", key="callback_id", prefix="cbk", columns=_SHOWN, of_env=_OF_ENV, of_merchants=False
+    table="callback",
+    key="callback_id",
+    prefix="cbk",
+    columns=_SHOWN,
+    of_env=("env = {}", "env IS NULL"),
+    of_merchants=False,
 )
+"""Likewise, each by an index of its own: there may be many of the other env."""
 
 IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
 
@@ -232,7 +242,8 @@ DELETE FROM refused_callback WHERE refused_id IN (
 """
 
 REFUSED_LATELY = """
-SELECT reason, count(*) AS count FROM refused_callback WHERE refused_id >= $1 GROUP BY reason ORDER BY count DESC, reason
+SELECT reason, count(*) AS count FROM refused_callback WHERE refused_id >= $1
+GROUP BY reason ORDER BY count DESC, reason
 """
 
 SOURCES_LATELY = """

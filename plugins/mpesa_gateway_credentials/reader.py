@@ -6,6 +6,7 @@ from typing import Any
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
 from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.errors import ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret

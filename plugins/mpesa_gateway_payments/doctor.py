@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables

@@ -343,7 +343,7 @@ SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
     SELECT finding FROM statement_line
     WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
-    ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
+    ORDER BY line_id DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
 """  # noqa: S608 - likewise
 

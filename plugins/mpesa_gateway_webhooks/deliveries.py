@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.origin import Origin, origin_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
@@ -227,8 +229,8 @@ class Deliveries:
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
                 caller.merchant_id,
-                which.since,
-                which.until,
+                Ids.least("dlv", which.since),
+                which.until and Ids.least("dlv", which.until),
                 which.status,
                 self._runtime.clock.now(),
                 MOST_REPLAYED,

@@ -52,7 +52,7 @@ class WebhookDesk:
         self._endpoints = endpoints
 
     async def endpoints(self, env: Env, cursor: str | None, limit: int) -> Paged[Row]:
-        """Return active endpoints of ``env``, newest first, each with what it is owed and what has died in the last day.
+        """Return active endpoints of ``env``, newest first, each with what it is owed and what died in the last day.
 
         Raises Invalid for a bad cursor.
         """

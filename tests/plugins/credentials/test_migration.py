@@ -95,7 +95,7 @@ async def test_what_there_was_is_bound_to_shortcodes_without_secrets(settings: d
         runs = "SELECT bool_and(number = shortcode) FROM reconciliation_run JOIN receiver USING (receiver_id)"
         assert await gateway.db.fetchval(runs) is True
         assert await gateway.db.fetchval("SELECT count(*) FROM receiver") == 5
-        envs = {merchant.merchant_id: merchant.envs for merchant in await gateway.merchants.page(9)}
+        envs = {merchant.merchant_id: merchant.envs for merchant in (await gateway.merchants.page(9)).rows}
         assert envs == {"mer_1": ("live",), "mer_2": ("sandbox",), "mer_3": ()}
         kept = dict(
             await gateway.db.fetchrow("SELECT * FROM shortcode WHERE merchant_id = 'mer_1' AND env = 'live'") or {}
