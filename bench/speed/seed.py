@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -19,17 +20,17 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 
 _ACTOR = "cli:bench"
 
-# What stands for it in the statements below. An id has 26 characters that sort by time, as our ids do, and two noughts
-# before everything that the gateway itself makes.
-_MEANINGS = {
-    "ID[": "'",
-    "]ID": "_00' || lpad(to_hex(1700000000000 + n * 31536), 11, '0') || lpad(to_hex(n), 13, '0')",
-    "AT": "now() - interval '365 days' + n * (interval '365 days' / $2::bigint)",
-}
+_ID_TIME = " || ".join(
+    f"substr('0123456789abcdefghjkmnpqrstvwxyz', ((floor(extract(epoch FROM AT) * 1000)::bigint >> {place}) & 31)::int"
+    " + 1, 1)"
+    for place in range(45, -1, -5)
+)
 
 
-def _spelt(sql: str) -> str:
-    for short, long in _MEANINGS.items():
+def _spelt(sql: str, start: datetime) -> str:
+    """A statement below with what stands for it: ids that begin with the time AT of a row, in the year from ``start``."""
+    at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
+    for short, long in (("ID[", "'"), ("]ID", f"_' || {_ID_TIME} || lpad(to_hex(n), 16, '0')"), ("AT", at)):
         sql = sql.replace(short, long)
     return sql
 
@@ -195,6 +196,7 @@ async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
     try:
         # The rows are right by construction; checking each against its parents would take most of the time.
         await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '512MB'")
+        start = datetime.now(UTC) - timedelta(days=365)
         for table, sql in _SEED:
             plain = await connection.fetch(
                 "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'mpesa' AND tablename = $1 "
@@ -203,7 +205,7 @@ async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
             )
             for row in plain:
                 await connection.execute(f"DROP INDEX {row['indexname']}")
-            await connection.execute(_spelt(sql), merchant_id, payments)
+            await connection.execute(_spelt(sql, start), merchant_id, payments)
             for row in plain:
                 # Of a table by month Postgres names only the uppermost of its indexes.
                 await connection.execute(row["indexdef"].replace(" ON ONLY ", " ON "))

@@ -11,6 +11,7 @@ import msgspec
 from mpesa_gateway.cursors import decode_cursor, encode_cursor, not_ours
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.named import Bound
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 
@@ -148,7 +149,7 @@ class Listing:
                 return
             after = rows[-1][self.key]
 
-    def select(self, found: Conditions, limit: int, after: Any = None) -> tuple[str, *tuple[Any, ...]]:
+    def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
         """Return the statement for the next ``limit`` rows after a key, followed by its parameters."""
         chosen = self._bounded(found, after)
         if not self.by_index:

@@ -10,7 +10,6 @@ import pytest
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.errors import Invalid, NotFound
-from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser, Plugin
 from mpesa_gateway.privacy import Erasure, Privacy
@@ -21,6 +20,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_ga
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.conftest import Town
 from tests.daraja import stk_callback
+from tests.ids import id_at
 from tests.ledger import broken
 from tests.owner import as_owner
 
@@ -142,7 +142,7 @@ async def receive_unmatched(town: Town, days: int) -> None:
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
         "body, verdict) VALUES ($1, 'stk', sha256(convert_to($1::text, 'UTF8')), $2, '127.0.0.1', '', 'ws_CO_0', '0', "
         "$3, 'unmatched')",
-        f"{Ids.least('cbk', at)}{days:016}",
+        id_at("cbk", at, days),
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
     )

@@ -82,7 +82,7 @@ async def test_called_from_the_others_transaction_each_stays_at_home(
     values: dict[str, Any], next_door: dict[str, Any]
 ) -> None:
     async with both(values, next_door) as ((one, _), (two, _)):
-        (theirs,) = ((await two.merchants.page(1)).rows
+        (theirs,) = (await two.merchants.page(1)).rows
         async with one.db.transaction():
             assert (await two.merchants.page(10)).rows == [theirs]
             assert await one.merchants.get(theirs.merchant_id) is None

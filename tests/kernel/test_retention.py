@@ -13,6 +13,7 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.retention import KERNEL_FORGETS, Retention
 from mpesa_gateway.testing.serving import eventually
+from tests.ids import beginning, id_at
 
 pytestmark = pytest.mark.as_owner
 
@@ -53,7 +54,7 @@ async def other(gateway: Gateway, database_url: str) -> AsyncGenerator["asyncpg.
 async def receive(gateway: Gateway, days: int, count: int, verdict: str = "applied") -> str:
     """Put callbacks into the inbox that came so many days ago; gives what their identifiers begin with."""
     at = NOW - timedelta(days=days)
-    prefix = Ids.least("cbk", at)
+    prefix = beginning("cbk", at)
     there: int = await gateway.db.fetchval("SELECT count(*) FROM callback")
     await gateway.db.execute(CALLBACKS, prefix, at, count, verdict, there)
     return prefix
@@ -142,7 +143,7 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
 
 async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -> None:
     at = NOW - timedelta(days=31)
-    event_id = Ids.least("evt", at) + "0" * 16
+    event_id = id_at("evt", at)
     await gateway.db.execute(
         "INSERT INTO event (event_id, kind, subject_id, occurred_at, is_public, payload) "
         "VALUES ($1, 'own.done', 'own_1', $2, false, '{}')",
@@ -216,7 +217,7 @@ async def test_what_postgres_has_no_time_for_is_left_to_the_next_night(
     await receive(gateway, 200, 5)
     await gateway.db.execute(
         "INSERT INTO refused_callback (refused_id, kind, at, source, reason, body) VALUES ($1, 'stk', $2, '', 'x', '')",
-        Ids.least("ref", NOW - timedelta(days=60)) + "0" * 16,
+        id_at("ref", NOW - timedelta(days=60)),
         NOW - timedelta(days=60),
     )
     await other.execute(

@@ -27,6 +27,7 @@ from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.plugin import plugin
 from mpesa_gateway_webhooks.tables import AttemptRow
 from tests.house.tree import ROOT
+from tests.ids import beginning, id_at
 from tests.ledger import broken
 
 pytestmark = pytest.mark.as_owner
@@ -108,7 +109,7 @@ async def connected(db: Database) -> AsyncGenerator["asyncpg.Connection[Any]"]:
 
 async def try_at(gateway: Gateway, moment: datetime, count: int = 1) -> None:
     """So many attempts at that moment."""
-    await gateway.db.execute(MANY, Ids.least("att", moment), moment, count)
+    await gateway.db.execute(MANY, beginning("att", moment), moment, count)
 
 
 async def spread(db: Database) -> dict[str, int]:
@@ -158,7 +159,7 @@ async def test_each_month_has_a_partition_before_it_begins(gateway: Gateway) -> 
 @pytest.mark.parametrize("month", [(2061, 2), (2300, 1), (2000, 6)], ids=["a year ahead", "far ahead", "back"])
 async def test_whatever_the_clock_says_an_attempt_is_written(gateway: Gateway, month: tuple[int, int]) -> None:
     moment = datetime(*month, 3, tzinfo=UTC)
-    attempt_id = f"{Ids.least('att', moment)}{'0' * 16}"
+    attempt_id = id_at("att", moment)
     await gateway.db.execute(tables.RECORD_ATTEMPT, attempt_id, "dlv_1", moment, 200, 5, None, "ok")
     delivered = await gateway.db.execute(
         tables.DELIVERED, [f"{attempt_id[:-1]}1"], ["dlv_1"], [200], [5], ["ok"], moment
@@ -199,7 +200,7 @@ async def test_the_rules_are_those_of_one_table(gateway: Gateway) -> None:
 async def test_one_attempt_is_looked_for_in_its_month_only(gateway: Gateway) -> None:
     await try_at(gateway, NOW, 2000)
     await gateway.db.execute("ANALYZE attempt")
-    attempt_id = Ids.least("att", NOW) + "0" * 15 + "1"
+    attempt_id = id_at("att", NOW, 1)
     query: Any = AttemptRow.update({AttemptRow.answer: "erased"}).where(AttemptRow.attempt_id == attempt_id)  # pyright: ignore[reportUnknownVariableType] - Piccolo
     found = plan(await gateway.db.fetch(f"EXPLAIN {query}"))
     assert "attempt_2060_01" in found
@@ -419,7 +420,7 @@ async def test_an_installation_is_taken_over_without_a_row_being_read_or_moved(
 ) -> None:
     gateway, db = before
     for year in (2020, 2024, 2025):
-        await db.execute(MANY, Ids.least("att", datetime(year, 5, 1, tzinfo=UTC)), datetime(year, 5, 1, tzinfo=UTC), 50)
+        await db.execute(MANY, beginning("att", datetime(year, 5, 1, tzinfo=UTC)), datetime(year, 5, 1, tzinfo=UTC), 50)
     rows = await db.fetch("SELECT * FROM attempt ORDER BY attempt_id")
     file = await db.fetchval("SELECT relfilenode FROM pg_class WHERE oid = 'attempt'::regclass")
     await db.execute("CREATE ROLE reports_of_months; GRANT SELECT ON attempt TO reports_of_months")
@@ -460,12 +461,12 @@ async def test_the_release_before_works_at_every_step(before: tuple[Gateway, Dat
     steps = [one for one in await pending(db, everything) if one.number <= LAST_OF_MONTHS]
     for number, step in enumerate([*steps, None]):
         now = await db.fetchval("SELECT now()")
-        attempt_id = f"{Ids.least('att', now)}{number:016}"
+        attempt_id = id_at("att", now, number)
         await db.execute(tables.RECORD_ATTEMPT, attempt_id, "dlv_1", now, None, 5, "Timeout", "")
         assert [row["id"] for row in await db.fetch(OLD_ATTEMPTS, "dlv_1")][-1] == attempt_id
         assert await db.execute(OLD_ERASE, attempt_id, "erased") == "UPDATE 1"
         long_ago = datetime(2001, 1, 1 + number, tzinfo=UTC)
-        await db.execute(MANY, Ids.least("att", long_ago), long_ago, 3)
+        await db.execute(MANY, beginning("att", long_ago), long_ago, 3)
         assert await db.execute(OLD_FORGET, Ids.least("att", datetime(2002, 1, 1, tzinfo=UTC)), 500) == "DELETE 3"
         assert await migrate(db, old) == []
         if step is not None:
@@ -478,13 +479,13 @@ async def test_the_release_before_works_at_every_step(before: tuple[Gateway, Dat
 async def test_the_way_back_that_is_written_down_leads_back(before: tuple[Gateway, Database]) -> None:
     gateway, db = before
     shape = await described(db)
-    await db.execute(MANY, Ids.least("att", datetime(2025, 5, 1, tzinfo=UTC)), datetime(2025, 5, 1, tzinfo=UTC), 50)
+    await db.execute(MANY, beginning("att", datetime(2025, 5, 1, tzinfo=UTC)), datetime(2025, 5, 1, tzinfo=UTC), 50)
     await migrate(db, gateway.migrations)
     moment = await db.fetchval("SELECT now()")
     (here, beyond) = (Months(db, SetClock(at), [ATTEMPTS]) for at in (moment, NOW))
     assert await here.prepare() != []
     assert await beyond.prepare() != []
-    await db.execute(MANY, Ids.least("att", NOW), NOW, 5)
+    await db.execute(MANY, beginning("att", NOW), NOW, 5)
     rows = await db.fetch("SELECT * FROM attempt ORDER BY attempt_id")
     await db.execute(way_back())
     assert await described(db) == shape

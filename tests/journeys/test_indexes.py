@@ -1,0 +1,147 @@
+"""Each index serves a statement of the product: one that none can use costs every write and helps no reader."""
+
+import ast
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.event_log import EVENTS
+from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.named import Named
+from mpesa_gateway_callbacks import tables as callbacks
+from mpesa_gateway_payments.listing import PAYMENTS
+from mpesa_gateway_payments.tables import WAITS_FOR_A_PERSON
+from mpesa_gateway_reconciliation import tables as reconciliation
+from mpesa_gateway_reconciliation.desk import LINES
+from mpesa_gateway_refunds.listing import REFUNDS
+from mpesa_gateway_webhooks.tables import DELIVERIES
+from tests.house.tree import ROOT, parsed, shipped_modules
+
+pytestmark = pytest.mark.as_owner
+
+BUILT: dict[str, str] = {
+    "api_key_merchant": "the keys of a merchant",
+}
+"""Indexes that serve a query of Piccolo's builder, which is written where it runs."""
+
+FILTERS: tuple[tuple[Listing, str], ...] = (
+    (PAYMENTS, "status = ''"),
+    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reference = ''"),
+    (PAYMENTS, "amount = 1"),
+    (PAYMENTS, WAITS_FOR_A_PERSON),
+    (REFUNDS, "status = ''"),
+    (REFUNDS, "payment_id = ''"),
+    (REFUNDS, "attention IS NOT NULL"),
+    (DELIVERIES, "status = ''"),
+    (DELIVERIES, "event_type = ''"),
+    (DELIVERIES, "payment_id = ''"),
+    (EVENTS, "is_public"),
+    (EVENTS, "is_public AND kind = ''"),
+    (callbacks.ACCEPTED, "verdict <> 'applied'"),
+    (callbacks.REFUSED, callbacks.UNREAD),
+    (LINES, reconciliation.UNRESOLVED),
+    (reconciliation.RUN_LINES, "run_id = '' AND reconciliation_line.finding = ''"),
+)
+"""What lists are filtered by, one at a time."""
+
+INDEXES = """
+SELECT index.oid::regclass::text AS name, indrelid::regclass::text AS of_table
+FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+WHERE relnamespace = current_schema()::regnamespace AND NOT indisunique AND NOT relispartition
+ORDER BY name
+"""
+
+OTHERS = """
+SELECT indexrelid::regclass::text AS name FROM pg_index
+WHERE indrelid = $1::text::regclass AND indexrelid <> $2::text::regclass
+    AND NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conindid = indexrelid)
+"""
+
+_STATEMENT = re.compile(r"\s*(SELECT|WITH|UPDATE|DELETE|INSERT)\b.*\b(FROM|INTO|SET)\b", re.DOTALL)
+
+
+def written() -> Iterator[str]:
+    """Every statement of the product: the constants of its modules, and the texts within its functions."""
+    for path in shipped_modules():
+        values: list[Any] = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
+        if "SELECT" in path.read_text(encoding="utf-8"):
+            module = path.relative_to(ROOT / "plugins" if "plugins" in path.parts else ROOT).with_suffix("")
+            values += vars(importlib.import_module(".".join(module.parts))).values()
+        for value in values:
+            text = value.sql if isinstance(value, Named) else value
+            if isinstance(text, str) and _STATEMENT.match(text):
+                yield text
+
+
+def listed() -> Iterator[str]:
+    """Every list, of one merchant and of all, without a filter and with each."""
+    lists = dict.fromkeys(listing for listing, _ in FILTERS) | {reconciliation.RUNS: None}
+    for listing, text in [*FILTERS, *((listing, "true") for listing in lists)]:
+        for merchant_id in ("mer_1", None) if listing.of_merchants else (None,):
+            found = Conditions("live", merchant_id)
+            found.add(text)
+            yield listing.select(found, 50, "")[0]
+
+
+async def used_by(connection: "asyncpg.Connection[Any]", sql: str) -> set[str] | None:
+    """The indexes that a statement is planned with; None for what is no whole statement."""
+    try:
+        async with connection.transaction():
+            said = await connection.fetchval(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {sql}")
+    except asyncpg.PostgresError:
+        return None
+    return set(_indexes(json.loads(said)[0]["Plan"]))
+
+
+def _indexes(node: dict[str, Any]) -> Iterator[str]:
+    if "Index Name" in node:
+        yield node["Index Name"]
+    for inner in node.get("Plans", ()):
+        yield from _indexes(inner)
+
+
+async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: str, statements: list[str]) -> bool:
+    """Whether a statement is planned with an index where the table has no other but its constraints'."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        # Small tables are read whole because that is cheaper.
+        await connection.execute("SET LOCAL enable_seqscan = off")
+        for other in await connection.fetch(OTHERS, table, name):
+            await connection.execute(f"DROP INDEX {other['name']}")
+        for sql in statements:
+            if re.search(rf"\b{table}\b", sql) and name in (await used_by(connection, sql) or ()):
+                return True
+        return False
+    finally:
+        await transaction.rollback()
+
+
+async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+        connection = await gateway.db.connect()
+        try:
+            statements = [
+                sql for sql in sorted({*written(), *listed()}) if await used_by(connection, sql) is not None
+            ]
+            assert len(statements) > 150
+            unused = [
+                row["name"]
+                for row in await connection.fetch(INDEXES)
+                if not await can_be_used(connection, row["name"], row["of_table"], statements)
+            ]
+            assert unused == sorted(BUILT)
+            # The eyes with which that is seen: an index that no statement asks for.
+            await connection.execute("CREATE INDEX payment_useless ON payment (description)")
+            assert not await can_be_used(connection, "payment_useless", "payment", statements)
+        finally:
+            await connection.close()
