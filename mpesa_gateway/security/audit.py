@@ -53,7 +53,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     detail: dict[str, Any]
 
 
-_ENTRIES = Listing(
+ENTRIES = Listing(
     table="audit_entry", key="number", of_env=("COALESCE(detail::jsonb ->> 'env' = {}, true)",), of_merchants=False
 )
 
@@ -225,7 +225,7 @@ class Audit:
         """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
-        return (await _ENTRIES.page(self._reads, found, cursor, limit, count=count)).map(_entry)
+        return (await ENTRIES.page(self._reads, found, cursor, limit, count=count)).map(_entry)
 
     # -- letting go -----------------------------------------------------------------------------------------------
 

@@ -74,7 +74,9 @@ async def test_each_takes_its_own_money_and_tells_its_own_subscribers(
         await stranger.close()
         for gateway, own in ((one, paid[0]), (two, paid[1])):
             assert await gateway.db.fetchval("SELECT array_agg(payment_id::text) FROM payment") == [own["id"]]
-            assert [merchant.merchant_id for merchant in (await gateway.merchants.page(10)).rows] == [own["merchant_id"]]
+            assert [merchant.merchant_id for merchant in (await gateway.merchants.page(10)).rows] == [
+                own["merchant_id"]
+            ]
             assert await gateway.merchants.get(own["merchant_id"]) is not None
 
 

@@ -81,7 +81,9 @@ FILTERS: dict[str, dict[str, str]] = {
     "phone of nobody": {"phone": "254799999999"},
     "reference": {"reference": "ORDER77"},
     "reference of none": {"reference": "ORDER-X"},
-    "search for a payment's id": {"search": id_at("pay", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN), KNOWN)},
+    "search for a payment's id": {
+        "search": id_at("pay", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN), KNOWN)
+    },
     "search for M-Pesa's id": {"search": f"ws_CO_{KNOWN:020}"},
     "search for a receipt": {"search": f"S{KNOWN:09}"},
     "search for a receipt in small letters": {"search": f"s{KNOWN:09}"},
