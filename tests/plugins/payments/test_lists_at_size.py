@@ -57,7 +57,7 @@ FROM (SELECT n, timestamptz '2026-01-01T00:00:00Z' + n * interval '1 minute' AS 
 WEEK = {"since": "2026-02-01T00:00:00Z", "until": "2026-02-08T00:00:00Z"}
 KNOWN = 31_000
 """A payment in the middle: paid, of more than 100,000."""
-
+KNOWN_ID = id_at("pay", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN), KNOWN)
 PHONE = f"2547{(KNOWN * 7919) % 8000:08}"
 
 FILTERS: dict[str, dict[str, str]] = {
@@ -81,9 +81,7 @@ FILTERS: dict[str, dict[str, str]] = {
     "phone of nobody": {"phone": "254799999999"},
     "reference": {"reference": "ORDER77"},
     "reference of none": {"reference": "ORDER-X"},
-    "search for a payment's id": {
-        "search": id_at("pay", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN), KNOWN)
-    },
+    "search for a payment's id": {"search": KNOWN_ID},
     "search for M-Pesa's id": {"search": f"ws_CO_{KNOWN:020}"},
     "search for a receipt": {"search": f"S{KNOWN:09}"},
     "search for a receipt in small letters": {"search": f"s{KNOWN:09}"},
