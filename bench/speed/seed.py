@@ -28,7 +28,7 @@ _ID_TIME = " || ".join(
 
 
 def _spelt(sql: str, start: datetime) -> str:
-    """A statement below with what stands for it: ids begin with the time AT of their row, in the year from ``start``."""
+    """A statement below with what stands for it: ids begin with their row's time AT, in the year from ``start``."""
     at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
     for short, long in (("ID[", "'"), ("]ID", f"_' || {_ID_TIME} || lpad(to_hex(n), 16, '0')"), ("AT", at)):
         sql = sql.replace(short, long)

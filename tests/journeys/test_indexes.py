@@ -134,8 +134,6 @@ async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: s
     transaction = connection.transaction()
     await transaction.start()
     try:
-        # Small tables are read whole because that is cheaper.
-        await connection.execute("SET LOCAL enable_seqscan = off")
         for other in await connection.fetch(OTHERS, table, name):
             await connection.execute(f"DROP INDEX {other['name']}")
         # Of a table by month, plans name the indexes of its partitions.
@@ -154,14 +152,20 @@ async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str,
         connection = await gateway.db.connect()
         try:
             await connection.execute(EXPLAINED)
-            statements = [sql for sql in sorted({*written(), *listed()}) if await used_by(connection, sql) is not None]
+            # Small tables are read whole because that is cheaper.
+            await connection.execute("SET enable_seqscan = off")
+            plans = {sql: await used_by(connection, sql) for sql in sorted({*written(), *listed()})}
+            statements = [sql for sql, used in plans.items() if used is not None]
             assert len(statements) > 150
+            used = {name for names in plans.values() for name in names or ()}
             unused = {
                 row["name"]
                 for row in await connection.fetch(INDEXES)
-                if not await can_be_used(connection, row["name"], row["of_table"], statements)
+                if not used & {part["name"] for part in await connection.fetch(PARTS, row["name"])}
+                and not await can_be_used(connection, row["name"], row["of_table"], statements)
             }
-            assert sorted(unused ^ set(BUILT)) == []
+            surprising = sorted(unused ^ set(BUILT))
+            assert not surprising, " ".join(surprising)
             # The eyes with which that is seen: an index that no statement asks for.
             await connection.execute("CREATE INDEX payment_useless ON payment (description)")
             assert not await can_be_used(connection, "payment_useless", "payment", statements)
