@@ -28,9 +28,17 @@ from tests.house.tree import ROOT, parsed, shipped_modules
 pytestmark = pytest.mark.as_owner
 
 BUILT: dict[str, str] = {
-    "api_key_merchant": "the keys of a merchant",
+    "api_key_merchant": "the keys of a merchant, by Piccolo's builder",
+    "merchant_live": "partial: whether any merchant has live credentials, which is its condition",
+    "ops_note_created": "notes that have been kept long enough, by the builder",
+    "ops_session_operator": "an operator's sessions, by the builder",
+    "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
+    "refused_callback_of_strangers": "partial: what is beyond the strangers' callbacks that are kept is passed over in order",
+    "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
+    "sim_push_created": "the simulator's newest pushes, by the builder",
+    "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
 }
-"""Indexes that serve a query of Piccolo's builder, which is written where it runs."""
+"""Indexes that serve what a generic plan of a written statement does not show, and what that is."""
 
 FILTERS: tuple[tuple[Listing, str], ...] = (
     (PAYMENTS, "status = ''"),
