@@ -33,7 +33,7 @@ BUILT: dict[str, str] = {
     "ops_note_created": "notes that have been kept long enough, by the builder",
     "ops_session_operator": "an operator's sessions, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
-    "refused_callback_of_strangers": "partial: what is beyond the strangers' callbacks that are kept is passed over in order",
+    "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
     "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
     "sim_push_created": "the simulator's newest pushes, by the builder",
     "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
