@@ -37,7 +37,7 @@ class Conditions:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> None:
-        self.env = env
+        self.env: Env | None = env
         self.merchant_id = merchant_id
         self.since = since
         self.until = until
