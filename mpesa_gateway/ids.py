@@ -48,14 +48,22 @@ class Ids:
         self._clock = clock
         self._random_bytes = random_bytes
 
-    def new(self, prefix: str) -> str:
-        """A new identifier with this prefix, 26 characters after the underscore."""
-        return _spell(prefix, self._clock.now(), int.from_bytes(self._random_bytes(8), "big"))
+    def new(self, prefix: str, at: datetime | None = None) -> str:
+        """Return a new identifier with this prefix, 26 characters after the underscore. It begins with ``at`` or now.
+
+        A row that has a time of its own gives it, so that lists by id and by that time are the same.
+        """
+        return _spell(prefix, at or self._clock.now(), int.from_bytes(self._random_bytes(8), "big"))
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """The least identifier with this prefix of the millisecond of ``moment``: all made in earlier ones are less."""
+        """Return the least identifier with this prefix of the millisecond of ``moment``: earlier ones are less."""
         return _spell(prefix, moment, 0)
+
+    @staticmethod
+    def has_form(text: str, prefix: str) -> bool:
+        """Return whether a text could be an identifier with this prefix."""
+        return text.startswith(f"{prefix}_") and uuid_of(text) != NO_ROW
 
     def token(self, size: int = 32) -> bytes:
         """``size`` unguessable bytes."""
@@ -63,7 +71,7 @@ class Ids:
 
 
 def _spell(prefix: str, moment: datetime, chance: int) -> str:
-    milliseconds = (moment - _EPOCH) // _MILLISECOND
+    milliseconds = max((moment - _EPOCH) // _MILLISECOND, 0)
     return _written(prefix, milliseconds << 80 | _tag(prefix) << 64 | chance)
 
 

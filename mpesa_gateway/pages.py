@@ -117,7 +117,7 @@ class Visit:
         """What a list of many merchants' rows needs: whom its filter (``whose.html``) offers, and whose they are."""
         merchants = self.gateway.merchants
         return {
-            "merchants": await merchants.page(_OFFERED),
+            "merchants": (await merchants.page(_OFFERED)).rows,
             "names": await merchants.names([row["merchant_id"] for row in rows]),
         }
 

@@ -23,3 +23,10 @@ def identifiers(prefix: str, numbers: Iterable[int]) -> list[str]:
 def literal(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:
     """Return the same identifier as it is written in SQL, in quotes."""
     return f"'{UUID(bytes=uuid_of(identifier(prefix, number, at=at)))}'"
+
+
+def expression(prefix: str, at: str, number: str) -> str:
+    """Return the SQL for the identifier of a time and a number, both SQL: a timestamptz and a whole number."""
+    tag = uuid_of(identifier(prefix)).hex()[12:16]
+    milliseconds = f"floor(extract(epoch FROM {at}) * 1000)::bigint"
+    return f"(lpad(to_hex({milliseconds}), 12, '0') || '{tag}' || lpad(to_hex({number}), 16, '0'))::uuid"

@@ -40,7 +40,7 @@ def levels(seen: dict[str, Observation]) -> dict[str, str]:
 
 async def only_merchant(gateway: Gateway) -> Merchant:
     """The merchant of a test's one shop."""
-    (merchant,) = await gateway.merchants.page(10)
+    (merchant,) = (await gateway.merchants.page(10)).rows
     return merchant
 
 

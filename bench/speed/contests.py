@@ -15,7 +15,7 @@ from bench.speed import thin
 from bench.speed.load import request, write_requests
 from bench.speed.seed import PEER_PENDING, SEED_PENDING, Shop, connect, id_stem, nth_id
 from bench.speed.site import Contestant, Site, load
-from mpesa_gateway.cursors import encode_position
+from mpesa_gateway.cursors import encode_cursor
 from mpesa_gateway_callbacks.tokens import Subject, make_token
 
 Measure = Callable[[], Awaitable[dict[str, Any]]]
@@ -196,7 +196,7 @@ class Contests:
                 raise RuntimeError("there are no payments to read")
             known = {
                 "payment_id": row["payment_id"],
-                "cursor": encode_position(row["created_at"], row["payment_id"], "sandbox"),
+                "cursor": encode_cursor(row["payment_id"], "sandbox"),
             }
             requests = (request("GET", path.format(**known), {"X-API-Key": self._shop.key}) for path in paths)
             return await self._load(requests, contestant, 200, repeat=True)
@@ -205,10 +205,9 @@ class Contests:
 
 
 _DEEP = """
-SELECT created_at, payment_id FROM (
-    SELECT created_at, payment_id FROM payment WHERE merchant_id = $1
-    ORDER BY created_at DESC, payment_id DESC LIMIT 99900
-) AS newest ORDER BY created_at, payment_id LIMIT 1
+SELECT payment_id FROM (
+    SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = 'sandbox' ORDER BY payment_id DESC LIMIT 99900
+) AS newest ORDER BY payment_id LIMIT 1
 """
 """The last before page 1,000, or of all where there are fewer."""
 

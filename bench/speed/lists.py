@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.speed.seed import Shop, connect
 from mpesa_gateway.http.reading import read_query
-from mpesa_gateway_payments.listing import page_sql
+from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
 
 _SHOWN = 101
@@ -62,27 +62,27 @@ async def explain(url: str, shop: Shop) -> list[dict[str, Any]]:
     connection = await connect(url, "mpesa")
     try:
         known = await connection.fetchrow(_SOME_PAYMENT, shop.merchant_id)
-        found: list[dict[str, Any]] = []
+        costs: list[dict[str, Any]] = []
         for name, query in cases(known).items():
             filters = read_query({key: [value] for key, value in query.items()}, PaymentFilters)
-            first, indexes = await _cost(connection, *page_sql(shop.merchant_id, "sandbox", filters, None, _SHOWN))
+            found = conditions(shop.merchant_id, "sandbox", filters)
+            first, indexes = await _cost(connection, *PAYMENTS.select(found, _SHOWN))
             deep = None
             # As deep as page 1,000 of 100, or not at all where there is less.
-            sql, values = page_sql(shop.merchant_id, "sandbox", filters, None, _DEEP)
-            row = await connection.fetchrow(
-                f"SELECT created_at, payment_id FROM ({sql}) AS before OFFSET {_DEEP - 1}",  # noqa: S608 - our clause
+            sql, *values = PAYMENTS.select(found, _DEEP)
+            after = await connection.fetchval(
+                f"SELECT payment_id FROM ({sql}) AS before OFFSET {_DEEP - 1}",  # noqa: S608 - our clause
                 *values,
             )
-            if row is not None:
-                after = (row["created_at"], row["payment_id"])
-                deep, _ = await _cost(connection, *page_sql(shop.merchant_id, "sandbox", filters, after, _SHOWN))
-            found.append({"filters": name, "first_ms": first, "page_1000_ms": deep, "indexes": indexes})
-        return found
+            if after is not None:
+                deep, _ = await _cost(connection, *PAYMENTS.select(found, _SHOWN, after))
+            costs.append({"filters": name, "first_ms": first, "page_1000_ms": deep, "indexes": indexes})
+        return costs
     finally:
         await connection.close()
 
 
-async def _cost(connection: Any, sql: str, values: list[Any]) -> tuple[float, list[str]]:
+async def _cost(connection: Any, sql: str, *values: Any) -> tuple[float, list[str]]:
     """The least milliseconds of a few executions, and the indexes that served them."""
     best, indexes = float("inf"), list[str]()
     for _ in range(_TRIES):

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -24,7 +24,6 @@ from mpesa_gateway_webhooks.endpoints import Endpoints
 
 _ACTOR = "cli:bench"
 
-_AT = "now() - interval '365 days' + n * (interval '365 days' / $2::bigint)"
 _ID = re.compile(r"ID\[([a-z]{3})\]")
 
 
@@ -33,10 +32,11 @@ def tag(prefix: str) -> str:
     return uuid_of(Ids.least(prefix, datetime.fromtimestamp(0, UTC))).hex()[12:16]
 
 
-def _spelt(sql: str) -> str:
-    """The statement with SQL for ``AT`` and ``ID[...]``: ids sort by time and are less than what the gateway makes."""
-    made = "(lpad(to_hex(1700000000000 + n * 31536), 12, '0') || '{}' || lpad(to_hex(n), 16, '0'))::uuid"
-    return _ID.sub(lambda found: made.format(tag(found[1])), sql.replace("AT", _AT))
+def _spelt(sql: str, start: datetime) -> str:
+    """A statement below with what stands for it: ids begin with their row's time AT, in the year from ``start``."""
+    at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
+    made = "(lpad(to_hex(floor(extract(epoch FROM AT) * 1000)::bigint), 12, '0') || '{}' || lpad(to_hex(n), 16, '0'))::uuid"
+    return _ID.sub(lambda found: made.format(tag(found[1])), sql).replace("AT", at)
 
 
 # $1 merchant, $2 how many.
@@ -205,6 +205,7 @@ async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
     try:
         # The rows are right by construction; checking each against its parents would take most of the time.
         await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '512MB'")
+        start = datetime.now(UTC) - timedelta(days=365)
         for table, sql in _SEED:
             plain = await connection.fetch(
                 "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'mpesa' AND tablename = $1 "
@@ -213,7 +214,7 @@ async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
             )
             for row in plain:
                 await connection.execute(f"DROP INDEX {row['indexname']}")
-            await connection.execute(_spelt(sql), merchant_id, payments)
+            await connection.execute(_spelt(sql, start), merchant_id, payments)
             for row in plain:
                 await connection.execute(row["indexdef"])
             await connection.execute(f"VACUUM (FREEZE, ANALYZE) {table}")

@@ -36,7 +36,7 @@ RETURNING reference
 
 _KNOWN = """
 SELECT receipt, amount, phone, reference FROM payment WHERE merchant_id = $1 AND receipt IS NOT NULL
-ORDER BY created_at DESC, payment_id DESC LIMIT $2
+ORDER BY payment_id DESC LIMIT $2
 """
 
 

@@ -45,7 +45,7 @@ class Theatre:
     async def opens(self) -> None:
         """Called once the gateway runs: the theatre's table, and the theatre as the gateway knows it."""
         await Ticket.create_table(if_not_exists=True)
-        known = await self.gateway.merchants.page(1)
+        known = (await self.gateway.merchants.page(1)).rows
         merchant = known[0] if known else await self.gateway.merchants.create("Theatre", actor="theatre")
         caller = Caller(merchant.merchant_id, "", frozenset(), "sandbox", by="theatre")
         await self.gateway.port(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))

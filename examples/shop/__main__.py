@@ -47,7 +47,7 @@ def settings(folder: Path, base: str, database_url: str, valkey_url: str) -> Gat
 
 async def our_merchant(gateway: Gateway) -> str:
     """The shop as the gateway knows it, made and given its credentials the first time."""
-    known = await gateway.merchants.page(1)
+    known = (await gateway.merchants.page(1)).rows
     merchant = known[0] if known else await gateway.merchants.create("Duka", actor="shop")
     caller = Caller(merchant.merchant_id, "", frozenset(), "sandbox", by="shop")
     await gateway.port(CredentialStore).store(caller, SetProvider(provider="mpesa", mpesa=SANDBOX))

@@ -1,5 +1,7 @@
 """``mpesa-gateway merchants``: the accounts that own keys, payments and endpoints."""
 
+from collections.abc import Sequence
+
 import rich_click as click
 
 from mpesa_gateway.app import Gateway
@@ -44,8 +46,8 @@ def create(session: Session, name: str, *, as_json: bool) -> None:
 def list_(session: Session, limit: int, *, as_json: bool) -> None:
     """List merchants, newest first."""
 
-    async def work(gateway: Gateway) -> list[Merchant]:
-        return await gateway.merchants.page(limit)
+    async def work(gateway: Gateway) -> Sequence[Merchant]:
+        return (await gateway.merchants.page(limit)).rows
 
     show(
         ("merchant_id", "name", "envs", "active", "created_at"),

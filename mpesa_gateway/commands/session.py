@@ -160,7 +160,7 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
     """The merchant that was named, or the only active one. Raises NotFound, and Failed where it has to be named."""
     if merchant_id is not None:
         return await gateway.merchants.require(merchant_id)
-    active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
+    active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
     if len(active) != 1:
         seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
         raise Failed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")

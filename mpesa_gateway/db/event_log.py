@@ -40,7 +40,7 @@ class EventTaskRow(Table, tablename="event_task"):
     done_at = Timestamptz(null=True, default=None)
 
 
-EVENTS = Listing("event", "occurred_at", "event_id")
+EVENTS = Listing(table="event", key="event_id", prefix="evt")
 
 STUCK = 3
 """Failed tries from which a subscriber's work on an event is worth a look."""
@@ -52,6 +52,14 @@ _STUCK = """
 SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)
 WHERE done_at IS NULL AND attempts >= $1 AND (event.env = $2 OR event.env IS NULL) ORDER BY due_at LIMIT 100
 """
+
+
+def public_events(env: Env, merchant_id: str | None, **equal: Any) -> Conditions:
+    """Return the conditions for the events that merchants hear of."""
+    found = Conditions(env, merchant_id)
+    found.add("is_public")
+    found.equal(**equal)
+    return found
 
 
 class EventsQuery(DeskQuery, frozen=True, kw_only=True):
@@ -68,13 +76,10 @@ class EventLog:
         self._reads = reads
         self._clock = clock
 
-    async def page(self, env: Env, query: EventsQuery, limit: int) -> Paged:
+    async def page(self, env: Env, query: EventsQuery, limit: int) -> Paged[Row]:
         """A page of the events of ``env`` that merchants hear of. Raises Invalid for a bad cursor."""
-        found = Conditions()
-        found.add("is_public")
-        if query.kind is not None:
-            found.add("kind = {}", query.kind)
-        return await EVENTS.page(self._reads, query.merchant, env, found, query.cursor, limit)
+        found = public_events(env, query.merchant, kind=query.kind)
+        return await EVENTS.page(self._reads, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
         """An event, of whichever kind. Raises NotFound."""

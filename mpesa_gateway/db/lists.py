@@ -1,56 +1,85 @@
-"""Long lists of one env, newest first, of one merchant or of all, served by the index of each merchant's own list."""
+"""Long lists in the order of their ids, which begin with their time: one way to page through all of them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from mpesa_gateway.cursors import decode_position, encode_position
+from mpesa_gateway.cursors import decode_cursor, encode_cursor, not_ours
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.named import Bound
 from mpesa_gateway.env import Env
+from mpesa_gateway.ids import Ids
 
-Position = tuple[datetime, str]
-"""Where a row stands in its list: its time and its id."""
+R = TypeVar("R")
+T = TypeVar("T")
 
 COUNTED = 100
 """New rows that are counted; beyond that it is enough to know that there are many."""
 
+EXPORTED = 1000
+"""Rows that an export reads at a time."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+
 
 class Conditions:
-    """Collects the parts of a WHERE clause with their parameters."""
+    """The parts of a WHERE clause with their parameters. ``since`` is inclusive, ``until`` is not: by the rows' ids."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        env: Env | None = None,
+        merchant_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> None:
+        self.env: Env | None = env
+        self.merchant_id = merchant_id
+        self.since = since
+        self.until = until
         self.parts: list[str] = []
         self.values: list[Any] = []
 
-    def add(self, sql: str, *values: Any) -> None:
-        """A condition; ``{}`` stands for each of its parameters in turn."""
+    def bind(self, sql: str, *values: Any) -> str:
+        """Return ``sql`` with each ``{}`` replaced by a parameter with the next of ``values``."""
         names = [f"${len(self.values) + index}" for index in range(1, len(values) + 1)]
-        self.parts.append(sql.format(*names))
         self.values.extend(values)
+        return sql.format(*names)
+
+    def add(self, sql: str, *values: Any) -> None:
+        """Add a condition; ``{}`` stands for each of its parameters in turn."""
+        self.parts.append(self.bind(sql, *values))
+
+    def equal(self, **values: Any) -> None:
+        """Add a condition on each column that has a value. NUL, which no text in Postgres holds, is left out."""
+        for column, value in values.items():
+            if value is not None:
+                self.add(f"{column} = {{}}", value.replace("\x00", "") if isinstance(value, str) else value)
 
     def copy(self) -> "Conditions":
-        """The same, to add more to."""
-        copied = Conditions()
+        """Return the same conditions, to add more to."""
+        copied = Conditions(self.env, self.merchant_id, self.since, self.until)
         copied.parts, copied.values = [*self.parts], [*self.values]
         return copied
 
-    @property
-    def where(self) -> str:
-        """The clause."""
-        return " AND ".join(self.parts) or "true"
-
 
 @dataclass(frozen=True)
-class Paged:
-    """Some rows of a list, and where the next ones begin; None at its end. ``first`` is where these begin."""
+class Paged(Generic[R]):
+    """Some rows of a list. ``next_cursor`` is None at the list's end; ``first`` is the cursor of the first row."""
 
-    rows: Sequence[Row]
+    rows: Sequence[R]
+    limit: int
     next_cursor: str | None
     first: str | None
+    total: int | None = None
+
+    def map(self, view: Callable[[R], T]) -> "Paged[T]":
+        """Return the page with each row as ``view`` returns it."""
+        return Paged([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
 class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,54 +89,131 @@ class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cursor: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A table with an index on merchant, env, time and id (the last two descending)."""
+    """A table as a list, newest first by its key: an id with ``prefix``, or a number where that is empty.
+
+    ``source`` and ``columns`` say what is read where that is more than the table. ``of_env`` are the conditions that
+    let through the rows of an env, each served by an index of its own. A list ``of_merchants`` has an index that begins
+    with the merchant, and none over all of them. ``by_index``: which rows are shown is read from an index alone.
+    """
 
     table: str
-    at: str
     key: str
+    prefix: str = ""
+    source: str = ""
+    columns: str = "*"
+    of_env: tuple[str, ...] = ("env = {}",)
+    of_merchants: bool = True
+    by_index: bool = False
+    oldest_first: bool = False
 
     async def page(
-        self, reads: Asking, merchant_id: str | None, env: Env, found: Conditions, cursor: str | None, limit: int
-    ) -> Paged:
-        """A page of one merchant's rows of ``env``, or of all merchants'. Raises Invalid for a bad cursor."""
-        chosen = found.copy()
-        chosen.add(f"{self.table}.env = {{}}", env)
-        if cursor is not None:
-            chosen.add(f"({self.at}, {self.key}) < ({{}}, {{}})", *decode_position(cursor, env))
-        rows = await reads.fetch(self._sql("*", merchant_id, chosen, limit + 1), *chosen.values)
+        self, reads: Asking, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
+    ) -> Paged[Row]:
+        """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
+        rows = await reads.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return Paged(
             shown,
-            encode_position(*self.position(shown[-1]), env) if len(rows) > limit else None,
-            encode_position(*self.position(shown[0]), env) if shown else None,
+            limit,
+            self._cursor(shown[-1], found.env) if len(rows) > limit else None,
+            self._cursor(shown[0], found.env) if shown else None,
+            await self.count(reads, found) if count else None,
         )
 
-    async def count_newer(
-        self, reads: Asking, merchant_id: str | None, env: Env, found: Conditions, cursor: str | None
-    ) -> int:
-        """How many rows of ``env`` are newer than the one at the cursor (all of them without one), up to COUNTED."""
-        chosen = found.copy()
-        chosen.add(f"{self.table}.env = {{}}", env)
-        if cursor is not None:
-            chosen.add(f"({self.at}, {self.key}) > ({{}}, {{}})", *decode_position(cursor, env))
-        rows = self._sql(f"{self.at}, {self.key}", merchant_id, chosen, COUNTED)
-        # raw SQL: replica - Piccolo asks the primary.
-        return int(await reads.fetchval(f"SELECT count(*) FROM ({rows}) AS newer", *chosen.values))  # noqa: S608 - as below
+    async def count(self, reads: Asking, found: Conditions) -> int:
+        """Return how many rows there are."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        # raw SQL: replica - Piccolo asks the primary. Names are ours; every value is a parameter.
+        sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
+        return int(await reads.fetchval(sql, *chosen.values))
 
-    def position(self, row: Row) -> Position:
-        """Where a row stands in the list."""
-        return row[self.at], row[self.key]
+    async def count_newer(self, reads: Asking, found: Conditions, cursor: str | None) -> int:
+        """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""
+        chosen, last = found.copy(), self._after(cursor, found.env)
+        if last is not None:
+            chosen.add(f"{self.key} > {{}}", last)
+        sql, values = self._rows(self.key, self._bounded(chosen), COUNTED)
+        return int(await reads.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
-    def _sql(self, columns: str, merchant_id: str | None, chosen: Conditions, limit: int) -> str:
-        """The query. Names of tables and columns are ours; every value is a parameter of ``chosen``."""
-        order = f"ORDER BY {self.at} DESC, {self.key} DESC LIMIT {limit}"
-        if merchant_id is not None:
-            chosen.add("merchant_id = {}", merchant_id)
-            return f"SELECT {columns} FROM {self.table} WHERE {chosen.where} {order}"  # noqa: S608
-        # Each merchant's newest by its own index, and the newest of those: no index over all merchants to keep up.
+    async def export(self, reads: Asking, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
+        """Yield all rows, as ``view`` returns them, in pages that are each read by a query of their own."""
+        after: Any = None
+        while rows := await reads.fetch_planned(*self.select(found, EXPORTED, after)):
+            yield [view(row) for row in rows]
+            if len(rows) < EXPORTED:
+                return
+            after = rows[-1][self.key]
+
+    def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
+        """Return the statement for the next ``limit`` rows after a key, followed by its parameters."""
+        chosen = self._bounded(found, after)
+        if not self.by_index:
+            sql, values = self._rows(self.columns, chosen, limit)
+            return sql, *values
+        sql, values = self._rows(self.key, chosen, limit)
         return (
-            f"SELECT page.* FROM merchant CROSS JOIN LATERAL (SELECT {columns} FROM {self.table} "  # noqa: S608
-            f"WHERE {self.table}.merchant_id = merchant.merchant_id AND {chosen.where} {order}) AS page {order}"
+            f"SELECT {self.table}.* FROM ({sql}) AS shown JOIN {self.table} USING ({self.key}) {self._order}",  # noqa: S608
+            *values,
         )
+
+    def _bounded(self, found: Conditions, after: Any = None) -> Conditions:
+        chosen = found.copy()
+        if found.since is not None:
+            chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
+        # The cursor and ``until`` are one bound. Of two, Postgres begins at the later one and passes over all between.
+        until = None if found.until is None else Ids.least(self.prefix, found.until)
+        if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
+            chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
+        return chosen
+
+    def _rows(self, columns: str, chosen: Conditions, limit: int) -> tuple[str, list[Any]]:
+        """The query. Names of tables and columns are ours; every value is a parameter."""
+        order = f"{self._order} LIMIT {limit}"
+        chosen.equal(merchant_id=chosen.merchant_id)
+        by_merchant = self.of_merchants and chosen.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        envs = [] if chosen.env is None else self._env_parts(chosen, chosen.env)
+        queries = [
+            f"SELECT {columns} FROM {self.source or self.table} WHERE {_where([*chosen.parts, *part])} {order}"  # noqa: S608
+            for part in ([[env] for env in envs] or [[]])
+        ]
+        sql = queries[0]
+        if len(queries) > 1:
+            sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
+        if by_merchant:
+            # Each merchant's newest by its own index, and the newest of those: no index over all merchants to keep up.
+            sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
+        return sql, chosen.values
+
+    def _env_parts(self, chosen: Conditions, env: Env) -> list[str]:
+        return [chosen.bind(sql, *[env] * sql.count("{}")) for sql in self.of_env]
+
+    @property
+    def _order(self) -> str:
+        return f"ORDER BY {self.key} {'ASC' if self.oldest_first else 'DESC'}"
+
+    def _cursor(self, row: Row, env: Env | None) -> str:
+        return encode_cursor(str(row[self.key]), env)
+
+    def _after(self, cursor: str | None, env: Env | None) -> Any:
+        """The key that a cursor holds; None without one. Raises Invalid."""
+        if cursor is None:
+            return None
+        key = decode_cursor(cursor, env)
+        if not self.prefix:
+            if _NUMBER.fullmatch(key) is None:
+                raise not_ours()
+            return int(key)
+        if not Ids.has_form(key, self.prefix):
+            raise not_ours()
+        return key
+
+
+def _where(parts: Sequence[str]) -> str:
+    return " AND ".join(parts) or "true"

@@ -152,8 +152,8 @@ class Outbox:
         if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
         stamped = [
-            msgspec.structs.replace(event, event_id=self._ids.new("evt"), occurred_at=self._clock.now())
-            for event in events
+            msgspec.structs.replace(event, event_id=self._ids.new("evt", now), occurred_at=now)
+            for event, now in ((event, self._clock.now()) for event in events)
         ]
         owed = [
             (event, subscriber.name)

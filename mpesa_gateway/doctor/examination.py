@@ -193,10 +193,8 @@ async def _chosen(gateway: "Gateway", merchant_ids: Sequence[str]) -> list[Merch
 
 async def _all_active(gateway: "Gateway") -> list[Merchant]:
     found: list[Merchant] = []
-    before: str | None = None
-    while page := await gateway.merchants.page(500, before):
+    async for page in gateway.merchants.all():
         found += (merchant for merchant in page if merchant.is_active)
-        before = page[-1].merchant_id
     return list(reversed(found))
 
 

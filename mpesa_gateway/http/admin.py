@@ -8,12 +8,13 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from mpesa_gateway.cursors import decode_cursor, encode_cursor
+from mpesa_gateway.db.lists import Paged
 from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
-from mpesa_gateway.http.envelope import Meta, Page, Success
+from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.openapi import SCOPE
+from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.http.query import ListQuery, Moment, reads
 from mpesa_gateway.http.rules import composed, elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
@@ -87,10 +88,8 @@ async def list_merchants(
     gateway: NamedDependency[Any],
 ) -> Page[Merchant]:
     """All merchants, newest first."""
-    before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
-    found: list[Merchant] = await gateway.merchants.page(filters.limit + 1, before)
-    total: int | None = await gateway.merchants.count() if filters.count else None
-    return _page(found, filters.limit, lambda merchant: merchant.merchant_id, total)
+    found: Paged[Merchant] = await gateway.merchants.page(filters.limit, filters.cursor, count=filters.count)
+    return page_of(found)
 
 
 @get("/v1/admin/merchants/{merchant_id:str}", tags=["Administration"], described=_MERCHANT)
@@ -190,35 +189,19 @@ async def list_audit(
     The address that an act came from (``from`` in ``detail``) is shown for acts with the merchant's own keys.
     """
     merchant_id = None if ADMIN.name in caller.scopes else caller.merchant_id
-    before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
-    found: list[AuditEntry] = await gateway.audit.page(
-        filters.limit + 1, merchant_id, filters.action, before, env=caller.env
+    found: Paged[AuditEntry] = await gateway.audit.page(
+        filters.limit, merchant_id, filters.action, filters.cursor, env=caller.env, count=filters.count
     )
-    total: int | None = await gateway.audit.count(merchant_id, filters.action, caller.env) if filters.count else None
     if merchant_id is not None:
-        found = await _without_others_addresses(gateway, merchant_id, found)
-    return _page(found, filters.limit, lambda entry: str(entry.number), total)
+        # Where operators and M-Pesa's callbacks came from is not for the merchant.
+        own = {f"key:{key.key_id}" for key in await gateway.api_keys.list(merchant_id)}
+        found = found.map(lambda entry: entry if entry.actor in own else _without_address(entry))
+    return page_of(found)
 
 
-async def _without_others_addresses(gateway: Any, merchant_id: str, entries: list[AuditEntry]) -> list[AuditEntry]:
-    """The entries as the merchant may see them: where operators and M-Pesa's callbacks came from is not theirs."""
-    own = {f"key:{key.key_id}" for key in await gateway.api_keys.list(merchant_id)}
-    return [
-        entry
-        if entry.actor in own
-        else msgspec.structs.replace(
-            entry, detail={name: value for name, value in entry.detail.items() if name != "from"}
-        )
-        for entry in entries
-    ]
-
-
-def _page(found: list[Any], limit: int, key: Callable[[Any], str], total: int | None) -> Page[Any]:
-    """A page whose cursor is one key of its last row."""
-    shown = found[:limit]
-    has_more = len(found) > limit
-    cursor = encode_cursor(key(shown[-1])) if has_more else None
-    return Page(data=shown, meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total))
+def _without_address(entry: AuditEntry) -> AuditEntry:
+    detail = {name: value for name, value in entry.detail.items() if name != "from"}
+    return msgspec.structs.replace(entry, detail=detail)
 
 
 routes = (

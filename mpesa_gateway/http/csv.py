@@ -3,17 +3,13 @@
 import csv
 import io
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from litestar.response import Stream
 
 from mpesa_gateway.clock import rfc3339
-from mpesa_gateway.db.engine import Row
-
-PAGE = 1000
-"""Rows that are read at a time."""
 
 _FORMULA = re.compile(r"[\s\x00-\x1f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 """What spreadsheets take for the start of a formula: also after spaces, and in full width."""
@@ -44,20 +40,6 @@ async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iter
         media_type="text/csv",
         headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
     )
-
-
-async def keyset_pages(
-    read: Callable[[Any, int], Awaitable[list[Row]]],
-    position: Callable[[Row], Any],
-    row: Callable[[Row], Sequence[Any]],
-) -> AsyncGenerator[list[Sequence[Any]]]:
-    """Pages of rows, each read by a query of its own that starts after the last row of the page before."""
-    after = None
-    while rows := await read(after, PAGE):
-        yield [row(each) for each in rows]
-        if len(rows) < PAGE:
-            return
-        after = position(rows[-1])
 
 
 async def _lines(

@@ -1,30 +1,23 @@
-"""Pages of long lists: each starts where the last one ended, however much has been added meanwhile."""
+"""A page of a long list as the API answers it."""
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import TypeVar
 
-from mpesa_gateway.cursors import encode_position
-from mpesa_gateway.env import Env
+from mpesa_gateway.db.lists import Paged
 from mpesa_gateway.http.envelope import Meta, Page
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 
-def page_of(
-    rows: Sequence[R],
-    limit: int,
-    *,
-    env: Env,
-    view: Callable[[R], T],
-    position: Callable[[R], tuple[datetime, str]],
-    total: int | None = None,
-) -> Page[T]:
-    """A page of ``env`` from one row more than its limit: the extra row only tells that there is more."""
-    shown = rows[:limit]
-    has_more = len(rows) > limit
-    cursor = encode_position(*position(shown[-1]), env) if has_more else None
-    return Page(
-        data=[view(row) for row in shown], meta=Meta(limit=limit, has_more=has_more, next_cursor=cursor, total=total)
+def page_of(found: Paged[T]) -> Page[T]:
+    """Return the page with its place in the list."""
+    return Page(data=list(found.rows), meta=meta_of(found))
+
+
+def meta_of(found: Paged[T]) -> Meta:
+    """Return where a page is in its list."""
+    return Meta(
+        limit=found.limit,
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
+        total=found.total,
     )

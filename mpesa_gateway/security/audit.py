@@ -13,10 +13,9 @@ from piccolo.columns.combination import Where
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.lists import Conditions
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions, Listing, Paged
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.sampling import Sampler
@@ -52,6 +51,11 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     subject_id: str | None
     detail: dict[str, Any]
+
+
+ENTRIES = Listing(
+    table="audit_entry", key="number", of_env=("COALESCE(detail::jsonb ->> 'env' = {}, true)",), of_merchants=False
+)
 
 
 class BrokenChain(Exception):
@@ -212,59 +216,16 @@ class Audit:
         limit: int,
         merchant_id: str | None,
         action: str | None,
-        before: str | None,
+        cursor: str | None,
         *,
         subject_id: str | None = None,
         env: Env | None = None,
-    ) -> list[AuditEntry]:
-        """Entries, newest first, from just before the one with this number. Raises Invalid for another cursor.
-
-        With ``env``: those of it, and those of no env.
-        """
-        if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
-            raise Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
-        found = Conditions()
-        for value, clause in (
-            (merchant_id, "merchant_id = {}"),
-            (action, "action = {}"),
-            (subject_id, "subject_id = {}"),
-            (None if before is None else int(before), "number < {}"),
-            (env, "COALESCE(detail::jsonb ->> 'env' = {}, true)"),
-        ):
-            if value is not None:
-                found.add(clause, value)
-        # raw SQL: replica - Piccolo asks the primary.
-        rows = await self._reads.fetch(
-            "SELECT entry_id, number, at, merchant_id, actor, action, subject_id, detail FROM audit_entry "  # noqa: S608
-            f"WHERE {found.where} ORDER BY number DESC LIMIT {limit}",
-            *found.values,
-        )
-        return [
-            AuditEntry(
-                id=row["entry_id"],
-                number=row["number"],
-                at=rfc3339(row["at"]),
-                merchant_id=row["merchant_id"],
-                actor=row["actor"],
-                action=row["action"],
-                subject_id=row["subject_id"],
-                detail=msgspec.json.decode(row["detail"], type=dict[str, Any]),
-            )
-            for row in rows
-        ]
-
-    async def count(self, merchant_id: str | None, action: str | None, env: Env | None = None) -> int:
-        """How many entries there are, with ``env`` those of it and those of no env."""
-        return int(
-            await self._reads.fetchval(
-                "SELECT count(*) FROM audit_entry "
-                "WHERE ($1::text IS NULL OR merchant_id = $1) AND ($2::text IS NULL OR action = $2) "
-                "AND ($3::text IS NULL OR COALESCE(detail::jsonb ->> 'env' = $3, true))",
-                merchant_id,
-                action,
-                env,
-            )
-        )
+        count: bool = False,
+    ) -> Paged[AuditEntry]:
+        """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
+        found = Conditions(env, merchant_id)
+        found.equal(action=action, subject_id=subject_id)
+        return (await ENTRIES.page(self._reads, found, cursor, limit, count=count)).map(_entry)
 
     # -- letting go -----------------------------------------------------------------------------------------------
 
@@ -414,6 +375,19 @@ def _check_cut(row: dict[str, Any], kept: timedelta | None) -> None:
         raise BrokenChain(
             f"audit entry {row['number']} let go what was younger than `retention.audit_days`: entries are missing"
         )
+
+
+def _entry(row: Row) -> AuditEntry:
+    return AuditEntry(
+        id=row["entry_id"],
+        number=row["number"],
+        at=rfc3339(row["at"]),
+        merchant_id=row["merchant_id"],
+        actor=row["actor"],
+        action=row["action"],
+        subject_id=row["subject_id"],
+        detail=msgspec.json.decode(row["detail"], type=dict[str, Any]),
+    )
 
 
 def _masked(value: Any) -> Any:

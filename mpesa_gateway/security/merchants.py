@@ -1,20 +1,22 @@
 """Merchants: the accounts that own keys, payments and endpoints."""
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.changes import Changes, Remembered
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Found
+from mpesa_gateway.db.lists import Conditions, Listing, Paged
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env, Environment
 from mpesa_gateway.security.tables import MerchantRow
+
+_MERCHANTS = Listing(table="merchant", key="merchant_id", prefix="mer", of_merchants=False)
 
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class Merchants:
     async def create(self, name: str, *, actor: str) -> Merchant:
         """A new merchant, without credentials. ``name`` is 1 to 100 characters."""
         now = self._clock.now()
-        merchant = Merchant(merchant_id=self._ids.new("mer"), name=name, is_active=True, created_at=now)
+        merchant = Merchant(merchant_id=self._ids.new("mer", now), name=name, is_active=True, created_at=now)
         async with self._db.transaction():
             await MerchantRow(
                 merchant_id=merchant.merchant_id,
@@ -73,15 +75,13 @@ class Merchants:
             raise NotFound("there is no such merchant")
         return merchant
 
-    async def page(self, limit: int, before: str | None = None) -> list[Merchant]:
-        """Merchants, newest first, from just before the one with this id."""
-        rows = await self._db.run(
-            MerchantRow.select()
-            .where(*(() if before is None else (MerchantRow.merchant_id < before,)))
-            .order_by(MerchantRow.merchant_id, ascending=False)
-            .limit(limit)
-        )
-        return [_merchant(row) for row in rows]
+    async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> Paged[Merchant]:
+        """Return merchants, newest first. Raises Invalid for a bad cursor."""
+        return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
+
+    def all(self) -> AsyncGenerator[list[Merchant]]:
+        """Return all merchants, newest first, in pages."""
+        return _MERCHANTS.export(self._db, Conditions(), _merchant)
 
     async def names(self, merchant_ids: Collection[str]) -> dict[str, str]:
         """The names of these merchants, by id."""
@@ -90,10 +90,6 @@ class Merchants:
             "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::uuid[])", list(set(merchant_ids))
         )
         return {row["merchant_id"]: row["name"] for row in rows}
-
-    async def count(self) -> int:
-        """How many merchants there are."""
-        return int(await self._db.run(MerchantRow.count()))
 
     async def deactivate(self, merchant_id: str, *, actor: str) -> Merchant:
         """Refuse this merchant's keys from now on. Raises NotFound, and Conflict when it is not active."""
@@ -134,7 +130,7 @@ class Merchants:
         return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE 'live' = ANY(envs))"))
 
 
-def _merchant(row: dict[str, Any]) -> Merchant:
+def _merchant(row: Found) -> Merchant:
     return msgspec.convert(
         {name: row[name] for name in ("merchant_id", "name", "envs", "is_active", "created_at")}, Merchant
     )

@@ -321,7 +321,7 @@ async def _settle(config: GatewayConfig, *, wants_shop: bool, may_create: bool) 
 
 async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
     """The newest active merchant; a demo merchant with its key where there is none."""
-    active = [merchant for merchant in await gateway.merchants.page(_PAGE) if merchant.is_active]
+    active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
     if active:
         return Shop(active[0].merchant_id, None)
     if not may_create:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from mpesa_gateway.client_ip import is_inside, read_address, read_networks, within
 from mpesa_gateway.config import DarajaConfig
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
@@ -22,7 +23,7 @@ async def look_at_callbacks(gateway: Runtime, examination: Examination) -> Async
         yield observation
     since = examination.now - _LATELY
     yield await _sources(gateway, since)
-    refused = await gateway.db.fetch(tables.REFUSED_LATELY, since)
+    refused = await gateway.db.fetch(tables.REFUSED_LATELY, Ids.least("ref", since))
     if refused:
         reasons = ", ".join(f"{row['count']} for their {row['reason']}" for row in refused)
         yield note(
@@ -52,7 +53,7 @@ async def _sources(gateway: Runtime, since: datetime) -> Observation:
     """
     # A simulator on this very machine is no proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
-    rows = await gateway.db.fetch(tables.SOURCES_LATELY, since, is_simulated)
+    rows = await gateway.db.fetch(tables.SOURCES_LATELY, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))
     sources = [row["source"] for row in rows]
     inside = [source for source in sources if (found := read_address(source)) is not None and is_inside(found)]
     proxies = [row["source"] for row in rows if row["was_forwarded"] and row["source"] in inside]

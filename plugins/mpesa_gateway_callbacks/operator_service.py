@@ -1,16 +1,17 @@
 """What operators do with callbacks: list them, read them, count those that need attention, and replay them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
@@ -172,25 +173,15 @@ class CallbackOperatorService:
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
         """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
-        rows = await self._accepted_rows(env, filters)
-        return page_of(
-            rows,
-            filters.limit,
-            env=env,
-            view=callback_view,
-            position=lambda row: (row["received_at"], row["callback_id"]),
-        )
+        return page_of((await self._accepted(env, filters)).map(callback_view))
 
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
         """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
-        rows = await self._refused_rows(env, filters)
-        return page_of(
-            rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
-        )
+        return page_of((await self._refused(env, filters)).map(refused_view))
 
-    async def rows(self, env: Env, filters: CallbackQuery) -> tuple[list[Row], list[Row]]:
+    async def rows(self, env: Env, filters: CallbackQuery) -> tuple[Sequence[Row], Sequence[Row]]:
         """Return accepted and refused callbacks of ``env``, or of no env, each newest first."""
-        return await self._accepted_rows(env, filters), await self._refused_rows(env, filters)
+        return (await self._accepted(env, filters)).rows, (await self._refused(env, filters)).rows
 
     async def count_unmatched(self, env: Env) -> int:
         """Return how many callbacks of ``env``, or of no env, are unmatched."""
@@ -198,22 +189,35 @@ class CallbackOperatorService:
 
     async def count_refused(self, env: Env, within: timedelta) -> int:
         """Return how many callbacks of ``env``, or of no env, were refused and not replayed; 1,000 at most."""
-        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._clock.now() - within, env))
+        return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._refused_since(within), env))
 
     async def count_unread(self, env: Env, within: timedelta) -> int:
         """Return how many trusted callbacks of ``env``, or of no env, could not be read; 1,000 at most."""
-        return int(await self._db.fetchval(tables.COUNT_UNREAD, self._clock.now() - within, env))
+        return int(await self._db.fetchval(tables.COUNT_UNREAD, self._refused_since(within), env))
 
-    async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
-        at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        self._kinds.check(filters.kind)
-        query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
-        return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
+    def _refused_since(self, within: timedelta) -> str:
+        return Ids.least("ref", self._clock.now() - within)
 
-    async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
-        at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+    async def _accepted(self, env: Env, filters: CallbackQuery) -> Paged[Row]:
+        found = self._conditions(env, filters)
+        if filters.verdict is not None:
+            found.add("verdict = {}", filters.verdict)
+        if filters.unread or filters.verdict in {"waiting", "unmatched"}:
+            # The condition of the index on those that nothing has used.
+            found.add("verdict <> 'applied'")
+        return await tables.ACCEPTED.page(self._reads, found, filters.cursor, filters.limit)
+
+    async def _refused(self, env: Env, filters: RefusedQuery) -> Paged[Row]:
+        found = self._conditions(env, filters)
+        if filters.unread:
+            found.add(tables.UNREAD)
+        return await tables.REFUSED.page(self._reads, found, filters.cursor, filters.limit)
+
+    def _conditions(self, env: Env, filters: RefusedQuery) -> Conditions:
         self._kinds.check(filters.kind)
-        return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
+        found = Conditions(env, since=filters.since, until=filters.until)
+        found.equal(kind=filters.kind)
+        return found
 
 
 def not_replayable(row: Found) -> str | None:
@@ -225,10 +229,6 @@ def not_replayable(row: Found) -> str | None:
     if row["original"] is None:
         return "it was not kept whole: it is too long, its number was erased, or it is from before it could be replayed"
     return None
-
-
-def _bounds(env: Env, filters: RefusedQuery, at: Any, after: Any) -> tuple[Any, ...]:
-    return filters.limit + 1, at, after, env, filters.kind, filters.since, filters.until
 
 
 def _check_env(row: Found, env: Env | None) -> None:

@@ -58,12 +58,13 @@ class RefusedCallbacks:
         cut = incoming.cut
         is_whole = is_trusted or (cut is None and len(incoming.body) <= _REPLAYABLE)
         text, raw = await storable(incoming.body)
-        refused_id = self._ids.new("ref")
+        now = self._clock.now()
+        refused_id = self._ids.new("ref", now)
         await self._db.execute(
             *tables.REFUSE.bind(
                 refused_id=refused_id,
                 kind=incoming.kind,
-                at=self._clock.now(),
+                at=now,
                 source=incoming.source,
                 reason=refusal.reason,
                 body=visible(decoded(incoming.body[: _SHOWN * 4]))[:_SHOWN],

@@ -3,6 +3,7 @@
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.lists import Listing
 from mpesa_gateway.db.named import Named
 
 
@@ -104,7 +105,7 @@ UPDATE callback SET verdict = 'applied', applied_at = $2, due_at = NULL WHERE ca
 
 WAITING_FOR = """
 SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
-WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY received_at
+WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY callback_id
 """
 """Without a lock: what a callback is about is locked before the callback itself, in every path."""
 
@@ -130,8 +131,8 @@ SELECT {0} FROM (
     SELECT * FROM callback WHERE subject_id = ANY($1::uuid[])
     UNION
     SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
-    ORDER BY received_at, callback_id LIMIT 100
-) AS about ORDER BY received_at, callback_id
+    ORDER BY callback_id LIMIT 100
+) AS about ORDER BY callback_id
 """
 ABOUT = _ABOUT.format(_SHOWN)
 
@@ -142,40 +143,27 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
     $body_bytes, $is_trusted, $cut_length, $cut_read, $cut_sha256, $was_forwarded)
 """)
 
-REFUSED = """
-SELECT * FROM refused_callback
-WHERE (env = $4 OR env IS NULL) AND ($2::timestamptz IS NULL OR (at, refused_id) < ($2, $3))
-    AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR at >= $6)
-    AND ($7::timestamptz IS NULL OR at < $7)
-    AND (NOT $8::boolean OR (is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')))
-ORDER BY at DESC, refused_id DESC LIMIT $1
-"""
+UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
+"""Refused callbacks from Safaricom, or to our own addresses, that could not be read. The condition of an index."""
 
-_ACCEPTED = """
-SELECT {1} FROM (
-    (SELECT * FROM callback WHERE env = $4 AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
-        AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR received_at >= $6)
-        AND ($7::timestamptz IS NULL OR received_at < $7)
-        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
-    UNION ALL
-    (SELECT * FROM callback WHERE env IS NULL AND ($2::timestamptz IS NULL OR (received_at, callback_id) < ($2, $3))
-        AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR received_at >= $6)
-        AND ($7::timestamptz IS NULL OR received_at < $7)
-        AND {0} ORDER BY received_at DESC, callback_id DESC LIMIT $1)
-) AS both_kinds
-ORDER BY received_at DESC, callback_id DESC LIMIT $1
-"""
-"""Those of one env, and those without a token, which belong to none."""
+REFUSED = Listing(
+    table="refused_callback",
+    key="refused_id",
+    prefix="ref",
+    of_env=("(env = {} OR env IS NULL)",),
+    of_merchants=False,
+)
+"""Those of one env, and those without a token, which belong to none. Their primary key serves both."""
 
-ACCEPTED: dict[str | None, str] = {
-    None: _ACCEPTED.format("true", _SHOWN),
-    "applied": _ACCEPTED.format("verdict = 'applied'", _SHOWN),
-    "unread": _ACCEPTED.format("verdict <> 'applied'", _SHOWN),
-    # Said twice, so that the index on those which are not applied serves it.
-    "waiting": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'waiting'", _SHOWN),
-    "unmatched": _ACCEPTED.format("verdict <> 'applied' AND verdict = 'unmatched'", _SHOWN),
-}
-"""By verdict."""
+ACCEPTED = Listing(
+    table="callback",
+    key="callback_id",
+    prefix="cbk",
+    columns=_SHOWN,
+    of_env=("env = {}", "env IS NULL"),
+    of_merchants=False,
+)
+"""Likewise, each by an index of its own: there may be many of the other env."""
 
 IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
 
@@ -199,14 +187,13 @@ FROM (
 
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
-    WHERE at >= $1 AND replayed_at IS NULL AND (env = $2 OR env IS NULL) LIMIT 1000) AS late
+    WHERE refused_id >= $1 AND replayed_at IS NULL AND (env = $2 OR env IS NULL) LIMIT 1000) AS late
 """
 
-COUNT_UNREAD = """
+COUNT_UNREAD = f"""
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
-    WHERE at >= $1 AND is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')
-        AND (env = $2 OR env IS NULL) LIMIT 1000) AS unread
-"""
+    WHERE refused_id >= $1 AND {UNREAD} AND (env = $2 OR env IS NULL) LIMIT 1000) AS unread
+"""  # noqa: S608 - the clause above
 
 OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
@@ -249,25 +236,26 @@ DELETE FROM refused_callback WHERE refused_id IN (
 
 FORGET_REFUSED = """
 DELETE FROM refused_callback WHERE refused_id IN (
-    SELECT refused_id FROM refused_callback WHERE NOT is_trusted ORDER BY at DESC, refused_id DESC OFFSET $1 LIMIT 5000
+    SELECT refused_id FROM refused_callback WHERE NOT is_trusted ORDER BY refused_id DESC OFFSET $1 LIMIT 5000
 )
 """
 
 REFUSED_LATELY = """
-SELECT reason, count(*) AS count FROM refused_callback WHERE at >= $1 GROUP BY reason ORDER BY count DESC, reason
+SELECT reason, count(*) AS count FROM refused_callback WHERE refused_id >= $1
+GROUP BY reason ORDER BY count DESC, reason
 """
 
 SOURCES_LATELY = """
 SELECT source, bool_or(was_forwarded) AS was_forwarded FROM (
-    (SELECT source, was_forwarded FROM refused_callback WHERE at >= $1 AND reason = 'source'
-        ORDER BY at DESC LIMIT 1000)
+    (SELECT source, was_forwarded FROM refused_callback WHERE refused_id >= $3 AND reason = 'source'
+        ORDER BY refused_id DESC LIMIT 1000)
     UNION ALL
-    (SELECT source, false FROM callback WHERE env = 'live' AND received_at >= $1 ORDER BY received_at DESC LIMIT 1000)
+    (SELECT source, false FROM callback WHERE env = 'live' AND callback_id >= $1 ORDER BY callback_id DESC LIMIT 1000)
     UNION ALL
-    (SELECT source, false FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND received_at >= $1
-        ORDER BY received_at DESC LIMIT 1000)
+    (SELECT source, false FROM callback WHERE env = 'sandbox' AND NOT $2::boolean AND callback_id >= $1
+        ORDER BY callback_id DESC LIMIT 1000)
     UNION ALL
-    (SELECT source, false FROM callback WHERE env IS NULL AND NOT $2::boolean AND received_at >= $1
-        ORDER BY received_at DESC LIMIT 1000)
+    (SELECT source, false FROM callback WHERE env IS NULL AND NOT $2::boolean AND callback_id >= $1
+        ORDER BY callback_id DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """

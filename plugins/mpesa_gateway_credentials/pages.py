@@ -54,13 +54,11 @@ def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
 async def credentials(visit: Visit) -> Shown:
     """Every merchant's credentials, and how they are."""
     query, gateway = visit.read_query(_Query), visit.gateway
-    found = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE + 1)
-    shown = found[:_A_PAGE]
-    cursor = shown[-1].credentials.shortcode_id if len(found) > _A_PAGE else None
-    rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in shown]
+    page = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE)
+    rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in page.rows]
     return Shown(
         "credentials.html",
-        {"rows": rows, "certificates": certificates(gateway)} | visit.pager("credentials", cursor),
+        {"rows": rows, "certificates": certificates(gateway)} | visit.pager("credentials", page.next_cursor),
     )
 
 

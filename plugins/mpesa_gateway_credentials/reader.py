@@ -6,6 +6,7 @@ from typing import Any
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
 from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.errors import ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
@@ -135,10 +136,12 @@ class CredentialReader:
         """The merchant's shortcodes in an env that have their secrets, the usable ones first."""
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
-    async def page(self, before: str | None, limit: int) -> list[Stored]:
-        """All merchants' shortcodes that have their secrets, the newest first, from just before the one given."""
-        rows = await self._db.fetch(tables.LIST, before, limit)
-        return [Stored(self._opened(row), row["merchant_name"]) for row in rows]
+    async def page(self, cursor: str | None, limit: int) -> Paged[Stored]:
+        """Return all merchants' shortcodes that have their secrets, newest first. Raises Invalid for a bad cursor."""
+        found = Conditions()
+        found.add("wiped_at IS NULL")
+        page = await tables.SHORTCODES.page(self._db, found, cursor, limit)
+        return page.map(lambda row: Stored(self._opened(row), row["merchant_name"]))
 
     async def verify(self, merchant_id: str, env: Env) -> Verification:
         """Fetch a token with the default shortcode's keys and report what works.

@@ -3,6 +3,7 @@
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.lists import Listing
 from mpesa_gateway.db.named import Named
 
 
@@ -110,8 +111,11 @@ FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merch
 WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
 """
 
-LIST = """
-SELECT shortcode.*, receiver.number, receiver.owner_id, merchant.name AS merchant_name
-FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
-WHERE wiped_at IS NULL AND ($1::uuid IS NULL OR shortcode_id < $1) ORDER BY shortcode_id DESC LIMIT $2
-"""
+SHORTCODES = Listing(
+    table="shortcode",
+    key="shortcode_id",
+    prefix="shc",
+    source="shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)",
+    columns="shortcode.*, receiver.number, receiver.owner_id, merchant.name AS merchant_name",
+    of_merchants=False,
+)

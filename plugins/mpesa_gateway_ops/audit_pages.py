@@ -24,12 +24,10 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 async def audit(visit: Visit) -> Shown:
     """Who did what, newest first."""
     query, gateway = visit.read_query(AuditQuery), visit.gateway
-    found = await gateway.audit.page(
-        _A_PAGE + 1, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
+    page = await gateway.audit.page(
+        _A_PAGE, query.merchant, query.action, query.cursor, subject_id=query.subject, env=visit.env
     )
-    shown = found[:_A_PAGE]
-    cursor = str(shown[-1].number) if len(found) > _A_PAGE else None
-    rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in shown]
+    rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in page.rows]
     operators = {f"operator:{each.operator_id}": each.name for each in await gateway.port(Operators).list()}
     return Shown(
         "audit.html",
@@ -39,7 +37,7 @@ async def audit(visit: Visit) -> Shown:
             "operators": operators,
         }
         | await visit.whose()
-        | visit.pager("audit", cursor),
+        | visit.pager("audit", page.next_cursor),
     )
 
 

@@ -18,10 +18,9 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
 async def merchants(visit: Visit) -> Shown:
     """All merchants, newest first."""
     query = visit.read_query(_Query)
-    found = await visit.gateway.merchants.page(_A_PAGE + 1, query.cursor)
-    shown = found[:_A_PAGE]
-    cursor = shown[-1].merchant_id if len(found) > _A_PAGE else None
-    return Shown("merchants.html", {"rows": shown, "name": visit.text("name")} | visit.pager("merchants", cursor))
+    page = await visit.gateway.merchants.page(_A_PAGE, query.cursor)
+    shown = {"rows": page.rows, "name": visit.text("name")}
+    return Shown("merchants.html", shown | visit.pager("merchants", page.next_cursor))
 
 
 async def create(visit: Visit) -> Done:

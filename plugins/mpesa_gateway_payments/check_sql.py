@@ -14,7 +14,7 @@ LOCK_CHECK = "SELECT * FROM status_check WHERE check_id = $1 FOR UPDATE"
 
 LOCK_CHECK_BY_HANDLE = """
 SELECT * FROM status_check WHERE originator_conversation_id = $1 OR ($1::text IS NULL AND conversation_id = $2)
-ORDER BY created_at DESC LIMIT 1 FOR UPDATE
+ORDER BY check_id DESC LIMIT 1 FOR UPDATE
 """
 
 FORGET_CHECKS = """

@@ -78,7 +78,8 @@ class StatusChecks:
         payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
         credentials = await self._credentials_of(merchant_id, env, payment)
         initiator = credentials.initiator_for("a status check")
-        check_id, now = self._runtime.ids.new("chk"), self._runtime.clock.now()
+        now = self._runtime.clock.now()
+        check_id = self._runtime.ids.new("chk", now)
         payment_id = None if payment is None else payment["payment_id"]
         check = StatusCheckRow(
             check_id=check_id,

@@ -86,13 +86,13 @@ class PaymentDesk:
         except (CannotOpen, ValueError):
             raise Invalid.field_error("payer", "search for the number again") from None
 
-    async def page(self, env: Env, filters: DeskFilters, limit: int) -> Paged:
+    async def page(self, env: Env, filters: DeskFilters, limit: int) -> Paged[Row]:
         """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
-        return await PAYMENTS.page(self._reads, filters.merchant, env, self._conditions(filters), filters.cursor, limit)
+        return await PAYMENTS.page(self._reads, self._conditions(env, filters), filters.cursor, limit)
 
     async def count_newer(self, env: Env, filters: DeskFilters) -> int:
         """How many payments of ``env`` that the filters let through have come since the cursor."""
-        return await PAYMENTS.count_newer(self._reads, filters.merchant, env, self._conditions(filters), filters.cursor)
+        return await PAYMENTS.count_newer(self._reads, self._conditions(env, filters), filters.cursor)
 
     async def count_held(self, env: Env) -> int:
         """How many payments of ``env`` wait for a person."""
@@ -109,8 +109,8 @@ class PaymentDesk:
             values["phone"] = str(payer)
         return PaymentFilters(**values)
 
-    def _conditions(self, filters: DeskFilters) -> Conditions:
-        found = conditions(None, None, self._plain(filters))
+    def _conditions(self, env: Env, filters: DeskFilters) -> Conditions:
+        found = conditions(filters.merchant, env, self._plain(filters))
         if filters.held:
             found.add(tables.WAITS_FOR_A_PERSON)
         return found

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
@@ -15,7 +16,9 @@ _ENOUGH = 5
 async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Whether callbacks come, and whether money waits for a person."""
     merchant = examination.one
-    row = await gateway.db.fetchrow(tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.env)
+    row = await gateway.db.fetchrow(
+        tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _LATELY), examination.env
+    )
     if row is None:
         return
     if row["ended"] >= _ENOUGH and row["by_callback"] == 0:

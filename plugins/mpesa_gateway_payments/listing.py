@@ -3,15 +3,11 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-import msgspec
-
-from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.lists import Conditions, Listing, Position
+from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, checking
-from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.money import Kes
@@ -21,7 +17,7 @@ from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, Payment
 
 _LONGEST_SEARCH = 100
 
-PAYMENTS = Listing("payment", "created_at", "payment_id")
+PAYMENTS = Listing(table="payment", key="payment_id", prefix="pay", by_index=True)
 
 
 async def find_payment(db: Asking, merchant_id: str, env: Env, payment_id: str) -> Row:
@@ -32,16 +28,9 @@ async def find_payment(db: Asking, merchant_id: str, env: Env, payment_id: str) 
     return row
 
 
-def conditions(merchant_id: str | None, env: Env | None, filters: PaymentFilters) -> Conditions:
-    """The filters as SQL; None for a merchant or an env that the list adds by itself.
-
-    Raises Invalid with every filter that cannot be read.
-    """
-    found = Conditions()
-    if merchant_id is not None:
-        found.add("merchant_id = {}", merchant_id)
-    if env is not None:
-        found.add("env = {}", env)
+def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:
+    """Return the filters as SQL. Raises Invalid with every filter that cannot be read."""
+    found = Conditions(env, merchant_id, filters.since, filters.until)
     with checking() as checks:
         for name, column, operator, parse in (
             ("min_amount", "amount", ">=", Kes.parse),
@@ -63,14 +52,7 @@ def conditions(merchant_id: str | None, env: Env | None, filters: PaymentFilters
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
     # There is one provider: a filter on it lets everything through.
-    for value, clause in (
-        (None if filters.status is None else filters.status.value, "status = {}"),
-        (filters.since, "created_at >= {}"),
-        (filters.until, "created_at < {}"),
-        (filters.reference, "reference = {}"),
-    ):
-        if value is not None:
-            found.add(clause, value)
+    found.equal(status=None if filters.status is None else filters.status.value, reference=filters.reference)
     if filters.search is not None:
         _add_search(found, filters.search.strip())
     return found
@@ -104,55 +86,14 @@ def _add_search(found: Conditions, text: str) -> None:
 async def list_payments(
     reads: Asking, merchant_id: str, env: Env, filters: PaymentQuery, view: Callable[[Row], PaymentView]
 ) -> Page[PaymentView]:
-    """One page. ``meta.total`` counts only when asked to. Raises Invalid."""
+    """Return one page. Raises Invalid."""
     found = conditions(merchant_id, env, filters)
-    total: int | None = None
-    if filters.count:
-        # The clause is ours; every value in it is a parameter.
-        total = await reads.fetchval(f"SELECT count(*) FROM payment WHERE {found.where}", *found.values)  # noqa: S608
-    after = None if filters.cursor is None else decode_position(filters.cursor, env)
-    sql, values = page_sql(merchant_id, env, filters, after, filters.limit + 1)
-    return page_of(
-        await reads.fetch_planned(sql, *values), filters.limit, env=env, view=view, position=_position, total=total
-    )
+    page = await PAYMENTS.page(reads, found, filters.cursor, filters.limit, count=filters.count)
+    return page_of(page.map(view))
 
 
 def export_payments(
     reads: Asking, merchant_id: str, env: Env, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
-    """All payments that the filters let through, newest first, in pages. Raises Invalid."""
-    # Before the first page is asked for, so that who asks is told at once.
-    conditions(merchant_id, env, filters)
-
-    async def read(after: Position | None, limit: int) -> list[Row]:
-        sql, values = page_sql(merchant_id, env, filters, after, limit)
-        return await reads.fetch_planned(sql, *values)
-
-    return keyset_pages(read, _position, row)
-
-
-def page_sql(
-    merchant_id: str, env: Env, filters: PaymentFilters, after: Position | None, limit: int
-) -> tuple[str, list[Any]]:
-    """The statement for one page of ``limit`` rows after a position, and its parameters. Raises Invalid.
-
-    Only the rows that are shown are read: which these are, the index alone says.
-    """
-    # ``until`` is a position too. Two ends side by side, and Postgres would begin at the later one and pass over all
-    # that earlier pages have shown.
-    until = None if filters.until is None else (filters.until, "")
-    start = min(filter(None, (after, until)), default=None)
-    found = conditions(merchant_id, env, msgspec.structs.replace(filters, until=None))
-    if start is not None:
-        found.add("(created_at, payment_id) < ({}, {})", *start)
-    # The clause is ours, its values are parameters.
-    shown = (
-        f"SELECT created_at AS at, payment_id AS id FROM payment WHERE {found.where} "  # noqa: S608
-        f"ORDER BY created_at DESC, payment_id DESC LIMIT {limit}"
-    )
-    sql = f"SELECT payment.* FROM ({shown}) AS shown JOIN payment ON payment_id = id ORDER BY at DESC, id DESC"  # noqa: S608
-    return sql, found.values
-
-
-def _position(row: Row) -> Position:
-    return row["created_at"], row["payment_id"]
+    """Return all payments that the filters let through, newest first, in pages. Raises Invalid."""
+    return PAYMENTS.export(reads, conditions(merchant_id, env, filters), row)

@@ -151,7 +151,8 @@ class PaymentService:
             await self._merchants.require(merchant_id)
             # A used key is answered with its payment, whatever the credentials are now.
             return None, None
-        payment_id = self._ids.new("pay")
+        now = self._clock.now()
+        payment_id = self._ids.new("pay", now)
         reference = request.reference or credentials.account_reference
         wanted = Wanted(
             payment_id=payment_id,
@@ -168,7 +169,7 @@ class PaymentService:
             metadata=metadata_json(request.metadata),
             idempotency_key=key,
             fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
-            asked_at=self._clock.now(),
+            asked_at=now,
         )
         return await self._steps.insert(wanted), credentials
 

@@ -268,8 +268,8 @@ SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_
 EXAMINE = f"""
 WITH lately AS (
     SELECT payment_id FROM payment
-    WHERE merchant_id = $1 AND env = $3 AND created_at >= $2 AND charge = 'accepted' AND status <> 'pending'
-    ORDER BY created_at DESC, payment_id DESC LIMIT 50
+    WHERE merchant_id = $1 AND env = $3 AND payment_id >= $2 AND charge = 'accepted' AND status <> 'pending'
+    ORDER BY payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
     (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')

@@ -13,8 +13,7 @@ from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
 
-RUNS = Listing("reconciliation_run", "started_at", "run_id")
-LINES = Listing("statement_line", "created_at", "line_id")
+LINES = Listing(table="statement_line", key="line_id", prefix="lin")
 
 _MOST_CANDIDATES = 10
 _SHORTEST_REASON = 3
@@ -40,9 +39,9 @@ class ReconciliationDesk:
         self._payments = payments
         self._settling = settling
 
-    async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged:
+    async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged[Row]:
         """A page of runs of ``env``. Raises Invalid for a bad cursor."""
-        return await RUNS.page(self._reads, query.merchant, env, Conditions(), query.cursor, limit)
+        return await tables.RUNS.page(self._reads, Conditions(env, query.merchant), query.cursor, limit)
 
     async def run(self, run_id: str) -> Row:
         """A run of whichever merchant. Raises NotFound."""
@@ -51,17 +50,16 @@ class ReconciliationDesk:
             raise NotFound("there is no such reconciliation run")
         return row
 
-    async def run_lines(self, run_id: str, finding: str | None, after: str, limit: int) -> list[Row]:
-        """A run's lines after one of them, each with what it was found to be then."""
-        return await self._reads.fetch(tables.RUN_LINES, run_id, finding, after, limit)
+    async def run_lines(self, run: Row, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
+        """Return a run's lines, each with what it was found to be then. Raises Invalid for a bad cursor."""
+        return await tables.RUN_LINES.page(self._reads, tables.lines_of(run, finding), cursor, limit)
 
-    async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged:
+    async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged[Row]:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
-        found = Conditions()
+        found = Conditions(env, query.merchant)
         found.add(tables.UNRESOLVED)
-        if query.finding is not None:
-            found.add("finding = {}", query.finding)
-        return await LINES.page(self._reads, query.merchant, env, found, query.cursor, limit)
+        found.equal(finding=query.finding)
+        return await LINES.page(self._reads, found, query.cursor, limit)
 
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""

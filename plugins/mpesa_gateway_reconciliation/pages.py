@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import msgspec
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.cursors import decode_cursor, encode_cursor
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import DeskQuery
 from mpesa_gateway.env import Env
@@ -82,21 +81,18 @@ async def run(visit: Visit) -> Shown:
     desk, query = visit.gateway.port(ReconciliationDesk), visit.read_query(_RunQuery)
     row = await desk.run(visit.values["run_id"])
     visit.require(row["env"])
-    after = decode_cursor(query.cursor, 1)[0] if query.cursor else ""
-    lines = await desk.run_lines(row["run_id"], query.finding, after, _A_PAGE + 1)
-    shown = lines[:_A_PAGE]
-    cursor = encode_cursor(shown[-1]["line_id"]) if len(lines) > _A_PAGE else None
+    lines = await desk.run_lines(row, query.finding, query.cursor, _A_PAGE)
     return Shown(
         "run.html",
         {
             "run": row,
             "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
-            "lines": shown,
+            "lines": lines.rows,
             "query": query,
             "findings": ("already_known", "recovered", "not_found", "mismatched", "ambiguous"),
             "fields": {"reason": visit.text("reason")},
         }
-        | visit.pager(f"reconciliation/{row['run_id']}", cursor),
+        | visit.pager(f"reconciliation/{row['run_id']}", lines.next_cursor),
     )
 
 

@@ -1,11 +1,11 @@
 """Reads reconciliation runs: one, a list of them, or the lines of one."""
 
-from mpesa_gateway.cursors import decode_cursor, decode_position, encode_cursor
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.http.envelope import Meta, Page
-from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.http.envelope import Page
+from mpesa_gateway.http.pagination import meta_of, page_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.schemas import (
@@ -33,32 +33,17 @@ class RunReader:
 
     async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
         """Return the merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
-        at, run_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
-        rows = await self._reads.fetch(tables.RUNS, merchant_id, env, at, run_id, filters.limit + 1)
-        total = await self._reads.fetchval(tables.COUNT_RUNS, merchant_id, env) if filters.count else None
-        return page_of(
-            rows,
-            filters.limit,
-            env=env,
-            view=run_view,
-            position=lambda row: (row["started_at"], row["run_id"]),
-            total=total,
-        )
+        found = Conditions(env, merchant_id)
+        page = await tables.RUNS.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        return page_of(page.map(run_view))
 
     async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
         """Return a run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
         run = await self._require(merchant_id, env, run_id)
-        after = decode_cursor(filters.cursor, 1)[0] if filters.cursor else ""
-        rows = await self._reads.fetch(tables.RUN_LINES, run_id, filters.outcome, after, filters.limit + 1)
-        shown, has_more = rows[: filters.limit], len(rows) > filters.limit
-        return RunPage(
-            data=run_with_rows(run, [line_view(row, row["run_finding"]) for row in shown]),
-            meta=Meta(
-                limit=filters.limit,
-                has_more=has_more,
-                next_cursor=encode_cursor(shown[-1]["line_id"]) if has_more else None,
-            ),
-        )
+        found = tables.lines_of(run, filters.outcome)
+        page = await tables.RUN_LINES.page(self._reads, found, filters.cursor, filters.limit)
+        rows = [line_view(row, row["run_finding"]) for row in page.rows]
+        return RunPage(data=run_with_rows(run, rows), meta=meta_of(page))
 
     async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
         row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)

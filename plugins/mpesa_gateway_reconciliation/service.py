@@ -163,7 +163,7 @@ class Reconciliation:
             await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
             run = await self._db.fetchrow(
                 *tables.BEGIN.bind(
-                    run_id=self._runtime.ids.new("run"),
+                    run_id=self._runtime.ids.new("run", now),
                     merchant_id=credentials.merchant_id,
                     env=credentials.env,
                     shortcode=credentials.shortcode,
@@ -304,7 +304,7 @@ class Reconciliation:
     def _line_columns(self, line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> dict[str, Any]:
         moments, is_timed = kept_times(line, run, zone, now)
         return {
-            "line_id": self._runtime.ids.new("lin"),
+            "line_id": self._runtime.ids.new("lin", now),
             "receipt": line.receipt,
             "likely": moments[0],
             "other": moments[1] if len(moments) > 1 else None,

@@ -3,6 +3,8 @@
 from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.db.named import Named
 
 
@@ -113,7 +115,7 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
 LAST_ERROR = """
-SELECT error FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 ORDER BY started_at DESC, run_id DESC LIMIT 1
+SELECT error FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 ORDER BY run_id DESC LIMIT 1
 """
 
 PAGE_READ = """
@@ -257,20 +259,28 @@ FROM counted WHERE run_id = $1 AND status = 'running'
 
 FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 AND run_id = $3"
 
-RUNS = """
-SELECT * FROM reconciliation_run
-WHERE merchant_id = $1 AND env = $2 AND ($3::timestamptz IS NULL OR (started_at, run_id) < ($3, $4))
-ORDER BY started_at DESC, run_id DESC LIMIT $5
-"""
+RUNS = Listing(table="reconciliation_run", key="run_id", prefix="run")
 
-COUNT_RUNS = "SELECT count(*) FROM reconciliation_run WHERE merchant_id = $1 AND env = $2"
+RUN_LINES = Listing(
+    table="reconciliation_line",
+    key="line_id",
+    prefix="lin",
+    source="reconciliation_line JOIN statement_line USING (line_id)",
+    columns="statement_line.*, reconciliation_line.finding AS run_finding",
+    of_env=(),
+    of_merchants=False,
+    oldest_first=True,
+)
 
-RUN_LINES = """
-SELECT statement_line.*, reconciliation_line.finding AS run_finding
-FROM reconciliation_line JOIN statement_line USING (line_id)
-WHERE run_id = $1 AND ($2::text IS NULL OR reconciliation_line.finding = $2) AND line_id > $3
-ORDER BY line_id LIMIT $4
-"""
+
+def lines_of(run: Row, finding: str | None) -> Conditions:
+    """Return the conditions for the lines of a run."""
+    found = Conditions(run["env"])
+    found.add("run_id = {}", run["run_id"])
+    if finding is not None:
+        found.add("reconciliation_line.finding = {}", finding)
+    return found
+
 
 LOOSE_LINES_OF_PAYER = """
 SELECT line_id FROM statement_line
@@ -333,7 +343,7 @@ SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
     SELECT finding FROM statement_line
     WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
-    ORDER BY created_at DESC, line_id DESC LIMIT 1000) AS open
+    ORDER BY line_id DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
 """  # noqa: S608 - likewise
 
@@ -354,6 +364,6 @@ COUNT_FAILING = """
 SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN LATERAL (
     SELECT status FROM reconciliation_run
     WHERE reconciliation_run.merchant_id = merchant.merchant_id AND reconciliation_run.env = world
-    ORDER BY started_at DESC, run_id DESC LIMIT 1) AS last
+    ORDER BY run_id DESC LIMIT 1) AS last
 WHERE last.status = 'failed'
 """

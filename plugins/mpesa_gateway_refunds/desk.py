@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.reading import read_body
@@ -16,11 +16,10 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.pages import Visit
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_payments.api import Payments, PaymentView
+from mpesa_gateway_refunds.listing import REFUNDS
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.tables import RefundRow, waiting_of
-
-REFUNDS = Listing("refund", "created_at", "refund_id")
 
 
 class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
@@ -44,19 +43,13 @@ class RefundDesk:
         self._payments = payments
         self._refunds = refunds
 
-    async def page(self, env: Env, query: RefundsQuery, limit: int) -> Paged:
+    async def page(self, env: Env, query: RefundsQuery, limit: int) -> Paged[Row]:
         """A page of refunds of ``env``. Raises Invalid for a bad cursor."""
-        found = Conditions()
-        for value, clause in (
-            (query.status, "status = {}"),
-            (query.since, "created_at >= {}"),
-            (query.until, "created_at < {}"),
-        ):
-            if value is not None:
-                found.add(clause, value)
+        found = Conditions(env, query.merchant, query.since, query.until)
+        found.equal(status=query.status)
         if query.waiting:
             found.add("attention IS NOT NULL")
-        return await REFUNDS.page(self._reads, query.merchant, env, found, query.cursor, limit)
+        return await REFUNDS.page(self._reads, found, query.cursor, limit)
 
     async def get(self, refund_id: str) -> Found:
         """A refund of whichever merchant. Raises NotFound."""
@@ -70,7 +63,7 @@ class RefundDesk:
         rows: list[Found] = await self._db.run(
             RefundRow.select()
             .where(RefundRow.payment_id == payment_id)
-            .order_by(RefundRow.created_at, ascending=False)
+            .order_by(RefundRow.refund_id, ascending=False)
             .limit(100)
         )
         return rows

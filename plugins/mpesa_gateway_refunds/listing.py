@@ -1,21 +1,20 @@
 """Finds refunds: one by its id, or a list by any filters, newest first."""
 
 from collections.abc import AsyncGenerator, Sequence
-from datetime import datetime
 from typing import Any
 
-from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.engine import Database, Found
+from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.schemas import RefundFilters, RefundQuery, RefundView
 from mpesa_gateway_refunds.tables import RefundRow
 from mpesa_gateway_refunds.views import exported, view
+
+REFUNDS = Listing(table="refund", key="refund_id", prefix="rfd")
 
 
 async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:
@@ -32,36 +31,21 @@ async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) 
 
 async def list_refunds(reads: Asking, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
     """Return one page, newest first. Raises Invalid for a bad cursor."""
-    after = decode_position(filters.cursor, env) if filters.cursor else None
-    chosen = _chosen(merchant_id, env, filters)
-    rows = await _read(reads, chosen, after, filters.limit + 1)
-    total = await reads.fetchval(tables.COUNT, *chosen) if filters.count else None
-    return page_of(rows, filters.limit, env=env, view=view, position=_position, total=total)
+    found = _conditions(merchant_id, env, filters)
+    page = await REFUNDS.page(reads, found, filters.cursor, filters.limit, count=filters.count)
+    return page_of(page.map(view))
 
 
 def export_refunds(
     reads: Asking, merchant_id: str, env: Env, filters: RefundFilters
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """Return all refunds that pass the filters, newest first, in pages."""
-    chosen = _chosen(merchant_id, env, filters)
-    return keyset_pages(lambda after, limit: _read(reads, chosen, after, limit), _position, exported)
+    return REFUNDS.export(reads, _conditions(merchant_id, env, filters), exported)
 
 
-async def _read(reads: Asking, chosen: tuple[Any, ...], after: tuple[datetime, str] | None, limit: int) -> list[Row]:
-    return await reads.fetch(tables.PAGE, *chosen, *(after or (None, "")), limit)
-
-
-def _chosen(merchant_id: str, env: Env, filters: RefundFilters) -> tuple[Any, ...]:
-    return (
-        merchant_id,
-        env,
-        filters.payment_id,
-        filters.status,
-        filters.since,
-        filters.until,
-        filters.needs_attention,
-    )
-
-
-def _position(row: Found) -> tuple[datetime, str]:
-    return row["created_at"], row["refund_id"]
+def _conditions(merchant_id: str, env: Env, filters: RefundFilters) -> Conditions:
+    found = Conditions(env, merchant_id, filters.since, filters.until)
+    found.equal(payment_id=filters.payment_id, status=filters.status)
+    if filters.needs_attention is not None:
+        found.add(f"attention IS {'NOT ' if filters.needs_attention else ''}NULL")
+    return found

@@ -120,7 +120,8 @@ class RefundService:
     async def _claim_now(
         self, caller: Caller, body: CreateRefund, key: str | None
     ) -> tuple[Found, MpesaCredentials | None]:
-        now, refund_id = self._clock.now(), self._ids.new("rfd")
+        now = self._clock.now()
+        refund_id = self._ids.new("rfd", now)
         amount = read_amount(body.amount)
         # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
         of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False

@@ -88,7 +88,7 @@ LOCK = "SELECT * FROM refund WHERE refund_id = $1 FOR UPDATE"
 
 LOCK_BY_HANDLE = """
 SELECT * FROM refund WHERE originator_conversation_id = $1 OR conversation_id = $2
-ORDER BY created_at DESC LIMIT 1 FOR UPDATE
+ORDER BY refund_id DESC LIMIT 1 FOR UPDATE
 """
 
 ASK_AGAIN = """
@@ -123,17 +123,3 @@ WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::u
 GROUP BY shortcode_id
 """
 """Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
-
-PAGE = """
-SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::uuid IS NULL OR payment_id = $3)
-    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
-    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
-    AND ($8::timestamptz IS NULL OR (created_at, refund_id) < ($8, $9))
-ORDER BY created_at DESC, refund_id DESC LIMIT $10
-"""
-
-COUNT = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::uuid IS NULL OR payment_id = $3)
-    AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
-    AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
-"""

@@ -80,7 +80,7 @@ class AttemptRecorder:
         async with self._db.transaction():
             await self._db.execute(
                 tables.DELIVERED,
-                [self._ids.new("att") for _ in taken],
+                [self._ids.new("att", now) for _ in taken],
                 [row["delivery_id"] for row, _ in taken],
                 [answer.status for _, answer in taken],
                 [answer.ms for _, answer in taken],
@@ -113,7 +113,7 @@ class AttemptRecorder:
         async with self._db.transaction():
             await self._db.execute(
                 tables.RECORD_ATTEMPT,
-                self._ids.new("att"),
+                self._ids.new("att", now),
                 delivery_id,
                 now,
                 status,

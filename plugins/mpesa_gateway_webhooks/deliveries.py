@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.event_log import EventRow
+from mpesa_gateway.db.event_log import EVENTS, EventRow, public_events
+from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
@@ -16,6 +16,7 @@ from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.origin import Origin, origin_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
@@ -34,7 +35,7 @@ from mpesa_gateway_webhooks.schemas import (
 )
 from mpesa_gateway_webhooks.sending import Sender
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import DeliveryRow
+from mpesa_gateway_webhooks.tables import DELIVERIES, DeliveryRow
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
@@ -78,7 +79,7 @@ class Deliveries:
 
         It is sent after commit, or waits for an endpoint where none is set.
         """
-        made = {self._runtime.ids.new("dlv"): event for event in events}
+        made = {self._runtime.ids.new("dlv", event.occurred_at): event for event in events}
         args = (
             list(made),
             [event.event_id for event in events],
@@ -146,51 +147,18 @@ class Deliveries:
     # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """The delivery log of ``env``, newest first."""
-        clauses: list[str] = ["merchant_id = $1", "env = $2"]
-        values: list[Any] = [merchant_id, env]
-        for name in ("status", "event_type", "payment_id"):
-            value = getattr(filters, name)
-            if value is not None:
-                values.append(value.replace("\x00", ""))
-                clauses.append(f"{name} = ${len(values)}")
-        return await self._page("delivery", "created_at", "delivery_id", clauses, values, filters, env, _view)
+        """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
+        found = Conditions(env, merchant_id)
+        found.equal(status=filters.status, event_type=filters.event_type, payment_id=filters.payment_id)
+        page = await DELIVERIES.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """The merchant's events of ``env``, newest first: what webhooks carry, for those who would rather ask."""
-        clauses: list[str] = ["merchant_id = $1", "env = $2", "is_public"]
-        values: list[Any] = [merchant_id, env]
-        for name, clause in (("type", "kind = "), ("since", "occurred_at >= "), ("until", "occurred_at < ")):
-            value = getattr(filters, name)
-            if value is not None:
-                values.append(value.replace("\x00", "") if isinstance(value, str) else value)
-                clauses.append(f"{clause}${len(values)}")
-        return await self._page("event", "occurred_at", "event_id", clauses, values, filters, env, _event)
-
-    async def _page(
-        self,
-        table: str,
-        at: str,
-        key: str,
-        clauses: list[str],
-        values: list[Any],
-        filters: DeliveryQuery | EventQuery,
-        env: Env,
-        view: Any,
-    ) -> Page[Any]:
-        # raw SQL: replica - Piccolo asks the primary. Names are this module's own; every value is a parameter.
-        total: int | None = None
-        if filters.count:
-            total = await self._reads.fetchval(f"SELECT count(*) FROM {table} WHERE {' AND '.join(clauses)}", *values)  # noqa: S608
-        if filters.cursor is not None:
-            values = [*values, *decode_position(filters.cursor, env)]
-            clauses = [*clauses, f"({at}, {key}) < (${len(values) - 1}, ${len(values)})"]
-        rows = await self._reads.fetch(
-            f"SELECT * FROM {table} WHERE {' AND '.join(clauses)} "  # noqa: S608
-            f"ORDER BY {at} DESC, {key} DESC LIMIT {filters.limit + 1}",
-            *values,
-        )
-        return page_of(rows, filters.limit, env=env, view=view, position=lambda row: (row[at], row[key]), total=total)
+        """Return the merchant's events of ``env`` as webhooks carry them, newest first. Raises Invalid."""
+        found = public_events(env, merchant_id, kind=filters.type)
+        found.since, found.until = filters.since, filters.until
+        page = await EVENTS.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        return page_of(page.map(_event))
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
         """A delivery with its attempts and the event it carries. Raises NotFound."""
@@ -261,8 +229,8 @@ class Deliveries:
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
                 caller.merchant_id,
-                which.since,
-                which.until,
+                Ids.least("dlv", which.since),
+                which.until and Ids.least("dlv", which.until),
                 which.status,
                 self._runtime.clock.now(),
                 MOST_REPLAYED,

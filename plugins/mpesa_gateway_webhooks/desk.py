@@ -1,22 +1,22 @@
 """Webhooks as operators look at them, of all merchants together, and what they do about them."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.merchants import Merchant, Merchants
 from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-
-DELIVERIES = Listing("delivery", "created_at", "delivery_id")
 
 ILL = 3
 """Failures in a row from which an endpoint is worth a look."""
@@ -51,16 +51,23 @@ class WebhookDesk:
         self._settings = settings
         self._endpoints = endpoints
 
-    async def endpoints(self, env: Env, before: str | None, limit: int) -> list[Row]:
-        """Active endpoints of ``env``, newest first, each with what it is owed and what died of late."""
-        return await self._db.fetch(endpoint_tables.ENDPOINTS, self._since(), before, limit, env)
+    async def endpoints(self, env: Env, cursor: str | None, limit: int) -> Paged[Row]:
+        """Return active endpoints of ``env``, newest first, each with what it is owed and what died in the last day.
+
+        Raises Invalid for a bad cursor.
+        """
+        found = Conditions(env)
+        found.add("is_active")
+        page = await endpoint_tables.ENDPOINTS.page(self._db, found, cursor, limit)
+        rows = await self._health([row["endpoint_id"] for row in page.rows])
+        return page.map(lambda row: rows[row["endpoint_id"]])
 
     async def endpoint(self, endpoint_id: str) -> Row:
         """One endpoint. Raises NotFound."""
-        row = await self._db.fetchrow(endpoint_tables.ENDPOINT, self._since(), endpoint_id)
-        if row is None:
+        rows = await self._health([endpoint_id])
+        if not rows:
             raise NotFound("there is no such endpoint")
-        return row
+        return rows[endpoint_id]
 
     async def endpoint_of(self, merchant_id: str, env: Env) -> Row | None:
         """A merchant's active endpoint in ``env``."""
@@ -77,13 +84,11 @@ class WebhookDesk:
         """An endpoint's secret by its last four characters."""
         return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
-    async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> Paged:
+    async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> Paged[Row]:
         """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
-        found = Conditions()
-        for value, clause in ((query.status, "status = {}"), (query.event_type, "event_type = {}")):
-            if value is not None:
-                found.add(clause, value)
-        return await DELIVERIES.page(self._reads, query.merchant, env, found, query.cursor, limit)
+        found = Conditions(env, query.merchant)
+        found.equal(status=query.status, event_type=query.event_type)
+        return await tables.DELIVERIES.page(self._reads, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
         """A delivery with its endpoint and the event that it carries. Raises NotFound."""
@@ -131,11 +136,15 @@ class WebhookDesk:
     async def waiting(self, env: Env) -> tuple[int, datetime | None]:
         """How many merchants have events of ``env`` that wait for an endpoint, and since when the oldest does."""
         wait = timedelta(days=self._settings.wait_days)
-        row = await self._db.fetchrow(tables.WAITING, env, self._clock.now() - wait)
+        row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait))
         return (0, None) if row is None else (row["merchants"], row["oldest"])
 
-    def _since(self) -> datetime:
-        return self._clock.now() - _LATELY
+    async def _health(self, endpoint_ids: Sequence[str]) -> dict[str, Row]:
+        rows = await self._db.fetch(endpoint_tables.HEALTH, self._since(), endpoint_ids)
+        return {row["endpoint_id"]: row for row in rows}
+
+    def _since(self) -> str:
+        return Ids.least("dlv", self._clock.now() - _LATELY)
 
 
 def health_of(row: Row, now: datetime) -> str:

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.egress import check_url
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
@@ -29,10 +30,15 @@ async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncI
     """The endpoint is set, may be called, and takes what is sent."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
-        tables.EXAMINE, merchant.merchant_id, examination.now - _LATELY, examination.now, examination.env
+        tables.EXAMINE,
+        merchant.merchant_id,
+        Ids.least("dlv", examination.now - _LATELY),
+        examination.now,
+        examination.env,
     )
     if row is None:
-        oldest = examination.now - timedelta(days=gateway.settings(WebhooksSettings).wait_days)
+        wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
+        oldest = Ids.least("dlv", examination.now - wait)
         waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, examination.env, oldest)
         yield Observation(
             name="webhooks.endpoint",

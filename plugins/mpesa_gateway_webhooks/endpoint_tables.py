@@ -4,6 +4,7 @@ from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.columns.combination import Where
 from piccolo.table import Table
 
+from mpesa_gateway.db.lists import Listing
 from mpesa_gateway.env import Env
 
 
@@ -75,17 +76,14 @@ SELECT webhook_endpoint.*, merchant.name,
         ORDER BY due_at LIMIT 1000) AS oldest) AS oldest,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
         WHERE delivery.merchant_id = webhook_endpoint.merchant_id AND delivery.env = webhook_endpoint.env
-            AND status = 'dead' AND created_at >= $1
+            AND status = 'dead' AND delivery_id >= $1
         LIMIT 1000) AS lost) AS dead
 FROM webhook_endpoint JOIN merchant USING (merchant_id)
 """
 
-ENDPOINTS = f"""{_ENDPOINTS}
-WHERE webhook_endpoint.is_active AND webhook_endpoint.env = $4 AND ($2::uuid IS NULL OR endpoint_id < $2)
-ORDER BY endpoint_id DESC LIMIT $3
-"""
+ENDPOINTS = Listing(table="webhook_endpoint", key="endpoint_id", prefix="whe", of_merchants=False)
 
-ENDPOINT = f"{_ENDPOINTS} WHERE endpoint_id = $2"
+HEALTH = f"{_ENDPOINTS} WHERE endpoint_id = ANY($2::uuid[])"
 
 ENDPOINT_OF_MERCHANT = f"""{_ENDPOINTS}
 WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.env = $3 AND webhook_endpoint.is_active

@@ -3,13 +3,14 @@
 import hashlib
 import hmac
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.dns import Names
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.vault import CALLBACK_TOKENS, Vault
 from mpesa_gateway_webhooks import signing, tables
@@ -47,8 +48,8 @@ class Listener:
         self._merchant_id = merchant_id
         self._env = env
         self._kinds = list(kinds)
-        self._seen: dict[str, datetime] = {}
-        self._since = clock.now() - LOOK_BACK
+        self._seen: set[str] = set()
+        self._since = Ids.least("evt", clock.now() - LOOK_BACK)
         self._egress = Egress(timeout=TIMEOUT, lookup=names)
 
     async def start(self) -> None:
@@ -74,11 +75,11 @@ class Listener:
         rows = await self._db.fetch(
             tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH, self._env
         )
-        self._seen.update({row["event_id"]: row["occurred_at"] for row in rows})
+        self._seen.update(row["event_id"] for row in rows)
         if len(rows) < BATCH:
             # Everything committed by now has been seen: only what was stamped lately may still turn up.
-            self._since = max(self._since, now - LOOK_BACK)
-            self._seen = {event_id: at for event_id, at in self._seen.items() if at >= self._since}
+            self._since = max(self._since, Ids.least("evt", now - LOOK_BACK))
+            self._seen = {event_id for event_id in self._seen if event_id >= self._since}
         return rows
 
     async def forward(self, row: Row, url: str) -> Answer | EgressFailed:

@@ -33,11 +33,10 @@ class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 async def endpoints(visit: Visit) -> Shown:
     """Every merchant's endpoint, and how it fares."""
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
-    rows = await visit.gateway.port(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE + 1)
-    shown = rows[:_A_PAGE]
-    cursor = shown[-1]["endpoint_id"] if len(rows) > _A_PAGE else None
-    health = {row["endpoint_id"]: health_of(row, now) for row in shown}
-    return Shown("endpoints.html", {"rows": shown, "health": health} | visit.pager("webhooks", cursor))
+    page = await visit.gateway.port(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE)
+    health = {row["endpoint_id"]: health_of(row, now) for row in page.rows}
+    shown = {"rows": page.rows, "health": health}
+    return Shown("endpoints.html", shown | visit.pager("webhooks", page.next_cursor))
 
 
 async def endpoint(visit: Visit) -> Shown:

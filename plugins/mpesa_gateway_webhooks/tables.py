@@ -5,6 +5,10 @@ from typing import Any
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
+from mpesa_gateway.db.lists import Listing
+
+DELIVERIES = Listing(table="delivery", key="delivery_id", prefix="dlv")
+
 
 class DeliveryRow(Table, tablename="delivery"):
     """One event on its way to one endpoint. It waits without one while its merchant has none in its env."""
@@ -46,7 +50,6 @@ def attempts_of(delivery_id: str) -> Any:
     return (  # pyright: ignore[reportUnknownVariableType] - Piccolo
         AttemptRow.select(AttemptRow.attempt_id.as_alias("id"), *shown)
         .where(AttemptRow.delivery_id == delivery_id)
-        .order_by(AttemptRow.at)
         .order_by(AttemptRow.attempt_id)
     )
 
@@ -200,7 +203,7 @@ WITH RECURSIVE owner AS (
     CROSS JOIN LATERAL (
         SELECT delivery_id FROM delivery
         WHERE delivery.merchant_id = owner.merchant_id AND delivery.env = owner.env AND status = 'waiting'
-        ORDER BY created_at LIMIT $3 FOR UPDATE SKIP LOCKED
+        ORDER BY delivery_id LIMIT $3 FOR UPDATE SKIP LOCKED
     ) AS waiting
     LIMIT $3
 )
@@ -234,9 +237,9 @@ UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until 
 FROM webhook_endpoint
 WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
     SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND created_at >= $2 AND ($3::timestamptz IS NULL OR created_at < $3)
+    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::text IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY created_at LIMIT $6
+    ORDER BY delivery_id LIMIT $6
 )
 RETURNING delivery_id
 """
@@ -257,9 +260,9 @@ SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE p
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
-WHERE merchant_id = $1 AND env = $6 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[])
+WHERE merchant_id = $1 AND env = $6 AND is_public AND event_id >= $2 AND kind = ANY($3::text[])
     AND event_id <> ALL($4::uuid[])
-ORDER BY occurred_at, event_id LIMIT $5
+ORDER BY event_id LIMIT $5
 """
 
 # -- what operators look at -------------------------------------------------------------------------------------------
@@ -275,14 +278,14 @@ FROM (SELECT created_at FROM delivery WHERE status = 'pending' AND env = ANY($1:
 DEAD_SINCE = """
 SELECT count(*) FROM merchant CROSS JOIN unnest($2::text[]) AS world CROSS JOIN LATERAL (SELECT 1 FROM delivery
     WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = world AND status = 'dead'
-        AND created_at >= $1 LIMIT 1000) AS lost
+        AND delivery_id >= $1 LIMIT 1000) AS lost
 """
 
 WAITING = """
 SELECT count(*) AS merchants, min(oldest) AS oldest FROM merchant CROSS JOIN LATERAL (
     SELECT created_at AS oldest FROM delivery
-    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = $1 AND status = 'waiting' AND created_at >= $2
-    ORDER BY created_at LIMIT 1) AS waiting
+    WHERE delivery.merchant_id = merchant.merchant_id AND delivery.env = $1 AND status = 'waiting' AND delivery_id >= $2
+    ORDER BY delivery_id LIMIT 1) AS waiting
 WHERE merchant.is_active
 """
 
@@ -299,7 +302,7 @@ WHERE delivery_id = $1
 OF_PAYMENT = f"""
 SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
-WHERE payment_id = $1 ORDER BY delivery.created_at DESC, delivery_id DESC LIMIT 50
+WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50
 """  # noqa: S608 - likewise
 
 OF_EVENT = f"""
@@ -309,16 +312,16 @@ FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1
 
 ATTEMPTS_OF_PAYMENT = """
 SELECT attempt.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
-FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY created_at DESC, delivery_id DESC LIMIT 50) AS delivery
+FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50) AS delivery
     JOIN attempt USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
     JOIN event ON event.event_id = delivery.event_id
-ORDER BY attempt.at LIMIT 100
+ORDER BY attempt_id LIMIT 100
 """
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,
     (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'dead'
-        AND delivery.created_at >= $2) AS dead,
+        AND delivery.delivery_id >= $2) AS dead,
     (SELECT count(*) FROM delivery WHERE delivery.merchant_id = $1 AND delivery.env = $4 AND status = 'pending'
         AND due_at <= $3) AS owed,
     (SELECT last_error FROM delivery WHERE delivery.endpoint_id = webhook_endpoint.endpoint_id AND status = 'pending'
@@ -328,5 +331,5 @@ FROM webhook_endpoint WHERE merchant_id = $1 AND env = $4 AND is_active
 
 EXAMINE_WAITING = """
 SELECT count(*) FROM (SELECT 1 FROM delivery
-    WHERE merchant_id = $1 AND env = $2 AND status = 'waiting' AND created_at >= $3 LIMIT 1000) AS waiting
+    WHERE merchant_id = $1 AND env = $2 AND status = 'waiting' AND delivery_id >= $3 LIMIT 1000) AS waiting
 """

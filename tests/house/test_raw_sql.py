@@ -42,7 +42,6 @@ declare none.
 
 NOT_YET = frozenset(
     {
-        "plugins/mpesa_gateway_payments/listing.py",
         "plugins/mpesa_gateway_payments/recovery_sql.py",
         "plugins/mpesa_gateway_payments/transition_sql.py",
         "plugins/mpesa_gateway_reconciliation/invariants.py",

@@ -286,7 +286,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     }
 
     rehearsed = await erase(town, is_rehearsal=True)
-    assert await town.gateway.audit.page(10, None, "privacy.erasing", None) == []
+    assert (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows == []
     assert {line.partition(":")[0] for line in await standing(town)} == tables
     done = await erase(town)
     assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
@@ -311,10 +311,10 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     assert (shown["amount"], shown["receipt"]) == ("500.00", payment["receipt"])
     events = (await town.api.call("GET", "/v1/events")).data
     assert {event["data"].get("phone") for event in events} == {"erased", OTHER}
-    for_all, for_merchant = await town.gateway.audit.page(10, None, "privacy.erased", None)
+    for_all, for_merchant = (await town.gateway.audit.page(10, None, "privacy.erased", None)).rows
     assert (for_all.detail["payments"], for_all.detail["left"], for_all.actor) == (2, 0, "test")
     assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
-    (intent,) = await town.gateway.audit.page(10, None, "privacy.erasing", None)
+    (intent,) = (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows
     assert intent.number < for_merchant.number < for_all.number
     assert await broken(town.gateway) == {}
     # A second time there is nothing left to do.

@@ -75,7 +75,9 @@ async def test_each_takes_its_own_money_and_tells_its_own_subscribers(
         await stranger.close()
         for gateway, own in ((one, paid[0]), (two, paid[1])):
             assert await gateway.db.fetchval("SELECT array_agg(payment_id) FROM payment") == [own["id"]]
-            assert [merchant.merchant_id for merchant in await gateway.merchants.page(10)] == [own["merchant_id"]]
+            assert [merchant.merchant_id for merchant in (await gateway.merchants.page(10)).rows] == [
+                own["merchant_id"]
+            ]
             assert await gateway.merchants.get(own["merchant_id"]) is not None
 
 
@@ -83,9 +85,9 @@ async def test_called_from_the_others_transaction_each_stays_at_home(
     values: dict[str, Any], next_door: dict[str, Any]
 ) -> None:
     async with both(values, next_door) as ((one, _), (two, _)):
-        (theirs,) = await two.merchants.page(1)
+        (theirs,) = (await two.merchants.page(1)).rows
         async with one.db.transaction():
-            assert await two.merchants.page(10) == [theirs]
+            assert (await two.merchants.page(10)).rows == [theirs]
             assert await one.merchants.get(theirs.merchant_id) is None
             wanted = PaymentRequest(amount=Kes(5), phone=Msisdn.parse("0711000071"))
             asked = await two.port(Payments).request(
@@ -104,7 +106,7 @@ async def test_a_query_that_does_not_say_in_which_is_refused_and_not_guessed(
         assert await one.db.run(MerchantRow.count()) == 1
         async with two.db.transaction():
             await MerchantRow.update({MerchantRow.name: "Renamed"}, force=True)
-        assert [(await gateway.merchants.page(1))[0].name for gateway in (one, two)] == ["Test shop", "Renamed"]
+        assert [(await gateway.merchants.page(1)).rows[0].name for gateway in (one, two)] == ["Test shop", "Renamed"]
         # Piccolo asks which kind of database it is while it builds this one, before ``run`` says which.
         again = MerchantRow.insert(MerchantRow(**(await two.db.run(MerchantRow.select().first()))))
         assert await two.db.run(again.on_conflict(action="DO NOTHING")) == []
@@ -171,7 +173,7 @@ async def test_one_queue_for_two_databases_is_refused(values: dict[str, Any], ne
         made = await first.merchants.create("Still served", actor="test")
         assert await first.merchants.get(made.merchant_id) == made
     async with second.running():
-        assert await second.merchants.page(10) == []
+        assert (await second.merchants.page(10)).rows == []
 
 
 async def test_two_on_the_same_database_are_replicas(values: dict[str, Any]) -> None:

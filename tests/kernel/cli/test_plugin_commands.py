@@ -17,7 +17,7 @@ from mpesa_gateway.plugin import Plugin
 def barter(session: Session) -> None:
     """Swap goats."""
     async def count(gateway):
-        return len(await gateway.merchants.page(10))
+        return len((await gateway.merchants.page(10)).rows)
     click.echo(f"{session.run(count)} merchants to swap with")
 
 plugin = Plugin(name="barter", summary="Goats.", commands=(barter,))

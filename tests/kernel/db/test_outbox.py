@@ -307,7 +307,7 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
             await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=4)])
 
     async def names(gateway: Gateway) -> set[str]:
-        return {merchant.name for merchant in await gateway.merchants.page(10)}
+        return {merchant.name for merchant in (await gateway.merchants.page(10)).rows}
 
     ears = Ears()
     other = Plugin(name="book", summary="Books.", subscribers=(inside(BellRang, book),))

@@ -222,7 +222,7 @@ async def test_another_retention_is_noted_by_the_owner_and_until_then_the_longer
         assert (await Retention(other).forget())["audit entries"] == 0
     async with Gateway(GatewayConfig.from_values(shorter)).running() as other:
         assert await stored() == (30, 30)
-        (entry,) = await other.audit.page(1, None, "audit.keeping", None)
+        (entry,) = (await other.audit.page(1, None, "audit.keeping", None)).rows
         assert (entry.actor, entry.detail) == ("owner", {"days": 30, "was": 2557})
         assert await other.audit.verify() == 4
     longer = values | {"retention": {"audit_days": 0}}

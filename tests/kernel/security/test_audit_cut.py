@@ -55,7 +55,7 @@ async def behind_the_triggers(gateway: Gateway, *statements: str) -> None:
 async def test_a_number_in_a_persons_note_is_masked_because_nothing_is_ever_erased_here(gateway: Gateway) -> None:
     detail = {"note": "She called from 0711000001", "each": ["+254711000001", {"to": "254711000001"}], "days": 3}
     await gateway.audit.record("noted", merchant_id=None, actor="test", detail=detail)
-    (entry,) = await gateway.audit.page(1, None, "noted", None)
+    (entry,) = (await gateway.audit.page(1, None, "noted", None)).rows
     assert entry.detail == {
         "note": "She called from 07****001",
         "each": ["2547****001", {"to": "2547****001"}],
@@ -80,7 +80,7 @@ async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway:
     counts = await Retention(gateway, sleep).forget()
     assert (counts["audit entries"], waited) == (1012, [515, 15, 3])
     assert await numbers(gateway) == [1013, 1014, 1015]
-    (entry,) = await gateway.audit.page(10, None, "audit.cut", None)
+    (entry,) = (await gateway.audit.page(10, None, "audit.cut", None)).rows
     assert (entry.actor, entry.detail["through"], entry.detail["days"]) == ("retention", 1012, 2557)
     # Nothing more is old: nothing is announced, nothing goes.
     assert (await Retention(gateway, sleep).forget())["audit entries"] == 0
@@ -104,7 +104,7 @@ async def test_what_was_announced_by_a_shorter_retention_is_not_cut_by_a_longer_
     await gateway.db.execute("UPDATE audit_policy SET keep_days = 2557")
     assert (await Retention(gateway).forget())["audit entries"] == 10
     assert await gateway.audit.verify() == 3
-    assert len(await gateway.audit.page(10, None, "audit.cut", None)) == 1
+    assert len((await gateway.audit.page(10, None, "audit.cut", None)).rows) == 1
 
 
 async def test_a_log_of_which_all_was_cut_goes_on_where_it_was(gateway: Gateway) -> None:

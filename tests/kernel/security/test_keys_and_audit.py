@@ -273,7 +273,7 @@ async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[st
         audit = gateway.audit
 
         async def seen(action: str) -> list[Any]:
-            return [entry.detail.get("left_out") for entry in await audit.page(100, None, action, None)]
+            return [entry.detail.get("left_out") for entry in (await audit.page(100, None, action, None)).rows]
 
         for _ in range(20):
             await audit.observe("auth.failed", merchant_id=None, actor="unknown")

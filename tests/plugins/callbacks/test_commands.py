@@ -137,5 +137,5 @@ async def test_callbacks_are_replayed_once_each(values: dict[str, Any], tmp_path
 
 async def acted(gateway: Gateway) -> dict[str, int]:
     """What was done from the terminal."""
-    entries = await gateway.audit.page(100, None, None, None)
+    entries = (await gateway.audit.page(100, None, None, None)).rows
     return dict(Counter(entry.action for entry in entries if entry.actor.startswith("cli:")))

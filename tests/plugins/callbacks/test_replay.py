@@ -59,7 +59,7 @@ async def test_replay_of_a_refused_callback_completes_its_payment_once(town: Tow
         again = await operators.replay(callback_id, actor="a person")
         assert (again.callback_id, again.verdict, again.was_done) == (done.callback_id, "applied", True)
     assert await world(town) == before
-    actions = [entry.action for entry in await town.gateway.audit.page(10, None, None, None)]
+    actions = [entry.action for entry in (await town.gateway.audit.page(10, None, None, None)).rows]
     assert (actions.count("callback.replayed"), actions.count("callback.offered")) == (3, 1)
 
 
@@ -175,7 +175,7 @@ async def test_route_replays_for_an_administrator_in_the_key_s_env_only(town: To
         assert await replay(live, data["callback_id"]) == (404, "NOT_FOUND")
         for nothing in ("cbk_01jd0000000000000000000000", "ref_", "x", "%00"):
             assert (await sandbox.call("POST", f"/v1/admin/callbacks/{nothing}/replay")).status == 404
-    (entry, *_) = await town.gateway.audit.page(1, None, "callback.replayed", None)
+    (entry, *_) = (await town.gateway.audit.page(1, None, "callback.replayed", None)).rows
     assert (entry.subject_id, entry.actor.partition(":")[0]) == (refused_id, "key")
 
 

@@ -31,7 +31,7 @@ class Desk:
 
     async def acted(self) -> list[tuple[str, str | None]]:
         """What operators did, newest first: the act and what it was about."""
-        entries = await self.gateway.audit.page(100, None, "operator.acted", None)
+        entries = (await self.gateway.audit.page(100, None, "operator.acted", None)).rows
         return [(entry.detail["act"], entry.subject_id) for entry in entries]
 
 

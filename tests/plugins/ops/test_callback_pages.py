@@ -66,7 +66,7 @@ async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(d
         assert "refused callback" not in (await browser.opens()).words
         payment = await browser.opens(f"/payments/{made['id']}")
         assert "applied stk: result 0" in payment.words
-    entry = (await desk.gateway.audit.page(1, None, "callback.replayed", None))[0]
+    entry = (await desk.gateway.audit.page(1, None, "callback.replayed", None)).rows[0]
     assert (entry.subject_id, entry.detail["reason"]) == (refused_id, "source")
 
 

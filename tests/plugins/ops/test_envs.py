@@ -62,7 +62,7 @@ async def test_a_form_acts_in_the_env_that_it_was_shown_in(desk: Desk) -> None:
         await browser.opens("/live")
         await browser.submits(page, "/reconciliation", merchant=desk.merchant_id)
         assert await desk.gateway.db.fetchval("SELECT array_agg(env) FROM reconciliation_run") == ["sandbox"]
-        acted = (await desk.gateway.audit.page(1, None, "operator.acted", None))[0]
+        acted = (await desk.gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert acted.detail["env"] == "sandbox"
 
 

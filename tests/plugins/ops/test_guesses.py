@@ -273,6 +273,6 @@ async def test_what_is_limited_is_on_record_once_for_each_address(values: dict[s
     async with pages(values) as home, Browser(home.ops) as browser:
         for _ in range(10):
             await browser.signs_in(password=WRONG)
-        actions = [entry.action for entry in await home.gateway.audit.page(100, None, None, None)]
+        actions = [entry.action for entry in (await home.gateway.audit.page(100, None, None, None)).rows]
         assert actions.count("operator.sign_in_failed") == 3
         assert actions.count("operator.sign_in_limited") == 1

@@ -93,7 +93,7 @@ async def home(settings: dict[str, Any]) -> AsyncGenerator[House]:
 
 async def actions(gateway: Gateway) -> list[str]:
     """What the audit log says was done, newest first."""
-    return [entry.action for entry in await gateway.audit.page(100, None, None, None)]
+    return [entry.action for entry in (await gateway.audit.page(100, None, None, None)).rows]
 
 
 async def failed(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> list[Job]:
@@ -145,7 +145,7 @@ async def test_the_password_opens_and_a_wrong_one_says_nothing(home: House) -> N
     assert cookie.value.encode() not in bytes(stored)
     assert bytes.fromhex(cookie.value) != bytes(stored)
     assert (await actions(home.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
-    entry = (await home.gateway.audit.page(1, None, "operator.sign_in_failed", None))[0]
+    entry = (await home.gateway.audit.page(1, None, "operator.sign_in_failed", None)).rows[0]
     assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"from": "127.0.0.1"})
 
 
@@ -393,7 +393,7 @@ async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: Ho
         assert "No job has failed." in (await browser.opens("/failed")).text
     assert calls.count("call_1") == 2
     assert await home.gateway.jobs.queues["default"].count_failed() == 0
-    (entry,) = await home.gateway.audit.page(10, None, "job.retried", None)
+    (entry,) = (await home.gateway.audit.page(10, None, "job.retried", None)).rows
     assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
     assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
 

@@ -254,7 +254,7 @@ async def test_the_list_can_be_taken_away_as_a_file(desk: Desk) -> None:
         assert head.startswith("id,env,amount")
         assert [row.split(",")[:2] for row in rows] == [[payment["id"], "sandbox"]]
         assert (await browser.opens("/payments/export")).status == 404
-    entry = (await desk.gateway.audit.page(1, None, "payments.exported", None))[0]
+    entry = (await desk.gateway.audit.page(1, None, "payments.exported", None)).rows[0]
     assert entry.merchant_id == desk.merchant_id
 
 

@@ -93,7 +93,7 @@ async def test_money_of_nobodys_is_set_aside_with_a_reason_and_left_alone(desk: 
     row = await desk.gateway.db.fetchrow("SELECT * FROM statement_line WHERE line_id = $1", line_id)
     assert row is not None
     assert row["set_aside_by"].startswith("operator:opr_")
-    entries = await desk.gateway.audit.page(10, None, "statement_line.set_aside", None)
+    entries = (await desk.gateway.audit.page(10, None, "statement_line.set_aside", None)).rows
     assert [(entry.subject_id, entry.detail["finding"]) for entry in entries] == [(line_id, "not_found")]
 
 
@@ -125,7 +125,7 @@ async def test_an_ambiguous_line_is_assigned_to_one_of_the_payments_that_it_fits
         )
         assert (late.status, "belongs to a payment already" in late.words) == (409, True)
     assert (await desk.api.call("GET", f"/v1/payments/{made[1]}")).data["status"] == "completed"
-    entry = (await desk.gateway.audit.page(1, None, "statement_line.assigned", None))[0]
+    entry = (await desk.gateway.audit.page(1, None, "statement_line.assigned", None)).rows[0]
     assert entry.detail["reason"] == "She called"
 
 

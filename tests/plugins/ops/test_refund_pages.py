@@ -54,7 +54,7 @@ async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: D
         assert ended.untidy == []
         late = await browser.sends(f"/refunds/{listed(page)[0]}/query", {"form_token": page.field("form_token")})
         assert "Not done: this refund has ended." in late.words
-    entry = (await desk.gateway.audit.page(1, None, "refund.requested", None))[0]
+    entry = (await desk.gateway.audit.page(1, None, "refund.requested", None)).rows[0]
     assert entry.actor.startswith("operator:opr_")
 
 

@@ -86,7 +86,7 @@ async def test_a_role_sees_and_does_what_it_may_and_no_more(plain: dict[str, Any
             "amina": [200, 200, 200, 200],
         }
         assert len(done) == 3
-        entries = await gateway.audit.page(10, None, "operator.acted", None)
+        entries = (await gateway.audit.page(10, None, "operator.acted", None)).rows
         assert [(entry.actor, entry.detail["act"]) for entry in reversed(entries)] == [
             (done[0], "shelf.put"),
             (done[1], "shelf.put"),
@@ -102,7 +102,7 @@ async def test_a_role_changes_from_the_next_page_on(plain: dict[str, Any]) -> No
             assert (await browser.opens("/shelf/hidden")).status == 403
             await operators.set_role("viola", Role.ADMIN, actor="test")
             assert (await browser.opens("/shelf/hidden")).status == 200
-            entry = (await gateway.audit.page(1, None, "operator.role_set", None))[0]
+            entry = (await gateway.audit.page(1, None, "operator.role_set", None)).rows[0]
             assert entry.detail == {"role": "admin"}
 
 
@@ -159,7 +159,7 @@ async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> Non
         assert (await browser.sends("/shelf/put", {"form_token": "0" * 64})).status == 403
         assert "Put there by wanjiru." in (await browser.submits(page, "/shelf/put")).words
         assert (await browser.opens("/shelf/hidden")).status == 403
-        entry = (await gateway.audit.page(1, None, "operator.acted", None))[0]
+        entry = (await gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert entry.actor == "operator:host:wanjiru"
         here.clear()
         assert (await browser.opens(follows=False)).status == 303

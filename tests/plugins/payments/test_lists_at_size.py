@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,11 +10,10 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.lists import Position
 from mpesa_gateway.http.reading import read_query
-from mpesa_gateway_payments.listing import page_sql
+from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
-from tests.identifiers import identifier, literal
+from tests.identifiers import expression, identifier, literal
 
 pytestmark = pytest.mark.as_owner
 
@@ -36,7 +36,7 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     phone, reference,
     reference_is_ours, description, idempotency_key, status, charge, merchant_request_id, checkout_request_id, receipt,
     failure_reason, refunded, due_at, expires_at, created_at, updated_at, completed_at)
-SELECT overlay({literal("pay")} PLACING lpad(to_hex(n), 12, '0') FROM 25)::uuid, $1, 'sandbox', 'mpesa', '174379',
+SELECT {expression("pay", "at", "n")}, $1, 'sandbox', 'mpesa', '174379',
     $3::uuid,
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
@@ -57,7 +57,7 @@ FROM (SELECT n, timestamptz '2026-01-01T00:00:00Z' + n * interval '1 minute' AS 
 WEEK = {"since": "2026-02-01T00:00:00Z", "until": "2026-02-08T00:00:00Z"}
 KNOWN = 31_000
 """A payment in the middle: paid, of more than 100,000."""
-
+KNOWN_ID = identifier("pay", KNOWN, at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN))
 PHONE = f"2547{(KNOWN * 7919) % 8000:08}"
 
 FILTERS: dict[str, dict[str, str]] = {
@@ -81,7 +81,7 @@ FILTERS: dict[str, dict[str, str]] = {
     "phone of nobody": {"phone": "254799999999"},
     "reference": {"reference": "ORDER77"},
     "reference of none": {"reference": "ORDER-X"},
-    "search for a payment's id": {"search": "pay_" + f"{KNOWN:026}"},
+    "search for a payment's id": {"search": KNOWN_ID},
     "search for M-Pesa's id": {"search": f"ws_CO_{KNOWN:020}"},
     "search for a receipt": {"search": f"S{KNOWN:09}"},
     "search for a receipt in small letters": {"search": f"s{KNOWN:09}"},
@@ -110,22 +110,22 @@ FILTERS: dict[str, dict[str, str]] = {
 }
 
 
-async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, after: Position | None) -> dict[str, Any]:
+async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, after: str | None) -> dict[str, Any]:
     """How Postgres has read a page."""
-    sql, values = page_sql(merchant_id, "sandbox", filters, after, SHOWN)
+    sql, *values = PAYMENTS.select(conditions(merchant_id, "sandbox", filters), SHOWN, after)
     (row,) = await db.fetch_planned("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql, *values)
     plan: dict[str, Any] = json.loads(row[0])[0]["Plan"]
     return plan
 
 
-async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> Position | None:
-    """The position of a row far down the list, or half way where the list is shorter; None in an empty one."""
-    sql, values = page_sql(merchant_id, "sandbox", filters, None, DEEP)
-    rows = await db.fetch_planned(f"SELECT created_at, payment_id FROM ({sql}) AS listed", *values)  # noqa: S608
+async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> str | None:
+    """The id of a row far down the list, or half way where the list is shorter; None in an empty one."""
+    sql, *values = PAYMENTS.select(conditions(merchant_id, "sandbox", filters), DEEP)
+    rows = await db.fetch_planned(f"SELECT payment_id FROM ({sql}) AS listed", *values)  # noqa: S608
     if not rows:
         return None
-    row = rows[-1] if len(rows) == DEEP else rows[len(rows) // 2]
-    return row["created_at"], row["payment_id"]
+    found: str = (rows[-1] if len(rows) == DEEP else rows[len(rows) // 2])["payment_id"]
+    return found
 
 
 def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

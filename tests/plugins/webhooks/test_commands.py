@@ -99,7 +99,7 @@ async def desk(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncGener
         others = tuple(name for name in gateway.config.plugins if name != "simulator")
         sections = {name: values for name, values in gateway.config.sections.items() if name != "simulator"}
         write_config(config, msgspec.structs.replace(gateway.config, plugins=others, sections=sections))
-        (merchant,) = await gateway.merchants.page(2)
+        (merchant,) = (await gateway.merchants.page(2)).rows
         yield Desk(gateway, api, merchant.merchant_id, endpoint, program, config)
 
 

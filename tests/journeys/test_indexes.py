@@ -1,0 +1,181 @@
+"""Each index serves a statement of the product: one that none can use costs every write and helps no reader."""
+
+import ast
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.db.event_log import EVENTS
+from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.named import Named
+from mpesa_gateway.security.audit import ENTRIES
+from mpesa_gateway_callbacks import tables as callbacks
+from mpesa_gateway_payments.listing import PAYMENTS
+from mpesa_gateway_payments.tables import WAITS_FOR_A_PERSON
+from mpesa_gateway_reconciliation import tables as reconciliation
+from mpesa_gateway_reconciliation.desk import LINES
+from mpesa_gateway_refunds.listing import REFUNDS
+from mpesa_gateway_webhooks.tables import DELIVERIES
+from tests.house.tree import ROOT, parsed, shipped_modules
+
+pytestmark = pytest.mark.as_owner
+
+BUILT: dict[str, str] = {
+    "api_key_merchant": "the keys of a merchant, by Piccolo's builder",
+    "merchant_live": "partial: whether any merchant has live credentials, which is its condition",
+    "ops_note_created": "notes that have been kept long enough, by the builder",
+    "ops_session_operator": "an operator's sessions, by the builder",
+    "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
+    "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
+    "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
+    "sim_push_created": "the simulator's newest pushes, by the builder",
+    "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
+}
+"""Indexes that serve what a generic plan of a written statement does not show, and what that is."""
+
+FILTERS: tuple[tuple[Listing, str], ...] = (
+    (PAYMENTS, "status = ''"),
+    (PAYMENTS, "phone = ''"),
+    (PAYMENTS, "reference = ''"),
+    (PAYMENTS, "amount = 1"),
+    (PAYMENTS, WAITS_FOR_A_PERSON),
+    (REFUNDS, "status = ''"),
+    (REFUNDS, "payment_id = ''"),
+    (REFUNDS, "attention IS NOT NULL"),
+    (DELIVERIES, "status = ''"),
+    (DELIVERIES, "event_type = ''"),
+    (DELIVERIES, "payment_id = ''"),
+    (ENTRIES, "merchant_id = ''"),
+    (ENTRIES, "action = ''"),
+    (ENTRIES, "subject_id = ''"),
+    (EVENTS, "is_public"),
+    (EVENTS, "is_public AND kind = ''"),
+    (callbacks.ACCEPTED, "verdict <> 'applied'"),
+    (callbacks.REFUSED, callbacks.UNREAD),
+    (LINES, reconciliation.UNRESOLVED),
+    (reconciliation.RUN_LINES, "run_id = '' AND reconciliation_line.finding = ''"),
+)
+"""What lists are filtered by, one at a time."""
+
+INDEXES = """
+SELECT index.oid::regclass::text AS name, indrelid::regclass::text AS of_table
+FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+WHERE relnamespace = current_schema()::regnamespace AND NOT indisunique AND NOT relispartition
+ORDER BY name
+"""
+
+OTHERS = """
+SELECT indexrelid::regclass::text AS name FROM pg_index
+WHERE indrelid = $1::text::regclass AND indexrelid <> $2::text::regclass
+    AND NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conindid = indexrelid)
+"""
+
+PARTS = """
+SELECT $1::text AS name
+UNION SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass
+"""
+
+_STATEMENT = re.compile(r"\s*(SELECT|WITH|UPDATE|DELETE|INSERT)\b.*\b(FROM|INTO|SET)\b", re.DOTALL)
+
+
+def written() -> Iterator[str]:
+    """Every statement of the product: the constants of its modules, and the texts within its functions."""
+    for path in shipped_modules():
+        values: list[Any] = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
+        if "SELECT" in path.read_text(encoding="utf-8"):
+            module = path.relative_to(ROOT / "plugins" if "plugins" in path.parts else ROOT).with_suffix("")
+            values += vars(importlib.import_module(".".join(module.parts))).values()
+        for value in values:
+            text = value.sql if isinstance(value, Named) else value
+            if isinstance(text, str) and _STATEMENT.match(text):
+                yield text
+
+
+def listed() -> Iterator[str]:
+    """Every list, of one merchant and of all, without a filter and with each."""
+    lists = dict.fromkeys(listing for listing, _ in FILTERS) | {reconciliation.RUNS: None}
+    for listing, text in [*FILTERS, *((listing, "true") for listing in lists)]:
+        for merchant_id in ("mer_1", None) if listing.of_merchants else (None,):
+            found = Conditions("live", merchant_id)
+            found.add(text)
+            yield listing.select(found, 50)[0]
+
+
+EXPLAINED = """
+CREATE FUNCTION pg_temp.explained(statement text) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    plan json;
+BEGIN
+    EXECUTE 'EXPLAIN (GENERIC_PLAN, FORMAT JSON) ' || statement INTO plan;
+    RETURN plan;
+EXCEPTION WHEN others THEN
+    RETURN NULL;
+END
+$$
+"""
+"""The plan of a statement with parameters, which asyncpg would want the values of."""
+
+
+async def used_by(connection: "asyncpg.Connection[Any]", sql: str) -> set[str] | None:
+    """The indexes that a statement is planned with; None for what is no whole statement."""
+    said = await connection.fetchval("SELECT pg_temp.explained($1)", sql)
+    return None if said is None else set(_indexes(json.loads(said)[0]["Plan"]))
+
+
+def _indexes(node: dict[str, Any], *, is_limited: bool = False) -> Iterator[str]:
+    """The indexes that are looked up in, or read in their order up to a limit: not those that are read whole."""
+    if "Index Name" in node and ("Index Cond" in node or is_limited):
+        yield node["Index Name"]
+    for inner in node.get("Plans", ()):
+        yield from _indexes(inner, is_limited=node["Node Type"] == "Limit")
+
+
+async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: str, statements: list[str]) -> bool:
+    """Whether a statement is planned with an index where the table has no other but its constraints'."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        for other in await connection.fetch(OTHERS, table, name):
+            await connection.execute(f"DROP INDEX {other['name']}")
+        # Of a table by month, plans name the indexes of its partitions.
+        names = {row["name"] for row in await connection.fetch(PARTS, name)}
+        for sql in statements:
+            if re.search(rf"\b{table}\b", sql) and names & (await used_by(connection, sql) or set()):
+                return True
+        return False
+    finally:
+        await transaction.rollback()
+
+
+async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str, Any]) -> None:
+    values["worker"] = {"in_process": False}
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+        connection = await gateway.db.connect()
+        try:
+            await connection.execute(EXPLAINED)
+            # Small tables are read whole because that is cheaper.
+            await connection.execute("SET enable_seqscan = off")
+            plans = {sql: await used_by(connection, sql) for sql in sorted({*written(), *listed()})}
+            statements = [sql for sql, used in plans.items() if used is not None]
+            assert len(statements) > 150
+            used = {name for names in plans.values() for name in names or ()}
+            unused = {
+                row["name"]
+                for row in await connection.fetch(INDEXES)
+                if not used & {part["name"] for part in await connection.fetch(PARTS, row["name"])}
+                and not await can_be_used(connection, row["name"], row["of_table"], statements)
+            }
+            surprising = sorted(unused ^ set(BUILT))
+            assert not surprising, " ".join(surprising)
+            # The eyes with which that is seen: an index that no statement asks for.
+            await connection.execute("CREATE INDEX payment_useless ON payment (description)")
+            assert not await can_be_used(connection, "payment_useless", "payment", statements)
+        finally:
+            await connection.close()
