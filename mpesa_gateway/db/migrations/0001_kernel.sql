@@ -54,8 +54,9 @@ CREATE TABLE api_key (
     revoked_at timestamptz,
     last_used_at timestamptz
 );
-CREATE INDEX api_key_merchant ON api_key (merchant_id, created_at DESC, key_id DESC);
+CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
 
+-- One namespace of keys for payments and refunds of a merchant in an env.
 CREATE TABLE idempotency_key (
     merchant_id uuid NOT NULL REFERENCES merchant,
     key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
@@ -70,6 +71,7 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
+-- What happened. body: as webhooks carry it; payload: the fields that neither a column nor the body has.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
@@ -86,10 +88,11 @@ CREATE TABLE event (
     CONSTRAINT event_payload_unless_public CHECK (payload IS NOT NULL OR is_public),
     CONSTRAINT event_public_has_a_subject CHECK (NOT is_public OR subject_id IS NOT NULL)
 );
-CREATE INDEX event_subject ON event (subject_id, occurred_at);
-CREATE INDEX event_newest ON event (merchant_id, env, occurred_at DESC, event_id DESC) WHERE is_public;
-CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, occurred_at DESC, event_id DESC) WHERE is_public;
+CREATE INDEX event_newest ON event (merchant_id, env, event_id) WHERE is_public;
+CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, event_id) WHERE is_public;
+CREATE INDEX event_subject ON event (subject_id);
 
+-- The work that a subscriber has with an event.
 CREATE TABLE event_task (
     event_id uuid NOT NULL REFERENCES event,
     subscriber text NOT NULL,
@@ -103,6 +106,7 @@ CREATE TABLE event_task (
 );
 CREATE INDEX event_task_due ON event_task (due_at) WHERE done_at IS NULL;
 
+-- The audit log: a chain of digests, written by audit_append() only. Its ids are text: the digests are of their text.
 CREATE TABLE audit_entry (
     number bigint PRIMARY KEY CHECK (number > 0),
     entry_id text COLLATE "C" NOT NULL UNIQUE,
@@ -121,18 +125,24 @@ CREATE INDEX audit_entry_merchant ON audit_entry (merchant_id, number DESC);
 CREATE INDEX audit_entry_action ON audit_entry (action, number DESC);
 CREATE INDEX audit_entry_subject ON audit_entry (subject_id, number DESC) WHERE subject_id IS NOT NULL;
 
+-- Where the kept part of the chain begins: the number and digest of the last entry that was deleted.
 CREATE TABLE audit_checkpoint (
     is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
     number bigint NOT NULL CHECK (number > 0),
     digest bytea NOT NULL CHECK (length(digest) = 32)
 );
 
+-- For how many days the log is kept (0: for ever), and the least that it ever was. `mpesa-gateway migrate` writes it
+-- from retention.audit_days; the role that runs the gateway does not.
 CREATE TABLE audit_policy (
     is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
     keep_days integer NOT NULL CHECK (keep_days >= 0),
     least_days integer NOT NULL CHECK (least_days > 0)
 );
 
+-- No constraint compares the times of two moments: they may come from clocks of two machines, and a skewed clock must
+-- not stop money. A trigger looks at a row AFTER the change and WHEN it differs: it costs nothing where nothing is
+-- wrong.
 CREATE FUNCTION refuse_rewriting() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is not changed so: %', TG_ARGV[0], TG_ARGV[1]
@@ -365,6 +375,7 @@ CREATE TRIGGER event_not_deleted BEFORE DELETE ON event
 CREATE TRIGGER event_never_emptied BEFORE TRUNCATE ON event
     FOR EACH STATEMENT
     EXECUTE FUNCTION refuse_change();
+-- Payload and body are left out: a payer's number can be erased from them on request.
 CREATE TRIGGER event_append_only BEFORE UPDATE OF event_id, kind, merchant_id, env, subject_id, occurred_at,
     is_public ON event
     FOR EACH ROW

@@ -1,3 +1,4 @@
+-- Callbacks that were accepted. body_bytes: the body as it came, where its text does not give its bytes back.
 CREATE TABLE callback (
     callback_id uuid PRIMARY KEY CHECK (has_prefix(callback_id, 'cbk')),
     kind text NOT NULL,
@@ -23,12 +24,16 @@ CREATE TABLE callback (
     CONSTRAINT callback_env_is_its_tokens CHECK ((subject_id IS NULL) = (env IS NULL)),
     CONSTRAINT callback_merchant_is_its_tokens CHECK (subject_id IS NOT NULL OR merchant_id IS NULL)
 );
-CREATE INDEX callback_subject ON callback (subject_id, received_at) WHERE subject_id IS NOT NULL;
-CREATE INDEX callback_handle ON callback (handle, received_at) WHERE handle <> '';
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
-CREATE INDEX callback_unapplied ON callback (received_at DESC, callback_id DESC) WHERE verdict <> 'applied';
-CREATE INDEX callback_newest ON callback (env, received_at DESC, callback_id DESC);
+CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
+CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE handle <> '';
+CREATE INDEX callback_newest ON callback (env, callback_id);
+CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';
 
+-- Callbacks that were refused, and why. original: the whole body, for a replay. is_trusted: it came with a token of
+-- ours or from a listed address, and is not displaced by refusals of strangers. cut_*: the announced length, the bytes
+-- that were read and their SHA-256, of a body that was too large. was_forwarded: the address named another one
+-- (X-Forwarded-For).
 CREATE TABLE refused_callback (
     refused_id uuid PRIMARY KEY CHECK (has_prefix(refused_id, 'ref')),
     kind text NOT NULL CHECK (kind <> ''),
@@ -53,10 +58,9 @@ CREATE TABLE refused_callback (
     CONSTRAINT refused_callback_cut_is_whole CHECK (num_nulls(cut_length, cut_read, cut_sha256) IN (0, 3)),
     CONSTRAINT refused_callback_says_why CHECK (reason <> '')
 );
-CREATE INDEX refused_callback_at ON refused_callback (at DESC, refused_id DESC);
-CREATE INDEX refused_callback_merchant ON refused_callback (merchant_id, at DESC, refused_id DESC);
 CREATE INDEX refused_callback_became ON refused_callback (callback_id) WHERE callback_id IS NOT NULL;
 CREATE INDEX refused_callback_subject ON refused_callback (subject_id) WHERE subject_id IS NOT NULL;
-CREATE INDEX refused_callback_of_strangers ON refused_callback (at DESC, refused_id DESC) WHERE NOT is_trusted;
-CREATE INDEX refused_callback_unread ON refused_callback (at DESC, refused_id DESC)
+CREATE INDEX refused_callback_of_strangers ON refused_callback (refused_id) WHERE NOT is_trusted;
+-- What came from Safaricom and could not be read, or is of a kind that no enabled plugin takes.
+CREATE INDEX refused_callback_unread ON refused_callback (refused_id)
     WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind');

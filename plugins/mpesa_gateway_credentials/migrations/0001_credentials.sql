@@ -1,3 +1,4 @@
+-- A number that payers pay. In live it belongs to one merchant.
 CREATE TABLE receiver (
     receiver_id uuid PRIMARY KEY CHECK (has_prefix(receiver_id, 'rcv')),
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
@@ -10,6 +11,7 @@ CREATE TABLE receiver (
     UNIQUE (receiver_id, env)
 );
 
+-- A merchant's right to one receiver, with sealed credentials. Payments and refunds name it for good.
 CREATE TABLE shortcode (
     shortcode_id uuid PRIMARY KEY CHECK (has_prefix(shortcode_id, 'shc')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -48,7 +50,7 @@ CREATE UNIQUE INDEX shortcode_default ON shortcode (merchant_id, env) WHERE is_d
 CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
--- Processes remember a merchant's shortcodes by the merchant, one shortcode by its id, with the receiver's owner.
+-- Processes remember a merchant's shortcodes by the merchant, and one shortcode by its id.
 CREATE FUNCTION tell_shortcode() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'credentials:' || id_text(NEW.merchant_id));

@@ -1,3 +1,6 @@
+-- A payment is bound to its shortcode_id for good; shortcode is the number that payers pay. outcome_is_final: the
+-- failure was M-Pesa's last word. accepted_at, completed_at, completed_by: steps of an ordinary payment, which stores
+-- no others.
 CREATE TABLE payment (
     payment_id uuid PRIMARY KEY CHECK (has_prefix(payment_id, 'pay')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -15,6 +18,7 @@ CREATE TABLE payment (
     idempotency_key text NOT NULL,
     status text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'completed', 'failed', 'reversed', 'partially_reversed')),
+    -- ready is committed with the payment, sending immediately before its push: what is still ready was never sent.
     charge text NOT NULL DEFAULT 'sending'
         CHECK (charge IN ('ready', 'sending', 'released', 'accepted', 'refused', 'unknown')),
     merchant_request_id text,
@@ -79,20 +83,21 @@ CREATE INDEX payment_received_receipt ON payment (env, received_receipt) WHERE r
 CREATE INDEX payment_without_receipt ON payment (env, shortcode, amount, created_at)
     WHERE receipt IS NULL AND status IN ('pending', 'failed', 'completed');
 CREATE INDEX payment_received_phone ON payment (merchant_id, received_phone) WHERE received_phone IS NOT NULL;
-CREATE INDEX payment_newest ON payment (merchant_id, env, created_at DESC, payment_id DESC) INCLUDE (amount);
-CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, created_at DESC,
-    payment_id DESC) INCLUDE (amount);
-CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, created_at DESC, payment_id DESC);
-CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, created_at DESC, payment_id DESC);
-CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, created_at DESC, payment_id DESC);
 CREATE INDEX payment_due ON payment (shortcode_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX payment_expiry ON payment (expires_at) WHERE status = 'pending' AND mismatch IS NULL;
-CREATE INDEX payment_held ON payment (env, created_at DESC, payment_id DESC)
-    WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 CREATE UNIQUE INDEX payment_checkout_request_id ON payment (checkout_request_id, env)
     WHERE checkout_request_id IS NOT NULL;
+-- The tally looks for payments that changed. Only the newest time in each range matters to it.
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
+CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
+CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
+CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, payment_id);
+CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id);
+CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
+CREATE INDEX payment_held ON payment (merchant_id, env, payment_id)
+    WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 
+-- The steps that are not ordinary.
 CREATE TABLE payment_step (
     payment_id uuid NOT NULL REFERENCES payment,
     number bigint GENERATED ALWAYS AS IDENTITY,
@@ -106,6 +111,7 @@ CREATE TABLE payment_step (
     detail text NOT NULL,
     PRIMARY KEY (payment_id, number)
 );
+-- A payment fails once, is completed once and is reversed in full once.
 CREATE UNIQUE INDEX payment_step_change ON payment_step (payment_id, (CASE
     WHEN (kind = ANY (ARRAY['refused', 'expired'])) THEN 'failed' ELSE kind
     END)) WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed');
@@ -135,8 +141,9 @@ CREATE TABLE status_check (
 );
 CREATE INDEX status_check_originator ON status_check (originator_conversation_id)
     WHERE originator_conversation_id IS NOT NULL;
-CREATE INDEX status_check_payment ON status_check (payment_id, created_at) WHERE payment_id IS NOT NULL;
+CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
+-- Counts for the overview, one row an hour.
 CREATE TABLE payment_tally (
     hour timestamptz NOT NULL CHECK (hour = date_trunc('hour', hour, 'UTC')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -154,6 +161,8 @@ CREATE TABLE payment_tally (
 );
 CREATE INDEX payment_tally_counted ON payment_tally (counted_at DESC);
 
+-- Receipts of money that left our receivers: they pay for nothing. payment_id is NULL where M-Pesa called a receipt
+-- reversed that no payment had at that time; is_part: it was reversed in part.
 CREATE TABLE outgoing_receipt (
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
@@ -201,6 +210,7 @@ CREATE TRIGGER payment_asks_for_the_same AFTER UPDATE OF merchant_id, env, provi
     OR OLD.shortcode_id IS DISTINCT FROM NEW.shortcode_id OR OLD.amount IS DISTINCT FROM NEW.amount
     OR OLD.currency IS DISTINCT FROM NEW.currency OR OLD.idempotency_key IS DISTINCT FROM NEW.idempotency_key)
     EXECUTE FUNCTION refuse_rewriting('what was asked for', 'make another payment');
+-- states.py has the same moves; tests/plugins/payments/test_constraints.py compares the two.
 CREATE TRIGGER payment_moves AFTER UPDATE OF status ON payment
     FOR EACH ROW WHEN (OLD.status <> NEW.status AND (NOT ((OLD.status = 'pending'
     AND NEW.status IN ('completed', 'failed')) OR (OLD.status = 'failed' AND NEW.status = 'completed'
@@ -208,6 +218,7 @@ CREATE TRIGGER payment_moves AFTER UPDATE OF status ON payment
     OR (OLD.status IN ('completed', 'partially_reversed') AND NEW.status IN ('reversed', 'partially_reversed')))))
     EXECUTE FUNCTION refuse_rewriting('the status', 'states.py has no such move');
 
+-- The detail is left out: a payer's number can be erased from it on request.
 CREATE TRIGGER payment_step_append_only BEFORE UPDATE OF payment_id, at, kind, cause, result_code ON payment_step
     FOR EACH ROW
     EXECUTE FUNCTION refuse_change();

@@ -8,6 +8,8 @@ CREATE TABLE pull_registration (
     PRIMARY KEY (merchant_id, env, shortcode)
 );
 
+-- A reading of one window of a statement. In live one run at a time of a receiver; in the sandbox, whose numbers
+-- merchants share without knowing of each other, one of a merchant.
 CREATE TABLE reconciliation_run (
     run_id uuid PRIMARY KEY CHECK (has_prefix(run_id, 'run')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -42,7 +44,7 @@ CREATE INDEX reconciliation_run_reached_by_cron ON reconciliation_run (merchant_
     WHERE status = 'completed' AND cause = 'cron';
 CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (receiver_id, (CASE env
     WHEN 'live' THEN receiver_id ELSE merchant_id END)) WHERE status = 'running';
-CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, started_at DESC, run_id DESC);
+CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, run_id);
 
 CREATE TABLE statement_line (
     line_id uuid PRIMARY KEY CHECK (has_prefix(line_id, 'lin')),
@@ -81,11 +83,11 @@ CREATE TABLE statement_line (
 );
 CREATE INDEX statement_line_payment ON statement_line (payment_id) WHERE payment_id IS NOT NULL;
 CREATE INDEX statement_line_phone ON statement_line (merchant_id, phone) WHERE payment_id IS NULL AND phone IS NOT NULL;
-CREATE INDEX statement_line_unresolved ON statement_line (merchant_id, env, created_at DESC, line_id DESC)
-    WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
 CREATE INDEX statement_line_zone ON statement_line (env, shortcode, line_id DESC) WHERE zone IS NOT NULL;
 CREATE INDEX statement_line_unallocated ON statement_line (env, shortcode, amount, created_at)
     WHERE finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL;
+CREATE INDEX statement_line_unresolved ON statement_line (merchant_id, env, line_id)
+    WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
 
 CREATE TABLE reconciliation_line (
     run_id uuid NOT NULL REFERENCES reconciliation_run,

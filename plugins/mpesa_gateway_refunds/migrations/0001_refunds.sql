@@ -1,3 +1,5 @@
+-- is_whole: a refund of all that is left of a payment, of which there is one. attempt: a refund that was never sent can
+-- be sent again under its key. reversal: ready is committed with the refund, sending immediately before the call.
 CREATE TABLE refund (
     refund_id uuid PRIMARY KEY CHECK (has_prefix(refund_id, 'rfd')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -44,18 +46,16 @@ CREATE TABLE refund (
 );
 CREATE UNIQUE INDEX refund_reversal_receipt ON refund (env, reversal_receipt)
     WHERE reversal_receipt IS NOT NULL AND status = 'completed';
-CREATE INDEX refund_payment ON refund (payment_id, created_at DESC);
 CREATE INDEX refund_due ON refund (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX refund_originator ON refund (originator_conversation_id) WHERE originator_conversation_id IS NOT NULL;
 CREATE INDEX refund_conversation ON refund (conversation_id) WHERE conversation_id IS NOT NULL;
 CREATE UNIQUE INDEX refund_idempotency_key ON refund (merchant_id, env, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
-CREATE INDEX refund_merchant ON refund (merchant_id, env, created_at DESC, refund_id DESC);
-CREATE INDEX refund_merchant_status ON refund (merchant_id, env, status, created_at DESC, refund_id DESC);
-CREATE INDEX refund_merchant_attention ON refund (merchant_id, env, created_at DESC, refund_id DESC)
-    WHERE attention IS NOT NULL;
-CREATE INDEX refund_attention ON refund (env, created_at DESC, refund_id DESC) WHERE attention IS NOT NULL;
 CREATE UNIQUE INDEX refund_whole ON refund (payment_id) WHERE is_whole AND status <> 'failed';
+CREATE INDEX refund_payment ON refund (payment_id, refund_id);
+CREATE INDEX refund_merchant ON refund (merchant_id, env, refund_id);
+CREATE INDEX refund_merchant_status ON refund (merchant_id, env, status, refund_id);
+CREATE INDEX refund_attention ON refund (merchant_id, env, refund_id) WHERE attention IS NOT NULL;
 
 CREATE TRIGGER refund_moves AFTER UPDATE OF status ON refund
     FOR EACH ROW WHEN (OLD.status <> NEW.status AND (NOT (OLD.status = 'pending' OR (OLD.status = 'failed'

@@ -1,11 +1,12 @@
 CREATE SEQUENCE sim_chance;
 
--- Receipts are numbered, so that no two are equal, and begin somewhere else in each database.
+-- Receipts are numbered, so that no two are equal, and begin at another number in each database.
 CREATE SEQUENCE sim_receipt;
 
 -- The digits that tell the pushes of one second to one phone apart.
 CREATE SEQUENCE sim_handle;
 
+-- Several tokens of one consumer key. number is their order.
 CREATE TABLE sim_token (
     consumer_key text NOT NULL,
     token text PRIMARY KEY UNIQUE,
@@ -51,6 +52,8 @@ CREATE TABLE sim_callback (
 CREATE INDEX sim_callback_due ON sim_callback (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX sim_callback_push ON sim_callback (checkout_request_id);
 
+-- The ledger of M-Pesa: pushes, customers who pay without a prompt, payouts, charges, reversals on the portal. skew:
+-- seconds by which the clock that stamped it was wrong. meant_for: the push whose payer paid by hand instead.
 CREATE TABLE sim_transaction (
     receipt text PRIMARY KEY CHECK (receipt ~ '^[A-Z0-9]{10}$'),
     checkout_request_id text UNIQUE,
@@ -122,6 +125,7 @@ CREATE TABLE sim_result (
 );
 CREATE INDEX sim_result_due ON sim_result (due_at) WHERE due_at IS NOT NULL;
 
+-- Phones that are answered by hand. opening: their balance before all that they ever paid.
 CREATE TABLE sim_hand (
     phone text PRIMARY KEY,
     style text NOT NULL DEFAULT 'normal',

@@ -1,3 +1,4 @@
+-- An endpoint belongs to one merchant and env; one is active.
 CREATE TABLE webhook_endpoint (
     endpoint_id uuid PRIMARY KEY CHECK (has_prefix(endpoint_id, 'whe')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -21,6 +22,7 @@ CREATE TABLE webhook_endpoint (
 );
 CREATE UNIQUE INDEX webhook_endpoint_active ON webhook_endpoint (merchant_id, env) WHERE is_active;
 
+-- An event on its way to an endpoint. It waits while its merchant has no endpoint in its env.
 CREATE TABLE delivery (
     delivery_id uuid PRIMARY KEY CHECK (has_prefix(delivery_id, 'dlv')),
     event_id uuid NOT NULL REFERENCES event,
@@ -50,12 +52,13 @@ CREATE TABLE delivery (
 );
 CREATE INDEX delivery_due ON delivery (due_at) WHERE status = 'pending';
 CREATE INDEX delivery_owed ON delivery (endpoint_id, due_at) WHERE status = 'pending';
-CREATE INDEX delivery_payment ON delivery (payment_id, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_merchant ON delivery (merchant_id, env, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_merchant_status ON delivery (merchant_id, env, status, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, created_at DESC, delivery_id DESC);
-CREATE INDEX delivery_waiting ON delivery (merchant_id, env, created_at) WHERE status = 'waiting';
+CREATE INDEX delivery_merchant ON delivery (merchant_id, env, delivery_id);
+CREATE INDEX delivery_merchant_status ON delivery (merchant_id, env, status, delivery_id);
+CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, delivery_id);
+CREATE INDEX delivery_payment ON delivery (payment_id, delivery_id);
+CREATE INDEX delivery_waiting ON delivery (merchant_id, env, delivery_id) WHERE status = 'waiting';
 
+-- The attempts at a delivery, with the first KB of what was answered.
 CREATE TABLE attempt (
     attempt_id uuid PRIMARY KEY CHECK (has_prefix(attempt_id, 'att')),
     delivery_id uuid NOT NULL REFERENCES delivery,
@@ -66,7 +69,7 @@ CREATE TABLE attempt (
     answer text NOT NULL DEFAULT '' CHECK (length(answer) <= 1024),
     CONSTRAINT attempt_check CHECK ((status IS NULL) = (error IS NOT NULL))
 );
-CREATE INDEX attempt_delivery ON attempt (delivery_id, at, attempt_id);
+CREATE INDEX attempt_delivery ON attempt (delivery_id, attempt_id);
 
 CREATE TRIGGER webhook_endpoint_stays_in_its_env AFTER UPDATE OF merchant_id, env ON webhook_endpoint
     FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env)
