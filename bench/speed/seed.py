@@ -35,7 +35,8 @@ def tag(prefix: str) -> str:
 def _spelt(sql: str, start: datetime) -> str:
     """A statement below with what stands for it: ids begin with their row's time AT, in the year from ``start``."""
     at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
-    made = "(lpad(to_hex(floor(extract(epoch FROM AT) * 1000)::bigint), 12, '0') || '{}' || lpad(to_hex(n), 16, '0'))::uuid"
+    milliseconds = "floor(extract(epoch FROM AT) * 1000)::bigint"
+    made = f"(lpad(to_hex({milliseconds}), 12, '0') || '{{}}' || lpad(to_hex(n), 16, '0'))::uuid"
     return _ID.sub(lambda found: made.format(tag(found[1])), sql).replace("AT", at)
 
 

@@ -43,7 +43,7 @@ from mpesa_gateway_webhooks import tables as webhooks
 from tests.asgi import ask
 from tests.certificates import issue
 from tests.house.tree import ROOT
-from tests.identifiers import identifier
+from tests.identifiers import identifier, literal
 from tests.journeys.site import running_site, until_up
 
 TOKEN = "a-token-for-prometheus"
@@ -478,7 +478,7 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
-    "dead webhooks": (webhooks.DEAD_SINCE, (timedelta(days=1), "ARRAY['live']")),
+    "dead webhooks": (webhooks.DEAD_SINCE, (literal("dlv"), "ARRAY['live']")),
     "waiting callbacks": (callbacks.COUNT_WAITING, ("'live'",)),
     "unmatched callbacks": (callbacks.COUNT_UNMATCHED, ("'live'",)),
     "open refunds": (refunds.COUNT_OPEN, ("'live'",)),
