@@ -237,7 +237,7 @@ UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until 
 FROM webhook_endpoint
 WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
     SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::text IS NULL OR delivery_id < $3)
+    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
     ORDER BY delivery_id LIMIT $6
 )

@@ -24,6 +24,12 @@ CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IM
     SELECT (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
         ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31))
 $$;
+-- The least id with a prefix that is made at a moment: all made in earlier milliseconds are less.
+CREATE FUNCTION id_least(prefix text, moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || lpad(to_hex(
+        ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31)), 4, '0')
+        || repeat('0', 16))::uuid
+$$;
 
 CREATE TABLE gateway_secret (
     name text PRIMARY KEY,
