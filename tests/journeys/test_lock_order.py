@@ -2,10 +2,8 @@
 
 import asyncio
 import random
-import re
-from collections import defaultdict
-from collections.abc import Coroutine, Iterator
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -20,106 +18,20 @@ from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_refunds.queries import RefundQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
+from tests.locks import Recorder
 from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
-RANKS = {
-    "idempotency_key": 0,
-    # What is about a payment, and is locked before it.
-    "refund": 1,
-    "status_check": 1,
-    "payment": 2,
-    "transaction": 3,
-    "account_number": 4,
-    # A line is a witness of money: its payment is locked before it.
-    "statement_line": 5,
-    "reconciliation_line": 5,
-    "outgoing_receipt": 5,
-    "payment_step": 5,
-    "event": 5,
-    "event_task": 5,
-    "delivery": 5,
-    "callback": 5,
-    "audit_entry": 6,
-}
-"""The place of each table in the order of tables.md; rows that are only inserted share one."""
-
-_WRITES = re.compile(r"\b(?:UPDATE|INSERT INTO|DELETE FROM)\s+([a-z_]+)", re.IGNORECASE)
-_NEW_REFUND = re.compile(r"\bINSERT INTO refund\b", re.IGNORECASE)
-"""A new refund is written under the lock of its payment. Only another refund of the whole rest waits for its row, and
-that one waits for the payment before; a row that is sent again was locked before the payment."""
-
-_LOCKS = re.compile(r"\bFOR (?:NO KEY )?UPDATE\b(?:\s+OF\s+([a-z_]+))?", re.IGNORECASE)
-_FROM = re.compile(r"\b(?:FROM|JOIN)\s+([a-z_]+)(?:\s+AS\s+([a-z_]+))?", re.IGNORECASE)
-
-
-def locked(sql: str) -> list[str]:
-    """The tables whose rows a statement locks, in the order in which they stand in it."""
-    found: list[tuple[int, str]] = [(one.start(), one[1].lower()) for one in _WRITES.finditer(sql)]
-    for lock in _LOCKS.finditer(sql):
-        begins = sql.upper().rfind("SELECT", 0, lock.start())
-        names = [(one[1].lower(), (one[2] or "").lower()) for one in _FROM.finditer(sql, begins, lock.start())]
-        of = (lock[1] or "").lower()
-        found += [(begins, name) for name, alias in names if not of or of in {name, alias}]
-    return [name for _, name in sorted(found) if name in RANKS and not _NEW_REFUND.search(sql)]
-
-
-def out_of_order(statements: list[str]) -> list[str]:
-    """The locks of one transaction that come after a later one in the order."""
-    held: list[str] = []
-    wrong: list[str] = []
-    for sql in statements:
-        for name in locked(sql):
-            if name in held:
-                continue
-            later = [one for one in held if RANKS[one] > RANKS[name]]
-            if later:
-                wrong.append(f"{name} after {', '.join(later)}: {' '.join(sql.split())[:200]}")
-            held.append(name)
-    return wrong
-
-
-class Recorder:
-    """The statements of each transaction, by connection."""
-
-    def __init__(self) -> None:
-        self.transactions: list[list[str]] = []
-        self._open: dict[int, list[str]] = defaultdict(list)
-
-    def note(self, connection: object, query: str) -> None:
-        """One statement of a connection."""
-        word = query.strip().upper()
-        if word.startswith(("BEGIN", "COMMIT", "ROLLBACK;")):
-            self.transactions.append(self._open.pop(id(connection), []))
-        elif id(connection) in self._open or query:
-            self._open[id(connection)].append(query)
-            if not self._is_in_transaction(connection):
-                self.transactions.append(self._open.pop(id(connection)))
-
-    @staticmethod
-    def _is_in_transaction(connection: object) -> bool:
-        return bool(cast("Any", connection).is_in_transaction())
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Records each statement of every connection of asyncpg's."""
+async def recorder(town: Town) -> AsyncGenerator[Recorder]:
+    """Records the locks of each transaction from here on."""
     found = Recorder()
-
-    def recording(name: str) -> None:
-        plain = getattr(asyncpg.Connection, name)
-
-        async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
-            done = await plain(connection, query, *args, **options)
-            found.note(connection, query)
-            return done
-
-        monkeypatch.setattr(asyncpg.Connection, name, run)
-
-    for name in ("execute", "fetch", "fetchrow", "fetchval"):
-        recording(name)
-    return found
+    async with as_owner(town.gateway) as owner:
+        await found.install(owner)
+    with pytest.MonkeyPatch.context() as patch:
+        found.follow(patch)
+        yield found
 
 
 @pytest.fixture
@@ -284,15 +196,11 @@ class Paths:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_every_path_locks_in_the_order_of_the_tables(recorder: Recorder, town: Town, daraja: Daraja) -> None:
-    recorder.transactions.clear()
+async def test_every_path_locks_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
     for path in Paths(town, daraja).all():
         await path
-    seen = {name for statements in recorder.transactions for sql in statements for name in locked(sql)}
-    assert {"idempotency_key", "refund", "payment", "payment_step", "event", "callback", "status_check"} <= seen
-    assert {"statement_line", "reconciliation_line", "outgoing_receipt"} <= seen
-    wrong = {one for statements in recorder.transactions for one in out_of_order(statements)}
-    assert wrong == set()
+    print("\n".join(f"W: {x}" for x in recorder.wrong))
+    assert list(recorder.wrong) == []
 
 
 @pytest.mark.usefixtures("initiated")
@@ -367,16 +275,3 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2
 
 
-@pytest.mark.parametrize(
-    ("statements", "count"),
-    [
-        (["SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE", "UPDATE refund SET x = 1"], 1),
-        (["SELECT * FROM refund FOR UPDATE", "UPDATE payment SET x = 1", "INSERT INTO callback VALUES (1)"], 0),
-        (["UPDATE payment SET x = 1", "UPDATE idempotency_key SET y = 1", "UPDATE payment SET x = 2"], 1),
-        (["WITH a AS (UPDATE idempotency_key SET x = 1), b AS (INSERT INTO payment VALUES (1)) SELECT 1"], 0),
-        (["SELECT 1 FROM payment JOIN refund USING (payment_id) FOR UPDATE OF refund"], 0),
-        (["INSERT INTO event VALUES (1)", "SELECT * FROM payment FOR UPDATE"], 1),
-    ],
-)
-def test_a_lock_out_of_order_is_found(statements: list[str], count: int) -> None:
-    assert len(out_of_order(statements)) == count
