@@ -29,7 +29,10 @@ SELECT event_id FROM event JOIN event_task USING (event_id)
 WHERE subject_id = ANY($1::text[]) AND done_at IS NULL LIMIT 1
 """
 
-EVENTS_OF = "SELECT event_id, payload::text AS payload, body FROM event WHERE subject_id = ANY($1::text[]) FOR UPDATE"
+EVENTS_OF = """
+SELECT event_id, payload::text AS payload, body FROM event WHERE subject_id = ANY($1::text[])
+ORDER BY event_id FOR UPDATE
+"""
 
 CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE event_id = $1"
 

@@ -20,6 +20,7 @@ from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
 from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
+from tests.owner import as_owner
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
@@ -131,6 +132,27 @@ def logging_left_alone() -> Generator[None]:
     """No test sets up logging as our own processes do: loggers keep that for ever, and later tests hear nothing."""
     yield
     assert not structlog.get_config()["cache_logger_on_first_use"]
+
+
+@pytest.fixture(autouse=True)
+def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With MPESA_GATEWAY_TEST_LOCKS=1, a test fails if one of its transactions locks rows out of order."""
+    if not os.environ.get("MPESA_GATEWAY_TEST_LOCKS"):
+        yield
+        return
+    from tests.locks import Recorder  # noqa: PLC0415 - only the tests of locks need the parser
+
+    recorder, start = Recorder(), Gateway.start
+
+    async def start_and_follow(gateway: Gateway, **options: Any) -> None:
+        await start(gateway, **options)
+        async with as_owner(gateway) as owner:
+            await recorder.install(owner)
+
+    monkeypatch.setattr(Gateway, "start", start_and_follow)
+    recorder.follow(monkeypatch)
+    yield
+    assert list(recorder.wrong) == []
 
 
 @pytest.fixture

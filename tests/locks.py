@@ -20,16 +20,15 @@ from pglast.visitors import Visitor
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("callback_turn",),
-    ("merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"),
+    ("merchant", "receiver", "shortcode", "api_key"),
     ("idempotency_key",),
     # About a payment, and locked before it.
-    ("refund", "status_check"),
+    ("refund", "status_check", "reconciliation_run"),
     ("payment",),
     # A line is a witness of money: its payment is locked before it.
     ("statement_line",),
     # Inserted, and changed by one process at a time.
     (
-        "reconciliation_run",
         "reconciliation_line",
         "received_receipt",
         "outgoing_receipt",
@@ -41,6 +40,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "attempt",
         "callback",
     ),
+    # What a delivery has shown of its endpoint.
+    ("webhook_endpoint",),
     ("audit_entry",),
 )
 """The tables in the order in which every transaction locks rows of them. Tables in one group have no order."""
@@ -198,7 +199,7 @@ def _lockings(statement: object) -> Iterator[Locking]:
 # -- what Postgres reports ---------------------------------------------------------------------------------------------
 
 REPORT = """
-CREATE FUNCTION report_row() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION report_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE NOTICE USING MESSAGE = 'row ' || json_build_object(
         'table', TG_ARGV[0], 'op', TG_OP, 'old', to_jsonb(OLD), 'new', to_jsonb(NEW));
@@ -210,7 +211,7 @@ BEGIN
     FOR it IN SELECT relname FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
     LOOP
-        EXECUTE format('CREATE TRIGGER a_report BEFORE INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW '
+        EXECUTE format('CREATE OR REPLACE TRIGGER a_report BEFORE INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW '
             'EXECUTE FUNCTION report_row(%L)', it.relname, it.relname);
     END LOOP;
 END $$;
@@ -248,7 +249,9 @@ class Catalogue:
     """What the database says of its tables."""
 
     primary: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    unique: dict[str, list[tuple[str, ...]]] = field(default_factory=lambda: defaultdict[str, list[tuple[str, ...]]](list))
+    unique: dict[str, list[tuple[str, ...]]] = field(
+        default_factory=lambda: defaultdict[str, list[tuple[str, ...]]](list)
+    )
     references: dict[str, list[tuple[str, tuple[str, ...]]]] = field(
         default_factory=lambda: defaultdict[str, list[tuple[str, tuple[str, ...]]]](list)
     )
@@ -307,12 +310,20 @@ class Held:
         """The locks since the newest savepoint are gone."""
         self.keys = defaultdict(set, self._saved.pop())
 
-    def lock(self, table: str, key: Key, sql: str, *, waits: bool = True, is_sorted: bool = True) -> None:
-        """Lock one row. ``waits`` says that it waits for others, ``is_sorted`` that rows of one table have an order."""
+    def lock(
+        self, table: str, key: Key, sql: str, *, waits: bool = True, is_sorted: bool = True, child: str = ""
+    ) -> None:
+        """Lock one row.
+
+        ``waits`` says that it waits for others, ``is_sorted`` that rows of this table have an order. ``child`` is the
+        table of a row that refers to this one: Postgres locks what a row refers to after the row.
+        """
         if table not in RANKS or key in self.keys[table]:
             return
         if waits:
-            later = sorted(other for other, keys in self.keys.items() if keys and RANKS[other] > RANKS[table])
+            later = sorted(
+                other for other, keys in self.keys.items() if keys and RANKS[other] > RANKS[table] and other != child
+            )
             if later:
                 self.wrong.append(f"{table} after {', '.join(later)}: {_short(sql)}")
             if is_sorted and table in _SORTED and any(other > key for other in self.keys[table]):
@@ -348,7 +359,7 @@ class Held:
     def _write(self, changes: Sequence[Change], sql: str) -> None:
         """Lock the rows that one statement has written, in their order, and then those that they refer to."""
         inserted: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        referred: list[tuple[str, Key]] = []
+        referred: list[tuple[str, Key, str]] = []
         for change in changes:
             if change.table not in RANKS:
                 continue
@@ -362,8 +373,8 @@ class Held:
             if not self._is_sorted(table, rows):
                 self.wrong.append(f"rows of {table} are inserted in no order: {_short(sql)}")
         # Postgres looks at them when the statement is done.
-        for table, key in referred:
-            self.lock(table, key, sql, is_sorted=False)
+        for table, key, child in referred:
+            self.lock(table, key, sql, is_sorted=False, child=child)
 
     def _insert(self, table: str, row: Mapping[str, Any], sql: str) -> None:
         # A new refund is inserted under the lock of its payment. Only another refund of the whole rest waits for it,
@@ -371,7 +382,7 @@ class Held:
         key = self._catalogue.key(table, row)
         self.lock(table, key, sql, waits=table != "refund", is_sorted=False)
 
-    def _referred(self, change: Change) -> Iterator[tuple[str, Key]]:
+    def _referred(self, change: Change) -> Iterator[tuple[str, Key, str]]:
         if change.new is None:
             return
         for parent, columns in self._catalogue.references[change.table]:
@@ -379,7 +390,7 @@ class Held:
             if None not in key and (change.old is None or key != tuple(change.old[name] for name in columns)):
                 # Only `FOR UPDATE` keeps one from referring to a row, and nothing locks these tables so.
                 if RANKS.get(parent, 0) > RANKS["merchant"]:
-                    yield parent, key
+                    yield parent, key, change.table
 
     def _is_sorted(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether rows come in ascending order of a unique key by which another transaction could wait for them."""

@@ -149,7 +149,7 @@ WITH given AS (
 INSERT INTO reconciliation_line (run_id, line_id, finding)
 SELECT $run_id, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
     WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
-FROM kept
+FROM kept ORDER BY line_id
 ON CONFLICT (run_id, line_id) DO NOTHING
 RETURNING line_id
 """)
@@ -279,7 +279,8 @@ ORDER BY line_id LIMIT $4
 """
 
 LINES_OF_CASE = """
-SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[]) FOR UPDATE
+SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[])
+ORDER BY line_id FOR UPDATE
 """
 
 ERASE = """

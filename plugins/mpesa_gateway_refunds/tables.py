@@ -60,7 +60,7 @@ RETURNING refund_id
 
 LOCK_WHOLE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
-FOR UPDATE
+ORDER BY refund_id FOR UPDATE
 """
 
 FIND_WHOLE = """
@@ -145,7 +145,9 @@ UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status
 RETURNING *
 """
 
-OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) FOR UPDATE"
+OF_CASE = """
+SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) ORDER BY refund_id FOR UPDATE
+"""
 
 ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"
 

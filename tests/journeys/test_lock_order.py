@@ -23,6 +23,7 @@ from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
 from tests.plugins.reconciliation.test_reconciliation import row as line
 
+
 @pytest.fixture
 async def recorder(town: Town) -> AsyncGenerator[Recorder]:
     """Records the locks of each transaction from here on."""
@@ -273,5 +274,3 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     # One of them is first, and the other one's receipts have been used.
     assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2
-
-
