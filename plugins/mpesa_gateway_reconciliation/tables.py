@@ -193,8 +193,10 @@ PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = 
 
 FOUND_MANY = """
 WITH open AS (
+    -- In the order in which KEEP_LINES takes them.
     SELECT line_id FROM statement_line
-    WHERE line_id = ANY($1::text[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+    WHERE line_id = ANY($1::text[]) AND payment_id IS NULL AND set_aside_at IS NULL
+    ORDER BY merchant_id, env, receipt FOR UPDATE
 ), found AS (
     UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
 )
@@ -280,7 +282,7 @@ ORDER BY line_id LIMIT $4
 
 LINES_OF_CASE = """
 SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[])
-ORDER BY line_id FOR UPDATE
+ORDER BY merchant_id, env, receipt FOR UPDATE
 """
 
 ERASE = """
