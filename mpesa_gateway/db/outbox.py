@@ -36,12 +36,14 @@ INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is
 SELECT event_id, kind, NULLIF(merchant_id, ''), env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
+ORDER BY event_id
 RETURNING event_id
 """
 
 INSERT_TASKS = """
 INSERT INTO event_task (event_id, subscriber, due_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
+ORDER BY event_id, subscriber
 RETURNING event_id
 """
 

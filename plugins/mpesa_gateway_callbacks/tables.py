@@ -224,7 +224,7 @@ OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
 WHERE callback_id = ANY($1::text[]) OR (subject_id = ANY($1::text[]) AND subject_id <> '')
     OR (handle = ANY($1::text[]) AND handle <> '')
-ORDER BY callback_id FOR UPDATE
+FOR UPDATE NOWAIT
 """
 
 WITH_NUMBER = """
@@ -238,7 +238,7 @@ ERASE = "UPDATE callback SET body = $2, body_bytes = NULL, handle = $3, fingerpr
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
 WHERE (subject_id = ANY($1::text[]) OR refused_id = ANY($1::text[])) AND original IS NOT NULL
-ORDER BY refused_id FOR UPDATE
+FOR UPDATE NOWAIT
 """
 
 LOOSE_REFUSED = """

@@ -282,7 +282,7 @@ ORDER BY line_id LIMIT $4
 
 LINES_OF_CASE = """
 SELECT * FROM statement_line WHERE line_id = ANY($1::text[]) OR payment_id = ANY($1::text[])
-ORDER BY merchant_id, env, receipt FOR UPDATE
+FOR UPDATE NOWAIT
 """
 
 ERASE = """

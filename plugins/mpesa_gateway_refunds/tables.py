@@ -146,7 +146,7 @@ RETURNING *
 """
 
 OF_CASE = """
-SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) ORDER BY refund_id FOR UPDATE
+SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) FOR UPDATE NOWAIT
 """
 
 ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"

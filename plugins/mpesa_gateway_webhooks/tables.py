@@ -50,6 +50,7 @@ FROM (
     LIMIT cardinality($1)
 ) AS made LEFT JOIN webhook_endpoint ON webhook_endpoint.merchant_id = made.merchant_id
     AND webhook_endpoint.env = made.env AND is_active
+ORDER BY event_id, endpoint_id
 RETURNING CASE WHEN status = 'pending' THEN delivery_id END
 """
 """Returns the ids of those that can be sent now, and NULL for each that waits for an endpoint."""
@@ -114,7 +115,7 @@ WITH taken AS (
     LIMIT cardinality($1)
 ), tried AS (
     INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken
+    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken ORDER BY attempt_id
 )
 UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
     last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
@@ -228,6 +229,7 @@ SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::text[]) AND status =
 
 ATTEMPTS_OF_CASE = """
 SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::text[])
+FOR UPDATE OF attempt NOWAIT
 """
 
 ERASE_ANSWER = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
